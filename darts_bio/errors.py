@@ -1,0 +1,26 @@
+"""The one exception that means "what you gave cannot be used", and its wording.
+
+The entry scripts print an `InputError` as one line and end with exit code 2; every other exception is a defect of
+this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message says what was expected, what was found, how to mend it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among `known`, with close matches suggested.
+
+    >>> print(unknown_name("learning rule", "ufs", ["bp", "fa", "usf"]))
+    unknown learning rule 'ufs': did you mean 'usf'? (known: bp, fa, usf)
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ":"
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

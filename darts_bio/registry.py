@@ -1,0 +1,129 @@
+"""Named, extensible families: learning rules, operations, spaces, strategies, data sets.
+
+A member is registered by a decorator and asked for by name or by a spec, `name` or `name(option=value, ...)`.
+A spec is data: it is parsed, never evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from darts_bio.errors import InputError, unknown_name
+
+T = TypeVar("T")
+M = TypeVar("M")
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name(option=value)` as the name and its options. A bare word as a value is a string.
+
+    >>> parse_spec("darts(lr=6e-4, betas=(0.5, 0.999))")
+    ('darts', {'lr': 0.0006, 'betas': (0.5, 0.999)})
+    >>> parse_spec("darts(layout=paper)")
+    ('darts', {'layout': 'paper'})
+    """
+    expected = f"expected 'name' or 'name(option=value, ...)', found {spec!r}"
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        raise InputError(expected) from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+        raise InputError(expected)
+    options: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise InputError(expected)
+        if isinstance(keyword.value, ast.Name):
+            options[keyword.arg] = keyword.value.id
+            continue
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError):
+            raise InputError(f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list") from None
+    return node.func.id, options
+
+
+def split_specs(text: str) -> tuple[str, ...]:
+    """A comma-separated list of specs; commas inside brackets do not separate.
+
+    >>> split_specs("fa, usf, mine(a=1, b=2)")
+    ('fa', 'usf', 'mine(a=1, b=2)')
+    """
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += character
+    return tuple(part.strip() for part in [*parts, current] if part.strip())
+
+
+class Registry(Generic[T]):
+    """One family. `kind` is its name in error messages.
+
+    >>> colours = Registry("colour")
+    >>> @colours.register("red")
+    ... class Red:
+    ...     '''The first colour.'''
+    >>> "red" in colours, colours.names()
+    (True, ('red',))
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._members: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[M], M]:
+        """Decorator that adds a member. Raises ValueError if the name is taken."""
+        if not name.isidentifier():
+            raise ValueError(f"the name of a {self.kind} must be a Python identifier, found {name!r}")
+        if name in self._members:
+            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+
+        def add(member: M) -> M:
+            self._members[name] = member  # type: ignore[assignment]
+            return member
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Takes a member out again: for plug-ins and tests that clean up behind themselves."""
+        self._members.pop(name, None)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._members)
+
+    def get(self, name: str) -> T:
+        """The member itself. Raises InputError, with close matches, if there is none of that name."""
+        if name not in self._members:
+            raise unknown_name(self.kind, name, self._members)
+        return self._members[name]
+
+    def build(self, spec: str, *args: Any) -> Any:
+        """The member called with `args` and the spec's options. Raises InputError for an option it does not have."""
+        name, options = parse_spec(spec)
+        member: Any = self.get(name)
+        parameters = [p.name for p in inspect.signature(member).parameters.values()][len(args) :]
+        for option in options:
+            if option not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise InputError(f"{self.kind} {name!r} has no option {option!r} (its options: {known})")
+        return member(*args, **options)
+
+    def summaries(self) -> dict[str, str]:
+        """Name -> the member's `summary`, or the first line of its docstring, for listings."""
+        texts = {name: getattr(m, "summary", None) or inspect.getdoc(m) or "" for name, m in self._members.items()}
+        return {name: text.split("\n")[0].strip() for name, text in texts.items()}

@@ -1,0 +1,103 @@
+"""Seeds, RNG state, device, precision, and a polite end on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+from darts_bio.errors import InputError
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^63) that depends on all parts and on nothing else: not on call order, process or platform.
+
+    >>> derive_seed(0, "stem") == derive_seed(0, "stem") != derive_seed(1, "stem")
+    True
+    """
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
+    """A fresh generator on `device`, seeded by `derive_seed(*parts)`."""
+    return torch.Generator(device).manual_seed(derive_seed(*parts))
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this PyTorch ({torch.__version__}) sees no GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: {torch.cuda.device_count()} GPU(s) found, numbered from 0")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    return device
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The autocast context of `--amp none|bf16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """The states of PyTorch's default generators (drop path draws from them)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    """Puts back what `rng_state` returned; devices that are absent here are passed over."""
+    torch.set_rng_state(state["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda:{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
+
+
+class StopRequest:
+    """Set by the first Ctrl-C or SIGTERM; the training loop asks it after each step and ends in good order."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells report it; 0 without one."""
+        return 128 + self.signal if self.signal else 0
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within it the first SIGINT or SIGTERM only sets the request; the second acts as it always does."""
+    request = StopRequest()
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        restore()
