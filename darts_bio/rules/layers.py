@@ -1,0 +1,146 @@
+"""Convolution and linear layers that carry a learning rule, and what is done to all of them in a model.
+
+A `RuleConv2d` or `RuleLinear` is PyTorch's own layer (same parameters, same state_dict keys for them) with a rule and
+its feedback as buffers `feedback_*`: saved with the model, moved by `.to()`, never optimised.
+
+    >>> import torch
+    >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
+    >>> [name for name, _ in layer.named_parameters()], [name for name, _ in layer.named_buffers()]
+    (['weight', 'bias'], ['feedback_scale'])
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.rules.base import InitialLaw, LearningRule
+from darts_bio.rules.functional import FeedbackConvolution, FeedbackLinear
+from darts_bio.runtime import generator
+
+
+def _in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom Function."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return [x, *others]
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return [None if t is None else t.to(dtype) for t in (x, *others)]
+
+
+class RuleLayer(nn.Module):
+    """What the two layers share. Mixed into an nn.Module that has a `weight`."""
+
+    weight: Tensor
+    rule: LearningRule
+
+    def _attach(self, rule: LearningRule) -> None:
+        self.rule = rule
+        self.exact = False
+        for name, value in rule.state(self.initial_law, generator("cpu", 0)).items():
+            self.register_buffer(f"feedback_{name}", value.to(self.weight))
+
+    @property
+    def initial_law(self) -> InitialLaw:
+        """PyTorch's default initialisation of this layer."""
+        return InitialLaw(self.weight.shape, self.weight[0].numel() ** -0.5)
+
+    @property
+    def feedback(self) -> dict[str, Tensor]:
+        """The rule's state by name."""
+        prefix = "feedback_"
+        return {n.removeprefix(prefix): b for n, b in self.named_buffers(recurse=False) if n.startswith(prefix)}
+
+    @torch.no_grad()
+    def draw_feedback(self, source: torch.Generator) -> None:
+        """Draws the rule's state anew, in place, from `source`."""
+        for name, value in self.rule.state(self.initial_law, source).items():
+            getattr(self, f"feedback_{name}").copy_(value)
+
+    def error_kernel(self, x: Tensor) -> Tensor:
+        """The kernel that will carry the error to `x`: the weight itself where the exact one is asked for, or where
+        no error is sent down at all."""
+        if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
+            return self.weight
+        with torch.no_grad():
+            return self.rule.kernel(self.weight, self.feedback)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rule={self.rule}"
+
+
+class RuleConv2d(RuleLayer, nn.Conv2d):
+    """nn.Conv2d on (N, C, H, W) whose error goes down through its rule's kernel. All of nn.Conv2d's options work."""
+
+    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._attach(rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.error_kernel(x)
+        if kernel is self.weight:
+            return nn.Conv2d.forward(self, x)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros" or padding == "same":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        elif padding == "valid":
+            padding = (0, 0)
+        x, weight, bias, kernel = _in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
+        return FeedbackConvolution.apply(x, weight, bias, kernel, self.stride, padding, self.dilation, self.groups)
+
+
+class RuleLinear(RuleLayer, nn.Linear):
+    """nn.Linear on (..., I) whose error goes down through its rule's kernel."""
+
+    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._attach(rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.error_kernel(x)
+        if kernel is self.weight:
+            return nn.Linear.forward(self, x)
+        return FeedbackLinear.apply(*_in_autocast_dtype(x, self.weight, self.bias, kernel))
+
+
+def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
+    """(name, layer) of every layer that carries a rule."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer))
+
+
+def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
+    """Draws the feedback of a whole model as it stands after `update` weight updates.
+
+    With update = 0 every rule draws; later only the rules that redraw (brsf). Each draw depends on (seed, layer name,
+    update) alone: not on the order of calls, and not on any global generator, which is left untouched. So a training
+    loop calls it once after each weight update, a resumed run draws what an uninterrupted one would have drawn, and
+    evaluation draws nothing.
+    """
+    for name, layer in rule_layers(model):
+        if update == 0 and layer.feedback:
+            # The first draw is made on the CPU so that it is the same whatever the device.
+            layer.draw_feedback(generator("cpu", "feedback", seed, name, 0))
+        elif layer.rule.redraws:
+            layer.draw_feedback(generator(layer.weight.device, "feedback", seed, name, update))
+
+
+@contextlib.contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Within it every rule answers W: the forward pass is unchanged and all gradients are exact.
+
+    The kernel is chosen in the forward pass, so run both passes inside.
+    """
+    layers = [layer for _, layer in rule_layers(model)]
+    before = [layer.exact for layer in layers]
+    for layer in layers:
+        layer.exact = True
+    try:
+        yield
+    finally:
+        for layer, exact in zip(layers, before, strict=True):
+            layer.exact = exact
