@@ -1,0 +1,22 @@
+"""What can be chosen: operations, candidates, cells; and genotypes, the choices made."""
+
+from darts_bio.spaces import darts as _darts  # noqa: F401  (registers the space)
+from darts_bio.spaces.base import SPACES, CandidateTable, Space
+from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_darts_text, from_json, shipped_names
+from darts_bio.spaces.load import load_genotype
+from darts_bio.spaces.operations import OPERATIONS
+
+__all__ = [
+    "OPERATIONS",
+    "SPACES",
+    "Candidate",
+    "CandidateTable",
+    "Cell",
+    "Edge",
+    "Genotype",
+    "Space",
+    "from_darts_text",
+    "from_json",
+    "load_genotype",
+    "shipped_names",
+]

@@ -1,0 +1,67 @@
+"""Space: which cells there are, what can stand on their edges, and how a genotype is derived."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from darts_bio.registry import Registry
+from darts_bio.spaces.genotype import Candidate, Cell, Genotype
+
+Row = tuple[Candidate | None, ...]
+"""The candidates of one edge; None pads the row where this edge has fewer than others."""
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """All candidates of a search: `rows[cell_type][edge]`, rows of one cell type equally long."""
+
+    rows: Mapping[str, tuple[Row, ...]]
+
+    def shape(self, cell_type: str) -> tuple[int, int]:
+        """(edges, candidates a row)."""
+        return len(self.rows[cell_type]), len(self.rows[cell_type][0])
+
+    def mask(self, cell_type: str) -> Tensor:
+        """(edges, candidates) bool: True where there is a candidate."""
+        return torch.tensor([[candidate is not None for candidate in row] for row in self.rows[cell_type]])
+
+
+class Space(ABC):
+    """A cell-based space. Subclasses are registered by name in `SPACES`; their options are constructor arguments."""
+
+    name: ClassVar[str]
+    cell_types: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(node, input) of every edge of a cell, in the order of the rows of alpha."""
+
+    @abstractmethod
+    def stride(self, cell_type: str, source: int) -> int:
+        """The stride of the edges that leave node `source` in a cell of that type."""
+
+    @abstractmethod
+    def plan(self, layers: int) -> tuple[str, ...]:
+        """The cell type of each layer. Raises InputError for too few layers."""
+
+    @abstractmethod
+    def table(self, rules: Sequence[str]) -> CandidateTable:
+        """The candidates of a search among these rules."""
+
+    @abstractmethod
+    def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
+        """The discrete cells that edge weights (edges, candidates) per cell type stand for."""
+
+    @abstractmethod
+    def validate(self, genotype: Genotype, source: str) -> None:
+        """Raises InputError, naming the field, unless the genotype's cells belong to this space."""
+
+
+SPACES: Registry[type[Space]] = Registry("space")

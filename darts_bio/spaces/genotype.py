@@ -1,0 +1,257 @@
+"""Genotypes: frozen, validated, JSON files; and the import of DARTS-style text.
+
+A genotype is data, never code: files are read as JSON, pasted text is parsed, nothing is evaluated. The names in a
+file (operations, rules, fields) are a file format.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from darts_bio.errors import InputError, unknown_name
+from darts_bio.registry import parse_spec
+from darts_bio.rules import RULES
+from darts_bio.spaces.operations import OPERATIONS
+
+FORMAT = 1
+
+RULE_SUFFIXES = {"u": "usf", "br": "brsf", "fr": "frsf", "fa": "fa", "f": "frsf", "b": "brsf"}
+"""Rule suffixes of operations in pasted genotypes, such as sep_conv_3x3_fr."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An operation and the learning rule its weights use; rule None where the operation has no weights."""
+
+    op: str
+    rule: str | None = None
+
+    def __str__(self) -> str:
+        return self.op if self.rule is None else f"{self.op}:{self.rule}"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From node `input` to node `node` of a cell. Nodes 0 and 1 are the outputs of the two cells before."""
+
+    node: int
+    input: int
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The edges that are kept, and the nodes whose concatenation is the cell's output."""
+
+    edges: tuple[Edge, ...]
+    concat: tuple[int, ...]
+
+    def __str__(self) -> str:
+        nodes: dict[int, list[str]] = {}
+        for edge in self.edges:
+            nodes.setdefault(edge.node, []).append(f"{edge.candidate} <- {edge.input}")
+        return "\n".join(f"  node {node}: " + ",  ".join(inputs) for node, inputs in sorted(nodes.items()))
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A discrete architecture: the cell of each type, in the space named.
+
+    `backbone_rule` is the rule of everything outside the edges (stem, preprocessing, classifier, auxiliary head).
+    `provenance` says where it comes from; it takes no part in comparisons.
+    """
+
+    space: str
+    cells: Mapping[str, Cell]
+    backbone_rule: str = "bp"
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{cell_type}:\n{cell}" for cell_type, cell in self.cells.items())
+
+    def with_provenance(self, **provenance: Any) -> Genotype:
+        return replace(self, provenance=provenance)
+
+    def to_json(self) -> str:
+        """The text of a genotype file, one edge a line."""
+
+        def edge(e: Edge) -> str:
+            return json.dumps({"node": e.node, "input": e.input, "op": e.candidate.op, "rule": e.candidate.rule})
+
+        cells = ",\n".join(
+            f'    {json.dumps(name)}: {{\n      "edges": [\n        '
+            + ",\n        ".join(map(edge, cell.edges))
+            + f'\n      ],\n      "concat": {json.dumps(list(cell.concat))}\n    }}'
+            for name, cell in self.cells.items()
+        )
+        return (
+            f'{{\n  "format": {FORMAT},\n  "space": {json.dumps(self.space)},\n'
+            f'  "backbone_rule": {json.dumps(self.backbone_rule)},\n  "cells": {{\n{cells}\n  }},\n'
+            f'  "provenance": {json.dumps(dict(self.provenance))}\n}}\n'
+        )
+
+
+class _Reader:
+    """Reads fields out of decoded JSON, naming the place of whatever is wrong."""
+
+    def __init__(self, value: Any, where: str, fields: Mapping[str, type], optional: tuple[str, ...] = ()) -> None:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected an object with {', '.join(fields)}, found {_brief(value)}")
+        for name in value:
+            if name not in fields:
+                raise InputError(f"{where}: {unknown_name('field', name, fields)}")
+        for name in fields:
+            if name not in value and name not in optional:
+                raise InputError(f"{where}: the field {name!r} is missing (expected {', '.join(fields)})")
+        self.value, self.where, self.fields = value, where, fields
+
+    def __getitem__(self, name: str) -> Any:
+        value, expected = self.value.get(name), self.fields[name]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            kind = {int: "an integer", str: "text", list: "a list", dict: "an object"}[expected]
+            raise InputError(f"{self.where}.{name}: expected {kind}, found {_brief(value)}")
+        return value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_rule(name: str, where: str) -> str:
+    """The rule's name, or InputError with `where` before it if there is no such rule."""
+    try:
+        RULES.get(parse_spec(name)[0])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return name
+
+
+def _read_candidate(op: str, rule: Any, where: str) -> Candidate:
+    try:
+        OPERATIONS.get(op)
+    except InputError as error:
+        raise InputError(f"{where}.op: {error}") from None
+    if rule is not None and not isinstance(rule, str):
+        raise InputError(f"{where}.rule: expected the name of a rule or null, found {_brief(rule)}")
+    return Candidate(op, None if rule is None else check_rule(rule, f"{where}.rule"))
+
+
+def _read_cell(value: Any, where: str) -> Cell:
+    cell = _Reader(value, where, {"edges": list, "concat": list})
+    edges = []
+    for i, item in enumerate(cell["edges"]):
+        place = f"{where}.edges[{i}]"
+        # A rule of null stands for "no weights here", so its presence is asked for and its type is checked by hand.
+        entry = _Reader(item, place, {"node": int, "input": int, "op": str, "rule": str})
+        edges.append(Edge(entry["node"], entry["input"], _read_candidate(entry["op"], item["rule"], place)))
+    for node in cell["concat"]:
+        if not isinstance(node, int) or isinstance(node, bool):
+            raise InputError(f"{where}.concat: expected node numbers, found {_brief(node)}")
+    return Cell(tuple(edges), tuple(cell["concat"]))
+
+
+def from_json(text: str, source: str) -> Genotype:
+    """Reads a genotype file's text. `source` names it in errors.
+
+    Checks everything but the cells' form, which is the space's to judge. Raises InputError naming the field, what was
+    expected and what was found.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{source}: not a JSON file (line {error.lineno}, column {error.colno}: {error.msg}); restore the file "
+            "or derive the genotype again"
+        ) from None
+    fields = {"format": int, "space": str, "backbone_rule": str, "cells": dict, "provenance": dict}
+    top = _Reader(data, source, fields, optional=("provenance",))
+    if top["format"] != FORMAT:
+        raise InputError(f"{source}.format: expected {FORMAT}, found {top['format']}; it needs another version")
+    cells = {name: _read_cell(cell, f"{source}.cells.{name}") for name, cell in top["cells"].items()}
+    provenance = top["provenance"] if "provenance" in data else {}
+    backbone_rule = check_rule(top["backbone_rule"], f"{source}.backbone_rule")
+    return Genotype(top["space"], cells, backbone_rule, provenance)
+
+
+def _split_suffix(op: str) -> Candidate:
+    if op not in OPERATIONS:
+        stem, _, suffix = op.rpartition("_")
+        if stem in OPERATIONS and suffix in RULE_SUFFIXES:
+            return Candidate(stem, RULE_SUFFIXES[suffix])
+    return Candidate(op)
+
+
+def _literal(node: ast.expr, where: str) -> Any:
+    """A literal, or range(a, b), or list(range(a, b))."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        arguments = [_literal(a, where) for a in node.args]
+        if node.func.id == "range" and 1 <= len(arguments) <= 3 and all(isinstance(a, int) for a in arguments):
+            return list(range(*arguments)[:64])
+        if node.func.id in ("list", "tuple") and len(arguments) == 1:
+            return list(arguments[0])
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError):
+        raise InputError(f"{where}: expected a list or range(a, b), found {ast.unparse(node)[:60]}") from None
+
+
+def from_darts_text(text: str) -> Genotype:
+    """Reads `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=[...], reduce_concat=...)`.
+
+    Two entries a node, nodes counted from 2. A suffix _u, _br, _fr or _fa on an operation is its rule (usf, brsf,
+    frsf, fa; skips also _f, _b); without a suffix the rule is bp. An assignment `NAME = Genotype(...)` is accepted.
+    The text is parsed, never evaluated. Raises InputError for anything else.
+
+    >>> text = "Genotype(normal=[('skip_connect', 0), ('sep_conv_3x3_u', 1)], normal_concat=range(2, 3), "
+    >>> text += "reduce=[], reduce_concat=[])"
+    >>> [str(edge.candidate) for edge in from_darts_text(text).cells["normal"].edges]
+    ['skip_connect:bp', 'sep_conv_3x3:usf']
+    """
+    source = "DARTS text"
+    try:
+        body = ast.parse(text.strip()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{source}: expected Genotype(normal=[...], ...), found unreadable text ({error})") from None
+    call = getattr(body[0], "value", None) if len(body) == 1 else None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+        raise InputError(f"{source}: expected one Genotype(normal=[...], ...), found {text.strip()[:60]!r}")
+    fields = ("normal", "normal_concat", "reduce", "reduce_concat")
+    values = {k: v for k, v in zip(fields, call.args, strict=False)} | {k.arg or "**": k.value for k in call.keywords}
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{source}: {unknown_name('field', name, fields)}")
+    cells = {}
+    for cell_type in ("normal", "reduce"):
+        for name in (cell_type, f"{cell_type}_concat"):
+            if name not in values:
+                raise InputError(f"{source}: the field {name!r} is missing (expected {', '.join(fields)})")
+        edges = []
+        for i, entry in enumerate(_literal(values[cell_type], f"{source}.{cell_type}")):
+            where = f"{source}.{cell_type}[{i}]"
+            if not (isinstance(entry, (tuple, list)) and [type(part) for part in entry] == [str, int]):
+                raise InputError(f"{where}: expected ('operation', input), found {_brief(entry)}")
+            candidate = _split_suffix(entry[0])
+            candidate = _read_candidate(candidate.op, candidate.rule or "bp", where)
+            edges.append(Edge(2 + i // 2, entry[1], candidate))
+        concat = _literal(values[f"{cell_type}_concat"], f"{source}.{cell_type}_concat")
+        if not all(isinstance(node, int) for node in concat):
+            raise InputError(f"{source}.{cell_type}_concat: expected node numbers, found {_brief(concat)}")
+        cells[cell_type] = Cell(tuple(edges), tuple(concat))
+    return Genotype("darts", cells, provenance={"source": "imported DARTS-style text"})
+
+
+def shipped_folder() -> Path:
+    """Where the shipped genotypes lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "genotypes"
+    return installed if installed.is_dir() else package.parent / "genotypes"
+
+
+def shipped_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))

@@ -1,0 +1,167 @@
+"""The operations of DARTS' cells (arXiv 1806.09055), each as (channels, stride, rule, supernet) -> Module.
+
+All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)). In the supernet (`supernet=True`) batch norms have no
+gain and bias, and pools are followed by one, so that candidates are mixed at equal scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.registry import Registry
+from darts_bio.rules import LearningRule, RuleConv2d
+
+Build = Callable[[int, int, LearningRule, bool], nn.Module]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A named operation. `weighted` holds the strides at which it has weights: only there a rule means something."""
+
+    name: str
+    build: Build
+    weighted: frozenset[int]
+    summary: str
+
+    def carries_rule(self, stride: int) -> bool:
+        return stride in self.weighted
+
+
+OPERATIONS: Registry[Operation] = Registry("operation")
+
+
+def operation(name: str, weighted: tuple[int, ...] = (1, 2)) -> Callable[[Build], Build]:
+    """Decorator that registers a build function as an operation."""
+
+    def add(build: Build) -> Build:
+        OPERATIONS.register(name)(Operation(name, build, frozenset(weighted), build.__doc__ or ""))
+        return build
+
+    return add
+
+
+def batch_norm(channels: int, supernet: bool = False) -> nn.BatchNorm2d:
+    """Batch norm over (N, C, H, W), without gain and bias in the supernet."""
+    return nn.BatchNorm2d(channels, affine=not supernet)
+
+
+def pointwise(c_in: int, c_out: int, rule: LearningRule, stride: int = 1) -> RuleConv2d:
+    """A 1x1 convolution without bias."""
+    return RuleConv2d(c_in, c_out, 1, stride=stride, bias=False, rule=rule)
+
+
+def depthwise(channels: int, kernel: int, stride: int, rule: LearningRule, dilation: int = 1) -> RuleConv2d:
+    """A k x k convolution of each channel by itself, without bias, keeping the size at stride 1."""
+    padding = dilation * (kernel - 1) // 2
+    return RuleConv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False, rule=rule)
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, 1x1 convolution, batch norm: (N, c_in, H, W) -> (N, c_out, H, W)."""
+
+    def __init__(self, c_in: int, c_out: int, rule: LearningRule, supernet: bool) -> None:
+        super().__init__(nn.ReLU(), pointwise(c_in, c_out, rule), batch_norm(c_out, supernet))
+
+
+class FactorizedReduction(nn.Module):
+    """Halves the size without losing pixels: two 1x1 convolutions of stride 2, the second on x moved by one pixel.
+
+    (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)); c_out is even.
+    """
+
+    def __init__(self, c_in: int, c_out: int, rule: LearningRule, supernet: bool) -> None:
+        super().__init__()
+        self.even = pointwise(c_in, c_out // 2, rule, stride=2)
+        self.odd = pointwise(c_in, c_out // 2, rule, stride=2)
+        self.norm = batch_norm(c_out, supernet)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+        moved = F.pad(x, (0, odd_w, 0, odd_h))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(moved)], dim=1))
+
+
+class Zero(nn.Module):
+    """Zeros in the shape of the output."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+def _pool(pool: nn.Module, channels: int, supernet: bool) -> nn.Module:
+    return nn.Sequential(pool, batch_norm(channels, supernet)) if supernet else pool
+
+
+def _separable(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    layers: list[nn.Module] = []
+    for s in (stride, 1):
+        layers += [nn.ReLU(), depthwise(channels, kernel, s, rule)]
+        layers += [pointwise(channels, channels, rule), batch_norm(channels, supernet)]
+    return nn.Sequential(*layers)
+
+
+def _dilated(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(),
+        depthwise(channels, kernel, stride, rule, dilation=2),
+        pointwise(channels, channels, rule),
+        batch_norm(channels, supernet),
+    )
+
+
+@operation("none", weighted=())
+def none(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """No connection: zeros."""
+    return Zero(stride)
+
+
+@operation("max_pool_3x3", weighted=())
+def max_pool_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """3x3 max pooling."""
+    return _pool(nn.MaxPool2d(3, stride, padding=1), channels, supernet)
+
+
+@operation("avg_pool_3x3", weighted=())
+def avg_pool_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """3x3 average pooling that does not count the padding."""
+    return _pool(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), channels, supernet)
+
+
+@operation("skip_connect", weighted=(2,))
+def skip_connect(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """The identity at stride 1; the factorised reduction, which carries a rule, at stride 2."""
+    return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels, rule, supernet)
+
+
+@operation("sep_conv_3x3")
+def sep_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """(ReLU, 3x3 depthwise, pointwise, batch norm) twice."""
+    return _separable(channels, 3, stride, rule, supernet)
+
+
+@operation("sep_conv_5x5")
+def sep_conv_5x5(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """(ReLU, 5x5 depthwise, pointwise, batch norm) twice."""
+    return _separable(channels, 5, stride, rule, supernet)
+
+
+@operation("dil_conv_3x3")
+def dil_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, 3x3 depthwise of dilation 2, pointwise, batch norm."""
+    return _dilated(channels, 3, stride, rule, supernet)
+
+
+@operation("dil_conv_5x5")
+def dil_conv_5x5(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, 5x5 depthwise of dilation 2, pointwise, batch norm."""
+    return _dilated(channels, 5, stride, rule, supernet)
