@@ -1,0 +1,30 @@
+"""Parameters and multiply-adds, with the counter named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """Elements of all parameters. Feedback is a buffer and does not count."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Multiply-adds of convolutions and linear layers in `forward()`, run in evaluation mode.
+
+    The counter is torch.utils.flop_counter, which counts two operations a multiply-add. Batch norm, pooling and
+    additions are not counted.
+    """
+    training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        forward()
+    model.train(training)
+    return int(counter.get_total_flops()) // 2

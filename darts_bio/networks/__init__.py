@@ -1,0 +1,6 @@
+"""What is trained: the supernet and the discrete network of a genotype."""
+
+from darts_bio.networks.network import Network, build_network
+from darts_bio.networks.supernet import EdgeWeights, SuperNet
+
+__all__ = ["EdgeWeights", "Network", "SuperNet", "build_network"]

@@ -1,0 +1,141 @@
+"""What the supernet and the discrete network share: the skeleton of stem, cells and classifier, and its parts.
+
+The way of an image x (N, C, H, W) is read in `CellNetwork.run_cells`: stem, then each cell on the outputs of the two
+cells before it, the size halved and the channels doubled at every reduction, then global pooling and the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError
+from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear
+from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwise
+
+STEM_MULTIPLIER = 3
+"""Channels of the stem over those of a node (the published skeleton)."""
+
+
+class CellInputs(nn.Module):
+    """A cell's two inputs brought to its size and channels (ReLU, 1x1 convolution, batch norm).
+
+    After a reduction the older input is twice as large, and is halved by a factorised reduction.
+    """
+
+    def __init__(
+        self, c_older: int, c_newer: int, channels: int, after_reduction: bool, rule: LearningRule, supernet: bool
+    ) -> None:
+        super().__init__()
+        older = FactorizedReduction if after_reduction else ReLUConvBN
+        self.prepare_older = older(c_older, channels, rule, supernet)
+        self.prepare_newer = ReLUConvBN(c_newer, channels, rule, supernet)
+
+    def forward(self, older: Tensor, newer: Tensor) -> list[Tensor]:
+        """Two (N, channels, H, W), the states 0 and 1 of the cell."""
+        return [self.prepare_older(older), self.prepare_newer(newer)]
+
+
+class CellNetwork(nn.Module):
+    """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is.
+
+    `plan` holds the cell type of each layer, `multiplier` the nodes whose outputs each cell type concatenates.
+    """
+
+    def __init__(
+        self,
+        plan: tuple[str, ...],
+        make_cell: Callable[[str, int], nn.Module],
+        multiplier: dict[str, int],
+        *,
+        channels: int,
+        num_classes: int,
+        in_channels: int,
+        backbone_rule: str,
+        supernet: bool,
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise InputError(
+                f"channels: expected an even number of at least 2, since the factorised reduction halves them, "
+                f"found {channels}; use --channels {max(2, channels + channels % 2)}"
+            )
+        rule: LearningRule = RULES.build(backbone_rule)
+        self.plan = plan
+        stem = STEM_MULTIPLIER * channels
+        self.stem = nn.Sequential(
+            RuleConv2d(in_channels, stem, 3, padding=1, bias=False, rule=rule), nn.BatchNorm2d(stem)
+        )
+        self.inputs = nn.ModuleList()
+        self.cells = nn.ModuleList()
+        self.widths: list[int] = []
+        c_older, c_newer, after_reduction = stem, stem, False
+        for cell_type in plan:
+            reduction = cell_type == "reduce"
+            channels *= 2 if reduction else 1
+            self.inputs.append(CellInputs(c_older, c_newer, channels, after_reduction, rule, supernet))
+            self.cells.append(make_cell(cell_type, channels))
+            c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduction
+            self.widths.append(c_newer)
+        self.classifier = RuleLinear(c_newer, num_classes, rule=rule)
+
+    def run_cells(self, x: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]) -> Iterator[Tensor]:
+        """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
+        one cell on its two prepared inputs."""
+        older = newer = self.stem(x)
+        for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
+            older, newer = newer, call(cell, cell_type, inputs(older, newer))
+            yield newer
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) to logits (N, num_classes)."""
+        return self.classifier(features.mean((2, 3)))
+
+
+class DropPath(nn.Module):
+    """Drops the whole output of an edge for a sample with probability `probability`, scaling what is kept.
+
+    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probability = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        mask = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)
+        return x * (mask / keep)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier on the features after two thirds of the depth (Szegedy 2015), for training only.
+
+    (N, C, H, W) with H, W >= 8 -> logits (N, num_classes). On 8x8 it is exactly the published head.
+    """
+
+    def __init__(self, channels: int, num_classes: int, rule: LearningRule) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=3, count_include_pad=False),
+            pointwise(channels, 128, rule),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            RuleConv2d(128, 768, 2, bias=False, rule=rule),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+        )
+        self.classifier = RuleLinear(768, num_classes, rule=rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < 8:
+            raise InputError(
+                f"auxiliary head: expected features of at least 8x8, found {x.shape[2]}x{x.shape[3]}; "
+                "use larger images, or --auxiliary 0"
+            )
+        return self.classifier(self.features(x).mean((2, 3)))

@@ -1,0 +1,113 @@
+"""The discrete network of a genotype, for images of CIFAR's size (Liu 2019, arXiv 1806.09055, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.networks.cells import AuxiliaryHead, CellNetwork, DropPath
+from darts_bio.networks.reference import UNRULED
+from darts_bio.rules import RULES, draw_feedback
+from darts_bio.spaces import OPERATIONS, SPACES, Cell, Genotype, Space
+
+
+class DiscreteCell(nn.Module):
+    """The kept edges of a cell; identities are never dropped by drop path."""
+
+    def __init__(self, space: Space, cell_type: str, cell: Cell, channels: int) -> None:
+        super().__init__()
+        self.wiring = sorted(((edge.node, edge.input) for edge in cell.edges), key=lambda edge: edge[0])
+        self.concat = cell.concat
+        self.edges = nn.ModuleList()
+        for edge in sorted(cell.edges, key=lambda edge: edge.node):
+            stride = space.stride(cell_type, edge.input)
+            rule = RULES.build(edge.candidate.rule or UNRULED)
+            op = OPERATIONS.get(edge.candidate.op).build(channels, stride, rule, False)
+            self.edges.append(op if isinstance(op, nn.Identity) else nn.Sequential(op, DropPath()))
+
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """states: the two prepared inputs (N, C, H, W)."""
+        sums: dict[int, Tensor] = dict(enumerate(states))
+        for (node, source), edge in zip(self.wiring, self.edges, strict=True):
+            out = edge(sums[source])
+            sums[node] = sums[node] + out if node in sums else out
+        return torch.cat([sums[node] for node in self.concat], dim=1)
+
+
+class Network(CellNetwork):
+    """The discrete network: images (N, in_channels, H, W) to logits (N, num_classes).
+
+    In training, with an auxiliary head, `forward` gives (logits, auxiliary logits).
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        *,
+        channels: int = 36,
+        layers: int = 20,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        auxiliary: bool = False,
+    ) -> None:
+        space: Space = SPACES.get(genotype.space)()
+        super().__init__(
+            space.plan(layers),
+            lambda cell_type, c: DiscreteCell(space, cell_type, genotype.cells[cell_type], c),
+            {cell_type: len(cell.concat) for cell_type, cell in genotype.cells.items()},
+            channels=channels,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            backbone_rule=genotype.backbone_rule,
+            supernet=False,
+        )
+        self.genotype = genotype
+        self.auxiliary_layer = 2 * layers // 3
+        self.auxiliary = (
+            AuxiliaryHead(self.widths[self.auxiliary_layer], num_classes, RULES.build(genotype.backbone_rule))
+            if auxiliary
+            else None
+        )
+
+    def set_drop_path(self, probability: float) -> None:
+        """Sets the probability with which every edge but identities is dropped in training."""
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        auxiliary = None
+        for layer, features in enumerate(self.run_cells(x, lambda cell, _, states: cell(states))):
+            if self.training and self.auxiliary is not None and layer == self.auxiliary_layer:
+                auxiliary = self.auxiliary(features)
+        logits = self.classify(features)
+        return logits if auxiliary is None else (logits, auxiliary)
+
+
+def build_network(
+    genotype: Genotype,
+    *,
+    channels: int = 36,
+    layers: int = 20,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    auxiliary: bool = False,
+    seed: int = 0,
+) -> Network:
+    """The discrete network of a genotype, its feedback drawn from `seed`. Weights follow PyTorch's global generator.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> network = build_network(load_genotype("darts_v2"))
+    >>> sum(p.numel() for p in network.parameters())
+    3349342
+    """
+    network = Network(
+        genotype,
+        channels=channels,
+        layers=layers,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        auxiliary=auxiliary,
+    )
+    draw_feedback(network, seed)
+    return network

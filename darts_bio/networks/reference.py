@@ -1,0 +1,52 @@
+"""The mixed operation as published DARTS codes write it: a module a candidate, summed one by one. Slow and obvious."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.rules import RULES
+from darts_bio.spaces import OPERATIONS, Space
+from darts_bio.spaces.base import Row
+
+UNRULED = "bp"
+"""The rule handed to an operation that has no weights to use it on."""
+
+
+class MixedOperation(nn.ModuleList):
+    """Every candidate of one edge: x (N, C, H, W) and weights (candidates,) to the weighted sum of their outputs."""
+
+    def __init__(self, row: Row, channels: int, stride: int) -> None:
+        super().__init__(
+            OPERATIONS.get(c.op).build(channels, stride, RULES.build(c.rule or UNRULED), True)
+            for c in row
+            if c is not None
+        )
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        own = weights[: len(self)].unbind()  # the padding of a row stands at its end
+        return sum(weight * candidate(x) for weight, candidate in zip(own, self, strict=True))
+
+
+class ReferenceCell(nn.Module):
+    """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes."""
+
+    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:
+        super().__init__()
+        self.wiring = space.edges
+        self.edges = nn.ModuleList(
+            MixedOperation(row, channels, space.stride(cell_type, source))
+            for row, (_, source) in zip(rows, space.edges, strict=True)
+        )
+
+    def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
+        """states: the two inputs (N, C, H, W); weights: (edges, candidates)."""
+        sums: dict[int, Tensor] = {}
+        for (node, source), edge, edge_weights in zip(self.wiring, self.edges, weights.unbind(), strict=True):
+            if node not in sums and node > len(states):
+                states.append(sums[node - 1])
+            out = edge(states[source], edge_weights)
+            sums[node] = sums[node] + out if node in sums else out
+        return torch.cat(list(sums.values()), dim=1)

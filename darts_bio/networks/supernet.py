@@ -1,0 +1,51 @@
+"""The one-shot network: a function of its weights w and of the edge weights it is lent.
+
+`supernet(x, edge_weights)` maps images (N, C, H, W) to logits (N, num_classes). `edge_weights` holds a tensor
+(edges, candidates) per cell type; how it comes about is the strategy's business.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from darts_bio.networks.cells import CellNetwork
+from darts_bio.networks.reference import ReferenceCell
+from darts_bio.spaces import Space
+
+EdgeWeights = Mapping[str, Tensor]
+
+
+class SuperNet(CellNetwork):
+    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is the strategy's."""
+
+    def __init__(
+        self,
+        space: Space,
+        rules: Sequence[str],
+        *,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        in_channels: int = 3,
+        backbone_rule: str = "bp",
+    ) -> None:
+        table = space.table(rules)
+        nodes = len({node for node, _ in space.edges})
+        super().__init__(
+            space.plan(layers),
+            lambda cell_type, c: ReferenceCell(space, cell_type, table.rows[cell_type], c),
+            {cell_type: nodes for cell_type in space.cell_types},
+            channels=channels,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            backbone_rule=backbone_rule,
+            supernet=True,
+        )
+        self.table = table
+
+    def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        outputs = self.run_cells(x, lambda cell, cell_type, states: cell(states, edge_weights[cell_type]))
+        return self.classify(deque(outputs, maxlen=1).pop())
