@@ -1,0 +1,344 @@
+"""What a run is made of, once: frozen dataclasses from which the command line, the YAML files and the checks follow.
+
+A value comes from the first of these that gives one: the command line, the file of `--config`, the run folder that
+`--resume` goes on from, the preset of the data set, the default (the protocol of DARTS, arXiv 1806.09055).
+
+This module imports no PyTorch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from darts_bio.errors import InputError, unknown_name
+from darts_bio.registry import split_specs
+
+CONFIG_FILE = "config.yaml"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+    identity: bool = True,
+) -> Any:
+    """A field of a configuration.
+
+    `minimum` is the least value, `below` a bound that is not reached. `identity` says whether a checkpoint of one value
+    is of no use under another; where it is False the value may change when a run is resumed.
+    """
+    metadata = {"help": help, "minimum": minimum, "below": below, "metavar": metavar, "identity": identity}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What search and retraining have in common. Raises InputError for a value that is out of bounds."""
+
+    dataset: str = option("digits", "digits, cifar10, cifar100 or folder", metavar="NAME")
+    data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
+    image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
+    train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
+
+    channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
+    layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+
+    epochs: int = option(50, "passes over the training images", minimum=1)
+    batch_size: int = option(64, "images a step", minimum=1)
+    lr: float = option(0.025, "learning rate of the weights at the start (SGD, cosine)", minimum=0)
+    lr_min: float = option(0.001, "learning rate of the weights at the end", minimum=0)
+    momentum: float = option(0.9, "momentum of the weights' SGD", minimum=0, below=1)
+    weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
+    clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
+    crop_padding: int = option(4, "pixels an image is padded by before a random crop; 0 for none", minimum=0)
+    flip: bool = option(True, "mirror images at random")
+    cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
+
+    seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", identity=False)
+    amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
+    log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
+
+    out: str | None = option(
+        None, "run folder, new or empty (default: runs/KIND-DATASET-TIME)", metavar="DIR", identity=False
+    )
+    resume: bool = option(False, "go on with the run in --out from its checkpoint", identity=False)
+    plugin: tuple[str, ...] = option((), "modules to import first, such as my_package.my_rule", identity=False)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), f.metadata)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that a checkpoint is bound to, as plain data."""
+        names = [f.name for f in fields(self) if f.metadata["identity"]]
+        return {name: _plain(value) for name, value in asdict(self).items() if name in names}
+
+    def to_yaml(self) -> str:
+        """Every value but where this run lies, as `--config` and `--resume` read it."""
+        values = {k: _plain(v) for k, v in asdict(self).items() if k not in ("out", "resume")}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """A search. The defaults are those of DARTS on CIFAR-10."""
+
+    space: str = option("darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC")
+    rules: tuple[str, ...] = option(
+        ("fa", "usf", "brsf", "frsf"), "learning rules that operations are paired with; bp alone is plain DARTS"
+    )
+    strategy: str = option("darts", "search strategy, such as darts or 'darts(lr=6e-4)'", metavar="SPEC")
+    arch_gradient: Literal["rule", "true"] = option(
+        "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
+    )
+    backbone_rule: str = option("bp", "learning rule of stem, preprocessing and classifier", metavar="RULE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rules:
+            raise InputError("--rules: expected at least one learning rule, found none; use for example --rules fa,usf")
+        twice = sorted({rule for rule in self.rules if self.rules.count(rule) > 1})
+        if twice:
+            raise InputError(f"--rules: expected each rule once, found {', '.join(twice)} more than once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(RunConfig):
+    """A genotype's network trained from scratch. The defaults are those of DARTS on CIFAR-10."""
+
+    genotype: str = option(
+        "", "a shipped name, a JSON file, a run folder of a search, or DARTS-style text; required", metavar="X"
+    )
+    channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
+    layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+    epochs: int = option(600, "passes over the training images", minimum=1)
+    batch_size: int = option(96, "images a step", minimum=1)
+    lr_min: float = option(0.0, "learning rate of the weights at the end", minimum=0)
+    cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
+    auxiliary: float = option(0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0)
+    drop_path: float = option(0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.genotype:
+            raise InputError("--genotype is required: a shipped name, a JSON file, a run folder, or DARTS-style text")
+
+
+C = TypeVar("C", bound=RunConfig)
+
+PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
+    # Sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape.
+    SearchConfig: {
+        "digits": {
+            "space": "darts(nodes=2)",
+            "strategy": "darts(lr=0.01)",
+            "channels": 8,
+            "layers": 3,
+            "epochs": 6,
+            "batch_size": 64,
+            "lr": 0.1,
+            "crop_padding": 1,
+            "flip": False,
+            "log_every": 5,
+        }
+    },
+    RetrainConfig: {
+        "digits": {
+            "channels": 16,
+            "layers": 3,
+            "epochs": 30,
+            "batch_size": 64,
+            "lr": 0.1,
+            "crop_padding": 1,
+            "flip": False,
+            "cutout": 0,
+            "auxiliary": 0.0,
+            "drop_path": 0.0,
+            "log_every": 10,
+        }
+    },
+}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    minimum, below = metadata["minimum"], metadata["below"]
+    if value is None or (minimum is None and below is None):
+        return
+    # Written so that "not a number" fails both.
+    low_enough = below is None or value < below
+    if not (value >= minimum and low_enough and value != float("inf")):
+        bounds = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        raise InputError(f"{_flag(name)}: expected {bounds}, found {value}")
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    """`value`, a text of the command line or what YAML made of one, as the field's type."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(t for t in get_args(hint) if t is not type(None))
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return value
+    if get_origin(hint) is tuple:
+        if isinstance(value, str):
+            return split_specs(value)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise unknown_name(f"value of {_flag(name)}", str(value), get_args(hint))
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            if hint is float or isinstance(value, str) or value == int(value):
+                return hint(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise InputError(f"{_flag(name)}: expected {expected.get(hint, 'names separated by commas')}, found {value!r}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def _parser(cls: type[RunConfig], description: str) -> _Parser:
+    parser = _Parser(
+        description=description,
+        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set with a preset "
+        f"({', '.join(PRESETS[cls])}) has some of its own.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+    )
+    hints = get_type_hints(cls)
+    for f in sorted(fields(cls), key=lambda f: f.name != "genotype"):
+        default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
+        shown = "" if default in (None, "", False) else f" [{default}]"
+        text = (f.metadata["help"] + shown).replace("%", "%%")
+        if hints[f.name] is bool:
+            action: Any = "store_true" if f.name == "resume" else argparse.BooleanOptionalAction
+            parser.add_argument(_flag(f.name), action=action, help=text)
+            continue
+        kind = hints[f.name]
+        choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
+        metavar = (
+            f.metadata["metavar"] or choices or {str: "NAME"}.get(kind, "A,B,..." if get_origin(kind) is tuple else "N")
+        )
+        parser.add_argument(_flag(f.name), metavar=metavar, help=text)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    return parser
+
+
+def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
+    """Options from a YAML file; `-` and `_` in names are the same. Raises InputError for unknown ones and bad files."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected lines of the form 'option: value', found {type(data).__name__}")
+    hints, values = get_type_hints(cls), {}
+    known = {f.name for f in fields(cls)} - {"resume"}
+    for key, value in data.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: {unknown_name('option', str(key), known)}")
+        try:
+            values[name] = _convert(name, hints[name], value)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return values
+
+
+def parse(cls: type[C], argv: Sequence[str], description: str) -> C:
+    """The configuration that a command line asks for. Raises InputError for anything that it cannot mean."""
+    tokens = [token.partition("=") for token in argv]
+    normal = [(a.replace("_", "-") if a.startswith("--") else a) + sep + b for a, sep, b in tokens]
+    parser = _parser(cls, description)
+    namespace, unknown = parser.parse_known_args(normal)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        raise (
+            unknown_name("option", name, known)
+            if name.startswith("-")
+            else InputError(f"expected options only, found {name!r} (see --help)")
+        )
+    given, hints = vars(namespace), get_type_hints(cls)
+    file = given.pop("config", None)
+    given = {name: _convert(name, hints[name], value) for name, value in given.items()}
+    if file is not None:
+        given = read_yaml(Path(file), cls) | given
+    base: dict[str, Any] = {}
+    if given.get("resume"):
+        base = _resumed(given.get("out"), cls)
+    values = base | given
+    dataset = values.get("dataset", next(f.default for f in fields(cls) if f.name == "dataset"))
+    preset = {} if base else PRESETS[cls].get(dataset, {})
+    return cls(**(dict(preset) | values))
+
+
+def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
+    if out is None:
+        raise InputError("--resume needs --out DIR, the folder of the run to go on with")
+    path = Path(out) / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"--resume: {path} does not exist, so {out} holds no run; start one without --resume")
+    return read_yaml(path, cls)
+
+
+def run_script(cls: type[C], main: Callable[[C], int], description: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, imports the plug-ins, runs `main`; returns the exit code.
+
+    An InputError, from wherever it comes, is one line on standard error and exit code 2.
+    """
+    try:
+        config = parse(cls, sys.argv[1:] if argv is None else argv, description)
+        import_plugins(config.plugin)
+        return main(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def import_plugins(modules: Sequence[str]) -> None:
+    """Imports users' modules, whose decorators register what they add. The working directory is searched as well."""
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"--plugin {module}: cannot be imported ({error}); expected a module, such as my_package.my_rule, "
+                "that is installed or lies in the working directory"
+            ) from None

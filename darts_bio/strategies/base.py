@@ -1,0 +1,91 @@
+"""Strategy: the owner of alpha, and Bilevel, what it is lent in a step.
+
+The network knows nothing of alpha: a strategy turns it into edge weights, the supernet is a function of these, and the
+loss of that function on a validation batch tells the strategy where to move.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darts_bio.networks import EdgeWeights, SuperNet
+from darts_bio.registry import Registry
+from darts_bio.spaces import CandidateTable
+
+Batch = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) and labels (N,)."""
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """What a strategy may use in one step of a search.
+
+    `loss(batch, edge_weights)` gives the supernet's loss and its logits; the loss' gradient in alpha goes down as
+    `--arch-gradient` says.
+    """
+
+    supernet: SuperNet
+    train_batch: Batch
+    valid_batch: Batch
+    loss: Callable[[Batch, EdgeWeights], tuple[Tensor, Tensor]]
+
+    @contextlib.contextmanager
+    def frozen_weights(self) -> Iterator[None]:
+        """Within it no gradient of w is computed; alpha's is the same."""
+        for parameter in self.supernet.parameters():
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self.supernet.parameters():
+                parameter.requires_grad_(True)
+
+
+class Strategy(ABC):
+    """Owns alpha for the candidates of `table`. Subclasses are registered by name in `STRATEGIES`.
+
+    A subclass is called as `(table, seed, device, **its own options)`.
+    """
+
+    table: CandidateTable
+    alpha: dict[str, Tensor]
+    """Per cell type (edges, candidates); empty if the strategy has no such parameters."""
+
+    @abstractmethod
+    def edge_weights(self) -> EdgeWeights:
+        """What the supernet is lent: per cell type (edges, candidates), zero where the table is padded."""
+
+    @abstractmethod
+    def step(self, bilevel: Bilevel) -> Tensor:
+        """Moves alpha once, before the weights' own step. Returns the validation logits it saw, detached."""
+
+    @abstractmethod
+    def final_weights(self) -> EdgeWeights:
+        """The strength of each candidate, by which the space derives the genotype; no gradient."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed search needs: alpha, its optimiser, random state. Tensors and plain values only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` returned."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """The rates at which alpha moves now, by name, for the records."""
+        return {}
+
+
+STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy")
+
+
+def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the candidates of each edge (edges, candidates); zero where mask is False."""
+    return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)

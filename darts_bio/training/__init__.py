@@ -1,0 +1,1 @@
+"""What a step is, the loop around it, its data, and the folder it leaves behind."""

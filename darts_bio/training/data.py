@@ -1,0 +1,328 @@
+"""Images as one uint8 tensor on the device, and seeded batches of them.
+
+A data set is a function `(data_dir, image_size) -> ImageData`, registered by name in `DATASETS`. Batch t of a run is a
+pure function of (seed, name of the stream, t), so the order of the data needs no state in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from darts_bio.errors import InputError
+from darts_bio.registry import Registry
+from darts_bio.runtime import generator
+
+FOLDER_SIZE = 32
+TEST_SHARE = 0.2
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: what is trained on, what only the result is measured on, and the names of the classes."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.images.shape[2]
+
+
+LoadData = Callable[[Path | None, int | None], ImageData]
+DATASETS: Registry[LoadData] = Registry("data set")
+
+
+def load_data(
+    name: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    train_images: int | None = None,
+    seed: int = 0,
+) -> ImageData:
+    """The data set `name`; with `train_images`, only that many of its training images, drawn by `seed`.
+
+    Raises InputError if there is no such data set, or it cannot be read.
+    """
+    load = DATASETS.get(name)
+    if image_size is not None and name != "folder":
+        raise InputError(f"--image-size: only --dataset folder is resized; {name} keeps its own size")
+    data = load(None if data_dir is None else Path(data_dir), image_size)
+    if train_images is None:
+        return data
+    if train_images > len(data.train):
+        raise InputError(f"--train-images: expected at most {len(data.train)}, all of {name}, found {train_images}")
+    chosen = torch.randperm(len(data.train), generator=generator("cpu", "subset", seed))[:train_images]
+    return replace(data, train=data.train[chosen])
+
+
+def halves(split: Split, seed: int) -> tuple[Split, Split]:
+    """Two random halves of equal size: a search trains w on the first and alpha on the second."""
+    order = torch.randperm(len(split), generator=generator("cpu", "halves", seed))
+    middle = len(split) // 2
+    return split[order[:middle]], split[order[middle : 2 * middle]]
+
+
+@DATASETS.register("digits")
+def digits(data_dir: Path | None, image_size: int | None) -> ImageData:
+    """1,797 handwritten digits, 8x8, embedded in scikit-learn; a fixed stratified fifth of them for testing."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    everything = Split(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
+    train, test = stratified(everything.labels)
+    return ImageData(everything[train], everything[test], tuple(map(str, range(10))))
+
+
+@DATASETS.register("cifar10")
+def cifar10(data_dir: Path | None, image_size: int | None) -> ImageData:
+    """CIFAR-10: 50,000 + 10,000 photographs, 32x32, 10 classes (Krizhevsky 2009); downloaded where there is none."""
+    return _cifar("CIFAR10", data_dir)
+
+
+@DATASETS.register("cifar100")
+def cifar100(data_dir: Path | None, image_size: int | None) -> ImageData:
+    """CIFAR-100: 50,000 + 10,000 photographs, 32x32, 100 classes (Krizhevsky 2009); downloaded where there is none."""
+    return _cifar("CIFAR100", data_dir)
+
+
+@DATASETS.register("folder")
+def folder(data_dir: Path | None, image_size: int | None) -> ImageData:
+    """Any images: DIR/train/CLASS/*.png with DIR/val or DIR/test, or DIR/CLASS/*.png, a fifth of them for testing."""
+    if data_dir is None:
+        raise InputError("--dataset folder needs --data-dir DIR, with DIR/train/CLASS/*.png or DIR/CLASS/*.png")
+    size = image_size or FOLDER_SIZE
+    root = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
+    classes = _class_folders(root)
+    everything = _read_images(root, classes, size)
+    if root is data_dir:
+        train, test = stratified(everything.labels)
+        return ImageData(everything[train], everything[test], classes)
+    test_root = next((data_dir / name for name in ("val", "test") if (data_dir / name).is_dir()), None)
+    if test_root is None:
+        raise InputError(f"--data-dir {data_dir}: there is a folder train, so expected a folder val or test beside it")
+    return ImageData(everything, _read_images(test_root, classes, size), classes)
+
+
+def stratified(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A fixed split: indices for training and, a fifth of each class, for testing. It does not depend on the seed."""
+    test = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator("cpu", "stratified", label))
+        test.append(members[order[: round(TEST_SHARE * len(members))]])
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.cat(test)] = True
+    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+def _torchvision_datasets() -> Any:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision does not fit this PyTorch {torch.__version__} ({str(error).splitlines()[0]}); repair it "
+            "with: pip install --force-reinstall torch torchvision"
+        ) from None
+    return datasets
+
+
+def _cifar(name: str, data_dir: Path | None) -> ImageData:
+    data_set = getattr(_torchvision_datasets(), name)
+    root = data_dir or Path("data")
+
+    def load(train: bool) -> Any:
+        try:
+            return data_set(root, train=train, download=False)
+        except RuntimeError:  # not there, or not whole: torchvision checks sums
+            pass
+        try:
+            return data_set(root, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{name} is neither in {root} nor can it be downloaded ({' '.join(str(error).split())[:120]}): give "
+                f"--data-dir DIR, where DIR/{data_set.base_folder} lies, or run once where there is a network"
+            ) from None
+
+    def split(loaded: Any) -> Split:
+        images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2).contiguous()
+        return Split(images, torch.tensor(loaded.targets))
+
+    train = load(True)
+    return ImageData(split(train), split(load(False)), tuple(train.classes))
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    if not root.is_dir():
+        raise InputError(f"--data-dir: expected a folder with a subfolder for each class, found no folder {root}")
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if len(classes) < 2:
+        raise InputError(f"--data-dir: expected a subfolder for each class in {root}, at least 2, found {len(classes)}")
+    return classes
+
+
+def _read_images(root: Path, classes: tuple[str, ...], size: int) -> Split:
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise InputError(f"{root / name}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
+        images += [_read_image(path, size) for path in paths]
+        labels += [label] * len(paths)
+    return Split(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+
+
+def _read_image(path: Path, size: int) -> np.ndarray:
+    """(size, size, 3): the shorter side resized to `size`, the centre cut out."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (size, size))
+            scale = size / min(image.size)
+            width, height = (max(size, round(side * scale)) for side in image.size)
+            left, top = (width - size) // 2, (height - size) // 2
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(resized.crop((left, top, left + size, top + size)))
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace or remove it") from None
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and std of each channel, on pixels in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> Normalisation:
+        """Measured on uint8 images (N, C, H, W), exactly: from the counts of the 256 values."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        counts = torch.stack([channel.flatten().int().bincount(minlength=256) for channel in images.unbind(1)])
+        shares = counts.double().cpu() / counts[0].sum().item()
+        mean = shares @ values
+        std = (shares @ values.square() - mean.square()).clamp_min(1e-12).sqrt()
+        return cls(mean.float(), std.float())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) to float32 of mean 0 and std 1."""
+        scale, shift = 1 / (255 * self.std), -self.mean / self.std
+        return torch.addcmul(shift.view(1, -1, 1, 1), images.float(), scale.view(1, -1, 1, 1))
+
+    def to(self, device: torch.device) -> Normalisation:
+        return Normalisation(self.mean.to(device), self.std.to(device))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after padding with black, mirror image, and a blanked square (cutout, arXiv 1708.04552): each drawn
+    for every image by itself."""
+
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+
+class Batches:
+    """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
+
+    `batch(t)` depends on (seed, name, t) alone. Raises InputError if a batch is larger than the split.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        normalisation: Normalisation,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+        name: str,
+        device: torch.device,
+    ) -> None:
+        if batch_size > len(split):
+            raise InputError(
+                f"--batch-size: expected at most {len(split)}, the images of the {name} split, found {batch_size}"
+            )
+        self.per_epoch = len(split) // batch_size
+        self._size, self._seed, self._name, self._device = batch_size, seed, name, device
+        self._normalisation, self._augmentation = normalisation.to(device), augmentation
+        padding = (augmentation.crop_padding,) * 4
+        self._images = torch.nn.functional.pad(split.images, padding).to(device)
+        self._labels = split.labels.to(device)
+        self._side = torch.tensor(split.images.shape[2:])
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def _indices(self, t: int) -> Tensor:
+        epoch, position = divmod(t, self.per_epoch)
+        if self._order[0] != epoch:
+            # Random draws are made on the CPU, so that a seed means the same on every device.
+            source = generator("cpu", "order", self._seed, self._name, epoch)
+            self._order = (epoch, torch.randperm(len(self._labels), generator=source).to(self._device))
+        return self._order[1][position * self._size : (position + 1) * self._size]
+
+    def batch(self, t: int) -> tuple[Tensor, Tensor]:
+        """Batch t: images (N, C, H, W) float32 and labels (N,)."""
+        source = generator("cpu", "augment", self._seed, self._name, t)
+        index, augmentation = self._indices(t), self._augmentation
+        (height, width), n = self._side.tolist(), self._size
+        shift = torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source).to(self._device)
+        rows = torch.arange(height, device=self._device) + shift[:, :1]
+        columns = torch.arange(width, device=self._device).expand(n, -1)
+        if augmentation.flip:
+            mirrored = (torch.rand(n, 1, generator=source) < 0.5).to(self._device)
+            columns = torch.where(mirrored, width - 1 - columns, columns)
+        columns = columns + shift[:, 1:]
+        channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
+        pixels = self._images[index.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
+        x = self._normalisation(pixels)
+        if augmentation.cutout:
+            centre = (torch.rand(n, 2, generator=source) * self._side).long().to(self._device)
+            x = x * ~_square(centre, augmentation.cutout, height, width)
+        return x, self._labels[index]
+
+
+def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:
+    """(N, 1, H, W) bool: the square of that side around each centre (N, 2), cut off at the border."""
+    first = centre - side // 2
+    rows = torch.arange(height, device=centre.device) - first[:, :1]
+    columns = torch.arange(width, device=centre.device) - first[:, 1:]
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)
+
+
+def in_order(split: Split, batch_size: int, normalisation: Normalisation) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images once, in order, without augmentation; the last batch may be smaller."""
+    for start in range(0, len(split), batch_size):
+        part = split[slice(start, start + batch_size)]
+        yield normalisation(part.images), part.labels

@@ -1,0 +1,210 @@
+"""The one training loop, for search and retraining alike; and evaluation.
+
+A task says what a step is. The loop says when numbers are read, when the state is saved and when to stop, so that a
+run that was stopped after any step and resumed equals one that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError
+from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
+from darts_bio.training.run_folder import RunFolder
+
+SAVE_EVERY_S = 300.0
+
+Numbers = dict[str, float]
+
+
+class Meters:
+    """Running means by name. Sums stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Adds, by name, `count` values that sum to `total` (a scalar, detached)."""
+        for name, (total, count) in sums.items():
+            total = total.double()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def read(self) -> Numbers:
+        """The means since the last `clear`."""
+        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+
+    def clear(self) -> None:
+        self._sums, self._counts = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+class Task(Protocol):
+    """What is trained. `step` makes one update of the weights; `end_epoch` returns what was measured after an epoch."""
+
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets what is constant over an epoch; called again when a run goes on in the midst of one."""
+
+    def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
+        """Update t, counted from 0 over all epochs. Returns the sum of each number and the count it is over."""
+
+    def learning_rates(self) -> Numbers: ...
+
+    def end_epoch(self, epoch: int) -> Numbers: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` updates are done, `epoch` epochs are done or under way (counted from 1)."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.step * self.epochs == self.epoch * self.steps
+
+
+class Listener(Protocol):
+    """Where the numbers go."""
+
+    def on_start(self, progress: Progress) -> None:
+        """Before the first step; `progress.step` updates were made before."""
+
+    def on_step(self, progress: Progress, images: int) -> None:
+        """After each step of `images` images."""
+
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        """Every `log_every` steps: means since the last record, and the learning rates."""
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        """After each epoch: means over it, and what was measured at its end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the numbers of its last whole epoch, and whether it came to its end."""
+
+    numbers: Numbers
+    finished: bool
+    step: int
+
+
+def fit(
+    task: Task,
+    folder: RunFolder,
+    listener: Listener,
+    stop: StopRequest,
+    *,
+    log_every: int,
+) -> Outcome:
+    """Trains until the last epoch or a stop request, saving after each epoch, every five minutes, and at the stop.
+
+    Goes on from the folder's checkpoint if there is one. Raises InputError if the loss ceases to be a number.
+    """
+    record, epoch_means = Meters(), Meters()
+    t, last = 0, Numbers()
+    state = folder.load()
+    if state is not None:
+        t, last = state["step"], state["last"]
+        task.load_state_dict(state["task"])
+        record.load_state_dict(state["record"])
+        epoch_means.load_state_dict(state["epoch_means"])
+        set_rng_state(state["rng"])
+
+    def save() -> None:
+        folder.save(
+            {
+                "step": t,
+                "last": last,
+                "task": task.state_dict(),
+                "record": record.state_dict(),
+                "epoch_means": epoch_means.state_dict(),
+                "rng": rng_state(),
+            }
+        )
+
+    steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
+    listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
+    if 0 < t < steps:
+        task.begin_epoch(t // task.steps_per_epoch)
+    while t < steps and not stop:
+        epoch, position = divmod(t, task.steps_per_epoch)
+        if position == 0:
+            task.begin_epoch(epoch)
+        sums = task.step(t)
+        record.add(sums)
+        epoch_means.add(sums)
+        t += 1
+        progress = Progress(t, steps, epoch + 1, task.epochs)
+        listener.on_step(progress, task.images_per_step)
+        if t % log_every == 0:
+            listener.on_record(progress, {**_finite(record, t), **task.learning_rates()})
+            record.clear()
+        if progress.ends_epoch:
+            last = {**_finite(epoch_means, t), **task.end_epoch(epoch)}
+            epoch_means.clear()
+            listener.on_epoch(progress, last)
+        if progress.ends_epoch or stop or time.monotonic() - saved_at > SAVE_EVERY_S:
+            save()
+            saved_at = time.monotonic()
+    return Outcome(last, t == steps, t)
+
+
+def _finite(meters: Meters, t: int) -> Numbers:
+    numbers = meters.read()
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} is {value} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
+                "before is whole"
+            )
+    return numbers
+
+
+@torch.no_grad()
+def loss_and_accuracy(prefix: str, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, int]]:
+    """Cross entropy and accuracy (in [0, 1]) of logits (N, classes), as sums with their count, for `Meters`."""
+    logits, n = logits.detach().float(), len(labels)
+    return {
+        f"{prefix}/loss": (F.cross_entropy(logits, labels, reduction="sum"), n),
+        f"{prefix}/accuracy": ((logits.argmax(1) == labels).sum(), n),
+    }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none") -> Numbers:
+    """Loss and accuracy in evaluation mode. Mode, feedback and random state are left as they were."""
+    training = model.training
+    model.eval()
+    meters = Meters()
+    for x, labels in batches:
+        with autocast(x.device, amp):
+            logits = model(x)
+        meters.add(loss_and_accuracy(prefix, logits, labels))
+    model.train(training)
+    return meters.read()

@@ -1,0 +1,81 @@
+"""The task of retraining: a genotype's discrete network from scratch (arXiv 1806.09055, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_bio.config import RetrainConfig
+from darts_bio.networks import build_network
+from darts_bio.rules import draw_feedback
+from darts_bio.runtime import autocast, derive_seed
+from darts_bio.spaces import Genotype
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order
+from darts_bio.training.engine import Numbers, evaluate, loss_and_accuracy
+from darts_bio.training.optim import WeightOptimizer
+
+EVALUATION_BATCH = 500
+
+
+class Retraining:
+    """A discrete network, trained on all training images. The result is the last epoch's, never the best one's."""
+
+    def __init__(self, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device) -> None:
+        self.config, self.device, self.epochs = config, device, config.epochs
+        torch.manual_seed(derive_seed("weights", config.seed))
+        self.network = build_network(
+            genotype,
+            channels=config.channels,
+            layers=config.layers,
+            num_classes=len(data.classes),
+            in_channels=data.in_channels,
+            auxiliary=config.auxiliary > 0,
+            seed=config.seed,
+        ).to(device)
+        self.optimizer = WeightOptimizer(self.network.parameters(), config)
+        self.normalisation = Normalisation.of(data.train.images).to(device)
+        self.test = data.test.to(device)
+        self.batches = Batches(
+            data.train,
+            config.batch_size,
+            self.normalisation,
+            Augmentation(config.crop_padding, config.flip, config.cutout),
+            seed=config.seed,
+            name="train",
+            device=device,
+        )
+        self.steps_per_epoch = self.batches.per_epoch
+        self.images_per_step = config.batch_size
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.optimizer.begin_epoch(epoch)
+        self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)
+
+    def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
+        x, labels = self.batches.batch(t)
+        with autocast(self.device, self.config.amp):
+            output = self.network(x)
+        logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+        loss = F.cross_entropy(logits.float(), labels)
+        if auxiliary is not None:
+            loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), labels)
+        self.optimizer.step(loss)
+        draw_feedback(self.network, self.config.seed, t + 1)
+        return loss_and_accuracy("train", logits, labels)
+
+    def learning_rates(self) -> Numbers:
+        return {"lr/weights": self.optimizer.lr}
+
+    def end_epoch(self, epoch: int) -> Numbers:
+        batches = in_order(self.test, EVALUATION_BATCH, self.normalisation)
+        return evaluate(self.network, batches, prefix="test", amp=self.config.amp)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.sgd.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.sgd.load_state_dict(state["optimizer"])
