@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.registry import split_specs
 
 CONFIG_FILE = "config.yaml"
@@ -56,7 +56,7 @@ class RunConfig:
     layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
 
     epochs: int = option(50, "passes over the training images", minimum=1)
-    batch_size: int = option(64, "images a step", minimum=1)
+    batch_size: int = option(64, "images a step", minimum=2)
     lr: float = option(0.025, "learning rate of the weights at the start (SGD, cosine)", minimum=0)
     lr_min: float = option(0.001, "learning rate of the weights at the end", minimum=0)
     momentum: float = option(0.9, "momentum of the weights' SGD", minimum=0, below=1)
@@ -125,7 +125,7 @@ class RetrainConfig(RunConfig):
     channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
     layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
     epochs: int = option(600, "passes over the training images", minimum=1)
-    batch_size: int = option(96, "images a step", minimum=1)
+    batch_size: int = option(96, "images a step", minimum=2)
     lr_min: float = option(0.0, "learning rate of the weights at the end", minimum=0)
     cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
     auxiliary: float = option(0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0)
@@ -259,7 +259,7 @@ def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     if data is None:
@@ -339,6 +339,6 @@ def import_plugins(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise InputError(
-                f"--plugin {module}: cannot be imported ({error}); expected a module, such as my_package.my_rule, "
-                "that is installed or lies in the working directory"
+                f"--plugin {module}: cannot be imported ({first_line(error)}); expected a module, such as "
+                "my_package.my_rule, that is installed or lies in the working directory"
             ) from None

@@ -14,6 +14,12 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message says what was expected, what was found, how to mend it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line: its kind if it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:160]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with close matches suggested.
 

@@ -22,8 +22,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
     >>> parse_spec("darts(lr=6e-4, betas=(0.5, 0.999))")
     ('darts', {'lr': 0.0006, 'betas': (0.5, 0.999)})
-    >>> parse_spec("darts(layout=paper)")
-    ('darts', {'layout': 'paper'})
+    >>> parse_spec("darts(layout=paper, operations=(none, skip_connect))")
+    ('darts', {'layout': 'paper', 'operations': ('none', 'skip_connect')})
     """
     expected = f"expected 'name' or 'name(option=value, ...)', found {spec!r}"
     try:
@@ -38,14 +38,19 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise InputError(expected)
-        if isinstance(keyword.value, ast.Name):
-            options[keyword.arg] = keyword.value.id
-            continue
         try:
-            options[keyword.arg] = ast.literal_eval(keyword.value)
+            options[keyword.arg] = _value(keyword.value)
         except (ValueError, TypeError):
             raise InputError(f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list") from None
     return node.func.id, options
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(map(_value, node.elts))
+    return ast.literal_eval(node)
 
 
 def split_specs(text: str) -> tuple[str, ...]:
@@ -102,6 +107,9 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._members)

@@ -1,6 +1,7 @@
 """What is trained: the supernet and the discrete network of a genotype."""
 
+from darts_bio.networks.cells import AuxiliaryHead
 from darts_bio.networks.network import Network, build_network
 from darts_bio.networks.supernet import EdgeWeights, SuperNet
 
-__all__ = ["EdgeWeights", "Network", "SuperNet", "build_network"]
+__all__ = ["AuxiliaryHead", "EdgeWeights", "Network", "SuperNet", "build_network"]

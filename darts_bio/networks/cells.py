@@ -118,6 +118,8 @@ class AuxiliaryHead(nn.Module):
     (N, C, H, W) with H, W >= 8 -> logits (N, num_classes). On 8x8 it is exactly the published head.
     """
 
+    LEAST_SIDE = 8
+
     def __init__(self, channels: int, num_classes: int, rule: LearningRule) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -133,9 +135,9 @@ class AuxiliaryHead(nn.Module):
         self.classifier = RuleLinear(768, num_classes, rule=rule)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < 8:
+        if min(x.shape[2:]) < self.LEAST_SIDE:
             raise InputError(
-                f"auxiliary head: expected features of at least 8x8, found {x.shape[2]}x{x.shape[3]}; "
-                "use larger images, or --auxiliary 0"
+                f"auxiliary head: expected features of at least {self.LEAST_SIDE}x{self.LEAST_SIDE}, found "
+                f"{x.shape[2]}x{x.shape[3]}; use larger images, or no auxiliary head"
             )
         return self.classifier(self.features(x).mean((2, 3)))

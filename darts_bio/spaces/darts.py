@@ -27,6 +27,17 @@ INPUTS = 2
 KEPT_EDGES = 2
 """Incoming edges a node keeps when a genotype is derived."""
 
+PUBLISHED_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
 Layout = Literal["clean", "paper"]
 
 
@@ -36,23 +47,25 @@ class DartsSpace(Space):
 
     name = "darts"
     cell_types = ("normal", "reduce")
-    operations = (
-        "none",
-        "max_pool_3x3",
-        "avg_pool_3x3",
-        "skip_connect",
-        "sep_conv_3x3",
-        "sep_conv_5x5",
-        "dil_conv_3x3",
-        "dil_conv_5x5",
-    )
 
-    def __init__(self, layout: Layout = "clean", nodes: int = 4) -> None:
+    def __init__(
+        self, layout: Layout = "clean", nodes: int = 4, operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+    ) -> None:
+        """Raises InputError for a layout or an operation that there is not, or for a space without any connection."""
         if layout not in get_args(Layout):
             raise unknown_name("layout of the darts space", str(layout), get_args(Layout))
         if not isinstance(nodes, int) or nodes < 1:
             raise InputError(f"darts space: nodes: expected a whole number of at least 1, found {nodes!r}")
-        self.layout, self.nodes = layout, nodes
+        if not isinstance(operations, tuple) or not set(operations) - {"none"}:
+            raise InputError(
+                "darts space: operations: expected names such as (none, skip_connect), not none alone, "
+                f"found {operations!r}"
+            )
+        if len(set(operations)) < len(operations):
+            raise InputError(f"darts space: operations: expected each once, found {', '.join(operations)}")
+        for op in operations:
+            OPERATIONS.get(op)
+        self.layout, self.nodes, self.operations = layout, nodes, operations
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:

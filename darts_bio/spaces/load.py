@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.genotype import Genotype, from_darts_text, from_json, shipped_folder, shipped_names
@@ -37,7 +37,7 @@ def load_genotype(source: str | Path) -> Genotype:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+        raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from None
     genotype = from_json(content, path.name)
     try:
         space = SPACES.get(genotype.space)

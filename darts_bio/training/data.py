@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 from darts_bio.registry import Registry
 from darts_bio.runtime import generator
 
@@ -152,7 +152,7 @@ def _torchvision_datasets() -> Any:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"torchvision does not fit this PyTorch {torch.__version__} ({str(error).splitlines()[0]}); repair it "
+            f"torchvision does not fit this PyTorch {torch.__version__} ({first_line(error)}); repair it "
             "with: pip install --force-reinstall torch torchvision"
         ) from None
     return datasets
@@ -171,7 +171,7 @@ def _cifar(name: str, data_dir: Path | None) -> ImageData:
             return data_set(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name} is neither in {root} nor can it be downloaded ({' '.join(str(error).split())[:120]}): give "
+                f"{name} is neither in {root} nor can it be downloaded ({first_line(error)}): give "
                 f"--data-dir DIR, where DIR/{data_set.base_folder} lies, or run once where there is a network"
             ) from None
 
@@ -214,7 +214,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
             resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(resized.crop((left, top, left + size, top + size)))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace or remove it") from None
+        raise InputError(f"{path}: not a readable image ({first_line(error)}); replace or remove it") from None
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ class Augmentation:
 class Batches:
     """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
 
-    `batch(t)` depends on (seed, name, t) alone. Raises InputError if a batch is larger than the split.
+    `batch(t)` depends on (seed, name, t) alone. Raises InputError if a batch is larger than the split, or the
+    augmentation larger than the images.
     """
 
     def __init__(
@@ -274,6 +275,10 @@ class Batches:
             raise InputError(
                 f"--batch-size: expected at most {len(split)}, the images of the {name} split, found {batch_size}"
             )
+        smallest = min(split.images.shape[2:])
+        for option, value in (("--cutout", augmentation.cutout), ("--crop-padding", augmentation.crop_padding)):
+            if value >= smallest:
+                raise InputError(f"{option}: expected less than {smallest}, the side of the images, found {value}")
         self.per_epoch = len(split) // batch_size
         self._size, self._seed, self._name, self._device = batch_size, seed, name, device
         self._normalisation, self._augmentation = normalisation.to(device), augmentation

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import RetrainConfig
-from darts_bio.networks import build_network
+from darts_bio.errors import InputError
+from darts_bio.networks import AuxiliaryHead, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import Genotype
@@ -25,6 +26,12 @@ class Retraining:
 
     def __init__(self, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device) -> None:
         self.config, self.device, self.epochs = config, device, config.epochs
+        needed = AuxiliaryHead.LEAST_SIDE * 4  # both reductions lie before the head
+        if config.auxiliary > 0 and data.image_size < needed:
+            raise InputError(
+                f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "
+                f"{data.image_size}x{data.image_size}; use --auxiliary 0"
+            )
         torch.manual_seed(derive_seed("weights", config.seed))
         self.network = build_network(
             genotype,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from darts_bio.config import CONFIG_FILE, RunConfig
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 
 FORMAT = 1
 
@@ -30,17 +30,13 @@ def writing(path: Path) -> Iterator[None]:
     """Within it a disk that refuses is an InputError that names the file and the way out."""
     try:
         yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out. What was saved "
-            "before is whole, and --resume goes on from it"
-        ) from None
-    except RuntimeError as error:  # torch.save's own way to say that a write failed
-        if "write" not in str(error) and "PytorchStreamWriter" not in str(error):
+    except (OSError, RuntimeError) as error:
+        # torch.save says "PytorchStreamWriter failed writing file" where Python would raise an OSError.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         raise InputError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}); make room or choose another --out. What was "
-            "saved before is whole, and --resume goes on from it"
+            f"{path}: cannot be written ({first_line(error)}); make room or choose another --out. What was saved "
+            "before is whole, and --resume goes on from it"
         ) from None
 
 
@@ -122,7 +118,7 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]})") from None
+        raise InputError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})")
     if state.get("kind") != kind:

@@ -1,0 +1,80 @@
+"""The small commands: what can be named in an option, and what a genotype looks like.
+
+python -m darts_bio list
+python -m darts_bio genotype darts_v2
+python -m darts_bio genotype "Genotype(normal=[('sep_conv_3x3_u', 1), ...], ...)" --json mine.json --svg mine.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from darts_bio.config import import_plugins
+from darts_bio.errors import InputError
+from darts_bio.registry import split_specs
+
+
+def list_names(arguments: argparse.Namespace) -> None:
+    """Prints every registered name with a line about it."""
+    from darts_bio.rules import RULES
+    from darts_bio.spaces import OPERATIONS, SPACES, shipped_names
+    from darts_bio.strategies import STRATEGIES
+    from darts_bio.training.data import DATASETS
+
+    families: list[tuple[str, Mapping[str, str]]] = [
+        ("learning rules   --rules, --backbone-rule", RULES.summaries()),
+        ("operations", OPERATIONS.summaries()),
+        ("spaces   --space", SPACES.summaries()),
+        ("strategies   --strategy", STRATEGIES.summaries()),
+        ("data sets   --dataset", DATASETS.summaries()),
+        ("genotypes   --genotype", dict.fromkeys(shipped_names(), "")),
+    ]
+    for title, members in families:
+        print(title)
+        for name, summary in members.items():
+            print(f"  {name:14} {summary}".rstrip())
+
+
+def show_genotype(arguments: argparse.Namespace) -> None:
+    """Prints a genotype; writes it as JSON and as a figure where asked to."""
+    from darts_bio.monitoring.drawing import draw_genotype
+    from darts_bio.spaces import load_genotype
+    from darts_bio.training.run_folder import write_text
+
+    genotype = load_genotype(arguments.source)
+    for path, text in ((arguments.json, genotype.to_json()), (arguments.svg, draw_genotype(genotype).svg())):
+        if path is not None:
+            if Path(path).exists():
+                raise InputError(f"{path}: exists; remove it first, or choose another name")
+            write_text(Path(path), text)
+            print(f"wrote {path}")
+    print(genotype)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m darts_bio", description="Small commands beside the scripts.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    lister = commands.add_parser("list", help="every name that an option takes")
+    lister.set_defaults(run=list_names)
+    genotype = commands.add_parser("genotype", help="show, import or draw a genotype")
+    genotype.add_argument("source", metavar="X", help="a shipped name, a JSON file, a run folder, or DARTS-style text")
+    genotype.add_argument("--json", metavar="FILE", help="write it as a genotype file")
+    genotype.add_argument("--svg", metavar="FILE", help="draw its cells")
+    genotype.set_defaults(run=show_genotype)
+    for command in (lister, genotype):
+        command.add_argument("--plugin", default="", metavar="A,B,...", help="modules to import first")
+    arguments = parser.parse_args(argv)
+    try:
+        import_plugins(split_specs(arguments.plugin))
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

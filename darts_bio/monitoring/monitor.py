@@ -1,0 +1,151 @@
+"""One writer of all numbers: the console, metrics.jsonl and TensorBoard say the same.
+
+metrics.jsonl holds a record a line: event ("record" every few steps, or "epoch"), step, epoch, the numbers, and at the
+end seconds and images_per_second. All but these last two is the same whether or not a run was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from darts_bio.training.engine import Numbers, Progress
+from darts_bio.training.run_folder import RunFolder, write_text, writing
+
+LINE_EVERY_S = 10.0
+
+
+class Monitor:
+    """Listens to `fit`. A context manager: leaving it closes the files."""
+
+    def __init__(self, folder: RunFolder, console: TextIO = sys.stderr) -> None:
+        self.folder, self._console = folder, console
+        self._metrics = folder.path / "metrics.jsonl"
+        self._writer: Any = None
+        self._bar: tqdm | None = None
+        self._steps, self._images, self._started_at, self._earlier_s = 0, 0, time.monotonic(), 0.0
+        self._line_at = self._started_at
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            with writing(self.folder.path):
+                self._writer.close()
+
+    def on_start(self, progress: Progress) -> None:
+        """Opens the files; what they say of steps after `progress.step`, which will be made anew, is dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= progress.step]
+        if kept:
+            self._earlier_s = json.loads(kept[-1])["seconds"]
+        write_text(self._metrics, "".join(f"{line}\n" for line in kept))
+        with writing(self.folder.path):
+            # TensorBoard passes over earlier events from this step on.
+            self._writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1 if progress.step else None)
+        self._started_at = self._line_at = time.monotonic()
+        terminal = self._console.isatty()
+        self._bar = tqdm(
+            total=progress.steps, initial=progress.step, unit="step", file=self._console, disable=not terminal
+        )
+
+    def _lines(self) -> list[str]:
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8").splitlines()
+        # A line cut off by a crash was written after the checkpoint.
+        return [line for line in lines if line.endswith("}")]
+
+    def on_step(self, progress: Progress, images: int) -> None:
+        assert self._bar is not None
+        self._steps += 1
+        self._images += images
+        self._bar.update()
+
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        self._write("record", progress, numbers)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, progress.step)
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(_brief(numbers))
+        elif time.monotonic() - self._line_at > LINE_EVERY_S and not progress.ends_epoch:
+            self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        self._write("epoch", progress, numbers)
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"epoch/{name.replace('/', '_')}", value, progress.step)
+        self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
+
+    def say(self, line: str) -> None:
+        """A line on the console, above the progress bar."""
+        self._line_at = time.monotonic()
+        tqdm.write(line, file=self._console)
+
+    def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
+        """TensorBoard's custom scalars: group -> chart -> the tags it draws together."""
+        parts = {group: {name: ["Multiline", tags] for name, tags in named.items()} for group, named in charts.items()}
+        self._writer.add_custom_scalars(parts)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._writer.add_histogram(tag, values.detach().cpu(), step)
+
+    def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """pixels: (H, W, 3) uint8."""
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Markdown."""
+        self._writer.add_text(tag, text, step)
+
+    def _write(self, event: str, progress: Progress, numbers: Numbers) -> None:
+        seconds = time.monotonic() - self._started_at
+        wall_clock = {
+            "seconds": round(self._earlier_s + seconds, 2),
+            "images_per_second": round(self._images / max(seconds, 1e-9), 1),
+        }
+        record = {"event": event, "step": progress.step, "epoch": progress.epoch, **numbers, **wall_clock}
+        with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        with writing(self.folder.path):
+            self._writer.flush()
+
+    def _place(self, progress: Progress) -> str:
+        return f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
+
+    def _rate(self, progress: Progress) -> str:
+        seconds = time.monotonic() - self._started_at
+        left = seconds / max(1, self._steps) * (progress.steps - progress.step)
+        return f"{self._images / max(seconds, 1e-9):.0f} images/s  {_clock(left)} left"
+
+
+def _brief(numbers: Numbers) -> str:
+    """Losses and accuracies in a few words."""
+    parts = []
+    for name, value in numbers.items():
+        group, _, quantity = name.partition("/")
+        if quantity == "loss":
+            parts.append(f"{group} loss {value:.3f}")
+        elif quantity == "accuracy":
+            parts.append(f"{group} {100 * value:.2f} %")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,115 @@
+"""What a run leaves for people: the genotype and its figure, pictures in TensorBoard, and the next command."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+from collections.abc import Sequence
+
+import torch
+
+from darts_bio import __version__
+from darts_bio.config import SearchConfig
+from darts_bio.evaluation import parameters
+from darts_bio.monitoring.drawing import draw_edge_weights, draw_genotype
+from darts_bio.monitoring.monitor import Monitor
+from darts_bio.spaces import Genotype
+from darts_bio.training.engine import Numbers, Progress
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import RunFolder, write_text
+from darts_bio.training.search import Search
+
+
+class SearchMonitor(Monitor):
+    """After each epoch also genotype.json and cells.svg; in TensorBoard alpha (histograms, heat maps) and the cells."""
+
+    def __init__(self, search: Search, folder: RunFolder, command: Sequence[str]) -> None:
+        super().__init__(folder)
+        self.search, self.command = search, shlex.join(command)
+        self.figure_path = folder.path / "cells.svg"
+
+    def on_start(self, progress: Progress) -> None:
+        super().on_start(progress)
+        config, supernet = self.search.config, self.search.supernet
+        self.layout({"search": {name: [f"train/{name}", f"valid/{name}"] for name in ("loss", "accuracy")}})
+        self.text("run", f"`{self.command}`\n\n```yaml\n{config.to_yaml()}```", progress.step)
+        tables = ", ".join(
+            f"{cell_type} {rows_shape[0]} edges x {rows_shape[1]} candidates"
+            for cell_type in supernet.table.rows
+            for rows_shape in [supernet.table.shape(cell_type)]
+        )
+        self.say(
+            f"search on {config.dataset}, {self.search.device}: {progress.steps} steps in {progress.epochs} epochs; "
+            f"supernet of {parameters(supernet):,} weights ({tables})"
+        )
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        super().on_epoch(progress, numbers)
+        genotype = self.write_genotype(progress.step)
+        table, edges, strategy = self.search.supernet.table, self.search.space.edges, self.search.strategy
+        for cell_type, alpha in strategy.alpha.items():
+            self.histogram(f"alpha/{cell_type}", alpha.detach().cpu()[table.mask(cell_type)], progress.step)
+        for cell_type, weights in strategy.final_weights().items():
+            title = f"edge weights, {cell_type} cell"
+            heat_map = draw_edge_weights(title, table.rows[cell_type], edges, weights.cpu())
+            self.image(f"edge_weights/{cell_type}", heat_map.image(), progress.step)
+        self.image("cells", draw_genotype(genotype).image(), progress.step)
+        self.text("genotype", f"```\n{genotype}\n```", progress.step)
+
+    def write_genotype(self, step: int) -> Genotype:
+        """Writes genotype.json and cells.svg as they stand after `step` steps."""
+        config = self.search.config
+        genotype = self.search.genotype().with_provenance(
+            command=self.command,
+            dataset=config.dataset,
+            space=config.space,
+            rules=list(config.rules),
+            strategy=config.strategy,
+            seed=config.seed,
+            steps=step,
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            versions={"darts_bio": __version__, "torch": torch.__version__},
+        )
+        write_text(self.folder.genotype_path, genotype.to_json())
+        write_text(self.figure_path, draw_genotype(genotype).svg())
+        return genotype
+
+
+class TrainingMonitor(Monitor):
+    """At the start also the genotype that is trained: genotype.json, cells.svg, and both in TensorBoard."""
+
+    def __init__(self, training: Retraining, folder: RunFolder, command: Sequence[str]) -> None:
+        super().__init__(folder)
+        self.training, self.command = training, shlex.join(command)
+
+    def on_start(self, progress: Progress) -> None:
+        super().on_start(progress)
+        config, genotype = self.training.config, self.training.network.genotype
+        write_text(self.folder.genotype_path, genotype.to_json())
+        write_text(self.folder.path / "cells.svg", draw_genotype(genotype).svg())
+        self.layout({"training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}})
+        self.text("run", f"`{self.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step)
+        self.image("cells", draw_genotype(genotype).image(), progress.step)
+        self.say(
+            f"training on {config.dataset}, {self.training.device}: {progress.steps} steps in {progress.epochs} "
+            f"epochs; network of {parameters(self.training.network):,} parameters"
+        )
+
+
+def _python() -> list[str]:
+    """How this interpreter was called: by `uv run`, which leaves its path in the environment, or by name."""
+    return ["uv", "run"] if "UV" in os.environ else ["python"]
+
+
+def resume_line(argv: Sequence[str], folder: RunFolder) -> str:
+    """The command that goes on with a stopped run."""
+    return "stopped; go on with: " + shlex.join([*_python(), argv[0], "--out", str(folder.path), "--resume"])
+
+
+def retrain_line(config: SearchConfig, folder: RunFolder) -> str:
+    """The command that trains the genotype a search has found."""
+    where = {"--dataset": config.dataset, "--data-dir": config.data_dir, "--image-size": config.image_size}
+    given = [part for flag, value in where.items() if value is not None for part in (flag, str(value))]
+    command = [*_python(), "evaluate/train_cifar.py", "--genotype", str(folder.path), *given]
+    return "next, train it: " + shlex.join(command)

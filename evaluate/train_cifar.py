@@ -1,0 +1,44 @@
+"""Train a genotype's network from scratch and measure it on the test images.
+
+    python evaluate/train_cifar.py --genotype RUN                               a search's run folder, on the digits
+    python evaluate/train_cifar.py --genotype darts_v2 --dataset cifar10        the protocol of DARTS (arXiv 1806.09055)
+    python evaluate/train_cifar.py --genotype X --out RUN --resume              go on with a run that was stopped
+
+The result is the last epoch's accuracy. Test images are only measured on: nothing is chosen by them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from darts_bio.config import RetrainConfig, run_script
+
+
+def main(config: RetrainConfig) -> int:
+    from darts_bio.evaluation import parameters
+    from darts_bio.monitoring.report import TrainingMonitor, resume_line
+    from darts_bio.runtime import select_device, stop_on_signals
+    from darts_bio.spaces import load_genotype
+    from darts_bio.training.data import load_data
+    from darts_bio.training.engine import fit
+    from darts_bio.training.retrain import Retraining
+    from darts_bio.training.run_folder import RunFolder
+
+    device = select_device(config.device)
+    # A resumed run keeps the genotype it began with, whatever has become of the file it was read from.
+    genotype = load_genotype(str(config.out) if config.resume else config.genotype)
+    data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+    training = Retraining(config, genotype, data, device)
+    folder = RunFolder.open("train", config)
+    with stop_on_signals() as stop, TrainingMonitor(training, folder, sys.argv) as monitor:
+        outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
+    if not outcome.finished:
+        print(resume_line(sys.argv, folder))
+        return stop.exit_code
+    print(f"test accuracy: {100 * outcome.numbers['test/accuracy']:.2f} % after {config.epochs} epochs")
+    print(f"parameters:    {parameters(training.network):,}\nrun folder:    {folder.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0]))

@@ -1,0 +1,40 @@
+"""Search cells on a data set, over (operation, learning rule) pairs, and write the genotype found.
+
+    python search/run.py                                            the embedded digits, on two CPU cores
+    python search/run.py --dataset cifar10 --data-dir data          the protocol of DARTS (arXiv 1806.09055)
+    python search/run.py --dataset cifar10 --rules bp               plain DARTS
+    python search/run.py --out RUN --resume                         go on with a run that was stopped
+
+The run folder receives config.yaml, genotype.json, cells.svg, metrics.jsonl, TensorBoard events and a checkpoint.
+Ctrl-C or SIGTERM ends the run after the present step; `--resume` then goes on as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from darts_bio.config import SearchConfig, run_script
+
+
+def main(config: SearchConfig) -> int:
+    from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
+    from darts_bio.runtime import select_device, stop_on_signals
+    from darts_bio.training.data import load_data
+    from darts_bio.training.engine import fit
+    from darts_bio.training.run_folder import RunFolder
+    from darts_bio.training.search import Search
+
+    device = select_device(config.device)
+    data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+    search = Search(config, data, device)
+    folder = RunFolder.open("search", config)
+    with stop_on_signals() as stop, SearchMonitor(search, folder, sys.argv) as monitor:
+        outcome = fit(search, folder, monitor, stop, log_every=config.log_every)
+        genotype = monitor.write_genotype(outcome.step)
+    print(f"{genotype}\n\ngenotype: {folder.genotype_path}\nfigure:   {monitor.figure_path}")
+    print(retrain_line(config, folder) if outcome.finished else resume_line(sys.argv, folder))
+    return 0 if outcome.finished else stop.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(SearchConfig, main, (__doc__ or "").split("\n")[0]))

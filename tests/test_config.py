@@ -1,0 +1,148 @@
+"""The command line, YAML files and their errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from darts_bio.config import PRESETS, RetrainConfig, RunConfig, SearchConfig, parse, read_yaml
+from darts_bio.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def search(*argv: str) -> SearchConfig:
+    return parse(SearchConfig, argv, "")
+
+
+class TestLayers:
+    def test_defaults_are_the_protocol(self) -> None:
+        config = search("--dataset", "cifar10")
+        expected = {"channels": 16, "layers": 8, "epochs": 50, "batch_size": 64, "lr": 0.025, "lr_min": 0.001}
+        expected |= {"momentum": 0.9, "weight_decay": 3e-4, "clip": 5.0, "crop_padding": 4, "flip": True, "cutout": 0}
+        assert {name: getattr(config, name) for name in expected} == expected
+        retrain = parse(RetrainConfig, ["--genotype", "darts_v2", "--dataset", "cifar10"], "")
+        expected = {"channels": 36, "layers": 20, "epochs": 600, "batch_size": 96, "lr": 0.025, "lr_min": 0.0}
+        expected |= {"cutout": 16, "auxiliary": 0.4, "drop_path": 0.2, "clip": 5.0}
+        assert {name: getattr(retrain, name) for name in expected} == expected
+
+    def test_command_line_over_file_over_preset_over_default(self, tmp_path: Path) -> None:
+        preset = PRESETS[SearchConfig]["digits"]
+        file = tmp_path / "c.yaml"
+        file.write_text("channels: 6\nepochs: 3\nbatch-size: 7\nlr: 3e-2\nrules: [fa, usf]\n")
+        config = search("--config", str(file), "--epochs", "4")
+        assert (config.channels, config.epochs, config.batch_size, config.lr) == (6, 4, 7, 0.03)
+        assert config.rules == ("fa", "usf")
+        assert config.layers == preset["layers"] != SearchConfig().layers
+        assert config.weight_decay == SearchConfig().weight_decay
+
+    def test_the_data_set_of_the_file_chooses_the_preset(self, tmp_path: Path) -> None:
+        file = tmp_path / "c.yaml"
+        file.write_text("dataset: cifar10\n")
+        assert search("--config", str(file)).layers == 8
+        assert search("--config", str(file), "--dataset", "digits").layers == PRESETS[SearchConfig]["digits"]["layers"]
+
+    def test_presets_only_name_options(self) -> None:
+        for cls, presets in PRESETS.items():
+            for preset in presets.values():
+                assert set(preset) <= {f.name for f in fields(cls)}
+
+    def test_hyphen_and_underscore_are_the_same(self) -> None:
+        assert search("--batch_size=5", "--no_flip", "--arch_gradient", "true") == search(
+            "--batch-size", "5", "--no-flip", "--arch-gradient=true"
+        )
+
+    def test_yaml_round_trip(self, tmp_path: Path) -> None:
+        config = search("--rules", "fa,mine(a=1, b=2)", "--lr", "1e-5", "--data-dir", "d", "--plugin", "a.b,c")
+        (tmp_path / "c.yaml").write_text(config.to_yaml())
+        assert SearchConfig(**read_yaml(tmp_path / "c.yaml", SearchConfig)) == config
+        assert config.rules == ("fa", "mine(a=1, b=2)")
+
+    def test_resume_takes_up_the_folders_options(self, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text(search("--epochs", "9", "--seed", "5").to_yaml())
+        config = search("--out", str(tmp_path), "--resume", "--device", "cpu")
+        assert (config.epochs, config.seed, config.device) == (9, 5, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--chanels", "8"], r"unknown option '--chanels': did you mean '--channels'"),
+        (["--epoch", "8"], r"unknown option '--epoch': did you mean '--epochs'"),
+        (["8"], r"expected options only, found '8'"),
+        (["--channels"], r"--channels: expected one argument"),
+        (["--channels", "x"], r"--channels: expected a whole number, found 'x'"),
+        (["--channels", "2.5"], r"--channels: expected a whole number, found '2.5'"),
+        (["--channels", "-4"], r"--channels: expected at least 2, found -4"),
+        (["--epochs", "0"], r"--epochs: expected at least 1, found 0"),
+        (["--batch-size", "0"], r"--batch-size: expected at least 2, found 0"),
+        (["--seed", "-1"], r"--seed: expected at least 0, found -1"),
+        (["--lr", "-0.1"], r"--lr: expected at least 0, found -0.1"),
+        (["--lr", "nan"], r"--lr: expected at least 0, found nan"),
+        (["--lr", "inf"], r"--lr: expected at least 0, found inf"),
+        (["--momentum", "1"], r"--momentum: expected at least 0 and below 1, found 1.0"),
+        (["--amp", "bf15"], r"unknown value of --amp 'bf15': did you mean 'bf16'"),
+        (["--rules", ""], r"--rules: expected at least one learning rule"),
+        (["--rules", "fa,usf,fa"], r"--rules: expected each rule once, found fa more than once"),
+        (["--resume"], r"--resume needs --out DIR"),
+        (["--resume", "--out", "nowhere"], r"nowhere/config.yaml does not exist"),
+        (["--config", "nowhere.yaml"], r"nowhere.yaml: cannot be read \(No such file"),
+    ],
+)
+def test_bad_command_lines_are_told_in_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        search(*argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chanels: 8", r"unknown option 'chanels': did you mean 'channels'"),
+        ("resume: true", r"unknown option 'resume'"),
+        ("channels: [8]", r"--channels: expected a whole number, found \[8\]"),
+        ("channels: true", r"--channels: expected a whole number, found True"),
+        ("flip: 1", r"--flip: expected true or false, found 1"),
+        ("rules: {fa: 1}", r"--rules: expected names separated by commas"),
+        ("space: 3", r"--space: expected text, found 3"),
+        ("- channels", r"expected lines of the form 'option: value', found list"),
+        ("a: [", r"not a YAML file"),
+        ("a: !!python/object/apply:os.system ['true']", r"not a YAML file"),
+    ],
+)
+def test_bad_files_are_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        search("--config", str(tmp_path / "c.yaml"))
+    assert "\n" not in str(caught.value)
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_genotype_is_asked_for() -> None:
+    with pytest.raises(InputError, match="--genotype is required"):
+        parse(RetrainConfig, [], "")
+
+
+@pytest.mark.parametrize("cls", [SearchConfig, RetrainConfig])
+def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> None:
+    config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
+    left_out = {f.name for f in fields(cls)} - set(config.identity())
+    assert left_out == {"data_dir", "device", "out", "resume", "plugin"}
+
+
+@pytest.mark.parametrize("script", ["search/run.py", "evaluate/train_cifar.py"])
+def test_help_answers_within_a_second_and_names_every_option(script: str) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+    cls = SearchConfig if script.startswith("search") else RetrainConfig
+    for f in fields(cls):
+        assert f"--{f.name.replace('_', '-')}" in done.stdout

@@ -1,0 +1,278 @@
+"""Whatever is registered works everywhere: rules, operations, spaces and strategies, our own and anybody's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
+from darts_bio.errors import InputError
+from darts_bio.monitoring.drawing import draw_genotype
+from darts_bio.networks import build_network
+from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, RuleLinear, true_gradients
+from darts_bio.runtime import generator
+from darts_bio.spaces import OPERATIONS, SPACES, Genotype, from_json, load_genotype, shipped_names
+from darts_bio.spaces.darts import DartsSpace
+from darts_bio.spaces.operations import operation
+from darts_bio.strategies import STRATEGIES
+from darts_bio.strategies.darts import Darts
+from darts_bio.training.data import DATASETS, ImageData, load_data
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.search import Search
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 2, "layers": 3, "batch_size": 8, "epochs": 1, "lr": 0.05}
+PAIR = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3))"
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=32)
+
+
+@pytest.fixture
+def half_rule() -> Iterator[str]:
+    """A rule of a user's own, in one class: half of W."""
+
+    @RULES.register("half")
+    @dataclass(frozen=True)
+    class Half(LearningRule):
+        """K = share W + a trace of a fixed random kernel."""
+
+        share: float = 0.5
+
+        def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"noise": law.sample(generator)}
+
+        def kernel(self, weight: Tensor, state: Any) -> Tensor:
+            return self.share * weight + 1e-3 * state["noise"]
+
+    yield "half"
+    RULES.unregister("half")
+
+
+def train_a_little(genotype: Genotype, data: ImageData) -> Retraining:
+    config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, **SMALL)
+    task = Retraining(config, genotype, data, CPU)
+    before = [p.detach().clone() for p in task.network.parameters()]
+    task.begin_epoch(0)
+    for t in range(2):
+        task.step(t)
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True)]
+    assert all(moved)
+    return task
+
+
+class TestANewRule:
+    def test_is_searchable_derivable_importable_and_trainable(self, half_rule: str, data: ImageData) -> None:
+        config = SearchConfig(space=PAIR, rules=("half(share=0.25)", "usf"), strategy="darts(init=0.0)", **SMALL)
+        search = Search(config, data, CPU)
+        search.begin_epoch(0)
+        search.step(0)
+        with torch.no_grad():
+            for cell_type, rows in search.supernet.table.rows.items():
+                for e, row in enumerate(rows):
+                    for c, candidate in enumerate(row):
+                        if candidate is not None and candidate.rule == "half(share=0.25)":
+                            search.strategy.alpha[cell_type][e, c] += 5.0
+        genotype = search.genotype()
+        assert {e.candidate.rule for c in genotype.cells.values() for e in c.edges} == {"half(share=0.25)"}
+        read = from_json(genotype.to_json(), "mine.json")
+        assert read == genotype
+        network = train_a_little(read, data).network
+        shares = {m.rule.share for m in network.modules() if isinstance(m, RuleConv2d) and hasattr(m.rule, "share")}
+        assert shares == {0.25}
+        assert "half(share=0.25)" in draw_genotype(read).svg()
+
+    def test_is_unknown_without_its_module(self, half_rule: str) -> None:
+        text = load_genotype("darts_v2").to_json().replace('"rule": "bp"', '"rule": "half"')
+        RULES.unregister("half")
+        with pytest.raises(InputError, match=r"edges\[0\].rule: unknown learning rule 'half'"):
+            from_json(text, "mine.json")
+
+    def test_from_a_users_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from darts_bio.config import import_plugins
+
+        (tmp_path / "my_rules_for_test.py").write_text(
+            textwrap.dedent(
+                """
+                from dataclasses import dataclass
+                from darts_bio.rules import RULES, LearningRule
+
+                @RULES.register("mine")
+                @dataclass(frozen=True)
+                class Mine(LearningRule):
+                    def kernel(self, weight, state):
+                        return 2 * weight
+                """
+            )
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+        import_plugins(("my_rules_for_test",))
+        try:
+            assert RULES.build("mine").kernel(torch.ones(2), {}).tolist() == [2, 2]
+        finally:
+            RULES.unregister("mine")
+        with pytest.raises(InputError, match="--plugin nowhere: cannot be imported"):
+            import_plugins(("nowhere",))
+
+
+class TestEveryRule:
+    @pytest.mark.parametrize("rule", RULES)
+    def test_convolution_and_linear_are_ordinary_forward_and_exact_when_asked(self, rule: str) -> None:
+        for layer, x in (
+            (RuleConv2d(4, 6, 3, stride=2, padding=1, groups=2, rule=RULES.build(rule)), torch.randn(2, 4, 5, 5)),
+            (RuleLinear(4, 3, rule=RULES.build(rule)), torch.randn(2, 5, 4)),
+        ):
+            parent = nn.Conv2d.forward if isinstance(layer, RuleConv2d) else nn.Linear.forward
+            x.requires_grad_()
+            expected = parent(layer, x)  # type: ignore[arg-type]
+            assert torch.equal(layer(x), expected)
+            gradient = torch.autograd.grad(expected.square().sum(), x)[0]
+            with true_gradients(layer):
+                assert torch.equal(torch.autograd.grad(layer(x).square().sum(), x)[0], gradient)
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_feedback_is_a_function_of_its_generator(self, rule: str) -> None:
+        law = RuleLinear(5, 4, rule=RULES.build(rule)).initial_law
+        one, same, other = (RULES.build(rule).state(law, generator("cpu", s)) for s in (0, 0, 1))
+        assert all(torch.equal(one[k], same[k]) for k in one)
+        assert all(v.numel() == 1 or not torch.equal(v, other[k]) for k, v in one.items())
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_as_the_only_rule_of_a_network(self, rule: str, data: ImageData) -> None:
+        text = load_genotype("darts_v1").to_json().replace('"bp"', f'"{rule}"')
+        train_a_little(from_json(text, "x"), data)
+
+
+class TestEveryOperation:
+    @pytest.mark.parametrize("op", OPERATIONS)
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("supernet", [False, True])
+    def test_keeps_the_contract_of_shapes_and_rules(self, op: str, stride: int, supernet: bool) -> None:
+        member = OPERATIONS.get(op)
+        module = member.build(4, stride, RULES.build("fa"), supernet)
+        for side in (7, 8):
+            out = module(torch.randn(2, 4, side, side))
+            assert out.shape == (2, 4, -(-side // stride), -(-side // stride))
+        carriers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        assert all(isinstance(m, (RuleConv2d, RuleLinear)) and m.rule == RULES.build("fa") for m in carriers)
+        assert bool(carriers) == member.carries_rule(stride)
+
+    def test_a_new_one_is_searchable(self, data: ImageData) -> None:
+        @operation("double", weighted=())
+        def double(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+            """Twice average pooling."""
+            return nn.Sequential(nn.AvgPool2d(3, stride, padding=1), nn.AvgPool2d(3, 1, padding=1))
+
+        try:
+            config = SearchConfig(space="darts(nodes=1, operations=(none, double))", rules=("usf",), **SMALL)
+            search = Search(config, data, CPU)
+            search.step(0)
+            assert {e.candidate.op for c in search.genotype().cells.values() for e in c.edges} == {"double"}
+            task = Retraining(
+                RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, **SMALL), search.genotype(), data, CPU
+            )
+            task.step(0)
+        finally:
+            OPERATIONS.unregister("double")
+
+
+class TestEveryPair:
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("space", SPACES)
+    def test_searches_goes_on_from_its_state_and_gives_a_genotype_that_trains(
+        self, space: str, strategy: str, data: ImageData
+    ) -> None:
+        config = SearchConfig(space=space, strategy=strategy, rules=("fa", "brsf"), **(SMALL | {"epochs": 2}))
+        search, other = Search(config, data, CPU), Search(config, data, CPU)
+        search.begin_epoch(0)
+        search.step(0)
+        other.load_state_dict(copy.deepcopy(search.state_dict()))
+        other.begin_epoch(0)
+        for task in (search, other):
+            task.step(1)
+        for cell_type, weights in search.strategy.final_weights().items():
+            table = search.supernet.table
+            assert weights.shape == table.shape(cell_type)
+            assert not weights.requires_grad
+            assert torch.equal(weights, other.strategy.final_weights()[cell_type])
+            assert weights[~table.mask(cell_type)].eq(0).all()
+        genotype = search.genotype()
+        assert genotype == other.genotype()
+        SPACES.get(genotype.space)().validate(genotype, "found")
+        train_a_little(genotype, data)
+
+
+class TestANewSpaceAndStrategy:
+    def test_in_one_class_each(self, data: ImageData) -> None:
+        @SPACES.register("chain")
+        class Chain(DartsSpace):
+            """One node."""
+
+            name = "chain"
+
+            def __init__(self) -> None:
+                super().__init__(nodes=1)
+
+        @STRATEGIES.register("still")
+        class Still(Darts):
+            """Alpha stays where it is."""
+
+            def step(self, bilevel: Any) -> Tensor:
+                return bilevel.loss(bilevel.valid_batch, self.edge_weights())[1].detach()
+
+        try:
+            search = Search(SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL), data, CPU)
+            before = {t: a.detach().clone() for t, a in search.strategy.alpha.items()}
+            search.step(0)
+            assert all(torch.equal(before[t], a) for t, a in search.strategy.alpha.items())
+            genotype = search.genotype()
+            assert genotype.space == "chain"
+            assert len(genotype.cells["normal"].edges) == 2
+            train_a_little(from_json(genotype.to_json(), "x"), data)
+        finally:
+            SPACES.unregister("chain")
+            STRATEGIES.unregister("still")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_genotype_builds_trains_and_names_its_source(name: str, data: ImageData) -> None:
+    genotype = load_genotype(name)
+    assert genotype.provenance["source"]
+    train_a_little(genotype, data)
+    assert json.loads(genotype.to_json())["format"] == 1
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_says_what_it_is(name: str) -> None:
+    assert len(DATASETS.summaries()[name]) > 20
+
+
+@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in PRESETS[SearchConfig].values()])
+def test_presets_of_the_search_build(config: SearchConfig) -> None:
+    Search(config, load_data("digits"), CPU)
+
+
+@pytest.mark.parametrize("preset", PRESETS[RetrainConfig].values())
+def test_presets_of_retraining_build(preset: dict[str, Any]) -> None:
+    Retraining(RetrainConfig(**{"genotype": "darts_v2", **preset}), load_genotype("darts_v2"), load_data("digits"), CPU)
+
+
+def test_the_public_face() -> None:
+    import darts_bio
+
+    assert darts_bio.build_network is build_network
+    assert set(darts_bio.__all__) <= set(dir(darts_bio)) | {"build_network", "load_genotype", "true_gradients"}
+    with pytest.raises(AttributeError, match="no attribute 'convrt'"):
+        darts_bio.convrt  # noqa: B018

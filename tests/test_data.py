@@ -1,0 +1,282 @@
+"""Data sets, splits, and batches that depend on (seed, stream, t) alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from darts_bio.errors import InputError
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, Split, halves, in_order, load_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data("digits")
+
+
+def numbered(n: int, side: int = 6, channels: int = 1) -> Split:
+    """Images of a single value each, their own number + 1."""
+    images = torch.arange(1, n + 1, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, side, side)
+    return Split(images.contiguous(), torch.arange(n))
+
+
+PLAIN = Augmentation()
+IDENTITY = Normalisation(torch.zeros(1), torch.ones(1))
+
+
+def batches(split: Split, size: int, augmentation: Augmentation = PLAIN, seed: int = 0) -> Batches:
+    return Batches(split, size, IDENTITY, augmentation, seed=seed, name="train", device=CPU)
+
+
+class TestDigits:
+    def test_fixed_stratified_split(self, digits: ImageData) -> None:
+        assert len(digits.train) + len(digits.test) == 1797
+        assert digits.train.images.dtype == torch.uint8
+        assert digits.train.images.shape[1:] == (1, 8, 8)
+        everything = torch.cat([digits.train.labels, digits.test.labels]).bincount()
+        share = digits.test.labels.bincount() / everything
+        assert (share - 0.2).abs().max() < 0.01
+        assert torch.equal(load_data("digits", seed=7).test.images, digits.test.images)
+
+    def test_pixels_are_the_sixteen_steps_over_the_whole_range(self, digits: ImageData) -> None:
+        values = torch.cat([digits.train.images, digits.test.images]).unique()
+        assert values.tolist() == [round(v * 255 / 16) for v in range(17)]
+
+    def test_halves_are_disjoint_equal_and_seeded(self, digits: ImageData) -> None:
+        split = numbered(9)
+        one, two = halves(split, seed=0)
+        assert len(one) == len(two) == 4
+        assert not set(one.labels.tolist()) & set(two.labels.tolist())
+        assert not torch.equal(halves(split, seed=1)[0].labels, one.labels)
+
+    def test_a_part_of_the_training_images(self, digits: ImageData) -> None:
+        part = load_data("digits", train_images=50, seed=3)
+        assert len(part.train) == 50
+        assert len(part.test) == len(digits.test)
+        assert torch.equal(part.train.images, load_data("digits", train_images=50, seed=3).train.images)
+        with pytest.raises(InputError, match="expected at most 1438, all of digits, found 5000"):
+            load_data("digits", train_images=5000)
+
+
+class TestNormalisation:
+    def test_equals_the_definition(self) -> None:
+        images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8)
+        scaled = images.double() / 255
+        normalisation = Normalisation.of(images)
+        torch.testing.assert_close(normalisation.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(normalisation.std.double(), scaled.std((0, 2, 3), correction=0), rtol=1e-6, atol=0)
+        expected = (scaled - scaled.mean((0, 2, 3), keepdim=True)) / scaled.std((0, 2, 3), correction=0, keepdim=True)
+        torch.testing.assert_close(normalisation(images).double(), expected, rtol=1e-4, atol=1e-5)
+
+    def test_constant_images_stay_finite(self) -> None:
+        images = torch.full((2, 1, 3, 3), 9, dtype=torch.uint8)
+        assert Normalisation.of(images)(images).isfinite().all()
+
+
+class TestBatches:
+    def test_an_epoch_sees_each_image_once_in_an_order_of_its_own(self) -> None:
+        stream = batches(numbered(12), 3)
+        epochs = [torch.cat([stream.batch(e * 4 + i)[1] for i in range(4)]) for e in range(3)]
+        for order in epochs:
+            assert order.sort().values.tolist() == list(range(12))
+        assert len({tuple(order.tolist()) for order in epochs}) == 3
+
+    def test_what_does_not_fill_a_batch_is_left_out(self) -> None:
+        assert batches(numbered(11), 3).per_epoch == 3
+
+    def test_a_batch_depends_on_seed_name_and_t_alone(self) -> None:
+        augmentation = Augmentation(crop_padding=2, flip=True, cutout=3)
+        split = Split(torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8), torch.arange(20))
+        forward = [batches(split, 4, augmentation).batch(t)[0] for t in range(12)]
+        stream = batches(split, 4, augmentation)
+        before = torch.get_rng_state()
+        for t in reversed(range(12)):
+            assert torch.equal(stream.batch(t)[0], forward[t])
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not torch.equal(batches(split, 4, augmentation, seed=1).batch(0)[0], forward[0])
+
+    def test_each_image_is_cropped_and_mirrored_by_itself_as_by_hand(self) -> None:
+        split = Split(torch.randint(1, 256, (64, 2, 5, 7), dtype=torch.uint8), torch.arange(64))
+        x, labels = batches(split, 64, Augmentation(crop_padding=2, flip=True)).batch(0)
+        seen = set()
+        for image, label in zip((x * 255).round().to(torch.uint8), labels, strict=True):
+            padded = torch.nn.functional.pad(split.images[label], (2, 2, 2, 2))
+            crops = {
+                (dy, dx, mirrored): (c.flip(-1) if mirrored else c)
+                for dy in range(5)
+                for dx in range(5)
+                for mirrored in (False, True)
+                for c in [padded[:, dy : dy + 5, dx : dx + 7]]
+            }
+            found = [key for key, crop in crops.items() if torch.equal(crop, image)]
+            assert len(found) == 1
+            seen.add(found[0])
+        assert len(seen) > 25
+        assert {mirrored for _, _, mirrored in seen} == {False, True}
+
+    def test_cutout_blanks_one_square_to_the_mean(self) -> None:
+        split = Split(torch.full((200, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(200, dtype=torch.long))
+        x, _ = batches(split, 200, Augmentation(cutout=4)).batch(0)
+        blank = (x == 0).squeeze(1)
+        sizes = blank.sum((1, 2))
+        assert sizes.max() == 16
+        assert sizes.min() >= 4
+        rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
+        assert torch.equal(rows * columns, sizes)
+        assert blank.any(0).all()
+
+    def test_a_batch_larger_than_the_split(self) -> None:
+        with pytest.raises(
+            InputError, match="--batch-size: expected at most 5, the images of the train split, found 6"
+        ):
+            batches(numbered(5), 6)
+
+    @pytest.mark.parametrize("what", ["cutout", "crop_padding"])
+    def test_an_augmentation_that_leaves_nothing_of_the_image(self, what: str) -> None:
+        option = "--" + what.replace("_", "-")
+        with pytest.raises(InputError, match=f"{option}: expected less than 6, the side of the images, found 16"):
+            batches(numbered(5), 2, Augmentation(**{what: 16}))
+
+    def test_in_order_sees_everything_once(self) -> None:
+        parts = [labels for _, labels in in_order(numbered(7), 3, IDENTITY)]
+        assert torch.cat(parts).tolist() == list(range(7))
+
+
+def draw(path: Path, value: int, size: tuple[int, int] = (10, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, value, value)).save(path)
+
+
+class TestFolder:
+    def test_train_and_val(self, tmp_path: Path) -> None:
+        for split, n in (("train", 3), ("val", 2)):
+            for label, name in enumerate(("ants", "bees")):
+                for i in range(n):
+                    draw(tmp_path / split / name / f"{i}.png", 100 * label + i, mode="L" if i else "RGB")
+        data = load_data("folder", str(tmp_path), image_size=4)
+        assert data.classes == ("ants", "bees")
+        assert data.train.images.shape == (6, 3, 4, 4)
+        assert data.test.labels.tolist() == [0, 0, 1, 1]
+        assert data.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+
+    def test_one_folder_is_split_by_class(self, tmp_path: Path) -> None:
+        for name, n in (("ants", 10), ("bees", 20)):
+            for i in range(n):
+                draw(tmp_path / name / f"{i}.jpg", i)
+        data = load_data("folder", str(tmp_path))
+        assert data.test.labels.bincount().tolist() == [2, 4]
+        assert data.train.images.shape == (24, 3, 32, 32)
+
+    def test_the_shorter_side_is_resized_and_the_centre_kept(self, tmp_path: Path) -> None:
+        wide = np.zeros((8, 24, 3), np.uint8)
+        wide[:, 8:16] = 255
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            for i in range(5):
+                Image.fromarray(wide).save(tmp_path / name / f"{i}.png")
+        images = load_data("folder", str(tmp_path), image_size=8).train.images
+        assert images.float().mean() > 250
+
+    def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="needs --data-dir"):
+            load_data("folder")
+        with pytest.raises(InputError, match="found no folder"):
+            load_data("folder", str(tmp_path / "nowhere"))
+        with pytest.raises(InputError, match="at least 2, found 0"):
+            load_data("folder", str(tmp_path))
+        draw(tmp_path / "ants" / "0.png", 1)
+        (tmp_path / "bees").mkdir()
+        with pytest.raises(InputError, match="bees: expected images"):
+            load_data("folder", str(tmp_path))
+        (tmp_path / "bees" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+        with pytest.raises(InputError, match="bad.png: not a readable image"):
+            load_data("folder", str(tmp_path))
+
+    def test_truncated_image(self, tmp_path: Path) -> None:
+        for name in ("ants", "bees"):
+            draw(tmp_path / name / "0.jpg", 9, size=(200, 200))
+        path = tmp_path / "bees" / "0.jpg"
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(InputError, match="0.jpg: not a readable image"):
+            load_data("folder", str(tmp_path))
+
+    def test_train_without_test(self, tmp_path: Path) -> None:
+        for name in ("ants", "bees"):
+            draw(tmp_path / "train" / name / "0.png", 1)
+        with pytest.raises(InputError, match="expected a folder val or test beside it"):
+            load_data("folder", str(tmp_path))
+
+
+class TestCifar:
+    def test_without_data_and_network_both_ways_out_are_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from torchvision.datasets import cifar
+
+        def no_network(*args: object, **kwargs: object) -> None:
+            raise OSError("Network is unreachable")
+
+        monkeypatch.setattr(cifar, "download_and_extract_archive", no_network)
+        with pytest.raises(
+            InputError, match=r"--data-dir DIR, where DIR/cifar-10-batches-py lies, or run once"
+        ) as caught:
+            load_data("cifar10", str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+    def test_a_torchvision_of_another_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Broken(ModuleType):
+            def __getattr__(self, name: str) -> None:
+                raise RuntimeError("operator torchvision::nms does not exist\nmore lines")
+
+        monkeypatch.setitem(sys.modules, "torchvision", Broken("torchvision"))
+        with pytest.raises(InputError, match=r"nms does not exist.*pip install --force-reinstall torch torchvision"):
+            load_data("cifar10")
+
+    @pytest.mark.cifar
+    @pytest.mark.skipif("DARTS_BIO_DATA" not in os.environ, reason="DARTS_BIO_DATA does not name a folder with CIFAR")
+    def test_the_real_ones(self) -> None:
+        data = load_data("cifar10", os.environ["DARTS_BIO_DATA"])
+        assert (len(data.train), len(data.test), len(data.classes)) == (50000, 10000, 10)
+        normalisation = Normalisation.of(data.train.images)
+        published = (
+            torch.tensor([0.49139968, 0.48215827, 0.44653124]),
+            torch.tensor([0.24703233, 0.24348505, 0.26158768]),
+        )
+        torch.testing.assert_close((normalisation.mean, normalisation.std), published, rtol=0, atol=1e-4)
+        assert len(load_data("cifar100", os.environ["DARTS_BIO_DATA"]).classes) == 100
+
+
+def test_names_and_options() -> None:
+    with pytest.raises(InputError, match=r"unknown data set 'cifar': did you mean 'cifar10' or 'cifar100'\?"):
+        load_data("cifar")
+    with pytest.raises(InputError, match="--image-size: only --dataset folder is resized"):
+        load_data("digits", image_size=16)
+
+
+def test_torchvisions_own_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of torchvision's layout with 2 + 1 images, its check sums bent to it."""
+    from torchvision.datasets import CIFAR10
+
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+    for name, rows in (("data_batch_1", pixels), ("test_batch", pixels[:1])):
+        (base / name).write_bytes(pickle.dumps({"data": rows, "labels": list(range(len(rows)))}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    data = load_data("cifar10", str(tmp_path))
+    assert data.classes == ("a", "b")
+    assert torch.equal(data.train.images, torch.from_numpy(pixels.reshape(2, 3, 32, 32)))
+    assert data.test.labels.tolist() == [0]

@@ -1,0 +1,257 @@
+"""Registries and specs: names are looked up, options are parsed, nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darts_bio.errors import InputError, unknown_name
+from darts_bio.registry import Registry, parse_spec, split_specs
+from darts_bio.rules import RULES
+from darts_bio.spaces import OPERATIONS, SPACES
+
+NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
+SCALARS = st.one_of(
+    st.integers(-(10**9), 10**9),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    st.text(string.printable, max_size=6),
+)
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.lists(SCALARS, max_size=3).map(tuple))
+
+
+@pytest.fixture
+def colours() -> Registry[Any]:
+    registry: Registry[Any] = Registry("colour")
+
+    @registry.register("red")
+    @dataclass(frozen=True)
+    class Red:
+        """The first colour.
+
+        And more of it.
+        """
+
+        shade: int = 1
+        name: str = "r"
+
+    registry.register("green")(lambda size, shade=2: ("green", size, shade))
+    return registry
+
+
+class TestRegistry:
+    @pytest.mark.parametrize("registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind)
+    def test_every_name_of_the_package_is_taken_once(self, registry: Registry[Any]) -> None:
+        """Registering a second member under a name raises, and the first one stays."""
+        assert registry.names()
+        for name in registry.names():
+            member = registry.get(name)
+            with pytest.raises(ValueError, match=f"{registry.kind} '{name}' is registered already"):
+                registry.register(name)
+            assert registry.get(name) is member
+
+    @pytest.mark.parametrize("registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind)
+    def test_every_member_has_a_summary_of_one_line(self, registry: Registry[Any]) -> None:
+        for name, summary in registry.summaries().items():
+            assert summary, name
+            assert "\n" not in summary
+
+    def test_names_must_be_identifiers(self, colours: Registry[Any]) -> None:
+        """Others could not be asked for by a spec."""
+        for name in ("", "light red", "light-red", "red()", "1st", "a.b"):
+            with pytest.raises(ValueError, match="must be a Python identifier"):
+                colours.register(name)
+        assert colours.names() == ("red", "green")
+
+    def test_unregister_frees_the_name(self, colours: Registry[Any]) -> None:
+        colours.unregister("red")
+        assert "red" not in colours
+        colours.register("red")(int)
+        assert list(colours) == ["green", "red"]
+
+    def test_a_member_is_registered_as_it_is(self, colours: Registry[Any]) -> None:
+        def blue() -> None:
+            """The third colour."""
+
+        assert colours.register("blue")(blue) is blue
+        assert colours.get("blue") is blue
+        assert colours.summaries() == {"red": "The first colour.", "green": "", "blue": "The third colour."}
+
+    def test_build_passes_arguments_and_options(self, colours: Registry[Any]) -> None:
+        assert colours.build("red(shade=5, name=dark)") == colours.get("red")(5, "dark")
+        assert colours.build("green(shade=7)", 3) == ("green", 3, 7)
+        assert colours.build("green", 3) == ("green", 3, 2)
+
+    def test_an_unknown_option_lists_the_options(self, colours: Registry[Any]) -> None:
+        with pytest.raises(InputError, match=r"colour 'red' has no option 'shape' \(its options: shade, name\)"):
+            colours.build("red(shape=1)")
+
+    def test_what_the_caller_passes_is_no_option(self, colours: Registry[Any]) -> None:
+        with pytest.raises(InputError, match=r"colour 'green' has no option 'size' \(its options: shade\)"):
+            colours.build("green(size=1)", 3)
+
+    def test_a_member_without_options_says_so(self) -> None:
+        with pytest.raises(InputError, match=r"learning rule 'bp' has no option 'x' \(its options: none\)"):
+            RULES.build("bp(x=1)")
+
+    def test_an_option_that_is_missing_is_an_input_error(self, colours: Registry[Any]) -> None:
+        """A member may have options without default; leaving one out is the user's mistake."""
+        with pytest.raises(InputError, match="size"):
+            colours.build("green")
+
+    @pytest.mark.parametrize(
+        ("registry", "typo", "meant"),
+        [
+            (RULES, "ufs", "usf"),
+            (RULES, "brfs", "brsf"),
+            (OPERATIONS, "sep_conv3x3", "sep_conv_3x3"),
+            (SPACES, "dart", "darts"),
+        ],
+    )
+    def test_a_typo_is_answered_by_what_was_meant(self, registry: Registry[Any], typo: str, meant: str) -> None:
+        for ask in (registry.get, registry.build):
+            with pytest.raises(InputError) as caught:
+                ask(typo)
+            message = str(caught.value)
+            assert message.startswith(f"unknown {registry.kind} '{typo}': did you mean '{meant}'")
+            assert all(name in message for name in registry.names())
+
+    def test_a_name_like_no_other_gets_the_list_without_a_guess(self) -> None:
+        message = str(unknown_name("learning rule", "zzzzz", RULES.names()))
+        assert "did you mean" not in message
+        assert message.endswith(f"(known: {', '.join(sorted(RULES.names()))})")
+
+
+class TestParseSpec:
+    @given(name=NAMES, options=st.dictionaries(NAMES, VALUES, max_size=4))
+    def test_whatever_is_written_is_read_back(self, name: str, options: dict[str, Any]) -> None:
+        text = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        assert parse_spec(f" {name}({text}) ") == (name, options)
+        assert parse_spec(name) == (name, {})
+
+    def test_types_are_those_of_the_literals(self) -> None:
+        _, options = parse_spec("f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, 2), h=[1], i=-1)")
+        expected = [1, 1.0, True, None, "x", "x", (1, 2), [1], -1]
+        assert [(type(v), v) for v in options.values()] == [(type(v), v) for v in expected]
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            "",
+            " ",
+            "1",
+            "'usf'",
+            "a.b",
+            "a.b()",
+            "a()()",
+            "a[0]",
+            "a b",
+            "a, b",
+            "a; b",
+            "a = b",
+            "a(1)",
+            "a('x', k=1)",
+            "a(*b)",
+            "a(**kw)",
+            "a(k=1, **kw)",
+            "a(k=",
+            "a(k=1",
+            "a(k=1))",
+            "a(k)",
+            "a(k=b())",
+            "a(k=b.c)",
+            "a(k=b(c(d())))",
+            "a(k=[b])",
+            "a(k=b + 1)",
+            "a(k=[x for x in (1, 2)])",
+            "a(k=lambda: 1)",
+            "a(k=f'{x}')",
+            "a(k=(y := 1))",
+            "a(k={[]: 1})",
+            "a(k=1 if True else 2)",
+            "lambda: 1",
+            "(lambda: 1)()",
+            "import os",
+            "__import__('os')",
+            "__import__('os').system('x')",
+            "a(k=__import__('os').system('x'))",
+            "yield",
+            "await a",
+            "a\x00",
+            "\ud800",
+            "(" * 300 + "a" + ")" * 300,
+            pytest.param("-" * 500 + "1", id="deep"),
+            pytest.param("a(k=" + "-" * 500 + "1)", id="deep-value"),
+            pytest.param("a(k=" + "1+" * 5000 + "1)", id="deep-sum"),
+            pytest.param("-" * 200_000 + "1", id="too-deep-for-the-parser"),
+            pytest.param("a" + ".b" * 50_000, id="too-long-for-the-parser"),
+            pytest.param("a(k=" + "9" * 5000 + ")", id="more-digits-than-python-reads"),
+        ],
+    )
+    def test_anything_else_is_an_input_error_that_says_what_was_expected(self, spec: str) -> None:
+        with pytest.raises(InputError, match=re.escape("expected 'name' or 'name(option=value, ...)'")):
+            parse_spec(spec)
+
+    def test_an_option_given_twice_is_an_input_error(self) -> None:
+        with pytest.raises(InputError, match="k"):
+            parse_spec("a(k=1, k=2)")
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "open({path!r}, 'w')",
+            "a(k=open({path!r}, 'w'))",
+            "__import__('pathlib').Path({path!r}).touch()",
+            "a(k=__import__('pathlib').Path({path!r}).touch())",
+            "a(k=[open({path!r}, 'w') for _ in (1,)])",
+            "a(k=f\"{{open({path!r}, 'w')}}\")",
+            "(lambda: open({path!r}, 'w'))()",
+            "a(**{{'k': open({path!r}, 'w')}})",
+        ],
+    )
+    def test_nothing_is_evaluated(self, template: str, tmp_path: Path) -> None:
+        path = tmp_path / "evaluated"
+        spec = template.format(path=str(path))
+        for ask in (parse_spec, RULES.build, SPACES.build):
+            with pytest.raises(InputError):
+                ask(spec)
+        assert not path.exists()
+
+    @given(st.text(max_size=30) | st.text("a(k=1,')[]{}:*. \n-", max_size=30))
+    def test_any_text_is_read_or_is_an_input_error(self, text: str) -> None:
+        try:
+            name, options = parse_spec(text)
+        except InputError:
+            return
+        assert name.isidentifier()
+        assert all(key.isidentifier() for key in options)
+
+
+class TestSplitSpecs:
+    @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=4))
+    def test_a_list_of_specs_is_split_where_it_was_joined(self, members: list[tuple[str, dict[str, Any]]]) -> None:
+        """Whatever the options hold, commas, brackets and quotes in texts among them."""
+        specs = [f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" for name, options in members]
+        assert split_specs(", ".join(specs)) == tuple(specs)
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("", ()),
+            (" , ,", ()),
+            ("bp", ("bp",)),
+            ("fa,usf , brsf", ("fa", "usf", "brsf")),
+            ("a(x=(1, 2)),b(y=[3, {4: 5}])", ("a(x=(1, 2))", "b(y=[3, {4: 5}])")),
+        ],
+    )
+    def test_examples(self, text: str, parts: tuple[str, ...]) -> None:
+        assert split_specs(text) == parts

@@ -1,0 +1,433 @@
+"""Runs from beginning to end: training, stopping and resuming, records, and what a run must not be bent by."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from darts_bio.config import RetrainConfig, RunConfig, SearchConfig
+from darts_bio.errors import InputError
+from darts_bio.monitoring.monitor import Monitor
+from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor
+from darts_bio.rules import rule_layers
+from darts_bio.runtime import StopRequest
+from darts_bio.spaces import load_genotype
+from darts_bio.training.data import ImageData, in_order, load_data
+from darts_bio.training.engine import Outcome, Progress, evaluate, fit
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import RunFolder, read_checkpoint
+from darts_bio.training.search import Search
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"channels": 2, "layers": 3, "batch_size": 8, "log_every": 3, "crop_padding": 1, "lr": 0.05}
+SEARCH = SearchConfig(space="darts(nodes=1)", strategy="darts(lr=0.05)", rules=("usf", "brsf"), epochs=2, **SMALL)
+RETRAIN = RetrainConfig(genotype="darts_v2", epochs=2, drop_path=0.3, auxiliary=0.0, cutout=3, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=64)
+
+
+def run(config: RunConfig, data: ImageData, out: Path, stop_after: int | None = None) -> Outcome:
+    """A search or a retraining as the scripts make it, stopped after that many steps of this process."""
+    config = replace(config, out=str(out), resume=out.exists())
+    stop = StopRequest()
+    task: Search | Retraining
+    listener: Monitor
+    if isinstance(config, SearchConfig):
+        task = Search(config, data, CPU)
+        folder = RunFolder.open("search", config)
+        listener = SearchMonitor(task, folder, ["run.py"])
+    else:
+        assert isinstance(config, RetrainConfig)
+        task = Retraining(config, load_genotype(config.genotype), data, CPU)
+        folder = RunFolder.open("train", config)
+        listener = TrainingMonitor(task, folder, ["train.py"])
+    steps = 0
+    on_step = listener.on_step
+
+    def counted(progress: Progress, images: int) -> None:
+        nonlocal steps
+        steps += 1
+        on_step(progress, images)
+        if steps == stop_after:
+            stop.signal = signal.SIGINT
+
+    listener.on_step = counted  # type: ignore[method-assign]
+    with listener:
+        outcome = fit(task, folder, listener, stop, log_every=config.log_every)
+        if isinstance(listener, SearchMonitor):
+            listener.write_genotype(outcome.step)
+    return outcome
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records]
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def same_runs(one: Path, other: Path, kind: str) -> None:
+    same(read_checkpoint(one / "checkpoint.pt", kind), read_checkpoint(other / "checkpoint.pt", kind))
+    assert metrics(one) == metrics(other)
+    assert load_genotype(one) == load_genotype(other)
+
+
+@pytest.fixture(scope="module")
+def whole_search(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "search"
+    assert run(SEARCH, data, out).finished
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole_training(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "train"
+    assert run(RETRAIN, data, out).finished
+    return out
+
+
+class TestResume:
+    @pytest.mark.parametrize("after", range(1, 9))
+    def test_a_search_stopped_after_any_step(
+        self, data: ImageData, whole_search: Path, tmp_path: Path, after: int
+    ) -> None:
+        out = tmp_path / "run"
+        stopped = run(SEARCH, data, out, stop_after=after)
+        assert stopped.step == after
+        assert stopped.finished == (after == 8)
+        assert run(SEARCH, data, out).finished
+        same_runs(out, whole_search, "search")
+
+    def test_a_search_stopped_after_every_step(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        while not run(SEARCH, data, out, stop_after=1).finished:
+            pass
+        same_runs(out, whole_search, "search")
+
+    @pytest.mark.parametrize("after", [1, 4, 5, 7])
+    def test_a_retraining(self, data: ImageData, whole_training: Path, tmp_path: Path, after: int) -> None:
+        out = tmp_path / "run"
+        run(RETRAIN, data, out, stop_after=after)
+        assert run(RETRAIN, data, out).finished
+        same_runs(out, whole_training, "train")
+
+    def test_a_crash_loses_only_what_came_after_the_checkpoint(
+        self, data: ImageData, whole_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        step = Search.step
+
+        def crash(self: Search, t: int) -> Any:
+            if t == 7:
+                raise KeyboardInterrupt
+            return step(self, t)
+
+        monkeypatch.setattr(Search, "step", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(SEARCH, data, out)
+        assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4
+        assert metrics(out)[-1]["step"] == 6
+        with (out / "metrics.jsonl").open("a") as file:
+            file.write('{"event": "record", "st')
+        monkeypatch.undo()
+        run(SEARCH, data, out)
+        same_runs(out, whole_search, "search")
+
+    def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
+        self, data: ImageData, whole_search: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "run"
+        RunFolder.open("search", replace(SEARCH, out=str(out)))
+        run(SEARCH, data, out)
+        same_runs(out, whole_search, "search")
+
+    def test_a_finished_run_is_left_as_it_is(self, data: ImageData, whole_training: Path) -> None:
+        before = (whole_training / "checkpoint.pt").read_bytes()
+        outcome = run(RETRAIN, data, whole_training)
+        assert outcome.finished
+        assert outcome.numbers == {
+            k: v for k, v in metrics(whole_training)[-1].items() if k not in ("event", "step", "epoch")
+        }
+        assert (whole_training / "checkpoint.pt").read_bytes() == before
+
+
+class TestSeeds:
+    def test_another_seed_is_another_run(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        run(replace(SEARCH, seed=1), data, out)
+        assert metrics(out) != metrics(whole_search)
+
+    def test_the_global_generator_does_not_matter(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+        torch.manual_seed(12345)
+        torch.rand(7)
+        out = tmp_path / "run"
+        run(SEARCH, data, out)
+        assert metrics(out) == metrics(whole_search)
+
+
+class TestSearch:
+    def test_one_step_moves_alpha_then_w_as_by_hand(self, data: ImageData) -> None:
+        """First order: alpha along the gradient at the old w, w along the gradient at the new alpha."""
+        config = replace(SEARCH, rules=("bp",), clip=0.0)
+        search, mirror = Search(config, data, CPU), Search(config, data, CPU)
+        search.begin_epoch(0)
+        search.step(0)
+        net, alpha = mirror.supernet, mirror.strategy.alpha
+        adam = torch.optim.Adam(alpha.values(), lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
+        x, y = mirror.valid_batches.batch(0)
+        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y)
+        loss.backward()
+        adam.step()
+        net.zero_grad()
+        sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=3e-4)
+        x, y = mirror.train_batches.batch(0)
+        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y).backward()
+        sgd.step()
+        for cell_type in alpha:
+            torch.testing.assert_close(search.strategy.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
+        for one, other in zip(search.supernet.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+    def test_arch_gradient_true_is_the_exact_one_and_rule_is_not(self, data: ImageData) -> None:
+        gradients = {}
+        for choice in ("rule", "true"):
+            search = Search(replace(SEARCH, rules=("fa",), layers=4, arch_gradient=choice), data, CPU)
+            search.step(0)
+            gradients[choice] = search.strategy.alpha["normal"].grad
+        search = Search(replace(SEARCH, rules=("fa",), layers=4), data, CPU)
+        for _, layer in rule_layers(search.supernet):
+            layer.exact = True
+        search.step(0)
+        assert torch.equal(gradients["true"], search.strategy.alpha["normal"].grad)
+        assert not torch.allclose(gradients["true"], gradients["rule"], rtol=1e-3)
+
+    def test_the_alpha_pass_leaves_no_weight_gradient_and_thaws_the_weights(self, data: ImageData) -> None:
+        search = Search(SEARCH, data, CPU)
+        seen = []
+        loss = search._architecture_loss
+
+        def watched(*args: Any) -> Any:
+            seen.append(any(p.requires_grad for p in search.supernet.parameters()))
+            return loss(*args)
+
+        search._architecture_loss = watched  # type: ignore[method-assign]
+        search.step(0)
+        assert seen == [False]
+        assert all(p.requires_grad for p in search.supernet.parameters())
+
+    def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:
+        search = Search(replace(SEARCH, rules=("brsf", "frsf")), data, CPU)
+        redrawn, kept = set(), set()
+        before = {name: layer.feedback for name, layer in rule_layers(search.supernet)}
+        before = {name: {k: v.clone() for k, v in f.items()} for name, f in before.items()}
+        search.step(0)
+        for name, layer in rule_layers(search.supernet):
+            for key, value in layer.feedback.items():
+                (kept if torch.equal(value, before[name][key]) else redrawn).add(type(layer.rule).__name__)
+        assert redrawn == {"BatchRandomSignFeedback"}
+        assert kept == {"FixedRandomSignFeedback"}
+
+    def test_a_short_search_on_the_digits_learns(self, tmp_path: Path) -> None:
+        everything = load_data("digits")
+        config = replace(SEARCH, channels=4, batch_size=32, epochs=3, lr=0.1)
+        run(config, everything, tmp_path / "run")
+        epochs = [r for r in metrics(tmp_path / "run") if r["event"] == "epoch"]
+        assert epochs[-1]["valid/loss"] < epochs[0]["valid/loss"] - 0.3
+
+
+class TestEvaluation:
+    @pytest.fixture
+    def training(self, data: ImageData) -> Retraining:
+        genotype = load_genotype(
+            "Genotype(normal=[('sep_conv_3x3_br', 0), ('dil_conv_3x3_br', 1)], normal_concat=[2],"
+            "reduce=[('sep_conv_3x3_br', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
+        )
+        return Retraining(RETRAIN, genotype, data, CPU)
+
+    def test_two_evaluations_of_brsf_are_equal(self, training: Retraining) -> None:
+        training.step(0)
+        assert training.end_epoch(0) == training.end_epoch(0)
+
+    def test_evaluation_does_not_change_the_training(self, training: Retraining, data: ImageData) -> None:
+        other = Retraining(RETRAIN, training.network.genotype, data, CPU)
+        for task in (training, other):
+            task.begin_epoch(1)
+        state = torch.get_rng_state()
+        for t in range(4):
+            training.step(t)
+            training.end_epoch(0)
+        torch.set_rng_state(state)
+        for t in range(4):
+            other.step(t)
+        same(training.state_dict(), other.state_dict())
+
+    def test_accuracy_and_loss_equal_the_definition_over_uneven_batches(self, training: Retraining) -> None:
+        network, test = training.network, training.test
+        numbers = evaluate(network, in_order(test, 7, training.normalisation), prefix="test")
+        network.eval()
+        with torch.no_grad():
+            logits = network(training.normalisation(test.images))
+        loss = torch.nn.functional.cross_entropy(logits, test.labels)
+        assert numbers["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert numbers["test/accuracy"] == (logits.argmax(1) == test.labels).sum().item() / len(test)
+
+
+class TestSchedules:
+    def test_the_rate_falls_along_half_a_cosine_once_an_epoch(self, whole_training: Path) -> None:
+        rates = {r["step"]: r["lr/weights"] for r in metrics(whole_training) if r["event"] == "record"}
+        assert rates == {3: 0.05, 6: 0.05, 9: 0.025, 12: 0.025, 15: 0.025}
+
+    def test_drop_path_grows_linearly_from_zero(self, data: ImageData) -> None:
+        task = Retraining(replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU)
+        seen = []
+        for epoch in range(4):
+            task.begin_epoch(epoch)
+            seen += {m.probability for m in task.network.modules() if hasattr(m, "probability")}
+        assert seen == pytest.approx([0.0, 0.075, 0.15, 0.225])
+
+    def test_the_auxiliary_loss_is_added_with_its_weight(self) -> None:
+        # Two reductions leave 8x8, the least an auxiliary head takes, of 32x32.
+        images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+        split = load_data("digits").train[slice(0, 16)]
+        big = ImageData(replace(split, images=images), replace(split, images=images), tuple("0123456789"))
+        config = replace(RETRAIN, auxiliary=0.4, drop_path=0.0, clip=0.0, weight_decay=0.0, momentum=0.0)
+        task = Retraining(config, load_genotype("darts_v2"), big, CPU)
+        mirror = Retraining(config, load_genotype("darts_v2"), big, CPU)
+        task.begin_epoch(0)
+        task.step(0)
+        x, y = mirror.batches.batch(0)
+        logits, auxiliary = mirror.network(x)
+        entropy = torch.nn.functional.cross_entropy
+        (entropy(logits, y) + 0.4 * entropy(auxiliary, y)).backward()
+        for one, other in zip(task.network.parameters(), mirror.network.parameters(), strict=True):
+            assert other.grad is not None
+            torch.testing.assert_close(one, other - 0.05 * other.grad, rtol=1e-4, atol=1e-6)
+
+
+class TestRecords:
+    def test_records_and_epochs(self, whole_search: Path) -> None:
+        kinds = [(r["event"], r["step"], r["epoch"]) for r in metrics(whole_search)]
+        assert kinds == [("record", 3, 1), ("epoch", 4, 1), ("record", 6, 2), ("epoch", 8, 2)]
+        for r in metrics(whole_search):
+            assert {"train/loss", "train/accuracy", "valid/loss", "valid/accuracy"} <= set(r)
+
+    def test_tensorboard_holds_the_same_numbers_and_the_pictures(self, whole_search: Path) -> None:
+        events = EventAccumulator(str(whole_search), size_guidance={"images": 0, "histograms": 0})
+        events.Reload()
+        tags = events.Tags()
+        assert {"train/loss", "valid/accuracy", "lr/weights", "lr/alpha", "epoch/valid_loss"} <= set(tags["scalars"])
+        assert {"alpha/normal", "alpha/reduce"} <= set(tags["histograms"])
+        assert {"edge_weights/normal", "edge_weights/reduce", "cells"} <= set(tags["images"])
+        losses = {e.step: e.value for e in events.Scalars("train/loss")}
+        recorded = {r["step"]: r["train/loss"] for r in metrics(whole_search) if r["event"] == "record"}
+        assert losses == pytest.approx(recorded, rel=1e-6)
+        assert [e.step for e in events.Histograms("alpha/normal")] == [4, 8]
+        assert all(e.width > 100 and e.height > 100 for e in events.Images("cells"))
+
+    def test_after_a_resume_tensorboard_shows_each_step_once(self, data: ImageData, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        run(SEARCH, data, out, stop_after=5)
+        run(SEARCH, data, out)
+        events = EventAccumulator(str(out))
+        events.Reload()
+        assert [e.step for e in events.Scalars("train/loss")] == [3, 6]
+
+
+class TestFolder:
+    def test_another_run_is_never_overwritten(self, data: ImageData, whole_search: Path) -> None:
+        with pytest.raises(InputError, match="exists and is not empty; choose another, or go on with it by --resume"):
+            RunFolder.open("search", replace(SEARCH, out=str(whole_search)))
+
+    def test_a_checkpoint_of_another_configuration(self, data: ImageData, whole_search: Path) -> None:
+        before = (whole_search / "checkpoint.pt").read_bytes()
+        with pytest.raises(InputError, match=r"another configuration \(channels was 2, is 4; seed was 0, is 3\)"):
+            run(replace(SEARCH, channels=4, seed=3), data, whole_search)
+        assert (whole_search / "checkpoint.pt").read_bytes() == before
+
+    def test_a_checkpoint_of_another_kind(self, whole_search: Path) -> None:
+        with pytest.raises(InputError, match="expected the checkpoint of a train run, found one of a search run"):
+            read_checkpoint(whole_search / "checkpoint.pt", "train")
+
+    @pytest.mark.parametrize("damage", ["cut", "text", "empty", "other"])
+    def test_a_damaged_checkpoint(self, whole_search: Path, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "checkpoint.pt"
+        whole = (whole_search / "checkpoint.pt").read_bytes()
+        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "other": b""}[damage])
+        if damage == "other":
+            torch.save([1, 2], path)
+        with pytest.raises(InputError, match="checkpoint.pt: not a") as caught:
+            read_checkpoint(path, "search")
+        assert "\n" not in str(caught.value)
+
+    def test_a_checkpoint_that_would_run_code_is_refused(self, tmp_path: Path) -> None:
+        import pickle
+
+        class Evil:
+            def __reduce__(self) -> Any:
+                return (Path.touch, (tmp_path / "touched",))
+
+        (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            read_checkpoint(tmp_path / "checkpoint.pt", "search")
+        assert not (tmp_path / "touched").exists()
+
+    def test_a_full_disk_keeps_the_checkpoint_before(
+        self, data: ImageData, whole_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        save, saved = torch.save, []
+
+        def full(state: Any, path: Path) -> None:
+            saved.append(path)
+            if len(saved) == 2:
+                path.write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            save(state, path)
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(InputError, match="checkpoint.pt: cannot be written .No space left on device.; make room"):
+            run(SEARCH, data, out)
+        assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4
+        assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+        monkeypatch.undo()
+        run(SEARCH, data, out)
+        same_runs(out, whole_search, "search")
+
+    def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
+        self, data: ImageData, tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            InputError, match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr"
+        ):
+            run(replace(SEARCH, lr=1e30, clip=0.0), data, tmp_path / "run")
+
+
+def test_adaptive_numbers_are_finite_under_bf16(data: ImageData, tmp_path: Path) -> None:
+    outcome = run(replace(SEARCH, amp="bf16", epochs=1), data, tmp_path / "run")
+    assert outcome.finished

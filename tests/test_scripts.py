@@ -1,0 +1,163 @@
+"""The scripts as their users meet them: what they print, how they end, and what they say to bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from darts_bio.spaces import load_genotype
+from darts_bio.training.run_folder import read_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_cifar.py")
+SMALL = shlex.split("--space darts(nodes=1) --channels 2 --batch-size 8 --rules usf --device cpu --log-every 2")
+
+
+def call(*command: str, cwd: Path | None = None, python: bool = True) -> subprocess.CompletedProcess[str]:
+    prefix = [sys.executable] if python else []
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_from_search_to_retrained_network(tmp_path: Path) -> None:
+    """The whole path on few images, by the command that the search prints."""
+    found = call(SEARCH, *SMALL, "--epochs", "1", "--train-images", "32", "--out", "run", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert str(load_genotype(tmp_path / "run")) in found.stdout
+    assert "genotype: run/genotype.json" in found.stdout
+    names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
+    assert names == {"config", "genotype", "cells", "metrics", "events", "checkpoint"}
+    provenance = load_genotype(tmp_path / "run").provenance
+    assert {"command", "seed", "dataset", "strategy", "date", "versions"} <= set(provenance)
+    following = re.search(r"next, train it: (.*)", found.stdout)
+    assert following is not None
+    words = shlex.split(following[1])
+    assert words[: words.index("evaluate/train_cifar.py")] in (["python"], ["uv", "run"])
+    arguments = words[words.index("evaluate/train_cifar.py") + 1 :]
+    trained = call(TRAIN, *arguments, *shlex.split("--epochs 1 --channels 2 --train-images 64 --out t"), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    accuracy = re.search(r"test accuracy: +([\d.]+) % after 1 epochs", trained.stdout)
+    assert accuracy is not None
+    last = json.loads((tmp_path / "t" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert float(accuracy[1]) == pytest.approx(100 * last["test/accuracy"], abs=0.005)
+    assert load_genotype(tmp_path / "t") == load_genotype(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, SEARCH, *SMALL, "--epochs", "200", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    resume = re.search(r"stopped; go on with: (.*)", output)
+    assert resume is not None
+    assert shlex.split(resume[1])[-3:] == ["--out", "run", "--resume"]
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", "search")["step"] >= 4
+    assert load_genotype(tmp_path / "run")
+    refusal = refused(call(SEARCH, "--out", "run", "--resume", "--epochs", "3", cwd=tmp_path))
+    assert "another configuration (epochs was 200, is 3)" in refusal
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (SEARCH, "--dataset digit", r"unknown data set 'digit': did you mean 'digits'\?"),
+        (SEARCH, "--space dart", r"unknown space 'dart': did you mean 'darts'\?"),
+        (SEARCH, "--space darts(layout=papr)", r"unknown layout of the darts space 'papr': did you mean 'paper'\?"),
+        (SEARCH, "--space darts(node=2)", r"space 'darts' has no option 'node' \(its options: layout, nodes, operat"),
+        (
+            SEARCH,
+            "--space 'darts(operations=(sep_conv_3, none))'",
+            r"unknown operation 'sep_conv_3': did you mean 'sep_",
+        ),
+        (SEARCH, "--space darts(", r"expected 'name' or 'name\(option=value, ...\)', found 'darts\('"),
+        (SEARCH, "--strategy dart", r"unknown strategy 'dart': did you mean 'darts'\?"),
+        (SEARCH, "--strategy darts(lr=fast)", r"strategy darts: lr: expected a number of at least 0, found 'fast'"),
+        (SEARCH, "--rules usf,bsf", r"unknown learning rule 'bsf': did you mean 'brsf' or 'usf'\?"),
+        (SEARCH, "--backbone-rule pb", r"unknown learning rule 'pb': did you mean 'bp'\?"),
+        (SEARCH, "--layers 2", r"layers: expected at least 3, .* found 2; use --layers 3 or more"),
+        (SEARCH, "--layers -1", r"--layers: expected at least 1, found -1"),
+        (SEARCH, "--channels 5", r"channels: expected an even number .* found 5; use --channels 6"),
+        (SEARCH, "--batch-size 1000", r"--batch-size: expected at most 719, the images of the train split, found 1000"),
+        (SEARCH, "--device cuda:99", r"--device cuda:99: "),
+        (SEARCH, "--device gpu", r"--device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
+        (SEARCH, "--out /proc/run", r"/proc/run: cannot be written \(.*\); make room or choose another --out"),
+        (SEARCH, "--plugin no.such", r"--plugin no.such: cannot be imported"),
+        (TRAIN, "--genotype dart_v2", r"unknown genotype 'dart_v2': did you mean 'darts_v2' or 'darts_v1'\?"),
+        (TRAIN, "--genotype .", r"no genotype.json in this folder"),
+        (TRAIN, "", r"--genotype is required"),
+        (TRAIN, "--genotype darts_v2 --auxiliary 0.4", r"--auxiliary: expected images of at least 32x32"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, script: str, arguments: str, message: str
+) -> None:
+    assert re.search(message, refused(call(script, *shlex.split(arguments), cwd=tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken_genotypes() -> dict[str, tuple[str, str]]:
+    text = load_genotype("darts_v2").to_json()
+    return {
+        "corrupt": (text[:200], r"g.json: not a JSON file \(line \d+, column \d+"),
+        "op": (text.replace("sep_conv_3x3", "sep_conv_3x4", 1), r"edges\[0\].op: unknown operation .* 'sep_conv_3x3'"),
+        "rule": (text.replace('"bp"}', '"pb"}', 1), r"edges\[0\].rule: unknown learning rule 'pb': did you mean 'bp'"),
+        "field": (text.replace('"concat"', '"conct"', 1), r"g.json.cells.normal"),
+        "node": (re.sub(r'.*"node": 3, "input": 0.*\n', "", text, count=1), r"expected 2 edges into node 3, found 1"),
+        "space": (text.replace('"darts"', '"dart"', 1), r"g.json.space: unknown space 'dart'"),
+        "binary": ("\udcff", r"cannot be read as text"),
+    }
+
+
+@pytest.mark.parametrize("kind", broken_genotypes())
+def test_bad_genotypes(tmp_path: Path, kind: str) -> None:
+    text, message = broken_genotypes()[kind]
+    (tmp_path / "g.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert re.search(message, refused(call(TRAIN, "--genotype", "g.json", cwd=tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["g.json"]
+
+
+class TestSmallCommands:
+    def test_list_names_everything(self) -> None:
+        done = call("-m", "darts_bio", "list")
+        assert done.returncode == 0
+        for name in ("usf", "sep_conv_5x5", "darts", "cifar100", "bionas_darts"):
+            assert re.search(rf"^  {name}\b", done.stdout, re.MULTILINE)
+
+    def test_pasted_text_becomes_a_file_and_a_figure(self, tmp_path: Path) -> None:
+        text = (
+            "G = Genotype(normal=[('sep_conv_3x3_u', 1), ('skip_connect', 0)], normal_concat=range(2, 3),"
+            "reduce=[('max_pool_3x3', 0), ('dil_conv_5x5_fa', 1)], reduce_concat=[2])"
+        )
+        arguments = ["genotype", text, "--json", "g.json", "--svg", "g.svg"]
+        done = call("-m", "darts_bio", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        genotype = load_genotype(tmp_path / "g.json")
+        assert genotype == load_genotype(text)
+        assert {str(e.candidate) for e in genotype.cells["normal"].edges} == {"sep_conv_3x3:usf", "skip_connect"}
+        assert (tmp_path / "g.svg").read_text().startswith("<svg")
+        again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
+        assert again == "g.json: exists; remove it first, or choose another name"
