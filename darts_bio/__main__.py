@@ -40,7 +40,7 @@ def list_names(arguments: argparse.Namespace) -> None:
 
 def show_genotype(arguments: argparse.Namespace) -> None:
     """Prints a genotype; writes it as JSON and as a figure where asked to."""
-    from darts_bio.monitoring.drawing import draw_genotype
+    from darts_bio.monitoring.cell_figure import draw_genotype
     from darts_bio.spaces import load_genotype
     from darts_bio.training.run_folder import write_text
 

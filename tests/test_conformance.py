@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
 from darts_bio.errors import InputError
-from darts_bio.monitoring.drawing import draw_genotype
+from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.networks import build_network
 from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, RuleLinear, true_gradients
 from darts_bio.runtime import generator

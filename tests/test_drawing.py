@@ -14,19 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from darts_bio.monitoring import drawing
-from darts_bio.monitoring.drawing import (
+from darts_bio.monitoring.cell_figure import (
     FURTHER_COLOURS,
     KNOWN_COLOURS,
     NO_RULE,
-    Box,
-    Curve,
-    Drawing,
-    Text,
     draw_cell,
-    draw_edge_weights,
     draw_genotype,
     rule_colours,
 )
+from darts_bio.monitoring.drawing import Box, Curve, Drawing, Text
+from darts_bio.monitoring.heat_map import draw_edge_weights
 from darts_bio.spaces import Candidate, Cell, Edge, Genotype, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace, Layout
 
