@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
 from darts_bio.errors import InputError
+from darts_bio.evaluation import multiply_adds, parameters
 from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.networks import build_network
 from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, RuleLinear, true_gradients
@@ -276,3 +277,15 @@ def test_the_public_face() -> None:
     assert set(darts_bio.__all__) <= set(dir(darts_bio)) | {"build_network", "load_genotype", "true_gradients"}
     with pytest.raises(AttributeError, match="no attribute 'convrt'"):
         darts_bio.convrt  # noqa: B018
+
+
+def test_the_table_of_shipped_genotypes_is_true() -> None:
+    rows = (Path(__file__).parent.parent / "genotypes" / "README.md").read_text(encoding="utf-8").splitlines()
+    table = {row.split("`")[1]: row for row in rows if row.startswith("| `")}
+    assert set(table) == set(shipped_names())
+    for name, row in table.items():
+        genotype = load_genotype(name)
+        network = build_network(genotype)
+        adds = multiply_adds(network, lambda network=network: network(torch.zeros(1, 3, 32, 32)))
+        counts = [f"{parameters(network):,}", f"{parameters(build_network(genotype, auxiliary=True)):,}"]
+        assert row == f"| `{name}` | {genotype.provenance['source']} | {' | '.join(counts)} | {adds / 1e6:.2f} M |"

@@ -227,11 +227,11 @@ class TestCifar:
             raise OSError("Network is unreachable")
 
         monkeypatch.setattr(cifar, "download_and_extract_archive", no_network)
-        with pytest.raises(
-            InputError, match=r"--data-dir DIR, where DIR/cifar-10-batches-py lies, or run once"
-        ) as caught:
-            load_data("cifar10", str(tmp_path))
+        match = "Network is unreachable.: give --data-dir DIR, where DIR holds cifar-10-batches-py, or run once"
+        with pytest.raises(InputError, match=match) as caught:
+            load_data("cifar10", str(tmp_path / "new"))
         assert "\n" not in str(caught.value)
+        assert not (tmp_path / "new").exists()
 
     def test_a_torchvision_of_another_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Broken(ModuleType):

@@ -134,13 +134,15 @@ class TestRegistry:
 class TestParseSpec:
     @given(name=NAMES, options=st.dictionaries(NAMES, VALUES, max_size=4))
     def test_whatever_is_written_is_read_back(self, name: str, options: dict[str, Any]) -> None:
+        """Lists as tuples, which are values."""
         text = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        assert parse_spec(f" {name}({text}) ") == (name, options)
+        expected = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        assert parse_spec(f" {name}({text}) ") == (name, expected)
         assert parse_spec(name) == (name, {})
 
     def test_types_are_those_of_the_literals(self) -> None:
-        _, options = parse_spec("f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, 2), h=[1], i=-1)")
-        expected = [1, 1.0, True, None, "x", "x", (1, 2), [1], -1]
+        _, options = parse_spec("f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, (x, 'y')), h=[1, x], i=-1)")
+        expected = [1, 1.0, True, None, "x", "x", (1, ("x", "y")), (1, "x"), -1]
         assert [(type(v), v) for v in options.values()] == [(type(v), v) for v in expected]
 
     @pytest.mark.parametrize(
@@ -170,7 +172,9 @@ class TestParseSpec:
             "a(k=b())",
             "a(k=b.c)",
             "a(k=b(c(d())))",
-            "a(k=[b])",
+            "a(k=[b()])",
+            "a(k=(b.c, 1))",
+            "a(k=(*b, 1))",
             "a(k=b + 1)",
             "a(k=[x for x in (1, 2)])",
             "a(k=lambda: 1)",

@@ -550,6 +550,15 @@ class TestOnlyWhatIsAskedFor:
         assert calls.products == wants_x + wants_w
         assert [t.grad is not None for t in (x, layer.weight, layer.bias)] == [bool(wants_x), bool(wants_w), True]
 
+    @every_rule
+    def test_no_weight_gradient_where_only_that_of_the_input_is_asked_for(self, rule: str) -> None:
+        """torch.autograd.grad with respect to alpha or an image: weights in between require gradients, and get none."""
+        layer, x = PLAIN.build(rule), PLAIN.input().requires_grad_()
+        y = layer(x)
+        with BackwardCalls() as calls:
+            torch.autograd.grad(y, x, noise(y.shape, 1))
+        assert calls.masks == [[True, False, False]]
+
     @pytest.mark.parametrize("kind", ["conv", "linear"])
     def test_the_kernel_is_not_formed_where_no_error_is_sent_down(self, kind: str) -> None:
         rule = CountingRule()

@@ -87,6 +87,33 @@ class TestPlanAndEdges:
         with pytest.raises(InputError, match="nodes: expected a whole number of at least 1"):
             SPACES.build(f"darts(nodes={nodes})")
 
+    def test_operations_are_an_option(self) -> None:
+        """A smaller space, in the order given."""
+        space = SPACES.build("darts(operations=(skip_connect, sep_conv_3x3, none))")
+        assert space.table(("usf",)).rows["normal"][0] == (
+            Candidate("skip_connect"),
+            Candidate("sep_conv_3x3", "usf"),
+            Candidate("none"),
+        )
+
+    @pytest.mark.parametrize(
+        ("operations", "message"),
+        [
+            ("()", "operations: expected names"),
+            ("(none,)", "operations: expected names"),
+            ("skip_connect", "operations: expected names"),
+            ("3", "operations: expected names"),
+            ("(skip_connect, skip_connect)", "operations: expected each once"),
+            ("(skip_connect, sep_conv_3x)", "unknown operation 'sep_conv_3x': did you mean 'sep_conv_3x3'"),
+            ("(skip_connect, 1)", "operation"),
+            ("(skip_connect, {1: 2})", "operation"),
+            ("(skip_connect, (none, skip_connect))", "operation"),
+        ],
+    )
+    def test_unusable_operations(self, operations: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            SPACES.build(f"darts(operations={operations})")
+
 
 class TestTable:
     @every_published_layout_and_rules

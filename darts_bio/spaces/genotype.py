@@ -77,6 +77,15 @@ class Genotype:
     def with_provenance(self, **provenance: Any) -> Genotype:
         return replace(self, provenance=provenance)
 
+    def with_rule(self, rule: str) -> Genotype:
+        """The same operations, all under one learning rule, and the backbone too."""
+
+        def under_rule(edge: Edge) -> Edge:
+            return edge if edge.candidate.rule is None else replace(edge, candidate=Candidate(edge.candidate.op, rule))
+
+        cells = {name: Cell(tuple(map(under_rule, cell.edges)), cell.concat) for name, cell in self.cells.items()}
+        return Genotype(self.space, cells, rule, {"source": f"{rule} on all of {dict(self.provenance)}"})
+
     def to_json(self) -> str:
         """The text of a genotype file, one edge a line."""
 

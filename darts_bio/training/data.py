@@ -6,6 +6,7 @@ pure function of (seed, name of the stream, t), so the order of the data needs n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,6 +162,7 @@ def _torchvision_datasets() -> Any:
 def _cifar(name: str, data_dir: Path | None) -> ImageData:
     data_set = getattr(_torchvision_datasets(), name)
     root = data_dir or Path("data")
+    existed = root.exists()
 
     def load(train: bool) -> Any:
         try:
@@ -170,9 +172,12 @@ def _cifar(name: str, data_dir: Path | None) -> ImageData:
         try:
             return data_set(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
+            if not existed:
+                with contextlib.suppress(OSError):  # it stays if part of a download lies in it
+                    root.rmdir()
             raise InputError(
                 f"{name} is neither in {root} nor can it be downloaded ({first_line(error)}): give "
-                f"--data-dir DIR, where DIR/{data_set.base_folder} lies, or run once where there is a network"
+                f"--data-dir DIR, where DIR holds {data_set.base_folder}, or run once where there is a network"
             ) from None
 
     def split(loaded: Any) -> Split:

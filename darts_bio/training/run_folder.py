@@ -10,6 +10,7 @@ checkpoint.pt     everything the run needs to go on
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import time
@@ -30,10 +31,7 @@ def writing(path: Path) -> Iterator[None]:
     """Within it a disk that refuses is an InputError that names the file and the way out."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        # torch.save says "PytorchStreamWriter failed writing file" where Python would raise an OSError.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
+    except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({first_line(error)}); make room or choose another --out. What was saved "
             "before is whole, and --resume goes on from it"
@@ -88,8 +86,11 @@ class RunFolder:
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint. Raises InputError if the disk refuses; the one before is then still there."""
         stamped = {"format": FORMAT, "kind": self.kind, "config": self.config.identity(), **state}
+        # Through memory, since torch.save reports a disk that is full in words that differ from case to case.
+        buffer = io.BytesIO()
+        torch.save(stamped, buffer)
         with replacing(self.checkpoint_path) as temporary:
-            torch.save(stamped, temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None if the run ended before it wrote one.
