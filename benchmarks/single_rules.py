@@ -1,6 +1,6 @@
 """One learning rule for a whole network: test error of each rule, over several seeds.
 
-    python benchmarks/single_rules.py                                           the digits, on two CPU cores
+    python benchmarks/single_rules.py --epochs 10                               the digits, on two CPU cores
     python benchmarks/single_rules.py --dataset cifar10 --data-dir data --train-images 5000 --epochs 20 --batch-size 64
 
 The literature's order (Xiao 2018, arXiv 1811.03567; BioNAS, arXiv 2507.13485): bp and usf best, then brsf and frsf,
@@ -21,7 +21,7 @@ from pathlib import Path
 from darts_bio.config import RetrainConfig, run_script
 
 RULES = ("bp", "usf", "brsf", "frsf", "fa")
-SEEDS = 3
+SEEDS = 5
 
 
 def main(config: RetrainConfig) -> int:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from darts_bio.errors import InputError, unknown_name
+
+LONGEST_SPEC = 1000
+"""Characters. Python's parser gives way at many times this depth of nesting."""
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -25,10 +29,12 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     >>> parse_spec("darts(layout=paper, operations=(none, skip_connect))")
     ('darts', {'layout': 'paper', 'operations': ('none', 'skip_connect')})
     """
-    expected = f"expected 'name' or 'name(option=value, ...)', found {spec!r}"
+    expected = f"expected 'name' or 'name(option=value, ...)', found {spec[:LONGEST_SPEC]!r}"
+    if len(spec) > LONGEST_SPEC:
+        raise InputError(f"{expected}... of {len(spec)} characters")
     try:
         node = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise InputError(expected) from None
     if isinstance(node, ast.Name):
         return node.id, {}
@@ -38,9 +44,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise InputError(expected)
+        if keyword.arg in options:
+            raise InputError(f"{expected}: the option {keyword.arg} is given twice")
         try:
             options[keyword.arg] = _value(keyword.value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, MemoryError, RecursionError):
             raise InputError(f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list") from None
     return node.func.id, options
 
@@ -54,20 +62,19 @@ def _value(node: ast.expr) -> Any:
 
 
 def split_specs(text: str) -> tuple[str, ...]:
-    """A comma-separated list of specs; commas inside brackets do not separate.
+    """A comma-separated list of specs; commas inside brackets or quotes do not separate.
 
     >>> split_specs("fa, usf, mine(a=1, b=2)")
     ('fa', 'usf', 'mine(a=1, b=2)')
     """
-    parts, depth, current = [], 0, ""
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append(current)
-            current = ""
-        else:
-            current += character
-    return tuple(part.strip() for part in [*parts, current] if part.strip())
+    parts, depth, start = [], 0, 0
+    # A quoted text, with what is escaped in it, is one piece; so is every other character.
+    for piece in re.finditer(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", text, re.DOTALL):
+        depth += (piece[0] in "([{") - (piece[0] in ")]}")
+        if piece[0] == "," and depth == 0:
+            parts.append(text[start : piece.start()])
+            start = piece.end()
+    return tuple(part.strip() for part in [*parts, text[start:]] if part.strip())
 
 
 class Registry(Generic[T]):
@@ -124,11 +131,14 @@ class Registry(Generic[T]):
         """The member called with `args` and the spec's options. Raises InputError for an option it does not have."""
         name, options = parse_spec(spec)
         member: Any = self.get(name)
-        parameters = [p.name for p in inspect.signature(member).parameters.values()][len(args) :]
+        parameters = list(inspect.signature(member).parameters.values())[len(args) :]
+        known = ", ".join(p.name for p in parameters) or "none"
         for option in options:
-            if option not in parameters:
-                known = ", ".join(parameters) or "none"
+            if option not in {p.name for p in parameters}:
                 raise InputError(f"{self.kind} {name!r} has no option {option!r} (its options: {known})")
+        for p in parameters:
+            if p.default is p.empty and p.name not in options:
+                raise InputError(f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)")
         return member(*args, **options)
 
     def summaries(self) -> dict[str, str]:

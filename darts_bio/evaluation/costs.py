@@ -21,10 +21,13 @@ def multiply_adds(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     The counter is torch.utils.flop_counter, which counts two operations a multiply-add. Batch norm, pooling and
     additions are not counted.
     """
-    training = model.training
-    model.eval()
+    modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
-    with counter:
-        forward()
-    model.train(training)
+    model.eval()
+    try:
+        with counter:
+            forward()
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return int(counter.get_total_flops()) // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from darts_bio.errors import InputError
 from darts_bio.networks.cells import AuxiliaryHead, CellNetwork, DropPath
 from darts_bio.networks.reference import UNRULED
 from darts_bio.rules import RULES, draw_feedback
@@ -70,7 +71,9 @@ class Network(CellNetwork):
         )
 
     def set_drop_path(self, probability: float) -> None:
-        """Sets the probability with which every edge but identities is dropped in training."""
+        """Sets the probability, in [0, 1), with which every edge but identities is dropped in training."""
+        if not 0 <= probability < 1:
+            raise InputError(f"drop path: expected a probability of at least 0 and below 1, found {probability}")
         for module in self.modules():
             if isinstance(module, DropPath):
                 module.probability = probability

@@ -3,7 +3,7 @@
 A `RuleConv2d` or `RuleLinear` is PyTorch's own layer (same parameters, same state_dict keys for them) with a rule and
 its feedback as buffers `feedback_*`: saved with the model, moved by `.to()`, never optimised.
 
-    >>> import torch
+    >>> from darts_bio.rules import RULES, RuleConv2d
     >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
     >>> [name for name, _ in layer.named_parameters()], [name for name, _ in layer.named_buffers()]
     (['weight', 'bias'], ['feedback_scale'])
@@ -12,6 +12,7 @@ its feedback as buffers `feedback_*`: saved with the model, moved by `.to()`, ne
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,19 +30,22 @@ def _in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]
     if not torch.is_autocast_enabled(x.device.type):
         return [x, *others]
     dtype = torch.get_autocast_dtype(x.device.type)
-    return [None if t is None else t.to(dtype) for t in (x, *others)]
+    # Autocast leaves float64 alone.
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
 
 
 class RuleLayer(nn.Module):
-    """What the two layers share. Mixed into an nn.Module that has a `weight`."""
+    """What the two layers share. Mixed in before the layer of PyTorch that has the `weight`."""
 
     weight: Tensor
-    rule: LearningRule
 
-    def _attach(self, rule: LearningRule) -> None:
+    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.rule = rule
         self.exact = False
-        for name, value in rule.state(self.initial_law, generator("cpu", 0)).items():
+        # Feedback of its own from the start: a function of PyTorch's generator as it stands, which is not moved on.
+        now = hashlib.blake2b(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        for name, value in rule.state(self.initial_law, generator("cpu", now)).items():
             self.register_buffer(f"feedback_{name}", value.to(self.weight))
 
     @property
@@ -76,10 +80,6 @@ class RuleLayer(nn.Module):
 class RuleConv2d(RuleLayer, nn.Conv2d):
     """nn.Conv2d on (N, C, H, W) whose error goes down through its rule's kernel. All of nn.Conv2d's options work."""
 
-    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._attach(rule)
-
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.error_kernel(x)
         if kernel is self.weight:
@@ -96,10 +96,6 @@ class RuleConv2d(RuleLayer, nn.Conv2d):
 
 class RuleLinear(RuleLayer, nn.Linear):
     """nn.Linear on (..., I) whose error goes down through its rule's kernel."""
-
-    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._attach(rule)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.error_kernel(x)

@@ -54,9 +54,10 @@ class DartsSpace(Space):
         """Raises InputError for a layout or an operation that there is not, or for a space without any connection."""
         if layout not in get_args(Layout):
             raise unknown_name("layout of the darts space", str(layout), get_args(Layout))
-        if not isinstance(nodes, int) or nodes < 1:
+        if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
             raise InputError(f"darts space: nodes: expected a whole number of at least 1, found {nodes!r}")
-        if not isinstance(operations, tuple) or not set(operations) - {"none"}:
+        names = isinstance(operations, tuple) and all(isinstance(op, str) for op in operations)
+        if not names or not set(operations) - {"none"}:
             raise InputError(
                 "darts space: operations: expected names such as (none, skip_connect), not none alone, "
                 f"found {operations!r}"
@@ -97,12 +98,10 @@ class DartsSpace(Space):
     def _row(self, stride: int, rules: Sequence[str]) -> Row:
         row: list[Candidate] = []
         for op in self.operations:
+            paired = rules if OPERATIONS.get(op).carries_rule(stride) else ()
             if self.layout == "paper" and op == "skip_connect":
-                row += [Candidate(op, rule) for rule in rules if rule != "fa"] or [Candidate(op)]
-            elif OPERATIONS.get(op).carries_rule(stride):
-                row += [Candidate(op, rule) for rule in rules]
-            else:
-                row.append(Candidate(op))
+                paired = [rule for rule in rules if rule != "fa"] or paired
+            row += [Candidate(op, rule) for rule in paired] or [Candidate(op)]
         return tuple(row)
 
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:

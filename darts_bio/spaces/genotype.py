@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.registry import parse_spec
 from darts_bio.rules import RULES
 from darts_bio.spaces.operations import OPERATIONS
 
 FORMAT = 1
+LARGEST_NODE = 9999
+LONGEST_LIST = 64
+"""Entries a list in pasted text may describe; a cell has far fewer."""
 
 RULE_SUFFIXES = {"u": "usf", "br": "brsf", "fr": "frsf", "fa": "fa", "f": "frsf", "b": "brsf"}
 """Rule suffixes of operations in pasted genotypes, such as sep_conv_3x3_fr."""
@@ -128,17 +131,35 @@ class _Reader:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python prints, or deeper than it walks
+        return f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_rule(name: str, where: str) -> str:
-    """The rule's name, or InputError with `where` before it if there is no such rule."""
+def _is_node(value: Any) -> bool:
+    """Whether this can be a node's number at all; a cell's space says more."""
+    return type(value) is int and abs(value) <= LARGEST_NODE
+
+
+def check_rule(spec: str, where: str) -> str:
+    """The rule's spec as it is written in files, or InputError with `where` before it if there is no such rule."""
     try:
-        RULES.get(parse_spec(name)[0])
+        RULES.build(spec)
+        name, options = parse_spec(spec)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return name
+    return spec.strip() if options else name
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which JSON itself would let a later field replace an earlier one of the same name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InputError(f"the field {next(n for n in names if names.count(n) > 1)!r} is given twice")
+    return found
 
 
 def _read_candidate(op: str, rule: Any, where: str) -> Candidate:
@@ -160,7 +181,7 @@ def _read_cell(value: Any, where: str) -> Cell:
         entry = _Reader(item, place, {"node": int, "input": int, "op": str, "rule": str})
         edges.append(Edge(entry["node"], entry["input"], _read_candidate(entry["op"], item["rule"], place)))
     for node in cell["concat"]:
-        if not isinstance(node, int) or isinstance(node, bool):
+        if not _is_node(node):
             raise InputError(f"{where}.concat: expected node numbers, found {_brief(node)}")
     return Cell(tuple(edges), tuple(cell["concat"]))
 
@@ -172,11 +193,14 @@ def from_json(text: str, source: str) -> Genotype:
     expected and what was found.
     """
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(text, object_pairs_hook=_unique)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
+        reason = getattr(error, "msg", None) or first_line(error)
         raise InputError(
-            f"{source}: not a JSON file (line {error.lineno}, column {error.colno}: {error.msg}); restore the file "
-            "or derive the genotype again"
+            f"{source}: not a JSON file ({place}{reason}); restore the file or derive the genotype again"
         ) from None
     fields = {"format": int, "space": str, "backbone_rule": str, "cells": dict, "provenance": dict}
     top = _Reader(data, source, fields, optional=("provenance",))
@@ -196,18 +220,26 @@ def _split_suffix(op: str) -> Candidate:
     return Candidate(op)
 
 
-def _literal(node: ast.expr, where: str) -> Any:
-    """A literal, or range(a, b), or list(range(a, b))."""
+def _literal(node: ast.expr) -> Any:
+    """A literal, or range(a, b), or list(range(a, b)). Raises ValueError or the like for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        arguments = [_literal(a, where) for a in node.args]
-        if node.func.id == "range" and 1 <= len(arguments) <= 3 and all(isinstance(a, int) for a in arguments):
-            return list(range(*arguments)[:64])
-        if node.func.id in ("list", "tuple") and len(arguments) == 1:
+        arguments = [_literal(argument) for argument in node.args]
+        if node.func.id == "range" and 1 <= len(arguments) <= 3 and all(type(a) is int for a in arguments):
+            return list(range(*arguments)[:LONGEST_LIST])
+        if node.func.id in ("list", "tuple") and len(arguments) == 1 and isinstance(arguments[0], (list, tuple)):
             return list(arguments[0])
+    return ast.literal_eval(node)
+
+
+def _list(node: ast.expr, text: str, where: str) -> list[Any]:
     try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, MemoryError):
-        raise InputError(f"{where}: expected a list or range(a, b), found {ast.unparse(node)[:60]}") from None
+        value = _literal(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        found = (ast.get_source_segment(text, node) or "")[:60]
+        raise InputError(f"{where}: expected a list or range(a, b), found {found}") from None
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where}: expected a list or range(a, b), found {_brief(value)}")
+    return list(value)
 
 
 def from_darts_text(text: str) -> Genotype:
@@ -223,33 +255,41 @@ def from_darts_text(text: str) -> Genotype:
     ['skip_connect:bp', 'sep_conv_3x3:usf']
     """
     source = "DARTS text"
+    text = text.strip()
     try:
-        body = ast.parse(text.strip()).body
+        body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{source}: expected Genotype(normal=[...], ...), found unreadable text ({error})") from None
     call = getattr(body[0], "value", None) if len(body) == 1 else None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
-        raise InputError(f"{source}: expected one Genotype(normal=[...], ...), found {text.strip()[:60]!r}")
+        raise InputError(f"{source}: expected one Genotype(normal=[...], ...), found {text[:60]!r}")
     fields = ("normal", "normal_concat", "reduce", "reduce_concat")
-    values = {k: v for k, v in zip(fields, call.args, strict=False)} | {k.arg or "**": k.value for k in call.keywords}
-    for name in values:
+    if len(call.args) > len(fields):
+        raise InputError(f"{source}: expected {', '.join(fields)}, found {len(call.args)} values without a name")
+    values: dict[str, ast.expr] = {}
+    given = [*zip(fields, call.args, strict=False), *((k.arg or "**", k.value) for k in call.keywords)]
+    for name, value in given:
         if name not in fields:
             raise InputError(f"{source}: {unknown_name('field', name, fields)}")
+        if name in values:
+            raise InputError(f"{source}: the field {name!r} is given twice")
+        values[name] = value
     cells = {}
     for cell_type in ("normal", "reduce"):
         for name in (cell_type, f"{cell_type}_concat"):
             if name not in values:
                 raise InputError(f"{source}: the field {name!r} is missing (expected {', '.join(fields)})")
         edges = []
-        for i, entry in enumerate(_literal(values[cell_type], f"{source}.{cell_type}")):
+        for i, entry in enumerate(_list(values[cell_type], text, f"{source}.{cell_type}")):
             where = f"{source}.{cell_type}[{i}]"
-            if not (isinstance(entry, (tuple, list)) and [type(part) for part in entry] == [str, int]):
+            pair = isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
+            if not (pair and _is_node(entry[1])):
                 raise InputError(f"{where}: expected ('operation', input), found {_brief(entry)}")
             candidate = _split_suffix(entry[0])
             candidate = _read_candidate(candidate.op, candidate.rule or "bp", where)
             edges.append(Edge(2 + i // 2, entry[1], candidate))
-        concat = _literal(values[f"{cell_type}_concat"], f"{source}.{cell_type}_concat")
-        if not all(isinstance(node, int) for node in concat):
+        concat = _list(values[f"{cell_type}_concat"], text, f"{source}.{cell_type}_concat")
+        if not all(map(_is_node, concat)):
             raise InputError(f"{source}.{cell_type}_concat: expected node numbers, found {_brief(concat)}")
         cells[cell_type] = Cell(tuple(edges), tuple(concat))
     return Genotype("darts", cells, provenance={"source": "imported DARTS-style text"})

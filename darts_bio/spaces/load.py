@@ -9,6 +9,9 @@ from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.genotype import Genotype, from_darts_text, from_json, shipped_folder, shipped_names
 
+LONGEST_NAME = 255
+"""Bytes that file systems allow for a file's name."""
+
 
 def load_genotype(source: str | Path) -> Genotype:
     """A validated genotype from a shipped name, a JSON file, a run folder or DARTS-style text.
@@ -27,6 +30,10 @@ def load_genotype(source: str | Path) -> Genotype:
         DartsSpace().validate(genotype, "DARTS text")
         return genotype
     path = shipped_folder() / f"{text}.json" if text in shipped_names() else Path(text)
+    if len(path.name) > LONGEST_NAME:
+        raise InputError(
+            f"a genotype of {len(text)} characters: expected a name, a path, or Genotype(normal=[...], ...)"
+        )
     if path.is_dir():
         path = path / "genotype.json"
         if not path.exists():
