@@ -419,6 +419,24 @@ class TestFolder:
         run(SEARCH, data, out)
         same_runs(out, whole_search, "search")
 
+    def test_a_disk_that_fills_under_tensorboard_is_told_in_one_line(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its writer fails in a thread of its own, whose traceback must not reach the console."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        write, written = RecordWriter.write, []
+
+        def full(self: RecordWriter, content: bytes) -> None:
+            written.append(content)
+            if len(written) > 5:
+                raise OSError(28, "No space left on device")
+            write(self, content)
+
+        monkeypatch.setattr(RecordWriter, "write", full)
+        with pytest.raises(InputError, match="run: cannot be written .No space left on device.; make room"):
+            run(SEARCH, data, tmp_path / "run")
+
     def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
         self, data: ImageData, tmp_path: Path
     ) -> None:

@@ -104,7 +104,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
         (SEARCH, "--batch-size 1000", r"--batch-size: expected at most 719, the images of the train split, found 1000"),
         (SEARCH, "--device cuda:99", r"--device cuda:99: "),
         (SEARCH, "--device gpu", r"--device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
-        (SEARCH, "--out /proc/run", r"/proc/run: cannot be written \(.*\); make room or choose another --out"),
+        (SEARCH, "--out /proc/run", r"/proc/run: cannot be written \(.*\); make room or choose another place"),
         (SEARCH, "--plugin no.such", r"--plugin no.such: cannot be imported"),
         (TRAIN, "--genotype dart_v2", r"unknown genotype 'dart_v2': did you mean 'darts_v2' or 'darts_v1'\?"),
         (TRAIN, "--genotype .", r"no genotype.json in this folder"),

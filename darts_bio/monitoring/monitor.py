@@ -6,8 +6,10 @@ end seconds and images_per_second. All but these last two is the same whether or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -35,25 +37,32 @@ class Monitor:
         self._line_at = self._started_at
 
     def __enter__(self) -> Self:
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._thread_failed
         return self
+
+    def _thread_failed(self, failure: Any) -> None:
+        # TensorBoard's thread raises the error of a disk that refuses once more at the next call: see _tensorboard.
+        if not issubclass(failure.exc_type, OSError):
+            self._excepthook(failure)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        threading.excepthook = self._excepthook
         if self._writer is not None:
-            with writing(self.folder.path):
-                self._writer.close()
+            self._tensorboard("close")
 
     def on_start(self, progress: Progress) -> None:
         """Opens the files; what they say of steps after `progress.step`, which will be made anew, is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= progress.step]
+        kept = self._records_up_to(progress.step)
         if kept:
-            self._earlier_s = json.loads(kept[-1])["seconds"]
-        write_text(self._metrics, "".join(f"{line}\n" for line in kept))
+            self._earlier_s = kept[-1]["seconds"]
+        write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         with writing(self.folder.path):
             # TensorBoard passes over earlier events from this step on.
             self._writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1 if progress.step else None)
@@ -63,12 +72,12 @@ class Monitor:
             total=progress.steps, initial=progress.step, unit="step", file=self._console, disable=not terminal
         )
 
-    def _lines(self) -> list[str]:
-        if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
-        # A line cut off by a crash was written after the checkpoint.
-        return [line for line in lines if line.endswith("}")]
+    def _records_up_to(self, step: int) -> list[dict[str, Any]]:
+        records = []
+        for line in self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else ():
+            with contextlib.suppress(ValueError):  # a line that a crash has cut off was written after the checkpoint
+                records.append(json.loads(line))
+        return [record for record in records if record["step"] <= step]
 
     def on_step(self, progress: Progress, images: int) -> None:
         assert self._bar is not None
@@ -79,7 +88,7 @@ class Monitor:
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         self._write("record", progress, numbers)
         for name, value in numbers.items():
-            self._writer.add_scalar(name, value, progress.step)
+            self._tensorboard("add_scalar", name, value, progress.step)
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(_brief(numbers))
         elif time.monotonic() - self._line_at > LINE_EVERY_S and not progress.ends_epoch:
@@ -88,7 +97,7 @@ class Monitor:
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         self._write("epoch", progress, numbers)
         for name, value in numbers.items():
-            self._writer.add_scalar(f"epoch/{name.replace('/', '_')}", value, progress.step)
+            self._tensorboard("add_scalar", f"epoch/{name.replace('/', '_')}", value, progress.step)
         self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
 
     def say(self, line: str) -> None:
@@ -99,18 +108,22 @@ class Monitor:
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """TensorBoard's custom scalars: group -> chart -> the tags it draws together."""
         parts = {group: {name: ["Multiline", tags] for name, tags in named.items()} for group, named in charts.items()}
-        self._writer.add_custom_scalars(parts)
+        self._tensorboard("add_custom_scalars", parts)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        self._writer.add_histogram(tag, values.detach().cpu(), step)
+        self._tensorboard("add_histogram", tag, values.detach().cpu(), step)
 
     def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
         """pixels: (H, W, 3) uint8."""
-        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+        self._tensorboard("add_image", tag, pixels, step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Markdown."""
-        self._writer.add_text(tag, text, step)
+        self._tensorboard("add_text", tag, text, step)
+
+    def _tensorboard(self, method: str, *args: Any, **options: Any) -> None:
+        with writing(self.folder.path):
+            getattr(self._writer, method)(*args, **options)
 
     def _write(self, event: str, progress: Progress, numbers: Numbers) -> None:
         seconds = time.monotonic() - self._started_at
@@ -121,8 +134,7 @@ class Monitor:
         record = {"event": event, "step": progress.step, "epoch": progress.epoch, **numbers, **wall_clock}
         with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        with writing(self.folder.path):
-            self._writer.flush()
+        self._tensorboard("flush")
 
     def _place(self, progress: Progress) -> str:
         return f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"

@@ -33,8 +33,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({first_line(error)}); make room or choose another --out. What was saved "
-            "before is whole, and --resume goes on from it"
+            f"{path}: cannot be written ({first_line(error)}); make room or choose another place. What was saved "
+            "before is whole, and a run can go on from it"
         ) from None
 
 
