@@ -385,6 +385,18 @@ class TestFolder:
             read_checkpoint(path, "search")
         assert "\n" not in str(caught.value)
 
+    def test_a_checkpoint_of_other_code(self, data: ImageData, tmp_path: Path) -> None:
+        """The configuration is the same, but a plug-in's layers are not, or a field is missing."""
+        out = tmp_path / "run"
+        run(SEARCH, data, out, stop_after=1)
+        path = out / "checkpoint.pt"
+        state = read_checkpoint(path, "search")
+        for broken in ({k: v for k, v in state.items() if k != "rng"}, {**state, "task": {"supernet": {}}}):
+            torch.save(broken, path)
+            with pytest.raises(InputError, match="does not fit the run that its configuration describes") as caught:
+                run(SEARCH, data, out)
+            assert "\n" not in str(caught.value)
+
     def test_a_checkpoint_that_would_run_code_is_refused(self, tmp_path: Path) -> None:
         import pickle
 
@@ -444,6 +456,10 @@ class TestFolder:
             InputError, match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr"
         ):
             run(replace(SEARCH, lr=1e30, clip=0.0), data, tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoint.pt").exists()
+        with pytest.raises(InputError, match="train/loss is nan at step 2"):
+            run(replace(SEARCH, lr=1e30, clip=0.0, log_every=50), data, tmp_path / "stopped", stop_after=2)
+        assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
 
 
 def test_adaptive_numbers_are_finite_under_bf16(data: ImageData, tmp_path: Path) -> None:

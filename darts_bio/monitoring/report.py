@@ -44,6 +44,7 @@ class SearchMonitor(Monitor):
             f"search on {config.dataset}, {self.search.device}: {progress.steps} steps in {progress.epochs} epochs; "
             f"supernet of {parameters(supernet):,} weights ({tables})"
         )
+        self.say(watch_line(self.folder))
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         super().on_epoch(progress, numbers)
@@ -96,11 +97,21 @@ class TrainingMonitor(Monitor):
             f"training on {config.dataset}, {self.training.device}: {progress.steps} steps in {progress.epochs} "
             f"epochs; network of {parameters(self.training.network):,} parameters"
         )
+        self.say(watch_line(self.folder))
+
+
+def _uv() -> list[str]:
+    """`uv run` if this was started by it, which leaves its path in the environment."""
+    return ["uv", "run"] if "UV" in os.environ else []
 
 
 def _python() -> list[str]:
-    """How this interpreter was called: by `uv run`, which leaves its path in the environment, or by name."""
-    return ["uv", "run"] if "UV" in os.environ else ["python"]
+    return _uv() or ["python"]
+
+
+def watch_line(folder: RunFolder) -> str:
+    """The command that shows this run and those beside it in a browser."""
+    return "watch: " + shlex.join([*_uv(), "tensorboard", "--logdir", str(folder.path.parent)])
 
 
 def resume_line(argv: Sequence[str], folder: RunFolder) -> str:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
 from darts_bio.training.run_folder import RunFolder
 
@@ -130,13 +130,20 @@ def fit(
     t, last = 0, Numbers()
     state = folder.load()
     if state is not None:
-        t, last = state["step"], state["last"]
-        task.load_state_dict(state["task"])
-        record.load_state_dict(state["record"])
-        epoch_means.load_state_dict(state["epoch_means"])
-        set_rng_state(state["rng"])
+        try:
+            t, last = state["step"], state["last"]
+            task.load_state_dict(state["task"])
+            record.load_state_dict(state["record"])
+            epoch_means.load_state_dict(state["epoch_means"])
+            set_rng_state(state["rng"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder.checkpoint_path}: does not fit the run that its configuration describes "
+                f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, that wrote it"
+            ) from None
 
     def save() -> None:
+        _finite(epoch_means, t)  # so that no state that has diverged replaces one that has not
         folder.save(
             {
                 "step": t,
