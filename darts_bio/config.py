@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -337,7 +338,13 @@ def import_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:
+            if not isinstance(error, ImportError):
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                raise InputError(
+                    f"--plugin {module}: its import failed with {type(error).__name__} ({first_line(error)}), "
+                    f"raised at {place.filename}:{place.lineno}"
+                ) from error
             raise InputError(
                 f"--plugin {module}: cannot be imported ({first_line(error)}); expected a module, such as "
                 "my_package.my_rule, that is installed or lies in the working directory"

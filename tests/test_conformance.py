@@ -126,6 +126,12 @@ class TestANewRule:
             RULES.unregister("mine")
         with pytest.raises(InputError, match="--plugin nowhere: cannot be imported"):
             import_plugins(("nowhere",))
+        (tmp_path / "bad_rules_for_test.py").write_text("x = 1\nraise ValueError('learning rule is registered')\n")
+        failed = (
+            r"its import failed with ValueError \(learning rule is registered\), raised at .*bad_rules_for_test.py:2"
+        )
+        with pytest.raises(InputError, match=failed):
+            import_plugins(("bad_rules_for_test",))
 
 
 class TestEveryRule:
