@@ -329,6 +329,9 @@ def run_script(cls: type[C], main: Callable[[C], int], description: str, argv: S
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the run takes signals itself, or a second one
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def import_plugins(modules: Sequence[str]) -> None:

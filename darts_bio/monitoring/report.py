@@ -122,6 +122,7 @@ def resume_line(argv: Sequence[str], folder: RunFolder) -> str:
 def retrain_line(config: SearchConfig, folder: RunFolder) -> str:
     """The command that trains the genotype a search has found."""
     where = {"--dataset": config.dataset, "--data-dir": config.data_dir, "--image-size": config.image_size}
+    where["--plugin"] = ",".join(config.plugin) or None
     given = [part for flag, value in where.items() if value is not None for part in (flag, str(value))]
     command = [*_python(), "evaluate/train_cifar.py", "--genotype", str(folder.path), *given]
     return "next, train it: " + shlex.join(command)

@@ -155,7 +155,7 @@ def fit(
             }
         )
 
-    steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
+    steps, saved_at, saved_step = task.epochs * task.steps_per_epoch, time.monotonic(), t
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
     if 0 < t < steps:
         task.begin_epoch(t // task.steps_per_epoch)
@@ -178,7 +178,9 @@ def fit(
             listener.on_epoch(progress, last)
         if progress.ends_epoch or stop or time.monotonic() - saved_at > SAVE_EVERY_S:
             save()
-            saved_at = time.monotonic()
+            saved_at, saved_step = time.monotonic(), t
+    if saved_step != t:  # the request came between the step's own check and the loop's
+        save()
     return Outcome(last, t == steps, t)
 
 
