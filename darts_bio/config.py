@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from darts_bio.errors import InputError, first_line, unknown_name
-from darts_bio.registry import split_specs
+from darts_bio.registry import canonical_spec, split_specs
 
 CONFIG_FILE = "config.yaml"
 
@@ -111,6 +111,8 @@ class SearchConfig(RunConfig):
         super().__post_init__()
         if not self.rules:
             raise InputError("--rules: expected at least one learning rule, found none; use for example --rules fa,usf")
+        object.__setattr__(self, "rules", tuple(map(canonical_spec, self.rules)))
+        object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
         twice = sorted({rule for rule in self.rules if self.rules.count(rule) > 1})
         if twice:
             raise InputError(f"--rules: expected each rule once, found {', '.join(twice)} more than once")

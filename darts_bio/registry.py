@@ -61,6 +61,17 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
+def canonical_spec(spec: str) -> str:
+    """The one way in which a spec is written in files: what is equal is written equally.
+
+    >>> canonical_spec(" usf() "), canonical_spec("mine(b=0.50, a=match)")
+    ('usf', "mine(a='match', b=0.5)")
+    """
+    name, options = parse_spec(spec)
+    written = ", ".join(f"{key}={options[key]!r}" for key in sorted(options))
+    return f"{name}({written})" if written else name
+
+
 def split_specs(text: str) -> tuple[str, ...]:
     """A comma-separated list of specs; commas inside brackets or quotes do not separate.
 
@@ -131,10 +142,12 @@ class Registry(Generic[T]):
         """The member called with `args` and the spec's options. Raises InputError for an option it does not have."""
         name, options = parse_spec(spec)
         member: Any = self.get(name)
-        parameters = list(inspect.signature(member).parameters.values())[len(args) :]
+        everything = list(inspect.signature(member).parameters.values())[len(args) :]
+        parameters = [p for p in everything if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in everything)
         known = ", ".join(p.name for p in parameters) or "none"
         for option in options:
-            if option not in {p.name for p in parameters}:
+            if not takes_any and option not in {p.name for p in parameters}:
                 raise InputError(f"{self.kind} {name!r} has no option {option!r} (its options: {known})")
         for p in parameters:
             if p.default is p.empty and p.name not in options:

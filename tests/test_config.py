@@ -89,6 +89,7 @@ class TestLayers:
         (["--amp", "bf15"], r"unknown value of --amp 'bf15': did you mean 'bf16'"),
         (["--rules", ""], r"--rules: expected at least one learning rule"),
         (["--rules", "fa,usf,fa"], r"--rules: expected each rule once, found fa more than once"),
+        (["--rules", "usf,usf()"], r"--rules: expected each rule once, found usf more than once"),
         (["--resume"], r"--resume needs --out DIR"),
         (["--resume", "--out", "nowhere"], r"nowhere/config.yaml does not exist"),
         (["--config", "nowhere.yaml"], r"nowhere.yaml: cannot be read \(No such file"),

@@ -217,7 +217,7 @@ class TestEveryPair:
             assert weights[~table.mask(cell_type)].eq(0).all()
         genotype = search.genotype()
         assert genotype == other.genotype()
-        SPACES.get(genotype.space)().validate(genotype, "found")
+        SPACES.build(genotype.space).validate(genotype, "found")
         train_a_little(genotype, data)
 
 
@@ -226,8 +226,6 @@ class TestANewSpaceAndStrategy:
         @SPACES.register("chain")
         class Chain(DartsSpace):
             """One node."""
-
-            name = "chain"
 
             def __init__(self) -> None:
                 super().__init__(nodes=1)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.registry import Registry, parse_spec, split_specs
+from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES
 
@@ -98,6 +98,11 @@ class TestRegistry:
     def test_what_the_caller_passes_is_no_option(self, colours: Registry[Any]) -> None:
         with pytest.raises(InputError, match=r"colour 'green' has no option 'size' \(its options: shade\)"):
             colours.build("green(size=1)", 3)
+
+    def test_a_member_that_takes_any_option_gets_them(self, colours: Registry[Any]) -> None:
+        colours.register("any")(lambda size, *more, **options: (size, more, options))
+        assert colours.build("any", 3) == (3, (), {})
+        assert colours.build("any(a=1, b=x)", 3) == (3, (), {"a": 1, "b": "x"})
 
     def test_a_member_without_options_says_so(self) -> None:
         with pytest.raises(InputError, match=r"learning rule 'bp' has no option 'x' \(its options: none\)"):
@@ -238,6 +243,23 @@ class TestParseSpec:
             return
         assert name.isidentifier()
         assert all(key.isidentifier() for key in options)
+
+
+class TestCanonicalSpec:
+    @given(NAMES, st.dictionaries(NAMES, VALUES, max_size=3), st.randoms())
+    def test_equal_specs_are_written_equally(self, name: str, options: dict[str, Any], random: Any) -> None:
+        """Whatever the order and the spaces, and reading it gives what was written."""
+        shuffled = random.sample(list(options.items()), len(options))
+        spec = f" {name}( {' , '.join(f'{key} = {value!r}' for key, value in shuffled)} )"
+        canonical = canonical_spec(spec)
+        assert (
+            canonical
+            == canonical_spec(canonical)
+            == canonical_spec(
+                f"{name}(**)".replace("**", ", ".join(f"{key}={value!r}" for key, value in options.items()))
+            )
+        )
+        assert parse_spec(canonical) == parse_spec(spec)
 
 
 class TestSplitSpecs:

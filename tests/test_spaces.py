@@ -189,7 +189,8 @@ def published_derivation(values: Sequence[Sequence[float]], rows: Sequence[Seque
         for j in range(node):
             row, value = rows[start + j], values[start + j]
             allowed.append([k for k in range(len(row)) if row[k].op != "none"])
-            best.append(max(value[k] for k in allowed[j]))
+            # Ours, where rows differ in length: how often the uniform share of its row a candidate has.
+            best.append(len(row) * max(value[k] for k in allowed[j]))
         for j in sorted(range(node), key=lambda j, best=best: -best[j])[:2]:
             k_best = None
             for k in allowed[j]:
@@ -220,7 +221,7 @@ def random_weights(table: CandidateTable, law: str, generator: torch.Generator) 
         elif law == "two values":
             weights[cell_type] = torch.randint(2, shape, generator=generator).double()
         elif law == "all equal":
-            weights[cell_type] = torch.full(shape, 1 / shape[1])
+            weights[cell_type] = torch.full(shape, 1 / shape[1], dtype=torch.float64)
         elif law == "none strongest":
             weights[cell_type] = torch.randn(shape, generator=generator)
             weights[cell_type][:, 0] = 100
@@ -260,6 +261,22 @@ class TestDerivation:
                 assert len(cell.edges) == 8
                 assert cell.concat == (2, 3, 4, 5)
                 assert "none" not in {e.candidate.op for e in cell.edges}
+
+    @pytest.mark.parametrize("layout", ["clean", "paper"])
+    def test_an_edge_with_more_candidates_has_no_disadvantage(self, layout: str) -> None:
+        """Before alpha has moved all edges of a node are equally strong, and so they are if each moves equally: in a
+        reduction of the clean layout those from the inputs have 23 candidates, inner ones 20."""
+        space = SPACES.build(f"darts(layout={layout})")
+        table = space.table(BIO)
+        for moved in (0.0, 0.3):
+            weights = {}
+            for cell_type in space.cell_types:
+                mask = table.mask(cell_type)
+                share = torch.ones(table.shape(cell_type), dtype=torch.float64)
+                share[:, 1] += moved
+                weights[cell_type] = share.masked_fill(~mask, 0) / mask.sum(1, keepdim=True)
+            for cell in space.derive(weights, table).values():
+                assert [(e.node, e.input) for e in cell.edges] == [(n, j) for n in range(2, 6) for j in (0, 1)]
 
     @every_layout_and_rules
     def test_what_is_derived_is_a_valid_genotype_file(self, layout: str, rules: tuple[str, ...]) -> None:

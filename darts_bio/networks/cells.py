@@ -62,6 +62,9 @@ class CellNetwork(nn.Module):
                 f"channels: expected an even number of at least 2, since the factorised reduction halves them, "
                 f"found {channels}; use --channels {max(2, channels + channels % 2)}"
             )
+        for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
+            if value < 1:
+                raise InputError(f"{name}: expected at least 1, found {value}")
         rule: LearningRule = RULES.build(backbone_rule)
         self.plan = plan
         stem = STEM_MULTIPLIER * channels

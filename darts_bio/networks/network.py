@@ -51,7 +51,8 @@ class Network(CellNetwork):
         in_channels: int = 3,
         auxiliary: bool = False,
     ) -> None:
-        space: Space = SPACES.get(genotype.space)()
+        space: Space = SPACES.build(genotype.space)
+        space.validate(genotype, "genotype")
         super().__init__(
             space.plan(layers),
             lambda cell_type, c: DiscreteCell(space, cell_type, genotype.cells[cell_type], c),

@@ -2,8 +2,9 @@
 
 from darts_bio.spaces import darts as _darts  # noqa: F401  (registers the space)
 from darts_bio.spaces.base import SPACES, CandidateTable, Space
-from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_darts_text, from_json, shipped_names
-from darts_bio.spaces.load import load_genotype
+from darts_bio.spaces.darts_text import from_darts_text
+from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_json, shipped_names
+from darts_bio.spaces.load import load_genotype, read_genotype
 from darts_bio.spaces.operations import OPERATIONS
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "from_darts_text",
     "from_json",
     "load_genotype",
+    "read_genotype",
     "shipped_names",
 ]

@@ -35,7 +35,6 @@ class CandidateTable:
 class Space(ABC):
     """A cell-based space. Subclasses are registered by name in `SPACES`; their options are constructor arguments."""
 
-    name: ClassVar[str]
     cell_types: ClassVar[tuple[str, ...]]
 
     @property

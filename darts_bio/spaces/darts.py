@@ -14,6 +14,7 @@ Layouts of the candidates:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -45,7 +46,6 @@ Layout = Literal["clean", "paper"]
 class DartsSpace(Space):
     """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells."""
 
-    name = "darts"
     cell_types = ("normal", "reduce")
 
     def __init__(
@@ -107,18 +107,21 @@ class DartsSpace(Space):
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
         """Per node the two incoming edges whose best candidate other than none is strongest, with that candidate.
 
-        Ties go to the earlier edge and the earlier candidate, as in the published code.
+        Edges are compared by that candidate's weight times the number of candidates it competes with, so that an edge
+        with fewer of them has no advantage; where all have equally many it is the published rule. Ties go to the
+        earlier edge and the earlier candidate, as in the published code.
         """
         cells = {}
         for cell_type in self.cell_types:
             best: dict[int, list[tuple[float, Edge]]] = {}
-            values = weights[cell_type].tolist()
-            for (node, source), row, row_values in zip(self.edges, table.rows[cell_type], values, strict=True):
+            values, rivals = weights[cell_type].tolist(), table.mask(cell_type).sum(1).tolist()
+            for (node, source), row, row_values, n in zip(
+                self.edges, table.rows[cell_type], values, rivals, strict=True
+            ):
                 choices = [(v, c) for v, c in zip(row_values, row, strict=True) if c is not None and c.op != "none"]
                 value, candidate = max(choices, key=lambda choice: choice[0])
-                if not OPERATIONS.get(candidate.op).carries_rule(self.stride(cell_type, source)):
-                    candidate = Candidate(candidate.op)
-                best.setdefault(node, []).append((value, Edge(node, source, candidate)))
+                edge = self._normalised(Edge(node, source, candidate), cell_type)
+                best.setdefault(node, []).append((n * value, edge))
             kept = [
                 edge
                 for edges in best.values()
@@ -131,15 +134,16 @@ class DartsSpace(Space):
 
     def normalise(self, genotype: Genotype) -> Genotype:
         """The same genotype with rule None wherever the operation has no weights at its stride."""
-        cells = {}
-        for cell_type, cell in genotype.cells.items():
-            edges = []
-            for edge in cell.edges:
-                carries = OPERATIONS.get(edge.candidate.op).carries_rule(self.stride(cell_type, edge.input))
-                candidate = edge.candidate if carries else Candidate(edge.candidate.op)
-                edges.append(Edge(edge.node, edge.input, candidate))
-            cells[cell_type] = Cell(tuple(edges), cell.concat)
-        return Genotype(genotype.space, cells, genotype.backbone_rule, genotype.provenance)
+        cells = {
+            cell_type: replace(cell, edges=tuple(self._normalised(edge, cell_type) for edge in cell.edges))
+            for cell_type, cell in genotype.cells.items()
+        }
+        return replace(genotype, cells=cells)
+
+    def _normalised(self, edge: Edge, cell_type: str) -> Edge:
+        op = edge.candidate.op
+        carries = OPERATIONS.get(op).carries_rule(self.stride(cell_type, edge.input))
+        return edge if carries else replace(edge, candidate=Candidate(op))
 
     def validate(self, genotype: Genotype, source: str) -> None:
         for cell_type in genotype.cells:

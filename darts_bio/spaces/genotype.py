@@ -1,12 +1,10 @@
-"""Genotypes: frozen, validated, JSON files; and the import of DARTS-style text.
+"""Genotypes: frozen, validated, JSON files.
 
-A genotype is data, never code: files are read as JSON, pasted text is parsed, nothing is evaluated. The names in a
-file (operations, rules, fields) are a file format.
+A genotype is data, never code. The names in a file (operations, rules, fields) are a file format.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.errors import InputError, first_line, unknown_name
-from darts_bio.registry import parse_spec
+from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES
 from darts_bio.spaces.operations import OPERATIONS
 
 FORMAT = 1
 LARGEST_NODE = 9999
-LONGEST_LIST = 64
-"""Entries a list in pasted text may describe; a cell has far fewer."""
-
-RULE_SUFFIXES = {"u": "usf", "br": "brsf", "fr": "frsf", "fa": "fa", "f": "frsf", "b": "brsf"}
-"""Rule suffixes of operations in pasted genotypes, such as sep_conv_3x3_fr."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class _Reader:
 
     def __init__(self, value: Any, where: str, fields: Mapping[str, type], optional: tuple[str, ...] = ()) -> None:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: expected an object with {', '.join(fields)}, found {_brief(value)}")
+            raise InputError(f"{where}: expected an object with {', '.join(fields)}, found {brief(value)}")
         for name in value:
             if name not in fields:
                 raise InputError(f"{where}: {unknown_name('field', name, fields)}")
@@ -126,11 +119,12 @@ class _Reader:
         value, expected = self.value.get(name), self.fields[name]
         if not isinstance(value, expected) or isinstance(value, bool):
             kind = {int: "an integer", str: "text", list: "a list", dict: "an object"}[expected]
-            raise InputError(f"{self.where}.{name}: expected {kind}, found {_brief(value)}")
+            raise InputError(f"{self.where}.{name}: expected {kind}, found {brief(value)}")
         return value
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value in at most 60 characters, for messages."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits than Python prints, or deeper than it walks
@@ -138,19 +132,18 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_node(value: Any) -> bool:
+def is_node(value: Any) -> bool:
     """Whether this can be a node's number at all; a cell's space says more."""
     return type(value) is int and abs(value) <= LARGEST_NODE
 
 
 def check_rule(spec: str, where: str) -> str:
-    """The rule's spec as it is written in files, or InputError with `where` before it if there is no such rule."""
+    """The rule's canonical spec, or InputError with `where` before it if there is no such rule."""
     try:
         RULES.build(spec)
-        name, options = parse_spec(spec)
+        return canonical_spec(spec)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return spec.strip() if options else name
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,13 +155,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_candidate(op: str, rule: Any, where: str) -> Candidate:
+def read_candidate(op: str, rule: Any, where: str) -> Candidate:
+    """A candidate of registered names, or InputError that names the place `where`."""
     try:
         OPERATIONS.get(op)
     except InputError as error:
         raise InputError(f"{where}.op: {error}") from None
     if rule is not None and not isinstance(rule, str):
-        raise InputError(f"{where}.rule: expected the name of a rule or null, found {_brief(rule)}")
+        raise InputError(f"{where}.rule: expected the name of a rule or null, found {brief(rule)}")
     return Candidate(op, None if rule is None else check_rule(rule, f"{where}.rule"))
 
 
@@ -179,10 +173,10 @@ def _read_cell(value: Any, where: str) -> Cell:
         place = f"{where}.edges[{i}]"
         # A rule of null stands for "no weights here", so its presence is asked for and its type is checked by hand.
         entry = _Reader(item, place, {"node": int, "input": int, "op": str, "rule": str})
-        edges.append(Edge(entry["node"], entry["input"], _read_candidate(entry["op"], item["rule"], place)))
+        edges.append(Edge(entry["node"], entry["input"], read_candidate(entry["op"], item["rule"], place)))
     for node in cell["concat"]:
-        if not _is_node(node):
-            raise InputError(f"{where}.concat: expected node numbers, found {_brief(node)}")
+        if not is_node(node):
+            raise InputError(f"{where}.concat: expected node numbers, found {brief(node)}")
     return Cell(tuple(edges), tuple(cell["concat"]))
 
 
@@ -210,89 +204,6 @@ def from_json(text: str, source: str) -> Genotype:
     provenance = top["provenance"] if "provenance" in data else {}
     backbone_rule = check_rule(top["backbone_rule"], f"{source}.backbone_rule")
     return Genotype(top["space"], cells, backbone_rule, provenance)
-
-
-def _split_suffix(op: str) -> Candidate:
-    if op not in OPERATIONS:
-        stem, _, suffix = op.rpartition("_")
-        if stem in OPERATIONS and suffix in RULE_SUFFIXES:
-            return Candidate(stem, RULE_SUFFIXES[suffix])
-    return Candidate(op)
-
-
-def _literal(node: ast.expr) -> Any:
-    """A literal, or range(a, b), or list(range(a, b)). Raises ValueError or the like for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        arguments = [_literal(argument) for argument in node.args]
-        if node.func.id == "range" and 1 <= len(arguments) <= 3 and all(type(a) is int for a in arguments):
-            return list(range(*arguments)[:LONGEST_LIST])
-        if node.func.id in ("list", "tuple") and len(arguments) == 1 and isinstance(arguments[0], (list, tuple)):
-            return list(arguments[0])
-    return ast.literal_eval(node)
-
-
-def _list(node: ast.expr, text: str, where: str) -> list[Any]:
-    try:
-        value = _literal(node)
-    except (ValueError, TypeError, MemoryError, RecursionError):
-        found = (ast.get_source_segment(text, node) or "")[:60]
-        raise InputError(f"{where}: expected a list or range(a, b), found {found}") from None
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{where}: expected a list or range(a, b), found {_brief(value)}")
-    return list(value)
-
-
-def from_darts_text(text: str) -> Genotype:
-    """Reads `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=[...], reduce_concat=...)`.
-
-    Two entries a node, nodes counted from 2. A suffix _u, _br, _fr or _fa on an operation is its rule (usf, brsf,
-    frsf, fa; skips also _f, _b); without a suffix the rule is bp. An assignment `NAME = Genotype(...)` is accepted.
-    The text is parsed, never evaluated. Raises InputError for anything else.
-
-    >>> text = "Genotype(normal=[('skip_connect', 0), ('sep_conv_3x3_u', 1)], normal_concat=range(2, 3), "
-    >>> text += "reduce=[], reduce_concat=[])"
-    >>> [str(edge.candidate) for edge in from_darts_text(text).cells["normal"].edges]
-    ['skip_connect:bp', 'sep_conv_3x3:usf']
-    """
-    source = "DARTS text"
-    text = text.strip()
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{source}: expected Genotype(normal=[...], ...), found unreadable text ({error})") from None
-    call = getattr(body[0], "value", None) if len(body) == 1 else None
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
-        raise InputError(f"{source}: expected one Genotype(normal=[...], ...), found {text[:60]!r}")
-    fields = ("normal", "normal_concat", "reduce", "reduce_concat")
-    if len(call.args) > len(fields):
-        raise InputError(f"{source}: expected {', '.join(fields)}, found {len(call.args)} values without a name")
-    values: dict[str, ast.expr] = {}
-    given = [*zip(fields, call.args, strict=False), *((k.arg or "**", k.value) for k in call.keywords)]
-    for name, value in given:
-        if name not in fields:
-            raise InputError(f"{source}: {unknown_name('field', name, fields)}")
-        if name in values:
-            raise InputError(f"{source}: the field {name!r} is given twice")
-        values[name] = value
-    cells = {}
-    for cell_type in ("normal", "reduce"):
-        for name in (cell_type, f"{cell_type}_concat"):
-            if name not in values:
-                raise InputError(f"{source}: the field {name!r} is missing (expected {', '.join(fields)})")
-        edges = []
-        for i, entry in enumerate(_list(values[cell_type], text, f"{source}.{cell_type}")):
-            where = f"{source}.{cell_type}[{i}]"
-            pair = isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
-            if not (pair and _is_node(entry[1])):
-                raise InputError(f"{where}: expected ('operation', input), found {_brief(entry)}")
-            candidate = _split_suffix(entry[0])
-            candidate = _read_candidate(candidate.op, candidate.rule or "bp", where)
-            edges.append(Edge(2 + i // 2, entry[1], candidate))
-        concat = _list(values[f"{cell_type}_concat"], text, f"{source}.{cell_type}_concat")
-        if not all(map(_is_node, concat)):
-            raise InputError(f"{source}.{cell_type}_concat: expected node numbers, found {_brief(concat)}")
-        cells[cell_type] = Cell(tuple(edges), tuple(concat))
-    return Genotype("darts", cells, provenance={"source": "imported DARTS-style text"})
 
 
 def shipped_folder() -> Path:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
-from darts_bio.spaces.darts import DartsSpace
-from darts_bio.spaces.genotype import Genotype, from_darts_text, from_json, shipped_folder, shipped_names
-
-LONGEST_NAME = 255
-"""Bytes that file systems allow for a file's name."""
+from darts_bio.spaces.darts_text import from_darts_text
+from darts_bio.spaces.genotype import Genotype, from_json, shipped_folder, shipped_names
 
 
 def load_genotype(source: str | Path) -> Genotype:
@@ -26,29 +23,35 @@ def load_genotype(source: str | Path) -> Genotype:
     """
     text = str(source).strip()
     if "Genotype(" in text:
-        genotype = DartsSpace().normalise(from_darts_text(text))
-        DartsSpace().validate(genotype, "DARTS text")
-        return genotype
-    path = shipped_folder() / f"{text}.json" if text in shipped_names() else Path(text)
-    if len(path.name) > LONGEST_NAME:
-        raise InputError(
-            f"a genotype of {len(text)} characters: expected a name, a path, or Genotype(normal=[...], ...)"
-        )
-    if path.is_dir():
+        return from_darts_text(text)
+    if text in shipped_names():
+        return read_genotype(shipped_folder() / f"{text}.json")
+    path = Path(text)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # too long for a path
+        is_folder = is_file = False
+    if is_folder:
         path = path / "genotype.json"
         if not path.exists():
             raise InputError(f"{path.parent}: no genotype.json in this folder; has its search ended an epoch?")
-    if not path.is_file():
-        error = unknown_name("genotype", text, shipped_names())
+    elif not is_file:
+        shown = text if len(text) <= 200 else f"{text[:200]}... of {len(text)} characters"
+        error = unknown_name("genotype", shown, shipped_names())
         raise InputError(f"{error}; expected a shipped name, a JSON file, a run folder or DARTS-style text")
+    return read_genotype(path)
+
+
+def read_genotype(path: Path) -> Genotype:
+    """A validated genotype from a JSON file. Raises InputError, naming the field, if it cannot be used."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from None
     genotype = from_json(content, path.name)
     try:
-        space = SPACES.get(genotype.space)
+        space = SPACES.build(genotype.space)
     except InputError as error:
         raise InputError(f"{path.name}.space: {error}") from None
-    space().validate(genotype, path.name)
+    space.validate(genotype, path.name)
     return genotype

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darts_bio.config import SearchConfig
 from darts_bio.networks import EdgeWeights, SuperNet
+from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import SPACES, Genotype, Space
@@ -95,7 +96,7 @@ class Search:
     def genotype(self) -> Genotype:
         """The genotype that alpha stands for now."""
         cells = self.space.derive(self.strategy.final_weights(), self.supernet.table)
-        return Genotype(self.space.name, cells, self.config.backbone_rule)
+        return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def state_dict(self) -> dict[str, Any]:
         return {
