@@ -232,15 +232,21 @@ class TestANewSpaceAndStrategy:
 
         @STRATEGIES.register("still")
         class Still(Darts):
-            """Alpha stays where it is."""
+            """Alpha stays where it is, and no validation batch is looked at."""
 
-            def step(self, bilevel: Any) -> Tensor:
-                return bilevel.loss(bilevel.valid_batch, self.edge_weights())[1].detach()
+            def begin_epoch(self, epoch: int) -> None:
+                begun.append(epoch)
 
+            def step(self, bilevel: Any) -> None:
+                return None
+
+        begun: list[int] = []
         try:
             search = Search(SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL), data, CPU)
             before = {t: a.detach().clone() for t, a in search.strategy.alpha.items()}
-            search.step(0)
+            search.begin_epoch(0)
+            assert set(search.step(0)) == {"train/loss", "train/accuracy"}
+            assert begun == [0]
             assert all(torch.equal(before[t], a) for t, a in search.strategy.alpha.items())
             genotype = search.genotype()
             assert genotype.space == "chain"

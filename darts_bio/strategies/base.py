@@ -17,54 +17,73 @@ from torch import Tensor
 
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
-from darts_bio.spaces import CandidateTable
+from darts_bio.spaces import CandidateTable, Space
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
+
+Loss = Callable[[Batch, EdgeWeights], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy knows of the search it serves."""
+
+    space: Space
+    table: CandidateTable
+    seed: int
+    device: torch.device
+    epochs: int
+    steps_per_epoch: int
 
 
 @dataclass(frozen=True)
 class Bilevel:
     """What a strategy may use in one step of a search.
 
-    `loss(batch, edge_weights)` gives the supernet's loss and its logits; the loss' gradient in alpha goes down as
-    `--arch-gradient` says.
+    Both losses map (batch, edge weights) to the supernet's loss and its logits. `weight_loss` is the one that w
+    follows, down through the rules' error; the gradient of `architecture_loss` goes down as `--arch-gradient` says.
     """
 
     supernet: SuperNet
     train_batch: Batch
     valid_batch: Batch
-    loss: Callable[[Batch, EdgeWeights], tuple[Tensor, Tensor]]
+    weight_loss: Loss
+    architecture_loss: Loss
 
     @contextlib.contextmanager
     def frozen_weights(self) -> Iterator[None]:
         """Within it no gradient of w is computed; alpha's is the same."""
-        for parameter in self.supernet.parameters():
+        trained = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
+        for parameter in trained:
             parameter.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in self.supernet.parameters():
+            for parameter in trained:
                 parameter.requires_grad_(True)
 
 
 class Strategy(ABC):
-    """Owns alpha for the candidates of `table`. Subclasses are registered by name in `STRATEGIES`.
+    """Owns alpha for the candidates of a table. Subclasses are registered by name in `STRATEGIES`.
 
-    A subclass is called as `(table, seed, device, **its own options)`.
+    A subclass is called as `(context, **its own options)`.
     """
 
-    table: CandidateTable
     alpha: dict[str, Tensor]
     """Per cell type (edges, candidates); empty if the strategy has no such parameters."""
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (most need none)
+        """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
 
     @abstractmethod
     def edge_weights(self) -> EdgeWeights:
         """What the supernet is lent: per cell type (edges, candidates), zero where the table is padded."""
 
     @abstractmethod
-    def step(self, bilevel: Bilevel) -> Tensor:
-        """Moves alpha once, before the weights' own step. Returns the validation logits it saw, detached."""
+    def step(self, bilevel: Bilevel) -> Tensor | None:
+        """Moves alpha once, before the weights' own step. Returns the validation logits it saw, detached; None if it
+        saw none."""
 
     @abstractmethod
     def final_weights(self) -> EdgeWeights:

@@ -16,7 +16,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
 from darts_bio.spaces import CandidateTable
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Strategy, masked_softmax
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, masked_softmax
 
 
 @STRATEGIES.register("darts")
@@ -25,9 +25,7 @@ class Darts(Strategy):
 
     def __init__(
         self,
-        table: CandidateTable,
-        seed: int,
-        device: torch.device,
+        context: Context,
         lr: float = 3e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         weight_decay: float = 1e-3,
@@ -39,9 +37,9 @@ class Darts(Strategy):
                 raise InputError(f"strategy darts: {name}: expected a number of at least 0, found {value!r}")
         if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= float(b) < 1 for b in betas)):
             raise InputError(f"strategy darts: betas: expected two numbers in [0, 1), found {betas!r}")
-        self.table = table
+        table, device = context.table, context.device
         self.mask = {t: table.mask(t).to(device) for t in table.rows}
-        self.alpha = {t: self._initial(table, t, seed, init).to(device).requires_grad_() for t in table.rows}
+        self.alpha = {t: self._initial(table, t, context.seed, init).to(device).requires_grad_() for t in table.rows}
         self.optimizer = torch.optim.Adam(
             list(self.alpha.values()), lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay
         )
@@ -55,7 +53,7 @@ class Darts(Strategy):
 
     def step(self, bilevel: Bilevel) -> Tensor:
         with bilevel.frozen_weights():
-            loss, logits = bilevel.loss(bilevel.valid_batch, self.edge_weights())
+            loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights())
             gradients = torch.autograd.grad(loss, list(self.alpha.values()))
         for alpha, gradient in zip(self.alpha.values(), gradients, strict=True):
             alpha.grad = gradient

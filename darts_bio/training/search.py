@@ -15,7 +15,7 @@ from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import SPACES, Genotype, Space
-from darts_bio.strategies import STRATEGIES, Batch, Bilevel, Strategy
+from darts_bio.strategies import STRATEGIES, Batch, Bilevel, Context, Strategy
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
 from darts_bio.training.engine import Numbers, loss_and_accuracy
 from darts_bio.training.optim import WeightOptimizer
@@ -40,7 +40,6 @@ class Search:
             backbone_rule=config.backbone_rule,
         ).to(device)
         draw_feedback(self.supernet, config.seed)
-        self.strategy: Strategy = STRATEGIES.build(config.strategy, self.supernet.table, config.seed, device)
         self.optimizer = WeightOptimizer(self.supernet.parameters(), config)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
@@ -58,33 +57,35 @@ class Search:
         )
         self.steps_per_epoch = self.train_batches.per_epoch
         self.images_per_step = 2 * config.batch_size
+        context = Context(self.space, self.supernet.table, config.seed, device, self.epochs, self.steps_per_epoch)
+        self.strategy: Strategy = STRATEGIES.build(config.strategy, context)
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
+        self.strategy.begin_epoch(epoch)
 
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
         train_batch, valid_batch = self.train_batches.batch(t), self.valid_batches.batch(t)
-        bilevel = Bilevel(self.supernet, train_batch, valid_batch, self._architecture_loss)
+        bilevel = Bilevel(self.supernet, train_batch, valid_batch, self._weight_loss, self._architecture_loss)
         valid_logits = self.strategy.step(bilevel)
         edge_weights = {cell_type: weights.detach() for cell_type, weights in self.strategy.edge_weights().items()}
-        logits = self._logits(train_batch[0], edge_weights)
-        loss = F.cross_entropy(logits, train_batch[1])
+        loss, logits = self._weight_loss(train_batch, edge_weights)
         self.optimizer.step(loss)
         draw_feedback(self.supernet, self.config.seed, t + 1)
-        return {
-            **loss_and_accuracy("train", logits, train_batch[1]),
-            **loss_and_accuracy("valid", valid_logits, valid_batch[1]),
-        }
+        numbers = loss_and_accuracy("train", logits, train_batch[1])
+        if valid_logits is not None:
+            numbers |= loss_and_accuracy("valid", valid_logits, valid_batch[1])
+        return numbers
 
-    def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+    def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.amp):
-            return self.supernet(x, edge_weights).float()
+            logits = self.supernet(batch[0], edge_weights).float()
+        return F.cross_entropy(logits, batch[1]), logits
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         exact = self.config.arch_gradient == "true"
         with true_gradients(self.supernet) if exact else contextlib.nullcontext():
-            logits = self._logits(batch[0], edge_weights)
-        return F.cross_entropy(logits, batch[1]), logits
+            return self._weight_loss(batch, edge_weights)
 
     def learning_rates(self) -> Numbers:
         rates = {"weights": self.optimizer.lr, **self.strategy.learning_rates()}
