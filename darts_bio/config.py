@@ -87,6 +87,18 @@ class RunConfig:
         names = [f.name for f in fields(self) if f.metadata["identity"]]
         return {name: _plain(value) for name, value in asdict(self).items() if name in names}
 
+    def differences(self, identity: Mapping[str, Any]) -> list[str]:
+        """How the identity of an earlier run differs from this one's, an option an entry: "channels was 8, is 16".
+
+        An option that it lacks is newer than that run, and had its default then.
+        """
+        defaults = {f.name: _plain(f.default) for f in fields(self)}
+        return [
+            f"{name} was {identity.get(name, defaults[name])}, is {here}"
+            for name, here in self.identity().items()
+            if identity.get(name, defaults[name]) != here
+        ]
+
     def to_yaml(self) -> str:
         """Every value but where this run lies, as `--config` and `--resume` read it."""
         values = {k: _plain(v) for k, v in asdict(self).items() if k not in ("out", "resume")}

@@ -51,9 +51,9 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def rng_state() -> dict[str, torch.Tensor]:
-    """The states of PyTorch's default generators (drop path draws from them)."""
+    """The states of PyTorch's default generators (drop path draws from them), those of GPUs if they are in use."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return state
 
@@ -83,9 +83,13 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it the first SIGINT or SIGTERM only sets the request; the second acts as it always does."""
+    """Within it the first SIGINT or SIGTERM only sets the request; the second acts as it always does.
+
+    A signal that whoever started this process has it ignore (a shell, for its background jobs) stays ignored.
+    """
     request = StopRequest()
     previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: handler for s, handler in previous.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)

@@ -10,6 +10,7 @@ The result is the last epoch's accuracy. Test images are only measured on: nothi
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from darts_bio.config import RetrainConfig, run_script
 
@@ -18,7 +19,7 @@ def main(config: RetrainConfig) -> int:
     from darts_bio.evaluation import parameters
     from darts_bio.monitoring.report import TrainingMonitor, resume_line
     from darts_bio.runtime import select_device, stop_on_signals
-    from darts_bio.spaces import load_genotype
+    from darts_bio.spaces import GENOTYPE_FILE, load_genotype, read_genotype
     from darts_bio.training.data import load_data
     from darts_bio.training.engine import fit
     from darts_bio.training.retrain import Retraining
@@ -26,11 +27,15 @@ def main(config: RetrainConfig) -> int:
 
     device = select_device(config.device)
     # A resumed run keeps the genotype it began with, whatever has become of the file it was read from.
-    genotype = load_genotype(str(config.out) if config.resume else config.genotype)
+    genotype = (
+        read_genotype(Path(config.out, GENOTYPE_FILE))
+        if config.out and config.resume
+        else load_genotype(config.genotype)
+    )
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     training = Retraining(config, genotype, data, device)
-    folder = RunFolder.open("train", config)
-    with stop_on_signals() as stop, TrainingMonitor(training, folder, sys.argv) as monitor:
+    folder = RunFolder.open("train", config, ["python", *sys.argv], genotype=genotype)
+    with stop_on_signals() as stop, TrainingMonitor(training, folder) as monitor:
         outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
     if not outcome.finished:
         print(resume_line(sys.argv, folder))

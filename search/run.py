@@ -27,8 +27,8 @@ def main(config: SearchConfig) -> int:
     device = select_device(config.device)
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     search = Search(config, data, device)
-    folder = RunFolder.open("search", config)
-    with stop_on_signals() as stop, SearchMonitor(search, folder, sys.argv) as monitor:
+    folder = RunFolder.open("search", config, ["python", *sys.argv])
+    with stop_on_signals() as stop, SearchMonitor(search, folder) as monitor:
         outcome = fit(search, folder, monitor, stop, log_every=config.log_every)
         genotype = monitor.write_genotype(outcome.step)
     print(f"{genotype}\n\ngenotype: {folder.genotype_path}\nfigure:   {monitor.figure_path}")

@@ -17,8 +17,8 @@ from darts_bio.errors import InputError
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor
 from darts_bio.rules import rule_layers
-from darts_bio.runtime import StopRequest
-from darts_bio.spaces import load_genotype
+from darts_bio.runtime import StopRequest, stop_on_signals
+from darts_bio.spaces import from_json, load_genotype
 from darts_bio.training.data import ImageData, in_order, load_data
 from darts_bio.training.engine import Outcome, Progress, evaluate, fit
 from darts_bio.training.retrain import Retraining
@@ -44,13 +44,14 @@ def run(config: RunConfig, data: ImageData, out: Path, stop_after: int | None = 
     listener: Monitor
     if isinstance(config, SearchConfig):
         task = Search(config, data, CPU)
-        folder = RunFolder.open("search", config)
-        listener = SearchMonitor(task, folder, ["run.py"])
+        folder = RunFolder.open("search", config, ["run.py"])
+        listener = SearchMonitor(task, folder)
     else:
         assert isinstance(config, RetrainConfig)
-        task = Retraining(config, load_genotype(config.genotype), data, CPU)
-        folder = RunFolder.open("train", config)
-        listener = TrainingMonitor(task, folder, ["train.py"])
+        genotype = load_genotype(config.genotype)
+        task = Retraining(config, genotype, data, CPU)
+        folder = RunFolder.open("train", config, ["train.py"], genotype=genotype)
+        listener = TrainingMonitor(task, folder)
     steps = 0
     on_step = listener.on_step
 
@@ -163,9 +164,23 @@ class TestResume:
         self, data: ImageData, whole_search: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "run"
-        RunFolder.open("search", replace(SEARCH, out=str(out)))
+        RunFolder.open("search", replace(SEARCH, out=str(out)), ["run.py"])
         run(SEARCH, data, out)
         same_runs(out, whole_search, "search")
+
+    def test_the_first_command_and_every_option_are_the_provenance(self, data: ImageData, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        run(SEARCH, data, out, stop_after=3)
+        config = replace(SEARCH, out=str(out), resume=True)
+        task = Search(config, data, CPU)
+        folder = RunFolder.open("search", config, ["run.py", "--resume"])
+        with SearchMonitor(task, folder) as monitor:
+            fit(task, folder, monitor, StopRequest(), log_every=config.log_every)
+            monitor.write_genotype(8)
+        provenance = load_genotype(out).provenance
+        assert provenance["command"] == "run.py"
+        assert provenance["steps"] == 8
+        assert {k: provenance[k] for k in SEARCH.identity()} == SEARCH.identity()
 
     def test_a_finished_run_is_left_as_it_is(self, data: ImageData, whole_training: Path) -> None:
         before = (whole_training / "checkpoint.pt").read_bytes()
@@ -240,6 +255,13 @@ class TestSearch:
         search.step(0)
         assert seen == [False]
         assert all(p.requires_grad for p in search.supernet.parameters())
+
+    def test_weights_that_a_user_froze_stay_frozen(self, data: ImageData) -> None:
+        search = Search(SEARCH, data, CPU)
+        search.supernet.stem.requires_grad_(False)
+        search.step(0)
+        thawed = {name for name, p in search.supernet.named_parameters() if p.requires_grad}
+        assert thawed == {name for name, _ in search.supernet.named_parameters() if not name.startswith("stem.")}
 
     def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:
         search = Search(replace(SEARCH, rules=("brsf", "frsf")), data, CPU)
@@ -358,11 +380,31 @@ class TestRecords:
         events.Reload()
         assert [e.step for e in events.Scalars("train/loss")] == [3, 6]
 
+    def test_nor_does_it_show_steps_of_a_run_that_died_before_its_first_checkpoint(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        step = Search.step
+
+        def crash(self: Search, t: int) -> Any:
+            if t == 3:
+                raise KeyboardInterrupt
+            return step(self, t)
+
+        monkeypatch.setattr(Search, "step", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(SEARCH, data, out)
+        monkeypatch.undo()
+        run(SEARCH, data, out)
+        events = EventAccumulator(str(out))
+        events.Reload()
+        assert [e.step for e in events.Scalars("train/loss")] == [3, 6]
+
 
 class TestFolder:
     def test_another_run_is_never_overwritten(self, data: ImageData, whole_search: Path) -> None:
         with pytest.raises(InputError, match="exists and is not empty; choose another, or go on with it by --resume"):
-            RunFolder.open("search", replace(SEARCH, out=str(whole_search)))
+            RunFolder.open("search", replace(SEARCH, out=str(whole_search)), ["run.py"])
 
     def test_a_checkpoint_of_another_configuration(self, data: ImageData, whole_search: Path) -> None:
         before = (whole_search / "checkpoint.pt").read_bytes()
@@ -370,17 +412,78 @@ class TestFolder:
             run(replace(SEARCH, channels=4, seed=3), data, whole_search)
         assert (whole_search / "checkpoint.pt").read_bytes() == before
 
+    def test_without_a_checkpoint_the_configuration_is_held_to_as_well(self, tmp_path: Path) -> None:
+        config = replace(SEARCH, out=str(tmp_path / "run"))
+        RunFolder.open("search", config, ["run.py"])
+        with pytest.raises(InputError, match=r"run: a run of another configuration \(seed was 0, is 3\)"):
+            RunFolder.open("search", replace(config, seed=3, resume=True), ["run.py"])
+
+    def test_an_option_newer_than_a_run_had_its_default_then(self) -> None:
+        old = {name: value for name, value in SEARCH.identity().items() if name not in ("amp", "momentum")}
+        assert SEARCH.differences(old) == []
+        assert replace(SEARCH, amp="bf16").differences(old) == ["amp was none, is bf16"]
+
+    def test_other_data_is_another_run(self, data: ImageData, tmp_path: Path) -> None:
+        """Of equal shape, with one label moved; or fewer images."""
+        out = tmp_path / "run"
+        run(SEARCH, data, out, stop_after=3)
+        labels = data.train.labels.clone()
+        labels[0] = (labels[0] + 1) % 10
+        for other in (replace(data, train=replace(data.train, labels=labels)), load_data("digits", train_images=60)):
+            with pytest.raises(InputError, match=r"the data set of this run has changed .*put it back, or start anew"):
+                run(SEARCH, other, out)
+
+    def test_a_training_is_bound_to_its_genotype(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The weights of brsf would fit a network of frsf."""
+        out = tmp_path / "run"
+        brsf = load_genotype("darts_v2").with_rule("brsf")
+        (tmp_path / "g.json").write_text(brsf.to_json())
+        config = replace(RETRAIN, genotype=str(tmp_path / "g.json"))
+        run(config, data, out, stop_after=2)
+        (tmp_path / "g.json").write_text(brsf.with_rule("frsf").to_json())
+        with pytest.raises(InputError, match=r"the genotype of this run has changed since it was stopped"):
+            run(config, data, out)
+
+    def test_a_new_training_holds_its_genotype_from_the_start(self, tmp_path: Path) -> None:
+        genotype = load_genotype("p_darts")
+        RunFolder.open("train", replace(RETRAIN, out=str(tmp_path / "run")), ["train.py"], genotype=genotype)
+        assert load_genotype(tmp_path / "run") == genotype
+
+    def test_a_checkpoint_says_what_the_network_is_and_takes(self, data: ImageData, whole_training: Path) -> None:
+        state = read_checkpoint(whole_training / "checkpoint.pt", "train")["task"]
+        assert from_json(state["genotype"], "checkpoint") == load_genotype(whole_training)
+        assert tuple(state["classes"]) == data.classes
+        pixels = data.train.images.double() / 255
+        assert state["normalisation"]["mean"].item() == pytest.approx(pixels.mean().item(), rel=1e-6)
+        assert state["normalisation"]["std"].item() == pytest.approx(pixels.std(correction=0).item(), rel=1e-6)
+
+    def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+        names = [str(RunFolder.open("search", SEARCH, ["run.py"]).path) for _ in range(3)]
+        stem = "runs/search-digits-20260101-000000"
+        assert names == [stem, f"{stem}-2", f"{stem}-3"]
+
     def test_a_checkpoint_of_another_kind(self, whole_search: Path) -> None:
         with pytest.raises(InputError, match="expected the checkpoint of a train run, found one of a search run"):
             read_checkpoint(whole_search / "checkpoint.pt", "train")
 
-    @pytest.mark.parametrize("damage", ["cut", "text", "empty", "other"])
+    @pytest.mark.parametrize("damage", ["cut", "text", "empty", "stub", "flipped", "other", "bare"])
     def test_a_damaged_checkpoint(self, whole_search: Path, tmp_path: Path, damage: str) -> None:
         path = tmp_path / "checkpoint.pt"
         whole = (whole_search / "checkpoint.pt").read_bytes()
-        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "other": b""}[damage])
+        broken = {"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "stub": b"\x80\x02."}
+        place = whole.index(b"format")
+        broken["flipped"] = whole[:place] + b"\xff" + whole[place + 1 :]
+        path.write_bytes(broken.get(damage, b""))
         if damage == "other":
             torch.save([1, 2], path)
+        if damage == "bare":
+            torch.save({"format": 1, "kind": "search"}, path)
         with pytest.raises(InputError, match="checkpoint.pt: not a") as caught:
             read_checkpoint(path, "search")
         assert "\n" not in str(caught.value)
@@ -460,6 +563,69 @@ class TestFolder:
         with pytest.raises(InputError, match="train/loss is nan at step 2"):
             run(replace(SEARCH, lr=1e30, clip=0.0, log_every=50), data, tmp_path / "stopped", stop_after=2)
         assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+
+
+class TestDivergence:
+    """Nothing that is not finite reaches metrics.jsonl or a checkpoint."""
+
+    def test_weights_that_the_last_update_before_a_checkpoint_has_spoilt(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        step = Search.step
+
+        def spoil(self: Search, t: int) -> Any:
+            sums = step(self, t)
+            if t == 7:
+                with torch.no_grad():
+                    self.supernet.classifier.weight[0, 0] = torch.nan
+            return sums
+
+        monkeypatch.setattr(Search, "step", spoil)
+        with pytest.raises(InputError, match=r"supernet.classifier.weight is not finite at step 8: the training div"):
+            run(SEARCH, data, out)
+        assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4
+
+    def test_alpha(self, data: ImageData, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        with pytest.raises(InputError, match=r"diverged"):
+            run(replace(SEARCH, strategy="darts(lr=1e38, weight_decay=1e38)"), data, out)
+        assert not (out / "checkpoint.pt").exists()
+
+    def test_a_measurement_at_the_end_of_an_epoch(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        monkeypatch.setattr(Retraining, "end_epoch", lambda self, epoch: {"test/loss": float("inf")})
+        with pytest.raises(InputError, match=r"test/loss is inf at step 8"):
+            run(RETRAIN, data, out)
+        assert "Infinity" not in (out / "metrics.jsonl").read_text()
+        assert not (out / "checkpoint.pt").exists()
+
+
+def test_a_gpu_that_is_too_small_is_told_in_one_line(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Search, t: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")
+
+    monkeypatch.setattr(Search, "step", full)
+    with pytest.raises(InputError, match=r"Tried to allocate 2.00 GiB.\); try a smaller --batch-size") as caught:
+        run(SEARCH, data, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_signals_that_were_ignored_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.exit_code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_adaptive_numbers_are_finite_under_bf16(data: ImageData, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Where numbers and figures go: console, metrics.jsonl, TensorBoard. A sink: nothing here is read back by a run."""
+"""Where numbers and figures go: console, metrics.jsonl, TensorBoard. A sink: no result depends on what lies there."""

@@ -65,7 +65,8 @@ class Monitor:
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         with writing(self.folder.path):
             # TensorBoard passes over earlier events from this step on.
-            self._writer = SummaryWriter(str(self.folder.path), purge_step=progress.step + 1 if progress.step else None)
+            purge_step = progress.step + 1 if self.folder.config.resume else None
+            self._writer = SummaryWriter(str(self.folder.path), purge_step=purge_step)
         self._started_at = self._line_at = time.monotonic()
         terminal = self._console.isatty()
         self._bar = tqdm(

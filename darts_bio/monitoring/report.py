@@ -25,16 +25,16 @@ from darts_bio.training.search import Search
 class SearchMonitor(Monitor):
     """After each epoch also genotype.json and cells.svg; in TensorBoard alpha (histograms, heat maps) and the cells."""
 
-    def __init__(self, search: Search, folder: RunFolder, command: Sequence[str]) -> None:
+    def __init__(self, search: Search, folder: RunFolder) -> None:
         super().__init__(folder)
-        self.search, self.command = search, shlex.join(command)
+        self.search = search
         self.figure_path = folder.path / "cells.svg"
 
     def on_start(self, progress: Progress) -> None:
         super().on_start(progress)
         config, supernet = self.search.config, self.search.supernet
         self.layout({"search": {name: [f"train/{name}", f"valid/{name}"] for name in ("loss", "accuracy")}})
-        self.text("run", f"`{self.command}`\n\n```yaml\n{config.to_yaml()}```", progress.step)
+        self.text("run", f"`{self.folder.command}`\n\n```yaml\n{config.to_yaml()}```", progress.step)
         tables = ", ".join(
             f"{cell_type} {rows_shape[0]} edges x {rows_shape[1]} candidates"
             for cell_type in supernet.table.rows
@@ -61,14 +61,9 @@ class SearchMonitor(Monitor):
 
     def write_genotype(self, step: int) -> Genotype:
         """Writes genotype.json and cells.svg as they stand after `step` steps."""
-        config = self.search.config
         genotype = self.search.genotype().with_provenance(
-            command=self.command,
-            dataset=config.dataset,
-            space=config.space,
-            rules=list(config.rules),
-            strategy=config.strategy,
-            seed=config.seed,
+            command=self.folder.command,
+            **self.search.config.identity(),
             steps=step,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             versions={"darts_bio": __version__, "torch": torch.__version__},
@@ -79,19 +74,20 @@ class SearchMonitor(Monitor):
 
 
 class TrainingMonitor(Monitor):
-    """At the start also the genotype that is trained: genotype.json, cells.svg, and both in TensorBoard."""
+    """At the start also the genotype that is trained: its figure cells.svg, and both in TensorBoard."""
 
-    def __init__(self, training: Retraining, folder: RunFolder, command: Sequence[str]) -> None:
+    def __init__(self, training: Retraining, folder: RunFolder) -> None:
         super().__init__(folder)
-        self.training, self.command = training, shlex.join(command)
+        self.training = training
 
     def on_start(self, progress: Progress) -> None:
         super().on_start(progress)
         config, genotype = self.training.config, self.training.network.genotype
-        write_text(self.folder.genotype_path, genotype.to_json())
         write_text(self.folder.path / "cells.svg", draw_genotype(genotype).svg())
         self.layout({"training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}})
-        self.text("run", f"`{self.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step)
+        self.text(
+            "run", f"`{self.folder.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step
+        )
         self.image("cells", draw_genotype(genotype).image(), progress.step)
         self.say(
             f"training on {config.dataset}, {self.training.device}: {progress.steps} steps in {progress.epochs} "

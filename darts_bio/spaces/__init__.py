@@ -4,10 +4,11 @@ from darts_bio.spaces import darts as _darts  # noqa: F401  (registers the space
 from darts_bio.spaces.base import SPACES, CandidateTable, Space
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_json, shipped_names
-from darts_bio.spaces.load import load_genotype, read_genotype
+from darts_bio.spaces.load import GENOTYPE_FILE, load_genotype, read_genotype
 from darts_bio.spaces.operations import OPERATIONS
 
 __all__ = [
+    "GENOTYPE_FILE",
     "OPERATIONS",
     "SPACES",
     "Candidate",

@@ -5,6 +5,7 @@ A genotype is data, never code. The names in a file (operations, rules, fields) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,11 @@ class Genotype:
 
         cells = {name: Cell(tuple(map(under_rule, cell.edges)), cell.concat) for name, cell in self.cells.items()}
         return Genotype(self.space, cells, rule, {"source": f"{rule} on all of {dict(self.provenance)}"})
+
+    def identity(self) -> str:
+        """A digest of everything but the provenance."""
+        text = self.with_provenance().to_json()
+        return f"digest {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
     def to_json(self) -> str:
         """The text of a genotype file, one edge a line."""

@@ -9,6 +9,9 @@ from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import Genotype, from_json, shipped_folder, shipped_names
 
+GENOTYPE_FILE = "genotype.json"
+"""What a run folder calls its genotype."""
+
 
 def load_genotype(source: str | Path) -> Genotype:
     """A validated genotype from a shipped name, a JSON file, a run folder or DARTS-style text.
@@ -32,9 +35,9 @@ def load_genotype(source: str | Path) -> Genotype:
     except OSError:  # too long for a path
         is_folder = is_file = False
     if is_folder:
-        path = path / "genotype.json"
+        path = path / GENOTYPE_FILE
         if not path.exists():
-            raise InputError(f"{path.parent}: no genotype.json in this folder; has its search ended an epoch?")
+            raise InputError(f"{path.parent}: no {GENOTYPE_FILE} in this folder; has its search ended an epoch?")
     elif not is_file:
         shown = text if len(text) <= 200 else f"{text[:200]}... of {len(text)} characters"
         error = unknown_name("genotype", shown, shipped_names())

@@ -7,6 +7,7 @@ pure function of (seed, name of the stream, t), so the order of the data needs n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,19 @@ class ImageData:
         return self.train.images.shape[1]
 
     @property
-    def image_size(self) -> int:
-        return self.train.images.shape[2]
+    def image_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    def identity(self) -> str:
+        """These images and labels in a line; another one for anything else."""
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(repr(self.classes).encode())
+        size = "x".join(map(str, self.train.images.shape[1:]))
+        numbers = f"{len(self.train)} + {len(self.test)} images of {size} in {len(self.classes)} classes"
+        return f"{numbers}, digest {digest.hexdigest()}"
 
 
 LoadData = Callable[[Path | None, int | None], ImageData]

@@ -59,9 +59,11 @@ class Task(Protocol):
     epochs: int
     steps_per_epoch: int
     images_per_step: int
+    subject: dict[str, str]
+    """What a checkpoint is bound to beside the configuration, in words: the data, the genotype that is trained."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets what is constant over an epoch; called again when a run goes on in the midst of one."""
+        """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
 
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
         """Update t, counted from 0 over all epochs. Returns the sum of each number and the count it is over."""
@@ -70,7 +72,8 @@ class Task(Protocol):
 
     def end_epoch(self, epoch: int) -> Numbers: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All that the task needs to go on. A tensor in it that is not finite means that the training diverged."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -124,31 +127,39 @@ def fit(
 ) -> Outcome:
     """Trains until the last epoch or a stop request, saving after each epoch, every five minutes, and at the stop.
 
-    Goes on from the folder's checkpoint if there is one. Raises InputError if the loss ceases to be a number.
+    Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data or another
+    genotype, if a number or a weight is no longer finite, and if the GPU's memory does not suffice.
     """
     record, epoch_means = Meters(), Meters()
     t, last = 0, Numbers()
     state = folder.load()
     if state is not None:
         try:
+            _refuse_other_subject(task.subject, state["subject"], folder)
             t, last = state["step"], state["last"]
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
             epoch_means.load_state_dict(state["epoch_means"])
             set_rng_state(state["rng"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except InputError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder.checkpoint_path}: does not fit the run that its configuration describes "
                 f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, that wrote it"
             ) from None
 
     def save() -> None:
-        _finite(epoch_means, t)  # so that no state that has diverged replaces one that has not
+        # So that no state that has diverged replaces one that has not.
+        _finite(epoch_means.read(), t)
+        task_state = task.state_dict()
+        _finite_tensors(task_state, t)
         folder.save(
             {
+                "subject": dict(task.subject),
                 "step": t,
                 "last": last,
-                "task": task.state_dict(),
+                "task": task_state,
                 "record": record.state_dict(),
                 "epoch_means": epoch_means.state_dict(),
                 "rng": rng_state(),
@@ -163,17 +174,23 @@ def fit(
         epoch, position = divmod(t, task.steps_per_epoch)
         if position == 0:
             task.begin_epoch(epoch)
-        sums = task.step(t)
+        try:
+            sums = task.step(t)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"the GPU's memory does not suffice for a step ({first_line(error)}); try a smaller --batch-size or "
+                "fewer --channels"
+            ) from None
         record.add(sums)
         epoch_means.add(sums)
         t += 1
         progress = Progress(t, steps, epoch + 1, task.epochs)
         listener.on_step(progress, task.images_per_step)
         if t % log_every == 0:
-            listener.on_record(progress, {**_finite(record, t), **task.learning_rates()})
+            listener.on_record(progress, {**_finite(record.read(), t), **task.learning_rates()})
             record.clear()
         if progress.ends_epoch:
-            last = {**_finite(epoch_means, t), **task.end_epoch(epoch)}
+            last = _finite({**epoch_means.read(), **task.end_epoch(epoch)}, t)
             epoch_means.clear()
             listener.on_epoch(progress, last)
         if progress.ends_epoch or stop or time.monotonic() - saved_at > SAVE_EVERY_S:
@@ -184,15 +201,53 @@ def fit(
     return Outcome(last, t == steps, t)
 
 
-def _finite(meters: Meters, t: int) -> Numbers:
-    numbers = meters.read()
+def _refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], folder: RunFolder) -> None:
+    for name, value in here.items():
+        if there[name] != value:
+            raise InputError(
+                f"{folder.checkpoint_path}: the {name} of this run has changed since it was stopped (was "
+                f"{there[name]}; is {value}); put it back, or start anew in another --out"
+            )
+
+
+def _diverged(what: str, t: int) -> InputError:
+    return InputError(
+        f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint before, if there was "
+        "one, is whole"
+    )
+
+
+def _finite(numbers: Numbers, t: int) -> Numbers:
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise InputError(
-                f"{name} is {value} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
-                "before is whole"
-            )
+            raise _diverged(f"{name} is {value}", t)
     return numbers
+
+
+def _finite_tensors(state: dict[str, Any], t: int) -> None:
+    """Raises InputError if a tensor anywhere in `state` holds a value that is not finite."""
+    names, flags = [], []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            names.append(name)
+            flags.append(value.isfinite().all())
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                walk(item, f"{name}[{i}]")
+
+    walk(state, "")
+    by_device: dict[torch.device, list[int]] = {}
+    for i, flag in enumerate(flags):
+        by_device.setdefault(flag.device, []).append(i)
+    for members in by_device.values():  # one transfer a device
+        finite = torch.stack([flags[i] for i in members]).tolist()
+        for i, is_finite in zip(members, finite, strict=True):
+            if not is_finite:
+                raise _diverged(f"{names[i]} is not finite", t)
 
 
 @torch.no_grad()

@@ -26,11 +26,12 @@ class Retraining:
 
     def __init__(self, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device) -> None:
         self.config, self.device, self.epochs = config, device, config.epochs
-        needed = AuxiliaryHead.LEAST_SIDE * 4  # both reductions lie before the head
-        if config.auxiliary > 0 and data.image_size < needed:
+        # Both reductions lie before the head, and each rounds up.
+        needed = 4 * AuxiliaryHead.LEAST_SIDE - 3
+        if config.auxiliary > 0 and min(data.image_size) < needed:
             raise InputError(
                 f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "
-                f"{data.image_size}x{data.image_size}; use --auxiliary 0"
+                f"{'x'.join(map(str, data.image_size))}; use --auxiliary 0"
             )
         torch.manual_seed(derive_seed("weights", config.seed))
         self.network = build_network(
@@ -43,8 +44,12 @@ class Retraining:
             seed=config.seed,
         ).to(device)
         self.optimizer = WeightOptimizer(self.network.parameters(), config)
+        self.subject = {
+            "data set": data.identity(),
+            "genotype": genotype.identity(),
+        }
         self.normalisation = Normalisation.of(data.train.images).to(device)
-        self.test = data.test.to(device)
+        self.classes, self.test = data.classes, data.test.to(device)
         self.batches = Batches(
             data.train,
             config.batch_size,
@@ -81,7 +86,14 @@ class Retraining:
         return evaluate(self.network, batches, prefix="test", amp=self.config.amp)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.sgd.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.sgd.state_dict(),
+            # For those who use the trained network without the files and the data it was made from.
+            "genotype": self.network.genotype.to_json(),
+            "classes": list(self.classes),
+            "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])

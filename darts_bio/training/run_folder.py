@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
-import pickle
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from darts_bio.config import CONFIG_FILE, RunConfig
+from darts_bio.config import CONFIG_FILE, RunConfig, read_yaml
 from darts_bio.errors import InputError, first_line
+from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
 FORMAT = 1
 
@@ -33,15 +35,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({first_line(error)}); make room or choose another place. What was saved "
-            "before is whole, and a run can go on from it"
+            f"{path}: cannot be written ({first_line(error)}); make room or choose another place. Files that were "
+            "written before are whole"
         ) from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Lends a temporary path beside `path`; what was written there takes the place of `path` in one step at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
             yield temporary
@@ -59,36 +61,43 @@ def write_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """The folder of one run. `kind` (search, train) and the configuration's identity are stamped on its checkpoint."""
+    """The folder of one run, and what its checkpoint is stamped with.
 
-    def __init__(self, path: Path, kind: str, config: RunConfig) -> None:
-        self.path, self.kind, self.config = path, kind, config
+    `kind` is search or train; `command` is the one that began the run.
+    """
+
+    def __init__(self, path: Path, kind: str, config: RunConfig, command: Sequence[str]) -> None:
+        self.path, self.kind, self.config, self.command = path, kind, config, shlex.join(command)
         self.checkpoint_path = path / "checkpoint.pt"
-        self.genotype_path = path / "genotype.json"
+        self.genotype_path = path / GENOTYPE_FILE
 
     @classmethod
-    def open(cls, kind: str, config: RunConfig) -> RunFolder:
-        """Makes a new folder, or with `--resume` opens the old one.
+    def open(
+        cls, kind: str, config: RunConfig, command: Sequence[str], *, genotype: Genotype | None = None
+    ) -> RunFolder:
+        """Makes a new folder, with the genotype that is trained if there is one; or with `--resume` opens the old one.
 
-        Raises InputError if a new one would overwrite another run, or cannot be written to.
+        Raises InputError if a new one would overwrite another run or cannot be written to, or if the old one is of
+        another configuration.
         """
-        name = config.out or f"runs/{kind}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = cls(Path(name), kind, config)
         if config.resume:
+            assert config.out is not None  # the configuration was read from there
+            folder = cls(Path(config.out), kind, config, command)
+            there = type(config)(**read_yaml(folder.path / CONFIG_FILE, type(config)))
+            folder._refuse_differences(folder.path, there.identity())
             return folder
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            raise InputError(f"--out {name}: exists and is not empty; choose another, or go on with it by --resume")
-        with writing(folder.path):
-            folder.path.mkdir(parents=True, exist_ok=True)
+        folder = cls(_new_folder(kind, config), kind, config, command)
+        if genotype is not None:
+            write_text(folder.genotype_path, genotype.to_json())
         write_text(folder.path / CONFIG_FILE, config.to_yaml())
         return folder
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint. Raises InputError if the disk refuses; the one before is then still there."""
-        stamped = {"format": FORMAT, "kind": self.kind, "config": self.config.identity(), **state}
+        stamp = {"format": FORMAT, "kind": self.kind, "config": self.config.identity(), "command": self.command}
         # Through memory, since torch.save reports a disk that is full in words that differ from case to case.
         buffer = io.BytesIO()
-        torch.save(stamped, buffer)
+        torch.save({**stamp, **state}, buffer)
         with replacing(self.checkpoint_path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
@@ -100,15 +109,33 @@ class RunFolder:
         if not self.checkpoint_path.exists():
             return None
         state = read_checkpoint(self.checkpoint_path, self.kind)
-        there, here = state["config"], self.config.identity()
-        different = [name for name in here if name not in there or there[name] != here[name]]
-        if different:
-            parts = [f"{name} was {there.get(name, 'not an option')}, is {here[name]}" for name in different]
-            raise InputError(
-                f"{self.checkpoint_path}: a checkpoint of another configuration ({'; '.join(parts)}); leave these "
-                "options as they were, or start anew in another --out"
-            )
+        self._refuse_differences(self.checkpoint_path, state["config"])
+        self.command = state["command"]
         return state
+
+    def _refuse_differences(self, where: Path, identity: dict[str, Any]) -> None:
+        different = self.config.differences(identity)
+        if different:
+            raise InputError(
+                f"{where}: a run of another configuration ({'; '.join(different)}); leave these options as they were, "
+                "or start anew in another --out"
+            )
+
+
+def _new_folder(kind: str, config: RunConfig) -> Path:
+    if config.out is None:
+        stem = f"runs/{kind}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for n in itertools.count(1):  # another run may have begun in this second
+            path = Path(stem if n == 1 else f"{stem}-{n}")
+            with writing(path), contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
+    path = Path(config.out or "")
+    with writing(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"--out {path}: exists and is not empty; choose another, or go on with it by --resume")
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
@@ -118,10 +145,12 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes fail in any way that a reader of them can
         raise InputError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})")
     if state.get("kind") != kind:
         raise InputError(f"{path}: expected the checkpoint of a {kind} run, found one of a {state.get('kind')} run")
+    if not (isinstance(state.get("config"), dict) and isinstance(state.get("command"), str)):
+        raise InputError(f"{path}: not a whole checkpoint (expected the configuration and the command of its run)")
     return state

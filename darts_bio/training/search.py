@@ -55,6 +55,7 @@ class Search:
             )
             for name, half in zip(("train", "valid"), halves(data.train, config.seed), strict=True)
         )
+        self.subject = {"data set": data.identity()}
         self.steps_per_epoch = self.train_batches.per_epoch
         self.images_per_step = 2 * config.batch_size
         context = Context(self.space, self.supernet.table, config.seed, device, self.epochs, self.steps_per_epoch)
