@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from darts_bio.config import RetrainConfig, run_script
+from darts_bio.errors import InputError
 
 RULES = ("bp", "usf", "brsf", "frsf", "fa")
 SEEDS = 5
@@ -34,6 +35,8 @@ def main(config: RetrainConfig) -> int:
     from darts_bio.training.data import load_data
     from darts_bio.training.retrain import Retraining
 
+    if config.out or config.resume:
+        raise InputError("single_rules: expected neither --out nor --resume, since it keeps no run; leave them out")
     device = select_device(config.device)
     genotype = load_genotype(config.genotype)
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
@@ -66,5 +69,6 @@ def main(config: RetrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:] if "--genotype" in sys.argv else ["--genotype", "darts_v1", *sys.argv[1:]]
+    chosen = any(argument.partition("=")[0] in ("--genotype", "--config") for argument in sys.argv)
+    arguments = sys.argv[1:] if chosen else ["--genotype", "darts_v1", *sys.argv[1:]]
     sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0], arguments))

@@ -42,15 +42,18 @@ def show_genotype(arguments: argparse.Namespace) -> None:
     """Prints a genotype; writes it as JSON and as a figure where asked to."""
     from darts_bio.monitoring.cell_figure import draw_genotype
     from darts_bio.spaces import load_genotype
-    from darts_bio.training.run_folder import write_text
+    from darts_bio.training.run_folder import write_text, writing
 
     genotype = load_genotype(arguments.source)
-    for path, text in ((arguments.json, genotype.to_json()), (arguments.svg, draw_genotype(genotype).svg())):
-        if path is not None:
+    texts = {arguments.json: genotype.to_json(), arguments.svg: draw_genotype(genotype).svg()}
+    texts.pop(None, None)
+    for path in texts:
+        with writing(Path(path)):
             if Path(path).exists():
                 raise InputError(f"{path}: exists; remove it first, or choose another name")
-            write_text(Path(path), text)
-            print(f"wrote {path}")
+    for path, text in texts.items():
+        write_text(Path(path), text)
+        print(f"wrote {path}")
     print(genotype)
 
 

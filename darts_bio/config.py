@@ -215,7 +215,7 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         hint = next(t for t in get_args(hint) if t is not type(None))
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is str and isinstance(value, str):
+    if hint is str and isinstance(value, str) and "\0" not in value:
         return value
     if get_origin(hint) is tuple:
         if isinstance(value, str):
@@ -244,8 +244,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser(cls: type[RunConfig], description: str) -> _Parser:
     parser = _Parser(
         description=description,
-        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set with a preset "
-        f"({', '.join(PRESETS[cls])}) has some of its own.",
+        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set that "
+        "has a preset has some of its own.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
@@ -253,8 +253,9 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
     hints = get_type_hints(cls)
     for f in sorted(fields(cls), key=lambda f: f.name != "genotype"):
         default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
-        shown = "" if default in (None, "", False) else f" [{default}]"
-        text = (f.metadata["help"] + shown).replace("%", "%%")
+        shown = [] if default in (None, "", False) else [str(default)]
+        shown += [f"{data}: {preset[f.name]}" for data, preset in PRESETS[cls].items() if f.name in preset]
+        text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
         if hints[f.name] is bool:
             action: Any = "store_true" if f.name == "resume" else argparse.BooleanOptionalAction
             parser.add_argument(_flag(f.name), action=action, help=text)
@@ -269,14 +270,25 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
     return parser
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which would let a later key replace an earlier one of the same name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     """Options from a YAML file; `-` and `_` in names are the same. Raises InputError for unknown ones and bad files."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that there is not
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())[:200]})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -326,7 +338,11 @@ def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
     if out is None:
         raise InputError("--resume needs --out DIR, the folder of the run to go on with")
     path = Path(out) / CONFIG_FILE
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise InputError(f"--out {out[:80]}...: not a folder's name ({first_line(error)})") from None
+    if not found:
         raise InputError(f"--resume: {path} does not exist, so {out} holds no run; start one without --resume")
     return read_yaml(path, cls)
 
@@ -357,12 +373,24 @@ def import_plugins(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:
             if not isinstance(error, ImportError):
-                place = traceback.extract_tb(error.__traceback__)[-1]
                 raise InputError(
                     f"--plugin {module}: its import failed with {type(error).__name__} ({first_line(error)}), "
-                    f"raised at {place.filename}:{place.lineno}"
+                    f"raised at {_users_line(error)}"
                 ) from error
             raise InputError(
                 f"--plugin {module}: cannot be imported ({first_line(error)}); expected a module, such as "
                 "my_package.my_rule, that is installed or lies in the working directory"
             ) from None
+
+
+def _users_line(error: BaseException) -> str:
+    """Where a plug-in's import went wrong: the last line of it that is not of this package or of Python's importing."""
+    own = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        f for f in frames if not f.filename.startswith((own, "<frozen importlib")) and "importlib" not in f.filename
+    ]
+    if isinstance(error, SyntaxError) and error.filename:  # it has no frame of its own
+        return f"{error.filename}:{error.lineno}"
+    place = (theirs or frames)[-1]
+    return f"{place.filename}:{place.lineno}"

@@ -113,6 +113,11 @@ def test_bad_command_lines_are_told_in_one_line(argv: list[str], message: str) -
         ("space: 3", r"--space: expected text, found 3"),
         ("- channels", r"expected lines of the form 'option: value', found list"),
         ("a: [", r"not a YAML file"),
+        ("out: 2020-13-45", r"not a YAML file \(month must be in 1..12"),
+        ("channels: " + "9" * 5000, r"not a YAML file"),
+        ("rules: " + "[" * 3000, r"not a YAML file"),
+        ("channels: 8\nseed: 1\nchannels: 16", r"not a YAML file \(channels is given twice"),
+        ('out: "a\\0b"', r"--out: expected text, found 'a.x00b'"),
         ("a: !!python/object/apply:os.system ['true']", r"not a YAML file"),
     ],
 )

@@ -132,6 +132,13 @@ class TestANewRule:
         )
         with pytest.raises(InputError, match=failed):
             import_plugins(("bad_rules_for_test",))
+        # The user's line is named, not the one of this package that refused.
+        (tmp_path / "taken_for_test.py").write_text("from darts_bio.rules import RULES\n\nRULES.register('bp')(int)\n")
+        with pytest.raises(InputError, match=r"'bp' is registered already.*raised at .*taken_for_test.py:3"):
+            import_plugins(("taken_for_test",))
+        (tmp_path / "typo_for_test.py").write_text("x = 1\ny = = 2\n")
+        with pytest.raises(InputError, match=r"SyntaxError.*raised at .*typo_for_test.py:2"):
+            import_plugins(("typo_for_test",))
 
 
 class TestEveryRule:

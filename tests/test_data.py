@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,17 @@ import torch
 from PIL import Image
 
 from darts_bio.errors import InputError
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, Split, halves, in_order, load_data
+from darts_bio.training.data import (
+    DATASETS,
+    Augmentation,
+    Batches,
+    ImageData,
+    Normalisation,
+    Split,
+    halves,
+    in_order,
+    load_data,
+)
 
 CPU = torch.device("cpu")
 
@@ -202,6 +213,48 @@ class TestFolder:
         with pytest.raises(InputError, match="bad.png: not a readable image"):
             load_data("folder", str(tmp_path))
 
+    def test_a_class_of_few_images_has_one_to_test_on(self, tmp_path: Path) -> None:
+        for name, n in (("ants", 2), ("bees", 5)):
+            for i in range(n):
+                draw(tmp_path / name / f"{i}.png", i)
+        data = load_data("folder", str(tmp_path))
+        assert data.test.labels.tolist() == [0, 1]
+        assert data.train.labels.bincount().tolist() == [1, 4]
+        (tmp_path / "ants" / "1.png").unlink()
+        with pytest.raises(InputError, match="ants: expected at least 2 images, one of them for testing, found 1"):
+            load_data("folder", str(tmp_path))
+
+    @pytest.mark.parametrize("suffix", ["png", "pgm"])
+    def test_sixteen_bits_are_scaled(self, tmp_path: Path, suffix: str) -> None:
+        for name in ("ants", "bees"):
+            (tmp_path / name).mkdir()
+            for i, value in enumerate((0, 257 * 100, 65535)):
+                Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / name / f"{i}.{suffix}")
+        data = load_data("folder", str(tmp_path), image_size=4)
+        values = torch.cat([data.train.images, data.test.images]).unique()
+        assert values.tolist() == [0, 100, 255]
+
+    def test_hidden_files_are_passed_over(self, tmp_path: Path) -> None:
+        for name in ("ants", "bees"):
+            for i in range(2):
+                draw(tmp_path / name / f"{i}.png", i)
+            (tmp_path / name / "._0.png").write_bytes(b"what a system left behind")
+            draw(tmp_path / name / ".thumbnails" / "0.png", 1)
+        data = load_data("folder", str(tmp_path))
+        assert len(data.train) + len(data.test) == 4
+
+    def test_an_image_of_too_many_pixels(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("ants", "bees"):
+            for i in range(2):
+                draw(tmp_path / name / f"{i}.png", i)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(InputError, match=r"0.png: not a readable image \(Image size \(80 pixels\) exceeds"):
+            load_data("folder", str(tmp_path))
+
+    def test_a_name_that_is_too_long(self) -> None:
+        with pytest.raises(InputError, match=r"--data-dir a+: folder cannot be read \(File name too long\)"):
+            load_data("folder", "a" * 300)
+
     def test_truncated_image(self, tmp_path: Path) -> None:
         for name in ("ants", "bees"):
             draw(tmp_path / name / "0.jpg", 9, size=(200, 200))
@@ -259,8 +312,48 @@ class TestCifar:
 def test_names_and_options() -> None:
     with pytest.raises(InputError, match=r"unknown data set 'cifar': did you mean 'cifar10' or 'cifar100'\?"):
         load_data("cifar")
-    with pytest.raises(InputError, match="--image-size: only --dataset folder is resized"):
-        load_data("digits", image_size=16)
+    for name in ("digits", "cifar10", "cifar100"):
+        with pytest.raises(InputError, match=f"--image-size: {name} keeps its own size; leave the option out"):
+            load_data(name, image_size=16)
+
+
+def test_a_loader_of_a_users_own_may_resize_and_is_checked() -> None:
+    good = Split(torch.zeros(4, 1, 5, 5, dtype=torch.uint8), torch.arange(4) % 2)
+    made: dict[str, ImageData] = {}
+    DATASETS.register("mine")(lambda data_dir, image_size: made[str(image_size)])
+    bad = {
+        "1": replace(good, images=good.images.float()),
+        "2": replace(good, images=good.images[0]),
+        "3": replace(good, labels=good.labels.int()),
+        "4": replace(good, labels=good.labels + 1),
+        "5": replace(good, labels=good.labels[:2]),
+        "6": good[slice(0, 0)],
+        "7": replace(good, images=good.images[..., :3]),
+    }
+    try:
+        made["8"] = ImageData(good, good, ("a", "b"))
+        assert load_data("mine", image_size=8) is made["8"]
+        for key, split in bad.items():
+            made[key] = ImageData(good, split, ("a", "b"))
+            with pytest.raises(InputError, match="data set mine, test images: expected uint8 .*mend the function"):
+                load_data("mine", image_size=int(key))
+    finally:
+        DATASETS.unregister("mine")
+
+
+def test_a_data_set_is_recognised_by_its_images_labels_and_classes() -> None:
+    digits = load_data("digits")
+    assert digits.identity() == load_data("digits").identity()
+    assert digits.identity().startswith("1438 + 359 images of 1x8x8 in 10 classes, digest ")
+    images = digits.test.images.clone()
+    images[-1, 0, 0, 0] += 1
+    others = [
+        replace(digits, classes=(*digits.classes[:-1], "x")),
+        replace(digits, test=replace(digits.test, images=images)),
+        replace(digits, train=digits.train[slice(0, 1437)]),
+        replace(digits, train=digits.test, test=digits.train),
+    ]
+    assert len({digits.identity(), *(other.identity() for other in others)}) == 5
 
 
 def test_torchvisions_own_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

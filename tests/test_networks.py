@@ -78,6 +78,16 @@ class TestPublishedCounts:
         assert parameters(net) - parameters(net.auxiliary) == 3_349_342
         assert multiply_adds(net, lambda: net(IMAGE)) / 1e6 == pytest.approx(528.36, abs=0.005)
 
+    def test_a_genotype_made_by_hand_is_checked(self) -> None:
+        genotype = load_genotype("darts_v2")
+        with pytest.raises(InputError, match="genotype.cells.reduce: missing"):
+            build_network(replace(genotype, cells={"normal": genotype.cells["normal"]}))
+
+    @pytest.mark.parametrize("option", ["num_classes", "in_channels"])
+    def test_sizes_that_make_no_network(self, option: str) -> None:
+        with pytest.raises(InputError, match=f"{option}: expected at least 1, found 0"):
+            build_network(load_genotype("darts_v2"), **{option: 0})
+
     def test_the_auxiliary_head_is_optional(self) -> None:
         assert parameters(build_network(load_genotype("darts_v2"), channels=36, layers=20)) == 3_349_342
 

@@ -339,6 +339,15 @@ class TestEquations:
         assert torch.equal(layer(x.requires_grad_()), expected)
 
     @every_rule
+    def test_an_image_without_a_batch(self, rule: str) -> None:
+        layer = RuleConv2d(2, 3, 3, rule=RULES.build(rule)).double()
+        x, dy = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(3, 3, 4, dtype=torch.float64)
+        x.requires_grad_()
+        batched = torch.autograd.grad(layer(x.unsqueeze(0)), [x, *layer.parameters()], dy.unsqueeze(0))
+        for one, other in zip(torch.autograd.grad(layer(x), [x, *layer.parameters()], dy), batched, strict=True):
+            assert torch.equal(one, other)
+
+    @every_rule
     def test_the_forward_pass_of_linear_does_not_depend_on_the_rule(self, rule: str) -> None:
         layer, x = linear(rule), noise((2, 3, 5), 4)
         assert torch.equal(layer(x.requires_grad_()), F.linear(x, layer.weight, layer.bias))
@@ -692,6 +701,14 @@ def named(*names: str, rule: str = "brsf") -> nn.ModuleDict:
 
 
 class TestDrawFeedback:
+    @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])
+    def test_what_is_wrapped_around_a_model_changes_nothing(self, wrap: Any) -> None:
+        """torch.compile and the parallel wrappers put their own names before those of the layers."""
+        bare, wrapped = (nn.Sequential(RuleConv2d(2, 3, 3, rule=RULES.build("fa"))) for _ in range(2))
+        draw_feedback(bare, 5)
+        draw_feedback(wrap(wrapped), 5)
+        assert torch.equal(bare[0].feedback["kernel"], wrapped[0].feedback["kernel"])  # type: ignore[operator]
+
     @pytest.mark.parametrize("rule", ["fa", "frsf", "brsf"])
     def test_depends_on_seed_layer_name_and_update_alone(self, rule: str) -> None:
         """Not on other layers, their order, earlier draws, the weights, or the global generator."""

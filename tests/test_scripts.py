@@ -108,8 +108,12 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
         (SEARCH, "--plugin no.such", r"--plugin no.such: cannot be imported"),
         (TRAIN, "--genotype dart_v2", r"unknown genotype 'dart_v2': did you mean 'darts_v2' or 'darts_v1'\?"),
         (TRAIN, "--genotype .", r"no genotype.json in this folder"),
+        (TRAIN, f"--genotype {'é' * 200}", r"unknown genotype 'é+'"),
+        (TRAIN, f"--genotype {'a' * 300}/genotype.json", r"unknown genotype 'a+... of 314 characters'"),
+        (SEARCH, f"--out {'a' * 300}", r"a+: cannot be written \(File name too long\)"),
+        (SEARCH, f"--out {'a' * 300} --resume", r"--out a+...: not a folder's name \(File name too long\)"),
         (TRAIN, "", r"--genotype is required"),
-        (TRAIN, "--genotype darts_v2 --auxiliary 0.4", r"--auxiliary: expected images of at least 32x32"),
+        (TRAIN, "--genotype darts_v2 --auxiliary 0.4", r"--auxiliary: expected images of at least 29x29 .*found 8x8"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -161,3 +165,7 @@ class TestSmallCommands:
         assert (tmp_path / "g.svg").read_text().startswith("<svg")
         again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
         assert again == "g.json: exists; remove it first, or choose another name"
+        (tmp_path / "g.json").unlink()
+        again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
+        assert again == "g.svg: exists; remove it first, or choose another name"
+        assert not (tmp_path / "g.json").exists()

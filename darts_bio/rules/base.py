@@ -2,7 +2,7 @@
 
 A rule is a small immutable value. It answers two questions:
 
-1. which state it keeps (`state`): tensors that the layer holds as buffers, never as parameters;
+1. which state it keeps (`state`): tensors that the layer holds as buffers;
 2. which kernel carries the error to the layer's input (`kernel`).
 
 The layer's own weight and bias gradients stay the ordinary ones, so a rule changes what the layers *below* receive.
@@ -52,7 +52,10 @@ class LearningRule:
     """Whether `state` is drawn anew after each weight update."""
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
-        """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none."""
+        """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none.
+
+        Draws from `generator` only, and on `generator.device`, which need not be the layer's.
+        """
         return {}
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:

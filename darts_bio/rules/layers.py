@@ -43,8 +43,11 @@ class RuleLayer(nn.Module):
         super().__init__(*args, **kwargs)
         self.rule = rule
         self.exact = False
-        # Feedback of its own from the start: a function of PyTorch's generator as it stands, which is not moved on.
-        now = hashlib.blake2b(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        # Feedback of its own from the start: a function of PyTorch's generator as it stands on the device that the
+        # weight was drawn on; the generator is not moved on, so weights are the same under every rule.
+        on_gpu = self.weight.device.type == "cuda"
+        standing = torch.cuda.get_rng_state(self.weight.device) if on_gpu else torch.get_rng_state()
+        now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
         for name, value in rule.state(self.initial_law, generator("cpu", now)).items():
             self.register_buffer(f"feedback_{name}", value.to(self.weight))
 
@@ -78,9 +81,12 @@ class RuleLayer(nn.Module):
 
 
 class RuleConv2d(RuleLayer, nn.Conv2d):
-    """nn.Conv2d on (N, C, H, W) whose error goes down through its rule's kernel. All of nn.Conv2d's options work."""
+    """nn.Conv2d on (N, C, H, W) or (C, H, W) whose error goes down through its rule's kernel. All of nn.Conv2d's
+    options work."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self(x.unsqueeze(0)).squeeze(0)
         kernel = self.error_kernel(x)
         if kernel is self.weight:
             return nn.Conv2d.forward(self, x)
@@ -117,7 +123,9 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     loop calls it once after each weight update, a resumed run draws what an uninterrupted one would have drawn, and
     evaluation draws nothing.
     """
-    for name, layer in rule_layers(model):
+    for wrapped, layer in rule_layers(model):
+        # As named in the model itself, not in what torch.compile or DistributedDataParallel wraps around it.
+        name = wrapped.replace("_orig_mod.", "").removeprefix("module.")
         if update == 0 and layer.feedback:
             # The first draw is made on the CPU so that it is the same whatever the device.
             layer.draw_feedback(generator("cpu", "feedback", seed, name, 0))

@@ -88,15 +88,41 @@ def load_data(
     Raises InputError if there is no such data set, or it cannot be read.
     """
     load = DATASETS.get(name)
-    if image_size is not None and name != "folder":
-        raise InputError(f"--image-size: only --dataset folder is resized; {name} keeps its own size")
-    data = load(None if data_dir is None else Path(data_dir), image_size)
+    try:
+        data = load(None if data_dir is None else Path(data_dir), image_size)
+    except OSError as error:
+        raise InputError(f"--data-dir {data_dir}: {name} cannot be read ({first_line(error)})") from None
+    _validate(data, name)
     if train_images is None:
         return data
     if train_images > len(data.train):
         raise InputError(f"--train-images: expected at most {len(data.train)}, all of {name}, found {train_images}")
     chosen = torch.randperm(len(data.train), generator=generator("cpu", "subset", seed))[:train_images]
     return replace(data, train=data.train[chosen])
+
+
+def _validate(data: ImageData, name: str) -> None:
+    """Raises InputError unless this is what the rest of the program takes for granted."""
+    for part, split in (("train", data.train), ("test", data.test)):
+        images, labels = split.images, split.labels
+        form = f"{images.dtype} of shape {tuple(images.shape)} and {labels.dtype} of shape {tuple(labels.shape)}"
+        if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64 or labels.dim() != 1:
+            found = form
+        elif not len(images) == len(labels) > 0 or images.shape[1:] != data.train.images.shape[1:]:
+            found = f"{form}, beside training images of {tuple(data.train.images.shape)}"
+        elif labels.min() < 0 or labels.max() >= len(data.classes):
+            found = f"labels {labels.min()} to {labels.max()} for {len(data.classes)} classes"
+        else:
+            continue
+        raise InputError(
+            f"data set {name}, {part} images: expected uint8 (N, C, H, W), N > 0, of one size, and int64 labels (N,) "
+            f"from 0 to the number of classes - 1, found {found}; mend the function that loads them"
+        )
+
+
+def _keeps_its_size(name: str, image_size: int | None) -> None:
+    if image_size is not None:
+        raise InputError(f"--image-size: {name} keeps its own size; leave the option out, or use --dataset folder")
 
 
 def halves(split: Split, seed: int) -> tuple[Split, Split]:
@@ -109,6 +135,7 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 @DATASETS.register("digits")
 def digits(data_dir: Path | None, image_size: int | None) -> ImageData:
     """1,797 handwritten digits, 8x8, embedded in scikit-learn; a fixed stratified fifth of them for testing."""
+    _keeps_its_size("digits", image_size)
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -121,12 +148,14 @@ def digits(data_dir: Path | None, image_size: int | None) -> ImageData:
 @DATASETS.register("cifar10")
 def cifar10(data_dir: Path | None, image_size: int | None) -> ImageData:
     """CIFAR-10: 50,000 + 10,000 photographs, 32x32, 10 classes (Krizhevsky 2009); downloaded where there is none."""
+    _keeps_its_size("cifar10", image_size)
     return _cifar("CIFAR10", data_dir)
 
 
 @DATASETS.register("cifar100")
 def cifar100(data_dir: Path | None, image_size: int | None) -> ImageData:
     """CIFAR-100: 50,000 + 10,000 photographs, 32x32, 100 classes (Krizhevsky 2009); downloaded where there is none."""
+    _keeps_its_size("cifar100", image_size)
     return _cifar("CIFAR100", data_dir)
 
 
@@ -140,6 +169,9 @@ def folder(data_dir: Path | None, image_size: int | None) -> ImageData:
     classes = _class_folders(root)
     everything = _read_images(root, classes, size)
     if root is data_dir:
+        for label, name in enumerate(classes):
+            if (found := int((everything.labels == label).sum())) < 2:
+                raise InputError(f"{root / name}: expected at least 2 images, one of them for testing, found {found}")
         train, test = stratified(everything.labels)
         return ImageData(everything[train], everything[test], classes)
     test_root = next((data_dir / name for name in ("val", "test") if (data_dir / name).is_dir()), None)
@@ -149,12 +181,15 @@ def folder(data_dir: Path | None, image_size: int | None) -> ImageData:
 
 
 def stratified(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A fixed split: indices for training and, a fifth of each class, for testing. It does not depend on the seed."""
+    """A fixed split: indices for training and, a fifth of each class but at least one, for testing.
+
+    Each class has at least two members. The split does not depend on the seed.
+    """
     test = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)
         order = torch.randperm(len(members), generator=generator("cpu", "stratified", label))
-        test.append(members[order[: round(TEST_SHARE * len(members))]])
+        test.append(members[order[: max(1, round(TEST_SHARE * len(members)))]])
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.cat(test)] = True
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
@@ -212,7 +247,9 @@ def _class_folders(root: Path) -> tuple[str, ...]:
 def _read_images(root: Path, classes: tuple[str, ...], size: int) -> Split:
     images, labels = [], []
     for label, name in enumerate(classes):
-        paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = (p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        # Names with a leading dot are what systems leave behind, such as ._0.png.
+        paths = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(root).parts))
         if not paths:
             raise InputError(f"{root / name}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
         images += [_read_image(path, size) for path in paths]
@@ -228,10 +265,22 @@ def _read_image(path: Path, size: int) -> np.ndarray:
             scale = size / min(image.size)
             width, height = (max(size, round(side * scale)) for side in image.size)
             left, top = (width - size) // 2, (height - size) // 2
-            resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            resized = _eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(resized.crop((left, top, left + size, top + size)))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except InputError:
+        raise
+    except (OSError, Image.DecompressionBombError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise InputError(f"{path}: not a readable image ({first_line(error)}); replace or remove it") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits scaled to 8, which Pillow would clip. The formats read here have no others of mode I."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64) * (255 / 65535)
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
+    return image
 
 
 @dataclass(frozen=True)
