@@ -72,7 +72,7 @@ def _plan(cell: Cell) -> _Plan:
 
 
 def _relax(columns: np.ndarray, inputs: int, lines: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of the nodes and bows of the lines: from two zigzags, bettered one at a time, what strains less."""
+    """Heights of the nodes and bows of the lines: from two zigzags, improved a node at a time, what strains less."""
     inner = range(inputs, len(columns) - 1)
     reach = (len(inner) + 1) // 2
     options = {i: np.arange(-reach, reach + 0.5, 0.5) for i in inner}

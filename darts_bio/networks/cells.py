@@ -13,10 +13,19 @@ from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear
+from darts_bio.spaces import OPERATIONS, Candidate
 from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwise
 
 STEM_MULTIPLIER = 3
 """Channels of the stem over those of a node (the published skeleton)."""
+
+
+def build_candidate(candidate: Candidate, channels: int, stride: int, *, supernet: bool) -> nn.Module:
+    """The operation of a candidate, (N, channels, H, W) -> (N, channels, ceil(H/stride), ceil(W/stride)).
+
+    One that has no weights is handed bp, which it has no use for.
+    """
+    return OPERATIONS.get(candidate.op).build(channels, stride, RULES.build(candidate.rule or "bp"), supernet)
 
 
 class CellInputs(nn.Module):

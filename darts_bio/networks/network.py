@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.cells import AuxiliaryHead, CellNetwork, DropPath
-from darts_bio.networks.reference import UNRULED
+from darts_bio.networks.cells import AuxiliaryHead, CellNetwork, DropPath, build_candidate
 from darts_bio.rules import RULES, draw_feedback
-from darts_bio.spaces import OPERATIONS, SPACES, Cell, Genotype, Space
+from darts_bio.spaces import SPACES, Cell, Genotype, Space
 
 
 class DiscreteCell(nn.Module):
@@ -22,8 +21,7 @@ class DiscreteCell(nn.Module):
         self.edges = nn.ModuleList()
         for edge in sorted(cell.edges, key=lambda edge: edge.node):
             stride = space.stride(cell_type, edge.input)
-            rule = RULES.build(edge.candidate.rule or UNRULED)
-            op = OPERATIONS.get(edge.candidate.op).build(channels, stride, rule, False)
+            op = build_candidate(edge.candidate, channels, stride, supernet=False)
             self.edges.append(op if isinstance(op, nn.Identity) else nn.Sequential(op, DropPath()))
 
     def forward(self, states: list[Tensor]) -> Tensor:

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from darts_bio.rules import RULES
-from darts_bio.spaces import OPERATIONS, Space
+from darts_bio.networks.cells import build_candidate
+from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
-
-UNRULED = "bp"
-"""The rule handed to an operation that has no weights to use it on."""
 
 
 class MixedOperation(nn.ModuleList):
@@ -20,9 +17,7 @@ class MixedOperation(nn.ModuleList):
 
     def __init__(self, row: Row, channels: int, stride: int) -> None:
         super().__init__(
-            OPERATIONS.get(c.op).build(channels, stride, RULES.build(c.rule or UNRULED), True)
-            for c in row
-            if c is not None
+            build_candidate(candidate, channels, stride, supernet=True) for candidate in row if candidate is not None
         )
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
