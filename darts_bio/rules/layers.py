@@ -48,7 +48,9 @@ class RuleLayer(nn.Module):
         on_gpu = self.weight.device.type == "cuda"
         standing = torch.cuda.get_rng_state(self.weight.device) if on_gpu else torch.get_rng_state()
         now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
-        for name, value in rule.state(self.initial_law, generator("cpu", now)).items():
+        state = rule.state(self.initial_law, generator("cpu", now))
+        self._feedback_names = tuple(state)
+        for name, value in state.items():
             self.register_buffer(f"feedback_{name}", value.to(self.weight))
 
     @property
@@ -59,8 +61,7 @@ class RuleLayer(nn.Module):
     @property
     def feedback(self) -> dict[str, Tensor]:
         """The rule's state by name."""
-        prefix = "feedback_"
-        return {n.removeprefix(prefix): b for n, b in self.named_buffers(recurse=False) if n.startswith(prefix)}
+        return {name: getattr(self, f"feedback_{name}") for name in self._feedback_names}
 
     @torch.no_grad()
     def draw_feedback(self, source: torch.Generator) -> None:

@@ -1,0 +1,117 @@
+"""What a learning rule costs: the time of a training step under each rule, relative to backpropagation.
+
+    python benchmarks/training_step.py                                            C=16, 8 cells, 16 images of 32x32
+    python benchmarks/training_step.py --channels 36 --layers 20 --batch-size 96 --device cuda
+
+One network a rule, the same genotype and weights, in one process; the rules take turns at every step, in an order that
+turns too, so that what else the machine does meets all alike. Prints medians and their ratios to bp, and writes
+benchmarks/results/training_step-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from darts_bio.config import RetrainConfig
+from darts_bio.errors import InputError
+from darts_bio.runtime import select_device
+from darts_bio.spaces import load_genotype
+from darts_bio.training.data import ImageData, Split
+from darts_bio.training.retrain import Retraining
+
+RULES = ("bp", "usf", "frsf", "brsf", "fa")
+
+
+def random_images(n: int, side: int) -> ImageData:
+    """Noise: the time of a step does not depend on what the images show."""
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=source)
+    split = Split(images, torch.randint(0, 10, (n,), generator=source))
+    return ImageData(split, split, tuple(map(str, range(10))))
+
+
+def stopwatch(device: torch.device) -> Callable[[], float]:
+    """Seconds of this process's CPU time, or of the wall where a GPU works."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--genotype", default="darts_v1", metavar="X")
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    for name, default in {"channels": 16, "layers": 8, "batch-size": 16, "image-size": 32, "steps": 15}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    arguments = parser.parse_args()
+    device = select_device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # CPU time means something then
+    config = RetrainConfig(
+        genotype=arguments.genotype,
+        channels=arguments.channels,
+        layers=arguments.layers,
+        batch_size=arguments.batch_size,
+        auxiliary=0.0,
+        cutout=0,
+    )
+    data = random_images(4 * arguments.batch_size, arguments.image_size)
+    genotype = load_genotype(arguments.genotype)
+    tasks = {rule: Retraining(config, genotype.with_rule(rule), data, device) for rule in RULES}
+    for task in tasks.values():
+        task.begin_epoch(0)
+    now = stopwatch(device)
+    seconds: dict[str, list[float]] = {rule: [] for rule in RULES}
+    for t in range(arguments.steps + 2):
+        for rule in RULES[t % len(RULES) :] + RULES[: t % len(RULES)]:
+            start = now()
+            tasks[rule].step(t)
+            if t >= 2:  # the first steps allocate
+                seconds[rule].append(now() - start)
+    ratios = {
+        rule: [own / bp for own, bp in zip(seconds[rule], seconds["bp"], strict=True)] for rule in RULES if rule != "bp"
+    }
+    print(f"| rule | seconds a step (median of {arguments.steps}) | ratio to bp: median (quartiles) |\n|---|---|---|")
+    for rule in RULES:
+        spread = ""
+        if rule in ratios:
+            low, middle, high = statistics.quantiles(ratios[rule], n=4)
+            spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+        print(f"| {rule} | {statistics.median(seconds[rule]):.3f} | {spread} |")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "sizes": {key: value for key, value in vars(arguments).items() if key != "device"},
+        "hardware": name,
+        "clock": "process CPU time" if device.type == "cpu" else "wall",
+        "seconds": seconds,
+        "median_ratio_to_bp": {rule: statistics.median(values) for rule, values in ratios.items()},
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    path = Path(__file__).parent / "results" / f"training_step-{device.type}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
