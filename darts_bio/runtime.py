@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -66,6 +67,9 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
             torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
 
 
+SAME_REQUEST_S = 1.0
+
+
 class StopRequest:
     """Set by the first Ctrl-C or SIGTERM; the training loop asks it after each step and ends in good order."""
 
@@ -83,17 +87,22 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it the first SIGINT or SIGTERM only sets the request; the second acts as it always does.
+    """Within it the first SIGINT or SIGTERM only sets the request; another, a second later or more, acts as it always
+    does. (One Ctrl-C may arrive twice: from the terminal, and passed on by what started this process.)
 
     A signal that whoever started this process has it ignore (a shell, for its background jobs) stays ignored.
     """
-    request = StopRequest()
+    request, requested_at = StopRequest(), 0.0
     previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     previous = {s: handler for s, handler in previous.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        restore()
+        nonlocal requested_at
+        if request.signal is None:
+            request.signal, requested_at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - requested_at >= SAME_REQUEST_S:
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -613,6 +614,20 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(
     with pytest.raises(InputError, match=r"Tried to allocate 2.00 GiB.\); try a smaller --batch-size") as caught:
         run(SEARCH, data, tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_one_request_may_arrive_twice_and_a_later_one_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`uv run` and `timeout` pass on a signal that the terminal has sent already."""
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.exit_code == 130
+        now = time.monotonic()
+        monkeypatch.setattr("time.monotonic", lambda: now + 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_signals_that_were_ignored_stay_ignored() -> None:
