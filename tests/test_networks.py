@@ -57,7 +57,7 @@ def uniform_weights(net: SuperNet, dtype: torch.dtype = torch.float32) -> dict[s
     return {t: net.table.mask(t) / net.table.mask(t).sum(1, keepdim=True).to(dtype) for t in net.table.rows}
 
 
-def supernet(rules: tuple[str, ...], layout: str = "clean", **sizes: int) -> SuperNet:
+def supernet(rules: tuple[str, ...], layout: str = "clean", **sizes: Any) -> SuperNet:
     sizes = {"channels": 2, "layers": 3, "num_classes": 10} | sizes
     return SuperNet(SPACES.build(f"darts(layout={layout})"), rules, **sizes)
 
@@ -572,7 +572,7 @@ class TestAlphaGradients:
     def test_candidates_that_differ_in_their_rule_alone_get_equal_gradients(self, layout: str) -> None:
         """A rule changes the error that a layer sends down, and so what the layers below it get; never what its own
         edge weight gets."""
-        net = supernet(BIO, layout).double()
+        net = supernet(BIO, layout, cell=ReferenceCell).double()
         draw_feedback(net, 0)
         self.equalise(net)
         weights = {t: w.requires_grad_() for t, w in uniform_weights(net, torch.float64).items()}

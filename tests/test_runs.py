@@ -17,7 +17,7 @@ from darts_bio.config import RetrainConfig, RunConfig, SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor
-from darts_bio.rules import rule_layers
+from darts_bio.rules import rule_carriers
 from darts_bio.runtime import StopRequest, stop_on_signals
 from darts_bio.spaces import from_json, load_genotype
 from darts_bio.training.data import ImageData, in_order, load_data
@@ -237,8 +237,8 @@ class TestSearch:
             search.step(0)
             gradients[choice] = search.strategy.alpha["normal"].grad
         search = Search(replace(SEARCH, rules=("fa",), layers=4), data, CPU)
-        for _, layer in rule_layers(search.supernet):
-            layer.exact = True
+        for _, carrier in rule_carriers(search.supernet):
+            carrier.exact = True
         search.step(0)
         assert torch.equal(gradients["true"], search.strategy.alpha["normal"].grad)
         assert not torch.allclose(gradients["true"], gradients["rule"], rtol=1e-3)
@@ -267,10 +267,10 @@ class TestSearch:
     def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:
         search = Search(replace(SEARCH, rules=("brsf", "frsf")), data, CPU)
         redrawn, kept = set(), set()
-        before = {name: layer.feedback for name, layer in rule_layers(search.supernet)}
+        before = {name: layer.feedback for name, layer in rule_carriers(search.supernet)}
         before = {name: {k: v.clone() for k, v in f.items()} for name, f in before.items()}
         search.step(0)
-        for name, layer in rule_layers(search.supernet):
+        for name, layer in rule_carriers(search.supernet):
             for key, value in layer.feedback.items():
                 (kept if torch.equal(value, before[name][key]) else redrawn).add(type(layer.rule).__name__)
         assert redrawn == {"BatchRandomSignFeedback"}

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import Tensor
 
 from darts_bio.networks.cells import CellNetwork
+from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules.stacked import SharedFeedback, share_feedback
 from darts_bio.spaces import Space
 
 EdgeWeights = Mapping[str, Tensor]
@@ -31,12 +34,13 @@ class SuperNet(CellNetwork):
         num_classes: int,
         in_channels: int = 3,
         backbone_rule: str = "bp",
+        cell: type[MixedCell] | type[ReferenceCell] = MixedCell,
     ) -> None:
         table = space.table(rules)
         nodes = len({node for node, _ in space.edges})
         super().__init__(
             space.plan(layers),
-            lambda cell_type, c: ReferenceCell(space, cell_type, table.rows[cell_type], c),
+            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c),
             {cell_type: nodes for cell_type in space.cell_types},
             channels=channels,
             num_classes=num_classes,
@@ -45,7 +49,10 @@ class SuperNet(CellNetwork):
             supernet=True,
         )
         self.table = table
+        self.feedback = share_feedback(self)
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        for shared in self.feedback:
+            cast(SharedFeedback, shared).lend()
         outputs = self.run_cells(x, lambda cell, cell_type, states: cell(states, edge_weights[cell_type]))
         return self.classify(deque(outputs, maxlen=1).pop())

@@ -30,15 +30,18 @@ class InitialLaw:
     """
 
     shape: torch.Size
-    bound: float
+    bound: float | Tensor
+    """A number; or, where the weights of many layers lie in one flat tensor, a tensor of that shape."""
 
     @property
-    def std(self) -> float:
+    def std(self) -> float | Tensor:
         return self.bound / 3**0.5
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """An independent draw, shaped like the weight, on the generator's device, in the default float type."""
         draw = torch.empty(self.shape, device=generator.device)
+        if isinstance(self.bound, Tensor):
+            return draw.uniform_(-1, 1, generator=generator).mul_(self.bound.to(generator.device))
         return draw.uniform_(-self.bound, self.bound, generator=generator)
 
 
@@ -50,6 +53,11 @@ class LearningRule:
 
     redraws: ClassVar[bool] = False
     """Whether `state` is drawn anew after each weight update."""
+
+    elementwise: ClassVar[bool] = False
+    """Whether `kernel` treats each weight by itself, with state that is a scalar or shaped like the weight. Then the
+    weights of many layers may be handed to it in one flat tensor, with a law whose bound and std are tensors of that
+    shape: the supernet batches the candidates of such a rule, and runs those of another one by one."""
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none.

@@ -21,6 +21,7 @@ class Backpropagation(LearningRule):
     """Backpropagation: K = W, the exact gradient (Rumelhart 1986)."""
 
     transports_weights = True
+    elementwise = True
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         return weight
@@ -30,6 +31,8 @@ class Backpropagation(LearningRule):
 @dataclass(frozen=True)
 class FeedbackAlignment(LearningRule):
     """Feedback alignment: K = B, a fixed independent draw from W's initialisation (Lillicrap 2016)."""
+
+    elementwise = True
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": law.sample(generator)}
@@ -43,8 +46,10 @@ class FeedbackAlignment(LearningRule):
 class UniformSignFeedback(LearningRule):
     """Uniform sign-concordant feedback: K = s sign(W), s the std of W's initialisation (Liao 2016, Xiao 2018)."""
 
+    elementwise = True
+
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"scale": torch.tensor(law.std)}
+        return {"scale": torch.as_tensor(law.std)}
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         return state["scale"] * weight.sign()
@@ -54,6 +59,8 @@ class UniformSignFeedback(LearningRule):
 @dataclass(frozen=True)
 class FixedRandomSignFeedback(LearningRule):
     """Fixed random-magnitude sign feedback: K = |M| sign(W), M drawn once from W's initialisation (Liao 2016)."""
+
+    elementwise = True
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"magnitude": law.sample(generator).abs_()}

@@ -1,4 +1,4 @@
-"""The two autograd Functions every feedback rule shares: the ordinary forward pass, and a backward pass in which a
+"""The autograd Functions every feedback rule shares: the ordinary forward pass, and a backward pass in which a
 given kernel takes the weight's place in the gradient of the input.
 
     dx = convT(dy; kernel),  dW = conv_w(x, dy),  db = sum of dy
@@ -9,15 +9,71 @@ rule costs the same kernels as backpropagation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+STRIP = 3
+
+
+def side_by_side(x: Tensor, copies: int) -> Tensor:
+    """x (N, C, H, W) `copies` times along its channels: (N, copies * C, H, W), channels last in memory."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).unsqueeze(3).expand(n, h, w, copies, c).flatten(3).permute(0, 3, 1, 2)
+
+
+def convolution_gradients(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    bias_sizes: list[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted.
+
+    oneDNN's fast weight gradient of a depthwise convolution takes windows of up to three columns; wider ones fall back
+    to a dense algorithm, ten times slower. So on a CPU the columns of such a window are taken three at a time.
+    """
+
+    def fused(x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        return torch.ops.aten.convolution_backward(
+            dy, x, kernel, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, mask
+        )
+
+    in_strips = (
+        x.device.type == "cpu"
+        and wanted[1]
+        and kernel.dim() == 4
+        and groups == x.shape[1] == kernel.shape[0]
+        and kernel.shape[3] > STRIP
+        and tuple(dilation) == (1, 1)
+        and dy.is_contiguous(memory_format=torch.channels_last)
+    )
+    if not in_strips:
+        dx, dw, db = fused(x, kernel, padding, wanted)
+        return dx, dw, db
+    dx, _, db = fused(x, kernel, padding, (wanted[0], False, wanted[2]))
+    width, strips = kernel.shape[3], []
+    for left in range(0, width, STRIP):
+        columns = kernel[..., left : left + STRIP].contiguous()
+        beyond = width - left - columns.shape[3]
+        moved = F.pad(x, (padding[1] - left, padding[1] - beyond))
+        strips.append(fused(moved, columns, (padding[0], 0), (False, True, False))[1])
+    return dx, torch.cat([strip for strip in strips if strip is not None], dim=3), db
+
 
 class FeedbackConvolution(torch.autograd.Function):
-    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window); `kernel` has the weight's shape."""
+    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window); `kernel` has the weight's shape.
+
+    With `copies` > 1 x is taken that many times along its channels, (N, copies * C, *spatial), without being kept so.
+    """
 
     @staticmethod
     def forward(
@@ -29,24 +85,77 @@ class FeedbackConvolution(torch.autograd.Function):
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
+        copies: int,
     ) -> Tensor:
+        x = side_by_side(x, copies) if copies > 1 else x
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, bias, kernel, *ctx.geometry = inputs
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.save_for_backward(x, kernel)
+        # The values of x serve the weight's gradient alone; without it, only its shape and layout in memory are needed.
+        ctx.shape, ctx.strides = x.shape, x.stride()
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
+        stride, padding, dilation, groups, copies = ctx.geometry
+        if x is not None:
+            x = side_by_side(x, copies) if copies > 1 else x
+        elif copies > 1:
+            n, c, h, w = ctx.shape
+            x = dy.new_empty(n, h, w, copies * c).permute(0, 3, 1, 2)
+        else:
+            x = dy.new_empty_strided(ctx.shape, ctx.strides)
         wanted = ctx.needs_input_grad[:3]
-        dx, dw, db = torch.ops.aten.convolution_backward(
-            dy, x, kernel, ctx.bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, wanted
-        )
-        return dx, dw, db, None, None, None, None, None
+        dx, dw, db = convolution_gradients(dy, x, kernel, ctx.bias_sizes, stride, padding, dilation, groups, wanted)
+        if dx is not None and copies > 1:
+            dx = dx.permute(0, 2, 3, 1).unflatten(3, (copies, -1)).sum(3).permute(0, 3, 1, 2)
+        return dx, dw, db, *[None] * 6
+
+
+class FeedbackProducts(torch.autograd.Function):
+    """M pointwise convolutions side by side, x (N, M*I, H, W) with weight (M*O, I, 1, 1) to (N, M*O, H, W), channels
+    last in memory; `kernel` has the weight's shape. Batched matrix products: libraries are slow at grouped
+    convolutions of 1x1."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, kernel: Tensor, members: int) -> Tensor:
+        return _products(x, _matrices(weight, members).transpose(1, 2))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, kernel, ctx.members = inputs
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel = ctx.saved_tensors
+        dx = _products(dy, _matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
+        dw = None
+        if x is not None:
+            dw = torch.bmm(_rows(dy, ctx.members).transpose(1, 2), _rows(x, ctx.members)).reshape(kernel.shape)
+        return dx, dw, None, None
+
+
+def _matrices(weight: Tensor, members: int) -> Tensor:
+    """(M*O, I, 1, 1) as (M, O, I)."""
+    return weight.reshape(members, -1, weight.shape[1])
+
+
+def _rows(x: Tensor, members: int) -> Tensor:
+    """(N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, members, x.shape[1] // members).transpose(0, 1)
+
+
+def _products(x: Tensor, matrices: Tensor) -> Tensor:
+    """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H, W)."""
+    (n, _, h, w), (m, _, c) = x.shape, matrices.shape
+    y = x.new_empty(n, h, w, m * c)
+    torch.bmm(_rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1))  # written in place: no copy to reorder
+    return y.permute(0, 3, 1, 2)
 
 
 class FeedbackLinear(torch.autograd.Function):

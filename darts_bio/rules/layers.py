@@ -25,7 +25,7 @@ from darts_bio.rules.functional import FeedbackConvolution, FeedbackLinear
 from darts_bio.runtime import generator
 
 
-def _in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom Function."""
     if not torch.is_autocast_enabled(x.device.type):
         return [x, *others]
@@ -34,29 +34,34 @@ def _in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
 
 
-class RuleLayer(nn.Module):
-    """What the two layers share. Mixed in before the layer of PyTorch that has the `weight`."""
+class RuleCarrier(nn.Module):
+    """What has a rule and its feedback: a layer, or many layers of the supernet taken as one.
 
-    weight: Tensor
+    The feedback is held in buffers `feedback_*`. `exact` makes the carrier answer W whatever its rule.
+    """
 
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rule = rule
         self.exact = False
-        # Feedback of its own from the start: a function of PyTorch's generator as it stands on the device that the
-        # weight was drawn on; the generator is not moved on, so weights are the same under every rule.
-        on_gpu = self.weight.device.type == "cuda"
-        standing = torch.cuda.get_rng_state(self.weight.device) if on_gpu else torch.get_rng_state()
-        now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
-        state = rule.state(self.initial_law, generator("cpu", now))
-        self._feedback_names = tuple(state)
-        for name, value in state.items():
-            self.register_buffer(f"feedback_{name}", value.to(self.weight))
+        self._feedback_names: tuple[str, ...] = ()
 
     @property
     def initial_law(self) -> InitialLaw:
-        """PyTorch's default initialisation of this layer."""
-        return InitialLaw(self.weight.shape, self.weight[0].numel() ** -0.5)
+        """What the weight that the rule is about was drawn from."""
+        raise NotImplementedError
+
+    def hold_feedback(self, weight: Tensor) -> None:
+        """Gives the carrier feedback of its own from the start, for a weight as it has just been drawn: a function of
+        PyTorch's generator as it stands on that device. The generator is not moved on, so weights are the same under
+        every rule."""
+        on_gpu = weight.device.type == "cuda"
+        standing = torch.cuda.get_rng_state(weight.device) if on_gpu else torch.get_rng_state()
+        now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
+        state = self.rule.state(self.initial_law, generator("cpu", now))
+        self._feedback_names = tuple(state)
+        for name, value in state.items():
+            self.register_buffer(f"feedback_{name}", value.to(weight))
 
     @property
     def feedback(self) -> dict[str, Tensor]:
@@ -69,16 +74,34 @@ class RuleLayer(nn.Module):
         for name, value in self.rule.state(self.initial_law, source).items():
             getattr(self, f"feedback_{name}").copy_(value)
 
-    def error_kernel(self, x: Tensor) -> Tensor:
-        """The kernel that will carry the error to `x`: the weight itself where the exact one is asked for, or where
-        no error is sent down at all."""
-        if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
-            return self.weight
-        with torch.no_grad():
-            return self.rule.kernel(self.weight, self.feedback)
+    @torch.no_grad()
+    def transport(self, weight: Tensor) -> Tensor:
+        """The kernel that carries the error down: the rule's, or the weight where the exact one is asked for."""
+        return weight if self.exact else self.rule.kernel(weight, self.feedback)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.rule}"
+        return ", ".join(filter(None, (super().extra_repr(), f"rule={self.rule}")))
+
+
+class RuleLayer(RuleCarrier):
+    """What the two layers share. Mixed in before the layer of PyTorch that has the `weight`."""
+
+    weight: Tensor
+
+    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
+        super().__init__(*args, rule=rule, **kwargs)
+        self.hold_feedback(self.weight)
+
+    @property
+    def initial_law(self) -> InitialLaw:
+        """PyTorch's default initialisation of this layer."""
+        return InitialLaw(self.weight.shape, self.weight[0].numel() ** -0.5)
+
+    def error_kernel(self, x: Tensor) -> Tensor:
+        """The kernel that will carry the error to `x`: the weight itself where no error is sent down at all."""
+        if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
+            return self.weight
+        return self.transport(self.weight)
 
 
 class RuleConv2d(RuleLayer, nn.Conv2d):
@@ -97,8 +120,9 @@ class RuleConv2d(RuleLayer, nn.Conv2d):
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
         elif padding == "valid":
             padding = (0, 0)
-        x, weight, bias, kernel = _in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
-        return FeedbackConvolution.apply(x, weight, bias, kernel, self.stride, padding, self.dilation, self.groups)
+        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1)
 
 
 class RuleLinear(RuleLayer, nn.Linear):
@@ -108,30 +132,38 @@ class RuleLinear(RuleLayer, nn.Linear):
         kernel = self.error_kernel(x)
         if kernel is self.weight:
             return nn.Linear.forward(self, x)
-        return FeedbackLinear.apply(*_in_autocast_dtype(x, self.weight, self.bias, kernel))
+        return FeedbackLinear.apply(*in_autocast_dtype(x, self.weight, self.bias, kernel))
 
 
 def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
-    """(name, layer) of every layer that carries a rule."""
+    """(name, layer) of every layer that carries a rule by itself."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer))
+
+
+def rule_carriers(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
+    """(name, carrier) of all that has a rule: these layers, and the supernet's layers that are taken as one."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleCarrier))
 
 
 def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     """Draws the feedback of a whole model as it stands after `update` weight updates.
 
-    With update = 0 every rule draws; later only the rules that redraw (brsf). Each draw depends on (seed, layer name,
-    update) alone: not on the order of calls, and not on any global generator, which is left untouched. So a training
-    loop calls it once after each weight update, a resumed run draws what an uninterrupted one would have drawn, and
-    evaluation draws nothing.
+    With update = 0 every rule draws; later only the rules that redraw (brsf). Each draw depends on (seed, name, update)
+    alone, name being where the rule's carrier stands in the model: not on the order of calls, and not on any global
+    generator, which is left untouched. So a training loop calls it once after each weight update, a resumed run draws
+    what an uninterrupted one would have drawn, and evaluation draws nothing.
     """
-    for wrapped, layer in rule_layers(model):
+    for wrapped, carrier in rule_carriers(model):
         # As named in the model itself, not in what torch.compile or DistributedDataParallel wraps around it.
         name = wrapped.replace("_orig_mod.", "").removeprefix("module.")
-        if update == 0 and layer.feedback:
+        if not carrier.feedback:
+            continue
+        if update == 0:
             # The first draw is made on the CPU so that it is the same whatever the device.
-            layer.draw_feedback(generator("cpu", "feedback", seed, name, 0))
-        elif layer.rule.redraws:
-            layer.draw_feedback(generator(layer.weight.device, "feedback", seed, name, update))
+            carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
+        elif carrier.rule.redraws:
+            device = next(iter(carrier.feedback.values())).device
+            carrier.draw_feedback(generator(device, "feedback", seed, name, update))
 
 
 @contextlib.contextmanager
@@ -140,12 +172,12 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
 
     The kernel is chosen in the forward pass, so run both passes inside.
     """
-    layers = [layer for _, layer in rule_layers(model)]
-    before = [layer.exact for layer in layers]
-    for layer in layers:
-        layer.exact = True
+    carriers = [carrier for _, carrier in rule_carriers(model)]
+    before = [carrier.exact for carrier in carriers]
+    for carrier in carriers:
+        carrier.exact = True
     try:
         yield
     finally:
-        for layer, exact in zip(layers, before, strict=True):
-            layer.exact = exact
+        for carrier, exact in zip(carriers, before, strict=True):
+            carrier.exact = exact

@@ -68,23 +68,31 @@ class ReLUConvBN(nn.Sequential):
         super().__init__(nn.ReLU(), pointwise(c_in, c_out, rule), batch_norm(c_out, supernet))
 
 
-class FactorizedReduction(nn.Module):
-    """Halves the size without losing pixels: two 1x1 convolutions of stride 2, the second on x moved by one pixel.
+class EvenAndOdd(nn.Module):
+    """Two 1x1 convolutions of stride 2 side by side, the second on x moved by one pixel, so that none is lost.
 
     (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)); c_out is even.
     """
 
-    def __init__(self, c_in: int, c_out: int, rule: LearningRule, supernet: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, rule: LearningRule) -> None:
         super().__init__()
         self.even = pointwise(c_in, c_out // 2, rule, stride=2)
         self.odd = pointwise(c_in, c_out // 2, rule, stride=2)
-        self.norm = batch_norm(c_out, supernet)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
-        moved = F.pad(x, (0, odd_w, 0, odd_h))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.even(x), self.odd(moved)], dim=1))
+        return torch.cat([self.even(x), self.odd(moved_by_one(x))], dim=1)
+
+
+def moved_by_one(x: Tensor) -> Tensor:
+    """x (N, C, H, W) from its second row and column on, with zeros behind where a size is odd."""
+    return F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+
+
+class FactorizedReduction(nn.Sequential):
+    """ReLU, halving without losing pixels, batch norm: (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, c_in: int, c_out: int, rule: LearningRule, supernet: bool) -> None:
+        super().__init__(nn.ReLU(), EvenAndOdd(c_in, c_out, rule), batch_norm(c_out, supernet))
 
 
 class Zero(nn.Module):

@@ -1,0 +1,320 @@
+"""The mixed operation, batched: everything that leaves a node of the supernet is computed together.
+
+The edges that leave a node share its output x. So what has no weights (identity, pools) is computed once, what has
+weights is one stacked layer for all edges and rules, and zeros are left out:
+
+    x -+- ReLU -+- sep_conv_3x3: depthwise, pointwise, norm, ReLU, depthwise, pointwise, norm * weights, sum -+
+       |        +- ... each operation, for its R rules x E edges at once ...                                  +- E edges
+       +- max_pool_3x3, avg_pool_3x3, identity: each once, times E weights                                   -+
+
+The weight of a candidate is the gain of its last batch norm. All is exact: equal to `reference.ReferenceCell`, from
+which it is built, up to rounding. Candidates that cannot be stacked (an operation made of other layers, a rule that is
+not elementwise) run one by one, as there.
+
+Tensors are channels last in memory: on CPUs depthwise convolutions are several times faster so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.networks.reference import MixedOperation, ReferenceCell
+from darts_bio.rules import RuleConv2d
+from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.spaces import Space
+from darts_bio.spaces.base import Row
+from darts_bio.spaces.operations import EvenAndOdd, Zero, moved_by_one
+
+WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
+
+
+class StackedBatchNorm(nn.Module):
+    """The batch norms, without gain and bias, of M members side by side; `gain` (M*C,) is lent to it."""
+
+    def __init__(self, members: Sequence[nn.BatchNorm2d], names: Sequence[str]) -> None:
+        super().__init__()
+        first = members[0]
+        self.names = tuple(names)
+        self.eps, self.momentum = first.eps, first.momentum
+        for statistic in ("running_mean", "running_var"):
+            self.register_buffer(statistic, torch.cat([getattr(member, statistic) for member in members]))
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(x, mean, variance, gain, None, self.training, self.momentum or 0.0, self.eps)
+
+
+class StackedEvenAndOdd(nn.Module):
+    """`EvenAndOdd` of M members on the same input: (N, C, H, W) to (N, M*C', H', W')."""
+
+    def __init__(self, members: Sequence[EvenAndOdd], names: Sequence[str]) -> None:
+        super().__init__()
+        self.even, self.odd = (
+            StackedConv2d([getattr(m, half) for m in members], [f"{name}.{half}" for name in names], shared=True)
+            for half in ("even", "odd")
+        )
+        self.members = len(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = [
+            side.permute(0, 2, 3, 1).unflatten(3, (self.members, -1))
+            for side in (self.even(x), self.odd(moved_by_one(x)))
+        ]
+        return torch.cat(halves, dim=4).flatten(3).permute(0, 3, 1, 2)
+
+
+def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of a module that is layers in a row."""
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for child, layer in module.named_children():
+            yield from _leaves(layer, f"{name}.{child}")
+    else:
+        yield name, module
+
+
+def _plain_norm(layer: nn.Module) -> bool:
+    """Whether it is a batch norm as operations have it in the supernet."""
+    return (
+        type(layer) is nn.BatchNorm2d and not layer.affine and layer.track_running_stats and layer.momentum is not None
+    )
+
+
+def _stackable_convolution(layer: nn.Module) -> bool:
+    return (
+        type(layer) is RuleConv2d
+        and layer.rule.elementwise
+        and layer.bias is None
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
+def _stack_layer(layers: Sequence[nn.Module], names: Sequence[str], shared: bool) -> nn.Module | None:
+    """Layers of the same place in M members as one; None if that cannot be. `shared`: they have one common input."""
+    kinds = {type(layer) for layer in layers}
+    if kinds == {nn.ReLU}:
+        return nn.ReLU(inplace=not shared)
+    if all(map(_plain_norm, layers)):
+        return StackedBatchNorm(layers, names)  # type: ignore[arg-type]
+    if all(map(_stackable_convolution, layers)):
+        geometries = {(c.weight.shape, c.stride, c.padding, c.dilation, c.groups) for c in layers}
+        return StackedConv2d(layers, names, shared) if len(geometries) == 1 else None  # type: ignore[arg-type]
+    halves = [half for layer in layers for half in layer.children()]
+    if kinds == {EvenAndOdd} and shared and all(map(_stackable_convolution, halves)):
+        return StackedEvenAndOdd(layers, names)  # type: ignore[arg-type]
+    return None
+
+
+class StackedOperation(nn.Module):
+    """One operation under R rules on the E edges that leave a node: x (N, C, H, W) and weights (R*E,) to (N, H', W',
+    E, C), summed over the rules."""
+
+    def __init__(self, layers: Sequence[nn.Module], members: int, edges: int) -> None:
+        super().__init__()
+        # The ReLU that stands first is the source's.
+        self.rectified = isinstance(layers[0], nn.ReLU)
+        self.layers = nn.ModuleList(layers[1:] if self.rectified else layers)
+        self.members, self.edges = members, edges
+        self.spread, self.strided = _spread([layer for layer in layers if isinstance(layer, StackedConv2d)])
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int) -> StackedOperation | None:
+        """Of its members in the order (rule, edge); None if they cannot be stacked."""
+        members = [list(_leaves(module, name)) for module, name in zip(modules, names, strict=True)]
+        if len({len(leaves) for leaves in members}) > 1:
+            return None
+        layers, shared = [], True
+        for place in zip(*members, strict=True):
+            layer = _stack_layer([leaf for _, leaf in place], [name for name, _ in place], shared)
+            if layer is None or (shared and isinstance(layer, StackedBatchNorm)):
+                return None
+            shared = shared and isinstance(layer, nn.ReLU)
+            layers.append(layer)
+        return None if shared else cls(layers, len(modules), edges)
+
+    def forward(self, x: Tensor, rectified: Tensor, weights: Tensor) -> Tensor:
+        """`rectified` is ReLU(x)."""
+        y = rectified if self.rectified else x
+        spread, parts = self.spread, 1
+        if spread > 1 and self.strided:
+            y = y[:, :, ::spread, ::spread]  # no other pixel is read
+        elif spread > 1 and y.shape[2] % spread == 0 and y.shape[3] % spread == 0:
+            y, parts = take_apart(y, spread), spread
+        else:
+            spread = 1
+        for layer in self.layers[:-1]:
+            y = layer(y, spread) if isinstance(layer, StackedConv2d) else layer(y)
+        last = self.layers[-1]
+        if isinstance(last, StackedBatchNorm):
+            channels = y.shape[1] // self.members
+            # Contiguous even for a single member: batch norm's backward pass on CPUs does not look at its strides.
+            y = last(y, weights.unsqueeze(1).expand(-1, channels).flatten().contiguous())
+        else:
+            y = last(y, spread) if isinstance(last, StackedConv2d) else last(y)
+            y = (y.unflatten(1, (self.members, -1)) * weights.view(-1, 1, 1, 1)).flatten(1, 2)
+        by_rule = y.permute(0, 2, 3, 1).unflatten(3, (-1, self.edges, y.shape[1] // self.members))
+        return put_together(by_rule.sum(3), parts)
+
+
+def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
+    """The distance d > 1 between the pixels that an operation brings together, and whether it reads only every d-th;
+    (1, False) if it brings neighbours together.
+
+    Where all windows are dilated by d, pixels d apart form d*d maps that never meet: each is convolved without
+    dilation, for which libraries have their fast kernels.
+    """
+    windows = [c for c in convolutions if c.weight.shape[2:] != (1, 1)]
+    steps = {value for c in windows for value in c.dilation}
+    strides = {value for c in convolutions for value in c.stride}
+    if len(steps) != 1 or any(value % max(steps) for c in windows for value in c.padding):
+        return 1, False
+    (d,) = steps
+    if strides == {1}:
+        return d, False
+    return (
+        (d, True)
+        if len(windows) == 1 and set(windows[0].stride) == {d} and convolutions[0] is windows[0]
+        else (1, False)
+    )
+
+
+def take_apart(x: Tensor, d: int) -> Tensor:
+    """(N, C, H, W) to (d*d*N, C, H/d, W/d): pixels d apart as maps of their own."""
+    parts = x.unflatten(3, (-1, d)).unflatten(2, (-1, d))  # N, C, H/d, d, W/d, d
+    return parts.permute(3, 5, 0, 2, 4, 1).flatten(0, 2).permute(0, 3, 1, 2)
+
+
+def put_together(y: Tensor, d: int) -> Tensor:
+    """(d*d*N, H/d, W/d, E, C) to (N, H, W, E, C): the inverse of `take_apart`, channels last."""
+    if d == 1:
+        return y
+    return y.unflatten(0, (d, d, -1)).permute(2, 3, 0, 4, 1, 5, 6).flatten(3, 4).flatten(1, 2)
+
+
+class SharedOperation(nn.Module):
+    """An operation without weights, computed once for the E edges that leave a node: x (N, C, H, W) and the weights of
+    its K candidates an edge (K*E,) to (N, H', W', E, C)."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str], edges: int) -> None:
+        super().__init__()
+        self.module, self.names, self.edges = module, tuple(names), edges
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int) -> SharedOperation | None:
+        """Of equal members; None unless they consist of layers without weights that are known."""
+        leaves = [leaf for module in modules for _, leaf in _leaves(module, "")]
+        known = all(type(leaf) in WEIGHTLESS or _plain_norm(leaf) for leaf in leaves)
+        return cls(modules[0], names, edges) if known else None
+
+    def forward(self, x: Tensor, rectified: Tensor, weights: Tensor) -> Tensor:
+        y = self.module(x).permute(0, 2, 3, 1)
+        return y.unsqueeze(3) * weights.view(-1, self.edges).sum(0).unsqueeze(1)
+
+
+class SourceBlock(nn.Module):
+    """All candidates on the edges that leave one node: x (N, C, H, W) to what each edge brings, by its number.
+
+    `lanes` lists the (edge, candidate) pairs in the order in which `forward` is handed their weights; `names` says
+    where those that run one by one stood in the reference.
+    """
+
+    def __init__(self, row: Row, edges: Sequence[MixedOperation], names: Sequence[str]) -> None:
+        super().__init__()
+        self.edges = len(edges)
+        self.batched, self.single = nn.ModuleList(), nn.ModuleList()
+        self.lanes: list[tuple[int, int]] = []
+        self.counts: list[int] = []
+        alone: list[tuple[int, int]] = []
+        columns: dict[str, list[int]] = {}
+        for column, candidate in enumerate(row):
+            if candidate is not None and not all(isinstance(edge[column], Zero) for edge in edges):
+                columns.setdefault(candidate.op, []).append(column)
+        for own in columns.values():
+            part, taken = _batch(edges, names, own)
+            if part is not None:
+                self.batched.append(part)
+                self.lanes += [(e, column) for column in taken for e in range(len(edges))]
+                self.counts.append(len(taken) * len(edges))
+            alone += [(e, column) for column in own if column not in taken for e in range(len(edges))]
+        self.alone = tuple(e for e, _ in alone)
+        self.single.extend(edges[e][column] for e, column in alone)
+        self.names = tuple(f"{names[e]}.{column}" for e, column in alone)
+        self.lanes += alone
+        self.counts += [1] * len(alone)
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
+        """`weights`: those of the lanes, split by `counts` into the block's parts. Each edge brings (N, C, H', W')."""
+        rectified = x.relu()
+        total: Tensor | None = None
+        for part, own in zip(self.batched, weights, strict=False):
+            y = part(x, rectified, own)
+            total = y if total is None else total + y
+        brought = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3))) if total is not None else {}
+        for e, module, weight in zip(self.alone, self.single, weights[len(self.batched) :], strict=True):
+            y = weight * module(x)
+            brought[e] = brought[e] + y if e in brought else y
+        return brought
+
+
+Part = StackedOperation | SharedOperation
+
+
+def _batch(edges: Sequence[MixedOperation], names: Sequence[str], columns: list[int]) -> tuple[Part | None, list[int]]:
+    """One operation's candidates, those in `columns` of each edge, as one module; and the columns that it takes."""
+
+    def members(columns: Sequence[int]) -> tuple[list[nn.Module], list[str]]:
+        places = [
+            (edge[column], f"{name}.{column}") for column in columns for edge, name in zip(edges, names, strict=True)
+        ]
+        return [module for module, _ in places], [name for _, name in places]
+
+    shared = SharedOperation.of(*members(columns), len(edges))
+    if shared is not None:
+        return shared, columns
+    taken = [column for column in columns if StackedOperation.of(*members([column]), len(edges)) is not None]
+    stacked = StackedOperation.of(*members(taken), len(edges)) if taken else None
+    return stacked, taken if stacked is not None else []
+
+
+class MixedCell(nn.Module):
+    """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes. Equal to
+    `ReferenceCell`, and as it a function of the edge weights (edges, candidates).
+
+    Its stacked layers need the kernels that `SharedFeedback` lends before a pass.
+    """
+
+    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:
+        super().__init__()
+        plain = ReferenceCell(space, cell_type, rows, channels)
+        leaving: dict[tuple[int, Row], list[int]] = {}
+        for index, (_, source) in enumerate(space.edges):
+            leaving.setdefault((source, rows[index]), []).append(index)
+        self.blocks = nn.ModuleList()
+        self.wiring: list[tuple[int, tuple[int, ...]]] = []
+        """Per block its source and the nodes that its edges lead to."""
+        order: list[int] = []
+        self.counts: list[int] = []
+        for (source, row), indices in sorted(leaving.items(), key=lambda item: item[0][0]):
+            edges = [edge for index, edge in enumerate(plain.edges) if index in indices]
+            block = SourceBlock(row, edges, [f"edges.{index}" for index in indices])  # type: ignore[arg-type]
+            self.blocks.append(block)
+            self.counts += block.counts
+            self.wiring.append((source, tuple(space.edges[index][0] for index in indices)))
+            order += [indices[e] * len(row) + column for e, column in block.lanes]
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
+        """states: the two inputs (N, C, H, W); weights: (edges, candidates)."""
+        lanes = iter(weights.flatten().index_select(0, self.get_buffer("order")).split(self.counts))
+        nodes = dict(enumerate(states))
+        for block, (source, targets) in zip(self.blocks, self.wiring, strict=True):
+            assert isinstance(block, SourceBlock)
+            own = [next(lanes) for _ in block.counts]
+            for e, y in block(nodes[source], own).items():
+                node = targets[e]
+                nodes[node] = nodes[node] + y if node in nodes else y
+        return torch.cat([nodes[node] for node in sorted(nodes) if node >= len(states)], dim=1)

@@ -1,0 +1,113 @@
+"""Many equally shaped convolutions under several rules, side by side in one layer, and the feedback that they share.
+
+M = R * E members, for R rules and E edges, stand in the order (rule, edge): rule r of edge e is member r*E + e. Their
+maps lie side by side along the channels, (N, M*C, H, W), channels last in memory. How an error goes down is one kernel
+for all, put together for the whole network at once by `SharedFeedback`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError
+from darts_bio.rules.base import InitialLaw, LearningRule
+from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts
+from darts_bio.rules.layers import RuleCarrier, RuleConv2d, in_autocast_dtype
+
+
+class StackedConv2d(nn.Module):
+    """M convolutions without bias side by side: (N, M*C, H, W) to (N, M*C', H', W').
+
+    `shared=True` says that all take the same input, (N, C, H, W). `names` says where the members stood. The members'
+    rules must be elementwise, and the same for each edge.
+    """
+
+    def __init__(self, members: Sequence[RuleConv2d], names: Sequence[str], shared: bool) -> None:
+        super().__init__()
+        first = members[0]
+        if isinstance(first.padding, str):
+            raise InputError(f"a stacked convolution needs its padding as numbers, found {first.padding!r}")
+        self.weight = nn.Parameter(torch.cat([member.weight.detach() for member in members]))
+        self.rules: tuple[LearningRule, ...] = tuple(rule for rule, _ in groupby(member.rule for member in members))
+        self.bound = float(first.initial_law.bound)
+        self.names = tuple(names)
+        self.stride, self.padding, self.dilation = first.stride, first.padding, first.dilation
+        self.shared = shared
+        self.own_groups = int(first.groups)
+        self.kernel: Tensor | None = None
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each member maps every pixel by itself."""
+        return self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    def forward(self, x: Tensor, spread: int = 1) -> Tensor:
+        """`spread` > 1 says that neighbours in x stood that many pixels apart: stride, padding and dilation shrink."""
+        m = len(self.names)
+        kernel = self.weight if self.kernel is None else self.kernel
+        x, weight, kernel = in_autocast_dtype(x, self.weight, kernel)  # type: ignore[assignment]
+        if self.pointwise and self.own_groups == 1 and not self.shared:
+            return FeedbackProducts.apply(x, weight, kernel, m)
+        stride = tuple(max(1, step // spread) for step in self.stride)
+        padding = tuple(rim // spread for rim in self.padding)
+        dilation = tuple(max(1, step // spread) for step in self.dilation)
+        # Members that share a dense convolution's input are further outputs of it.
+        dense = self.shared and self.own_groups == 1
+        groups, copies = (1, 1) if dense else (m * self.own_groups, m if self.shared else 1)
+        return FeedbackConvolution.apply(x, weight, None, kernel, stride, padding, dilation, groups, copies)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.names)} members of {tuple(self.weight[: len(self.weight) // len(self.names)].shape)}"
+
+
+class FlatFeedback(RuleCarrier):
+    """One rule's feedback for all stacked layers of a network, in one flat tensor."""
+
+    def __init__(self, rule: LearningRule, bound: Tensor, weight: Tensor) -> None:
+        super().__init__(rule=rule)
+        self.register_buffer("bound", bound, persistent=False)
+        self.hold_feedback(weight)
+
+    @property
+    def initial_law(self) -> InitialLaw:
+        bound = self.get_buffer("bound")
+        return InitialLaw(bound.shape, bound)
+
+
+class SharedFeedback(nn.Module):
+    """The feedback of stacked layers that have the same rules. `lend` puts their kernels together in a few operations
+    for the whole network, however many layers there are."""
+
+    def __init__(self, layers: Sequence[StackedConv2d]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)  # a tuple: they have their home, and their names, in the cells
+        rules = layers[0].rules
+        sizes = torch.tensor([layer.weight.numel() // len(rules) for layer in layers])
+        bound = torch.tensor([layer.bound for layer in layers]).repeat_interleave(sizes)
+        self.flat = nn.ModuleList(FlatFeedback(rule, bound, layers[0].weight) for rule in rules)
+
+    @torch.no_grad()
+    def lend(self) -> None:
+        """Gives each layer the kernel that its next pass sends the error through."""
+        weights = [layer.weight.detach().reshape(len(self.flat), -1).unbind() for layer in self.layers]
+        rows = []
+        for carrier, own in zip(self.flat, zip(*weights, strict=True), strict=True):
+            assert isinstance(carrier, FlatFeedback)
+            rows.append(carrier.transport(torch.cat(own)).split([weight.numel() for weight in own]))
+        kernels = torch.cat([piece for layer in zip(*rows, strict=True) for piece in layer])
+        sizes = [layer.weight.numel() for layer in self.layers]
+        for layer, kernel in zip(self.layers, kernels.split(sizes), strict=True):
+            layer.kernel = kernel.view_as(layer.weight)
+
+
+def share_feedback(model: nn.Module) -> nn.ModuleList:
+    """A `SharedFeedback` for each set of rules among the stacked layers of a model."""
+    stacked: dict[tuple[LearningRule, ...], list[StackedConv2d]] = {}
+    for module in model.modules():
+        if isinstance(module, StackedConv2d):
+            stacked.setdefault(module.rules, []).append(module)
+    return nn.ModuleList(map(SharedFeedback, stacked.values()))

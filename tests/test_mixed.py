@@ -1,0 +1,332 @@
+"""The batched supernet equals the reference: output, gradients of weights and edge weights, batch norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.networks import SuperNet
+from darts_bio.networks.mixed import MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
+from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, draw_feedback, true_gradients
+from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.spaces import OPERATIONS, SPACES
+from darts_bio.spaces.operations import batch_norm, operation, pointwise
+
+EVERY = ("bp", "fa", "usf", "frsf", "brsf")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def stacked(net: SuperNet) -> Iterator[tuple[str, nn.Module]]:
+    """(cell's name, layer) of every layer that stands for several of the reference."""
+    for number, cell in enumerate(net.cells):
+        for layer in cell.modules():
+            if isinstance(layer, (StackedConv2d, StackedBatchNorm)):
+                yield f"cells.{number}", layer
+
+
+@dataclass
+class Twins:
+    """A batched supernet and a reference of the same weights and feedback."""
+
+    fast: SuperNet
+    reference: SuperNet
+
+    @classmethod
+    def of(cls, space: str, rules: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Twins:
+        def build(cell: type) -> SuperNet:
+            torch.manual_seed(1)
+            return SuperNet(SPACES.build(space), rules, channels=4, layers=3, num_classes=5, cell=cell).to(dtype)
+
+        twins = cls(build(MixedCell), build(ReferenceCell))
+        draw_feedback(twins.fast, 3)
+        twins.give_feedback()
+        return twins
+
+    def give_feedback(self) -> None:
+        """Copies the feedback of the batched layers to those that they stand for, and that of all others."""
+        modules = dict(self.reference.named_modules())
+        places = {id(layer): cell for cell, layer in stacked(self.fast)}
+        for shared in self.fast.feedback:
+            first = 0
+            for layer in shared.layers:
+                size = layer.weight.numel() // len(layer.rules)
+                edges = len(layer.names) // len(layer.rules)
+                for number, name in enumerate(layer.names):
+                    target = modules[f"{places[id(layer)]}.{name}"]
+                    carrier = shared.flat[number // edges]
+                    assert carrier.rule == target.rule
+                    start = first + number % edges * (size // edges)
+                    for key, value in carrier.feedback.items():
+                        own = target.feedback[key]
+                        own.copy_(value[start : start + own.numel()].view_as(own))
+                first += size
+        theirs = dict(self.reference.named_buffers())
+        for name, buffer in self.fast.named_buffers():
+            if ".feedback_" in name and not name.startswith("feedback."):
+                theirs[self.reference_name(name)].copy_(buffer)
+
+    def reference_name(self, name: str) -> str:
+        """Where what runs one by one, and all outside the cells, stands in the reference."""
+        parts = name.split(".")
+        if parts[0] != "cells":
+            return name
+        block = self.fast.get_submodule(".".join(parts[:4]))
+        return ".".join([*parts[:2], block.names[int(parts[5])], *parts[6:]])
+
+    def edge_weights(self) -> dict[str, Tensor]:
+        dtype = next(self.fast.parameters()).dtype
+        table = self.reference.table
+        return {t: torch.rand(table.shape(t)).to(dtype).softmax(1).requires_grad_() for t in table.rows}
+
+    def losses(self, x: Tensor, weights: dict[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+        """Per net its logits and the gradients of the edge weights; the weights' gradients are left in .grad."""
+        outcomes = []
+        for net in (self.fast, self.reference):
+            net.zero_grad()
+            logits = net(x, weights)
+            loss = F.cross_entropy(logits, torch.arange(len(x)) % 5)
+            gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True)
+            loss.backward(inputs=list(net.parameters()))
+            outcomes.append((logits.detach(), list(gradients)))
+        return outcomes
+
+    def pairs(self, read: Callable[[nn.Module], Tensor], kind: type) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `read` reads of the batched layers' members and of the layers that these stand for."""
+        modules = dict(self.reference.named_modules())
+        for cell, layer in stacked(self.fast):
+            if isinstance(layer, kind):
+                for piece, name in zip(read(layer).chunk(len(layer.names)), layer.names, strict=True):
+                    yield piece, read(modules[f"{cell}.{name}"])
+
+    def equal(self, rel: float, size: tuple[int, int] = (8, 8), batch: int = 3) -> None:
+        """Asserts that nothing differs by more than `rel` of the largest entry of its tensor."""
+        x = torch.randn(batch, 3, *size, dtype=next(self.fast.parameters()).dtype)
+        (logits, gradients), (expected, expected_gradients) = self.losses(x, self.edge_weights())
+        near(logits, expected, rel)
+        for one, other in zip(gradients, expected_gradients, strict=True):
+            near(one, other, rel)
+        count = 0
+        for one, other in self.pairs(lambda layer: layer.weight.grad, StackedConv2d):
+            near(one, other, rel)
+            count += one.numel()
+        theirs = dict(self.reference.named_parameters())
+        for name, parameter in self.fast.named_parameters():
+            if not name.startswith("cells.") or ".single." in name:
+                near(parameter.grad, theirs[self.reference_name(name)].grad, rel)
+                count += parameter.numel()
+        assert count == sum(p.numel() for p in self.reference.parameters())
+        for statistic in ("running_mean", "running_var"):
+            for one, other in self.pairs(lambda layer: getattr(layer, statistic), StackedBatchNorm):  # noqa: B023
+                near(one, other, rel)
+        modules = dict(self.reference.named_modules())
+        for number, cell in enumerate(self.fast.cells):
+            for part in cell.modules():
+                if isinstance(part, SharedOperation) and isinstance(part.module, nn.Sequential):
+                    for name in part.names:
+                        near(part.module[1].running_var, modules[f"cells.{number}.{name}"][1].running_var, rel)
+
+
+def near(one: Tensor, other: Tensor, rel: float) -> None:
+    assert one.shape == other.shape
+    assert (one - other).abs().max() <= rel * other.abs().max() + 1e-300
+
+
+class TestEquivalence:
+    @pytest.mark.parametrize("layout", ["clean", "paper"])
+    @pytest.mark.parametrize("rules", [EVERY, *((rule,) for rule in EVERY)], ids="-".join)
+    def test_float64(self, rules: tuple[str, ...], layout: str) -> None:
+        Twins.of(f"darts(layout={layout}, nodes=2)", rules).equal(1e-11)
+
+    def test_the_whole_cell(self) -> None:
+        Twins.of("darts", EVERY).equal(1e-11)
+
+    @pytest.mark.parametrize("size", [(7, 9), (8, 7), (12, 10)])
+    def test_any_size(self, size: tuple[int, int]) -> None:
+        Twins.of("darts(nodes=2)", ("fa", "usf"), torch.float64).equal(1e-11, size)
+
+    @pytest.mark.parametrize("rules", [("usf",), ("fa", "brsf")], ids="-".join)
+    @pytest.mark.parametrize("nodes", [1, 2])
+    def test_float32(self, rules: tuple[str, ...], nodes: int) -> None:
+        """Other kernels than in float64, among them those for wide windows; a node of one edge has one member only.
+
+        Both nets round differently, and where that decides a ReLU some 0.5 % of a small gradient; a kernel that is
+        wrong is wrong by its whole size.
+        """
+        Twins.of(f"darts(nodes={nodes})", rules, torch.float32).equal(2e-2, (16, 16), 16)
+
+    def test_exact_gradients(self) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"))
+        with true_gradients(twins.fast), true_gradients(twins.reference):
+            twins.equal(1e-11)
+
+    def test_evaluation(self) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"))
+        x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
+        twins.losses(x, weights)  # moves the statistics
+        twins.fast.eval()
+        twins.reference.eval()
+        with torch.no_grad():
+            near(twins.fast(x, weights), twins.reference(x, weights), 1e-11)
+        twins.equal(1e-11)
+
+    def test_frozen_weights_leave_the_gradient_of_the_edge_weights(self) -> None:
+        twins = Twins.of("darts(nodes=2)", EVERY)
+        x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
+        (_, expected), _ = twins.losses(x, weights)
+        twins.fast.requires_grad_(False)
+        loss = F.cross_entropy(twins.fast(x, weights), torch.arange(3))
+        for one, other in zip(torch.autograd.grad(loss, list(weights.values())), expected, strict=True):
+            near(one, other, 1e-11)
+
+    def test_a_redraw_reaches_the_error(self) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "brsf"))
+        draw_feedback(twins.fast, 3, update=1)
+        twins.give_feedback()
+        twins.equal(1e-11)
+
+    def test_bfloat16_follows_float32(self) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"), torch.float32)
+        x, weights = torch.randn(8, 3, 16, 16), twins.edge_weights()
+        with torch.autocast("cpu", torch.bfloat16):
+            low = twins.fast(x, weights)
+            F.cross_entropy(low.float(), torch.arange(8) % 5).backward()
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in twins.fast.parameters())
+        high = twins.fast(x, weights)
+        assert (low.float() - high).norm() < 0.1 * high.norm()
+
+
+def short_search(twins: Twins, space: str, steps: int) -> list[dict]:
+    """The cells that each net derives after some steps of first-order DARTS on noise with a signal in it."""
+    source = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 5, (2 * steps, 8), generator=source)
+    images = torch.randn(2 * steps, 8, 3, 8, 8, generator=source) + 0.3 * labels.view(2 * steps, 8, 1, 1, 1)
+    nets = (twins.fast, twins.reference)
+    alphas, optimizers = [], []
+    for net in nets:
+        alpha = {
+            t: (1e-3 * torch.randn(net.table.shape(t), generator=torch.Generator().manual_seed(6)))
+            for t in net.table.rows
+        }
+        alphas.append({t: a.requires_grad_() for t, a in alpha.items()})
+        optimizers.append(
+            (torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), torch.optim.Adam(alphas[-1].values(), 0.01))
+        )
+    for step in range(steps):
+        for net, alpha, (sgd, adam) in zip(nets, alphas, optimizers, strict=True):
+            for i, optimizer in ((2 * step, adam), (2 * step + 1, sgd)):
+                weights = {t: a.masked_fill(~net.table.mask(t), -torch.inf).softmax(1) for t, a in alpha.items()}
+                loss = F.cross_entropy(net(images[i], weights), labels[i])
+                sgd.zero_grad()
+                adam.zero_grad()
+                loss.backward()
+                optimizer.step()
+        draw_feedback(twins.fast, 3, step + 1)
+        twins.give_feedback()
+    final = [
+        {t: a.detach().masked_fill(~net.table.mask(t), -torch.inf).softmax(1) for t, a in alpha.items()}
+        for alpha in alphas
+    ]
+    return [SPACES.build(space).derive(weights, twins.fast.table) for weights in final]
+
+
+def test_a_short_search_in_float32_derives_the_same_genotype() -> None:
+    space = "darts(nodes=2)"
+    fast, reference = short_search(Twins.of(space, ("fa", "usf", "brsf"), torch.float32), space, 10)
+    assert fast == reference
+
+
+@pytest.fixture
+def normed() -> Iterator[str]:
+    """A rule that looks at a whole weight, and so cannot be batched."""
+
+    @RULES.register("normed_test_rule")
+    @dataclass(frozen=True)
+    class Normed(LearningRule):
+        """K = (W + M) / |W|, M a fixed draw."""
+
+        def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"shift": law.sample(generator)}
+
+        def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+            return (weight + state["shift"]) / weight.norm()
+
+    yield "normed_test_rule"
+    RULES.unregister("normed_test_rule")
+
+
+@pytest.fixture
+def gated() -> Iterator[str]:
+    """An operation of a layer that only its author knows."""
+
+    class Gate(nn.Module):
+        def __init__(self, channels: int, rule: LearningRule) -> None:
+            super().__init__()
+            self.gate = pointwise(channels, channels, rule)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gate(x).sigmoid()
+
+    @operation("gated_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """A gate, and average pooling."""
+        return nn.Sequential(Gate(channels, rule), nn.AvgPool2d(3, stride, padding=1), batch_norm(channels, supernet))
+
+    yield "gated_test_operation"
+    OPERATIONS.unregister("gated_test_operation")
+
+
+@pytest.fixture
+def wide() -> Iterator[str]:
+    """An operation of known layers in an unusual order: batched like the built-in ones."""
+
+    @operation("wide_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """An ordinary 3x3 convolution, batch norm, ReLU, another in two groups; no batch norm at the end."""
+        first = RuleConv2d(channels, 6, 3, stride, padding=1, bias=False, rule=rule)
+        second = RuleConv2d(6, channels, (1, 3), padding=(0, 1), groups=2, bias=False, rule=rule)
+        return nn.Sequential(first, batch_norm(6, supernet), nn.ReLU(), second)
+
+    yield "wide_test_operation"
+    OPERATIONS.unregister("wide_test_operation")
+
+
+class TestWhatCannotBeStacked:
+    def test_a_rule_that_is_not_elementwise_runs_beside_the_others(self, normed: str) -> None:
+        twins = Twins.of("darts(nodes=2)", ("usf", normed, "fa"))
+        assert {rule.__class__.__name__ for shared in twins.fast.feedback for rule in shared.layers[0].rules} == {
+            "UniformSignFeedback",
+            "FeedbackAlignment",
+        }
+        assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        twins.equal(1e-11)
+
+    def test_nothing_but_such_a_rule(self, normed: str) -> None:
+        Twins.of("darts(nodes=1)", (normed,)).equal(1e-11)
+
+    def test_an_operation_of_other_layers(self, gated: str) -> None:
+        twins = Twins.of(f"darts(nodes=2, operations=(none, skip_connect, {gated}, dil_conv_3x3))", ("usf", "fa"))
+        assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        twins.equal(1e-11)
+
+    def test_an_operation_of_known_layers_is_stacked(self, wide: str) -> None:
+        twins = Twins.of(f"darts(nodes=2, operations=(none, {wide}, avg_pool_3x3))", ("usf", "fa"))
+        assert not any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        twins.equal(1e-11)
+
+
+def test_pixels_apart_are_put_together_again() -> None:
+    x = torch.randn(2, 3, 4, 6)
+    apart = take_apart(x, 2)
+    assert torch.equal(apart[2 * 2 + 1], x[1, :, 1::2, 0::2])  # part (1, 0), image 1
+    together = put_together(apart.permute(0, 2, 3, 1).unsqueeze(3), 2)
+    assert torch.equal(together.squeeze(3).permute(0, 3, 1, 2), x)
