@@ -27,9 +27,10 @@ from darts_bio.runtime import generator
 
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom Function."""
-    if not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):  # not on "meta"
         return [x, *others]
-    dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = torch.get_autocast_dtype(kind)
     # Autocast leaves float64 alone.
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
 

@@ -26,8 +26,9 @@ class WeightOptimizer:
     def __init__(self, parameters: Iterable[nn.Parameter], config: RunConfig) -> None:
         self.parameters = list(parameters)
         self.config = config
+        # foreach: all parameters in a few calls, where a supernet has thousands.
         self.sgd = torch.optim.SGD(
-            self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
         )
 
     @property
@@ -43,5 +44,5 @@ class WeightOptimizer:
         self.sgd.zero_grad()
         loss.backward()
         if self.config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
         self.sgd.step()

@@ -1,0 +1,262 @@
+"""What a step of the search costs: the batched supernet against the reference, a module a candidate.
+
+    python benchmarks/search_step.py                                                     C=8, 5 cells, 8 images of 16x16
+    python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32             the protocol's net, 8 images
+    python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --steps 0     counted only
+    python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --device cuda --amp bf16
+
+A step is the pass for alpha, the pass for w, the two updates and the draw of the feedback. Both nets take turns in one
+process. The reference does what published DARTS codes do: candidates summed one by one, and all gradients in both
+passes; the batched net freezes w while alpha is moved, as search/run.py does.
+
+A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted over a step with
+two images on a CPU: the number does not depend on the batch. Activations kept are the bytes that autograd holds
+between forward and backward pass of the weights, parameters left out, in float32 on the `meta` device, which computes
+shapes only. Peak memory is that of the GPU, or the largest resident memory of a process that runs one net alone, its
+libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import multiprocessing
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from darts_bio.errors import InputError
+from darts_bio.networks import SuperNet
+from darts_bio.networks.mixed import MixedCell
+from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules import draw_feedback
+from darts_bio.runtime import autocast, select_device
+from darts_bio.spaces import SPACES
+
+CELLS = {"reference": ReferenceCell, "batched": MixedCell}
+NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
+
+
+class Step:
+    """One supernet and its alpha, and a step of first-order DARTS on noise."""
+
+    def __init__(self, which: str, sizes: argparse.Namespace, device: torch.device) -> None:
+        torch.manual_seed(0)
+        space = SPACES.build(sizes.space)
+        self.which, self.amp, self.device = which, sizes.amp, device
+        self.net = SuperNet(
+            space,
+            sizes.rules.split(","),
+            channels=sizes.channels,
+            layers=sizes.layers,
+            num_classes=10,
+            cell=CELLS[which],
+        ).to(device)
+        rows = self.net.table.rows
+        self.alpha = {t: torch.zeros(self.net.table.shape(t), device=device, requires_grad=True) for t in rows}
+        self.adam = torch.optim.Adam(self.alpha.values(), lr=3e-4, foreach=True)
+        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, weight_decay=3e-4, foreach=True)
+        shape = (sizes.batch_size, 3, sizes.image_size, sizes.image_size)
+        self.batches = [
+            (torch.randn(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device))
+            for _ in range(2)
+        ]
+        self.updates = 0
+
+    def loss(self, number: int, frozen_alpha: bool) -> Tensor:
+        x, labels = self.batches[number]
+        weights = {t: a.softmax(1) for t, a in self.alpha.items()}
+        if frozen_alpha:
+            weights = {t: w.detach() for t, w in weights.items()}
+        with autocast(self.device, self.amp) if self.device.type != "meta" else contextlib.nullcontext():
+            logits = self.net(x, weights)
+        return F.cross_entropy(logits.float(), labels)
+
+    def alpha_pass(self) -> None:
+        self.adam.zero_grad()
+        trained = [] if self.which == "reference" else list(self.net.parameters())
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        self.loss(0, frozen_alpha=False).backward()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        self.adam.step()
+
+    def weight_pass(self) -> None:
+        self.sgd.zero_grad()
+        self.loss(1, frozen_alpha=True).backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0, foreach=True)
+        self.sgd.step()
+
+    def __call__(self) -> None:
+        self.alpha_pass()
+        self.weight_pass()
+        self.updates += 1
+        draw_feedback(self.net, 0, self.updates)
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts what the dispatcher is asked to compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        if not view and not func._schema.name.split("::")[1].startswith(NOTHING_COMPUTED):
+            self.kernels += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kept_bytes(step: Step) -> int:
+    """What autograd holds for the weight pass, each storage once, without the parameters."""
+    own = {p.untyped_storage()._cdata for p in step.net.parameters()}
+    held: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = (storage.nbytes(), storage)  # the storage itself, lest another takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step.loss(1, frozen_alpha=True)
+    return sum(size for size, _ in held.values())
+
+
+def count(which: str, sizes: argparse.Namespace) -> dict[str, int]:
+    two_images = argparse.Namespace(**{**vars(sizes), "batch_size": 2, "amp": "none"})
+    step = Step(which, two_images, torch.device("cpu"))
+    step()  # the optimisers make their state
+    with KernelCount() as counter:
+        step()
+    return {"kernels": counter.kernels, "kept_bytes": kept_bytes(Step(which, sizes, torch.device("meta")))}
+
+
+def stopwatch(device: torch.device) -> Callable[[], float]:
+    """Seconds of this process's CPU time, or of the wall where a GPU works."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Seconds of the passes of each net, which take turns."""
+    steps = {which: Step(which, sizes, device) for which in sizes.nets.split(",")}
+    now = stopwatch(device)
+    seconds: dict[str, dict[str, list[float]]] = {which: {"alpha": [], "weights": []} for which in steps}
+    for turn in range(sizes.steps + 1):
+        for which, step in steps.items():
+            start = now()
+            step.alpha_pass()
+            middle = now()
+            step.weight_pass()
+            step.updates += 1
+            draw_feedback(step.net, 0, step.updates)
+            end = now()
+            if turn > 0:  # the first one allocates
+                seconds[which]["alpha"].append(middle - start)
+                seconds[which]["weights"].append(end - middle)
+    return seconds
+
+
+def _alone(which: str, sizes: argparse.Namespace, device: str, answer: Any) -> None:
+    torch.set_num_threads(1)
+    step = Step(which, sizes, torch.device(device))
+    step()
+    step()
+    if device == "cpu":
+        status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage inherits the parent's
+        answer.put(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+    else:
+        answer.put(torch.cuda.max_memory_allocated(device))
+
+
+def peak_bytes(which: str, sizes: argparse.Namespace, device: torch.device) -> int:
+    """The most that a process that makes two steps of one net holds, in bytes."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    child = context.Process(target=_alone, args=(which, sizes, str(device), answer))
+    child.start()
+    peak = answer.get()
+    child.join()
+    return peak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--space", default="darts(layout=paper)", metavar="SPEC")
+    parser.add_argument("--rules", default="fa,usf,brsf,frsf", metavar="A,B,...")
+    parser.add_argument("--nets", default=",".join(CELLS), metavar="A,B")
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    parser.add_argument("--amp", default="none", choices=["none", "bf16"])
+    for name, default in {"channels": 8, "layers": 5, "batch-size": 8, "image-size": 16, "steps": 7}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    sizes = parser.parse_args()
+    device = select_device(sizes.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # CPU time means something then
+    nets: dict[str, dict[str, Any]] = {which: dict(count(which, sizes)) for which in sizes.nets.split(",")}
+    if sizes.steps:
+        for which, passes in timings(sizes, device).items():
+            total = [a + w for a, w in zip(passes["alpha"], passes["weights"], strict=True)]
+            nets[which] |= {"seconds": passes, "median_s": statistics.median(total)}
+        for which in nets:
+            if device.type == "cuda" or Path("/proc/self/status").exists():
+                nets[which]["peak_bytes"] = peak_bytes(which, sizes, device)
+    print("| net | kernels a step | kept activations, GB | s a step: alpha + weights (median) | peak memory, GB |")
+    print("|---|---|---|---|---|")
+    for which, found in nets.items():
+        timed = peak = "-"
+        if "seconds" in found:
+            parts = [statistics.median(found["seconds"][name]) for name in ("alpha", "weights")]
+            timed = f"{parts[0]:.3f} + {parts[1]:.3f} = {found['median_s']:.3f}"
+            peak = f"{found['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in found else "-"
+        print(f"| {which} | {found['kernels']} | {found['kept_bytes'] / 1e9:.2f} | {timed} | {peak} |")
+    ratio = None
+    if sizes.steps and set(nets) == set(CELLS):
+        pairs = zip(*([a + w for a, w in zip(*n["seconds"].values(), strict=True)] for n in nets.values()), strict=True)
+        ratios = sorted(reference / batched for reference, batched in pairs)
+        ratio = statistics.median(ratios)
+        print(f"\nreference / batched: {ratio:.2f} (median of {len(ratios)}; {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    if sizes.json:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
+        result = {
+            "command": shlex.join(["python", *sys.argv]),
+            "date": datetime.date.today().isoformat(),
+            "hardware": name,
+            "clock": "process CPU time" if device.type == "cpu" else "wall",
+            "ratio": ratio,
+            "nets": nets,
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
+        Path(sizes.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
