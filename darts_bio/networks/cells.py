@@ -50,8 +50,11 @@ class CellInputs(nn.Module):
 class CellNetwork(nn.Module):
     """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is.
 
-    `plan` holds the cell type of each layer, `multiplier` the nodes whose outputs each cell type concatenates.
+    `plan` holds the cell type of each layer, `multiplier` the nodes whose outputs each cell type concatenates. Maps are
+    channels last in memory (`memory_format`), in which depthwise convolutions are fastest.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -96,6 +99,7 @@ class CellNetwork(nn.Module):
     def run_cells(self, x: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]) -> Iterator[Tensor]:
         """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
         one cell on its two prepared inputs."""
+        x = x.contiguous(memory_format=self.memory_format)
         older = newer = self.stem(x)
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
             older, newer = newer, call(cell, cell_type, inputs(older, newer))

@@ -9,6 +9,7 @@ rule costs the same kernels as backpropagation.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,3 +180,8 @@ class FeedbackLinear(torch.autograd.Function):
         dw = rows.t() @ x.reshape(-1, x.shape[-1]) if wants_w else None
         db = rows.sum(0) if wants_b else None
         return dx, dw, db, None
+
+
+for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts):
+    # PyTorch asks for this signature at each call; Python would work it out anew each time, for half of a call's cost.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
