@@ -1,13 +1,13 @@
-"""What a step of the search costs: the batched supernet against the reference, a module a candidate.
+"""What a step of the search costs: the batched supernets against the reference, a module a candidate.
 
     python benchmarks/search_step.py                                                     C=8, 5 cells, 8 images of 16x16
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32             the protocol's net, 8 images
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --steps 0     counted only
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --device cuda --amp bf16
 
-A step is the pass for alpha, the pass for w, the two updates and the draw of the feedback. Both nets take turns in one
+A step is the pass for alpha, the pass for w, the two updates and the draw of the feedback. All nets take turns in one
 process. The reference does what published DARTS codes do: candidates summed one by one, and all gradients in both
-passes; the batched net freezes w while alpha is moved, as search/run.py does.
+passes; the others freeze w while alpha is moved, as search/run.py does.
 
 A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted over a step with
 two images on a CPU: the number does not depend on the batch. Activations kept are the bytes that autograd holds
@@ -38,14 +38,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.errors import InputError
-from darts_bio.networks import SuperNet
-from darts_bio.networks.mixed import MixedCell
+from darts_bio.networks import FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, select_device
 from darts_bio.spaces import SPACES
 
-CELLS = {"reference": ReferenceCell, "batched": MixedCell}
+CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell}
 NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
 
 
@@ -233,12 +232,14 @@ def main() -> int:
             timed = f"{parts[0]:.3f} + {parts[1]:.3f} = {found['median_s']:.3f}"
             peak = f"{found['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in found else "-"
         print(f"| {which} | {found['kernels']} | {found['kept_bytes'] / 1e9:.2f} | {timed} | {peak} |")
-    ratio = None
-    if sizes.steps and set(nets) == set(CELLS):
-        pairs = zip(*([a + w for a, w in zip(*n["seconds"].values(), strict=True)] for n in nets.values()), strict=True)
-        ratios = sorted(reference / batched for reference, batched in pairs)
-        ratio = statistics.median(ratios)
-        print(f"\nreference / batched: {ratio:.2f} (median of {len(ratios)}; {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    ratios = {}
+    if sizes.steps and "reference" in nets:
+        total = {which: [a + w for a, w in zip(*n["seconds"].values(), strict=True)] for which, n in nets.items()}
+        for which in [which for which in nets if which != "reference"]:
+            own = sorted(slow / fast for slow, fast in zip(total["reference"], total[which], strict=True))
+            ratios[which] = statistics.median(own)
+            spread = f"median of {len(own)}; {own[0]:.2f} to {own[-1]:.2f}"
+            print(f"\nreference / {which}: {ratios[which]:.2f} ({spread})")
     if sizes.json:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
         result = {
@@ -246,7 +247,7 @@ def main() -> int:
             "date": datetime.date.today().isoformat(),
             "hardware": name,
             "clock": "process CPU time" if device.type == "cpu" else "wall",
-            "ratio": ratio,
+            "ratio_to_reference": ratios,
             "nets": nets,
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }

@@ -118,6 +118,9 @@ class SearchConfig(RunConfig):
         "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
     )
     backbone_rule: str = option("bp", "learning rule of stem, preprocessing and classifier", metavar="RULE")
+    memory: Literal["normal", "low"] = option(
+        "normal", "low: the supernet keeps half of the activations, at a third more time"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.networks import SuperNet
-from darts_bio.networks.mixed import MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
+from darts_bio.networks.mixed import FoldedCell, MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, draw_feedback, true_gradients
 from darts_bio.rules.stacked import StackedConv2d
-from darts_bio.spaces import OPERATIONS, SPACES
+from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
 from darts_bio.spaces.operations import batch_norm, operation, pointwise
 
 EVERY = ("bp", "fa", "usf", "frsf", "brsf")
@@ -42,12 +42,14 @@ class Twins:
     reference: SuperNet
 
     @classmethod
-    def of(cls, space: str, rules: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Twins:
+    def of(
+        cls, space: str, rules: tuple[str, ...], dtype: torch.dtype = torch.float64, cell: type = MixedCell
+    ) -> Twins:
         def build(cell: type) -> SuperNet:
             torch.manual_seed(1)
             return SuperNet(SPACES.build(space), rules, channels=4, layers=3, num_classes=5, cell=cell).to(dtype)
 
-        twins = cls(build(MixedCell), build(ReferenceCell))
+        twins = cls(build(cell), build(ReferenceCell))
         draw_feedback(twins.fast, 3)
         twins.give_feedback()
         return twins
@@ -144,11 +146,13 @@ def near(one: Tensor, other: Tensor, rel: float) -> None:
 class TestEquivalence:
     @pytest.mark.parametrize("layout", ["clean", "paper"])
     @pytest.mark.parametrize("rules", [EVERY, *((rule,) for rule in EVERY)], ids="-".join)
-    def test_float64(self, rules: tuple[str, ...], layout: str) -> None:
-        Twins.of(f"darts(layout={layout}, nodes=2)", rules).equal(1e-11)
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_float64(self, rules: tuple[str, ...], layout: str, cell: type) -> None:
+        Twins.of(f"darts(layout={layout}, nodes=2)", rules, cell=cell).equal(1e-11)
 
-    def test_the_whole_cell(self) -> None:
-        Twins.of("darts", EVERY).equal(1e-11)
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_the_whole_cell(self, cell: type) -> None:
+        Twins.of("darts", EVERY, cell=cell).equal(1e-11)
 
     @pytest.mark.parametrize("size", [(7, 9), (8, 7), (12, 10)])
     def test_any_size(self, size: tuple[int, int]) -> None:
@@ -156,21 +160,24 @@ class TestEquivalence:
 
     @pytest.mark.parametrize("rules", [("usf",), ("fa", "brsf")], ids="-".join)
     @pytest.mark.parametrize("nodes", [1, 2])
-    def test_float32(self, rules: tuple[str, ...], nodes: int) -> None:
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_float32(self, rules: tuple[str, ...], nodes: int, cell: type) -> None:
         """Other kernels than in float64, among them those for wide windows; a node of one edge has one member only.
 
         Both nets round differently, and where that decides a ReLU some 0.5 % of a small gradient; a kernel that is
         wrong is wrong by its whole size.
         """
-        Twins.of(f"darts(nodes={nodes})", rules, torch.float32).equal(2e-2, (16, 16), 16)
+        Twins.of(f"darts(nodes={nodes})", rules, torch.float32, cell).equal(2e-2, (16, 16), 16)
 
-    def test_exact_gradients(self) -> None:
-        twins = Twins.of("darts(nodes=2)", ("fa", "usf"))
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_exact_gradients(self, cell: type) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"), cell=cell)
         with true_gradients(twins.fast), true_gradients(twins.reference):
             twins.equal(1e-11)
 
-    def test_evaluation(self) -> None:
-        twins = Twins.of("darts(nodes=2)", ("fa", "usf"))
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_evaluation(self, cell: type) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"), cell=cell)
         x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
         twins.losses(x, weights)  # moves the statistics
         twins.fast.eval()
@@ -179,8 +186,9 @@ class TestEquivalence:
             near(twins.fast(x, weights), twins.reference(x, weights), 1e-11)
         twins.equal(1e-11)
 
-    def test_frozen_weights_leave_the_gradient_of_the_edge_weights(self) -> None:
-        twins = Twins.of("darts(nodes=2)", EVERY)
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_frozen_weights_leave_the_gradient_of_the_edge_weights(self, cell: type) -> None:
+        twins = Twins.of("darts(nodes=2)", EVERY, cell=cell)
         x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
         (_, expected), _ = twins.losses(x, weights)
         twins.fast.requires_grad_(False)
@@ -194,8 +202,9 @@ class TestEquivalence:
         twins.give_feedback()
         twins.equal(1e-11)
 
-    def test_bfloat16_follows_float32(self) -> None:
-        twins = Twins.of("darts(nodes=2)", ("fa", "usf"), torch.float32)
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_bfloat16_follows_float32(self, cell: type) -> None:
+        twins = Twins.of("darts(nodes=2)", ("fa", "usf"), torch.float32, cell)
         x, weights = torch.randn(8, 3, 16, 16), twins.edge_weights()
         with torch.autocast("cpu", torch.bfloat16):
             low = twins.fast(x, weights)
@@ -317,6 +326,28 @@ class TestWhatCannotBeStacked:
         twins = Twins.of(f"darts(nodes=2, operations=(none, skip_connect, {gated}, dil_conv_3x3))", ("usf", "fa"))
         assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
         twins.equal(1e-11)
+
+    def test_an_operation_whose_rules_do_not_follow_its_candidates(self) -> None:
+        @operation("uneven_test_operation")
+        def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+            """Two 1x1 convolutions, the second under bp where the first is under fa."""
+            second = RULES.build("bp") if rule == RULES.build("fa") else rule
+            first = pointwise(channels, channels, rule, stride)
+            return nn.Sequential(first, pointwise(channels, channels, second), batch_norm(channels, supernet))
+
+        try:
+            twins = Twins.of("darts(nodes=2, operations=(uneven_test_operation, none))", ("fa", "bp", "usf"))
+            twins.equal(1e-11)
+        finally:
+            OPERATIONS.unregister("uneven_test_operation")
+
+    def test_edges_with_nothing_but_none(self) -> None:
+        table = CandidateTable({"normal": ((Candidate("none"),), (Candidate("none"),))})
+        space = SPACES.build("darts(nodes=1)")
+        x, weights = torch.randn(2, 4, 6, 6), torch.ones(2, 1)
+        cells = [cell(space, "normal", table.rows["normal"], 4) for cell in (MixedCell, ReferenceCell)]
+        one, other = (cell([x, x], weights) for cell in cells)
+        assert torch.equal(one, other)
 
     def test_an_operation_of_known_layers_is_stacked(self, wide: str) -> None:
         twins = Twins.of(f"darts(nodes=2, operations=(none, {wide}, avg_pool_3x3))", ("usf", "fa"))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear, draw_feedback, rule_layers, true_gradients
+from darts_bio.rules.functional import convolution_gradients
 
 TOLERANCE = 1e-12
 
@@ -775,3 +776,31 @@ class TestDrawFeedback:
         before = [b.data_ptr() for b in model.buffers()]
         draw_feedback(model, 8)
         assert [b.data_ptr() for b in model.buffers()] == before
+
+
+class TestKernelsOfTheLibrary:
+    @pytest.mark.parametrize("window", [(3, 3), (5, 5), (3, 7), (1, 4)])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_wide_depthwise_windows_in_strips(self, window: tuple[int, int], stride: int) -> None:
+        """Channels last on a CPU, the weight gradient is put together from strips of columns: as exact as in one."""
+        x = torch.randn(3, 16, 9, 8).contiguous(memory_format=torch.channels_last)
+        kernel = torch.randn(16, 1, *window)
+        padding = (window[0] // 2, window[1] // 2)
+        geometry = ((stride, stride), padding, (1, 1), 16)
+        dy = torch.randn_like(torch.convolution(x, kernel, None, *geometry[:3], False, (0, 0), 16))
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        found = convolution_gradients(dy, x, kernel, None, *geometry, (True, True, False))
+        exact = torch.ops.aten.convolution_backward(
+            dy.double(), x.double(), kernel.double(), None, *geometry[:3], False, [0, 0], 16, (True, True, False)
+        )
+        for one, other in zip(found[:2], exact[:2], strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_shapes_alone_on_the_meta_device(self, rule: str) -> None:
+        with torch.device("meta"):
+            layer = RuleConv2d(3, 4, 3, rule=RULES.build(rule))
+            x = torch.randn(2, 3, 8, 8, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == x.shape

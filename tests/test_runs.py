@@ -264,6 +264,17 @@ class TestSearch:
         thawed = {name for name, p in search.supernet.named_parameters() if p.requires_grad}
         assert thawed == {name for name, _ in search.supernet.named_parameters() if not name.startswith("stem.")}
 
+    def test_the_form_that_keeps_less_moves_alpha_and_weights_alike(self, data: ImageData) -> None:
+        searches = [Search(replace(SEARCH, memory=memory), data, CPU) for memory in ("normal", "low")]
+        numbers = [search.step(0) for search in searches]
+        one, other = searches
+        assert any(type(m).__name__ == "FoldedNorm" for m in other.supernet.modules())
+        assert numbers[0]["train/loss"][0].item() == pytest.approx(numbers[1]["train/loss"][0].item(), rel=1e-4)
+        for cell_type, alpha in one.strategy.alpha.items():
+            torch.testing.assert_close(alpha.grad, other.strategy.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
+        for mine, theirs in zip(one.supernet.parameters(), other.supernet.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
+
     def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:
         search = Search(replace(SEARCH, rules=("brsf", "frsf")), data, CPU)
         redrawn, kept = set(), set()

@@ -17,11 +17,13 @@ Tensors are channels last in memory: on CPUs depthwise convolutions are several 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.networks.folded import FoldedMixture
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.rules import RuleConv2d
 from darts_bio.rules.stacked import StackedConv2d
@@ -39,13 +41,61 @@ class StackedBatchNorm(nn.Module):
         super().__init__()
         first = members[0]
         self.names = tuple(names)
-        self.eps, self.momentum = first.eps, first.momentum
+        self.eps, self.momentum = first.eps, float(first.momentum or 0)  # None is not stacked
         for statistic in ("running_mean", "running_var"):
             self.register_buffer(statistic, torch.cat([getattr(member, statistic) for member in members]))
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        return F.batch_norm(x, mean, variance, gain, None, self.training, self.momentum or 0.0, self.eps)
+        return F.batch_norm(x, mean, variance, gain, None, self.training, self.momentum, self.eps)
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
+        """Moves the running statistics towards those of a batch of so many pixels; `variance` is the biased one."""
+        self.get_buffer("running_mean").lerp_(mean, self.momentum)
+        self.get_buffer("running_var").lerp_(variance * (pixels / max(1, pixels - 1)), self.momentum)
+
+    def mix(self, x: Tensor, weights: Tensor, edges: int) -> Tensor:
+        """Normalised, times the members' weights (R*E,), summed over the rules: (N, H, W, E, C)."""
+        members = len(self.names)
+        # Contiguous even for a single member: batch norm's backward pass on CPUs does not look at its strides.
+        gain = weights.unsqueeze(1).expand(-1, x.shape[1] // members).flatten().contiguous()
+        return by_member(self(x, gain), members).unflatten(3, (-1, edges)).sum(3)
+
+
+def by_member(y: Tensor, members: int) -> Tensor:
+    """(N, M*C, H, W) as (N, H, W, M, C)."""
+    return y.permute(0, 2, 3, 1).unflatten(3, (members, -1))
+
+
+class FoldedNorm(nn.Module):
+    """A stacked pointwise convolution and its batch norm, in training as one product that keeps nothing between them
+    (`networks.folded`)."""
+
+    def __init__(self, convolution: StackedConv2d, norm: StackedBatchNorm) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, M*I, H, W) to (N, M*C, H, W)."""
+        if not self.training:
+            return self.norm(self.convolution(x))
+        members = len(self.norm.names)
+        gains = torch.ones(members, dtype=self.convolution.weight.dtype, device=x.device)
+        return self._folded(x, gains, members).flatten(3).permute(0, 3, 1, 2)
+
+    def mix(self, x: Tensor, weights: Tensor, edges: int) -> Tensor:
+        """As that of the batch norm, of the convolution's output."""
+        if not self.training:
+            return self.norm.mix(self.convolution(x), weights, edges)
+        return self._folded(x, weights, edges)
+
+    def _folded(self, x: Tensor, gains: Tensor, outputs: int) -> Tensor:
+        weight, kernel = self.convolution.weight, self.convolution.kernel
+        kernel = weight if kernel is None else kernel
+        y, mean, variance, *_ = FoldedMixture.apply(x, weight, kernel, gains, outputs, self.norm.eps)
+        self.norm.follow(mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
+        return y
 
 
 class StackedEvenAndOdd(nn.Module):
@@ -60,10 +110,7 @@ class StackedEvenAndOdd(nn.Module):
         self.members = len(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = [
-            side.permute(0, 2, 3, 1).unflatten(3, (self.members, -1))
-            for side in (self.even(x), self.odd(moved_by_one(x)))
-        ]
+        halves = [by_member(side, self.members) for side in (self.even(x), self.odd(moved_by_one(x)))]
         return torch.cat(halves, dim=4).flatten(3).permute(0, 3, 1, 2)
 
 
@@ -83,35 +130,40 @@ def _plain_norm(layer: nn.Module) -> bool:
     )
 
 
-def _stackable_convolution(layer: nn.Module) -> bool:
-    return (
-        type(layer) is RuleConv2d
-        and layer.rule.elementwise
-        and layer.bias is None
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    )
+def _stackable(layers: Sequence[nn.Module]) -> bool:
+    """Whether they are convolutions that can stand side by side, in the order (rule, edge)."""
+    for layer in layers:
+        if (
+            type(layer) is not RuleConv2d
+            or not layer.rule.elementwise
+            or layer.bias is not None
+            or layer.padding_mode != "zeros"
+            or isinstance(layer.padding, str)
+        ):
+            return False
+    shapes = {(c.weight.shape, c.stride, c.padding, c.dilation, c.groups) for c in layers}
+    runs = {len(list(run)) for _, run in groupby(layer.rule for layer in layers)}
+    return len(shapes) == len(runs) == 1
 
 
 def _stack_layer(layers: Sequence[nn.Module], names: Sequence[str], shared: bool) -> nn.Module | None:
     """Layers of the same place in M members as one; None if that cannot be. `shared`: they have one common input."""
     kinds = {type(layer) for layer in layers}
     if kinds == {nn.ReLU}:
-        return nn.ReLU(inplace=not shared)
+        return nn.ReLU()
     if all(map(_plain_norm, layers)):
         return StackedBatchNorm(layers, names)  # type: ignore[arg-type]
-    if all(map(_stackable_convolution, layers)):
-        geometries = {(c.weight.shape, c.stride, c.padding, c.dilation, c.groups) for c in layers}
-        return StackedConv2d(layers, names, shared) if len(geometries) == 1 else None  # type: ignore[arg-type]
-    halves = [half for layer in layers for half in layer.children()]
-    if kinds == {EvenAndOdd} and shared and all(map(_stackable_convolution, halves)):
+    if _stackable(layers):
+        return StackedConv2d(layers, names, shared)  # type: ignore[arg-type]
+    if kinds == {EvenAndOdd} and shared and all(map(_stackable, zip(*(c.children() for c in layers), strict=True))):
         return StackedEvenAndOdd(layers, names)  # type: ignore[arg-type]
     return None
 
 
 class StackedOperation(nn.Module):
     """One operation under R rules on the E edges that leave a node: x (N, C, H, W) and weights (R*E,) to (N, H', W',
-    E, C), summed over the rules."""
+    E, C), summed over the rules.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], members: int, edges: int) -> None:
         super().__init__()
@@ -122,17 +174,25 @@ class StackedOperation(nn.Module):
         self.spread, self.strided = _spread([layer for layer in layers if isinstance(layer, StackedConv2d)])
 
     @classmethod
-    def of(cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int) -> StackedOperation | None:
+    def of(
+        cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int, folded: bool
+    ) -> StackedOperation | None:
         """Of its members in the order (rule, edge); None if they cannot be stacked."""
         members = [list(_leaves(module, name)) for module, name in zip(modules, names, strict=True)]
         if len({len(leaves) for leaves in members}) > 1:
             return None
-        layers, shared = [], True
+        layers: list[nn.Module] = []
+        shared = True
         for place in zip(*members, strict=True):
             layer = _stack_layer([leaf for _, leaf in place], [name for name, _ in place], shared)
             if layer is None or (shared and isinstance(layer, StackedBatchNorm)):
                 return None
             shared = shared and isinstance(layer, nn.ReLU)
+            before = layers[-1] if layers else None
+            if isinstance(layer, nn.ReLU):  # a norm's output is kept by nobody
+                layer.inplace = isinstance(before, (StackedBatchNorm, FoldedNorm))
+            if folded and isinstance(before, StackedConv2d) and before.products and isinstance(layer, StackedBatchNorm):
+                layer = FoldedNorm(layers.pop(), layer)  # type: ignore[arg-type]
             layers.append(layer)
         return None if shared else cls(layers, len(modules), edges)
 
@@ -149,15 +209,11 @@ class StackedOperation(nn.Module):
         for layer in self.layers[:-1]:
             y = layer(y, spread) if isinstance(layer, StackedConv2d) else layer(y)
         last = self.layers[-1]
-        if isinstance(last, StackedBatchNorm):
-            channels = y.shape[1] // self.members
-            # Contiguous even for a single member: batch norm's backward pass on CPUs does not look at its strides.
-            y = last(y, weights.unsqueeze(1).expand(-1, channels).flatten().contiguous())
-        else:
-            y = last(y, spread) if isinstance(last, StackedConv2d) else last(y)
-            y = (y.unflatten(1, (self.members, -1)) * weights.view(-1, 1, 1, 1)).flatten(1, 2)
-        by_rule = y.permute(0, 2, 3, 1).unflatten(3, (-1, self.edges, y.shape[1] // self.members))
-        return put_together(by_rule.sum(3), parts)
+        if isinstance(last, (StackedBatchNorm, FoldedNorm)):
+            return put_together(last.mix(y, weights, self.edges), parts)
+        y = last(y, spread) if isinstance(last, StackedConv2d) else last(y)
+        by_rule = by_member(y, self.members).unflatten(3, (-1, self.edges))
+        return put_together((by_rule * weights.view(-1, self.edges, 1)).sum(3), parts)
 
 
 def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
@@ -175,11 +231,8 @@ def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
     (d,) = steps
     if strides == {1}:
         return d, False
-    return (
-        (d, True)
-        if len(windows) == 1 and set(windows[0].stride) == {d} and convolutions[0] is windows[0]
-        else (1, False)
-    )
+    first_only = len(windows) == 1 and convolutions[0] is windows[0] and set(windows[0].stride) == {d}
+    return (d, True) if first_only else (1, False)
 
 
 def take_apart(x: Tensor, d: int) -> Tensor:
@@ -222,7 +275,7 @@ class SourceBlock(nn.Module):
     where those that run one by one stood in the reference.
     """
 
-    def __init__(self, row: Row, edges: Sequence[MixedOperation], names: Sequence[str]) -> None:
+    def __init__(self, row: Row, edges: Sequence[MixedOperation], names: Sequence[str], folded: bool) -> None:
         super().__init__()
         self.edges = len(edges)
         self.batched, self.single = nn.ModuleList(), nn.ModuleList()
@@ -230,11 +283,12 @@ class SourceBlock(nn.Module):
         self.counts: list[int] = []
         alone: list[tuple[int, int]] = []
         columns: dict[str, list[int]] = {}
+        zeros = [all(isinstance(edge[column], Zero) for edge in edges) for column in range(len(edges[0]))]
         for column, candidate in enumerate(row):
-            if candidate is not None and not all(isinstance(edge[column], Zero) for edge in edges):
+            if candidate is not None and (not zeros[column] or all(zeros)):
                 columns.setdefault(candidate.op, []).append(column)
         for own in columns.values():
-            part, taken = _batch(edges, names, own)
+            part, taken = _batch(edges, names, own, folded)
             if part is not None:
                 self.batched.append(part)
                 self.lanes += [(e, column) for column in taken for e in range(len(edges))]
@@ -263,7 +317,9 @@ class SourceBlock(nn.Module):
 Part = StackedOperation | SharedOperation
 
 
-def _batch(edges: Sequence[MixedOperation], names: Sequence[str], columns: list[int]) -> tuple[Part | None, list[int]]:
+def _batch(
+    edges: Sequence[MixedOperation], names: Sequence[str], columns: list[int], folded: bool
+) -> tuple[Part | None, list[int]]:
     """One operation's candidates, those in `columns` of each edge, as one module; and the columns that it takes."""
 
     def members(columns: Sequence[int]) -> tuple[list[nn.Module], list[str]]:
@@ -275,8 +331,8 @@ def _batch(edges: Sequence[MixedOperation], names: Sequence[str], columns: list[
     shared = SharedOperation.of(*members(columns), len(edges))
     if shared is not None:
         return shared, columns
-    taken = [column for column in columns if StackedOperation.of(*members([column]), len(edges)) is not None]
-    stacked = StackedOperation.of(*members(taken), len(edges)) if taken else None
+    taken = [column for column in columns if StackedOperation.of(*members([column]), len(edges), folded) is not None]
+    stacked = StackedOperation.of(*members(taken), len(edges), folded) if taken else None
     return stacked, taken if stacked is not None else []
 
 
@@ -286,6 +342,8 @@ class MixedCell(nn.Module):
 
     Its stacked layers need the kernels that `SharedFeedback` lends before a pass.
     """
+
+    folded = False
 
     def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:
         super().__init__()
@@ -300,7 +358,8 @@ class MixedCell(nn.Module):
         self.counts: list[int] = []
         for (source, row), indices in sorted(leaving.items(), key=lambda item: item[0][0]):
             edges = [edge for index, edge in enumerate(plain.edges) if index in indices]
-            block = SourceBlock(row, edges, [f"edges.{index}" for index in indices])  # type: ignore[arg-type]
+            names = [f"edges.{index}" for index in indices]
+            block = SourceBlock(row, edges, names, self.folded)  # type: ignore[arg-type]
             self.blocks.append(block)
             self.counts += block.counts
             self.wiring.append((source, tuple(space.edges[index][0] for index in indices)))
@@ -318,3 +377,9 @@ class MixedCell(nn.Module):
                 node = targets[e]
                 nodes[node] = nodes[node] + y if node in nodes else y
         return torch.cat([nodes[node] for node in sorted(nodes) if node >= len(states)], dim=1)
+
+
+class FoldedCell(MixedCell):
+    """A `MixedCell` that keeps less: no output of a pointwise convolution (`networks.folded`)."""
+
+    folded = True

@@ -124,7 +124,7 @@ class FeedbackProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, kernel: Tensor, members: int) -> Tensor:
-        return _products(x, _matrices(weight, members).transpose(1, 2))
+        return _products(x, matrices(weight, members).transpose(1, 2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -134,19 +134,19 @@ class FeedbackProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
-        dx = _products(dy, _matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
+        dx = _products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
         dw = None
         if x is not None:
-            dw = torch.bmm(_rows(dy, ctx.members).transpose(1, 2), _rows(x, ctx.members)).reshape(kernel.shape)
+            dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(kernel.shape)
         return dx, dw, None, None
 
 
-def _matrices(weight: Tensor, members: int) -> Tensor:
+def matrices(weight: Tensor, members: int) -> Tensor:
     """(M*O, I, 1, 1) as (M, O, I)."""
     return weight.reshape(members, -1, weight.shape[1])
 
 
-def _rows(x: Tensor, members: int) -> Tensor:
+def rows(x: Tensor, members: int) -> Tensor:
     """(N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
     return x.permute(0, 2, 3, 1).reshape(-1, members, x.shape[1] // members).transpose(0, 1)
 
@@ -155,7 +155,7 @@ def _products(x: Tensor, matrices: Tensor) -> Tensor:
     """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H, W)."""
     (n, _, h, w), (m, _, c) = x.shape, matrices.shape
     y = x.new_empty(n, h, w, m * c)
-    torch.bmm(_rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1))  # written in place: no copy to reorder
+    torch.bmm(rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1))  # written in place: no copy to reorder
     return y.permute(0, 3, 1, 2)
 
 

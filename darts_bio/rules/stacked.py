@@ -41,16 +41,17 @@ class StackedConv2d(nn.Module):
         self.kernel: Tensor | None = None
 
     @property
-    def pointwise(self) -> bool:
-        """Whether each member maps every pixel by itself."""
-        return self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+    def products(self) -> bool:
+        """Whether each member is a matrix for the pixels of an input of its own."""
+        each_pixel = self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        return each_pixel and self.own_groups == 1 and not self.shared
 
     def forward(self, x: Tensor, spread: int = 1) -> Tensor:
         """`spread` > 1 says that neighbours in x stood that many pixels apart: stride, padding and dilation shrink."""
         m = len(self.names)
         kernel = self.weight if self.kernel is None else self.kernel
         x, weight, kernel = in_autocast_dtype(x, self.weight, kernel)  # type: ignore[assignment]
-        if self.pointwise and self.own_groups == 1 and not self.shared:
+        if self.products:
             return FeedbackProducts.apply(x, weight, kernel, m)
         stride = tuple(max(1, step // spread) for step in self.stride)
         padding = tuple(rim // spread for rim in self.padding)

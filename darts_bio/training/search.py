@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
-from darts_bio.networks import EdgeWeights, SuperNet
+from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
 from darts_bio.runtime import autocast, derive_seed
@@ -38,6 +38,7 @@ class Search:
             num_classes=len(data.classes),
             in_channels=data.in_channels,
             backbone_rule=config.backbone_rule,
+            cell=FoldedCell if config.memory == "low" else MixedCell,
         ).to(device)
         draw_feedback(self.supernet, config.seed)
         self.optimizer = WeightOptimizer(self.supernet.parameters(), config)

@@ -1,0 +1,132 @@
+"""How a step of the search grows with the number of rules, with channels, layers and batch.
+
+    python benchmarks/scaling.py                          around C=8, 5 cells, 8 images of 16x16, four rules
+    python benchmarks/scaling.py --device cuda --channels 16 --layers 8 --image-size 32 --batch-size 64
+
+One size is varied at a time. Per point: the time of a step of the batched supernet (alpha pass and weight pass, median;
+CPU time of one thread, or the wall where a GPU works), kernels a step and activations kept, counted as
+benchmarks/search_step.py does. Writes benchmarks/results/scaling-DEVICE.json and, with matplotlib, scaling-DEVICE.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from search_step import count, timings
+from torch import Tensor
+
+from darts_bio.errors import InputError
+from darts_bio.rules import RULES, LearningRule
+from darts_bio.runtime import select_device
+
+NAMES = ("fa", "usf", "brsf", "frsf", "bp", "half")
+
+
+@RULES.register("half")
+@dataclass(frozen=True)
+class Half(LearningRule):
+    """K = W / 2: a sixth rule, for the count's sake."""
+
+    elementwise = True
+
+    def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        return weight / 2
+
+
+def points(sizes: argparse.Namespace) -> dict[str, dict[Any, argparse.Namespace]]:
+    """By the name of what is varied: its values, and the sizes that go with each."""
+
+    def varied(name: str, values: list[int]) -> dict[Any, argparse.Namespace]:
+        return {value: argparse.Namespace(**{**vars(sizes), name: value}) for value in values}
+
+    by_rules = {
+        n: argparse.Namespace(**{**vars(sizes), "rules": ",".join(NAMES[:n])}) for n in range(1, len(NAMES) + 1)
+    }
+    return {
+        "rules": by_rules,
+        "channels": varied("channels", [sizes.channels * k for k in (1, 2, 4)]),
+        "layers": varied("layers", [sizes.layers, sizes.layers + 3, sizes.layers + 6]),
+        "batch size": varied("batch_size", [sizes.batch_size * k for k in (1, 2, 4)]),
+    }
+
+
+def draw(found: dict[str, dict[Any, dict[str, float]]], path: Path, hardware: str) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(3 * len(found), 2.8), sharey=True, layout="constrained")
+    for axis, (name, values) in zip(axes, found.items(), strict=True):
+        at = list(values)
+        for key, mark in {"seconds": "o-", "kept_bytes": "s--", "kernels": "^:"}.items():
+            first = values[at[0]][key]
+            axis.plot(at, [value[key] / first for value in values.values()], mark, label=key.replace("_", " "))
+        axis.plot(at, [value / at[0] for value in at], color="0.7", zorder=0, label="proportional")
+        axis.set_xlabel(name)
+        axis.set_xticks(at)
+    axes[0].set_ylabel("relative to the first")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"one step of the search, {hardware}", fontsize=9)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    for name, default in {"channels": 8, "layers": 5, "batch-size": 8, "image-size": 16, "steps": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    arguments = parser.parse_args()
+    device = select_device(arguments.device)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    sizes = argparse.Namespace(**vars(arguments), space="darts", rules=",".join(NAMES[:4]), nets="batched", amp="none")
+    found: dict[str, dict[Any, dict[str, float]]] = {}
+    for name, values in points(sizes).items():
+        print(
+            f"\n| {name} | seconds a step | relative | kernels a step | kept activations, GB |\n|---|---|---|---|---|"
+        )
+        found[name] = {}
+        for value, point in values.items():
+            passes = timings(point, device)["batched"]
+            seconds = statistics.median(a + w for a, w in zip(passes["alpha"], passes["weights"], strict=True))
+            found[name][value] = {"seconds": seconds, **count("batched", point)}
+            own, first = found[name][value], next(iter(found[name].values()))
+            relative = seconds / first["seconds"]
+            kept = own["kept_bytes"] / 1e9
+            print(f"| {value} | {seconds:.3f} | {relative:.2f} | {own['kernels']} | {kept:.3f} |", flush=True)
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware,
+        "clock": "process CPU time" if device.type == "cpu" else "wall",
+        "points": found,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    base = Path(__file__).parent / "results" / f"scaling-{device.type}"
+    base.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    try:
+        draw(found, base.with_suffix(".svg"), hardware)
+    except ImportError:
+        print("no figure: matplotlib is not installed (pip install -e '.[plot]')", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
