@@ -11,10 +11,6 @@ benchmarks/search_step.py does. Writes benchmarks/results/scaling-DEVICE.json an
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping
@@ -22,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from measuring import RESULTS, hardware, run, timing_device, write_timings
 from search_step import count, timings
 from torch import Tensor
 
-from darts_bio.errors import InputError
 from darts_bio.rules import RULES, LearningRule
-from darts_bio.runtime import select_device
 
 NAMES = ("fa", "usf", "brsf", "frsf", "bp", "half")
 
@@ -61,7 +55,7 @@ def points(sizes: argparse.Namespace) -> dict[str, dict[Any, argparse.Namespace]
     }
 
 
-def draw(found: dict[str, dict[Any, dict[str, float]]], path: Path, hardware: str) -> None:
+def draw(found: dict[str, dict[Any, dict[str, float]]], path: Path, machine: str) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -78,20 +72,17 @@ def draw(found: dict[str, dict[Any, dict[str, float]]], path: Path, hardware: st
         axis.set_xticks(at)
     axes[0].set_ylabel("relative to the first")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"one step of the search, {hardware}", fontsize=9)
+    figure.suptitle(f"one step of the search, {machine}", fontsize=9)
     figure.savefig(path, metadata={"Date": None})
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu", metavar="NAME")
     for name, default in {"channels": 8, "layers": 5, "batch-size": 8, "image-size": 16, "steps": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     arguments = parser.parse_args()
-    device = select_device(arguments.device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = timing_device(arguments.device)
     sizes = argparse.Namespace(**vars(arguments), space="darts", rules=",".join(NAMES[:4]), nets="batched", amp="none")
     found: dict[str, dict[Any, dict[str, float]]] = {}
     for name, values in points(sizes).items():
@@ -107,26 +98,13 @@ def main() -> int:
             relative = seconds / first["seconds"]
             kept = own["kept_bytes"] / 1e9
             print(f"| {value} | {seconds:.3f} | {relative:.2f} | {own['kernels']} | {kept:.3f} |", flush=True)
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware,
-        "clock": "process CPU time" if device.type == "cpu" else "wall",
-        "points": found,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
-    base = Path(__file__).parent / "results" / f"scaling-{device.type}"
-    base.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    base = RESULTS / f"scaling-{device.type}"
+    write_timings(base.with_suffix(".json"), device, {"points": found})
     try:
-        draw(found, base.with_suffix(".svg"), hardware)
+        draw(found, base.with_suffix(".svg"), hardware(device))
     except ImportError:
         print("no figure: matplotlib is not installed (pip install -e '.[plot]')", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -20,29 +20,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import json
 import multiprocessing
-import platform
-import shlex
 import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import run, stopwatch, timing_device, write_timings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darts_bio.errors import InputError
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import draw_feedback
-from darts_bio.runtime import autocast, select_device
+from darts_bio.runtime import autocast
 from darts_bio.spaces import SPACES
+from darts_bio.strategies import frozen
 
 CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell}
 NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
@@ -85,12 +79,8 @@ class Step:
 
     def alpha_pass(self) -> None:
         self.adam.zero_grad()
-        trained = [] if self.which == "reference" else list(self.net.parameters())
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        self.loss(0, frozen_alpha=False).backward()
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        with contextlib.nullcontext() if self.which == "reference" else frozen(self.net):
+            self.loss(0, frozen_alpha=False).backward()
         self.adam.step()
 
     def weight_pass(self) -> None:
@@ -98,12 +88,12 @@ class Step:
         self.loss(1, frozen_alpha=True).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0, foreach=True)
         self.sgd.step()
+        self.updates += 1
+        draw_feedback(self.net, 0, self.updates)
 
     def __call__(self) -> None:
         self.alpha_pass()
         self.weight_pass()
-        self.updates += 1
-        draw_feedback(self.net, 0, self.updates)
 
 
 class KernelCount(TorchDispatchMode):
@@ -146,18 +136,6 @@ def count(which: str, sizes: argparse.Namespace) -> dict[str, int]:
     return {"kernels": counter.kernels, "kept_bytes": kept_bytes(Step(which, sizes, torch.device("meta")))}
 
 
-def stopwatch(device: torch.device) -> Callable[[], float]:
-    """Seconds of this process's CPU time, or of the wall where a GPU works."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
-
-
 def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[str, list[float]]]:
     """Seconds of the passes of each net, which take turns."""
     steps = {which: Step(which, sizes, device) for which in sizes.nets.split(",")}
@@ -169,8 +147,6 @@ def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[s
             step.alpha_pass()
             middle = now()
             step.weight_pass()
-            step.updates += 1
-            draw_feedback(step.net, 0, step.updates)
             end = now()
             if turn > 0:  # the first one allocates
                 seconds[which]["alpha"].append(middle - start)
@@ -179,8 +155,7 @@ def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[s
 
 
 def _alone(which: str, sizes: argparse.Namespace, device: str, answer: Any) -> None:
-    torch.set_num_threads(1)
-    step = Step(which, sizes, torch.device(device))
+    step = Step(which, sizes, timing_device(device))
     step()
     step()
     if device == "cpu":
@@ -201,7 +176,7 @@ def peak_bytes(which: str, sizes: argparse.Namespace, device: torch.device) -> i
     return peak
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--space", default="darts(layout=paper)", metavar="SPEC")
     parser.add_argument("--rules", default="fa,usf,brsf,frsf", metavar="A,B,...")
@@ -212,9 +187,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     sizes = parser.parse_args()
-    device = select_device(sizes.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # CPU time means something then
+    device = timing_device(sizes.device)
     nets: dict[str, dict[str, Any]] = {which: dict(count(which, sizes)) for which in sizes.nets.split(",")}
     if sizes.steps:
         for which, passes in timings(sizes, device).items():
@@ -241,23 +214,8 @@ def main() -> int:
             spread = f"median of {len(own)}; {own[0]:.2f} to {own[-1]:.2f}"
             print(f"\nreference / {which}: {ratios[which]:.2f} ({spread})")
     if sizes.json:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
-        result = {
-            "command": shlex.join(["python", *sys.argv]),
-            "date": datetime.date.today().isoformat(),
-            "hardware": name,
-            "clock": "process CPU time" if device.type == "cpu" else "wall",
-            "ratio_to_reference": ratios,
-            "nets": nets,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
-        Path(sizes.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_timings(Path(sizes.json), device, {"ratio_to_reference": ratios, "nets": nets})
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -11,20 +11,12 @@ benchmarks/results/training_step-DEVICE.json.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import RESULTS, run, stopwatch, timing_device, write_timings
 
 from darts_bio.config import RetrainConfig
-from darts_bio.errors import InputError
-from darts_bio.runtime import select_device
 from darts_bio.spaces import load_genotype
 from darts_bio.training.data import ImageData, Split
 from darts_bio.training.retrain import Retraining
@@ -40,28 +32,14 @@ def random_images(n: int, side: int) -> ImageData:
     return ImageData(split, split, tuple(map(str, range(10))))
 
 
-def stopwatch(device: torch.device) -> Callable[[], float]:
-    """Seconds of this process's CPU time, or of the wall where a GPU works."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
-
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--genotype", default="darts_v1", metavar="X")
     parser.add_argument("--device", default="cpu", metavar="NAME")
     for name, default in {"channels": 16, "layers": 8, "batch-size": 16, "image-size": 32, "steps": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     arguments = parser.parse_args()
-    device = select_device(arguments.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # CPU time means something then
+    device = timing_device(arguments.device)
     config = RetrainConfig(
         genotype=arguments.genotype,
         channels=arguments.channels,
@@ -93,25 +71,13 @@ def main() -> int:
             low, middle, high = statistics.quantiles(ratios[rule], n=4)
             spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
         print(f"| {rule} | {statistics.median(seconds[rule]):.3f} | {spread} |")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
+    numbers = {
         "sizes": {key: value for key, value in vars(arguments).items() if key != "device"},
-        "hardware": name,
-        "clock": "process CPU time" if device.type == "cpu" else "wall",
         "seconds": seconds,
         "median_ratio_to_bp": {rule: statistics.median(values) for rule, values in ratios.items()},
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path = Path(__file__).parent / "results" / f"training_step-{device.type}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {path}", file=sys.stderr)
-    return 0
+    write_timings(RESULTS / f"training_step-{device.type}.json", device, numbers)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -119,7 +119,7 @@ class SearchConfig(RunConfig):
     )
     backbone_rule: str = option("bp", "learning rule of stem, preprocessing and classifier", metavar="RULE")
     memory: Literal["normal", "low"] = option(
-        "normal", "low: the supernet keeps half of the activations, at a third more time"
+        "normal", "low: the supernet keeps 40 % less, at a quarter to a third more time"
     )
 
     def __post_init__(self) -> None:

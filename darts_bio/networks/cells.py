@@ -51,7 +51,7 @@ class CellNetwork(nn.Module):
     """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is.
 
     `plan` holds the cell type of each layer, `multiplier` the nodes whose outputs each cell type concatenates. Maps are
-    channels last in memory (`memory_format`), in which depthwise convolutions are fastest.
+    channels last in memory (`memory_format`), in which depthwise convolutions are fastest on CPUs.
     """
 
     memory_format = torch.channels_last

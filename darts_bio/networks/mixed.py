@@ -162,8 +162,7 @@ def _stack_layer(layers: Sequence[nn.Module], names: Sequence[str], shared: bool
 
 class StackedOperation(nn.Module):
     """One operation under R rules on the E edges that leave a node: x (N, C, H, W) and weights (R*E,) to (N, H', W',
-    E, C), summed over the rules.
-    """
+    E, C), summed over the rules."""
 
     def __init__(self, layers: Sequence[nn.Module], members: int, edges: int) -> None:
         super().__init__()
@@ -343,6 +342,7 @@ class MixedCell(nn.Module):
     Its stacked layers need the kernels that `SharedFeedback` lends before a pass.
     """
 
+    memory_format = torch.channels_last
     folded = False
 
     def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:

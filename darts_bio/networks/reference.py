@@ -28,6 +28,8 @@ class MixedOperation(nn.ModuleList):
 class ReferenceCell(nn.Module):
     """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes."""
 
+    memory_format = torch.contiguous_format  # as in the codes that it stands for
+
     def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:
         super().__init__()
         self.wiring = space.edges

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from darts_bio.networks.cells import CellNetwork
@@ -50,8 +49,7 @@ class SuperNet(CellNetwork):
             supernet=True,
         )
         self.table = table
-        if cell is ReferenceCell:
-            self.memory_format = torch.contiguous_format  # as in the codes that it stands for
+        self.memory_format = cell.memory_format
         self.feedback = share_feedback(self)
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:

@@ -50,7 +50,7 @@ class RuleCarrier(nn.Module):
     @property
     def initial_law(self) -> InitialLaw:
         """What the weight that the rule is about was drawn from."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.initial_law")
 
     def hold_feedback(self, weight: Tensor) -> None:
         """Gives the carrier feedback of its own from the start, for a weight as it has just been drawn: a function of

@@ -13,7 +13,6 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts
 from darts_bio.rules.layers import RuleCarrier, RuleConv2d, in_autocast_dtype
@@ -23,14 +22,13 @@ class StackedConv2d(nn.Module):
     """M convolutions without bias side by side: (N, M*C, H, W) to (N, M*C', H', W').
 
     `shared=True` says that all take the same input, (N, C, H, W). `names` says where the members stood. The members'
-    rules must be elementwise, and the same for each edge.
+    rules must be elementwise, and the same for each edge; their padding is in numbers.
     """
 
     def __init__(self, members: Sequence[RuleConv2d], names: Sequence[str], shared: bool) -> None:
         super().__init__()
         first = members[0]
-        if isinstance(first.padding, str):
-            raise InputError(f"a stacked convolution needs its padding as numbers, found {first.padding!r}")
+        assert not isinstance(first.padding, str)
         self.weight = nn.Parameter(torch.cat([member.weight.detach() for member in members]))
         self.rules: tuple[LearningRule, ...] = tuple(rule for rule, _ in groupby(member.rule for member in members))
         self.bound = float(first.initial_law.bound)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
@@ -23,6 +23,19 @@ Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 
 Loss = Callable[[Batch, EdgeWeights], tuple[Tensor, Tensor]]
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within it no gradient of the module's parameters is computed; those that were frozen before stay so."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -54,14 +67,8 @@ class Bilevel:
     @contextlib.contextmanager
     def frozen_weights(self) -> Iterator[None]:
         """Within it no gradient of w is computed; alpha's is the same."""
-        trained = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        try:
+        with frozen(self.supernet):
             yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
 
 
 class Strategy(ABC):

@@ -1,0 +1,69 @@
+"""What the benchmarks share: the device, a stopwatch, what stands beside every number, and how they end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darts_bio.errors import InputError
+from darts_bio.runtime import select_device
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def timing_device(name: str) -> torch.device:
+    """The device of that name; on a CPU with one thread, so that CPU time means something."""
+    device = select_device(name)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    return device
+
+
+def stopwatch(device: torch.device) -> Callable[[], float]:
+    """Seconds of this process's CPU time, or of the wall where a GPU works."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def write_timings(path: Path, device: torch.device, numbers: dict[str, Any]) -> None:
+    """Writes the numbers with the command, date, hardware, clock and versions that they belong to."""
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(device),
+        "clock": "process CPU time" if device.type == "cpu" else "wall",
+        **numbers,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a benchmark; bad input is one line and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
