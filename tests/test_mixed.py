@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
 from darts_bio.networks.mixed import FoldedCell, MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
 from darts_bio.networks.reference import ReferenceCell
@@ -43,11 +44,17 @@ class Twins:
 
     @classmethod
     def of(
-        cls, space: str, rules: tuple[str, ...], dtype: torch.dtype = torch.float64, cell: type = MixedCell
+        cls,
+        space: str,
+        rules: tuple[str, ...],
+        dtype: torch.dtype = torch.float64,
+        cell: type = MixedCell,
+        partial: int = 1,
     ) -> Twins:
         def build(cell: type) -> SuperNet:
             torch.manual_seed(1)
-            return SuperNet(SPACES.build(space), rules, channels=4, layers=3, num_classes=5, cell=cell).to(dtype)
+            sizes = {"channels": max(4, 2 * partial), "layers": 3, "num_classes": 5}
+            return SuperNet(SPACES.build(space), rules, partial=partial, cell=cell, **sizes).to(dtype)
 
         twins = cls(build(cell), build(ReferenceCell))
         draw_feedback(twins.fast, 3)
@@ -168,6 +175,12 @@ class TestEquivalence:
         wrong is wrong by its whole size.
         """
         Twins.of(f"darts(nodes={nodes})", rules, torch.float32, cell).equal(2e-2, (16, 16), 16)
+
+    @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+    @pytest.mark.parametrize("partial", [2, 4])
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    def test_partial_channels(self, cell: type, partial: int, size: tuple[int, int]) -> None:
+        Twins.of("darts(nodes=3)", EVERY, cell=cell, partial=partial).equal(1e-11, size)
 
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_exact_gradients(self, cell: type) -> None:
@@ -307,6 +320,31 @@ def wide() -> Iterator[str]:
 
     yield "wide_test_operation"
     OPERATIONS.unregister("wide_test_operation")
+
+
+class TestPartialChannels:
+    @pytest.mark.parametrize("cell", [MixedCell, ReferenceCell])
+    def test_what_passes_by_is_shuffled_in_and_weighted_by_the_edge(self, cell: type) -> None:
+        """One edge with nothing on it but none and the identity, written out by hand."""
+        table = CandidateTable({"normal": ((Candidate("none"), Candidate("skip_connect")),) * 2})
+        edges = cell(SPACES.build("darts(nodes=1)"), "normal", table.rows["normal"], 8, 4)
+        x = torch.arange(8.0).view(1, 8, 1, 1)
+        y = edges([x, torch.zeros_like(x)], torch.tensor([[0.25, 0.5], [0.0, 0.0]]))
+        chosen, passed = 0.5 * x[:, :2].flatten(), 0.75 * x[:, 2:].flatten()
+        expected = torch.stack([chosen, *passed.view(3, 2)], dim=1).flatten()
+        assert torch.equal(y.flatten(), expected)
+
+    @pytest.mark.parametrize(("channels", "partial"), [(4, 4), (6, 2), (8, 0)])
+    def test_channels_that_cannot_be_divided(self, channels: int, partial: int) -> None:
+        with pytest.raises(InputError, match="channels: expected a multiple of"):
+            SuperNet(SPACES.build("darts"), ("fa",), channels=channels, layers=3, num_classes=5, partial=partial)
+
+    def test_fewer_weights(self) -> None:
+        def count(partial: int) -> int:
+            net = SuperNet(SPACES.build("darts"), ("fa",), channels=8, layers=3, num_classes=5, partial=partial)
+            return sum(p.numel() for p in net.cells.parameters())
+
+        assert count(4) < count(1) / 4
 
 
 class TestWhatCannotBeStacked:

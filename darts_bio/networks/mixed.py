@@ -335,6 +335,32 @@ def _batch(
     return stacked, taken if stacked is not None else []
 
 
+class PartialChannels(nn.Module):
+    """1/k of the channels for the candidates, the others for the way past them (PC-DARTS, arXiv 1907.05737)."""
+
+    def __init__(self, partial: int, row_masks: Tensor) -> None:
+        super().__init__()
+        self.partial = partial
+        self.register_buffer("mask", row_masks, persistent=False)
+
+    def passing_weights(self, weights: Tensor) -> Sequence[Tensor]:
+        """Per edge the sum over its candidates."""
+        return (weights * self.get_buffer("mask")).sum(1).unbind()
+
+    def forward(self, x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) to what the candidates see (N, C/k, H, W) and what passes by (N, C - C/k, H', W')."""
+        chosen, passing = x.tensor_split([x.shape[1] // self.partial], dim=1)
+        if stride > 1:
+            passing = F.max_pool2d(passing, stride, ceil_mode=True)
+        return chosen.contiguous(memory_format=torch.channels_last), passing
+
+    def shuffled(self, mixed: Tensor, passed: Tensor) -> Tensor:
+        """Both side by side, every k-th channel from `mixed`: (N, C, H, W). It is linear, so a node does it once for
+        the sum of its edges."""
+        groups = [mixed, *passed.chunk(self.partial - 1, dim=1)]
+        return torch.stack([group.permute(0, 2, 3, 1) for group in groups], dim=4).flatten(3).permute(0, 3, 1, 2)
+
+
 class MixedCell(nn.Module):
     """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes. Equal to
     `ReferenceCell`, and as it a function of the edge weights (edges, candidates).
@@ -345,15 +371,15 @@ class MixedCell(nn.Module):
     memory_format = torch.channels_last
     folded = False
 
-    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int) -> None:
+    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1) -> None:
         super().__init__()
-        plain = ReferenceCell(space, cell_type, rows, channels)
+        plain = ReferenceCell(space, cell_type, rows, channels, partial)
         leaving: dict[tuple[int, Row], list[int]] = {}
         for index, (_, source) in enumerate(space.edges):
             leaving.setdefault((source, rows[index]), []).append(index)
         self.blocks = nn.ModuleList()
-        self.wiring: list[tuple[int, tuple[int, ...]]] = []
-        """Per block its source and the nodes that its edges lead to."""
+        self.wiring: list[tuple[int, int, tuple[tuple[int, int], ...]]] = []
+        """Per block its source, its stride, and per edge the node that it leads to and its row of the weights."""
         order: list[int] = []
         self.counts: list[int] = []
         for (source, row), indices in sorted(leaving.items(), key=lambda item: item[0][0]):
@@ -362,21 +388,43 @@ class MixedCell(nn.Module):
             block = SourceBlock(row, edges, names, self.folded)  # type: ignore[arg-type]
             self.blocks.append(block)
             self.counts += block.counts
-            self.wiring.append((source, tuple(space.edges[index][0] for index in indices)))
+            targets = tuple((space.edges[index][0], index) for index in indices)
+            self.wiring.append((source, space.stride(cell_type, source), targets))
             order += [indices[e] * len(row) + column for e, column in block.lanes]
         self.register_buffer("order", torch.tensor(order), persistent=False)
+        masks = torch.tensor([[candidate is not None for candidate in row] for row in rows])
+        self.partial = PartialChannels(partial, masks) if partial > 1 else None
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
         """states: the two inputs (N, C, H, W); weights: (edges, candidates)."""
         lanes = iter(weights.flatten().index_select(0, self.get_buffer("order")).split(self.counts))
         nodes = dict(enumerate(states))
-        for block, (source, targets) in zip(self.blocks, self.wiring, strict=True):
+        brought: dict[int, Tensor] = {}
+        passed: dict[int, Tensor] = {}
+
+        def output(node: int) -> Tensor:
+            if node not in nodes:
+                y = brought[node]
+                nodes[node] = y if self.partial is None else self.partial.shuffled(y, passed[node])
+            return nodes[node]
+
+        if self.partial is not None:
+            passing_weights = self.partial.passing_weights(weights)
+        for block, (source, stride, targets) in zip(self.blocks, self.wiring, strict=True):
             assert isinstance(block, SourceBlock)
+            x = output(source)
+            if self.partial is not None:
+                x, passing = self.partial(x, stride)
+                for node, index in targets:
+                    _add(passed, node, passing_weights[index] * passing)
             own = [next(lanes) for _ in block.counts]
-            for e, y in block(nodes[source], own).items():
-                node = targets[e]
-                nodes[node] = nodes[node] + y if node in nodes else y
-        return torch.cat([nodes[node] for node in sorted(nodes) if node >= len(states)], dim=1)
+            for e, y in block(x, own).items():
+                _add(brought, targets[e][0], y)
+        return torch.cat([output(node) for node in sorted(brought)], dim=1)
+
+
+def _add(sums: dict[int, Tensor], node: int, y: Tensor) -> None:
+    sums[node] = sums[node] + y if node in sums else y
 
 
 class FoldedCell(MixedCell):

@@ -12,6 +12,7 @@ from typing import cast
 
 from torch import Tensor
 
+from darts_bio.errors import InputError
 from darts_bio.networks.cells import CellNetwork
 from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.reference import ReferenceCell
@@ -22,7 +23,14 @@ EdgeWeights = Mapping[str, Tensor]
 
 
 class SuperNet(CellNetwork):
-    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is the strategy's."""
+    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is the strategy's.
+
+    With `partial` = k > 1 only 1/k of a node's channels goes through the candidates of an edge. The others pass by
+    times the sum of the edge's weights (so 1 for a softmax, and beta where the strategy weights edges by a beta),
+    max-pooled at stride 2, and channels are shuffled (PC-DARTS, arXiv 1907.05737, section 3.2).
+
+    Raises InputError if `channels` cannot be divided so.
+    """
 
     def __init__(
         self,
@@ -34,13 +42,19 @@ class SuperNet(CellNetwork):
         num_classes: int,
         in_channels: int = 3,
         backbone_rule: str = "bp",
+        partial: int = 1,
         cell: type[MixedCell] | type[ReferenceCell] = MixedCell,
     ) -> None:
+        if partial < 1 or (partial > 1 and channels % (2 * partial)):
+            raise InputError(
+                f"channels: expected a multiple of {2 * max(1, partial)}, since an even number of them goes through "
+                f"the candidates (partial={partial}), found {channels}; use another --channels"
+            )
         table = space.table(rules)
         nodes = len({node for node, _ in space.edges})
         super().__init__(
             space.plan(layers),
-            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c),
+            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c, partial),
             {cell_type: nodes for cell_type in space.cell_types},
             channels=channels,
             num_classes=num_classes,
