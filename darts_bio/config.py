@@ -70,6 +70,7 @@ class RunConfig:
     seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", identity=False)
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
+    graphs: bool = option(True, "on a GPU, replay the passes of the network as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
 
     out: str | None = option(

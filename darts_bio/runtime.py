@@ -30,11 +30,12 @@ def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` is the GPU where there is one. Raises InputError for a device that is not there.
+
+    On a GPU float32 products use TF32 from then on, and cuDNN picks its kernels by timing them.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError:
         raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -43,12 +44,20 @@ def select_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: {torch.cuda.device_count()} GPU(s) found, numbered from 0")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     return device
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device. From page-locked memory, for which Python need not wait until the GPU is idle."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The autocast context of `--amp none|bf16`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+    """The autocast context of `--amp none|bf16`. Each weight is used once a pass, so no casts are kept."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16", cache_enabled=False)
 
 
 def rng_state() -> dict[str, torch.Tensor]:

@@ -118,14 +118,24 @@ class DropPath(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.probability = 0.0
+        self._probability = 0.0
+        # A tensor, so that a pass that was recorded as a CUDA graph sees it change.
+        self.register_buffer("keep", torch.ones(()), persistent=False)
+
+    @property
+    def probability(self) -> float:
+        return self._probability
+
+    @probability.setter
+    def probability(self, value: float) -> None:
+        self._probability = value
+        self.get_buffer("keep").fill_(1 - value)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
             return x
-        keep = 1.0 - self.probability
-        mask = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)
-        return x * (mask / keep)
+        keep = self.get_buffer("keep")
+        return x * (keep.expand(x.shape[0], 1, 1, 1).bernoulli() / keep).to(x.dtype)
 
 
 class AuxiliaryHead(nn.Module):

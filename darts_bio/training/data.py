@@ -20,7 +20,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, first_line
 from darts_bio.registry import Registry
-from darts_bio.runtime import generator
+from darts_bio.runtime import generator, send
 
 FOLDER_SIZE = 32
 TEST_SHARE = 0.2
@@ -359,7 +359,7 @@ class Batches:
         if self._order[0] != epoch:
             # Random draws are made on the CPU, so that a seed means the same on every device.
             source = generator("cpu", "order", self._seed, self._name, epoch)
-            self._order = (epoch, torch.randperm(len(self._labels), generator=source).to(self._device))
+            self._order = (epoch, send(torch.randperm(len(self._labels), generator=source), self._device))
         return self._order[1][position * self._size : (position + 1) * self._size]
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
@@ -367,18 +367,18 @@ class Batches:
         source = generator("cpu", "augment", self._seed, self._name, t)
         index, augmentation = self._indices(t), self._augmentation
         (height, width), n = self._side.tolist(), self._size
-        shift = torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source).to(self._device)
+        shift = send(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source), self._device)
         rows = torch.arange(height, device=self._device) + shift[:, :1]
         columns = torch.arange(width, device=self._device).expand(n, -1)
         if augmentation.flip:
-            mirrored = (torch.rand(n, 1, generator=source) < 0.5).to(self._device)
+            mirrored = send(torch.rand(n, 1, generator=source) < 0.5, self._device)
             columns = torch.where(mirrored, width - 1 - columns, columns)
         columns = columns + shift[:, 1:]
         channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
         pixels = self._images[index.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
         x = self._normalisation(pixels)
         if augmentation.cutout:
-            centre = (torch.rand(n, 2, generator=source) * self._side).long().to(self._device)
+            centre = send((torch.rand(n, 2, generator=source) * self._side).long(), self._device)
             x = x * ~_square(centre, augmentation.cutout, height, width)
         return x, self._labels[index]
 

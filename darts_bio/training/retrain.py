@@ -16,6 +16,7 @@ from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import Genotype
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order
 from darts_bio.training.engine import Numbers, evaluate, loss_and_accuracy
+from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 
 EVALUATION_BATCH = 500
@@ -43,6 +44,7 @@ class Retraining:
             auxiliary=config.auxiliary > 0,
             seed=config.seed,
         ).to(device)
+        self.passes = on_device(self.network, device, config.graphs)
         self.optimizer = WeightOptimizer(self.network.parameters(), config)
         self.subject = {
             "data set": data.identity(),
@@ -69,7 +71,7 @@ class Retraining:
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
         x, labels = self.batches.batch(t)
         with autocast(self.device, self.config.amp):
-            output = self.network(x)
+            output = self.passes(x)
         logits, auxiliary = output if isinstance(output, tuple) else (output, None)
         loss = F.cross_entropy(logits.float(), labels)
         if auxiliary is not None:

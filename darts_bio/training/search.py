@@ -18,6 +18,7 @@ from darts_bio.spaces import SPACES, Genotype, Space
 from darts_bio.strategies import STRATEGIES, Batch, Bilevel, Context, Strategy
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
 from darts_bio.training.engine import Numbers, loss_and_accuracy
+from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 
 
@@ -41,6 +42,7 @@ class Search:
             cell=FoldedCell if config.memory == "low" else MixedCell,
         ).to(device)
         draw_feedback(self.supernet, config.seed)
+        self.passes = on_device(self.supernet, device, config.graphs)
         self.optimizer = WeightOptimizer(self.supernet.parameters(), config)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
@@ -81,7 +83,7 @@ class Search:
 
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.amp):
-            logits = self.supernet(batch[0], edge_weights).float()
+            logits = self.passes(batch[0], edge_weights).float()
         return F.cross_entropy(logits, batch[1]), logits
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
