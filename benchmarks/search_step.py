@@ -9,6 +9,8 @@ A step is the pass for alpha, the pass for w, the two updates and the draw of th
 process. The reference does what published DARTS codes do: candidates summed one by one, and all gradients in both
 passes; the others freeze w while alpha is moved, as search/run.py does.
 
+The net `replayed` is the batched one with its passes replayed as CUDA graphs; on a CPU it is the same as that.
+
 A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted over a step with
 two images on a CPU: the number does not depend on the batch. Activations kept are the bytes that autograd holds
 between forward and backward pass of the weights, parameters left out, in float32 on the `meta` device, which computes
@@ -37,8 +39,9 @@ from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast
 from darts_bio.spaces import SPACES
 from darts_bio.strategies import frozen
+from darts_bio.training.graphs import on_device
 
-CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell}
+CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell, "replayed": MixedCell}
 NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
 
 
@@ -57,6 +60,7 @@ class Step:
             num_classes=10,
             cell=CELLS[which],
         ).to(device)
+        self.passes = on_device(self.net, device, graphs=which == "replayed")
         rows = self.net.table.rows
         self.alpha = {t: torch.zeros(self.net.table.shape(t), device=device, requires_grad=True) for t in rows}
         self.adam = torch.optim.Adam(self.alpha.values(), lr=3e-4, foreach=True)
@@ -74,7 +78,7 @@ class Step:
         if frozen_alpha:
             weights = {t: w.detach() for t, w in weights.items()}
         with autocast(self.device, self.amp) if self.device.type != "meta" else contextlib.nullcontext():
-            logits = self.net(x, weights)
+            logits = self.passes(x, weights)
         return F.cross_entropy(logits.float(), labels)
 
     def alpha_pass(self) -> None:
@@ -214,7 +218,9 @@ def main() -> None:
             spread = f"median of {len(own)}; {own[0]:.2f} to {own[-1]:.2f}"
             print(f"\nreference / {which}: {ratios[which]:.2f} ({spread})")
     if sizes.json:
-        write_timings(Path(sizes.json), device, {"ratio_to_reference": ratios, "nets": nets})
+        write_timings(
+            Path(sizes.json), device, {"batch_size": sizes.batch_size, "ratio_to_reference": ratios, "nets": nets}
+        )
 
 
 if __name__ == "__main__":

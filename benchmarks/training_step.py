@@ -5,13 +5,14 @@
 
 One network a rule, the same genotype and weights, in one process; the rules take turns at every step, in an order that
 turns too, so that what else the machine does meets all alike. Prints medians and their ratios to bp, and writes
-benchmarks/results/training_step-DEVICE.json.
+benchmarks/results/training_step-DEVICE.json, or what --json names.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from pathlib import Path
 
 import torch
 from measuring import RESULTS, run, stopwatch, timing_device, write_timings
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME")
     for name, default in {"channels": 16, "layers": 8, "batch-size": 16, "image-size": 32, "steps": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
     arguments = parser.parse_args()
     device = timing_device(arguments.device)
     config = RetrainConfig(
@@ -72,11 +74,12 @@ def main() -> None:
             spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
         print(f"| {rule} | {statistics.median(seconds[rule]):.3f} | {spread} |")
     numbers = {
-        "sizes": {key: value for key, value in vars(arguments).items() if key != "device"},
+        "sizes": {key: value for key, value in vars(arguments).items() if key not in ("device", "json")},
         "seconds": seconds,
         "median_ratio_to_bp": {rule: statistics.median(values) for rule, values in ratios.items()},
     }
-    write_timings(RESULTS / f"training_step-{device.type}.json", device, numbers)
+    path = Path(arguments.json) if arguments.json else RESULTS / f"training_step-{device.type}.json"
+    write_timings(path, device, numbers)
 
 
 if __name__ == "__main__":
