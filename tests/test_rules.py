@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -502,6 +503,57 @@ class TestExecution:
         found = gradients(compiled, PLAIN.input())[0]
         assert relative_error(found, -before) > 0.1
         assert relative_error(found, gradients(layer, PLAIN.input())[0]) <= TOLERANCE
+
+
+@rules_with_feedback
+class TestBothWaysToSendAnErrorDown:
+    """PyTorch's own node with the kernel in the weight's place, and the package's Function where that cannot be."""
+
+    def test_are_equal_to_the_last_bit(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer, x = PLAIN.build(rule), PLAIN.input()
+        assert type(layer(x.requires_grad_()).grad_fn).__name__ == "ConvolutionBackward0"
+        found = gradients(layer, x)
+        monkeypatch.setattr("darts_bio.rules.layers.keeps_saved_tensors", lambda: False)
+        assert type(layer(x.requires_grad_()).grad_fn).__name__ == "FeedbackConvolutionBackward"
+        assert all(map(torch.equal, found, gradients(layer, x)))
+
+    def test_under_gradient_checkpointing_and_functional_transforms(self, rule: str) -> None:
+        model = small_model(rule)
+        expected = gradients(model, IMAGES)
+        checkpointed = gradients(Checkpointed(model), IMAGES)
+        assert all(map(torch.equal, checkpointed, expected))
+        weights = dict(model.named_parameters())
+
+        def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            y = torch.func.functional_call(model, weights, (x,))
+            return (y * noise(y.shape, 99)).sum()
+
+        by_name, dx = torch.func.grad(loss, argnums=(0, 1))(weights, IMAGES)
+        for a, b in zip([dx, *by_name.values()], expected, strict=True):
+            assert relative_error(a, b) <= TOLERANCE
+
+    def test_what_cannot_be_right_is_refused(self, rule: str) -> None:
+        layer, x = PLAIN.build(rule), PLAIN.input().requires_grad_()
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*use true_gradients"):
+            torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+        with true_gradients(layer):
+            torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        if rule == "fa":  # the others' kernel is a tensor of its own
+            y = layer(x)
+            draw_feedback(layer, 9)
+            with pytest.raises(RuntimeError, match="feedback was changed between a forward pass and its backward pass"):
+                y.sum().backward()
+
+
+class Checkpointed(nn.Module):
+    """A model that is run again in the backward pass instead of keeping what it needs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.model, x, use_reentrant=False)
 
 
 class BackwardCalls(TorchDispatchMode):

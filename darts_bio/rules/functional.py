@@ -4,7 +4,8 @@ given kernel takes the weight's place in the gradient of the input.
     dx = convT(dy; kernel),  dW = conv_w(x, dy),  db = sum of dy
 
 One `convolution_backward` yields all three: given (dy, x, kernel) its weight gradient does not read the kernel, so a
-rule costs the same kernels as backpropagation.
+rule costs the same kernels as backpropagation. Where PyTorch has recorded a convolution itself, it is enough to put the
+kernel in the place of the weight that it saved (`through_kernel`): no Python stands between the kernels.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ def side_by_side(x: Tensor, copies: int) -> Tensor:
     return x.permute(0, 2, 3, 1).unsqueeze(3).expand(n, h, w, copies, c).flatten(3).permute(0, 3, 1, 2)
 
 
+def wide_depthwise(x: Tensor, kernel: Tensor, dilation: Sequence[int], groups: int) -> bool:
+    """Whether oneDNN's fast weight gradient of a depthwise convolution, which takes windows of up to three columns,
+    does not serve: a wider one falls back to a dense algorithm, ten times slower."""
+    return (
+        x.device.type == "cpu"
+        and kernel.dim() == 4
+        and kernel.shape[3] > STRIP
+        and groups == x.shape[1] == kernel.shape[0]
+        and tuple(dilation) == (1, 1)
+    )
+
+
 def convolution_gradients(
     dy: Tensor,
     x: Tensor,
@@ -39,8 +52,7 @@ def convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted.
 
-    oneDNN's fast weight gradient of a depthwise convolution takes windows of up to three columns; wider ones fall back
-    to a dense algorithm, ten times slower. So on a CPU the columns of such a window are taken three at a time.
+    On a CPU the columns of a depthwise window that is `wide_depthwise` are taken three at a time.
     """
 
     def fused(x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -48,16 +60,8 @@ def convolution_gradients(
             dy, x, kernel, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, mask
         )
 
-    in_strips = (
-        x.device.type == "cpu"
-        and wanted[1]
-        and kernel.dim() == 4
-        and groups == x.shape[1] == kernel.shape[0]
-        and kernel.shape[3] > STRIP
-        and tuple(dilation) == (1, 1)
-        and dy.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not in_strips:
+    in_strips = wanted[1] and wide_depthwise(x, kernel, dilation, groups)
+    if not (in_strips and dy.is_contiguous(memory_format=torch.channels_last)):
         dx, dw, db = fused(x, kernel, padding, wanted)
         return dx, dw, db
     dx, _, db = fused(x, kernel, padding, (wanted[0], False, wanted[2]))
@@ -68,6 +72,42 @@ def convolution_gradients(
         moved = F.pad(x, (padding[1] - left, padding[1] - beyond))
         strips.append(fused(moved, columns, (padding[0], 0), (False, True, False))[1])
     return dx, torch.cat([strip for strip in strips if strip is not None], dim=3), db
+
+
+def keeps_saved_tensors() -> bool:
+    """Whether what a pass saves stays with PyTorch's own nodes: no compiler traces it, no functional transform runs it,
+    and no hooks (of gradient checkpointing, of offloading) take what is saved elsewhere."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    )
+
+
+def through_kernel(y: Tensor, kernel: Tensor) -> None:
+    """Has the convolution that has just given y send its error down through `kernel` in place of its weight.
+
+    `keeps_saved_tensors()` must hold. Autocast is respected: the kernel is cast as the weight was.
+    """
+    kernel = kernel.detach() if kernel.dtype == y.dtype else kernel.detach().to(y.dtype)
+    version = kernel._version
+
+    def stand_in(_: None) -> Tensor:
+        if kernel._version != version:
+            raise RuntimeError("feedback was changed between a forward pass and its backward pass; draw it after both")
+        if torch.is_grad_enabled():
+            # PyTorch would take the kernel for W, and a second derivative would follow it there.
+            raise RuntimeError(
+                "a rule's backward pass cannot be differentiated again (create_graph=True) outside torch.func; use "
+                "true_gradients(model) for exact second derivatives"
+            )
+        return kernel
+
+    y.grad_fn._raw_saved_weight.register_hooks(_nothing, stand_in)  # type: ignore[union-attr]
+
+
+def _nothing(weight: Tensor) -> None:
+    """What is kept of the weight for the backward pass."""
 
 
 class FeedbackConvolution(torch.autograd.Function):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.rules.base import InitialLaw, LearningRule
-from darts_bio.rules.functional import FeedbackConvolution, FeedbackLinear
+from darts_bio.rules.functional import (
+    FeedbackConvolution,
+    FeedbackLinear,
+    keeps_saved_tensors,
+    through_kernel,
+    wide_depthwise,
+)
 from darts_bio.runtime import generator
 
 
@@ -96,7 +103,7 @@ class RuleLayer(RuleCarrier):
     @property
     def initial_law(self) -> InitialLaw:
         """PyTorch's default initialisation of this layer."""
-        return InitialLaw(self.weight.shape, self.weight[0].numel() ** -0.5)
+        return InitialLaw(self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5)
 
     def error_kernel(self, x: Tensor) -> Tensor:
         """The kernel that will carry the error to `x`: the weight itself where no error is sent down at all."""
@@ -115,6 +122,10 @@ class RuleConv2d(RuleLayer, nn.Conv2d):
         kernel = self.error_kernel(x)
         if kernel is self.weight:
             return nn.Conv2d.forward(self, x)
+        if keeps_saved_tensors() and not wide_depthwise(x, kernel, self.dilation, self.groups):
+            y = nn.Conv2d.forward(self, x)
+            through_kernel(y, kernel)
+            return y
         padding: Any = self.padding
         if self.padding_mode != "zeros" or padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
