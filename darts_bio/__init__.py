@@ -18,11 +18,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from darts_bio.networks import build_network as build_network
+    from darts_bio.rules import audit as audit
+    from darts_bio.rules import convert as convert
+    from darts_bio.rules import draw_feedback as draw_feedback
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
 
 _HOMES = {
+    "audit": "darts_bio.rules",
     "build_network": "darts_bio.networks",
+    "convert": "darts_bio.rules",
+    "draw_feedback": "darts_bio.rules",
     "load_genotype": "darts_bio.spaces",
     "true_gradients": "darts_bio.rules",
 }

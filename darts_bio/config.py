@@ -58,9 +58,10 @@ class RunConfig:
 
     epochs: int = option(50, "passes over the training images", minimum=1)
     batch_size: int = option(64, "images a step", minimum=2)
-    lr: float = option(0.025, "learning rate of the weights at the start (SGD, cosine)", minimum=0)
+    optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
+    lr: float = option(0.025, "learning rate of the weights at the start of its cosine", minimum=0)
     lr_min: float = option(0.001, "learning rate of the weights at the end", minimum=0)
-    momentum: float = option(0.9, "momentum of the weights' SGD", minimum=0, below=1)
+    momentum: float = option(0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1)
     weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
     clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
     crop_padding: int = option(4, "pixels an image is padded by before a random crop; 0 for none", minimum=0)

@@ -61,6 +61,7 @@ class Twins:
         twins.give_feedback()
         return twins
 
+    @torch.no_grad()
     def give_feedback(self) -> None:
         """Copies the feedback of the batched layers to those that they stand for, and that of all others."""
         modules = dict(self.reference.named_modules())
@@ -415,3 +416,27 @@ def test_pixels_apart_are_put_together_again() -> None:
     assert torch.equal(apart[2 * 2 + 1], x[1, :, 1::2, 0::2])  # part (1, 0), image 1
     together = put_together(apart.permute(0, 2, 3, 1).unsqueeze(3), 2)
     assert torch.equal(together.squeeze(3).permute(0, 3, 1, 2), x)
+
+
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+def test_feedback_that_is_learned_is_batched_and_gets_the_weights_gradients(cell: type) -> None:
+    """Kolen-Pollack: the flat feedback of all stacked layers receives what each of their weights receives."""
+    twins = Twins.of("darts(nodes=2)", ("kolen_pollack", "usf"), cell=cell)
+    (logits, gradients), (expected, expected_gradients) = twins.losses(
+        torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
+    )
+    near(logits, expected, 1e-11)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        near(one, other, 1e-11)
+    for one, other in twins.pairs(lambda layer: layer.weight.grad, StackedConv2d):
+        near(one, other, 1e-11)
+    assert list(twins.fast.feedback)
+    for shared in twins.fast.feedback:
+        learned, plain = shared.flat
+        rows = [layer.weight.grad.reshape(2, -1)[0] for layer in shared.layers]
+        near(learned.feedback_kernel.grad, torch.cat(rows), 1e-14)
+        assert not isinstance(plain.feedback["scale"], nn.Parameter)
+    reference = {name: p.grad for name, p in twins.reference.named_parameters()}
+    for name, gradient in reference.items():
+        if name.startswith("cells.") and name.endswith("feedback_kernel"):
+            near(gradient, reference[name.replace("feedback_kernel", "weight")], 1e-14)

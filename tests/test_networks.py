@@ -28,6 +28,7 @@ from darts_bio.rules import (
     RuleConv2d,
     RuleLinear,
     draw_feedback,
+    learned_feedback,
     rule_layers,
     true_gradients,
 )
@@ -38,6 +39,9 @@ BIO = ("fa", "usf", "brsf", "frsf")
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 every_rule = pytest.mark.parametrize("rule", RULES.names())
+KERNEL_RULES = [name for name in RULES if not (RULES.get(name).local or RULES.get(name).direct)]
+every_kernel_rule = pytest.mark.parametrize("rule", KERNEL_RULES)
+"""Those under which all learn by the error that arrives, sent down through a kernel."""
 every_cell_type = pytest.mark.parametrize("cell_type", ["normal", "reduce"])
 every_layout = pytest.mark.parametrize("layout", ["clean", "paper"])
 
@@ -60,6 +64,12 @@ def uniform_weights(net: SuperNet, dtype: torch.dtype = torch.float32) -> dict[s
 def supernet(rules: tuple[str, ...], layout: str = "clean", **sizes: Any) -> SuperNet:
     sizes = {"channels": 2, "layers": 3, "num_classes": 10} | sizes
     return SuperNet(SPACES.build(f"darts(layout={layout})"), rules, **sizes)
+
+
+def weights(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters but feedback that is learned."""
+    feedback = set(map(id, learned_feedback(net)))
+    return [p for p in net.parameters() if id(p) not in feedback]
 
 
 class TestPublishedCounts:
@@ -98,9 +108,10 @@ class TestPublishedCounts:
         exact = build_network(with_rule(load_genotype("bionas_darts"), "bp"), **sizes)
         net = build_network(with_rule(load_genotype("bionas_darts"), rule), **sizes)
         assert parameters(net) == parameters(exact)
-        assert [p.shape for p in net.parameters()] == [p.shape for p in exact.parameters()]
+        assert [p.shape for p in weights(net)] == [p.shape for p in exact.parameters()]
         assert multiply_adds(net, lambda: net(IMAGE)) == multiply_adds(exact, lambda: exact(IMAGE))
-        assert any("feedback" in name for name, _ in net.named_buffers()) == (rule != "bp")
+        has_feedback = rule != "bp" and not RULES.get(rule).local
+        assert any("feedback" in name for name in net.state_dict()) == has_feedback
 
     @every_rule
     @every_layout
@@ -109,7 +120,7 @@ class TestPublishedCounts:
         if layout == "paper" and rule == "fa":
             layout = "clean"  # the paper pairs no skip with fa
         exact, net = (SuperNet(DartsSpace(layout), (r,), channels=2, layers=3, num_classes=7) for r in ("bp", rule))  # type: ignore[arg-type]
-        assert [p.shape for p in net.parameters()] == [p.shape for p in exact.parameters()]
+        assert parameters(net) == parameters(exact)
 
     def test_candidates_under_four_rules_have_four_times_the_weights(self) -> None:
         """Of the edges; the backbone is shared."""
@@ -357,7 +368,7 @@ class TestSeeds:
             return build_network(with_rule(load_genotype("darts_v2"), name), channels=4, layers=3)
 
         exact, net = build("bp"), build(rule)
-        assert all(map(torch.equal, net.parameters(), exact.parameters()))
+        assert all(map(torch.equal, weights(net), exact.parameters()))
         torch.testing.assert_close(net(x), exact(x))
 
     def test_layers_of_a_network_have_feedback_of_their_own(self) -> None:
@@ -512,7 +523,7 @@ class TestOnlyWeightedLayersFollowTheRule:
     """Batch norm, ReLU, pooling, padding and additions keep their true derivative: the gradients of a network are
     those of plain autograd once each weighted layer, and nothing else, is given the derivative of its kernel."""
 
-    @every_rule
+    @every_kernel_rule
     @pytest.mark.parametrize("op", OPERATIONS.names())
     @pytest.mark.parametrize("stride", [1, 2])
     def test_operations(self, rule: str, op: str, stride: int) -> None:
@@ -532,7 +543,7 @@ class TestOnlyWeightedLayersFollowTheRule:
             ):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
-    @every_rule
+    @every_kernel_rule
     def test_networks(self, rule: str) -> None:
         """With every part of it under the rule."""
         for genotype in (load_genotype("bionas_darts"), load_genotype("p_darts")):
@@ -621,7 +632,7 @@ def new_rule() -> Iterator[str]:
         """K = gain W + R / 10, R redrawn once a weight update."""
 
         gain: float = 1.0
-        redraws = True
+        renews = True
 
         def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
             return {"noise": law.sample(generator) / 10}

@@ -31,12 +31,22 @@ CLOSED_FORMS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
     "usf": lambda w, state: state["scale"] * torch.sign(w),
     "frsf": lambda w, state: torch.abs(state["magnitude"]) * torch.sign(w),
     "brsf": lambda w, state: torch.abs(state["magnitude"]) * torch.sign(w),
+    "weight_mirror": lambda w, state: state["kernel"],
 }
 """The kernel K that carries the error down, rule by rule."""
 
-EXPECTED_ANGLES = {"bp": 0.0, "fa": 90.0, "usf": math.degrees(math.acos(math.sqrt(3) / 2)), "frsf": 41.4, "brsf": 41.4}
+EXPECTED_ANGLES = {
+    "bp": 0.0,
+    "fa": 90.0,
+    "usf": math.degrees(math.acos(math.sqrt(3) / 2)),
+    "frsf": 41.4,
+    "brsf": 41.4,
+    "weight_mirror": 90.0,
+}
 
-every_rule = pytest.mark.parametrize("rule", RULES.names())
+# Those that are a kernel and no more; test_more_rules.py has the others.
+KERNEL_RULES = [name for name, rule in RULES._members.items() if not (rule.local or rule.direct or rule.learned)]
+every_rule = pytest.mark.parametrize("rule", KERNEL_RULES)
 every_known_rule = pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
 rules_with_feedback = pytest.mark.parametrize("rule", ["fa", "usf", "frsf", "brsf"])
 
@@ -792,8 +802,8 @@ class TestDrawFeedback:
         before = feedback_of(model)
         draw_feedback(model, 3, update=1)
         changed = [not torch.equal(value, before[name]) for name, value in feedback_of(model).items()]
-        assert changed == [RULES.get(rule).redraws] * len(before)
-        assert RULES.get(rule).redraws == (rule == "brsf") or rule not in CLOSED_FORMS
+        assert changed == [RULES.get(rule).renews] * len(before)
+        assert RULES.get(rule).renews == (rule in ("brsf", "weight_mirror"))
 
     def test_draws_differ_by_update_layer_and_seed(self) -> None:
         draws = []
@@ -848,7 +858,7 @@ class TestKernelsOfTheLibrary:
         for one, other in zip(found[:2], exact[:2], strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("rule", RULES)
+    @every_rule
     def test_shapes_alone_on_the_meta_device(self, rule: str) -> None:
         with torch.device("meta"):
             layer = RuleConv2d(3, 4, 3, rule=RULES.build(rule))

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from darts_bio.rules import learned_feedback
+
 
 def parameters(model: nn.Module) -> int:
-    """Elements of all parameters. Feedback is a buffer and does not count."""
-    return sum(p.numel() for p in model.parameters())
+    """Elements of all parameters. Feedback does not count, be it a buffer or learned."""
+    feedback = set(map(id, learned_feedback(model)))
+    return sum(p.numel() for p in model.parameters() if id(p) not in feedback)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear
+from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, RuleLinear, connect_output
 from darts_bio.spaces import OPERATIONS, Candidate
 from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwise
 
@@ -23,9 +23,13 @@ STEM_MULTIPLIER = 3
 def build_candidate(candidate: Candidate, channels: int, stride: int, *, supernet: bool) -> nn.Module:
     """The operation of a candidate, (N, channels, H, W) -> (N, channels, ceil(H/stride), ceil(W/stride)).
 
-    One that has no weights is handed bp, which it has no use for.
+    One that has no weights is handed bp, which it has no use for. Under a rule that is direct the operation is exact
+    within, and its input receives the output's error.
     """
-    return OPERATIONS.get(candidate.op).build(channels, stride, RULES.build(candidate.rule or "bp"), supernet)
+    operation, rule = OPERATIONS.get(candidate.op), RULES.build(candidate.rule or "bp")
+    if rule.direct and operation.carries_rule(stride):
+        return DirectOperation(operation.build(channels, stride, RULES.build("bp"), supernet), channels, rule)
+    return operation.build(channels, stride, rule, supernet)
 
 
 class CellInputs(nn.Module):
@@ -95,6 +99,7 @@ class CellNetwork(nn.Module):
             c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduction
             self.widths.append(c_newer)
         self.classifier = RuleLinear(c_newer, num_classes, rule=rule)
+        self.output_error = connect_output(self, num_classes)
 
     def run_cells(self, x: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]) -> Iterator[Tensor]:
         """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
@@ -107,7 +112,8 @@ class CellNetwork(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """(N, C, h, w) to logits (N, num_classes)."""
-        return self.classifier(features.mean((2, 3)))
+        logits = self.classifier(features.mean((2, 3)))
+        return logits if self.output_error is None else self.output_error.watch(logits)
 
 
 class DropPath(nn.Module):
@@ -159,6 +165,7 @@ class AuxiliaryHead(nn.Module):
             nn.ReLU(),
         )
         self.classifier = RuleLinear(768, num_classes, rule=rule)
+        self.output_error = connect_output(self, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < self.LEAST_SIDE:
@@ -166,4 +173,5 @@ class AuxiliaryHead(nn.Module):
                 f"auxiliary head: expected features of at least {self.LEAST_SIDE}x{self.LEAST_SIDE}, found "
                 f"{x.shape[2]}x{x.shape[3]}; use larger images, or no auxiliary head"
             )
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits = self.classifier(self.features(x).mean((2, 3)))
+        return logits if self.output_error is None else self.output_error.watch(logits)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.rules.functional import matrices, rows
+from darts_bio.rules.functional import learns, matrices, rows
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,7 +91,7 @@ class FoldedMixture(torch.autograd.Function):
         scale = (gains.unsqueeze(1) * inverse).unsqueeze(2)
         bend = (inverse.square() * s).unsqueeze(2)
         d_weight = None
-        if ctx.needs_input_grad[1]:
+        if learns(ctx, 1, 2):
             d_weight = (scale * (cross - bend * torch.bmm(matrix, covariance))).reshape(weight.shape)
         du = None
         if ctx.needs_input_grad[0]:
@@ -105,4 +105,5 @@ class FoldedMixture(torch.autograd.Function):
             for part, products in zip(target.split(edges), down.to(u.dtype).split(edges), strict=True):
                 part.baddbmm_(error, products)
             du = du.flatten(3).permute(0, 3, 1, 2)
-        return du, d_weight, None, d_gains, None, None
+        wants_w, wants_kernel = ctx.needs_input_grad[1:3]
+        return du, d_weight if wants_w else None, d_weight if wants_kernel else None, d_gains, None, None

@@ -1,27 +1,38 @@
 """How a weighted layer sends its error down, and updates itself."""
 
-from darts_bio.rules import feedback as _feedback  # noqa: F401  (registers the family)
-from darts_bio.rules.base import RULES, InitialLaw, LearningRule
-from darts_bio.rules.layers import (
+from darts_bio.rules import dfa as _dfa  # noqa: F401  (these register their rules)
+from darts_bio.rules import feedback as _feedback  # noqa: F401
+from darts_bio.rules import hebbian as _hebbian  # noqa: F401
+from darts_bio.rules import predictive as _predictive  # noqa: F401
+from darts_bio.rules.base import RULES, InitialLaw, LearningRule, Operator
+from darts_bio.rules.carriers import (
+    DirectOperation,
     RuleCarrier,
-    RuleConv2d,
-    RuleLayer,
-    RuleLinear,
+    connect_output,
     draw_feedback,
+    learned_feedback,
     rule_carriers,
-    rule_layers,
     true_gradients,
 )
+from darts_bio.rules.convert import Audit, audit, convert
+from darts_bio.rules.layers import RuleConv2d, RuleLayer, RuleLinear, rule_layers
 
 __all__ = [
     "RULES",
+    "Audit",
+    "DirectOperation",
     "InitialLaw",
     "LearningRule",
+    "Operator",
     "RuleCarrier",
     "RuleConv2d",
     "RuleLayer",
     "RuleLinear",
+    "audit",
+    "connect_output",
+    "convert",
     "draw_feedback",
+    "learned_feedback",
     "rule_carriers",
     "rule_layers",
     "true_gradients",

@@ -1,19 +1,19 @@
-"""LearningRule: what a weighted layer y = W*x + b asks before it sends its error down.
+"""LearningRule: what a weighted layer y = W*x + b asks before it sends its error down and before it learns.
 
-A rule is a small immutable value. It answers two questions:
+A rule is a small immutable value. It answers three questions:
 
-1. which state it keeps (`state`): tensors that the layer holds as buffers;
-2. which kernel carries the error to the layer's input (`kernel`).
+1. which state it keeps (`state`, `renew`): tensors that the layer holds as buffers, or as parameters (`learned`);
+2. what the layer's input receives as its error (`kernel`, or the output's error for a rule that is `direct`);
+3. which gradient the weight gets, if not the ordinary one (`update`, for a rule that is `local`).
 
-The layer's own weight and bias gradients stay the ordinary ones, so a rule changes what the layers *below* receive.
 Batch norm, ReLU, pooling and additions keep their exact derivative under every rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -45,19 +45,54 @@ class InitialLaw:
         return draw.uniform_(-self.bound, self.bound, generator=generator)
 
 
+class Operator(Protocol):
+    """A layer as a linear map of x, and the maps that belong to it. x and y are batched."""
+
+    @property
+    def channel(self) -> int:
+        """The dimension of y that counts its channels: 1 for convolutions, -1 for linear layers."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y = W*x + b."""
+
+    def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+        """convT(dy; K), shaped like x."""
+
+    def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
+        """conv_w(x, dy), shaped like the weight: the ordinary weight gradient."""
+
+
 class LearningRule:
-    """How a weighted layer sends its error down. Subclasses are frozen dataclasses, registered by name in `RULES`."""
+    """How a weighted layer sends its error down and learns. Subclasses are frozen dataclasses, registered by name in
+    `RULES`."""
 
     transports_weights: ClassVar[bool] = False
     """Whether the error is carried by the forward weights' values (what biology is held not to do)."""
 
-    redraws: ClassVar[bool] = False
-    """Whether `state` is drawn anew after each weight update."""
+    learned: ClassVar[tuple[str, ...]] = ()
+    """The state that is a parameter: it receives the weight's own gradient, so any optimiser moves both alike."""
+
+    renews: ClassVar[bool] = False
+    """Whether `renew` is called after each weight update."""
 
     elementwise: ClassVar[bool] = False
     """Whether `kernel` treats each weight by itself, with state that is a scalar or shaped like the weight. Then the
     weights of many layers may be handed to it in one flat tensor, with a law whose bound and std are tensors of that
     shape: the supernet batches the candidates of such a rule, and runs those of another one by one."""
+
+    local: ClassVar[bool] = False
+    """Whether the weight's gradient is `update`, not the ordinary one. The bias then stays as it is."""
+
+    direct: ClassVar[bool] = False
+    """Whether the layer's input receives the error at the model's output, projected by the state `kernel`."""
+
+    @property
+    def spec(self) -> str:
+        """The rule as it is written in options and files: its registered name, and what options differ from default."""
+        name = next((name for name in RULES if RULES.get(name) is type(self)), type(self).__name__)
+        options: tuple[Any, ...] = fields(self) if is_dataclass(self) else ()
+        given = sorted(f"{f.name}={getattr(self, f.name)!r}" for f in options if getattr(self, f.name) != f.default)
+        return f"{name}({', '.join(given)})" if given else name
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none.
@@ -66,9 +101,21 @@ class LearningRule:
         """
         return {}
 
-    def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The kernel, shaped like `weight`, that takes its place in the gradient of the layer's input."""
+    def renew(
+        self, weight: Tensor, state: Mapping[str, Tensor], law: InitialLaw, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The state after a weight update, for a rule that `renews`. Draws as `state` does."""
+        return self.state(law, generator)
+
+    def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor | None:
+        """The kernel, shaped like `weight`, that takes its place in the gradient of the layer's input; None if no
+        error is sent down."""
         raise NotImplementedError(f"{type(self).__name__}.kernel")
+
+    def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
+        """What a `local` rule wants in place of the weight's gradient, to be descended: from the layer's input x and
+        its weight alone. Called in training mode only."""
+        raise NotImplementedError(f"{type(self).__name__}.update")
 
 
 RULES: Registry[type[LearningRule]] = Registry("learning rule")

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from darts_bio.rules.base import LearningRule, Operator
 
 STRIP = 3
 
@@ -49,18 +52,30 @@ def convolution_gradients(
     dilation: Sequence[int],
     groups: int,
     wanted: Sequence[bool],
+    output_padding: Sequence[int] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted.
+    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted; of a transposed one where
+    there is an `output_padding`.
 
     On a CPU the columns of a depthwise window that is `wide_depthwise` are taken three at a time.
     """
 
     def fused(x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
         return torch.ops.aten.convolution_backward(
-            dy, x, kernel, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, mask
+            dy,
+            x,
+            kernel,
+            bias_sizes,
+            stride,
+            padding,
+            dilation,
+            output_padding is not None,
+            output_padding or [0] * len(stride),
+            groups,
+            mask,
         )
 
-    in_strips = wanted[1] and wide_depthwise(x, kernel, dilation, groups)
+    in_strips = wanted[1] and output_padding is None and wide_depthwise(x, kernel, dilation, groups)
     if not (in_strips and dy.is_contiguous(memory_format=torch.channels_last)):
         dx, dw, db = fused(x, kernel, padding, wanted)
         return dx, dw, db
@@ -111,9 +126,11 @@ def _nothing(weight: Tensor) -> None:
 
 
 class FeedbackConvolution(torch.autograd.Function):
-    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window); `kernel` has the weight's shape.
+    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window), or where there is an `output_padding` the
+    transposed one with weight (C, C'/groups, *window); `kernel` has the weight's shape.
 
     With `copies` > 1 x is taken that many times along its channels, (N, copies * C, *spatial), without being kept so.
+    A kernel that is learned itself receives the weight's gradient.
     """
 
     @staticmethod
@@ -127,9 +144,11 @@ class FeedbackConvolution(torch.autograd.Function):
         dilation: tuple[int, ...],
         groups: int,
         copies: int,
+        output_padding: tuple[int, ...] | None,
     ) -> Tensor:
         x = side_by_side(x, copies) if copies > 1 else x
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
+        transposed, beyond = output_padding is not None, output_padding or (0,) * len(stride)
+        return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, beyond, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,12 +156,12 @@ class FeedbackConvolution(torch.autograd.Function):
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         # The values of x serve the weight's gradient alone; without it, only its shape and layout in memory are needed.
         ctx.shape, ctx.strides = x.shape, x.stride()
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
+        ctx.save_for_backward(x if learns(ctx, 1, 3) else None, kernel)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
-        stride, padding, dilation, groups, copies = ctx.geometry
+        stride, padding, dilation, groups, copies, output_padding = ctx.geometry
         if x is not None:
             x = side_by_side(x, copies) if copies > 1 else x
         elif copies > 1:
@@ -150,11 +169,17 @@ class FeedbackConvolution(torch.autograd.Function):
             x = dy.new_empty(n, h, w, copies * c).permute(0, 3, 1, 2)
         else:
             x = dy.new_empty_strided(ctx.shape, ctx.strides)
-        wanted = ctx.needs_input_grad[:3]
-        dx, dw, db = convolution_gradients(dy, x, kernel, ctx.bias_sizes, stride, padding, dilation, groups, wanted)
+        wanted = (ctx.needs_input_grad[0], learns(ctx, 1, 3), ctx.needs_input_grad[2])
+        geometry = (stride, padding, dilation, groups)
+        dx, dw, db = convolution_gradients(dy, x, kernel, ctx.bias_sizes, *geometry, wanted, output_padding)
         if dx is not None and copies > 1:
             dx = dx.permute(0, 2, 3, 1).unflatten(3, (copies, -1)).sum(3).permute(0, 3, 1, 2)
-        return dx, dw, db, *[None] * 6
+        return dx, dw if ctx.needs_input_grad[1] else None, db, dw if ctx.needs_input_grad[3] else None, *[None] * 6
+
+
+def learns(ctx: Any, weight: int, kernel: int) -> bool:
+    """Whether the weight's gradient is asked for: for the weight, or for a kernel that is learned with it."""
+    return ctx.needs_input_grad[weight] or ctx.needs_input_grad[kernel]
 
 
 class FeedbackProducts(torch.autograd.Function):
@@ -169,7 +194,7 @@ class FeedbackProducts(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, kernel, ctx.members = inputs
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
+        ctx.save_for_backward(x if learns(ctx, 1, 2) else None, kernel)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -178,7 +203,7 @@ class FeedbackProducts(torch.autograd.Function):
         dw = None
         if x is not None:
             dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(kernel.shape)
-        return dx, dw, None, None
+        return dx, dw if ctx.needs_input_grad[1] else None, dw if ctx.needs_input_grad[2] else None, None
 
 
 def matrices(weight: Tensor, members: int) -> Tensor:
@@ -200,7 +225,8 @@ def _products(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 class FeedbackLinear(torch.autograd.Function):
-    """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape."""
+    """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape. One that is learned itself receives
+    the weight's gradient."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor) -> Tensor:
@@ -214,15 +240,88 @@ class FeedbackLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
-        wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
+        wants_x, wants_w, wants_b, wants_kernel = ctx.needs_input_grad
         rows = dy.reshape(-1, dy.shape[-1])
         dx = dy @ kernel if wants_x else None
-        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if wants_w else None
+        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if learns(ctx, 1, 3) else None
         db = rows.sum(0) if wants_b else None
-        return dx, dw, db, None
+        return dx, dw if wants_w else None, db, dw if wants_kernel else None
 
 
-for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts):
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    channel = 1
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        none = (0,) * len(self.stride)
+        return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups)
+
+    def _gradients(self, dy: Tensor, x: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
+        return convolution_gradients(dy, x, kernel, None, self.stride, self.padding, self.dilation, self.groups, wanted)
+
+    def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+        return self._gradients(dy, x, kernel, (True, False, False))[0]
+
+    def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
+        return self._gradients(dy, x, weight, (False, True, False))[1]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear layer as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
+
+    channel = -1
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+        return dy @ kernel
+
+    def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
+        return dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+
+
+class LocalUpdate(torch.autograd.Function):
+    """A layer whose weight gets the gradient that a local rule wants, whatever the error: zeros where that is None (in
+    evaluation), as does the bias. The input gets the error through `kernel`, zeros where that is None."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel: Tensor | None,
+        operator: Operator,
+        rule: LearningRule | None,
+    ) -> Tensor:
+        return operator.apply(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, kernel, ctx.operator, ctx.rule = inputs
+        ctx.save_for_backward(x, weight, bias, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, kernel = ctx.saved_tensors
+        wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
+        dx = None
+        if wants_x:
+            dx = torch.zeros_like(x) if kernel is None else ctx.operator.transposed(dy, x, kernel)
+        dw = None
+        if wants_w:
+            dw = torch.zeros_like(weight) if ctx.rule is None else ctx.rule.update(x, weight, ctx.operator)
+        return dx, dw, torch.zeros_like(bias) if wants_b else None, None, None, None
+
+
+for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts, LocalUpdate):
     # PyTorch asks for this signature at each call; Python would work it out anew each time, for a third of a small
     # layer's forward time.
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

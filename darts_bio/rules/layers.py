@@ -1,35 +1,34 @@
-"""Convolution and linear layers that carry a learning rule, and what is done to all of them in a model.
+"""PyTorch's weighted layers with a learning rule: the same parameters, the same state_dict keys for them.
 
-A `RuleConv2d` or `RuleLinear` is PyTorch's own layer (same parameters, same state_dict keys for them) with a rule and
-its feedback as buffers `feedback_*`: saved with the model, moved by `.to()`, never optimised.
-
-    >>> from darts_bio.rules import RULES, RuleConv2d
-    >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
-    >>> [name for name, _ in layer.named_parameters()], [name for name, _ in layer.named_buffers()]
-    (['weight', 'bias'], ['feedback_scale'])
+>>> from darts_bio.rules import RULES, RuleConv2d
+>>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
+>>> [name for name, _ in layer.named_parameters()], [name for name, _ in layer.named_buffers()]
+(['weight', 'bias'], ['feedback_scale'])
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.rules.base import InitialLaw, LearningRule
+from darts_bio.errors import InputError
+from darts_bio.rules.base import InitialLaw, LearningRule, Operator
+from darts_bio.rules.carriers import DirectCarrier
 from darts_bio.rules.functional import (
+    Convolution,
     FeedbackConvolution,
     FeedbackLinear,
+    LocalUpdate,
+    Product,
     keeps_saved_tensors,
     through_kernel,
     wide_depthwise,
 )
-from darts_bio.runtime import generator
 
 
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
@@ -42,154 +41,213 @@ def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
 
 
-class RuleCarrier(nn.Module):
-    """What has a rule and its feedback: a layer, or many layers of the supernet taken as one.
+class RuleLayer(DirectCarrier):
+    """What the layers share. Mixed in before the layer of PyTorch, `plain`, that has the `weight`."""
 
-    The feedback is held in buffers `feedback_*`. `exact` makes the carrier answer W whatever its rule.
-    """
-
-    def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rule = rule
-        self.exact = False
-        self._feedback_names: tuple[str, ...] = ()
-
-    @property
-    def initial_law(self) -> InitialLaw:
-        """What the weight that the rule is about was drawn from."""
-        raise NotImplementedError(f"{type(self).__name__}.initial_law")
-
-    def hold_feedback(self, weight: Tensor) -> None:
-        """Gives the carrier feedback of its own from the start, for a weight as it has just been drawn: a function of
-        PyTorch's generator as it stands on that device. The generator is not moved on, so weights are the same under
-        every rule."""
-        on_gpu = weight.device.type == "cuda"
-        standing = torch.cuda.get_rng_state(weight.device) if on_gpu else torch.get_rng_state()
-        now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
-        state = self.rule.state(self.initial_law, generator("cpu", now))
-        self._feedback_names = tuple(state)
-        for name, value in state.items():
-            self.register_buffer(f"feedback_{name}", value.to(weight))
-
-    @property
-    def feedback(self) -> dict[str, Tensor]:
-        """The rule's state by name."""
-        return {name: getattr(self, f"feedback_{name}") for name in self._feedback_names}
-
-    @torch.no_grad()
-    def draw_feedback(self, source: torch.Generator) -> None:
-        """Draws the rule's state anew, in place, from `source`."""
-        for name, value in self.rule.state(self.initial_law, source).items():
-            getattr(self, f"feedback_{name}").copy_(value)
-
-    @torch.no_grad()
-    def transport(self, weight: Tensor) -> Tensor:
-        """The kernel that carries the error down: the rule's, or the weight where the exact one is asked for."""
-        return weight if self.exact else self.rule.kernel(weight, self.feedback)
-
-    def extra_repr(self) -> str:
-        return ", ".join(filter(None, (super().extra_repr(), f"rule={self.rule}")))
-
-
-class RuleLayer(RuleCarrier):
-    """What the two layers share. Mixed in before the layer of PyTorch that has the `weight`."""
-
+    plain: ClassVar[type[nn.Module]]
     weight: Tensor
+    bias: Any
 
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
         super().__init__(*args, rule=rule, **kwargs)
-        self.hold_feedback(self.weight)
+        if not rule.direct:
+            self.hold_feedback(self.weight)
 
     @property
     def initial_law(self) -> InitialLaw:
-        """PyTorch's default initialisation of this layer."""
-        return InitialLaw(self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5)
+        """PyTorch's default initialisation of this layer, or what `convert` has measured."""
+        if self.rule.direct:
+            return super().initial_law
+        bound = self._buffers.get("initial_bound")
+        return InitialLaw(self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5 if bound is None else bound)
 
-    def error_kernel(self, x: Tensor) -> Tensor:
-        """The kernel that will carry the error to `x`: the weight itself where no error is sent down at all."""
-        if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
-            return self.weight
-        return self.transport(self.weight)
-
-
-class RuleConv2d(RuleLayer, nn.Conv2d):
-    """nn.Conv2d on (N, C, H, W) or (C, H, W) whose error goes down through its rule's kernel. All of nn.Conv2d's
-    options work."""
+    @property
+    def carried_weight(self) -> Tensor:
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
-        kernel = self.error_kernel(x)
+        rule = self.rule
+        if self.exact or not torch.is_grad_enabled():
+            return self.plain.forward(self, x)
+        if rule.direct:
+            return (
+                self.sent_directly(self.plain.forward(self, x.detach()), x)
+                if x.requires_grad
+                else self.plain.forward(self, x)
+            )
+        if rule.local:
+            return self.local_pass(x)
+        # Feedback that is learned learns in the lowest layer too.
+        kernel = self.transport(self.weight) if x.requires_grad or rule.learned else self.weight
         if kernel is self.weight:
-            return nn.Conv2d.forward(self, x)
-        if keeps_saved_tensors() and not wide_depthwise(x, kernel, self.dilation, self.groups):
-            y = nn.Conv2d.forward(self, x)
-            through_kernel(y, kernel)
-            return y
+            return self.plain.forward(self, x)
+        assert kernel is not None  # only local rules send nothing
+        return self.pass_through(x, kernel)
+
+    def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
+        """x as the layer's linear map takes it (padded), and that map."""
+        raise NotImplementedError(f"{type(self).__name__}.operator")
+
+    def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """The layer on x, its error sent down through `kernel`."""
+        raise NotImplementedError(f"{type(self).__name__}.pass_through")
+
+    def local_pass(self, x: Tensor) -> Tensor:
+        """The layer on x under a local rule."""
+        kernel = self.transport(self.weight) if x.requires_grad else None
+        x, operator = self.operator(x)
+        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
+        kernel = None if kernel is None else kernel.detach()
+        return LocalUpdate.apply(x, weight, bias, kernel, operator, self.rule if self.training else None)
+
+
+class RuleConvolution(RuleLayer):
+    """What the convolutions share: all options of PyTorch's layers, inputs with and without a batch."""
+
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+    padding_mode: Any
+    in_channels: int
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == len(self.stride) + 1:
+            return self(x.unsqueeze(0)).squeeze(0)
+        return super().forward(x)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """x and the zeros that a convolution has yet to pad it with."""
         padding: Any = self.padding
         if self.padding_mode != "zeros" or padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        elif padding == "valid":
-            padding = (0, 0)
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), "valid"  # type: ignore[arg-type]
+        return x, (0,) * len(self.stride) if padding == "valid" else padding
+
+    def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
+        x, padding = self.padded(x)
+        return x, Convolution(self.stride, padding, self.dilation, self.groups)
+
+    def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
+        learned = kernel.requires_grad  # with the weight's gradient, which only our own Function gives it
+        if keeps_saved_tensors() and not learned and not wide_depthwise(x, kernel, self.dilation, self.groups):
+            y = self.plain.forward(self, x)
+            through_kernel(y, kernel)
+            return y
+        x, padding = self.padded(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1)
+        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, None)
+
+
+class RuleConv1d(RuleConvolution, nn.Conv1d):
+    """nn.Conv1d on (N, C, L) or (C, L) under a learning rule."""
+
+    plain = nn.Conv1d
+
+
+class RuleConv2d(RuleConvolution, nn.Conv2d):
+    """nn.Conv2d on (N, C, H, W) or (C, H, W) under a learning rule."""
+
+    plain = nn.Conv2d
+
+
+class RuleConv3d(RuleConvolution, nn.Conv3d):
+    """nn.Conv3d on (N, C, D, H, W) or (C, D, H, W) under a learning rule."""
+
+    plain = nn.Conv3d
+
+
+class RuleTransposed(RuleConvolution):
+    """What the transposed convolutions share. Raises InputError for a local rule: there is no one window of the input
+    that an output channel answers to."""
+
+    output_padding: tuple[int, ...]
+
+    def carry(self, rule: LearningRule) -> None:
+        if rule.local:
+            raise InputError(f"a transposed convolution cannot learn by {rule.spec}: use another rule for it")
+        super().carry(rule)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is None:
+            return super().forward(x)
+        # What is asked for by size is, but for the padding of the output, the same layer.
+        spatial, before = len(self.stride), self.output_padding
+        self.output_padding = tuple(
+            self._output_padding(  # type: ignore[operator]
+                x, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
+            )
+        )
+        try:
+            return super().forward(x)
+        finally:
+            self.output_padding = before
+
+    def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
+        if keeps_saved_tensors() and not kernel.requires_grad:
+            y = self.plain.forward(self, x)
+            through_kernel(y, kernel)
+            return y
+        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, self.output_padding)
+
+
+class RuleConvTranspose1d(RuleTransposed, nn.ConvTranspose1d):
+    """nn.ConvTranspose1d on (N, C, L) or (C, L) under a learning rule."""
+
+    plain = nn.ConvTranspose1d
+
+
+class RuleConvTranspose2d(RuleTransposed, nn.ConvTranspose2d):
+    """nn.ConvTranspose2d on (N, C, H, W) or (C, H, W) under a learning rule."""
+
+    plain = nn.ConvTranspose2d
+
+
+class RuleConvTranspose3d(RuleTransposed, nn.ConvTranspose3d):
+    """nn.ConvTranspose3d on (N, C, D, H, W) or (C, D, H, W) under a learning rule."""
+
+    plain = nn.ConvTranspose3d
 
 
 class RuleLinear(RuleLayer, nn.Linear):
-    """nn.Linear on (..., I) whose error goes down through its rule's kernel."""
+    """nn.Linear on (..., I) under a learning rule."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.error_kernel(x)
-        if kernel is self.weight:
-            return nn.Linear.forward(self, x)
+    plain = nn.Linear
+    channel = -1
+
+    @property
+    def channels(self) -> int:
+        return self.in_features
+
+    def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
+        return x, Product()
+
+    def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         return FeedbackLinear.apply(*in_autocast_dtype(x, self.weight, self.bias, kernel))
+
+
+RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {
+    layer.plain: layer
+    for layer in (
+        RuleLinear,
+        RuleConv1d,
+        RuleConv2d,
+        RuleConv3d,
+        RuleConvTranspose1d,
+        RuleConvTranspose2d,
+        RuleConvTranspose3d,
+    )
+}
+"""PyTorch's layer -> the same with a rule."""
 
 
 def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
     """(name, layer) of every layer that carries a rule by itself."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer))
-
-
-def rule_carriers(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
-    """(name, carrier) of all that has a rule: these layers, and the supernet's layers that are taken as one."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleCarrier))
-
-
-def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
-    """Draws the feedback of a whole model as it stands after `update` weight updates.
-
-    With update = 0 every rule draws; later only the rules that redraw (brsf). Each draw depends on (seed, name, update)
-    alone, name being where the rule's carrier stands in the model: not on the order of calls, and not on any global
-    generator, which is left untouched. So a training loop calls it once after each weight update, a resumed run draws
-    what an uninterrupted one would have drawn, and evaluation draws nothing.
-    """
-    for wrapped, carrier in rule_carriers(model):
-        # As named in the model itself, not in what torch.compile or DistributedDataParallel wraps around it.
-        name = wrapped.replace("_orig_mod.", "").removeprefix("module.")
-        if not carrier.feedback:
-            continue
-        if update == 0:
-            # The first draw is made on the CPU so that it is the same whatever the device.
-            carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
-        elif carrier.rule.redraws:
-            device = next(iter(carrier.feedback.values())).device
-            carrier.draw_feedback(generator(device, "feedback", seed, name, update))
-
-
-@contextlib.contextmanager
-def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Within it every rule answers W: the forward pass is unchanged and all gradients are exact.
-
-    The kernel is chosen in the forward pass, so run both passes inside.
-    """
-    carriers = [carrier for _, carrier in rule_carriers(model)]
-    before = [carrier.exact for carrier in carriers]
-    for carrier in carriers:
-        carrier.exact = True
-    try:
-        yield
-    finally:
-        for carrier, exact in zip(carriers, before, strict=True):
-            carrier.exact = exact

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.rules.base import InitialLaw, LearningRule
+from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts
-from darts_bio.rules.layers import RuleCarrier, RuleConv2d, in_autocast_dtype
+from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
 
 
 class StackedConv2d(nn.Module):
@@ -57,7 +58,7 @@ class StackedConv2d(nn.Module):
         # Members that share a dense convolution's input are further outputs of it.
         dense = self.shared and self.own_groups == 1
         groups, copies = (1, 1) if dense else (m * self.own_groups, m if self.shared else 1)
-        return FeedbackConvolution.apply(x, weight, None, kernel, stride, padding, dilation, groups, copies)
+        return FeedbackConvolution.apply(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def extra_repr(self) -> str:
         return f"{len(self.names)} members of {tuple(self.weight[: len(self.weight) // len(self.names)].shape)}"
@@ -66,15 +67,22 @@ class StackedConv2d(nn.Module):
 class FlatFeedback(RuleCarrier):
     """One rule's feedback for all stacked layers of a network, in one flat tensor."""
 
-    def __init__(self, rule: LearningRule, bound: Tensor, weight: Tensor) -> None:
-        super().__init__(rule=rule)
+    def __init__(self, layers: Sequence[StackedConv2d], rule: int, bound: Tensor) -> None:
+        """Of the rule of that number; `bound` holds the bound of each weight's initialisation."""
+        super().__init__(rule=layers[0].rules[rule])
+        self.layers, self.number = tuple(layers), rule  # a tuple: they have their home, and their names, in the cells
         self.register_buffer("bound", bound, persistent=False)
-        self.hold_feedback(weight)
+        self.hold_feedback(layers[0].weight)
 
     @property
     def initial_law(self) -> InitialLaw:
         bound = self.get_buffer("bound")
         return InitialLaw(bound.shape, bound)
+
+    @property
+    def carried_weight(self) -> Tensor:
+        own = [layer.weight.detach().reshape(len(layer.rules), -1)[self.number] for layer in self.layers]
+        return torch.cat(own)
 
 
 class SharedFeedback(nn.Module):
@@ -83,20 +91,21 @@ class SharedFeedback(nn.Module):
 
     def __init__(self, layers: Sequence[StackedConv2d]) -> None:
         super().__init__()
-        self.layers = tuple(layers)  # a tuple: they have their home, and their names, in the cells
+        self.layers = tuple(layers)
         rules = layers[0].rules
         sizes = torch.tensor([layer.weight.numel() // len(rules) for layer in layers])
         bound = torch.tensor([layer.bound for layer in layers]).repeat_interleave(sizes)
-        self.flat = nn.ModuleList(FlatFeedback(rule, bound, layers[0].weight) for rule in rules)
+        self.flat = nn.ModuleList(FlatFeedback(layers, rule, bound) for rule in range(len(rules)))
 
-    @torch.no_grad()
     def lend(self) -> None:
         """Gives each layer the kernel that its next pass sends the error through."""
         weights = [layer.weight.detach().reshape(len(self.flat), -1).unbind() for layer in self.layers]
         rows = []
         for carrier, own in zip(self.flat, zip(*weights, strict=True), strict=True):
             assert isinstance(carrier, FlatFeedback)
-            rows.append(carrier.transport(torch.cat(own)).split([weight.numel() for weight in own]))
+            kernel = carrier.transport(torch.cat(own))
+            assert kernel is not None  # an elementwise rule has one
+            rows.append(kernel.split([weight.numel() for weight in own]))
         kernels = torch.cat([piece for layer in zip(*rows, strict=True) for piece in layer])
         sizes = [layer.weight.numel() for layer in self.layers]
         for layer, kernel in zip(self.layers, kernels.split(sizes), strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from darts_bio.config import RunConfig
+from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.rules import learned_feedback
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -21,28 +23,59 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 class WeightOptimizer:
-    """SGD with momentum and weight decay, the gradient's norm clipped; the rate follows a cosine over the epochs."""
+    """SGD with momentum and weight decay, or another of timm's optimisers; the rate follows a cosine over the epochs.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: RunConfig) -> None:
-        self.parameters = list(parameters)
+    The gradient's norm is clipped as that of the weights alone: feedback that is learned is scaled with them.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        """Raises InputError for an optimiser that timm does not have, or that does not take these options."""
         self.config = config
-        # foreach: all parameters in a few calls, where a supernet has thousands.
-        self.sgd = torch.optim.SGD(
-            self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-        )
+        feedback = learned_feedback(model)
+        apart = set(map(id, feedback))
+        self.weights = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+        self.parameters = [*self.weights, *feedback]
+        self.optimizer = _make(self.parameters, config)
 
     @property
     def lr(self) -> float:
-        return self.sgd.param_groups[0]["lr"]
+        return self.optimizer.param_groups[0]["lr"]
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the rate of this epoch, counted from 0."""
-        self.sgd.param_groups[0]["lr"] = cosine(self.config.lr, self.config.lr_min, epoch / self.config.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(self.config.lr, self.config.lr_min, epoch / self.config.epochs)
 
-    def step(self, loss: torch.Tensor) -> None:
+    def step(self, loss: Tensor) -> None:
         """One update along the gradient of `loss`."""
-        self.sgd.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         if self.config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
-        self.sgd.step()
+            norm = nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None], foreach=True)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm, foreach=True)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def _make(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        # foreach: all parameters in a few calls, where a supernet has thousands.
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+        )
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    names = [str(name) for name in list_optimizers()]
+    if config.optimizer not in names:
+        raise unknown_name("optimizer", config.optimizer, names)
+    try:
+        return create_optimizer_v2(
+            parameters, config.optimizer, config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (ImportError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"--optimizer {config.optimizer}: cannot be used ({first_line(error)})") from None

@@ -45,7 +45,7 @@ class Retraining:
             seed=config.seed,
         ).to(device)
         self.passes = on_device(self.network, device, config.graphs)
-        self.optimizer = WeightOptimizer(self.network.parameters(), config)
+        self.optimizer = WeightOptimizer(self.network, config)
         self.subject = {
             "data set": data.identity(),
             "genotype": genotype.identity(),
@@ -90,7 +90,7 @@ class Retraining:
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.sgd.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             # For those who use the trained network without the files and the data it was made from.
             "genotype": self.network.genotype.to_json(),
             "classes": list(self.classes),
@@ -99,4 +99,4 @@ class Retraining:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.sgd.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -43,7 +43,7 @@ class Search:
         ).to(device)
         draw_feedback(self.supernet, config.seed)
         self.passes = on_device(self.supernet, device, config.graphs)
-        self.optimizer = WeightOptimizer(self.supernet.parameters(), config)
+        self.optimizer = WeightOptimizer(self.supernet, config)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
         self.train_batches, self.valid_batches = (
@@ -106,11 +106,11 @@ class Search:
     def state_dict(self) -> dict[str, Any]:
         return {
             "supernet": self.supernet.state_dict(),
-            "optimizer": self.optimizer.sgd.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
-        self.optimizer.sgd.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])

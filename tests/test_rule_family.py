@@ -1,0 +1,485 @@
+"""The rules that are more than a kernel: each against its equation, written out here as a loop, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_rules import gradients, noise, randomise, relative_error
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError
+from darts_bio.networks import Network, SuperNet, build_network
+from darts_bio.rules import (
+    RULES,
+    DirectOperation,
+    RuleConv2d,
+    RuleLinear,
+    convert,
+    draw_feedback,
+    learned_feedback,
+    true_gradients,
+)
+from darts_bio.spaces import SPACES, load_genotype
+
+TOLERANCE = 1e-10
+
+HEBBIAN = ("hebbian", "hebbian(temperature=3.0)", "hebbian(form=oja)", "hebbian(error=W)")
+PREDICTIVE = ("predictive", "predictive(steps=0)", "predictive(steps=1, error=W)")
+
+
+def window_rows(x: Tensor, layer: RuleConv2d) -> Tensor:
+    """Every window of x that the layer looks at: (samples * positions, groups, inputs of a channel)."""
+    size, per_group = layer.kernel_size, layer.in_channels // layer.groups
+    columns = F.unfold(x, size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    return columns.reshape(len(x), layer.groups, per_group * math.prod(size), -1).permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def hebbian_by_hand(windows: Tensor, weight: Tensor, temperature: float, form: str) -> Tensor:
+    """The update, window by window and channel by channel. windows: (P, groups, I), weight (O, I)."""
+    update = torch.zeros_like(weight)
+    channels, groups = weight.shape[0], windows.shape[1]
+    for window in windows:
+        own = [window[k * groups // channels] for k in range(channels)]
+        u = [torch.dot(weight[k], own[k]).item() for k in range(channels)]
+        total = sum(math.exp(temperature * (value - max(u))) for value in u)
+        for k in range(channels):
+            y = u[k]
+            if form == "soft":
+                y = math.exp(temperature * (u[k] - max(u))) / total
+                y = y if u[k] == max(u) else -y
+            update[k] += y * (own[k] - u[k] * weight[k])
+    return update / len(windows)
+
+
+def layers(rule: str) -> list[tuple[Any, Tensor]]:
+    """Layers with the shapes that could be confused, and an input for each."""
+    member = RULES.build(rule)
+    f64 = {"rule": member, "dtype": torch.float64}
+    pairs = [
+        (RuleConv2d(4, 6, (2, 3), (2, 1), (1, 0), 1, 2, **f64), noise((3, 4, 5, 6), 1)),
+        (RuleConv2d(3, 5, 3, padding=2, dilation=2, bias=False, **f64), noise((2, 3, 5, 4), 2)),
+        (RuleConv2d(4, 4, 3, padding=1, groups=4, **f64), noise((2, 4, 4, 5), 3)),
+        (RuleLinear(5, 4, **f64), noise((2, 3, 5), 4)),
+    ]
+    return [(randomise(layer, 6), x) for layer, x in pairs]
+
+
+def rows_and_weight(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    weight = layer.weight.detach().flatten(1)
+    return (x.reshape(-1, 1, x.shape[-1]) if isinstance(layer, RuleLinear) else window_rows(x, layer)), weight
+
+
+class TestHebbian:
+    @pytest.mark.parametrize("spec", HEBBIAN)
+    @pytest.mark.parametrize("case", range(4))
+    def test_update_is_its_equation_looped(self, spec: str, case: int) -> None:
+        layer, x = layers(spec)[case]
+        _, dw, *db = gradients(layer, x)
+        windows, weight = rows_and_weight(layer, x)
+        expected = -hebbian_by_hand(windows, weight, layer.rule.temperature, layer.rule.form).view_as(layer.weight)
+        assert relative_error(dw, expected) <= TOLERANCE
+        assert all(b.eq(0).all() for b in db)
+
+    def test_oja_finds_the_first_principal_component(self) -> None:
+        axes = torch.linalg.qr(noise((5, 5), 1))[0]
+        x = noise((4000, 5), 2) @ torch.diag(torch.tensor([3.0, 1.0, 0.7, 0.5, 0.2]).double()) @ axes.T
+        layer = randomise(RuleLinear(5, 2, rule=RULES.build("hebbian(form=oja)"), dtype=torch.float64), 3)
+        optimizer = torch.optim.SGD([layer.weight], lr=0.02)
+        for _ in range(400):
+            optimizer.zero_grad()
+            layer(x).sum().backward()
+            optimizer.step()
+        for row in layer.weight.detach():
+            assert abs(F.cosine_similarity(row, axes[:, 0], dim=0).item()) > 0.999
+            assert row.norm().item() == pytest.approx(1, abs=1e-3)
+
+    def test_soft_channels_find_clusters(self) -> None:
+        centres = F.normalize(torch.eye(3, 6).double() + 0.1)
+        x = F.normalize(centres.repeat(100, 1) + 0.1 * noise((300, 6), 1))
+        layer = RuleLinear(6, 3, False, rule=RULES.build("hebbian(temperature=8.0)"), dtype=torch.float64)
+        with torch.no_grad():  # all respond at the start
+            layer.weight.copy_(0.5 + 0.1 * noise((3, 6), 1))
+        optimizer = torch.optim.SGD([layer.weight], lr=0.2)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            layer(x).sum().backward()
+            optimizer.step()
+        nearest = F.cosine_similarity(layer.weight.detach().unsqueeze(1), centres, dim=2).max(1)
+        assert nearest.values.min() > 0.95
+
+
+def predictive_by_hand(x: Tensor, weight: Tensor, steps: int, to_y: Any, to_x: Any, learn: Any) -> Tensor:
+    """-dW of samples one by one: `to_y` is the layer, `to_x` its transpose, `learn(e, y)` their correlation."""
+    update, energy = torch.zeros_like(weight), 0.0
+    for sample in x.split(1):
+        y = to_y(sample)
+        for _ in range(steps):
+            slope = to_y(sample - to_x(y))  # minus the derivative of |e|^2 / 2 by y
+            # The best length of a step, from the parabola through three points of the energy.
+            e0, e1, e2 = (((sample - to_x(y + s * slope)).square().sum() / 2).item() for s in (0.0, 1.0, 2.0))
+            y = y + slope * (e0 * 1.5 - 2 * e1 + e2 / 2) / (e0 - 2 * e1 + e2)
+        update += learn(sample - to_x(y), y)
+        energy += y.square().sum().item()
+    return -update / energy
+
+
+class TestPredictive:
+    @pytest.mark.parametrize("spec", PREDICTIVE)
+    @pytest.mark.parametrize("case", range(4))
+    def test_update_is_its_equation_looped(self, spec: str, case: int) -> None:
+        layer, x = layers(spec)[case]
+        _, dw, *db = gradients(layer, x)
+        weight = layer.weight.detach()
+        if isinstance(layer, RuleLinear):
+            maps: Any = (
+                lambda v: torch.einsum("...i,oi->...o", v, weight),
+                lambda y: torch.einsum("...o,oi->...i", y, weight),
+                lambda e, y: torch.einsum("...o,...i->oi", y, e),
+            )
+        else:
+            # The transpose by unfolding and folding, the correlation by products of windows.
+            window = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+            by_group = weight.view(layer.groups, -1, weight[0].numel())
+
+            def transpose(y: Tensor) -> Tensor:
+                errors = y.reshape(len(y), layer.groups, -1, y[0, 0].numel())
+                columns = torch.einsum("ngol,goc->ngcl", errors, by_group).flatten(1, 2)
+                return F.fold(columns, x.shape[2:], *window)
+
+            def correlate(e: Tensor, y: Tensor) -> Tensor:
+                columns = F.unfold(e, *window).reshape(len(e), layer.groups, by_group.shape[2], -1)
+                errors = y.reshape(len(y), layer.groups, by_group.shape[1], -1)
+                return torch.einsum("ngol,ngcl->goc", errors, columns).reshape(weight.shape)
+
+            def forward(v: Tensor) -> Tensor:
+                return F.conv2d(v, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+            maps = (forward, transpose, correlate)
+        expected = predictive_by_hand(x, weight, layer.rule.steps, *maps)
+        assert relative_error(dw, expected) <= 1e-9 if layer.rule.steps > 1 else relative_error(dw, expected) <= 1e-10
+        assert all(b.eq(0).all() for b in db)
+
+    def test_learning_makes_the_input_predictable(self) -> None:
+        x = noise((200, 3), 1) @ noise((3, 8), 2)  # three dimensions in eight
+        layer = randomise(RuleLinear(8, 3, False, rule=RULES.build("predictive"), dtype=torch.float64), 1)
+        optimizer = torch.optim.SGD([layer.weight], lr=1.0)
+
+        def unexplained() -> float:
+            basis = torch.linalg.qr(layer.weight.detach().T)[0]
+            return ((x - x @ basis @ basis.T).square().sum() / x.square().sum()).item()
+
+        before = unexplained()
+        for _ in range(300):
+            optimizer.zero_grad()
+            layer(x).sum().backward()
+            optimizer.step()
+        assert before > 0.2
+        assert unexplained() < 0.01
+
+
+@pytest.mark.parametrize("rule", ["hebbian", "predictive"])
+class TestLocalRules:
+    def test_what_is_sent_down(self, rule: str) -> None:
+        """Nothing, or with error=W what bp sends."""
+        for (layer, x), (passing, _) in zip(layers(rule), layers(f"{rule}(error=W)"), strict=True):
+            assert gradients(layer, x)[0].eq(0).all()
+            sent = gradients(passing, x)
+            with true_gradients(passing):
+                exact = gradients(passing, x)
+            assert relative_error(sent[0], exact[0]) <= 1e-12
+            assert relative_error(sent[1], exact[1]) > 0.1
+
+    def test_nothing_is_learnt_in_evaluation(self, rule: str) -> None:
+        for layer, x in layers(rule):
+            _, dw, *_ = gradients(layer.eval(), x)
+            assert dw.eq(0).all()
+
+    def test_the_error_does_not_matter(self, rule: str) -> None:
+        for layer, x in layers(rule):
+            first = gradients(layer, x)[1]
+            assert torch.equal(first, gradients(layer, x, noise(layer(x).shape, 5))[1])
+
+    def test_padding_modes_and_images_without_a_batch(self, rule: str) -> None:
+        layer = randomise(RuleConv2d(2, 3, 3, padding=1, padding_mode="circular", rule=RULES.build(rule)).double(), 1)
+        x = noise((2, 5, 5), 2)
+        padded = F.pad(x, (1, 1, 1, 1), mode="circular").unsqueeze(0)
+        inner = RuleConv2d(2, 3, 3, rule=RULES.build(rule)).double()
+        inner.load_state_dict(layer.state_dict())
+        assert relative_error(gradients(layer, x)[1], gradients(inner, padded)[1]) <= 1e-12
+
+
+def three_layers(rule: Any, seed: int = 3, activation: type[nn.Module] = nn.Identity) -> Any:
+    torch.manual_seed(seed)
+    plain = nn.Sequential(nn.Linear(6, 5), activation(), nn.Linear(5, 4), activation(), nn.Linear(4, 3)).double()
+    return convert(plain, rule, seed=seed)
+
+
+class TestDirectFeedback:
+    def test_sends_the_projected_output_error(self) -> None:
+        """dx = e B / positions for convolutions of every kind; the weight's own gradient is of the error that arrives."""
+        torch.manual_seed(0)
+        plain = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3, stride=2, groups=4),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(36, 5),
+        ).double()
+        model = convert(plain, "dfa", seed=1)
+        x = noise((2, 3, 8, 8), 1).requires_grad_()
+        states = [x]
+        for layer in model:
+            states.append(layer(states[-1]))
+        logits = model(x)  # the hook watches the model's own output
+        states[-1].register_hook(lambda e: setattr(model[0].output_error, "value", e))
+        labels = torch.tensor([1, 3])
+        logits = states[-1]
+        e = (logits.softmax(1) - F.one_hot(labels, 5)) / 2
+        found = torch.autograd.grad(F.cross_entropy(logits, labels), [*states[:-1], *model.parameters()])
+        for i, positions in ((0, 64), (2, 64), (5, 1)):
+            error = (e @ model[i].feedback["kernel"] / positions)[..., *[None] * (states[i].dim() - 2)]
+            assert relative_error(found[i], error.expand(states[i].shape)) <= TOLERANCE
+        arriving = found[1]  # at the first convolution's output
+        expected = torch.nn.grad.conv2d_weight(x.detach(), model[0].weight.shape, arriving, padding=1)
+        assert relative_error(found[6], expected) <= TOLERANCE
+
+    def test_with_one_hidden_layer_is_feedback_alignment(self) -> None:
+        torch.manual_seed(2)
+        plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        direct, fa = convert(plain, "dfa"), convert(plain, "fa")
+        fa[2].feedback["kernel"].copy_(direct[2].feedback["kernel"])
+        assert direct[2].feedback["kernel"].shape == (3, 5)
+        x, labels = noise((4, 6), 1), torch.tensor([0, 1, 2, 1])
+        a, b = (
+            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters())) for model in (direct, fa)
+        )
+        assert all(relative_error(p, q) <= TOLERANCE for p, q in zip(a, b, strict=True))
+
+    def test_of_a_linear_net_is_feedback_alignment_through_the_product_of_feedbacks(self) -> None:
+        direct, fa = three_layers("dfa"), three_layers("fa")
+        upper, lower = fa[4].feedback["kernel"], fa[2].feedback["kernel"]
+        direct[4].feedback["kernel"].copy_(upper)
+        direct[2].feedback["kernel"].copy_(upper @ lower)
+        x, labels = noise((4, 6), 1), torch.tensor([0, 1, 2, 1])
+        a, b = (
+            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters())) for model in (direct, fa)
+        )
+        assert all(relative_error(p, q) <= TOLERANCE for p, q in zip(a, b, strict=True))
+
+    def test_in_cells_an_operation_is_exact_within_and_its_input_gets_the_output_error(self) -> None:
+        genotype = load_genotype("darts_v1").with_rule("dfa")
+        network: Network = build_network(genotype, channels=4, layers=3, num_classes=3, auxiliary=True).double()
+        operations = [module for module in network.modules() if isinstance(module, DirectOperation)]
+        inner = [m for operation in operations for m in operation.modules() if isinstance(m, RuleConv2d)]
+        assert inner
+        assert all(layer.rule == RULES.build("bp") for layer in inner)
+        assert len({id(operation.output_error) for operation in operations}) == 1
+        assert network.auxiliary is not None
+        assert network.auxiliary.output_error is not network.output_error
+        logits, auxiliary = network(noise((2, 3, 32, 32), 1))
+        loss = F.cross_entropy(logits, torch.tensor([0, 2])) + F.cross_entropy(auxiliary, torch.tensor([0, 2]))
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+    def test_one_backward_pass_serves_each_pass_anew(self) -> None:
+        model = three_layers("dfa", activation=nn.Tanh)
+        x = noise((4, 6), 1)
+        first = torch.autograd.grad(model(x).square().sum(), model[0].weight)[0]
+        other = torch.autograd.grad(model(2 * x).square().sum(), model[0].weight)[0]
+        again = torch.autograd.grad(model(x).square().sum(), model[0].weight)[0]
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_sequences_images_and_tokens(self) -> None:
+        """Channels last in linear layers, whatever stands between; a sequence of outputs counts by its sum."""
+        plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        model = convert(plain, "dfa")
+        x = noise((2, 7, 4), 1).requires_grad_()
+        loss = model(x).square().sum() / 2
+        e = model(x).detach().sum(1)
+        (dx,) = torch.autograd.grad(loss, x)
+        expected = (e @ model[0].feedback["kernel"] / 7).unsqueeze(1).expand(2, 7, 4)
+        assert relative_error(dx, expected) <= TOLERANCE
+
+    def test_what_it_cannot_do_is_said(self) -> None:
+        x = torch.randn(2, 4, requires_grad=True)
+        with pytest.raises(InputError, match="does not know the model's output"):
+            RuleLinear(4, 3, rule=RULES.build("dfa"))(x)
+        plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+        with pytest.raises(InputError, match="expected an output of 7 values"):
+            convert(plain, "dfa", outputs=7)(x)
+        model = convert(plain, "dfa")
+        with pytest.raises(InputError, match="compute the loss from the model's output"):
+            model[1](model[0](x)).sum().backward()
+        with pytest.raises(InputError, match="expected init"):
+            RULES.build("dfa(scale=match)")
+
+        class Regrouped(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer, self.head = nn.Linear(2, 2), nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.layer(x.view(-1, 2)).view(-1, 4))
+
+        with pytest.raises(InputError, match="expected the 2 samples of the output, found 4 at a layer"):
+            convert(Regrouped(), "dfa")(x).sum().backward()
+
+
+class TestKolenPollack:
+    def test_feedback_receives_the_weights_gradient(self) -> None:
+        for layer, x in layers("kolen_pollack"):
+            x = x.requires_grad_()
+            y = layer(x)
+            y.backward(noise(y.shape, 9))
+            plain = type(layer).plain.forward
+            assert torch.equal(layer.feedback_kernel.grad, layer.weight.grad)
+            assert layer.feedback_kernel.grad is not layer.weight.grad
+            with torch.no_grad():
+                weight = layer.weight.clone()
+                layer.weight.copy_(layer.feedback_kernel)
+            probe = x.detach().requires_grad_()
+            (dx,) = torch.autograd.grad(plain(layer, probe), probe, noise(y.shape, 9))
+            assert relative_error(x.grad, dx) <= 1e-12
+            with torch.no_grad():
+                layer.weight.copy_(weight)
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lion"])
+    def test_feedback_converges_to_the_weight_under_any_optimizer(self, optimizer: str) -> None:
+        """On a small task: from 90 degrees to less than 5."""
+        from timm.optim import create_optimizer_v2
+
+        torch.manual_seed(0)
+        model = convert(
+            nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3)), "kolen_pollack"
+        )
+        lr, decay = {"sgd": (0.1, 0.02), "adam": (1e-2, 0.02), "adamw": (1e-2, 0.5), "lion": (1e-3, 3.0)}[optimizer]
+        steps = create_optimizer_v2(model.parameters(), optimizer, lr, weight_decay=decay)
+        x = torch.randn(64, 10)
+        labels = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+        def angles() -> list[float]:
+            return [
+                math.degrees(math.acos(min(1.0, F.cosine_similarity(b.flatten(), w.flatten(), dim=0).item())))
+                for w, b in ((model[i].weight, model[i].feedback_kernel) for i in (2, 4))
+            ]
+
+        assert min(angles()) > 60
+        for _ in range(1500):
+            steps.zero_grad()
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            steps.step()
+        assert max(angles()) < 5
+        assert loss.item() < 0.9
+
+    def test_is_neither_counted_nor_clipped_with_the_weights(self) -> None:
+        from darts_bio.config import RetrainConfig
+        from darts_bio.evaluation import parameters
+        from darts_bio.training.optim import WeightOptimizer
+
+        model, exact = three_layers("kolen_pollack"), three_layers("bp")
+        assert parameters(model) == parameters(exact)
+        assert sum(p.numel() for p in learned_feedback(model)) == 6 * 5 + 5 * 4 + 4 * 3
+        config = RetrainConfig(genotype="x", clip=0.1, lr=1.0, momentum=0.0, weight_decay=0.0)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = WeightOptimizer(model, config)
+        optimizer.step(model(noise((4, 6), 1)).square().sum())
+        moved = {id(p): p.detach() - b for p, b in zip(model.parameters(), before, strict=True)}
+        norm = torch.stack([moved[id(p)].norm() for p in optimizer.weights]).norm()
+        assert norm.item() == pytest.approx(0.1, rel=1e-4)
+        for layer in (model[0], model[2], model[4]):
+            assert torch.allclose(moved[id(layer.weight)], moved[id(layer.feedback_kernel)])
+
+
+class TestWeightMirror:
+    def test_turns_to_the_weight_by_its_activity_alone(self) -> None:
+        """From 90 degrees to far below 45, and near the angle that its samples leave; the scale follows as well."""
+        layer = randomise(RuleConv2d(16, 8, 3, rule=RULES.build("weight_mirror"), dtype=torch.float64), 1)
+        for update in range(1, 200):
+            draw_feedback(layer, 0, update)
+        weight, mirror = layer.weight.detach().flatten(), layer.feedback["kernel"].flatten()
+        angle = math.degrees(math.acos(F.cosine_similarity(weight, mirror, dim=0).item()))
+        left = math.degrees(math.atan(math.sqrt(144 * 0.05 / (2 * 64))))
+        assert angle == pytest.approx(left, rel=0.2)
+        assert angle < 45
+        assert (mirror @ weight / weight.square().sum()).item() == pytest.approx(1, abs=0.05)
+
+    def test_renewal_is_its_equation(self) -> None:
+        layer = randomise(
+            RuleLinear(4, 3, rule=RULES.build("weight_mirror(rate=0.2, samples=7)"), dtype=torch.float64), 1
+        )
+        before, weight = layer.feedback["kernel"].clone(), layer.weight.detach()
+        draws = torch.randn(7, 4, generator=torch.Generator().manual_seed(5)).double()
+        layer.renew_feedback(torch.Generator().manual_seed(5))
+        grown = sum(torch.outer(weight @ x, x) for x in draws) / 7
+        assert relative_error(layer.feedback["kernel"], 0.8 * before + 0.2 * grown) <= TOLERANCE
+
+
+class TestScale:
+    @pytest.mark.parametrize("rule", ["fa", "usf", "frsf", "brsf", "kolen_pollack", "weight_mirror"])
+    def test_match_follows_the_norm_of_the_weight_and_init_does_not(self, rule: str) -> None:
+        for layer, _ in layers(f"{rule}(scale=match)"):
+            with torch.no_grad():
+                for factor in (1.0, 10.0):
+                    layer.weight.mul_(factor)
+                    assert layer.transport(layer.weight).norm().item() == pytest.approx(layer.weight.norm().item())
+            own = RULES.build(rule).kernel(layer.weight, layer.feedback)
+            cosine = F.cosine_similarity(own.flatten(), layer.transport(layer.weight).flatten(), dim=0)
+            assert cosine.item() == pytest.approx(1)
+
+    def test_a_scale_that_there_is_not(self) -> None:
+        with pytest.raises(InputError, match="unknown scale of a rule 'norm'"):
+            RULES.build("fa(scale=norm)")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hebbian(form=hard)", "unknown form of hebbian"),
+        ("hebbian(temperature=0)", "temperature: expected a number above 0"),
+        ("hebbian(error=B)", "unknown error of a local rule"),
+        ("predictive(steps=-1)", "steps: expected a whole number"),
+        ("weight_mirror(rate=0)", "rate: expected a number above 0"),
+        ("weight_mirror(samples=0)", "samples: expected a whole number"),
+    ],
+)
+def test_options_out_of_bounds(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RULES.build(spec)
+
+
+def test_a_rule_knows_how_it_is_written() -> None:
+    for spec in ("bp", "fa", "usf(scale='match')", "hebbian(error='W', form='oja')", "weight_mirror(rate=0.2)"):
+        assert RULES.build(spec).spec == spec
+
+
+def test_every_rule_is_a_candidate_of_the_supernet() -> None:
+    """All at once in one net, batched where that can be, with exact gradients when asked for."""
+    space = SPACES.build("darts(nodes=1, operations=(skip_connect, sep_conv_3x3))")
+    net = SuperNet(space, RULES.names(), channels=2, layers=3, num_classes=3).double()
+    draw_feedback(net, 0)
+    weights = {t: torch.full(net.table.shape(t), 0.1, dtype=torch.float64, requires_grad=True) for t in net.table.rows}
+    x, labels = noise((4, 3, 8, 8), 1), torch.tensor([0, 1, 2, 1])
+    F.cross_entropy(net(x, weights), labels).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    ruled = {t: w.grad.clone() for t, w in weights.items()}
+    h = 1e-6
+    with true_gradients(net):
+        for w in weights.values():
+            w.grad = None
+        F.cross_entropy(net(x, weights), labels).backward()
+        direction = {t: noise(w.shape, 7) for t, w in weights.items()}
+        slope = sum((w.grad * direction[t]).sum().item() for t, w in weights.items())
+        with torch.no_grad():
+            plus, minus = (
+                F.cross_entropy(net(x, {t: w + s * h * direction[t] for t, w in weights.items()}), labels).item()
+                for s in (1, -1)
+            )
+    assert slope == pytest.approx((plus - minus) / (2 * h), rel=1e-5)
+    assert any(relative_error(ruled[t], w.grad) > 1e-3 for t, w in weights.items())
