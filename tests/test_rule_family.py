@@ -220,7 +220,7 @@ def three_layers(rule: Any, seed: int = 3, activation: type[nn.Module] = nn.Iden
 
 class TestDirectFeedback:
     def test_sends_the_projected_output_error(self) -> None:
-        """dx = e B / positions for convolutions of every kind; the weight's own gradient is of the error that arrives."""
+        """dx = e B / positions for layers of every kind; the weight's own gradient is of the error that arrives."""
         torch.manual_seed(0)
         plain = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1),
@@ -231,22 +231,21 @@ class TestDirectFeedback:
             nn.Linear(36, 5),
         ).double()
         model = convert(plain, "dfa", seed=1)
-        x = noise((2, 3, 8, 8), 1).requires_grad_()
-        states = [x]
-        for layer in model:
-            states.append(layer(states[-1]))
-        logits = model(x)  # the hook watches the model's own output
-        states[-1].register_hook(lambda e: setattr(model[0].output_error, "value", e))
-        labels = torch.tensor([1, 3])
-        logits = states[-1]
-        e = (logits.softmax(1) - F.one_hot(labels, 5)) / 2
-        found = torch.autograd.grad(F.cross_entropy(logits, labels), [*states[:-1], *model.parameters()])
-        for i, positions in ((0, 64), (2, 64), (5, 1)):
-            error = (e @ model[i].feedback["kernel"] / positions)[..., *[None] * (states[i].dim() - 2)]
-            assert relative_error(found[i], error.expand(states[i].shape)) <= TOLERANCE
-        arriving = found[1]  # at the first convolution's output
-        expected = torch.nn.grad.conv2d_weight(x.detach(), model[0].weight.shape, arriving, padding=1)
-        assert relative_error(found[6], expected) <= TOLERANCE
+        x, labels = noise((2, 3, 8, 8), 1).requires_grad_(), torch.tensor([1, 3])
+        arriving: dict[int, Tensor] = {}
+        for i, layer in enumerate(model):
+            layer.register_forward_hook(
+                lambda _, inputs, y, i=i: arriving.update({i: y}) if y.requires_grad else None  # type: ignore[misc]
+            )
+        logits = model(x)
+        e = (logits.detach().softmax(1) - F.one_hot(labels, 5)) / 2
+        inputs = [x, arriving[1], arriving[4], arriving[0], *model.parameters()]
+        found = torch.autograd.grad(F.cross_entropy(logits, labels), inputs)
+        for dx, like, i, positions in zip(found, inputs, (0, 2, 5), (64, 64, 1), strict=False):
+            error = (e @ model[i].feedback["kernel"] / positions)[..., *[None] * (like.dim() - 2)]
+            assert relative_error(dx, error.expand(like.shape)) <= TOLERANCE
+        expected = torch.nn.grad.conv2d_weight(x.detach(), model[0].weight.shape, found[3], padding=1)
+        assert relative_error(found[4], expected) <= TOLERANCE
 
     def test_with_one_hidden_layer_is_feedback_alignment(self) -> None:
         torch.manual_seed(2)

@@ -845,7 +845,12 @@ class TestKernelsOfTheLibrary:
     @pytest.mark.parametrize("stride", [1, 2])
     def test_wide_depthwise_windows_in_strips(self, window: tuple[int, int], stride: int) -> None:
         """Channels last on a CPU, the weight gradient is put together from strips of columns: as exact as in one."""
-        x = torch.randn(3, 16, 9, 8).contiguous(memory_format=torch.channels_last)
+        for side in ((9, 8), (9, 2), (1, 1)):  # also narrower than the window
+            self.in_strips(side, window, stride)
+
+    @staticmethod
+    def in_strips(side: tuple[int, int], window: tuple[int, int], stride: int) -> None:
+        x = torch.randn(3, 16, *side).contiguous(memory_format=torch.channels_last)
         kernel = torch.randn(16, 1, *window)
         padding = (window[0] // 2, window[1] // 2)
         geometry = ((stride, stride), padding, (1, 1), 16)

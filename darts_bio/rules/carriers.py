@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule
-from darts_bio.rules.dfa import DirectError, OutputError, direct_law
+from darts_bio.rules.dfa import DirectError, OutputError, direct_law, not_compiled
 from darts_bio.runtime import generator
 
 PREFIX = "feedback_"
@@ -115,6 +115,7 @@ class DirectCarrier(RuleCarrier):
         self.output_error = source
         self.hold_feedback(next(self.parameters()))
 
+    @not_compiled
     def sent_directly(self, y: Tensor, x: Tensor) -> Tensor:
         """y, which was computed without a gradient for x, with the output's error for x."""
         if self.output_error is None:

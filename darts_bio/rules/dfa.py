@@ -17,6 +17,7 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.rules.base import RULES, InitialLaw
 from darts_bio.rules.feedback import FeedbackAlignment
+from darts_bio.rules.functional import NO_SECOND_DERIVATIVE
 
 
 @RULES.register("dfa")
@@ -54,6 +55,12 @@ def direct_law(outputs: int, channels: int) -> InitialLaw:
     return InitialLaw(torch.Size((outputs, channels)), channels**-0.5)
 
 
+# A compiler would take the error of the pass that it traces for a constant.
+not_compiled = torch.compiler.disable(
+    reason="dfa cannot be compiled whole: layers read the output's error in the backward pass; leave out fullgraph"
+)
+
+
 class OutputError:
     """The error at a model's output (N, outputs), from the hook on the output until the next pass replaces it."""
 
@@ -61,6 +68,7 @@ class OutputError:
         self.outputs = outputs
         self.value: Tensor | None = None
 
+    @not_compiled
     def watch(self, output: Tensor) -> Tensor:
         """Has the output's error caught when it is computed. Raises InputError if it has other sizes than expected."""
         if output.requires_grad:
@@ -99,6 +107,8 @@ class DirectError(torch.autograd.Function):
         (kernel,) = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return dy, None, None, None, None
+        if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)  # e would count as a constant
         dx = ctx.like.new_empty_strided(ctx.like.shape, ctx.strides)  # laid out in memory as x
         if kernel is None:
             dx.zero_()

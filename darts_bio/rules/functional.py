@@ -22,6 +22,10 @@ from torch import Tensor
 from darts_bio.rules.base import LearningRule, Operator
 
 STRIP = 3
+NO_SECOND_DERIVATIVE = (
+    "a rule's backward pass cannot be differentiated again (create_graph=True) outside torch.func; use "
+    "true_gradients(model) for exact second derivatives"
+)
 
 
 def side_by_side(x: Tensor, copies: int) -> Tensor:
@@ -37,6 +41,7 @@ def wide_depthwise(x: Tensor, kernel: Tensor, dilation: Sequence[int], groups: i
         x.device.type == "cpu"
         and kernel.dim() == 4
         and kernel.shape[3] > STRIP
+        and x.shape[3] >= kernel.shape[3]  # on smaller maps nothing is slow
         and groups == x.shape[1] == kernel.shape[0]
         and tuple(dilation) == (1, 1)
     )
@@ -112,10 +117,7 @@ def through_kernel(y: Tensor, kernel: Tensor) -> None:
             raise RuntimeError("feedback was changed between a forward pass and its backward pass; draw it after both")
         if torch.is_grad_enabled():
             # PyTorch would take the kernel for W, and a second derivative would follow it there.
-            raise RuntimeError(
-                "a rule's backward pass cannot be differentiated again (create_graph=True) outside torch.func; use "
-                "true_gradients(model) for exact second derivatives"
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         return kernel
 
     y.grad_fn._raw_saved_weight.register_hooks(_nothing, stand_in)  # type: ignore[union-attr]
