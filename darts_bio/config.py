@@ -149,6 +149,9 @@ class RetrainConfig(RunConfig):
     lr_min: float = option(0.0, "learning rate of the weights at the end", minimum=0)
     cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
     auxiliary: float = option(0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0)
+    alignment_every: int = option(
+        0, "measure how near learning is to backpropagation every N epochs; 0 for never", minimum=0, identity=False
+    )
     drop_path: float = option(0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
 
     def __post_init__(self) -> None:

@@ -111,6 +111,10 @@ class Monitor:
         parts = {group: {name: ["Multiline", tags] for name, tags in named.items()} for group, named in charts.items()}
         self._tensorboard("add_custom_scalars", parts)
 
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """In TensorBoard alone."""
+        self._tensorboard("add_scalar", tag, value, step)
+
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         self._tensorboard("add_histogram", tag, values.detach().cpu(), step)
 

@@ -12,6 +12,7 @@ import torch
 from darts_bio import __version__
 from darts_bio.config import SearchConfig
 from darts_bio.evaluation import parameters
+from darts_bio.evaluation.alignment import training_alignment
 from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.monitoring.heat_map import draw_edge_weights
 from darts_bio.monitoring.monitor import Monitor
@@ -73,8 +74,12 @@ class SearchMonitor(Monitor):
         return genotype
 
 
+ALIGNMENT_BATCHES = 4
+
+
 class TrainingMonitor(Monitor):
-    """At the start also the genotype that is trained: its figure cells.svg, and both in TensorBoard."""
+    """At the start also the genotype that is trained: its figure cells.svg, and both in TensorBoard. With
+    `--alignment-every` also the alignment after an epoch: its summary, and in TensorBoard every layer's."""
 
     def __init__(self, training: Retraining, folder: RunFolder) -> None:
         super().__init__(folder)
@@ -94,6 +99,20 @@ class TrainingMonitor(Monitor):
             f"epochs; network of {parameters(self.training.network):,} parameters"
         )
         self.say(watch_line(self.folder))
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        every = self.training.config.alignment_every
+        if every == 0 or (progress.epoch % every and progress.epoch != progress.epochs):
+            return super().on_epoch(progress, numbers)
+        alignment = training_alignment(self.training, ALIGNMENT_BATCHES)
+        summary = {f"alignment/{name}": value for name, value in alignment.summary().items()}
+        super().on_epoch(progress, numbers | summary)
+        for layer in alignment.layers:
+            for name in ("feedback_angle", "error_angle", "gradient_cosine", "gradient_variance"):
+                value = getattr(layer, name)
+                if value is not None:
+                    self.scalar(f"{name}/{layer.depth:03}.{layer.name}", value, progress.step)
+        return None
 
 
 def _uv() -> list[str]:

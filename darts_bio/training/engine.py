@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -135,7 +136,7 @@ def fit(
     state = folder.load()
     if state is not None:
         try:
-            _refuse_other_subject(task.subject, state["subject"], folder)
+            refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
             t, last = state["step"], state["last"]
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
@@ -201,11 +202,12 @@ def fit(
     return Outcome(last, t == steps, t)
 
 
-def _refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], folder: RunFolder) -> None:
+def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], where: Path) -> None:
+    """Raises InputError if a checkpoint, of the file `where`, is bound to something else than there is here."""
     for name, value in here.items():
         if there[name] != value:
             raise InputError(
-                f"{folder.checkpoint_path}: the {name} of this run has changed since it was stopped (was "
+                f"{where}: the {name} of this run has changed since it was stopped (was "
                 f"{there[name]}; is {value}); put it back, or start anew in another --out"
             )
 

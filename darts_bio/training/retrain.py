@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.config import RetrainConfig
+from darts_bio.config import CONFIG_FILE, RetrainConfig, import_plugins, read_yaml
 from darts_bio.errors import InputError
 from darts_bio.networks import AuxiliaryHead, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
-from darts_bio.spaces import Genotype
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order
-from darts_bio.training.engine import Numbers, evaluate, loss_and_accuracy
+from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
+from darts_bio.training.engine import Numbers, evaluate, loss_and_accuracy, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 EVALUATION_BATCH = 500
 
@@ -64,6 +66,28 @@ class Retraining:
         self.steps_per_epoch = self.batches.per_epoch
         self.images_per_step = config.batch_size
 
+    @classmethod
+    def of_run(cls, folder: Path, device: torch.device, data_dir: str | None = None) -> Retraining:
+        """A run as its checkpoint holds it, with the data of `data_dir` (by default where the run found them).
+
+        Raises InputError if the folder holds no retraining, or one of other data.
+        """
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(
+                f"{folder}: expected the run folder of evaluate/train_cifar.py, found no {CONFIG_FILE} there"
+            )
+        config = RetrainConfig(**read_yaml(folder / CONFIG_FILE, RetrainConfig))
+        import_plugins(config.plugin)
+        state = read_checkpoint(folder / CHECKPOINT_FILE, "train")
+        data = load_data(
+            config.dataset, data_dir or config.data_dir, config.image_size, config.train_images, config.seed
+        )
+        training = cls(config, read_genotype(folder / GENOTYPE_FILE), data, device)
+        refuse_other_subject(training.subject, state["subject"], folder)
+        training.load_state_dict(state["task"])
+        training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
+        return training
+
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)
@@ -72,13 +96,18 @@ class Retraining:
         x, labels = self.batches.batch(t)
         with autocast(self.device, self.config.amp):
             output = self.passes(x)
+        logits = output[0] if isinstance(output, tuple) else output
+        self.optimizer.step(self.loss(output, labels))
+        draw_feedback(self.network, self.config.seed, t + 1)
+        return loss_and_accuracy("train", logits, labels)
+
+    def loss(self, output: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Cross entropy of what the network gives in training, the auxiliary head's by its weight."""
         logits, auxiliary = output if isinstance(output, tuple) else (output, None)
         loss = F.cross_entropy(logits.float(), labels)
         if auxiliary is not None:
             loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), labels)
-        self.optimizer.step(loss)
-        draw_feedback(self.network, self.config.seed, t + 1)
-        return loss_and_accuracy("train", logits, labels)
+        return loss
 
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}

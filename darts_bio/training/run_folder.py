@@ -26,6 +26,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
 FORMAT = 1
+CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ class RunFolder:
 
     def __init__(self, path: Path, kind: str, config: RunConfig, command: Sequence[str]) -> None:
         self.path, self.kind, self.config, self.command = path, kind, config, shlex.join(command)
-        self.checkpoint_path = path / "checkpoint.pt"
+        self.checkpoint_path = path / CHECKPOINT_FILE
         self.genotype_path = path / GENOTYPE_FILE
 
     @classmethod
