@@ -1,6 +1,8 @@
 """The small commands: what can be named in an option, and what a genotype looks like.
 
 python -m darts_bio list
+python -m darts_bio rules usf
+python -m darts_bio audit bionas_darts
 python -m darts_bio genotype darts_v2
 python -m darts_bio genotype "Genotype(normal=[('sep_conv_3x3_u', 1), ...], ...)" --json mine.json --svg mine.svg
 """
@@ -38,6 +40,22 @@ def list_names(arguments: argparse.Namespace) -> None:
             print(f"  {name:14} {summary}".rstrip())
 
 
+def show_rules(arguments: argparse.Namespace) -> None:
+    """Prints the page of a rule, or the table of all."""
+    from darts_bio.monitoring.rule_pages import rule_page, rule_table
+
+    print(rule_page(arguments.name) if arguments.name else rule_table(), end="")
+
+
+def show_audit(arguments: argparse.Namespace) -> None:
+    """Prints which layers of a genotype's network learn by which rule."""
+    from darts_bio.networks import build_network
+    from darts_bio.rules import audit
+    from darts_bio.spaces import load_genotype
+
+    print(audit(build_network(load_genotype(arguments.source), channels=arguments.channels, layers=arguments.layers)))
+
+
 def show_genotype(arguments: argparse.Namespace) -> None:
     """Prints a genotype; writes it as JSON and as a figure where asked to."""
     from darts_bio.monitoring.cell_figure import draw_genotype
@@ -67,7 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     genotype.add_argument("--json", metavar="FILE", help="write it as a genotype file")
     genotype.add_argument("--svg", metavar="FILE", help="draw its cells")
     genotype.set_defaults(run=show_genotype)
-    for command in (lister, genotype):
+    rules = commands.add_parser("rules", help="the table of learning rules, or the page of one")
+    rules.add_argument("name", nargs="?", metavar="RULE")
+    rules.set_defaults(run=show_rules)
+    auditor = commands.add_parser("audit", help="which layers of a genotype's network transport weights")
+    auditor.add_argument("source", metavar="X", help="a genotype, named as above")
+    auditor.add_argument("--channels", type=int, default=36, metavar="N")
+    auditor.add_argument("--layers", type=int, default=20, metavar="N")
+    auditor.set_defaults(run=show_audit)
+    for command in (lister, genotype, rules, auditor):
         command.add_argument("--plugin", default="", metavar="A,B,...", help="modules to import first")
     arguments = parser.parse_args(argv)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import textwrap
 from collections.abc import Iterator
@@ -181,6 +182,31 @@ class TestEveryRule:
         train_a_little(from_json(text, "x"), data)
 
 
+class TestEveryOptimizer:
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lion"])
+    def test_goes_with_every_rule_and_on_from_its_state(self, optimizer: str, rule: str, data: ImageData) -> None:
+        options = {**SMALL, "lr": 1e-3, "epochs": 3}
+        config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, optimizer=optimizer, **options)
+        genotype = load_genotype("darts_v1").with_rule(rule)
+        task, other = (Retraining(config, genotype, data, CPU) for _ in range(2))
+        task.begin_epoch(0)
+        task.step(0)
+        file = io.BytesIO()
+        torch.save(task.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        for one in (task, other):
+            one.begin_epoch(1)
+            one.step(1)
+        assert all(map(torch.equal, task.network.state_dict().values(), other.network.state_dict().values()))
+
+    def test_that_is_unknown(self, data: ImageData) -> None:
+        config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, optimizer="adamm", **SMALL)
+        with pytest.raises(InputError, match=r"unknown optimizer 'adamm': did you mean 'adam"):
+            Retraining(config, load_genotype("darts_v1"), data, CPU)
+
+
 class TestEveryOperation:
     @pytest.mark.parametrize("op", OPERATIONS)
     @pytest.mark.parametrize("stride", [1, 2])
@@ -322,3 +348,15 @@ def test_the_table_of_shipped_genotypes_is_true() -> None:
         adds = multiply_adds(network, lambda network=network: network(torch.zeros(1, 3, 32, 32)))
         counts = [f"{parameters(network):,}", f"{parameters(build_network(genotype, auxiliary=True)):,}"]
         assert row == f"| `{name}` | {genotype.provenance['source']} | {' | '.join(counts)} | {adds / 1e6:.2f} M |"
+
+
+def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> None:
+    """`python -m darts_bio rules NAME > docs/rules/NAME.md` makes them anew."""
+    from darts_bio.monitoring.rule_pages import rule_page, rule_table
+
+    root = Path(__file__).parent.parent
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (root / "docs" / "rules").glob("*.md")}
+    assert pages == {name: rule_page(name) for name in RULES}
+    assert rule_table() in (root / "README.md").read_text(encoding="utf-8")
+    for page in pages.values():
+        assert all(f"**{section}.**" in page for section in ("State", "Cost", "When"))

@@ -231,7 +231,9 @@ def main() -> None:
                 cells.append("yes")
             except (InputError, RuntimeError) as error:
                 cells.append("no")
-                notes.setdefault(way.__name__, next(line for line in str(error).splitlines() if line.strip()))
+                notes.setdefault(
+                    way.__name__, next(line.strip() for line in str(error).splitlines() if "cannot" in line)
+                )
         equal_to_one_process(rule, found)
         print(f"| {rule} | " + " | ".join([*cells, "yes"]) + " |")
     for name, note in notes.items():

@@ -149,7 +149,7 @@ class WeightMirror(FeedbackAlignment):
     """Weight mirror: B <- (1 - r) B + r E[y x^T], noise x and its response y = W x, after each update (Akrout 2019).
 
     The noise is normal, of variance 1, one window of the layer a sample, without bias; since E[y x^T] = W, B follows W
-    through the layer's activity alone (arXiv 1904.05391, equation 8; with one rate for growth and decay, so that B has
+    through the layer's activity alone (arXiv 1904.05391; with one rate for growth and decay, so that B has
     the scale of W too). What the samples leave is an angle of about atan sqrt(fan_in r / (2 samples)).
 
     State: B, shaped like W, a buffer; it starts as an independent draw from W's initialisation.

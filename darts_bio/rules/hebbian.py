@@ -41,7 +41,7 @@ class Hebbian(LocalRule):
     """Hebbian, soft winner-take-all: W += mean y (x - u W), u = W x, y = softmax(t u), losers negated (Journe 2023).
 
     The softmax is over the layer's output channels; the channel that responds most learns towards the input and all
-    others, negated, away from it (arXiv 2209.11883, equations 2 to 4). The mean is over samples and positions; the
+    others, negated, away from it (arXiv 2209.11883). The mean is over samples and positions; the
     update is handed on as a gradient, so optimiser, schedule and clipping work as ever. With `form=oja` y = u: Oja's
     rule, in which each channel finds the first principal component of its inputs by itself (Oja 1982). The bias stays.
     `t` is the option `temperature`.

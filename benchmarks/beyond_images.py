@@ -1,0 +1,119 @@
+"""Learning rules on what is not an image, under several optimizers: a table of numbers and a sequence, by `convert`.
+
+    python benchmarks/beyond_images.py
+
+The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer data), three linear layers. The
+sequence: the handwritten digits as eight rows, one after the other, eight values each; three one-dimensional
+convolutions.
+A fifth of the data is held out; the results are test errors in %, the mean over seeds. A local rule gets the readout
+trained by its exact gradient, since it sees no labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measuring import RESULTS, run, timing_device, write_timings
+from sklearn.datasets import load_breast_cancer, load_digits
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from darts_bio.rules import RULES, convert, draw_feedback
+from darts_bio.runtime import derive_seed, generator
+
+OPTIMIZERS = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "lion": 5e-4}
+"""Learning rates, those of common use; none was tuned on these data."""
+
+Data = tuple[Tensor, Tensor]
+
+
+def table() -> Data:
+    """(569, 30) and two classes."""
+    found = load_breast_cancer()
+    x = torch.tensor(found.data, dtype=torch.float32)
+    return (x - x.mean(0)) / x.std(0), torch.tensor(found.target)
+
+
+def sequence() -> Data:
+    """(1797, 8 values, 8 moments) and ten classes."""
+    found = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32).transpose(1, 2)
+    return (x - x.mean()) / x.std(), torch.tensor(found.target)
+
+
+def table_model() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Linear(30, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()),
+        nn.Linear(64, 2),
+    )
+
+
+def sequence_model() -> nn.Module:
+    layers: list[nn.Module] = []
+    for c_in in (8, 32, 32):
+        layers += [nn.Conv1d(c_in, 32, 3, padding=1), nn.BatchNorm1d(32), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
+
+
+TASKS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Module]]] = {
+    "table": (table, table_model),
+    "sequence": (sequence, sequence_model),
+}
+
+
+def test_error(task: str, rule: str, optimizer: str, seed: int, epochs: int) -> float:
+    """In %, after training on four fifths of the data in batches of 64."""
+    load, build = TASKS[task]
+    x, labels = load()
+    order = torch.randperm(len(x), generator=generator("cpu", "split", seed))
+    test, train = order[: len(x) // 5], order[len(x) // 5 :]
+    torch.manual_seed(derive_seed("weights", seed))
+    plain = build()
+    readout = str(len(list(plain.children())) - 1)
+    model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
+    steps = create_optimizer_v2(model.parameters(), optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
+    update = 0
+    for epoch in range(epochs):
+        shuffled = train[torch.randperm(len(train), generator=generator("cpu", "order", seed, epoch))]
+        for part in shuffled.split(64)[:-1]:
+            steps.zero_grad()
+            F.cross_entropy(model(x[part]), labels[part]).backward()
+            steps.step()
+            update += 1
+            draw_feedback(model, seed, update)
+    model.eval()
+    with torch.no_grad():
+        return 100 * (model(x[test]).argmax(1) != labels[test]).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=10, metavar="N")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
+    arguments = parser.parse_args()
+    device = timing_device("cpu")
+    errors: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for task in TASKS:
+        print(f"\n| {task} | " + " | ".join(OPTIMIZERS) + " |\n|" + "---|" * (len(OPTIMIZERS) + 1))
+        errors[task] = {}
+        for rule in RULES:
+            own = {
+                optimizer: [test_error(task, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
+                for optimizer in OPTIMIZERS
+            }
+            errors[task][rule] = own
+            texts = [f"{statistics.mean(e):.1f} +- {statistics.stdev(e):.1f}" for e in own.values()]
+            print(f"| {rule} | " + " | ".join(texts) + " |", flush=True)
+    path = Path(arguments.json) if arguments.json else RESULTS / "beyond_images-cpu.json"
+    sizes = {"epochs": arguments.epochs, "seeds": arguments.seeds, "learning_rates": OPTIMIZERS}
+    write_timings(path, device, {"sizes": sizes, "test_error_percent": errors})
+
+
+if __name__ == "__main__":
+    run(main)
