@@ -145,6 +145,8 @@ class TestWhatIsConverted:
     def test_again_with_another_rule(self) -> None:
         model = convert(convert(convert(small(), "kolen_pollack"), "hebbian"), "fa")
         assert {key for key in model.state_dict() if "feedback" in key} == {f"{i}.feedback_kernel" for i in (0, 3, 5)}
+        assert "0.initial_bound" in model.state_dict()
+        assert "0.initial_bound" not in convert(model, "fa", redraw=True).state_dict()
         assert not any("feedback" in name for name, _ in model.named_parameters())
 
     def test_hooks_device_and_mode_are_kept(self) -> None:

@@ -332,7 +332,7 @@ class TestDirectFeedback:
 
 class TestKolenPollack:
     def test_feedback_receives_the_weights_gradient(self) -> None:
-        for layer, x in layers("kolen_pollack"):
+        for layer, x in layers("kolen_pollack") + layers("kolen_pollack(scale=match)"):
             x = x.requires_grad_()
             y = layer(x)
             y.backward(noise(y.shape, 9))
@@ -341,7 +341,7 @@ class TestKolenPollack:
             assert layer.feedback_kernel.grad is not layer.weight.grad
             with torch.no_grad():
                 weight = layer.weight.clone()
-                layer.weight.copy_(layer.feedback_kernel)
+                layer.weight.copy_(layer.transport(layer.weight))
             probe = x.detach().requires_grad_()
             (dx,) = torch.autograd.grad(plain(layer, probe), probe, noise(y.shape, 9))
             assert relative_error(x.grad, dx) <= 1e-12

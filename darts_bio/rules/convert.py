@@ -25,7 +25,7 @@ from torch import nn
 
 from darts_bio.errors import InputError, first_line
 from darts_bio.rules.base import RULES, LearningRule
-from darts_bio.rules.carriers import DirectOperation, connect_output, draw_feedback, learned_feedback
+from darts_bio.rules.carriers import PREFIX, DirectOperation, connect_output, draw_feedback, learned_feedback
 from darts_bio.rules.layers import RULE_LAYERS, RuleLayer
 from darts_bio.runtime import derive_seed
 
@@ -168,8 +168,9 @@ def _carry(name: str, layer: nn.Module, member: LearningRule, *, measured: bool)
     """Makes the layer one of the same kind with a rule, where it stands."""
     layer.__class__ = RULE_LAYERS.get(type(layer), type(layer))
     assert isinstance(layer, RuleLayer)
-    for feedback in [key for key in (*layer._buffers, *layer._parameters) if key.startswith("feedback_")]:
-        delattr(layer, feedback)  # of a rule that it had before
+    for key in [*layer._buffers, *layer._parameters]:  # of a rule that it had before
+        if key.startswith(PREFIX) or key == "initial_bound":
+            delattr(layer, key)
     try:
         layer.carry(member)
     except InputError as error:

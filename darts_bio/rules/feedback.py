@@ -142,6 +142,11 @@ class KolenPollack(FeedbackAlignment):
 
     learned = ("kernel",)
 
+    def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        own = state["kernel"]
+        # The scale is no part of what learns: B gets dW as it is.
+        return own if self.scale == "init" else own + (self.scaled(own, weight) - own).detach()
+
 
 @RULES.register("weight_mirror")
 @dataclass(frozen=True)
