@@ -6,7 +6,8 @@ The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer 
 sequence: the handwritten digits as eight rows, one after the other, eight values each; three one-dimensional
 convolutions.
 A fifth of the data is held out; the results are test errors in %, the mean over seeds. A local rule gets the readout
-trained by its exact gradient, since it sees no labels.
+trained by its exact gradient, since it sees no labels; beside it stands the same readout on layers that do not learn at
+all (`frozen`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from darts_bio.runtime import derive_seed, generator
 OPTIMIZERS = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "lion": 5e-4}
 """Learning rates, those of common use; none was tuned on these data."""
 
+FROZEN = "frozen"
+
 Data = tuple[Tensor, Tensor]
 
 
@@ -46,21 +49,21 @@ def sequence() -> Data:
     return (x - x.mean()) / x.std(), torch.tensor(found.target)
 
 
-def table_model() -> nn.Module:
+def table_model() -> nn.Sequential:
     return nn.Sequential(
         *(nn.Linear(30, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()),
         nn.Linear(64, 2),
     )
 
 
-def sequence_model() -> nn.Module:
+def sequence_model() -> nn.Sequential:
     layers: list[nn.Module] = []
     for c_in in (8, 32, 32):
         layers += [nn.Conv1d(c_in, 32, 3, padding=1), nn.BatchNorm1d(32), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
 
 
-TASKS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Module]]] = {
+TASKS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Sequential]]] = {
     "table": (table, table_model),
     "sequence": (sequence, sequence_model),
 }
@@ -75,8 +78,13 @@ def test_error(task: str, rule: str, optimizer: str, seed: int, epochs: int) -> 
     torch.manual_seed(derive_seed("weights", seed))
     plain = build()
     readout = str(len(list(plain.children())) - 1)
-    model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
-    steps = create_optimizer_v2(model.parameters(), optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
+    model: nn.Module = plain
+    if rule == FROZEN:
+        plain[:-1].requires_grad_(False)
+    else:
+        model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = create_optimizer_v2(learning, optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
     update = 0
     for epoch in range(epochs):
         shuffled = train[torch.randperm(len(train), generator=generator("cpu", "order", seed, epoch))]
@@ -102,7 +110,7 @@ def main() -> None:
     for task in TASKS:
         print(f"\n| {task} | " + " | ".join(OPTIMIZERS) + " |\n|" + "---|" * (len(OPTIMIZERS) + 1))
         errors[task] = {}
-        for rule in RULES:
+        for rule in (*RULES, FROZEN):
             own = {
                 optimizer: [test_error(task, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
                 for optimizer in OPTIMIZERS

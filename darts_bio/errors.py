@@ -28,5 +28,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ":"
+    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

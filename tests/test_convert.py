@@ -205,6 +205,15 @@ class TestWhatIsRefused:
             InputError, match=r"the pattern 'layer4\.\*' matches no layer with weights; there are 0, 3, 5"
         ):
             convert(small(), {"layer4.*": "fa"})
+        with pytest.raises(InputError, match="the pattern '5' is never reached.*put it before them"):
+            convert(small(), {"*": "usf", "5": "bp"})
+        for nothing in (None, {}, {"5": None}):
+            with pytest.raises(InputError, match="expected a rule, several, or patterns with rules"):
+                convert(small(), nothing)
+        with pytest.raises(InputError, match="the model has no layer with weights"):
+            convert(nn.ReLU(), "usf")
+        with pytest.raises(InputError, match=r"expected a torch.nn.Module, found str"):
+            convert("resnet18", "usf")  # type: ignore[arg-type]
         with pytest.raises(InputError, match="unknown learning rule 'ufs'.*did you mean 'usf'"):
             convert(small(), "ufs")
         with pytest.raises(InputError, match="expected at least one rule"):

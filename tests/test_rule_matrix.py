@@ -29,7 +29,7 @@ CANNOT: dict[tuple[str, str], str] = {}
 """(rule, way) -> what the error says."""
 
 CANNOT["dfa", "compile"] = "cannot be compiled whole"
-for _rule in ("fa", "usf", "frsf", "brsf", "weight_mirror", "dfa"):
+for _rule in set(RULES) - {"bp"}:
     CANNOT[_rule, "create_graph"] = "cannot be differentiated again"
 
 

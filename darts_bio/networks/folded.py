@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.rules.functional import learns, matrices, rows
+from darts_bio.rules.functional import first_derivative_only, learns, matrices, rows
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +76,7 @@ class FoldedMixture(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         u, weight, kernel, gains, variance, mean, covariance = ctx.saved_tensors
         m, edges = len(gains), ctx.edges
         own, matrix, back = rows(u, m), matrices(weight, m), matrices(kernel, m)

@@ -103,6 +103,8 @@ def build_network(
     >>> sum(p.numel() for p in network.parameters())
     3349342
     """
+    if not isinstance(genotype, Genotype):
+        raise InputError(f"build_network: expected a genotype, found {genotype!r}; read one by load_genotype(...)")
     network = Network(
         genotype,
         channels=channels,

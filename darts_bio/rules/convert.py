@@ -69,6 +69,8 @@ def convert(
     nn.LSTM, ...), one that computes in a way of its own, or a weight that several layers share under a rule that
     learns other than by the weight's gradient; and for a pattern that matches no layer.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"convert: expected a torch.nn.Module, found {type(model).__name__}; build the model first")
     try:
         converted = copy.deepcopy(model)
     except RuntimeError as error:
@@ -77,6 +79,8 @@ def convert(
         ) from None
     # A mapping of patterns by itself says which layers stay as they are; otherwise there are none.
     patterns = dict(rule) if isinstance(rule, Mapping) else {"*": rule}
+    if not any(choice is not None for choice in patterns.values()):
+        raise InputError(f"convert: expected a rule, several, or patterns with rules, found {rule!r}")
     matched: set[str] = set()
     chosen: list[tuple[str, nn.Module, LearningRule]] = []
     for name, layer in _weighted(converted):
@@ -90,13 +94,7 @@ def convert(
         member: LearningRule = RULES.build(spec)
         _refuse(name, layer)
         chosen.append((name, layer, member))
-    names = [name for name, _ in _weighted(converted)]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(
-                f"convert: the pattern {pattern!r} matches no layer with weights; there are {', '.join(names[:12])}"
-                + (", ..." if len(names) > 12 else "")
-            )
+    _refuse_idle([pattern for pattern in patterns if pattern not in matched], converted)
     _refuse_ties(chosen)
     drawn: set[nn.Parameter] = set()
     for name, layer, member in chosen:
@@ -149,6 +147,23 @@ def _refuse(name: str, layer: nn.Module) -> None:
         f"expected {known}. Replace it by such layers, or leave it as it is by a pattern before the others: "
         f"{{{name!r}: None, '*': ...}}"
     )
+
+
+def _refuse_idle(patterns: Sequence[str], model: nn.Module) -> None:
+    """Refuses patterns that decide about no layer."""
+    names = [name for name, _ in _weighted(model)]
+    if patterns and not names:
+        raise InputError("convert: the model has no layer with weights that could carry a rule")
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"convert: the pattern {pattern!r} is never reached, since patterns before it match all its layers; "
+                "the first that matches holds, so put it before them"
+            )
+        raise InputError(
+            f"convert: the pattern {pattern!r} matches no layer with weights; there are {', '.join(names[:12])}"
+            + (", ..." if len(names) > 12 else "")
+        )
 
 
 def _refuse_ties(chosen: Sequence[tuple[str, nn.Module, LearningRule]]) -> None:
@@ -253,7 +268,9 @@ class Audit:
             "carry the error by their own weights"
         )
         if self.other:
-            lines.append(f"{self.other:,} parameters outside of these layers get their exact gradient of that error")
+            lines.append(
+                f"{self.other:,} more parameters, of norms, embeddings and the like, are in no layer of the table"
+            )
         return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.rules.base import RULES, InitialLaw
 from darts_bio.rules.feedback import FeedbackAlignment
-from darts_bio.rules.functional import NO_SECOND_DERIVATIVE
+from darts_bio.rules.functional import first_derivative_only
 
 
 @RULES.register("dfa")
@@ -104,11 +104,10 @@ class DirectError(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         (kernel,) = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return dy, None, None, None, None
-        if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            raise RuntimeError(NO_SECOND_DERIVATIVE)  # e would count as a constant
         dx = ctx.like.new_empty_strided(ctx.like.shape, ctx.strides)  # laid out in memory as x
         if kernel is None:
             dx.zero_()

@@ -22,10 +22,17 @@ from torch import Tensor
 from darts_bio.rules.base import LearningRule, Operator
 
 STRIP = 3
-NO_SECOND_DERIVATIVE = (
-    "a rule's backward pass cannot be differentiated again (create_graph=True) outside torch.func; use "
-    "true_gradients(model) for exact second derivatives"
-)
+
+
+def first_derivative_only() -> None:
+    """Refuses a backward pass that is to be differentiated again: the second derivative would follow the rules' errors,
+    not what the first one depends on. (Functional transforms and compilers always record, so they are not asked.)"""
+    recorded_anyway = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled() and not recorded_anyway:
+        raise RuntimeError(
+            "a rule's backward pass cannot be differentiated again (create_graph=True); use true_gradients(model) for "
+            "exact second derivatives"
+        )
 
 
 def side_by_side(x: Tensor, copies: int) -> Tensor:
@@ -115,9 +122,7 @@ def through_kernel(y: Tensor, kernel: Tensor) -> None:
     def stand_in(_: None) -> Tensor:
         if kernel._version != version:
             raise RuntimeError("feedback was changed between a forward pass and its backward pass; draw it after both")
-        if torch.is_grad_enabled():
-            # PyTorch would take the kernel for W, and a second derivative would follow it there.
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        first_derivative_only()
         return kernel
 
     y.grad_fn._raw_saved_weight.register_hooks(_nothing, stand_in)  # type: ignore[union-attr]
@@ -162,6 +167,7 @@ class FeedbackConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         x, kernel = ctx.saved_tensors
         stride, padding, dilation, groups, copies, output_padding = ctx.geometry
         if x is not None:
@@ -200,6 +206,7 @@ class FeedbackProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         x, kernel = ctx.saved_tensors
         dx = _products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
         dw = None
@@ -241,6 +248,7 @@ class FeedbackLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         x, kernel = ctx.saved_tensors
         wants_x, wants_w, wants_b, wants_kernel = ctx.needs_input_grad
         rows = dy.reshape(-1, dy.shape[-1])
@@ -312,6 +320,7 @@ class LocalUpdate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
         x, weight, bias, kernel = ctx.saved_tensors
         wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
         dx = None
