@@ -30,6 +30,7 @@ from darts_bio.runtime import derive_seed, generator
 OPTIMIZERS = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "lion": 5e-4}
 """Learning rates, those of common use; none was tuned on these data."""
 
+SHARP = "hebbian(temperature=10.0)"
 FROZEN = "frozen"
 
 Data = tuple[Tensor, Tensor]
@@ -110,7 +111,7 @@ def main() -> None:
     for task in TASKS:
         print(f"\n| {task} | " + " | ".join(OPTIMIZERS) + " |\n|" + "---|" * (len(OPTIMIZERS) + 1))
         errors[task] = {}
-        for rule in (*RULES, FROZEN):
+        for rule in (*RULES, SHARP, FROZEN):
             own = {
                 optimizer: [test_error(task, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
                 for optimizer in OPTIMIZERS

@@ -56,7 +56,7 @@ def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     large = ["--channels", "16", "--layers", "8", "--image-size", "32"]
     full = [*large, "--batch-size", str(FULL_BATCH), "--steps", "10"]
     sizes = {"small": [], "large": large, "full": full, "full-bf16": [*full, "--amp", "bf16"]}
-    stages = {"tests": [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_graphs.py")]}
+    stages = {"tests": [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", str(ROOT / "tests" / "test_graphs.py")]}
     for name, own in sizes.items():
         stages[name] = [*step, *(tiny if quick else own), "--json", str(out / f"search_step-{name}.json")]
     protocol = ["--channels", "36", "--layers", "20", "--batch-size", "96"]

@@ -167,7 +167,14 @@ def test_the_command(tmp_path: Path) -> None:
         assert "no figure: matplotlib is not installed" in done.stderr
     else:
         assert (tmp_path / "run" / "alignment.svg").read_text().startswith("<?xml")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    del state["task"]["network"]["stem.0.weight"]
+    (tmp_path / "other").mkdir()
+    for name in ("config.yaml", "genotype.json"):
+        (tmp_path / "other" / name).write_bytes((tmp_path / "run" / name).read_bytes())
+    torch.save(state, tmp_path / "other" / "checkpoint.pt")
     for arguments, message in (
+        (("--checkpoint", str(tmp_path / "other")), "checkpoint.pt: does not fit the run"),
         (("--checkpoint", str(tmp_path / "nowhere")), "expected the run folder of evaluate/train_cifar.py"),
         (("--checkpoint", str(tmp_path / "run"), "--batches", "1"), "--batches: expected at least 2"),
     ):

@@ -149,6 +149,15 @@ class TestWhatIsConverted:
         assert "0.initial_bound" not in convert(model, "fa", redraw=True).state_dict()
         assert not any("feedback" in name for name, _ in model.named_parameters())
 
+    def test_again_with_a_direct_rule(self) -> None:
+        model: Any = convert(convert(small(), "dfa", seed=1), "dfa", seed=2)
+        once: Any = convert(small(), "dfa", seed=2)
+        x = torch.randn(2, 3, 8, 8)
+        for one in (model, once):
+            one(x).square().sum().backward()
+        for a, b in zip(model.parameters(), once.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+
     def test_hooks_device_and_mode_are_kept(self) -> None:
         plain, seen = small().eval(), []
         plain[0].register_forward_hook(lambda *_: seen.append(1))

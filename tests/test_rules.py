@@ -45,7 +45,9 @@ EXPECTED_ANGLES = {
 }
 
 # Those that are a kernel and no more; test_more_rules.py has the others.
-KERNEL_RULES = [name for name, rule in RULES._members.items() if not (rule.local or rule.direct or rule.learned)]
+KERNEL_RULES = [
+    name for name in RULES if not (RULES.get(name).local or RULES.get(name).direct or RULES.get(name).learned)
+]
 every_rule = pytest.mark.parametrize("rule", KERNEL_RULES)
 every_known_rule = pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
 rules_with_feedback = pytest.mark.parametrize("rule", ["fa", "usf", "frsf", "brsf"])

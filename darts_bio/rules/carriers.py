@@ -96,9 +96,12 @@ class DirectCarrier(RuleCarrier):
     """A carrier whose rule may be direct: then what it runs is cut off from its input, which receives the error at the
     model's output. It has no feedback until it is connected to that output."""
 
-    output_error: OutputError | None = None
     channel = 1
     """The dimension of the input that counts its channels."""
+
+    def carry(self, rule: LearningRule) -> None:
+        super().carry(rule)
+        self.output_error: OutputError | None = None
 
     @property
     def channels(self) -> int:
@@ -121,7 +124,7 @@ class DirectCarrier(RuleCarrier):
         if self.output_error is None:
             raise InputError(
                 "dfa: this layer does not know the model's output, whose error it sends down; build the model by "
-                "build_network or convert, or call connect_output(model, outputs)"
+                "build_network or convert"
             )
         return DirectError.apply(y, x, self.feedback["kernel"], self.output_error, self.channel)
 

@@ -69,12 +69,8 @@ class RuleLayer(DirectCarrier):
         rule = self.rule
         if self.exact or not torch.is_grad_enabled():
             return self.plain.forward(self, x)
-        if rule.direct:
-            return (
-                self.sent_directly(self.plain.forward(self, x.detach()), x)
-                if x.requires_grad
-                else self.plain.forward(self, x)
-            )
+        if rule.direct and x.requires_grad:
+            return self.sent_directly(self.plain.forward(self, x.detach()), x)
         if rule.local:
             return self.local_pass(x)
         # Feedback that is learned learns in the lowest layer too.
@@ -110,6 +106,8 @@ class RuleConvolution(RuleLayer):
     groups: int
     padding_mode: Any
     in_channels: int
+    transposed: bool
+    output_padding: tuple[int, ...]
 
     @property
     def channels(self) -> int:
@@ -134,14 +132,16 @@ class RuleConvolution(RuleLayer):
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         learned = kernel.requires_grad  # with the weight's gradient, which only our own Function gives it
-        if keeps_saved_tensors() and not learned and not wide_depthwise(x, kernel, self.dilation, self.groups):
+        in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
+        if keeps_saved_tensors() and not learned and not in_strips:
             y = self.plain.forward(self, x)
             through_kernel(y, kernel)
             return y
         x, padding = self.padded(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, None)
+        output_padding = self.output_padding if self.transposed else None
+        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, output_padding)
 
 
 class RuleConv1d(RuleConvolution, nn.Conv1d):
@@ -166,8 +166,6 @@ class RuleTransposed(RuleConvolution):
     """What the transposed convolutions share. Raises InputError for a local rule: there is no one window of the input
     that an output channel answers to."""
 
-    output_padding: tuple[int, ...]
-
     def carry(self, rule: LearningRule) -> None:
         if rule.local:
             raise InputError(f"a transposed convolution cannot learn by {rule.spec}: use another rule for it")
@@ -187,15 +185,6 @@ class RuleTransposed(RuleConvolution):
             return super().forward(x)
         finally:
             self.output_padding = before
-
-    def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        if keeps_saved_tensors() and not kernel.requires_grad:
-            y = self.plain.forward(self, x)
-            through_kernel(y, kernel)
-            return y
-        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, self.output_padding)
 
 
 class RuleConvTranspose1d(RuleTransposed, nn.ConvTranspose1d):

@@ -6,9 +6,10 @@ run that was stopped after any step and resumed equals one that was not, bit for
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,20 +136,13 @@ def fit(
     t, last = 0, Numbers()
     state = folder.load()
     if state is not None:
-        try:
+        with fitting(folder.checkpoint_path):
             refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
             t, last = state["step"], state["last"]
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
             epoch_means.load_state_dict(state["epoch_means"])
             set_rng_state(state["rng"])
-        except InputError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder.checkpoint_path}: does not fit the run that its configuration describes "
-                f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, that wrote it"
-            ) from None
 
     def save() -> None:
         # So that no state that has diverged replaces one that has not.
@@ -200,6 +194,20 @@ def fit(
     if saved_step != t:  # the request came between the step's own check and the loop's
         save()
     return Outcome(last, t == steps, t)
+
+
+@contextlib.contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """Within it a checkpoint's content that is not what is asked of it is an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{checkpoint}: does not fit the run that its configuration describes "
+            f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, that wrote it"
+        ) from None
 
 
 def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], where: Path) -> None:

@@ -16,7 +16,7 @@ from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
-from darts_bio.training.engine import Numbers, evaluate, loss_and_accuracy, refuse_other_subject
+from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
@@ -78,14 +78,16 @@ class Retraining:
             )
         config = RetrainConfig(**read_yaml(folder / CONFIG_FILE, RetrainConfig))
         import_plugins(config.plugin)
-        state = read_checkpoint(folder / CHECKPOINT_FILE, "train")
+        checkpoint = folder / CHECKPOINT_FILE
+        state = read_checkpoint(checkpoint, "train")
         data = load_data(
             config.dataset, data_dir or config.data_dir, config.image_size, config.train_images, config.seed
         )
         training = cls(config, read_genotype(folder / GENOTYPE_FILE), data, device)
-        refuse_other_subject(training.subject, state["subject"], folder)
-        training.load_state_dict(state["task"])
-        training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
+        with fitting(checkpoint):
+            refuse_other_subject(training.subject, state["subject"], checkpoint)
+            training.load_state_dict(state["task"])
+            training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
         return training
 
     def begin_epoch(self, epoch: int) -> None:
