@@ -49,9 +49,9 @@ class Hebbian(LocalRule):
     State: none beside W. Learns in training mode only.
     Cost: a forward pass more in the backward pass, in place of the input's gradient.
     When: features before a readout that learns by an error, such as `{"fc": "bp", "*": "hebbian"}`; layers below get no
-    error through it (`error=W` passes it on exactly). As the only rule of a network it solves no task. It wants a rate
-    of its own (a parameter group), far below that of layers that learn by an error, or a sharp softmax
-    (`temperature=10`): at rates such as 0.01 the features get worse than random ones that do not learn.
+    error through it (`error=W` passes it on exactly). As the only rule of a network it solves no task. At the rates
+    of layers that learn by an error its features get worse than random ones that do not learn; with `temperature=10`
+    and SGD they are about as good as these (benchmarks/beyond_images.py).
     """
 
     form: Form = "soft"
