@@ -48,7 +48,7 @@ def option(
 class RunConfig:
     """What search and retraining have in common. Raises InputError for a value that is out of bounds."""
 
-    dataset: str = option("digits", "digits, cifar10, cifar100 or folder", metavar="NAME")
+    dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
     data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
     image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
     train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)

@@ -91,6 +91,9 @@ def split_specs(text: str) -> tuple[str, ...]:
 class Registry(Generic[T]):
     """One family. `kind` is its name in error messages.
 
+    Names are Python identifiers, so that a spec can hold them. `hyphens` admits hyphens inside them as well: for
+    families that are asked for by `get` alone.
+
     >>> colours = Registry("colour")
     >>> @colours.register("red")
     ... class Red:
@@ -99,14 +102,17 @@ class Registry(Generic[T]):
     (True, ('red',))
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, hyphens: bool = False) -> None:
         self.kind = kind
+        self._hyphens = hyphens
         self._members: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[M], M]:
-        """Decorator that adds a member. Raises ValueError if the name is taken."""
-        if not name.isidentifier():
-            raise ValueError(f"the name of a {self.kind} must be a Python identifier, found {name!r}")
+        """Decorator that adds a member. Raises ValueError if the name is taken or none that can be asked for."""
+        checked = name[:1] + name[1:].replace("-", "_") if self._hyphens else name
+        if not checked.isidentifier():
+            but = ", hyphens aside" if self._hyphens else ""
+            raise ValueError(f"the name of a {self.kind} must be a Python identifier{but}, found {name!r}")
         if name in self._members:
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 

@@ -16,8 +16,8 @@ from darts_bio.config import RetrainConfig, run_script
 
 
 def main(config: RetrainConfig) -> int:
-    from darts_bio.evaluation import parameters
     from darts_bio.monitoring.report import TrainingMonitor, resume_line
+    from darts_bio.networks import parameters
     from darts_bio.runtime import select_device, stop_on_signals
     from darts_bio.spaces import GENOTYPE_FILE, load_genotype, read_genotype
     from darts_bio.training.data import load_data

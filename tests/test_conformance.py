@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
 from darts_bio.errors import InputError
-from darts_bio.evaluation import multiply_adds, parameters
 from darts_bio.monitoring.cell_figure import draw_genotype
-from darts_bio.networks import build_network
+from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import (
     RULES,
     InitialLaw,

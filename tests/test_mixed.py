@@ -162,6 +162,11 @@ class TestEquivalence:
     def test_the_whole_cell(self, cell: type) -> None:
         Twins.of("darts", EVERY, cell=cell).equal(1e-11)
 
+    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+    @pytest.mark.parametrize("partial", [1, 2])
+    def test_nb201(self, cell: type, partial: int) -> None:
+        Twins.of("nb201", EVERY, cell=cell, partial=partial).equal(1e-11, (9, 8))
+
     @pytest.mark.parametrize("size", [(7, 9), (8, 7), (12, 10)])
     def test_any_size(self, size: tuple[int, int]) -> None:
         Twins.of("darts(nodes=2)", ("fa", "usf"), torch.float64).equal(1e-11, size)

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.evaluation import multiply_adds, parameters
-from darts_bio.networks import Network, SuperNet, build_network
+from darts_bio.networks import Network, SuperNet, build_network, multiply_adds, parameters
 from darts_bio.networks.cells import AuxiliaryHead, DropPath
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import (

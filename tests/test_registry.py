@@ -72,6 +72,15 @@ class TestRegistry:
                 colours.register(name)
         assert colours.names() == ("red", "green")
 
+    def test_hyphens_where_no_spec_asks(self) -> None:
+        registry: Registry[Any] = Registry("colour", hyphens=True)
+        registry.register("light-red-2")(int)
+        assert registry.get("light-red-2") is int
+        for name in ("", "-", "-red", "light red", "1-red", "light-red()"):
+            with pytest.raises(ValueError, match="must be a Python identifier, hyphens aside, found"):
+                registry.register(name)
+        assert registry.names() == ("light-red-2",)
+
     def test_unregister_frees_the_name(self, colours: Registry[Any]) -> None:
         colours.unregister("red")
         assert "red" not in colours

@@ -379,7 +379,7 @@ class TestKolenPollack:
 
     def test_is_neither_counted_nor_clipped_with_the_weights(self) -> None:
         from darts_bio.config import RetrainConfig
-        from darts_bio.evaluation import parameters
+        from darts_bio.networks import parameters
         from darts_bio.training.optim import WeightOptimizer
 
         model, exact = three_layers("kolen_pollack"), three_layers("bp")

@@ -46,7 +46,7 @@ def row_by_hand(layout: str, stride: int, rules: Sequence[str]) -> list[Candidat
 
 
 def has_weights(op: str, stride: int) -> bool:
-    return op in CONVOLUTIONS or (op == "skip_connect" and stride == 2)
+    return op in (*CONVOLUTIONS, "nor_conv_1x1", "nor_conv_3x3") or (op == "skip_connect" and stride == 2)
 
 
 class TestPlanAndEdges:

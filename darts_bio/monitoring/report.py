@@ -11,11 +11,11 @@ import torch
 
 from darts_bio import __version__
 from darts_bio.config import SearchConfig
-from darts_bio.evaluation import parameters
 from darts_bio.evaluation.alignment import training_alignment
 from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.monitoring.heat_map import draw_edge_weights
 from darts_bio.monitoring.monitor import Monitor
+from darts_bio.networks import parameters
 from darts_bio.spaces import Genotype
 from darts_bio.training.engine import Numbers, Progress
 from darts_bio.training.retrain import Retraining

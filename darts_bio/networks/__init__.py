@@ -1,8 +1,20 @@
-"""What is trained: the supernet and the discrete network of a genotype."""
+"""What is trained, the supernet and the discrete network of a genotype; and what it costs."""
 
-from darts_bio.networks.cells import AuxiliaryHead
+from darts_bio.networks.cells import AuxiliaryHead, build_candidate
+from darts_bio.networks.costs import multiply_adds, parameters
 from darts_bio.networks.mixed import FoldedCell, MixedCell
 from darts_bio.networks.network import Network, build_network
 from darts_bio.networks.supernet import EdgeWeights, SuperNet
 
-__all__ = ["AuxiliaryHead", "EdgeWeights", "FoldedCell", "MixedCell", "Network", "SuperNet", "build_network"]
+__all__ = [
+    "AuxiliaryHead",
+    "EdgeWeights",
+    "FoldedCell",
+    "MixedCell",
+    "Network",
+    "SuperNet",
+    "build_candidate",
+    "build_network",
+    "multiply_adds",
+    "parameters",
+]

@@ -1,23 +1,23 @@
 """What the supernet and the discrete network share: the skeleton of stem, cells and classifier, and its parts.
 
-The way of an image x (N, C, H, W) is read in `CellNetwork.run_cells`: stem, then each cell on the outputs of the two
-cells before it, the size halved and the channels doubled at every reduction, then global pooling and the classifier.
+The way of an image x (N, C, H, W) is read in `CellNetwork.run_cells`: stem, then each cell on what its skeleton makes
+of the outputs of the two cells before it, the size halved and the channels doubled at every reduction, then global
+pooling and the classifier.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, RuleLinear, connect_output
-from darts_bio.spaces import OPERATIONS, Candidate
+from darts_bio.spaces import OPERATIONS, Candidate, Space
 from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwise
-
-STEM_MULTIPLIER = 3
-"""Channels of the stem over those of a node (the published skeleton)."""
 
 
 def build_candidate(candidate: Candidate, channels: int, stride: int, *, supernet: bool) -> nn.Module:
@@ -51,18 +51,120 @@ class CellInputs(nn.Module):
         return [self.prepare_older(older), self.prepare_newer(newer)]
 
 
+class ResidualReduction(nn.Module):
+    """A basic residual block that halves the size: (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)).
+
+    Two times ReLU, 3x3 convolution and batch norm, beside 2x2 average pooling and a 1x1 convolution (arXiv 2001.00326).
+    """
+
+    def __init__(self, c_in: int, c_out: int, rule: LearningRule) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c, stride in ((c_in, 2), (c_out, 1)):
+            layers += [nn.ReLU(), RuleConv2d(c, c_out, 3, stride, 1, bias=False, rule=rule), nn.BatchNorm2d(c_out)]
+        self.residual = nn.Sequential(*layers)
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), pointwise(c_in, c_out, rule))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.residual(x)
+
+
+class LastOutput(nn.Module):
+    """The newer of the two outputs before a cell, as `prepare` makes it, as the cell's only input."""
+
+    def __init__(self, prepare: nn.Module) -> None:
+        super().__init__()
+        self.prepare = prepare
+
+    def forward(self, older: Tensor, newer: Tensor) -> list[Tensor]:
+        return [self.prepare(newer)]
+
+
+class Skeleton(ABC):
+    """What surrounds the cells: how wide the stem is, what a cell receives, what stands before the last pooling."""
+
+    stem_multiplier: ClassVar[int]
+    """Channels of the stem over those of a node."""
+
+    @abstractmethod
+    def inputs(
+        self,
+        c_older: int,
+        c_newer: int,
+        channels: int,
+        *,
+        reduces: bool,
+        after_reduction: bool,
+        rule: LearningRule,
+        supernet: bool,
+    ) -> nn.Module:
+        """The module from the outputs of the two cells before, (older, newer), to the list of a cell's inputs."""
+
+    @abstractmethod
+    def head(self, channels: int) -> nn.Module:
+        """From the last cell's output (N, channels, H, W) to what is pooled."""
+
+
+class DartsSkeleton(Skeleton):
+    """Each cell sees the two before it; the reduction is the work of a cell (Liu 2019, arXiv 1806.09055)."""
+
+    stem_multiplier = 3
+
+    def inputs(
+        self,
+        c_older: int,
+        c_newer: int,
+        channels: int,
+        *,
+        reduces: bool,
+        after_reduction: bool,
+        rule: LearningRule,
+        supernet: bool,
+    ) -> nn.Module:
+        return CellInputs(c_older, c_newer, channels, after_reduction, rule, supernet)
+
+    def head(self, channels: int) -> nn.Module:
+        return nn.Identity()
+
+
+class ResidualSkeleton(Skeleton):
+    """Each cell sees the one before it, or a residual block that reduces (NAS-Bench-201, arXiv 2001.00326)."""
+
+    stem_multiplier = 1
+
+    def inputs(
+        self,
+        c_older: int,
+        c_newer: int,
+        channels: int,
+        *,
+        reduces: bool,
+        after_reduction: bool,
+        rule: LearningRule,
+        supernet: bool,
+    ) -> nn.Module:
+        return LastOutput(ResidualReduction(c_newer, channels, rule) if reduces else nn.Identity())
+
+    def head(self, channels: int) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+
+
+SKELETONS: dict[str, Skeleton] = {"darts": DartsSkeleton(), "residual": ResidualSkeleton()}
+
+
 class CellNetwork(nn.Module):
     """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is.
 
-    `plan` holds the cell type of each layer, `multiplier` the nodes whose outputs each cell type concatenates. Maps are
-    channels last in memory (`memory_format`), in which depthwise convolutions are fastest on CPUs.
+    `multiplier` holds how many nodes' outputs each cell type concatenates. Maps are channels last in memory
+    (`memory_format`), in which depthwise convolutions are fastest on CPUs.
     """
 
     memory_format = torch.channels_last
 
     def __init__(
         self,
-        plan: tuple[str, ...],
+        space: Space,
+        layers: int,
         make_cell: Callable[[str, int], nn.Module],
         multiplier: dict[str, int],
         *,
@@ -82,8 +184,9 @@ class CellNetwork(nn.Module):
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, found {value}")
         rule: LearningRule = RULES.build(backbone_rule)
-        self.plan = plan
-        stem = STEM_MULTIPLIER * channels
+        skeleton = SKELETONS[space.skeleton]
+        self.plan, reductions = space.plan(layers), space.reductions(layers)
+        stem = skeleton.stem_multiplier * channels
         self.stem = nn.Sequential(
             RuleConv2d(in_channels, stem, 3, padding=1, bias=False, rule=rule), nn.BatchNorm2d(stem)
         )
@@ -91,19 +194,30 @@ class CellNetwork(nn.Module):
         self.cells = nn.ModuleList()
         self.widths: list[int] = []
         c_older, c_newer, after_reduction = stem, stem, False
-        for cell_type in plan:
-            reduction = cell_type == "reduce"
-            channels *= 2 if reduction else 1
-            self.inputs.append(CellInputs(c_older, c_newer, channels, after_reduction, rule, supernet))
+        for layer, cell_type in enumerate(self.plan):
+            reduces = layer in reductions
+            channels *= 2 if reduces else 1
+            self.inputs.append(
+                skeleton.inputs(
+                    c_older,
+                    c_newer,
+                    channels,
+                    reduces=reduces,
+                    after_reduction=after_reduction,
+                    rule=rule,
+                    supernet=supernet,
+                )
+            )
             self.cells.append(make_cell(cell_type, channels))
-            c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduction
+            c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduces
             self.widths.append(c_newer)
+        self.head = skeleton.head(c_newer)
         self.classifier = RuleLinear(c_newer, num_classes, rule=rule)
         self.output_error = connect_output(self, num_classes)
 
     def run_cells(self, x: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]) -> Iterator[Tensor]:
         """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
-        one cell on its two prepared inputs."""
+        one cell on its prepared inputs."""
         x = x.contiguous(memory_format=self.memory_format)
         older = newer = self.stem(x)
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
@@ -112,7 +226,7 @@ class CellNetwork(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """(N, C, h, w) to logits (N, num_classes)."""
-        logits = self.classifier(features.mean((2, 3)))
+        logits = self.classifier(self.head(features).mean((2, 3)))
         return logits if self.output_error is None else self.output_error.watch(logits)
 
 

@@ -362,7 +362,7 @@ class PartialChannels(nn.Module):
 
 
 class MixedCell(nn.Module):
-    """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes. Equal to
+    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's output nodes. Equal to
     `ReferenceCell`, and as it a function of the edge weights (edges, candidates).
 
     Its stacked layers need the kernels that `SharedFeedback` lends before a pass.
@@ -374,6 +374,7 @@ class MixedCell(nn.Module):
     def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1) -> None:
         super().__init__()
         plain = ReferenceCell(space, cell_type, rows, channels, partial)
+        self.outputs = space.outputs
         leaving: dict[tuple[int, Row], list[int]] = {}
         for index, (_, source) in enumerate(space.edges):
             leaving.setdefault((source, rows[index]), []).append(index)
@@ -396,7 +397,7 @@ class MixedCell(nn.Module):
         self.partial = PartialChannels(partial, masks) if partial > 1 else None
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
-        """states: the two inputs (N, C, H, W); weights: (edges, candidates)."""
+        """states: the inputs (N, C, H, W); weights: (edges, candidates)."""
         lanes = iter(weights.flatten().index_select(0, self.get_buffer("order")).split(self.counts))
         nodes = dict(enumerate(states))
         brought: dict[int, Tensor] = {}
@@ -420,7 +421,7 @@ class MixedCell(nn.Module):
             own = [next(lanes) for _ in block.counts]
             for e, y in block(x, own).items():
                 _add(brought, targets[e][0], y)
-        return torch.cat([output(node) for node in sorted(brought)], dim=1)
+        return torch.cat([output(node) for node in self.outputs], dim=1)
 
 
 def _add(sums: dict[int, Tensor], node: int, y: Tensor) -> None:

@@ -25,7 +25,7 @@ class DiscreteCell(nn.Module):
             self.edges.append(op if isinstance(op, nn.Identity) else nn.Sequential(op, DropPath()))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """states: the two prepared inputs (N, C, H, W)."""
+        """states: the prepared inputs (N, C, H, W)."""
         sums: dict[int, Tensor] = dict(enumerate(states))
         for (node, source), edge in zip(self.wiring, self.edges, strict=True):
             out = edge(sums[source])
@@ -52,7 +52,8 @@ class Network(CellNetwork):
         space: Space = SPACES.build(genotype.space)
         space.validate(genotype, "genotype")
         super().__init__(
-            space.plan(layers),
+            space,
+            layers,
             lambda cell_type, c: DiscreteCell(space, cell_type, genotype.cells[cell_type], c),
             {cell_type: len(cell.concat) for cell_type, cell in genotype.cells.items()},
             channels=channels,

@@ -41,24 +41,24 @@ class MixedOperation(nn.ModuleList):
 
 
 class ReferenceCell(nn.Module):
-    """A supernet's cell on its two prepared inputs; the output is the concatenation of all nodes."""
+    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's output nodes."""
 
     memory_format = torch.contiguous_format  # as in the codes that it stands for
 
     def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1) -> None:
         super().__init__()
-        self.wiring = space.edges
+        self.wiring, self.outputs = space.edges, space.outputs
         self.edges = nn.ModuleList(
             MixedOperation(row, channels, space.stride(cell_type, source), partial)
             for row, (_, source) in zip(rows, space.edges, strict=True)
         )
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
-        """states: the two inputs (N, C, H, W); weights: (edges, candidates)."""
+        """states: the inputs (N, C, H, W); weights: (edges, candidates)."""
         sums: dict[int, Tensor] = {}
         for (node, source), edge, edge_weights in zip(self.wiring, self.edges, weights.unbind(), strict=True):
             if node not in sums and node > len(states):
                 states.append(sums[node - 1])
             out = edge(states[source], edge_weights)
             sums[node] = sums[node] + out if node in sums else out
-        return torch.cat(list(sums.values()), dim=1)
+        return torch.cat([sums[node] for node in self.outputs], dim=1)

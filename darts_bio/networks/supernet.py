@@ -51,11 +51,11 @@ class SuperNet(CellNetwork):
                 f"the candidates (partial={partial}), found {channels}; use another --channels"
             )
         table = space.table(rules)
-        nodes = len({node for node, _ in space.edges})
         super().__init__(
-            space.plan(layers),
+            space,
+            layers,
             lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c, partial),
-            {cell_type: nodes for cell_type in space.cell_types},
+            {cell_type: len(space.outputs) for cell_type in space.cell_types},
             channels=channels,
             num_classes=num_classes,
             in_channels=in_channels,

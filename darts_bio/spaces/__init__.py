@@ -1,10 +1,12 @@
 """What can be chosen: operations, candidates, cells; and genotypes, the choices made."""
 
 from darts_bio.spaces import darts as _darts  # noqa: F401  (registers the space)
+from darts_bio.spaces import nb201 as _nb201  # noqa: F401
 from darts_bio.spaces.base import SPACES, CandidateTable, Space
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_json, shipped_names
 from darts_bio.spaces.load import GENOTYPE_FILE, load_genotype, read_genotype
+from darts_bio.spaces.nb201 import from_nb201_text, to_nb201_text
 from darts_bio.spaces.operations import OPERATIONS
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "Space",
     "from_darts_text",
     "from_json",
+    "from_nb201_text",
     "load_genotype",
     "read_genotype",
     "shipped_names",
+    "to_nb201_text",
 ]

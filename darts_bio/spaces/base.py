@@ -36,11 +36,18 @@ class Space(ABC):
     """A cell-based space. Subclasses are registered by name in `SPACES`; their options are constructor arguments."""
 
     cell_types: ClassVar[tuple[str, ...]]
+    skeleton: ClassVar[str] = "darts"
+    """What surrounds the cells, by its name in `networks.cells.SKELETONS`."""
 
     @property
     @abstractmethod
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(node, input) of every edge of a cell, in the order of the rows of alpha."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[int, ...]:
+        """The nodes whose concatenation is the output of a cell of the supernet."""
 
     @abstractmethod
     def stride(self, cell_type: str, source: int) -> int:
@@ -48,7 +55,11 @@ class Space(ABC):
 
     @abstractmethod
     def plan(self, layers: int) -> tuple[str, ...]:
-        """The cell type of each layer. Raises InputError for too few layers."""
+        """The cell type of each layer. Raises InputError for a number of layers that there cannot be."""
+
+    @abstractmethod
+    def reductions(self, layers: int) -> tuple[int, ...]:
+        """The layers whose cells work at half the size of those before, with twice their channels."""
 
     @abstractmethod
     def table(self, rules: Sequence[str]) -> CandidateTable:

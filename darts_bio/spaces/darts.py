@@ -21,8 +21,8 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
-from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype
-from darts_bio.spaces.operations import OPERATIONS
+from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule
+from darts_bio.spaces.operations import OPERATIONS, check_operations
 
 INPUTS = 2
 KEPT_EDGES = 2
@@ -56,22 +56,17 @@ class DartsSpace(Space):
             raise unknown_name("layout of the darts space", str(layout), get_args(Layout))
         if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
             raise InputError(f"darts space: nodes: expected a whole number of at least 1, found {nodes!r}")
-        names = isinstance(operations, tuple) and all(isinstance(op, str) for op in operations)
-        if not names or not set(operations) - {"none"}:
-            raise InputError(
-                "darts space: operations: expected names such as (none, skip_connect), not none alone, "
-                f"found {operations!r}"
-            )
-        if len(set(operations)) < len(operations):
-            raise InputError(f"darts space: operations: expected each once, found {', '.join(operations)}")
-        for op in operations:
-            OPERATIONS.get(op)
+        check_operations(operations, "darts space")
         self.layout, self.nodes, self.operations = layout, nodes, operations
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         last = INPUTS + self.nodes
         return tuple((node, source) for node in range(INPUTS, last) for source in range(node))
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return tuple(range(INPUTS, INPUTS + self.nodes))
 
     def stride(self, cell_type: str, source: int) -> int:
         return 2 if cell_type == "reduce" and source < INPUTS else 1
@@ -82,8 +77,11 @@ class DartsSpace(Space):
                 f"layers: expected at least 3, for two reduction cells and a normal one, found {layers}; "
                 "use --layers 3 or more"
             )
-        reductions = (layers // 3, 2 * layers // 3)
+        reductions = self.reductions(layers)
         return tuple("reduce" if layer in reductions else "normal" for layer in range(layers))
+
+    def reductions(self, layers: int) -> tuple[int, ...]:
+        return layers // 3, 2 * layers // 3
 
     def table(self, rules: Sequence[str]) -> CandidateTable:
         rows = {
@@ -129,7 +127,7 @@ class DartsSpace(Space):
                     (edge for _, edge in sorted(edges, key=lambda item: -item[0])[:KEPT_EDGES]), key=lambda e: e.input
                 )
             ]
-            cells[cell_type] = Cell(tuple(kept), tuple(range(INPUTS, INPUTS + self.nodes)))
+            cells[cell_type] = Cell(tuple(kept), self.outputs)
         return cells
 
     def normalise(self, genotype: Genotype) -> Genotype:
@@ -167,14 +165,7 @@ class DartsSpace(Space):
                 raise InputError(f"{place}.node: expected {INPUTS} or more (0 and 1 are inputs), found {edge.node}")
             if not 0 <= edge.input < edge.node:
                 raise InputError(f"{place}.input: expected a node before {edge.node}, found {edge.input}")
-            carries = OPERATIONS.get(edge.candidate.op).carries_rule(self.stride(cell_type, edge.input))
-            if carries and edge.candidate.rule is None:
-                raise InputError(f"{place}.rule: expected the name of a rule for {edge.candidate.op}, found null")
-            if not carries and edge.candidate.rule is not None:
-                raise InputError(
-                    f"{place}.rule: expected null, since {edge.candidate.op} has no weights here, "
-                    f"found {edge.candidate.rule!r}"
-                )
+            check_carried_rule(edge, self.stride(cell_type, edge.input), place)
         if not cell.concat or len(set(cell.concat)) < len(cell.concat):
             raise InputError(f"{where}.concat: expected distinct nodes, at least one, found {list(cell.concat)}")
         for node in cell.concat:

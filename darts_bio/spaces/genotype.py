@@ -172,6 +172,16 @@ def read_candidate(op: str, rule: Any, where: str) -> Candidate:
     return Candidate(op, None if rule is None else check_rule(rule, f"{where}.rule"))
 
 
+def check_carried_rule(edge: Edge, stride: int, where: str) -> None:
+    """Raises InputError unless the edge names a rule if, and only if, its operation has weights at that stride."""
+    op, rule = edge.candidate.op, edge.candidate.rule
+    carries = OPERATIONS.get(op).carries_rule(stride)
+    if carries and rule is None:
+        raise InputError(f"{where}.rule: expected the name of a rule for {op}, found null")
+    if not carries and rule is not None:
+        raise InputError(f"{where}.rule: expected null, since {op} has no weights here, found {rule!r}")
+
+
 def _read_cell(value: Any, where: str) -> Cell:
     cell = _Reader(value, where, {"edges": list, "concat": list})
     edges = []

@@ -1,4 +1,4 @@
-"""Genotypes by whatever a user has of them: a shipped name, a file, a run folder, or DARTS-style text."""
+"""Genotypes by whatever a user has of them: a shipped name, a file, a run folder, DARTS-style or NAS-Bench-201 text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import Genotype, from_json, shipped_folder, shipped_names
+from darts_bio.spaces.nb201 import from_nb201_text
 
 GENOTYPE_FILE = "genotype.json"
 """What a run folder calls its genotype."""
 
 
 def load_genotype(source: str | Path) -> Genotype:
-    """A validated genotype from a shipped name, a JSON file, a run folder or DARTS-style text.
+    """A validated genotype from a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text.
 
     Raises InputError, naming the field, if it cannot be used.
 
@@ -27,6 +28,8 @@ def load_genotype(source: str | Path) -> Genotype:
     text = str(source).strip()
     if "Genotype(" in text:
         return from_darts_text(text)
+    if text.startswith("|"):
+        return from_nb201_text(text)
     if text in shipped_names():
         return read_genotype(shipped_folder() / f"{text}.json")
     path = Path(text)
@@ -41,7 +44,9 @@ def load_genotype(source: str | Path) -> Genotype:
     elif not is_file:
         shown = text if len(text) <= 200 else f"{text[:200]}... of {len(text)} characters"
         error = unknown_name("genotype", shown, shipped_names())
-        raise InputError(f"{error}; expected a shipped name, a JSON file, a run folder or DARTS-style text")
+        raise InputError(
+            f"{error}; expected a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+        )
     return read_genotype(path)
 
 

@@ -1,4 +1,5 @@
-"""The operations of DARTS' cells (arXiv 1806.09055), each as (channels, stride, rule, supernet) -> Module.
+"""The operations of the cells of DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326), each as
+(channels, stride, rule, supernet) -> Module.
 
 All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)). In the supernet (`supernet=True`) batch norms have no
 gain and bias, and pools are followed by one, so that candidates are mixed at equal scale.
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 from darts_bio.rules import LearningRule, RuleConv2d
 
@@ -43,6 +45,19 @@ def operation(name: str, weighted: tuple[int, ...] = (1, 2)) -> Callable[[Build]
         return build
 
     return add
+
+
+def check_operations(operations: tuple[str, ...], space: str) -> None:
+    """Raises InputError unless these are names of operations, each once, for a space to choose from."""
+    names = isinstance(operations, tuple) and all(isinstance(op, str) for op in operations)
+    if not names or not set(operations) - {"none"}:
+        raise InputError(
+            f"{space}: operations: expected names such as (none, skip_connect), not none alone, found {operations!r}"
+        )
+    if len(set(operations)) < len(operations):
+        raise InputError(f"{space}: operations: expected each once, found {', '.join(operations)}")
+    for op in operations:
+        OPERATIONS.get(op)
 
 
 def batch_norm(channels: int, supernet: bool = False) -> nn.BatchNorm2d:
@@ -173,3 +188,20 @@ def dil_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool)
 def dil_conv_5x5(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
     """ReLU, 5x5 depthwise of dilation 2, pointwise, batch norm."""
     return _dilated(channels, 5, stride, rule, supernet)
+
+
+def _convolution(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    convolution = RuleConv2d(channels, channels, kernel, stride, kernel // 2, bias=False, rule=rule)
+    return nn.Sequential(nn.ReLU(), convolution, batch_norm(channels, supernet))
+
+
+@operation("nor_conv_1x1")
+def nor_conv_1x1(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, 1x1 convolution, batch norm (arXiv 2001.00326)."""
+    return _convolution(channels, 1, stride, rule, supernet)
+
+
+@operation("nor_conv_3x3")
+def nor_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, 3x3 convolution, batch norm (arXiv 2001.00326)."""
+    return _convolution(channels, 3, stride, rule, supernet)

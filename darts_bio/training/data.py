@@ -21,6 +21,7 @@ from torch import Tensor
 from darts_bio.errors import InputError, first_line
 from darts_bio.registry import Registry
 from darts_bio.runtime import generator, send
+from darts_bio.training import imagenet16
 
 FOLDER_SIZE = 32
 TEST_SHARE = 0.2
@@ -73,7 +74,7 @@ class ImageData:
 
 
 LoadData = Callable[[Path | None, int | None], ImageData]
-DATASETS: Registry[LoadData] = Registry("data set")
+DATASETS: Registry[LoadData] = Registry("data set", hyphens=True)
 
 
 def load_data(
@@ -157,6 +158,15 @@ def cifar100(data_dir: Path | None, image_size: int | None) -> ImageData:
     """CIFAR-100: 50,000 + 10,000 photographs, 32x32, 100 classes (Krizhevsky 2009); downloaded where there is none."""
     _keeps_its_size("cifar100", image_size)
     return _cifar("CIFAR100", data_dir)
+
+
+@DATASETS.register("imagenet16-120")
+def imagenet16_120(data_dir: Path | None, image_size: int | None) -> ImageData:
+    """ImageNet16-120: 151,700 + 6,000 photographs, 16x16, 120 classes (NAS-Bench-201), from files in --data-dir."""
+    _keeps_its_size("imagenet16-120", image_size)
+    parts = imagenet16.read(data_dir or Path("data"))
+    train, test = (Split(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in parts)
+    return ImageData(train, test, tuple(map(str, range(1, imagenet16.CLASSES + 1))))
 
 
 @DATASETS.register("folder")
