@@ -116,6 +116,15 @@ class SearchConfig(RunConfig):
         ("fa", "usf", "brsf", "frsf"), "learning rules that operations are paired with; bp alone is plain DARTS"
     )
     strategy: str = option("darts", "search strategy, such as darts or 'darts(lr=6e-4)'", metavar="SPEC")
+    objective: tuple[str, ...] = option(
+        (), "costs added to the validation loss: parameters, multiply_adds, weight_transport, as 'NAME(weight=0.1)'"
+    )
+    regularizers: tuple[str, ...] = option(
+        (), "such as 'warmup(epochs=15)', 'entropy(weight=0.1)', skip_stop, eigenvalue_stop, factorised"
+    )
+    supernet: str | None = option(
+        None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
+    )
     arch_gradient: Literal["rule", "true"] = option(
         "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
     )
@@ -129,10 +138,15 @@ class SearchConfig(RunConfig):
         if not self.rules:
             raise InputError("--rules: expected at least one learning rule, found none; use for example --rules fa,usf")
         object.__setattr__(self, "rules", tuple(map(canonical_spec, self.rules)))
+        object.__setattr__(self, "objective", tuple(map(canonical_spec, self.objective)))
+        object.__setattr__(self, "regularizers", tuple(map(canonical_spec, self.regularizers)))
         object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
-        twice = sorted({rule for rule in self.rules if self.rules.count(rule) > 1})
-        if twice:
-            raise InputError(f"--rules: expected each rule once, found {', '.join(twice)} more than once")
+        for name in ("rules", "objective", "regularizers"):
+            given = getattr(self, name)
+            twice = sorted({spec for spec in given if given.count(spec) > 1})
+            if twice:
+                what = "rule" if name == "rules" else "of them"
+                raise InputError(f"--{name}: expected each {what} once, found {', '.join(twice)} more than once")
 
 
 @dataclass(frozen=True, kw_only=True)

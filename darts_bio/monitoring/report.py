@@ -45,6 +45,8 @@ class SearchMonitor(Monitor):
             f"search on {config.dataset}, {self.search.device}: {progress.steps} steps in {progress.epochs} epochs; "
             f"supernet of {parameters(supernet):,} weights ({tables})"
         )
+        for note in self.search.notes():
+            self.say(note)
         self.say(watch_line(self.folder))
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:

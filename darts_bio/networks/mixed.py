@@ -41,17 +41,22 @@ class StackedBatchNorm(nn.Module):
         super().__init__()
         first = members[0]
         self.names = tuple(names)
+        self.track_running_stats = True
         self.eps, self.momentum = first.eps, float(first.momentum or 0)  # None is not stacked
         for statistic in ("running_mean", "running_var"):
             self.register_buffer(statistic, torch.cat([getattr(member, statistic) for member in members]))
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        if not self.track_running_stats:
+            return F.batch_norm(x, None, None, gain, None, True, 0.0, self.eps)
         mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
         return F.batch_norm(x, mean, variance, gain, None, self.training, self.momentum, self.eps)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
         """Moves the running statistics towards those of a batch of so many pixels; `variance` is the biased one."""
+        if not self.track_running_stats:
+            return
         self.get_buffer("running_mean").lerp_(mean, self.momentum)
         self.get_buffer("running_var").lerp_(variance * (pixels / max(1, pixels - 1)), self.momentum)
 

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.networks.cells import CellNetwork
-from darts_bio.networks.mixed import MixedCell
+from darts_bio.networks.mixed import MixedCell, StackedBatchNorm
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules.stacked import SharedFeedback, share_feedback
 from darts_bio.spaces import Space
@@ -65,6 +66,21 @@ class SuperNet(CellNetwork):
         self.table = table
         self.memory_format = cell.memory_format
         self.feedback = share_feedback(self)
+
+    @contextlib.contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Within it, in training mode, batch norms use each batch's own statistics and keep none of them, so that
+        passes leave no trace."""
+        norms = [
+            m for m in self.modules() if isinstance(m, (nn.BatchNorm2d, StackedBatchNorm)) and m.track_running_stats
+        ]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         for shared in self.feedback:

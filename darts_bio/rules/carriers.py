@@ -35,6 +35,7 @@ class RuleCarrier(nn.Module):
     def carry(self, rule: LearningRule) -> None:
         self.rule = rule
         self.exact = False
+        self.held: Tensor | None = None
         self._feedback_names: tuple[str, ...] = ()
 
     @property
@@ -85,6 +86,8 @@ class RuleCarrier(nn.Module):
     def transport(self, weight: Tensor) -> Tensor | None:
         """The kernel that carries the error down: the rule's, or the weight where the exact one is asked for; None if
         no error is sent."""
+        if self.held is not None and not self.exact:
+            return self.held
         with torch.set_grad_enabled(bool(self.rule.learned) and torch.is_grad_enabled()):
             return weight if self.exact else self.rule.kernel(weight, self.feedback)
 
@@ -195,6 +198,21 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
         elif carrier.rule.renews:
             device = next(iter(carrier.feedback.values())).device
             carrier.renew_feedback(generator(device, "feedback", seed, name, update))
+
+
+@contextlib.contextmanager
+def held_feedback(model: nn.Module) -> Iterator[None]:
+    """Within it rules that do not transport weights send the error through the kernels of the weights as they are now,
+    however the weights are changed meanwhile."""
+    carriers = [c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)]
+    for carrier in carriers:
+        kernel = carrier.transport(carrier.carried_weight)
+        carrier.held = None if kernel is None else kernel.detach().clone()
+    try:
+        yield
+    finally:
+        for carrier in carriers:
+            carrier.held = None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,13 @@ class Space(ABC):
     skeleton: ClassVar[str] = "darts"
     """What surrounds the cells, by its name in `networks.cells.SKELETONS`."""
 
+    kept_edges: ClassVar[int | None] = None
+    """Incoming edges a node keeps when a genotype is derived; None for all."""
+
+    def selectable(self, candidate: Candidate) -> bool:
+        """Whether a derived cell may hold this candidate."""
+        return True
+
     @property
     @abstractmethod
     def edges(self) -> tuple[tuple[int, int], ...]:

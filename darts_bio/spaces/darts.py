@@ -47,6 +47,7 @@ class DartsSpace(Space):
     """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells."""
 
     cell_types = ("normal", "reduce")
+    kept_edges = KEPT_EDGES
 
     def __init__(
         self, layout: Layout = "clean", nodes: int = 4, operations: tuple[str, ...] = PUBLISHED_OPERATIONS
@@ -63,6 +64,9 @@ class DartsSpace(Space):
     def edges(self) -> tuple[tuple[int, int], ...]:
         last = INPUTS + self.nodes
         return tuple((node, source) for node in range(INPUTS, last) for source in range(node))
+
+    def selectable(self, candidate: Candidate) -> bool:
+        return candidate.op != "none"
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -116,7 +120,7 @@ class DartsSpace(Space):
             for (node, source), row, row_values, n in zip(
                 self.edges, table.rows[cell_type], values, rivals, strict=True
             ):
-                choices = [(v, c) for v, c in zip(row_values, row, strict=True) if c is not None and c.op != "none"]
+                choices = [(v, c) for v, c in zip(row_values, row, strict=True) if c is not None and self.selectable(c)]
                 value, candidate = max(choices, key=lambda choice: choice[0])
                 edge = self._normalised(Edge(node, source, candidate), cell_type)
                 best.setdefault(node, []).append((n * value, edge))

@@ -1,78 +1,110 @@
-"""DARTS, first order (Liu 2019, arXiv 1806.09055, equation 7 with xi = 0).
+"""DARTS, first and second order (Liu 2019, arXiv 1806.09055, equations 6 to 8).
 
 Edge weights are the softmax of alpha over the candidates of an edge. In each step Adam moves alpha along the gradient
-of the validation loss at the present weights. The candidates are (operation, rule) pairs, so a rule's share is learnt
-by the same softmax (arXiv 2507.13485).
+of the validation loss at the present weights (order 1), or at the weights after a step along the training loss, which
+depends on alpha too (order 2):
+
+    w'(alpha) = w - lr (momentum buffer + dL_train(w, alpha)/dw + decay w)
+    d L_val(w', alpha)/d alpha = dL_val/d alpha - lr d<v, dL_train(w, alpha)/dw>/d alpha,     v = dL_val(w')/dw'
+    d<v, dL_train/dw>/d alpha = (dL_train(w + R v)/d alpha - dL_train(w - R v)/d alpha) / 2R,  R = 0.01 / |v|
+
+The candidates are (operation, rule) pairs, so a rule's share is learnt by the same softmax (arXiv 2507.13485).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
-from darts_bio.runtime import generator
-from darts_bio.spaces import CandidateTable
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, masked_softmax
+from darts_bio.rules import RULES, held_feedback
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, masked_softmax
+from darts_bio.strategies.gradient import GradientStrategy
+
+STEP_OF_DIFFERENCES = 0.01
 
 
 @STRATEGIES.register("darts")
-class Darts(Strategy):
-    """Differentiable search, first order (Liu 2019)."""
+class Darts(GradientStrategy):
+    """Differentiable search, first or second order: softmax of alpha (Liu 2019)."""
 
     def __init__(
         self,
         context: Context,
+        order: int = 1,
         lr: float = 3e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         weight_decay: float = 1e-3,
         init: float = 1e-3,
     ) -> None:
-        """`init` is the std of alpha at the start. Raises InputError for a value out of bounds."""
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "init": init}.items():
-            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-                raise InputError(f"strategy darts: {name}: expected a number of at least 0, found {value!r}")
-        if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= float(b) < 1 for b in betas)):
-            raise InputError(f"strategy darts: betas: expected two numbers in [0, 1), found {betas!r}")
-        table, device = context.table, context.device
-        self.mask = {t: table.mask(t).to(device) for t in table.rows}
-        self.alpha = {t: self._initial(table, t, context.seed, init).to(device).requires_grad_() for t in table.rows}
-        self.optimizer = torch.optim.Adam(
-            list(self.alpha.values()), lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay
-        )
+        if order not in (1, 2) or isinstance(order, bool):
+            raise InputError(f"strategy darts: order: expected 1 or 2, found {order!r}")
+        super().__init__(context, lr=lr, betas=betas, weight_decay=weight_decay, init=init)
+        self.order = order
 
-    @staticmethod
-    def _initial(table: CandidateTable, cell_type: str, seed: int, init: float) -> Tensor:
-        return init * torch.randn(table.shape(cell_type), generator=generator("cpu", "alpha", seed, cell_type))
+    def notes(self, rules: Sequence[str]) -> list[str]:
+        other = [rule for rule in rules if not RULES.build(rule).transports_weights]
+        if self.order == 1 or not other:
+            return []
+        return [
+            "note: second-order darts takes the weights' step for one along the gradient of the training loss. Under "
+            f"{', '.join(other)} it follows the rule's gradient instead, so the second-order term is that of another "
+            "step; feedback is held fixed while the term is measured"
+        ]
 
-    def edge_weights(self) -> EdgeWeights:
-        return {t: masked_softmax(alpha, self.mask[t]) for t, alpha in self.alpha.items()}
+    def mean_weights(self) -> dict[str, Tensor]:
+        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
 
     def step(self, bilevel: Bilevel) -> Tensor:
-        with bilevel.frozen_weights():
+        if self.order == 1:
+            return super().step(bilevel)
+        gradients, logits = self.second_order_gradients(bilevel)
+        self.move(gradients)
+        return logits
+
+    def second_order_gradients(self, bilevel: Bilevel) -> tuple[list[Tensor], Tensor]:
+        """The gradients of `parameters`, and the validation logits after the virtual step. w is as before."""
+        weights, parameters = list(bilevel.weights), list(self.parameters.values())
+        before = [weight.detach().clone() for weight in weights]
+        loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights()))
+        after, rate = bilevel.virtual_step(_gradients(loss, weights))
+        try:
+            _put(weights, after)
             loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights())
-            gradients = torch.autograd.grad(loss, list(self.alpha.values()))
-        for alpha, gradient in zip(self.alpha.values(), gradients, strict=True):
-            alpha.grad = gradient
-        self.optimizer.step()
-        return logits.detach()
+            total = loss + bilevel.penalty(self.shares()) + self.own_penalty()
+            found = torch.autograd.grad(total, [*parameters, *weights], allow_unused=True)
+            own, v = _zeros(found[: len(parameters)], parameters), _zeros(found[len(parameters) :], weights)
+            size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v))).item()
+            _put(weights, before)
+            with held_feedback(bilevel.supernet), bilevel.frozen_weights():
+                sides = []
+                for sign in (1, -1):
+                    _put(weights, [w + sign * size * direction for w, direction in zip(before, v, strict=True)])
+                    loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights())
+                    sides.append(torch.autograd.grad(loss, parameters))
+        finally:
+            _put(weights, before)
+        gradients = [g - rate * (plus - minus) / (2 * size) for g, plus, minus in zip(own, *sides, strict=True)]
+        return gradients, logits.detach()
 
-    @torch.no_grad()
-    def final_weights(self) -> EdgeWeights:
-        return self.edge_weights()
 
-    def state_dict(self) -> dict[str, Any]:
-        alpha = {t: a.detach().clone() for t, a in self.alpha.items()}
-        return {"alpha": alpha, "optimizer": self.optimizer.state_dict()}
+def detached(edge_weights: EdgeWeights) -> EdgeWeights:
+    """The same numbers without a gradient."""
+    return {t: weights.detach() for t, weights in edge_weights.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for t, alpha in self.alpha.items():
-                alpha.copy_(state["alpha"][t])
-        self.optimizer.load_state_dict(state["optimizer"])
 
-    def learning_rates(self) -> dict[str, float]:
-        return {"alpha": self.optimizer.param_groups[0]["lr"]}
+def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    return _zeros(torch.autograd.grad(loss, weights, allow_unused=True), weights)
+
+
+def _zeros(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros where a weight has no part in the loss."""
+    return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, like, strict=True)]
+
+
+@torch.no_grad()
+def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    torch._foreach_copy_(list(weights), list(values))

@@ -64,6 +64,10 @@ class Task(Protocol):
     subject: dict[str, str]
     """What a checkpoint is bound to beside the configuration, in words: the data, the genotype that is trained."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the task wants no further epoch, though there are some left. Asked between epochs."""
+
     def begin_epoch(self, epoch: int) -> None:
         """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
 
@@ -112,7 +116,8 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the numbers of its last whole epoch, and whether it came to its end."""
+    """How a run ended: the numbers of its last whole epoch, and whether it came to its end, or to one before that its
+    task asked for."""
 
     numbers: Numbers
     finished: bool
@@ -127,7 +132,8 @@ def fit(
     *,
     log_every: int,
 ) -> Outcome:
-    """Trains until the last epoch or a stop request, saving after each epoch, every five minutes, and at the stop.
+    """Trains until the last epoch, the task's own end or a stop request, saving after each epoch, every five minutes,
+    and at the stop.
 
     Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data or another
     genotype, if a number or a weight is no longer finite, and if the GPU's memory does not suffice.
@@ -167,6 +173,8 @@ def fit(
         task.begin_epoch(t // task.steps_per_epoch)
     while t < steps and not stop:
         epoch, position = divmod(t, task.steps_per_epoch)
+        if position == 0 and task.finished:
+            break
         if position == 0:
             task.begin_epoch(epoch)
         try:
@@ -193,7 +201,7 @@ def fit(
             saved_at, saved_step = time.monotonic(), t
     if saved_step != t:  # the request came between the step's own check and the loop's
         save()
-    return Outcome(last, t == steps, t)
+    return Outcome(last, t == steps or (t % task.steps_per_epoch == 0 and task.finished), t)
 
 
 @contextlib.contextmanager

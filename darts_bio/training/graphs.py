@@ -39,8 +39,8 @@ class Replayed:
     weights, all of the same shapes at each call.
 
     The first call in a situation records it. Recordings share their memory, so a backward pass has to follow its
-    forward pass before the next one, and a gradient is good until the next pass. Without gradients (evaluation) the
-    network runs as it is.
+    forward pass before the next one, and a gradient is good until the next pass. Without gradients (evaluation), and
+    with feedback that is held, the network runs as it is.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -52,7 +52,7 @@ class Replayed:
 
     def __call__(self, x: Tensor, edge_weights: EdgeWeights | None = None) -> Any:
         inputs = {} if edge_weights is None else dict(edge_weights)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or any(carrier.held is not None for carrier in self._carriers):
             return self.network(x, inputs) if inputs else self.network(x)
         tensors = (x, *inputs.values())
         situation = (tuple(inputs), self._situation(tensors))

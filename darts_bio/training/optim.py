@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,27 @@ class WeightOptimizer:
             norm = nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None], foreach=True)
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm, foreach=True)
         self.optimizer.step()
+
+    @torch.no_grad()
+    def virtual_step(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """What the weights would be after an SGD step along these gradients, w - lr (momentum buffer + gradient +
+        decay w), and lr. Nothing is changed. The bound on the norm plays no part, as in the published second order.
+
+        Raises InputError for another optimiser than SGD.
+        """
+        if self.config.optimizer != "sgd":
+            raise InputError(
+                f"--optimizer {self.config.optimizer}: second-order darts differentiates a step of SGD; use "
+                "--optimizer sgd, or darts(order=1)"
+            )
+        after = []
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            buffer = self.optimizer.state[weight].get("momentum_buffer") if weight in self.optimizer.state else None
+            direction = gradient + self.config.weight_decay * weight
+            if buffer is not None:
+                direction = direction + self.config.momentum * buffer
+            after.append(weight - self.lr * direction)
+        return after, self.lr
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()

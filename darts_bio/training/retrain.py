@@ -90,6 +90,8 @@ class Retraining:
             training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
         return training
 
+    finished = False
+
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)

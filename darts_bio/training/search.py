@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,26 @@ from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
 from darts_bio.runtime import autocast, derive_seed
-from darts_bio.spaces import SPACES, Genotype, Space
-from darts_bio.strategies import STRATEGIES, Batch, Bilevel, Context, Strategy
+from darts_bio.spaces import SPACES, Cell, Genotype, Space
+from darts_bio.strategies import (
+    REGULARIZERS,
+    STRATEGIES,
+    Batch,
+    Bilevel,
+    Context,
+    Objective,
+    Regularizer,
+    Strategy,
+    frozen,
+)
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
-from darts_bio.training.engine import Numbers, loss_and_accuracy
+from darts_bio.training.engine import Numbers, fitting, loss_and_accuracy
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
+
+TOGETHER = {"cpu": 1, "cuda": 16}
+"""Individuals whose passes are computed as one: a GPU is idle in a small pass, a CPU is not."""
 
 
 class Search:
@@ -30,20 +46,6 @@ class Search:
         self.space: Space = SPACES.build(config.space)
         for rule in (*config.rules, config.backbone_rule):
             RULES.build(rule)
-        torch.manual_seed(derive_seed("weights", config.seed))
-        self.supernet = SuperNet(
-            self.space,
-            config.rules,
-            channels=config.channels,
-            layers=config.layers,
-            num_classes=len(data.classes),
-            in_channels=data.in_channels,
-            backbone_rule=config.backbone_rule,
-            cell=FoldedCell if config.memory == "low" else MixedCell,
-        ).to(device)
-        draw_feedback(self.supernet, config.seed)
-        self.passes = on_device(self.supernet, device, config.graphs)
-        self.optimizer = WeightOptimizer(self.supernet, config)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
         self.train_batches, self.valid_batches = (
@@ -61,8 +63,62 @@ class Search:
         self.subject = {"data set": data.identity()}
         self.steps_per_epoch = self.train_batches.per_epoch
         self.images_per_step = 2 * config.batch_size
-        context = Context(self.space, self.supernet.table, config.seed, device, self.epochs, self.steps_per_epoch)
+        self.table = self.space.table(config.rules)
+        context = Context(self.space, self.table, config.seed, device, self.epochs, self.steps_per_epoch)
+        self.regularizers: list[Regularizer] = [REGULARIZERS.build(spec, context) for spec in config.regularizers]
+        context = replace(context, factorised=any(r.factorised for r in self.regularizers))
         self.strategy: Strategy = STRATEGIES.build(config.strategy, context)
+        for regularizer in self.regularizers:
+            regularizer.accept(self.strategy)
+        asked = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
+        self.warmup_epochs = asked[-1] if asked else round(self.strategy.warmup * self.epochs)
+        self.objective = Objective(
+            config.objective,
+            self.space,
+            self.table,
+            channels=config.channels,
+            layers=config.layers,
+            image_size=data.image_size,
+            device=device,
+        )
+        torch.manual_seed(derive_seed("weights", config.seed))
+        self.supernet = SuperNet(
+            self.space,
+            config.rules,
+            channels=config.channels,
+            layers=config.layers,
+            num_classes=len(data.classes),
+            in_channels=data.in_channels,
+            backbone_rule=config.backbone_rule,
+            partial=self.strategy.partial,
+            cell=FoldedCell if config.memory == "low" else MixedCell,
+        ).to(device)
+        draw_feedback(self.supernet, config.seed)
+        self.passes = on_device(self.supernet, device, config.graphs)
+        self.optimizer = WeightOptimizer(self.supernet, config)
+        self.stopped = False
+        if config.supernet and not config.resume:
+            self._begin_with(Path(config.supernet))
+
+    def _begin_with(self, folder: Path) -> None:
+        """Takes over the supernet of another run, and of its strategy's state what this strategy wants of it."""
+        checkpoint = folder / CHECKPOINT_FILE
+        task = read_checkpoint(checkpoint, "search").get("task", {})
+        with fitting(checkpoint):
+            self.supernet.load_state_dict(task["supernet"])
+            self.strategy.begin_with(task["strategy"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further epoch is wanted: by the strategy, or by a regulariser."""
+        return self.strategy.finished or self.stopped
+
+    def notes(self) -> list[str]:
+        """What the user is to know of this search before it begins."""
+        notes = self.strategy.notes(self.config.rules)
+        if self.warmup_epochs and not self.strategy.finished:
+            notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
+        return notes
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
@@ -70,8 +126,18 @@ class Search:
 
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
         train_batch, valid_batch = self.train_batches.batch(t), self.valid_batches.batch(t)
-        bilevel = Bilevel(self.supernet, train_batch, valid_batch, self._weight_loss, self._architecture_loss)
-        valid_logits = self.strategy.step(bilevel)
+        bilevel = Bilevel(
+            self.supernet,
+            train_batch,
+            valid_batch,
+            self._weight_loss,
+            self._architecture_loss,
+            self._penalty,
+            self.optimizer.weights,
+            self.optimizer.virtual_step,
+        )
+        moves = t // self.steps_per_epoch >= self.warmup_epochs
+        valid_logits = self.strategy.step(bilevel) if moves else None
         edge_weights = {cell_type: weights.detach() for cell_type, weights in self.strategy.edge_weights().items()}
         loss, logits = self._weight_loss(train_batch, edge_weights)
         self.optimizer.step(loss)
@@ -91,16 +157,57 @@ class Search:
         with true_gradients(self.supernet) if exact else contextlib.nullcontext():
             return self._weight_loss(batch, edge_weights)
 
+    def _penalty(self, shares: EdgeWeights) -> Tensor:
+        return self.objective.penalty(shares) + sum(r.penalty(shares) for r in self.regularizers)
+
+    def end_epoch(self, epoch: int) -> Numbers:
+        numbers: Numbers = {}
+        if epoch >= self.warmup_epochs:
+            first = (epoch + 1) * self.steps_per_epoch
+            numbers |= self.strategy.end_epoch(epoch, lambda weights, batches: self._measure(weights, first, batches))
+            lookout = _Lookout(self, self.valid_batches.batch(first))
+            for regularizer in self.regularizers:
+                stop, own = regularizer.after_epoch(epoch, lookout)
+                self.stopped = self.stopped or stop
+                numbers |= own
+        return numbers
+
+    @torch.no_grad()
+    def _measure(self, edge_weights: EdgeWeights, first: int, batches: int) -> tuple[Tensor, Tensor]:
+        """`strategies.Measure`, on the validation batches from number `first` on."""
+        count = len(next(iter(edge_weights.values())))
+        # A pass of autograd Functions of its own cannot be batched.
+        together = 1 if self.config.memory == "low" else TOGETHER[self.device.type]
+        losses, correct, images = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        with self.supernet.batch_statistics():
+            for number in range(first, first + batches):
+                x, labels = self.valid_batches.batch(number)
+                logits = torch.cat(
+                    [
+                        self._logits(x, {t: w[start : start + together] for t, w in edge_weights.items()})
+                        for start in range(0, count, together)
+                    ]
+                )
+                each = F.cross_entropy(logits.transpose(1, 2), labels.expand(count, -1), reduction="none")
+                losses = losses + each.double().sum(1).cpu()
+                correct = correct + (logits.argmax(2) == labels).double().sum(1).cpu()
+                images = images + len(labels)
+        return losses / images + self._penalty(edge_weights).double().cpu(), correct / images
+
+    def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """(P, N, classes) of P individuals on the same images."""
+        with autocast(self.device, self.config.amp):
+            if len(next(iter(edge_weights.values()))) == 1:
+                return self.supernet(x, {t: w[0] for t, w in edge_weights.items()}).float().unsqueeze(0)
+            return torch.vmap(lambda weights: self.supernet(x, weights))(dict(edge_weights)).float()
+
     def learning_rates(self) -> Numbers:
         rates = {"weights": self.optimizer.lr, **self.strategy.learning_rates()}
         return {f"lr/{name}": rate for name, rate in rates.items()}
 
-    def end_epoch(self, epoch: int) -> Numbers:
-        return {}
-
     def genotype(self) -> Genotype:
         """The genotype that alpha stands for now."""
-        cells = self.space.derive(self.strategy.final_weights(), self.supernet.table)
+        cells = self.space.derive(self.strategy.final_weights(), self.table)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,9 +215,30 @@ class Search:
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
+            "regularizers": [regularizer.state_dict() for regularizer in self.regularizers],
+            "stopped": self.stopped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
+        for regularizer, saved in zip(self.regularizers, state["regularizers"], strict=True):
+            regularizer.load_state_dict(saved)
+        self.stopped = state["stopped"]
+
+
+class _Lookout:
+    """What regularisers see of a search after an epoch."""
+
+    def __init__(self, search: Search, batch: Batch) -> None:
+        self._search, self._batch = search, batch
+        self.strategy = search.strategy
+
+    def cells(self) -> dict[str, Cell]:
+        return dict(self._search.genotype().cells)
+
+    def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
+        supernet = self._search.supernet
+        with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
+            return F.cross_entropy(supernet(self._batch[0], edge_weights).float(), self._batch[1])
