@@ -233,6 +233,12 @@ def _products(x: Tensor, matrices: Tensor) -> Tensor:
     return y.permute(0, 3, 1, 2)
 
 
+def pointwise_products(x: Tensor, weight: Tensor, members: int) -> Tensor:
+    """What `FeedbackProducts` computes, in operations that torch.vmap knows."""
+    y = torch.bmm(rows(x, members), matrices(weight, members).transpose(1, 2))
+    return y.transpose(0, 1).reshape(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+
+
 class FeedbackLinear(torch.autograd.Function):
     """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape. One that is learned itself receives
     the weight's gradient."""

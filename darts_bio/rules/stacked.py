@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.carriers import RuleCarrier
-from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts
+from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts, pointwise_products
 from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
 
 
@@ -50,15 +50,18 @@ class StackedConv2d(nn.Module):
         m = len(self.names)
         kernel = self.weight if self.kernel is None else self.kernel
         x, weight, kernel = in_autocast_dtype(x, self.weight, kernel)  # type: ignore[assignment]
+        # Where there is no error to send, plain operations, which torch.vmap can batch.
+        trained = torch.is_grad_enabled()
         if self.products:
-            return FeedbackProducts.apply(x, weight, kernel, m)
+            return FeedbackProducts.apply(x, weight, kernel, m) if trained else pointwise_products(x, weight, m)
         stride = tuple(max(1, step // spread) for step in self.stride)
         padding = tuple(rim // spread for rim in self.padding)
         dilation = tuple(max(1, step // spread) for step in self.dilation)
         # Members that share a dense convolution's input are further outputs of it.
         dense = self.shared and self.own_groups == 1
         groups, copies = (1, 1) if dense else (m * self.own_groups, m if self.shared else 1)
-        return FeedbackConvolution.apply(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
+        convolve = FeedbackConvolution.apply if trained else FeedbackConvolution.forward
+        return convolve(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def extra_repr(self) -> str:
         return f"{len(self.names)} members of {tuple(self.weight[: len(self.weight) // len(self.names)].shape)}"

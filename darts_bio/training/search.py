@@ -149,7 +149,8 @@ class Search:
 
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.amp):
-            logits = self.passes(batch[0], edge_weights).float()
+            logits = self.passes(batch[0], edge_weights)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in float32 at least
         return F.cross_entropy(logits, batch[1]), logits
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:

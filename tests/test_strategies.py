@@ -1,0 +1,431 @@
+"""The search strategies: gradients against brute force, samples, selection, and what a step leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Dirichlet, kl_divergence
+
+from darts_bio.config import SearchConfig
+from darts_bio.errors import InputError
+from darts_bio.networks import SuperNet
+from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules import RULES, RuleConv2d, held_feedback, true_gradients
+from darts_bio.runtime import generator
+from darts_bio.spaces import SPACES, Genotype, load_genotype, to_nb201_text
+from darts_bio.strategies import STRATEGIES, Context, Strategy
+from darts_bio.training.data import ImageData, load_data
+from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.search import TOGETHER, Search
+
+CPU = torch.device("cpu")
+PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
+SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=64)
+
+
+def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any) -> Context:
+    built = SPACES.build(space)
+    return Context(built, built.table(rules), 0, CPU, epochs, 5, **options)
+
+
+def strategy(spec: str, *args: Any, **options: Any) -> Any:
+    return STRATEGIES.build(spec, context(*args, **options))
+
+
+def search(spec: str, data: ImageData, **options: Any) -> Search:
+    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": spec}
+    return Search(SearchConfig(**(SMALL | config | options)), data, CPU)
+
+
+def epoch(task: Search, number: int) -> dict[str, float]:
+    task.begin_epoch(number)
+    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
+        task.step(t)
+    return task.end_epoch(number)
+
+
+class TestSecondOrder:
+    """alpha's gradient against central differences of L_val(w - lr (momentum buffer + gradient + decay w))."""
+
+    def brute_force(self, task: Search, bilevel: Any, step: float) -> Tensor:
+        darts: Any = task.strategy
+        weights = list(bilevel.weights)
+        before = [w.detach().clone() for w in weights]
+
+        def loss_after(t: str, e: int, c: int, offset: float) -> float:
+            with torch.no_grad():
+                darts.alpha[t][e, c] += offset
+            loss, _ = bilevel.weight_loss(bilevel.train_batch, darts.edge_weights())
+            gradients = torch.autograd.grad(loss, weights)
+            after, _ = task.optimizer.virtual_step(gradients)
+            with torch.no_grad():
+                for w, new in zip(weights, after, strict=True):
+                    w.copy_(new)
+                value = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights())[0].item()
+                for w, old in zip(weights, before, strict=True):
+                    w.copy_(old)
+                darts.alpha[t][e, c] -= offset
+            return value
+
+        found = []
+        for t, alpha in darts.alpha.items():
+            for e in range(len(alpha)):
+                for c in range(alpha.shape[1]):
+                    found.append((loss_after(t, e, c, step) - loss_after(t, e, c, -step)) / (2 * step))
+        return torch.tensor(found, dtype=torch.float64)
+
+    def smooth(self, data: ImageData) -> Search:
+        """A search on a net without kinks, at which neither kind of difference would converge."""
+        task = search("darts(order=2, init=0.5)", data, rules=("bp",), batch_size=16, weight_decay=0.01)
+        torch.manual_seed(0)
+        net = SuperNet(task.space, ("bp",), channels=4, layers=3, num_classes=10, in_channels=1, cell=ReferenceCell)
+        for module in list(net.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.ReLU):
+                    setattr(module, name, nn.Softplus())
+        task.supernet = net.double()
+        task.passes, task.optimizer = net, WeightOptimizer(net, task.config)
+        for batches in (task.train_batches, task.valid_batches):
+            read = batches.batch
+            batches.batch = lambda t, read=read: (read(t)[0].double(), read(t)[1])  # type: ignore[method-assign]
+        return task
+
+    def test_equals_brute_force_in_float64_with_momentum_and_decay(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task, captured = self.smooth(data), []
+        darts: Any = task.strategy
+        for parameter in darts.parameters.values():
+            parameter.data = parameter.data.double()
+        monkeypatch.setattr(darts, "step", captured.append)
+        for t in range(2):  # so that there is a momentum buffer
+            task.step(t)
+        bilevel = captured[-1]
+        state = copy.deepcopy(task.supernet.state_dict())
+        with task.supernet.batch_statistics():
+            gradients, _ = darts.second_order_gradients(bilevel)
+            expected = self.brute_force(task, bilevel, 1e-4)
+            loss, _ = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights())
+            first = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(darts.alpha.values()))])
+        own = torch.cat([g.flatten() for g in gradients])
+        assert (own - expected).norm() <= 1e-4 * expected.norm()
+        assert (own - first).norm() > 1e-2 * expected.norm()  # it is not the first order's
+        assert all(torch.equal(v, task.supernet.state_dict()[k]) for k, v in state.items())
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_feedback_is_held_while_weights_are_moved(self, rule: str) -> None:
+        layer = RuleConv2d(4, 6, 3, padding=1, rule=RULES.build(rule))
+        if layer.rule.direct or layer.rule.local:
+            return
+        x = torch.randn(2, 4, 5, 5, requires_grad=True)
+
+        def down() -> Tensor:
+            return torch.autograd.grad(layer(x).sum(), x)[0]
+
+        before = down()
+        with held_feedback(layer):
+            with torch.no_grad():
+                layer.weight.neg_()
+            assert torch.equal(down(), -before if layer.rule.transports_weights else before)
+            with true_gradients(layer):
+                assert torch.allclose(down(), torch.autograd.grad(RuleConv2d.forward(layer, x).sum(), x)[0])
+        after = down()
+        follows = rule not in ("fa", "kolen_pollack", "weight_mirror")
+        assert torch.equal(after, -before if follows else before)
+
+    def test_says_what_it_assumes_of_other_rules_than_bp(self, data: ImageData) -> None:
+        assert search("darts(order=2)", data, rules=("bp",)).notes() == []
+        (note,) = search("darts(order=2)", data, rules=("bp", "usf", "fa")).notes()
+        assert "Under usf, fa it follows the rule's gradient" in note
+
+    def test_asks_for_sgd(self, data: ImageData) -> None:
+        task = search("darts(order=2)", data, optimizer="adamw")
+        with pytest.raises(InputError, match="use --optimizer sgd, or darts"):
+            task.step(0)
+
+
+class TestPcDarts:
+    def test_weights_are_the_product_of_both_softmaxes_by_hand(self) -> None:
+        pc = strategy("pc_darts(init=1.0)", "darts(nodes=2)")
+        for t, weights in pc.edge_weights().items():
+            alpha, beta, mask = pc.alpha[t].detach(), pc.parameters[f"{t}/beta"].detach(), pc.masks[t]
+            for first, last in ((0, 2), (2, 5)):  # the edges into node 2, into node 3
+                shares = beta[first:last].exp() / beta[first:last].exp().sum()
+                for e in range(first, last):
+                    own = alpha[e].exp() * mask[e]
+                    assert torch.allclose(weights[e], own / own.sum() * shares[e - first], atol=1e-6)
+        assert pc.partial == 4
+
+    def test_alpha_and_beta_both_move_after_the_warm_up_and_not_before(self, data: ImageData) -> None:
+        task = search("pc_darts", data, space="darts(nodes=2)")
+        assert task.warmup_epochs == 1
+        assert task.notes() == ["alpha stays as it is for the first 1 epochs"]
+        pc: Any = task.strategy
+        before = {name: p.detach().clone() for name, p in pc.parameters.items()}
+        epoch(task, 0)
+        assert all(torch.equal(p, before[name]) for name, p in pc.parameters.items())
+        epoch(task, 1)
+        assert all(not torch.equal(p, before[name]) for name, p in pc.parameters.items())
+
+    def test_channels_that_cannot_be_divided(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="expected a multiple of 8"):
+            search("pc_darts", data, channels=4)
+
+
+class TestSamples:
+    def test_gdas_draws_one_candidate_an_edge_by_its_softmax(self) -> None:
+        gdas = strategy("gdas(init=1.0)", PAIR)
+        counts = {t: torch.zeros_like(w) for t, w in gdas.alpha.items()}
+        for _ in range(4000):
+            for t, weights in gdas.edge_weights().items():
+                assert weights.sum(1).allclose(torch.ones(len(weights)))
+                assert (weights.detach().round(decimals=5) == 1).sum(1).eq(1).all()
+                counts[t] += weights.detach().round()
+        for t, mean in gdas.mean_weights().items():
+            assert torch.allclose(counts[t] / 4000, mean, atol=0.035)
+
+    def test_gdas_gradient_is_that_of_the_soft_weights(self) -> None:
+        gdas, twin = (strategy("gdas(init=1.0)", PAIR) for _ in range(2))
+        gdas.begin_epoch(9)
+        assert gdas.tau == pytest.approx(0.1)
+        gdas.begin_epoch(0)
+        assert gdas.tau == 10
+        down = torch.randn(2, 4)
+        hard = gdas.edge_weights()["normal"]
+        own = torch.autograd.grad((hard * down).sum(), gdas.alpha["normal"])[0]
+        noise = -(-torch.rand(2, 4, generator=twin.next_draw()).clamp(1e-10, 1 - 1e-7).log()).log()
+        mask = twin.masks["normal"]
+        soft = ((twin.alpha["normal"] + noise) / 10).masked_fill(~mask, -torch.inf).softmax(1)
+        assert torch.allclose(own, torch.autograd.grad((soft * down).sum(), twin.alpha["normal"])[0], atol=1e-7)
+
+    def test_snas_nears_single_candidates(self) -> None:
+        snas = strategy("snas", PAIR)
+        largest = []
+        for number in (0, 9):
+            snas.begin_epoch(number)
+            drawn = torch.cat([snas.edge_weights()["normal"] for _ in range(100)])
+            assert drawn.sum(1).allclose(torch.ones(len(drawn)))
+            largest.append(drawn.max(1).values.mean().item())
+        assert (snas.start, snas.tau) == pytest.approx((1.0, 0.03))
+        assert largest[0] < 0.75
+        assert largest[1] > 0.97
+
+    def test_drnas_draws_from_its_dirichlet_and_is_anchored_by_the_divergence(self) -> None:
+        drnas = strategy("drnas(init=1.0)", PAIR)
+        draws: dict[str, list[Tensor]] = {t: [] for t in drnas.alpha}
+        state = torch.get_rng_state()
+        for _ in range(3000):
+            for t, weights in drnas.edge_weights().items():
+                draws[t].append(weights.detach())
+        assert torch.equal(state, torch.get_rng_state())
+        expected = torch.zeros(())
+        for t, rows in draws.items():
+            drawn, mask = torch.stack(rows), drnas.masks[t]
+            for e, own in enumerate(mask):
+                concentration = drnas.concentrations()[t][e][own].detach()
+                law = Dirichlet(concentration)
+                assert torch.allclose(drawn[:, e, own].mean(0), law.mean, atol=0.03)
+                assert torch.allclose(drawn[:, e, own].var(0), law.variance, atol=0.02)
+                assert drawn[:, e, ~own].eq(0).all()
+                expected = expected + kl_divergence(law, Dirichlet(torch.ones_like(concentration)))
+        assert torch.allclose(drnas.own_penalty(), 1e-3 * expected, rtol=1e-4)
+
+    @pytest.mark.parametrize("spec", ["gdas", "snas", "drnas"])
+    def test_are_a_function_of_the_seed_and_go_on_from_the_state(self, spec: str) -> None:
+        one, other = (strategy(spec) for _ in range(2))
+        for _ in range(3):
+            drawn = one.edge_weights()
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        again, first = other.edge_weights(), one.edge_weights()
+        assert all(torch.equal(first[t], again[t]) and not torch.equal(first[t], drawn[t]) for t in first)
+
+
+class TestFairDarts:
+    def test_weights_do_not_compete_and_are_driven_from_the_middle(self) -> None:
+        fair = strategy("fair_darts(init=1.0)", PAIR)
+        weights = torch.cat([w[fair.masks[t]] for t, w in fair.edge_weights().items()])
+        alpha = torch.cat([a[fair.masks[t]] for t, a in fair.alpha.items()])
+        assert torch.allclose(weights, 1 / (1 + (-alpha).exp()))
+        assert torch.allclose(fair.own_penalty(), -10 * ((weights - 0.5) ** 2).mean())
+
+    def test_edges_of_more_candidates_have_no_advantage(self) -> None:
+        fair = strategy("fair_darts", "darts(nodes=2)", ("fa", "usf"))
+        with torch.no_grad():
+            fair.alpha["reduce"].zero_()
+            fair.alpha["reduce"][4, 1] = 1.0  # the only edge of stride 1, which has fewer candidates
+        cell = fair.context.space.derive(fair.final_weights(), fair.context.table)["reduce"]
+        assert (3, 2) in {(edge.node, edge.input) for edge in cell.edges}
+
+
+class TestRandom:
+    def test_is_there_at_once_and_uniform(self) -> None:
+        counts: dict[str, int] = {}
+        for seed in range(600):
+            random: Strategy = STRATEGIES.build("random", replace(context("nb201", ("bp",)), seed=seed))
+            assert random.finished
+            genotype = Genotype("nb201", random_cells(random, "nb201", ("bp",)))
+            for edge in genotype.cells["cell"].edges:
+                counts[edge.candidate.op] = counts.get(edge.candidate.op, 0) + 1
+        assert set(counts) == {"none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"}
+        assert all(abs(n - 720) < 5 * (3600 * 0.2 * 0.8) ** 0.5 for n in counts.values())
+
+    def test_edges_are_drawn_too(self) -> None:
+        kept = set()
+        for seed in range(200):
+            random = STRATEGIES.build("random", replace(context("darts"), seed=seed))
+            edges = random_cells(random, "darts", ("fa", "usf"))["normal"].edges
+            kept.add(tuple(edge.input for edge in edges if edge.node == 5))
+        assert len(kept) == 10  # two of five
+
+    def test_random_rules_on_a_fixed_genotype(self) -> None:
+        fixed = load_genotype("darts_v2")
+        rules = ("fa", "usf", "brsf")
+        seen = set()
+        for seed in range(40):
+            random = STRATEGIES.build("random(genotype=darts_v2)", replace(context("darts", rules), seed=seed))
+            cells = random_cells(random, "darts", rules)
+            for t, cell in cells.items():
+                ops = sorted((e.node, e.input, e.candidate.op) for e in cell.edges)
+                assert ops == sorted((e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges)
+            seen |= {e.candidate.rule for e in cells["normal"].edges if e.candidate.op == "sep_conv_3x3"}
+        assert seen == set(rules)
+
+    @pytest.mark.parametrize(
+        ("spec", "space", "message"),
+        [
+            ("random(genotype=darts_v3)", "darts", "unknown genotype"),
+            ("random(genotype=darts_v2)", "nb201", "cell type"),
+            ("random(genotype=darts_v2)", "darts(operations=(none, skip_connect))", "expected operations of --space"),
+            ("random(genotype=darts_v2)", "darts(nodes=2)", "no edge"),
+        ],
+    )
+    def test_a_genotype_that_does_not_fit(self, spec: str, space: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            strategy(spec, space)
+
+
+def random_cells(random: Strategy, space: str, rules: tuple[str, ...]) -> Any:
+    built = SPACES.build(space)
+    return built.derive(random.final_weights(), built.table(rules))
+
+
+class TestDartsPt:
+    def test_keeps_what_is_missed_most(self) -> None:
+        """A measure that knows which candidates and edges matter."""
+        pt = strategy("darts_pt(share=0)", "darts(nodes=2)", epochs=1)
+        needed = {t: torch.rand(w.shape, generator=generator("cpu", t)) for t, w in pt.final_weights().items()}
+        space, table = pt.context.space, pt.context.table
+
+        def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
+            assert batches == 8
+            accuracy = torch.zeros(len(weights["normal"]))
+            for t, own in weights.items():
+                accuracy = accuracy + ((own > 0) * needed[t]).sum((1, 2))
+            return torch.zeros_like(accuracy), accuracy
+
+        pt.end_epoch(0, measure)
+        cells = space.derive(pt.final_weights(), table)
+        for t, cell in cells.items():
+            best = {}
+            for e, ((node, source), row) in enumerate(zip(space.edges, table.rows[t], strict=True)):
+                options = [i for i, c in enumerate(row) if c is not None and c.op != "none"]
+                winner = max(options, key=lambda i: needed[t][e, i])
+                best[node, source] = (needed[t][e, winner].item(), row[winner])
+            for node in (2, 3):
+                own = sorted((k for k in best if k[0] == node), key=lambda k: -best[k][0])[:2]
+                assert {(e.node, e.input) for e in cell.edges if e.node == node} == set(own)
+            assert all(e.candidate.op == best[e.node, e.input][1].op for e in cell.edges)
+
+    def test_equal_accuracies_are_told_apart_by_the_loss(self) -> None:
+        pt = strategy("darts_pt(share=0)", "nb201", ("bp",), epochs=1)
+
+        def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
+            return (weights["cell"][:, :, 2] == 0).sum(1).double(), torch.ones(len(weights["cell"]))
+
+        pt.end_epoch(0, measure)
+        cells = pt.context.space.derive(pt.final_weights(), pt.context.table)
+        assert set(to_nb201_text(Genotype("nb201", cells), rules=False)) >= {"1"}
+        assert {edge.candidate.op for edge in cells["cell"].edges} == {"nor_conv_1x1"}
+
+    def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(self, data: ImageData) -> None:
+        task = search("darts_pt(base='drnas', share=0.5, batches=1)", data, space="darts(nodes=2)", epochs=4)
+        pt: Any = task.strategy
+        decided, alphas = [], []
+        for number in range(4):
+            epoch(task, number)
+            decided.append(pt.decided)
+            alphas.append({t: a.detach().clone() for t, a in pt.alpha.items()})
+        # Five edges and the one node of three edges.
+        assert decided == [0, 2, 4, 6]
+        assert not torch.equal(alphas[0]["normal"], alphas[1]["normal"])
+        assert torch.equal(alphas[1]["normal"], alphas[3]["normal"])
+        assert task.genotype().cells.keys() == {"normal", "reduce"}
+
+    def test_on_the_supernet_of_another_run(self, data: ImageData, tmp_path: Any) -> None:
+        from darts_bio.training.run_folder import RunFolder
+
+        task = search("darts(init=1.0)", data)
+        epoch(task, 0)
+        folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), ["x"])
+        folder.save({"task": task.state_dict()})
+        other = search("darts_pt(share=0)", data, supernet=str(folder.path), epochs=1)
+        pt: Any = other.strategy
+        assert all(torch.equal(a, task.strategy.alpha[t]) for t, a in pt.alpha.items())
+        assert all(torch.equal(v, other.supernet.state_dict()[k]) for k, v in task.supernet.state_dict().items())
+        with pytest.raises(InputError, match="does not fit"):
+            search("darts", data, supernet=str(folder.path), channels=4)
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            search("darts", data, supernet=str(tmp_path))
+
+
+class TestMeasure:
+    def test_equals_one_pass_each_and_leaves_no_trace(self, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = search("darts", data, objective=("parameters(weight=0.1)",))
+        epoch(task, 0)
+        state = copy.deepcopy(task.supernet.state_dict())
+        stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}
+        losses, accuracies = task._measure(stacked, 3, 2)
+        monkeypatch.setitem(TOGETHER, "cpu", 3)
+        together = task._measure(stacked, 3, 2)
+        assert torch.allclose(losses, together[0], rtol=1e-5)
+        assert torch.equal(accuracies, together[1])
+        assert all(torch.equal(v, task.supernet.state_dict()[k]) for k, v in state.items())
+        one = {t: w[2] for t, w in stacked.items()}
+        values = []
+        for number in (3, 4):
+            x, labels = task.valid_batches.batch(number)
+            values.append(torch.nn.functional.cross_entropy(task.supernet(x, one), labels).item())
+        penalty = task.objective.penalty(one).item()
+        assert losses[2].item() == pytest.approx(sum(values) / 2 + penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("darts(order=3)", "strategy darts: order: expected 1 or 2, found 3"),
+        ("pc_darts(k=0)", "strategy pc_darts: k: expected a whole number of at least 1, found 0"),
+        ("gdas(tau=0.01)", "strategy gdas: tau: expected a number of at least 0.1, found 0.01"),
+        ("gdas(tau_min=0)", "strategy gdas: tau_min: expected a number above 0, found 0"),
+        ("snas(tau=high)", "strategy snas: tau: expected a number of at least 0.03, found 'high'"),
+        ("drnas(anchor=-1)", "strategy drnas: anchor: expected a number of at least 0, found -1"),
+        ("fair_darts(betas=1)", "strategy fair_darts: betas: expected two numbers"),
+        ("darts_pt(share=1)", "strategy darts_pt: share: expected a number of at least 0 and below 1, found 1"),
+        ("darts_pt(base=dart)", "unknown strategy 'dart': did you mean 'darts'"),
+        ("eg(population=2)", "strategy eg: population: expected a whole number of at least 4, found 2"),
+        ("eg(published=3)", "strategy eg: published: expected True or False, found 3"),
+        ("eg(step=0)", "strategy eg: step: expected a number above 0 and below 1, found 0"),
+    ],
+)
+def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        strategy(spec)
