@@ -188,10 +188,8 @@ def main() -> int:
         }
         table[strategy] = row
         verdict = f"{p:.3f}" if p < 0.05 else f"{p:.2f}: no better than random"
-        print(
-            f"| `{strategy}` | {row['mean_rank']:.0f} +- {row['std_rank']:.0f} | {', '.join(map(str, sorted(ranks)))} | "
-            f"{loss:.3f} | {verdict} | {row['seconds']:.0f} |"
-        )
+        mean, listed = f"{row['mean_rank']:.0f} +- {row['std_rank']:.0f}", ", ".join(map(str, sorted(ranks)))
+        print(f"| `{strategy}` | {mean} | {listed} | {loss:.3f} | {verdict} | {row['seconds']:.0f} |")
     losses = [statistics.mean(truth[name]) for name in order]
     noise = statistics.mean(statistics.stdev(values) for values in truth.values())
     print(

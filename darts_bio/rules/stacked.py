@@ -50,6 +50,8 @@ class StackedConv2d(nn.Module):
         m = len(self.names)
         kernel = self.weight if self.kernel is None else self.kernel
         x, weight, kernel = in_autocast_dtype(x, self.weight, kernel)  # type: ignore[assignment]
+        assert weight is not None
+        assert kernel is not None
         # Where there is no error to send, plain operations, which torch.vmap can batch.
         trained = torch.is_grad_enabled()
         if self.products:

@@ -46,7 +46,8 @@ LARGE = 200
 class Sampler:
     """One CMA-ES that minimises over R^n from mean 0 and step size 1, with a seed for each generation.
 
-    Its state is plain values: what it draws in a generation depends on that state and the seed alone.
+    Its state is plain values: what it draws in a generation depends on that state and the seed alone. The separable
+    variant is for many dimensions: with far more individuals than dimensions its learning rates exceed 1.
     """
 
     def __init__(self, dimensions: int, population: int, seed: int, separable: bool) -> None:
@@ -71,6 +72,8 @@ class Sampler:
     def tell(self, individuals: np.ndarray, values: Sequence[float]) -> None:
         """The value of each individual of the generation asked for; less is better."""
         self._evolution.tell(list(zip(individuals, map(float, values), strict=True)))
+        # Saving rounds (it makes the covariance symmetric): so that what is saved now and what goes on are one.
+        self.load_state_dict(self.state_dict())
 
     @property
     def scales(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights, build_candidate, multiply_adds, parameters
 from darts_bio.registry import Registry, parse_spec
-from darts_bio.rules import RULES
+from darts_bio.rules import audit
 from darts_bio.spaces import Candidate, CandidateTable, Space
 from darts_bio.strategies.base import check_number
 
@@ -52,9 +52,8 @@ def _multiply_adds(place: Place) -> float:
 
 @COSTS.register("weight_transport")
 def _weight_transport(place: Place) -> float:
-    """Parameters under rules that send the error through the forward weights."""
-    rule = RULES.build(place.candidate.rule or "bp")
-    return float(parameters(place.build())) if rule.transports_weights else 0.0
+    """Parameters of layers whose own weights carry the error down, as `audit` counts them."""
+    return float(audit(place.build()).transported)
 
 
 class Objective:

@@ -110,9 +110,9 @@ class Entropy(Regularizer):
         for t, own in shares.items():
             normalised = own / own.sum(-1, keepdim=True)
             pairs = _entropy(normalised)
-            operations = _entropy(normalised @ self.members[t].to(own.dtype)) if self.level != "pair" else pairs
+            operations = _entropy(torch.einsum("...ec,eco->...eo", normalised, self.members[t].to(own)))
             # H(operation, rule) = H(operation) + H(rule | operation)
-            entropies.append(pairs - operations if self.level == "rule" else operations)
+            entropies.append({"pair": pairs, "operation": operations, "rule": pairs - operations}[self.level])
         return self.weight * torch.cat(entropies, dim=-1).mean(-1)
 
 

@@ -1,0 +1,317 @@
+"""Regularisers and objectives: hand-computed penalties, known eigenvalues, and how a search ends by them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_bio.config import SearchConfig
+from darts_bio.errors import InputError
+from darts_bio.networks import build_network, multiply_adds, parameters
+from darts_bio.rules import audit
+from darts_bio.spaces import SPACES, Genotype
+from darts_bio.strategies import REGULARIZERS, STRATEGIES, Context, Objective
+from darts_bio.strategies.regularizers import dominant_eigenvalue
+from darts_bio.training.data import ImageData, load_data
+from darts_bio.training.search import Search
+
+CPU = torch.device("cpu")
+PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
+SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 4, "layers": 3, "batch_size": 8, "lr": 0.05}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=64)
+
+
+def context(space: str = PAIR, rules: tuple[str, ...] = ("fa", "usf"), **options: Any) -> Context:
+    built = SPACES.build(space)
+    return Context(built, built.table(rules), 0, CPU, 10, 5, **options)
+
+
+def search(data: ImageData, **options: Any) -> Search:
+    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4}
+    return Search(SearchConfig(**(SMALL | config | options)), data, CPU)
+
+
+def epoch(task: Search, number: int) -> dict[str, float]:
+    task.begin_epoch(number)
+    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
+        task.step(t)
+    return task.end_epoch(number)
+
+
+class TestWarmup:
+    def test_holds_alpha_for_its_epochs_under_any_strategy(self, data: ImageData) -> None:
+        for strategy in ("darts", "gdas", "pc_darts(k=1)"):
+            task = search(data, strategy=strategy, regularizers=("warmup(epochs=2)",))
+            alphas = [{t: a.detach().clone() for t, a in task.strategy.alpha.items()}]
+            for number in range(3):
+                epoch(task, number)
+                alphas.append({t: a.detach().clone() for t, a in task.strategy.alpha.items()})
+            still = [all(torch.equal(a, alphas[0][t]) for t, a in now.items()) for now in alphas[1:]]
+            assert still == [True, True, False]
+
+    def test_as_long_as_the_search(self, data: ImageData) -> None:
+        with pytest.raises(
+            InputError, match=r"expected fewer than the 4 of the search, found 15; use warmup\(epochs=3"
+        ):
+            search(data, regularizers=("warmup",))
+
+
+class TestFactorised:
+    def test_a_pair_is_operation_times_rule_given_the_operation(self) -> None:
+        darts: Any = STRATEGIES.build("darts(init=1.0)", context("darts(nodes=1)", factorised=True))
+        table = darts.context.table
+        for t, weights in darts.edge_weights().items():
+            a, b = (darts.parameters[f"{t}/{part}"].detach() for part in ("operation", "rule"))
+            for e, row in enumerate(table.rows[t]):
+                names = list(dict.fromkeys(c.op for r in table.rows[t] for c in r if c is not None))
+                present = [op for op in names if any(c is not None and c.op == op for c in row)]
+                total = sum(math.exp(a[e, names.index(op)]) for op in present)
+                for i, c in enumerate(row):
+                    if c is None:
+                        assert weights[e, i] == 0
+                        continue
+                    among = [math.exp(b[e, j]) for j, d in enumerate(row) if d is not None and d.op == c.op]
+                    expected = math.exp(a[e, names.index(c.op)]) / total * math.exp(b[e, i]) / sum(among)
+                    assert weights[e, i].item() == pytest.approx(expected, rel=1e-5)
+
+    def test_operations_of_many_rules_weigh_no_more_at_first(self) -> None:
+        darts: Any = STRATEGIES.build("darts(init=0)", context(rules=("fa", "usf", "brsf"), factorised=True))
+        assert darts.edge_weights()["normal"][0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
+
+    @pytest.mark.parametrize(
+        "strategy", ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"]
+    )
+    def test_every_gradient_strategy_moves_it(self, strategy: str, data: ImageData) -> None:
+        task = search(data, strategy=strategy, regularizers=("factorised", "warmup(epochs=0)"))
+        own: Any = task.strategy
+        before = {name: p.detach().clone() for name, p in own.parameters.items()}
+        epoch(task, 0)
+        assert {"normal/operation", "normal/rule"} <= set(before)
+        assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in own.parameters.items())
+
+    def test_where_there_is_no_alpha(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="has no factorised alpha"):
+            search(data, strategy="eg", regularizers=("factorised",))
+
+
+class TestEntropy:
+    @pytest.mark.parametrize("level", ["pair", "operation", "rule"])
+    def test_by_hand(self, level: str) -> None:
+        entropy = REGULARIZERS.build(f"entropy(weight=2.0, level={level})", context())
+        shares = {t: torch.rand(m.shape[:2], dtype=torch.float64) for t, m in entropy.members.items()}
+        table, values = entropy.context.table, []
+        for t, own in shares.items():
+            own *= table.mask(t)
+            own /= own.sum(1, keepdim=True)
+            for row, p in zip(table.rows[t], own.tolist(), strict=True):
+                ops: dict[str, list[float]] = {}
+                for c, q in zip(row, p, strict=True):
+                    if c is not None:
+                        ops.setdefault(c.op, []).append(q)
+                pairs = -sum(q * math.log(q) for q in p if q > 0)
+                operations = -sum(sum(qs) * math.log(sum(qs)) for qs in ops.values())
+                rules = -sum(q * math.log(q / sum(qs)) for qs in ops.values() for q in qs)
+                values.append({"pair": pairs, "operation": operations, "rule": rules}[level])
+        assert entropy.penalty(shares).item() == pytest.approx(2 * sum(values) / len(values), rel=1e-9)
+
+    def test_of_single_candidates_is_zero_with_a_gradient(self) -> None:
+        entropy = REGULARIZERS.build("entropy", context())
+        alpha = {
+            t: torch.full(m.shape[:2], -200.0).index_fill(1, torch.tensor([1]), 200.0).requires_grad_()
+            for t, m in entropy.members.items()
+        }
+        penalty = entropy.penalty({t: a.softmax(1) for t, a in alpha.items()})
+        penalty.backward()
+        assert penalty.item() == pytest.approx(0, abs=1e-6)
+        assert all(a.grad is not None and a.grad.isfinite().all() for a in alpha.values())
+
+    def test_drives_alpha_to_single_candidates_or_keeps_it_even(self, data: ImageData) -> None:
+        found = []
+        for weight in (3.0, 0.0, -3.0):
+            task = search(data, strategy="darts(lr=0.1, init=0.1)", regularizers=(f"entropy(weight={weight})",))
+            epoch(task, 0)
+            epoch(task, 1)
+            shares = task.strategy.final_weights()["reduce"]
+            found.append(-(shares * shares.clamp_min(1e-9).log()).sum(1).mean().item())
+        assert found[0] < found[1] < found[2]
+
+
+class TestEarlyStops:
+    def test_skips_end_the_search_with_the_cell_that_has_them(self, data: ImageData) -> None:
+        task = search(data, regularizers=("skip_stop(most=2)",), strategy="darts(init=0)")
+        own: Any = task.strategy
+        with torch.no_grad():
+            own.alpha["normal"][0, 1] = 5.0
+        assert epoch(task, 0)["regularizer/skips"] == 1
+        assert not task.finished
+        with torch.no_grad():
+            own.alpha["normal"][1, 1] = 5.0
+        assert epoch(task, 1)["regularizer/skips"] == 2
+        assert task.finished
+
+    def test_dominant_eigenvalue_of_a_known_hessian(self) -> None:
+        """Fair DARTS at alpha = 0 has weights 1/2 + alpha/4 + O(alpha^3): the Hessian of w^T A w is A/8 there."""
+        fair: Any = STRATEGIES.build("fair_darts(init=0)", context(rules=("fa",)))
+        n = [m.sum().item() for m in fair.masks.values()]
+        matrix = torch.randn(sum(n), sum(n), generator=torch.Generator().manual_seed(0))
+        matrix = matrix + matrix.T
+
+        def loss(weights: Any) -> Tensor:
+            w = torch.cat([weights[t][m] for t, m in fair.masks.items()]) - 0.5
+            return w @ matrix @ w
+
+        expected = (torch.linalg.eigvalsh(matrix).max() / 8).item()
+        assert dominant_eigenvalue(fair, loss) == pytest.approx(expected, rel=2e-2)
+        assert all(a.eq(0).all() for a in fair.alpha.values())
+
+    def test_a_grown_eigenvalue_ends_the_search_with_the_alpha_of_before(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values = iter([1.0, 1.0, 1.0, 1.0, 1.6, 3.0])
+        monkeypatch.setattr("darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(values))
+        options: dict[str, Any] = {"epochs": 8, "regularizers": ("eigenvalue_stop(window=2, lag=2)",)}
+        task, other = search(data, **options), search(data, **options)
+        alphas = []
+        for number in range(8):
+            if number == 3:
+                other.load_state_dict(copy.deepcopy(task.state_dict()))
+                assert other.regularizers[0].state_dict()["measured"] == [1.0, 1.0, 1.0]
+            numbers = epoch(task, number)
+            alphas.append({t: a.detach().clone() for t, a in task.strategy.alpha.items()})
+            if task.finished:
+                break
+        # Means over two: 1, 1, 1, 1, 1.3, 2.3; the sixth is more than 1.3 times the fourth.
+        assert number == 5
+        assert numbers["regularizer/eigenvalue"] == 3.0
+        assert all(torch.equal(a, alphas[3][t]) for t, a in task.strategy.alpha.items())
+
+    def test_eigenvalue_of_a_search_is_finite_and_leaves_no_trace(self, data: ImageData) -> None:
+        task = search(data, regularizers=("eigenvalue_stop",), strategy="darts(init=1.0)")
+        epoch(task, 0)
+        state = copy.deepcopy(task.state_dict())
+        numbers = [task.end_epoch(0)["regularizer/eigenvalue"] for _ in range(2)]
+        assert numbers[0] == numbers[1] != 0
+        assert math.isfinite(numbers[0])
+        for name, value in task.supernet.state_dict().items():
+            assert torch.equal(value, state["supernet"][name])
+        assert all(torch.equal(a, state["strategy"]["parameters"][t]) for t, a in task.strategy.alpha.items())
+
+    def test_needs_a_gradient(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="expected a strategy that moves alpha along a gradient, found Random"):
+            search(data, strategy="random", regularizers=("eigenvalue_stop",))
+
+
+def test_any_number_goes_together_and_goes_on_from_the_state(data: ImageData) -> None:
+    every = ("warmup(epochs=1)", "factorised", "entropy(level=rule)", "skip_stop(most=9)", "eigenvalue_stop")
+    tasks = [search(data, regularizers=every) for _ in range(2)]
+    epoch(tasks[0], 0)
+    numbers = epoch(tasks[0], 1)
+    assert set(numbers) == {"regularizer/skips", "regularizer/eigenvalue"}
+    tasks[1].load_state_dict(copy.deepcopy(tasks[0].state_dict()))
+    assert epoch(tasks[0], 2) == epoch(tasks[1], 2)
+
+
+class TestObjective:
+    def objective(self, *specs: str, space: str = "darts(nodes=2)", rules: tuple[str, ...] = ("bp", "fa")) -> Any:
+        built = SPACES.build(space)
+        sizes: dict[str, Any] = {"channels": 4, "layers": 4 if "darts" in space else 3, "image_size": (9, 12)}
+        return Objective(specs, built, built.table(rules), device=CPU, **sizes), built, built.table(rules), sizes
+
+    @pytest.mark.parametrize("space", ["darts(nodes=2)", "nb201"])
+    @pytest.mark.parametrize("cost", ["parameters", "multiply_adds", "weight_transport"])
+    def test_differences_of_penalties_are_those_of_networks(self, cost: str, space: str) -> None:
+        """What two genotypes differ in is their edges alone: measured on the networks themselves."""
+        objective, built, table, sizes = self.objective(f"{cost}(weight=1)", space=space)
+        draw = torch.Generator().manual_seed(0)
+        penalties, costs = [], []
+        for _ in range(5):
+            weights = {t: torch.rand(table.shape(t), generator=draw) for t in table.rows}
+            if built.kept_edges:  # with every edge the same number of candidates compete
+                weights = {t: w / table.mask(t).sum(1, keepdim=True) for t, w in weights.items()}
+            cells = built.derive({t: w * table.mask(t) for t, w in weights.items()}, table)
+            shares = {t: torch.zeros(table.shape(t)) for t in table.rows}
+            for t, cell in cells.items():
+                for edge in cell.edges:
+                    e = built.edges.index((edge.node, edge.input))
+                    column = next(
+                        i
+                        for i, c in enumerate(table.rows[t][e])
+                        if c is not None
+                        and c.op == edge.candidate.op
+                        and c.rule in (edge.candidate.rule, "bp")
+                        and (edge.candidate.rule is None or c.rule == edge.candidate.rule)
+                    )
+                    shares[t][e, column] = 1.0
+            penalties.append(objective.penalty(shares).item())
+            genotype = Genotype(space, cells)
+            net = build_network(genotype, channels=4, layers=sizes["layers"], in_channels=3)
+            if cost == "parameters":
+                costs.append(parameters(net))
+            elif cost == "multiply_adds":
+                costs.append(multiply_adds(net, lambda net=net: net(torch.zeros(1, 3, 9, 12))))
+            else:
+                costs.append(audit(net).transported)
+        scale = (penalties[1] - penalties[0]) / (costs[1] - costs[0])
+        assert scale > 0
+        for penalty, own in zip(penalties, costs, strict=True):
+            assert penalty - penalties[0] == pytest.approx(scale * (own - costs[0]), rel=1e-3, abs=1e-5)
+
+    def test_equal_shares_cost_the_weight(self) -> None:
+        objective, _, table, _ = self.objective("parameters(weight=0.3)", "multiply_adds(weight=0.1)")
+        equal = {t: table.mask(t) / table.mask(t).sum(1, keepdim=True) for t in table.rows}
+        assert objective.penalty(equal).item() == pytest.approx(0.4)
+        stacked = {t: torch.stack([w, 0 * w]) for t, w in equal.items()}
+        assert objective.penalty(stacked).tolist() == pytest.approx([0.4, 0.0])
+
+    def test_a_search_for_plausible_nets_leaves_weight_transport(self, data: ImageData) -> None:
+        shares = []
+        for objective in ((), ("weight_transport(weight=30)",)):
+            options: dict[str, Any] = {"rules": ("bp", "usf"), "strategy": "darts(lr=0.2)", "objective": objective}
+            task = search(data, **options, epochs=2)
+            epoch(task, 0)
+            epoch(task, 1)
+            shares.append(task.strategy.final_weights()["reduce"][:, [1, 3]].sum().item())  # skip and sep_conv by bp
+        assert shares[1] < 0.2 * shares[0]
+        assert all(e.candidate.rule != "bp" for e in task.genotype().cells["reduce"].edges)
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ("parameter(weight=1)", "unknown cost 'parameter': did you mean 'parameters'"),
+            ("parameters", r"--objective: expected parameters\(weight=...\), found parameters"),
+            ("parameters(weight=0)", "--objective parameters: weight: expected a number above 0, found 0"),
+            ("parameters(weight=a)", "--objective parameters: weight: expected a number above 0, found 'a'"),
+        ],
+    )
+    def test_bad_ones(self, spec: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            self.objective(spec)
+
+    def test_a_cost_that_nobody_has(self) -> None:
+        with pytest.raises(InputError, match="weight_transport: no candidate of this search has that cost"):
+            self.objective("weight_transport(weight=1)", rules=("fa", "usf"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("skip_stop(most=0)", "expected a whole number of at least 1, found 0"),
+        ("entropy(level=op)", "unknown level of the entropy regularizer 'op'"),
+        ("entropy(weight=much)", "entropy: weight: expected a number, found 'much'"),
+        ("eigenvalue_stop(lag=0)", "lag: expected a whole number of at least 1, found 0"),
+        ("eigenvalue_stop(factor=0)", "factor: expected a number above 0, found 0"),
+        ("skip_sop", "unknown regularizer 'skip_sop': did you mean 'skip_stop'"),
+    ],
+)
+def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        REGULARIZERS.build(spec, context())
