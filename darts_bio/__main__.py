@@ -23,7 +23,7 @@ def list_names(arguments: argparse.Namespace) -> None:
     """Prints every registered name with a line about it."""
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, shipped_names
-    from darts_bio.strategies import STRATEGIES
+    from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
     from darts_bio.training.data import DATASETS
 
     families: list[tuple[str, Mapping[str, str]]] = [
@@ -31,13 +31,15 @@ def list_names(arguments: argparse.Namespace) -> None:
         ("operations", OPERATIONS.summaries()),
         ("spaces   --space", SPACES.summaries()),
         ("strategies   --strategy", STRATEGIES.summaries()),
+        ("costs   --objective", COSTS.summaries()),
+        ("regularizers   --regularizers", REGULARIZERS.summaries()),
         ("data sets   --dataset", DATASETS.summaries()),
         ("genotypes   --genotype", dict.fromkeys(shipped_names(), "")),
     ]
     for title, members in families:
         print(title)
         for name, summary in members.items():
-            print(f"  {name:14} {summary}".rstrip())
+            print(f"  {name:16} {summary}".rstrip())
 
 
 def show_rules(arguments: argparse.Namespace) -> None:
@@ -59,7 +61,7 @@ def show_audit(arguments: argparse.Namespace) -> None:
 def show_genotype(arguments: argparse.Namespace) -> None:
     """Prints a genotype; writes it as JSON and as a figure where asked to."""
     from darts_bio.monitoring.cell_figure import draw_genotype
-    from darts_bio.spaces import load_genotype
+    from darts_bio.spaces import is_nb201, load_genotype, to_nb201_text
     from darts_bio.training.run_folder import write_text, writing
 
     genotype = load_genotype(arguments.source)
@@ -73,6 +75,8 @@ def show_genotype(arguments: argparse.Namespace) -> None:
         write_text(Path(path), text)
         print(f"wrote {path}")
     print(genotype)
+    if is_nb201(genotype):
+        print(to_nb201_text(genotype))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     lister = commands.add_parser("list", help="every name that an option takes")
     lister.set_defaults(run=list_names)
     genotype = commands.add_parser("genotype", help="show, import or draw a genotype")
-    genotype.add_argument("source", metavar="X", help="a shipped name, a JSON file, a run folder, or DARTS-style text")
+    genotype.add_argument(
+        "source", metavar="X", help="a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+    )
     genotype.add_argument("--json", metavar="FILE", help="write it as a genotype file")
     genotype.add_argument("--svg", metavar="FILE", help="draw its cells")
     genotype.set_defaults(run=show_genotype)

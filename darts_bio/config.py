@@ -1,7 +1,8 @@
 """What a run is made of, once: frozen dataclasses from which the command line, the YAML files and the checks follow.
 
 A value comes from the first of these that gives one: the command line, the file of `--config`, the run folder that
-`--resume` goes on from, the preset of the data set, the default (the protocol of DARTS, arXiv 1806.09055).
+`--resume` goes on from, the preset of the data set, that of the space, the default (the protocol of DARTS, arXiv
+1806.09055).
 
 This module imports no PyTorch, so that `--help` answers at once.
 """
@@ -21,7 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from darts_bio.errors import InputError, first_line, unknown_name
-from darts_bio.registry import canonical_spec, split_specs
+from darts_bio.registry import canonical_spec, parse_spec, split_specs
 
 CONFIG_FILE = "config.yaml"
 
@@ -125,6 +126,9 @@ class SearchConfig(RunConfig):
     supernet: str | None = option(
         None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
     )
+    table: str | None = option(
+        None, "JSON or CSV file of NAS-Bench-201's accuracies, to look the cell up in", metavar="FILE", identity=False
+    )
     arch_gradient: Literal["rule", "true"] = option(
         "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
     )
@@ -154,7 +158,9 @@ class RetrainConfig(RunConfig):
     """A genotype's network trained from scratch. The defaults are those of DARTS on CIFAR-10."""
 
     genotype: str = option(
-        "", "a shipped name, a JSON file, a run folder of a search, or DARTS-style text; required", metavar="X"
+        "",
+        "a shipped name, a JSON file, a search's run folder, DARTS-style or NAS-Bench-201 text; required",
+        metavar="X",
     )
     channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
     layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
@@ -171,7 +177,9 @@ class RetrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.genotype:
-            raise InputError("--genotype is required: a shipped name, a JSON file, a run folder, or DARTS-style text")
+            raise InputError(
+                "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+            )
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -205,6 +213,27 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "auxiliary": 0.0,
             "drop_path": 0.0,
             "log_every": 10,
+        }
+    },
+}
+
+
+SPACE_PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
+    # The benchmark's network and its training (arXiv 2001.00326). A data set's preset goes before.
+    SearchConfig: {"nb201": {"layers": 15}},
+    RetrainConfig: {
+        "nb201": {
+            "channels": 16,
+            "layers": 15,
+            "epochs": 200,
+            "batch_size": 256,
+            "optimizer": "nesterov",
+            "lr": 0.1,
+            "weight_decay": 5e-4,
+            "clip": 0.0,
+            "cutout": 0,
+            "auxiliary": 0.0,
+            "drop_path": 0.0,
         }
     },
 }
@@ -266,8 +295,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser(cls: type[RunConfig], description: str) -> _Parser:
     parser = _Parser(
         description=description,
-        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set that "
-        "has a preset has some of its own.",
+        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set or "
+        "a space that has a preset has some of its own.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
@@ -276,7 +305,8 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
     for f in sorted(fields(cls), key=lambda f: f.name != "genotype"):
         default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
         shown = [] if default in (None, "", False) else [str(default)]
-        shown += [f"{data}: {preset[f.name]}" for data, preset in PRESETS[cls].items() if f.name in preset]
+        presets = [*PRESETS[cls].items(), *SPACE_PRESETS[cls].items()]
+        shown += [f"{name}: {preset[f.name]}" for name, preset in presets if f.name in preset]
         text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
         if hints[f.name] is bool:
             action: Any = "store_true" if f.name == "resume" else argparse.BooleanOptionalAction
@@ -328,7 +358,15 @@ def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     return values
 
 
-def parse(cls: type[C], argv: Sequence[str], description: str) -> C:
+SpaceOf = Callable[[Mapping[str, Any]], str]
+"""From the values that are given to the spec of the space that a run is about."""
+
+
+def _searched_space(values: Mapping[str, Any]) -> str:
+    return values.get("space", "darts")
+
+
+def parse(cls: type[C], argv: Sequence[str], description: str, space_of: SpaceOf = _searched_space) -> C:
     """The configuration that a command line asks for. Raises InputError for anything that it cannot mean."""
     tokens = [token.partition("=") for token in argv]
     normal = [(a.replace("_", "-") if a.startswith("--") else a) + sep + b for a, sep, b in tokens]
@@ -352,8 +390,11 @@ def parse(cls: type[C], argv: Sequence[str], description: str) -> C:
         base = _resumed(given.get("out"), cls)
     values = base | given
     dataset = values.get("dataset", next(f.default for f in fields(cls) if f.name == "dataset"))
-    preset = {} if base else PRESETS[cls].get(dataset, {})
-    return cls(**(dict(preset) | values))
+    if not base:
+        values = dict(PRESETS[cls].get(dataset, {})) | values
+        space, _ = parse_spec(space_of(values))
+        values = dict(SPACE_PRESETS[cls].get(space, {})) | values
+    return cls(**values)
 
 
 def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
@@ -369,13 +410,19 @@ def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
     return read_yaml(path, cls)
 
 
-def run_script(cls: type[C], main: Callable[[C], int], description: str, argv: Sequence[str] | None = None) -> int:
+def run_script(
+    cls: type[C],
+    main: Callable[[C], int],
+    description: str,
+    argv: Sequence[str] | None = None,
+    space_of: SpaceOf = _searched_space,
+) -> int:
     """Parses the command line, imports the plug-ins, runs `main`; returns the exit code.
 
     An InputError, from wherever it comes, is one line on standard error and exit code 2.
     """
     try:
-        config = parse(cls, sys.argv[1:] if argv is None else argv, description)
+        config = parse(cls, sys.argv[1:] if argv is None else argv, description, space_of)
         import_plugins(config.plugin)
         return main(config)
     except InputError as error:

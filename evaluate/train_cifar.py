@@ -10,9 +10,19 @@ The result is the last epoch's accuracy. Test images are only measured on: nothi
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from darts_bio.config import RetrainConfig, run_script
+from darts_bio.config import RetrainConfig, import_plugins, run_script
+
+
+def space_of(values: Mapping[str, Any]) -> str:
+    """The space of the genotype that is asked for."""
+    from darts_bio.spaces import load_genotype
+
+    import_plugins(values.get("plugin", ()))
+    return load_genotype(values["genotype"]).space if values.get("genotype") else "darts"
 
 
 def main(config: RetrainConfig) -> int:
@@ -46,4 +56,4 @@ def main(config: RetrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0]))
+    sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0], space_of=space_of))

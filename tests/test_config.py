@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from darts_bio.config import PRESETS, RetrainConfig, RunConfig, SearchConfig, parse, read_yaml
+from darts_bio.config import PRESETS, SPACE_PRESETS, RetrainConfig, RunConfig, SearchConfig, parse, read_yaml
 from darts_bio.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +47,19 @@ class TestLayers:
         assert search("--config", str(file)).layers == 8
         assert search("--config", str(file), "--dataset", "digits").layers == PRESETS[SearchConfig]["digits"]["layers"]
 
+    def test_a_space_has_a_preset_that_gives_way_to_the_data_set_and_the_command_line(self) -> None:
+        assert search("--dataset", "cifar10", "--space", "nb201").layers == 15
+        assert search("--dataset", "cifar10", "--space", "nb201(operations=(none, skip_connect))").layers == 15
+        assert search("--dataset", "cifar10", "--space", "nb201", "--layers", "6").layers == 6
+        assert search("--space", "nb201").layers == PRESETS[SearchConfig]["digits"]["layers"]
+        given = ["--genotype", "x", "--dataset", "cifar10"]
+        config = parse(RetrainConfig, given, "", lambda values: "nb201")
+        expected = {"channels": 16, "layers": 15, "epochs": 200, "batch_size": 256, "optimizer": "nesterov", "lr": 0.1}
+        expected |= {"lr_min": 0.0, "weight_decay": 5e-4, "auxiliary": 0.0, "cutout": 0, "drop_path": 0.0}
+        assert {name: getattr(config, name) for name in expected} == expected
+
     def test_presets_only_name_options(self) -> None:
-        for cls, presets in PRESETS.items():
+        for cls, presets in [*PRESETS.items(), *SPACE_PRESETS.items()]:
             for preset in presets.values():
                 assert set(preset) <= {f.name for f in fields(cls)}
 
@@ -138,8 +149,8 @@ def test_a_genotype_is_asked_for() -> None:
 def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> None:
     config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
     left_out = {f.name for f in fields(cls)} - set(config.identity())
-    # What is measured beside a training does not change it either.
-    measured = {"alignment_every"} if cls is RetrainConfig else set()
+    # What is measured beside a training, or looked up after a search, does not change it either.
+    measured = {"alignment_every"} if cls is RetrainConfig else {"table"}
     assert left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin"} | measured
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from darts_bio.errors import InputError
 from darts_bio.networks import build_network, parameters
-from darts_bio.spaces import SPACES, Genotype, from_json, from_nb201_text, load_genotype, to_nb201_text
+from darts_bio.spaces import SPACES, Genotype, Nb201Table, from_json, from_nb201_text, load_genotype, to_nb201_text
 from darts_bio.spaces.nb201 import PUBLISHED_OPERATIONS
 
 FULL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
@@ -151,3 +154,50 @@ class TestBadInput:
     def test_options(self, spec: str) -> None:
         with pytest.raises(InputError, match="operation"):
             SPACES.build(spec)
+
+
+class TestTable:
+    def write(self, path: Path, text: str) -> Path:
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    @pytest.mark.parametrize(
+        ("name", "text", "expected"),
+        [
+            ("a.json", json.dumps({FULL: {"cifar10": 93.5, "cifar100": 70}}), {"cifar10": 93.5, "cifar100": 70.0}),
+            ("a.json", json.dumps({FULL: 93.5}), {"accuracy": 93.5}),
+            ("a.CSV", f"arch,cifar10\n{FULL},93.5\n", {"cifar10": 93.5}),
+            ("a.json", json.dumps({"another": 1}), None),
+        ],
+    )
+    def test_accuracy_of_the_operations_whatever_their_rules(
+        self, tmp_path: Path, name: str, text: str, expected: Any
+    ) -> None:
+        table = Nb201Table(self.write(tmp_path / name, text))
+        assert table.accuracies(load_genotype(FULL)) == expected
+        assert table.accuracies(load_genotype(FULL).with_rule("fa")) == expected
+        with pytest.raises(InputError, match="expected a genotype of the space nb201, found darts"):
+            table.accuracies(load_genotype("darts_v2"))
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("a.json", "{", "not a JSON file"),
+            ("a.json", "[1]", "expected an object of cells"),
+            ("a.json", json.dumps({FULL: "good"}), "expected an accuracy in per cent, found 'good'"),
+            ("a.json", json.dumps({FULL: {"cifar10": 101}}), "expected an accuracy in per cent, found '101'"),
+            ("a.csv", "arch,cifar10\n", "expected a header"),
+            ("a.csv", f"arch,cifar10\n{FULL},1,2\n", "line 2: expected 2 entries, found 3"),
+            ("a.csv", f"arch,cifar10\n{FULL},x\n", "line 2: expected an accuracy"),
+        ],
+    )
+    def test_bad_files(self, tmp_path: Path, name: str, text: str, message: str) -> None:
+        with pytest.raises(InputError, match=re.escape(message)):
+            Nb201Table(self.write(tmp_path / name, text))
+
+    def test_a_pickle_is_not_read(self, tmp_path: Path) -> None:
+        (tmp_path / "NAS-Bench-201.pth").write_bytes(b"\x80\x02}q\x00.")
+        with pytest.raises(InputError, match="cannot be read as text .*expected a JSON or CSV file"):
+            Nb201Table(tmp_path / "NAS-Bench-201.pth")
+        with pytest.raises(InputError, match="cannot be read as text"):
+            Nb201Table(tmp_path / "nowhere.json")

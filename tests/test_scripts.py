@@ -36,6 +36,37 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
+def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(tmp_path: Path) -> None:
+    one = "--space nb201 --strategy random --rules fa --out run --seed 3"
+    found = call(SEARCH, *shlex.split(one), cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    text = found.stdout.splitlines()[0]
+    assert load_genotype(text) == load_genotype(tmp_path / "run")
+    plain = re.sub(r":\w+", "", text)
+    (tmp_path / "known.json").write_text(json.dumps({plain: {"cifar10": 91.25}}))
+    again = call(SEARCH, *shlex.split(one.replace("run", "again")), "--table", "known.json", cwd=tmp_path)
+    assert again.stdout.splitlines()[:2] == [text, "known accuracy of these operations under bp: cifar10 91.25 %"]
+    assert "expected --space nb201" in refused(call(SEARCH, "--table", "known.json", cwd=tmp_path))
+    words = ["--epochs", "1", "--channels", "4", "--train-images", "64", "--batch-size", "16", "--out", "t"]
+    trained = call(TRAIN, "--genotype", text, *words, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "optimizer: nesterov" in (tmp_path / "t" / "config.yaml").read_text()  # the space's preset
+    assert "layers: 3" in (tmp_path / "t" / "config.yaml").read_text()  # the digits'
+
+
+def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) -> None:
+    words = shlex.split("--epochs 3 --train-images 32 --out run --regularizers skip_stop(most=1)")
+    space = "darts(nodes=1, operations=(skip_connect, none))"
+    found = call(SEARCH, *SMALL, *words, "--space", space, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "next, train it" in found.stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["regularizer/skips"] for record in records if record["event"] == "epoch"] == [2.0]
+    again = call(SEARCH, "--out", "run", "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "next, train it" in again.stdout
+
+
 def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     """The whole path on few images, by the command that the search prints."""
     found = call(SEARCH, *SMALL, "--epochs", "1", "--train-images", "32", "--out", "run", cwd=tmp_path)

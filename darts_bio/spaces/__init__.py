@@ -6,7 +6,8 @@ from darts_bio.spaces.base import SPACES, CandidateTable, Space
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, from_json, shipped_names
 from darts_bio.spaces.load import GENOTYPE_FILE, load_genotype, read_genotype
-from darts_bio.spaces.nb201 import from_nb201_text, to_nb201_text
+from darts_bio.spaces.nb201 import from_nb201_text, is_nb201, to_nb201_text
+from darts_bio.spaces.nb201_table import Nb201Table
 from darts_bio.spaces.operations import OPERATIONS
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Cell",
     "Edge",
     "Genotype",
+    "Nb201Table",
     "Space",
     "from_darts_text",
     "from_json",
     "from_nb201_text",
+    "is_nb201",
     "load_genotype",
     "read_genotype",
     "shipped_names",
