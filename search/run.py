@@ -4,6 +4,7 @@
     python search/run.py --dataset cifar10 --data-dir data          the protocol of DARTS (arXiv 1806.09055)
     python search/run.py --dataset cifar10 --rules bp               plain DARTS
     python search/run.py --out RUN --resume                         go on with a run that was stopped
+    torchrun --nproc-per-node 8 search/run.py --strategy eg         individuals measured by eight processes
 
 The run folder receives config.yaml, genotype.json, cells.svg, metrics.jsonl, TensorBoard events and a checkpoint.
 Ctrl-C or SIGTERM ends the run after the present step; `--resume` then goes on as if it had not been stopped.
@@ -20,12 +21,19 @@ from darts_bio.registry import parse_spec
 
 
 def main(config: SearchConfig) -> int:
+    from darts_bio.runtime import process_group
+
+    with process_group():
+        return search_cells(config)
+
+
+def search_cells(config: SearchConfig) -> int:
     from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
-    from darts_bio.runtime import select_device, stop_on_signals
+    from darts_bio.runtime import rank, select_device, stop_on_signals, text_from_first
     from darts_bio.spaces import Nb201Table, is_nb201, to_nb201_text
     from darts_bio.training.data import load_data
-    from darts_bio.training.engine import fit
-    from darts_bio.training.run_folder import RunFolder
+    from darts_bio.training.engine import Silent, fit
+    from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder
     from darts_bio.training.search import Search
 
     table = None
@@ -36,7 +44,14 @@ def main(config: SearchConfig) -> int:
     device = select_device(config.device)
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     search = Search(config, data, device)
-    folder = RunFolder.open("search", config, ["python", *sys.argv])
+    command = ["python", *sys.argv]
+    if rank() > 0:
+        folder: RunFolder = ReadOnlyFolder(Path(text_from_first("")), "search", config, command)
+        with stop_on_signals() as stop:
+            fit(search, folder, Silent(), stop, log_every=config.log_every)
+        return 0
+    folder = RunFolder.open("search", config, command)
+    text_from_first(str(folder.path))
     with stop_on_signals() as stop, SearchMonitor(search, folder) as monitor:
         outcome = fit(search, folder, monitor, stop, log_every=config.log_every)
         genotype = monitor.write_genotype(outcome.step)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
@@ -65,6 +66,39 @@ def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) ->
     again = call(SEARCH, "--out", "run", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "next, train it" in again.stdout
+
+
+EVOLUTION = (
+    "--space nb201 --strategy eg(population=5,samples=1,batches=1) --rules usf --channels 4 --batch-size 16 "
+    "--train-images 64 --epochs 3 --device cpu"
+)
+
+
+def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SEARCH, *words]
+    return call(*command, cwd=cwd)
+
+
+def test_two_processes_that_share_the_individuals_find_what_one_finds(tmp_path: Path) -> None:
+    words = shlex.split(EVOLUTION)
+    alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    shared = torchrun(*words, "--out", "shared", cwd=tmp_path)
+    assert shared.returncode == 0, shared.stderr
+    one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search")["task"] for name in ("alone", "shared"))
+    assert all(torch.equal(value, other["supernet"][name]) for name, value in one["supernet"].items())
+    for name, value in one["strategy"]["weights"].items():
+        assert torch.allclose(value, other["strategy"]["weights"][name], rtol=1e-6)
+    assert load_genotype(tmp_path / "alone") == load_genotype(tmp_path / "shared")
+    events = [path for path in (tmp_path / "shared").iterdir() if path.name.startswith("events")]
+    assert len(events) == 1
+
+
+def test_processes_with_nothing_to_share_are_refused(tmp_path: Path) -> None:
+    done = torchrun("--out", "run", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "error: torchrun: strategy darts(lr=0.01) has nothing that 2 processes could share" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_from_search_to_retrained_network(tmp_path: Path) -> None:

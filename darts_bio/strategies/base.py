@@ -99,6 +99,9 @@ class Strategy(ABC):
     warmup: float = 0.0
     """The share of the epochs, from the first on, in which only w is trained, as published."""
 
+    measures: bool = False
+    """Whether it measures individuals between epochs: work that several processes can share."""
+
     finished: bool = False
     """Whether no further epoch would change what is derived."""
 

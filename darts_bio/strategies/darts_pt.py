@@ -35,6 +35,8 @@ UNDECIDED = -1
 class DartsPt(Strategy):
     """Selection by perturbation on a supernet that another strategy trained (Wang 2021)."""
 
+    measures = True
+
     def __init__(self, context: Context, base: str = "darts", share: float = 0.5, batches: int = 8) -> None:
         """`base` trains the supernet for that `share` of the epochs (0: the one of `--supernet` is taken as it is); an
         accuracy is measured on so many validation batches."""

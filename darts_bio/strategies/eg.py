@@ -110,6 +110,7 @@ class Eg(Strategy):
     """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485)."""
 
     warmup = 0.3  # 15 of 50 epochs
+    measures = True
 
     def __init__(
         self,

@@ -114,6 +114,18 @@ class Listener(Protocol):
         """After each epoch: means over it, and what was measured at its end."""
 
 
+class Silent:
+    """A listener that lets the numbers pass."""
+
+    def on_start(self, progress: Progress) -> None: ...
+
+    def on_step(self, progress: Progress, images: int) -> None: ...
+
+    def on_record(self, progress: Progress, numbers: Numbers) -> None: ...
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: the numbers of its last whole epoch, and whether it came to its end, or to one before that its

@@ -123,6 +123,13 @@ class RunFolder:
             )
 
 
+class ReadOnlyFolder(RunFolder):
+    """A run's folder for the processes of torchrun beside the first, which alone writes to it."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
 def _new_folder(kind: str, config: RunConfig) -> Path:
     if config.out is None:
         stem = f"runs/{kind}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"

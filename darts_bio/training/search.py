@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
+from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
-from darts_bio.runtime import autocast, derive_seed
+from darts_bio.runtime import autocast, derive_seed, from_first, rank, summed, world_size
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
     REGULARIZERS,
@@ -35,7 +36,7 @@ from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
-"""Individuals whose passes are computed as one: a GPU is idle in a small pass, a CPU is not."""
+"""Individuals whose passes are computed as one, at most: a GPU is idle in a small pass, a CPU is not."""
 
 
 class Search:
@@ -96,7 +97,15 @@ class Search:
         draw_feedback(self.supernet, config.seed)
         self.passes = on_device(self.supernet, device, config.graphs)
         self.optimizer = WeightOptimizer(self.supernet, config)
+        # A pass of autograd Functions of its own cannot be batched.
+        self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
+        if world_size() > 1 and not self.strategy.measures:
+            measuring = ", ".join(name for name in STRATEGIES if getattr(STRATEGIES.get(name), "measures", False))
+            raise InputError(
+                f"torchrun: strategy {config.strategy} has nothing that {world_size()} processes could share; only "
+                f"those that measure individuals have ({measuring}). Run it as one process"
+            )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
@@ -175,25 +184,38 @@ class Search:
 
     @torch.no_grad()
     def _measure(self, edge_weights: EdgeWeights, first: int, batches: int) -> tuple[Tensor, Tensor]:
-        """`strategies.Measure`, on the validation batches from number `first` on."""
+        """`strategies.Measure`, on the validation batches from number `first` on. The processes of torchrun share the
+        individuals; w is the first one's, since GPUs round differently."""
+        from_first([*self.supernet.parameters(), *self.supernet.buffers()])
         count = len(next(iter(edge_weights.values())))
-        # A pass of autograd Functions of its own cannot be batched.
-        together = 1 if self.config.memory == "low" else TOGETHER[self.device.type]
-        losses, correct, images = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        mine = list(range(rank(), count, world_size()))
+        own = {t: w[mine] for t, w in edge_weights.items()}
+        sums, images = torch.zeros(2, count, dtype=torch.float64), 0
         with self.supernet.batch_statistics():
             for number in range(first, first + batches):
                 x, labels = self.valid_batches.batch(number)
-                logits = torch.cat(
-                    [
-                        self._logits(x, {t: w[start : start + together] for t, w in edge_weights.items()})
-                        for start in range(0, count, together)
-                    ]
-                )
-                each = F.cross_entropy(logits.transpose(1, 2), labels.expand(count, -1), reduction="none")
-                losses = losses + each.double().sum(1).cpu()
-                correct = correct + (logits.argmax(2) == labels).double().sum(1).cpu()
-                images = images + len(labels)
-        return losses / images + self._penalty(edge_weights).double().cpu(), correct / images
+                images += len(labels)
+                if mine:
+                    logits = self._logits_of(x, own)
+                    each = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(mine), -1), reduction="none")
+                    sums[0, mine] += each.double().sum(1).cpu()
+                    sums[1, mine] += (logits.argmax(2) == labels).double().sum(1).cpu()
+        losses, accuracies = summed(sums) / images
+        return losses + self._penalty(edge_weights).double().cpu(), accuracies
+
+    def _logits_of(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """(P, N, classes) of P individuals on the same images, as many together as memory allows."""
+        parts: list[Tensor] = []
+        count, start = len(next(iter(edge_weights.values()))), 0
+        while start < count:
+            try:
+                parts.append(self._logits(x, {t: w[start : start + self.together] for t, w in edge_weights.items()}))
+                start += self.together
+            except torch.OutOfMemoryError:
+                if self.together == 1:
+                    raise
+                self.together //= 2
+        return torch.cat(parts)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """(P, N, classes) of P individuals on the same images."""
