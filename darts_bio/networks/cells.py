@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.registry import Registry
 from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, RuleLinear, connect_output
 from darts_bio.spaces import OPERATIONS, Candidate, Space
 from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwise
@@ -80,6 +82,20 @@ class LastOutput(nn.Module):
         return [self.prepare(newer)]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What stands before a cell: the channels of the two outputs before it, whether this cell's layer halves the size,
+    and whether that of the cell before did, so that the older output is twice as large."""
+
+    c_older: int
+    c_newer: int
+    halves: bool
+    halved_once: bool
+
+
+SKELETONS: Registry[type[Skeleton]] = Registry("skeleton")
+
+
 class Skeleton(ABC):
     """What surrounds the cells: how wide the stem is, what a cell receives, what stands before the last pooling."""
 
@@ -87,17 +103,7 @@ class Skeleton(ABC):
     """Channels of the stem over those of a node."""
 
     @abstractmethod
-    def inputs(
-        self,
-        c_older: int,
-        c_newer: int,
-        channels: int,
-        *,
-        reduces: bool,
-        after_reduction: bool,
-        rule: LearningRule,
-        supernet: bool,
-    ) -> nn.Module:
+    def inputs(self, before: Before, channels: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """The module from the outputs of the two cells before, (older, newer), to the list of a cell's inputs."""
 
     @abstractmethod
@@ -105,51 +111,31 @@ class Skeleton(ABC):
         """From the last cell's output (N, channels, H, W) to what is pooled."""
 
 
+@SKELETONS.register("darts")
 class DartsSkeleton(Skeleton):
     """Each cell sees the two before it; the reduction is the work of a cell (Liu 2019, arXiv 1806.09055)."""
 
     stem_multiplier = 3
 
-    def inputs(
-        self,
-        c_older: int,
-        c_newer: int,
-        channels: int,
-        *,
-        reduces: bool,
-        after_reduction: bool,
-        rule: LearningRule,
-        supernet: bool,
-    ) -> nn.Module:
-        return CellInputs(c_older, c_newer, channels, after_reduction, rule, supernet)
+    def inputs(self, before: Before, channels: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        return CellInputs(before.c_older, before.c_newer, channels, before.halved_once, rule, supernet)
 
     def head(self, channels: int) -> nn.Module:
         return nn.Identity()
 
 
+@SKELETONS.register("residual")
 class ResidualSkeleton(Skeleton):
     """Each cell sees the one before it, or a residual block that reduces (NAS-Bench-201, arXiv 2001.00326)."""
 
     stem_multiplier = 1
 
-    def inputs(
-        self,
-        c_older: int,
-        c_newer: int,
-        channels: int,
-        *,
-        reduces: bool,
-        after_reduction: bool,
-        rule: LearningRule,
-        supernet: bool,
-    ) -> nn.Module:
-        return LastOutput(ResidualReduction(c_newer, channels, rule) if reduces else nn.Identity())
+    def inputs(self, before: Before, channels: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        prepare = ResidualReduction(before.c_newer, channels, rule) if before.halves else nn.Identity()
+        return LastOutput(prepare)
 
     def head(self, channels: int) -> nn.Module:
         return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
-
-
-SKELETONS: dict[str, Skeleton] = {"darts": DartsSkeleton(), "residual": ResidualSkeleton()}
 
 
 class CellNetwork(nn.Module):
@@ -184,7 +170,7 @@ class CellNetwork(nn.Module):
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, found {value}")
         rule: LearningRule = RULES.build(backbone_rule)
-        skeleton = SKELETONS[space.skeleton]
+        skeleton: Skeleton = SKELETONS.get(space.skeleton)()
         self.plan, reductions = space.plan(layers), space.reductions(layers)
         stem = skeleton.stem_multiplier * channels
         self.stem = nn.Sequential(
@@ -197,17 +183,8 @@ class CellNetwork(nn.Module):
         for layer, cell_type in enumerate(self.plan):
             reduces = layer in reductions
             channels *= 2 if reduces else 1
-            self.inputs.append(
-                skeleton.inputs(
-                    c_older,
-                    c_newer,
-                    channels,
-                    reduces=reduces,
-                    after_reduction=after_reduction,
-                    rule=rule,
-                    supernet=supernet,
-                )
-            )
+            before = Before(c_older, c_newer, halves=reduces, halved_once=after_reduction)
+            self.inputs.append(skeleton.inputs(before, channels, rule, supernet))
             self.cells.append(make_cell(cell_type, channels))
             c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduces
             self.widths.append(c_newer)

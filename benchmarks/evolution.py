@@ -1,0 +1,112 @@
+"""eg on a supernet whose weights stay: how the best and the mean fitness of a generation rise, and the figure of it.
+
+    python benchmarks/evolution.py                      the digits; writes results/evolution.json and evolution.svg
+
+The supernet is trained for a few epochs with equal edge weights, then eg makes its generations on the same validation
+batches, with and without (`published=True`) a covariance that lives on. Novelty is left out, so that fitness is the
+negative validation loss alone. n seeds; the figure shows their mean and, as bands, their range. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darts_bio.config import SearchConfig
+from darts_bio.training.data import load_data
+from darts_bio.training.search import Search
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = {"eg": "novelty=0", "eg, published": "novelty=0, published=True"}
+WARM_EPOCHS = 6
+
+
+def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
+    config = SearchConfig(
+        space="darts(nodes=2)",
+        strategy=f"eg({options})",
+        channels=8,
+        layers=3,
+        lr=0.1,
+        crop_padding=1,
+        flip=False,
+        epochs=generations,
+        regularizers=("warmup(epochs=0)",),
+        seed=seed,
+    )
+    search = Search(config, load_data("digits"), torch.device("cpu"))
+    for epoch in range(WARM_EPOCHS):
+        search.begin_epoch(epoch)
+        for t in range(epoch * search.steps_per_epoch, (epoch + 1) * search.steps_per_epoch):
+            search.step(t)
+    best, mean = [], []
+    strategy: Any = search.strategy
+    for generation in range(generations):
+        numbers = strategy.end_epoch(generation, lambda weights, batches: search._measure(weights, 0, batches))
+        best.append(numbers["evolution/best_fitness"])
+        mean.append(numbers["evolution/mean_fitness"])
+    scales = strategy.samplers[0].scales
+    print(f"seed {seed}  {options:30} best fitness {best[0]:.3f} to {best[-1]:.3f}", file=sys.stderr)
+    return {"best": best, "mean": mean, "axes": {"least": float(scales.min()), "most": float(scales.max())}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=40)
+    arguments = parser.parse_args()
+    runs = {
+        kind: [fitness(options, seed, arguments.generations) for seed in range(arguments.seeds)]
+        for kind, options in KINDS.items()
+    }
+    print("| | best fitness, first | last | axes of the distribution, most / least |")
+    print("|---|---|---|---|")
+    for kind, own in runs.items():
+        ends = [[run["best"][place] for run in own] for place in (0, -1)]
+        cells = [f"{statistics.mean(e):.3f} +- {statistics.stdev(e):.3f}" for e in ends]
+        axes = statistics.mean(run["axes"]["most"] / run["axes"]["least"] for run in own)
+        print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": f"cpu, {platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__},
+        "runs": runs,
+    }
+    (RESULTS / "evolution.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(runs, RESULTS / "evolution.svg")
+
+
+def draw(runs: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "darts_bio"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    for colour, (kind, own) in zip(("#0072b2", "#d55e00"), runs.items(), strict=True):
+        for name, style in (("best", "-"), ("mean", ":")):
+            curves = [run[name] for run in own]
+            middle = [statistics.mean(values) for values in zip(*curves, strict=True)]
+            x = range(1, len(middle) + 1)
+            axes.plot(x, middle, style, color=colour, label=f"{kind}: {name} of a generation")
+            if name == "best":
+                low, high = zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("generation")
+    axes.set_ylabel("fitness (negative validation loss)")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

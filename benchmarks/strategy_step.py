@@ -1,0 +1,100 @@
+"""What a step of each search strategy costs: seconds and activations kept, beside first-order darts, in one process.
+
+    python benchmarks/strategy_step.py                                              C=16, 5 cells, 16 images of 16x16
+    python benchmarks/strategy_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --device cuda
+
+A step is `Search.step`: alpha, w, feedback; the strategies take turns, on noise. Activations kept are the bytes that
+autograd holds between the forward and the backward pass of the weights, parameters left out. eg and darts_pt move
+nothing in a step; what they do between epochs is a number of forward passes, measured for one individual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import run, stopwatch, timing_device, write_timings
+from torch import Tensor
+
+from darts_bio.config import SearchConfig
+from darts_bio.training.data import ImageData, Split
+from darts_bio.training.search import Search
+
+STRATEGIES = ("darts", "darts(order=2)", "pc_darts(k=2)", "pc_darts", "gdas", "snas", "drnas", "fair_darts")
+
+
+def kept_bytes(search: Search) -> int:
+    """What autograd holds for the weight pass, each storage once, without the parameters."""
+    own = {p.untyped_storage()._cdata for p in search.supernet.parameters()}
+    held: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = (storage.nbytes(), storage)
+        return tensor
+
+    weights = {t: w.detach() for t, w in search.strategy.edge_weights().items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        search._weight_loss(search.train_batches.batch(0), weights)
+    return sum(size for size, _ in held.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rules", default="fa,usf,brsf,frsf", metavar="A,B,...")
+    parser.add_argument("--space", default="darts", metavar="SPEC")
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    parser.add_argument("--amp", default="none", choices=["none", "bf16"])
+    for name, default in {"channels": 16, "layers": 5, "batch-size": 16, "image-size": 16, "steps": 7}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    sizes = parser.parse_args()
+    device = timing_device(sizes.device)
+    draw = torch.Generator().manual_seed(0)
+    shape = (4 * sizes.batch_size, 3, sizes.image_size, sizes.image_size)
+    images = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
+    split = Split(images, torch.arange(len(images)) % 10)
+    data = ImageData(split, split, tuple("0123456789"))
+    common: dict[str, Any] = {
+        name: getattr(sizes, name) for name in ("channels", "layers", "batch_size", "space", "amp")
+    }
+    common |= {"rules": tuple(sizes.rules.split(",")), "epochs": 100, "regularizers": ("warmup(epochs=0)",)}
+    searches = {s: Search(SearchConfig(strategy=s, **common), data, device) for s in STRATEGIES}
+    now, seconds = stopwatch(device), {s: [] for s in STRATEGIES}
+    for turn in range(sizes.steps + 1):
+        for strategy, search in searches.items():
+            if turn == 0:
+                search.begin_epoch(0)
+            start = now()
+            search.step(turn)
+            if turn > 0:  # the first one allocates
+                seconds[strategy].append(now() - start)
+    found: dict[str, Any] = {}
+    print("| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB | relative |")
+    print("|---|---|---|---|---|")
+    for strategy, search in searches.items():
+        kept = kept_bytes(search)
+        ratios = sorted(own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True))
+        found[strategy] = {"seconds": seconds[strategy], "kept_bytes": kept, "ratio": statistics.median(ratios)}
+        share = kept / found["darts"]["kept_bytes"]
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(
+            f"| `{strategy}` | {statistics.median(seconds[strategy]):.3f} | {spread} | {kept / 1e6:.0f} | {share:.2f} |"
+        )
+    single = {t: w.detach().unsqueeze(0) for t, w in searches["darts"].strategy.edge_weights().items()}
+    passes = []
+    for _ in range(sizes.steps):
+        start = now()
+        searches["darts"]._measure(single, 0, 1)
+        passes.append(now() - start)
+    print(f"\none individual on one batch (eg, darts_pt): {statistics.median(passes):.3f} s, median of {len(passes)}")
+    if sizes.json:
+        write_timings(Path(sizes.json), device, {"sizes": vars(sizes), "strategies": found, "individual": passes})
+
+
+if __name__ == "__main__":
+    run(main)
