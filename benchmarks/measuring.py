@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.runtime import select_device
@@ -38,6 +39,23 @@ def stopwatch(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return now
+
+
+def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
+    """What autograd holds after `forward()`, each storage once, without the parameters of `net`."""
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    held: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = (storage.nbytes(), storage)  # the storage itself, lest another takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(size for size, _ in held.values())
 
 
 def hardware(device: torch.device) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import run, stopwatch, timing_device, write_timings
+from measuring import kept_bytes, run, stopwatch, timing_device, write_timings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,29 +115,15 @@ class KernelCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def kept_bytes(step: Step) -> int:
-    """What autograd holds for the weight pass, each storage once, without the parameters."""
-    own = {p.untyped_storage()._cdata for p in step.net.parameters()}
-    held: dict[int, tuple[int, Any]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            held[storage._cdata] = (storage.nbytes(), storage)  # the storage itself, lest another takes its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step.loss(1, frozen_alpha=True)
-    return sum(size for size, _ in held.values())
-
-
 def count(which: str, sizes: argparse.Namespace) -> dict[str, int]:
     two_images = argparse.Namespace(**{**vars(sizes), "batch_size": 2, "amp": "none"})
     step = Step(which, two_images, torch.device("cpu"))
     step()  # the optimisers make their state
     with KernelCount() as counter:
         step()
-    return {"kernels": counter.kernels, "kept_bytes": kept_bytes(Step(which, sizes, torch.device("meta")))}
+    abstract = Step(which, sizes, torch.device("meta"))
+    kept = kept_bytes(abstract.net, lambda: abstract.loss(1, frozen_alpha=True))
+    return {"kernels": counter.kernels, "kept_bytes": kept}
 
 
 def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[str, list[float]]]:

@@ -16,31 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import run, stopwatch, timing_device, write_timings
-from torch import Tensor
+from measuring import kept_bytes, run, stopwatch, timing_device, write_timings
 
 from darts_bio.config import SearchConfig
 from darts_bio.training.data import ImageData, Split
 from darts_bio.training.search import Search
 
 STRATEGIES = ("darts", "darts(order=2)", "pc_darts(k=2)", "pc_darts", "gdas", "snas", "drnas", "fair_darts")
-
-
-def kept_bytes(search: Search) -> int:
-    """What autograd holds for the weight pass, each storage once, without the parameters."""
-    own = {p.untyped_storage()._cdata for p in search.supernet.parameters()}
-    held: dict[int, tuple[int, Any]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            held[storage._cdata] = (storage.nbytes(), storage)
-        return tensor
-
-    weights = {t: w.detach() for t, w in search.strategy.edge_weights().items()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        search._weight_loss(search.train_batches.batch(0), weights)
-    return sum(size for size, _ in held.values())
 
 
 def main() -> None:
@@ -77,7 +59,9 @@ def main() -> None:
     print("| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB | relative |")
     print("|---|---|---|---|---|")
     for strategy, search in searches.items():
-        kept = kept_bytes(search)
+        weights = {t: w.detach() for t, w in search.strategy.edge_weights().items()}
+        batch = search.train_batches.batch(0)
+        kept = kept_bytes(search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w))
         ratios = sorted(own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True))
         found[strategy] = {"seconds": seconds[strategy], "kept_bytes": kept, "ratio": statistics.median(ratios)}
         share = kept / found["darts"]["kept_bytes"]

@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from searching import PAIR, context, epoch, search
 from torch import Tensor
 
-from darts_bio.config import SearchConfig
-from darts_bio.spaces import SPACES
-from darts_bio.strategies import STRATEGIES, Context
+from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.eg import Sampler
 from darts_bio.training.data import ImageData, load_data
-from darts_bio.training.search import Search
 
-CPU = torch.device("cpu")
-PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
-SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 4, "layers": 3, "batch_size": 8, "lr": 0.05}
 CENTRE = np.linspace(-1.0, 2.0, 6)
 
 
@@ -44,21 +39,8 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def eg(spec: str = "eg(population=8)", space: str = PAIR, seed: int = 0, epochs: int = 10) -> Any:
-    built = SPACES.build(space)
-    return STRATEGIES.build(spec, Context(built, built.table(("fa", "usf")), seed, CPU, epochs, 5))
-
-
-def search(data: ImageData, spec: str, **options: Any) -> Search:
-    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": spec}
-    return Search(SearchConfig(**(SMALL | config | options)), data, CPU)
-
-
-def epoch(task: Search, number: int) -> dict[str, float]:
-    task.begin_epoch(number)
-    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-        task.step(t)
-    return task.end_epoch(number)
+def eg(spec: str = "eg(population=8)", space: str = PAIR, **options: Any) -> Any:
+    return STRATEGIES.build(spec, context(space, **options))
 
 
 def after(generations: int, function: Any, sampler: Sampler) -> Sampler:

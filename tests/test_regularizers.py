@@ -8,43 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from searching import CPU, PAIR, context, epoch, search
 from torch import Tensor
 
-from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
-from darts_bio.strategies import REGULARIZERS, STRATEGIES, Context, Objective
+from darts_bio.strategies import REGULARIZERS, STRATEGIES, Objective
 from darts_bio.strategies.regularizers import dominant_eigenvalue
 from darts_bio.training.data import ImageData, load_data
-from darts_bio.training.search import Search
-
-CPU = torch.device("cpu")
-PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
-SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 4, "layers": 3, "batch_size": 8, "lr": 0.05}
 
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return load_data("digits", train_images=64)
-
-
-def context(space: str = PAIR, rules: tuple[str, ...] = ("fa", "usf"), **options: Any) -> Context:
-    built = SPACES.build(space)
-    return Context(built, built.table(rules), 0, CPU, 10, 5, **options)
-
-
-def search(data: ImageData, **options: Any) -> Search:
-    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4}
-    return Search(SearchConfig(**(SMALL | config | options)), data, CPU)
-
-
-def epoch(task: Search, number: int) -> dict[str, float]:
-    task.begin_epoch(number)
-    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-        task.step(t)
-    return task.end_epoch(number)
 
 
 class TestWarmup:
@@ -84,7 +62,7 @@ class TestFactorised:
                     assert weights[e, i].item() == pytest.approx(expected, rel=1e-5)
 
     def test_operations_of_many_rules_weigh_no_more_at_first(self) -> None:
-        darts: Any = STRATEGIES.build("darts(init=0)", context(rules=("fa", "usf", "brsf"), factorised=True))
+        darts: Any = STRATEGIES.build("darts(init=0)", context(PAIR, rules=("fa", "usf", "brsf"), factorised=True))
         assert darts.edge_weights()["normal"][0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
 
     @pytest.mark.parametrize(
@@ -106,7 +84,7 @@ class TestFactorised:
 class TestEntropy:
     @pytest.mark.parametrize("level", ["pair", "operation", "rule"])
     def test_by_hand(self, level: str) -> None:
-        entropy = REGULARIZERS.build(f"entropy(weight=2.0, level={level})", context())
+        entropy = REGULARIZERS.build(f"entropy(weight=2.0, level={level})", context(PAIR))
         shares = {t: torch.rand(m.shape[:2], dtype=torch.float64) for t, m in entropy.members.items()}
         table, values = entropy.context.table, []
         for t, own in shares.items():
@@ -124,7 +102,7 @@ class TestEntropy:
         assert entropy.penalty(shares).item() == pytest.approx(2 * sum(values) / len(values), rel=1e-9)
 
     def test_of_single_candidates_is_zero_with_a_gradient(self) -> None:
-        entropy = REGULARIZERS.build("entropy", context())
+        entropy = REGULARIZERS.build("entropy", context(PAIR))
         alpha = {
             t: torch.full(m.shape[:2], -200.0).index_fill(1, torch.tensor([1]), 200.0).requires_grad_()
             for t, m in entropy.members.items()
@@ -160,7 +138,7 @@ class TestEarlyStops:
 
     def test_dominant_eigenvalue_of_a_known_hessian(self) -> None:
         """Fair DARTS at alpha = 0 has weights 1/2 + alpha/4 + O(alpha^3): the Hessian of w^T A w is A/8 there."""
-        fair: Any = STRATEGIES.build("fair_darts(init=0)", context(rules=("fa",)))
+        fair: Any = STRATEGIES.build("fair_darts(init=0)", context(PAIR, rules=("fa",)))
         n = [m.sum().item() for m in fair.masks.values()]
         matrix = torch.randn(sum(n), sum(n), generator=torch.Generator().manual_seed(0))
         matrix = matrix + matrix.T
@@ -314,4 +292,4 @@ class TestObjective:
 )
 def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        REGULARIZERS.build(spec, context())
+        REGULARIZERS.build(spec, context(PAIR))

@@ -8,24 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from searching import PAIR, context, epoch, search
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
-from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import RULES, RuleConv2d, held_feedback, true_gradients
 from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, Genotype, load_genotype, to_nb201_text
-from darts_bio.strategies import STRATEGIES, Context, Strategy
+from darts_bio.strategies import STRATEGIES, Strategy
 from darts_bio.training.data import ImageData, load_data
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.search import TOGETHER, Search
-
-CPU = torch.device("cpu")
-PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
-SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +29,8 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any) -> Context:
-    built = SPACES.build(space)
-    return Context(built, built.table(rules), 0, CPU, epochs, 5, **options)
-
-
 def strategy(spec: str, *args: Any, **options: Any) -> Any:
     return STRATEGIES.build(spec, context(*args, **options))
-
-
-def search(spec: str, data: ImageData, **options: Any) -> Search:
-    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": spec}
-    return Search(SearchConfig(**(SMALL | config | options)), data, CPU)
-
-
-def epoch(task: Search, number: int) -> dict[str, float]:
-    task.begin_epoch(number)
-    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-        task.step(t)
-    return task.end_epoch(number)
 
 
 class TestSecondOrder:
@@ -86,7 +65,7 @@ class TestSecondOrder:
 
     def smooth(self, data: ImageData) -> Search:
         """A search on a net without kinks, at which neither kind of difference would converge."""
-        task = search("darts(order=2, init=0.5)", data, rules=("bp",), batch_size=16, weight_decay=0.01)
+        task = search(data, "darts(order=2, init=0.5)", rules=("bp",), batch_size=16, weight_decay=0.01)
         torch.manual_seed(0)
         net = SuperNet(task.space, ("bp",), channels=4, layers=3, num_classes=10, in_channels=1, cell=ReferenceCell)
         for module in list(net.modules()):
@@ -144,12 +123,12 @@ class TestSecondOrder:
         assert torch.equal(after, -before if follows else before)
 
     def test_says_what_it_assumes_of_other_rules_than_bp(self, data: ImageData) -> None:
-        assert search("darts(order=2)", data, rules=("bp",)).notes() == []
-        (note,) = search("darts(order=2)", data, rules=("bp", "usf", "fa")).notes()
+        assert search(data, "darts(order=2)", rules=("bp",)).notes() == []
+        (note,) = search(data, "darts(order=2)", rules=("bp", "usf", "fa")).notes()
         assert "Under usf, fa it follows the rule's gradient" in note
 
     def test_asks_for_sgd(self, data: ImageData) -> None:
-        task = search("darts(order=2)", data, optimizer="adamw")
+        task = search(data, "darts(order=2)", optimizer="adamw")
         with pytest.raises(InputError, match="use --optimizer sgd, or darts"):
             task.step(0)
 
@@ -167,7 +146,7 @@ class TestPcDarts:
         assert pc.partial == 4
 
     def test_alpha_and_beta_both_move_after_the_warm_up_and_not_before(self, data: ImageData) -> None:
-        task = search("pc_darts", data, space="darts(nodes=2)")
+        task = search(data, "pc_darts", space="darts(nodes=2)")
         assert task.warmup_epochs == 1
         assert task.notes() == ["alpha stays as it is for the first 1 epochs"]
         pc: Any = task.strategy
@@ -179,7 +158,7 @@ class TestPcDarts:
 
     def test_channels_that_cannot_be_divided(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="expected a multiple of 8"):
-            search("pc_darts", data, channels=4)
+            search(data, "pc_darts", channels=4)
 
 
 class TestSamples:
@@ -358,7 +337,7 @@ class TestDartsPt:
         assert {edge.candidate.op for edge in cells["cell"].edges} == {"nor_conv_1x1"}
 
     def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(self, data: ImageData) -> None:
-        task = search("darts_pt(base='drnas', share=0.5, batches=1)", data, space="darts(nodes=2)", epochs=4)
+        task = search(data, "darts_pt(base='drnas', share=0.5, batches=1)", space="darts(nodes=2)", epochs=4)
         pt: Any = task.strategy
         decided, alphas = [], []
         for number in range(4):
@@ -374,23 +353,23 @@ class TestDartsPt:
     def test_on_the_supernet_of_another_run(self, data: ImageData, tmp_path: Any) -> None:
         from darts_bio.training.run_folder import RunFolder
 
-        task = search("darts(init=1.0)", data)
+        task = search(data, "darts(init=1.0)")
         epoch(task, 0)
         folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), ["x"])
         folder.save({"task": task.state_dict()})
-        other = search("darts_pt(share=0)", data, supernet=str(folder.path), epochs=1)
+        other = search(data, "darts_pt(share=0)", supernet=str(folder.path), epochs=1)
         pt: Any = other.strategy
         assert all(torch.equal(a, task.strategy.alpha[t]) for t, a in pt.alpha.items())
         assert all(torch.equal(v, other.supernet.state_dict()[k]) for k, v in task.supernet.state_dict().items())
         with pytest.raises(InputError, match="does not fit"):
-            search("darts", data, supernet=str(folder.path), channels=4)
+            search(data, "darts", supernet=str(folder.path), channels=4)
         with pytest.raises(InputError, match="not a readable checkpoint"):
-            search("darts", data, supernet=str(tmp_path))
+            search(data, "darts", supernet=str(tmp_path))
 
 
 class TestMeasure:
     def test_equals_one_pass_each_and_leaves_no_trace(self, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-        task = search("darts", data, objective=("parameters(weight=0.1)",))
+        task = search(data, "darts", objective=("parameters(weight=0.1)",))
         epoch(task, 0)
         state = copy.deepcopy(task.supernet.state_dict())
         stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}

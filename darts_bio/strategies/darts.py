@@ -21,7 +21,7 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.rules import RULES, held_feedback
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, masked_softmax
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context
 from darts_bio.strategies.gradient import GradientStrategy
 
 STEP_OF_DIFFERENCES = 0.01
@@ -54,9 +54,6 @@ class Darts(GradientStrategy):
             f"{', '.join(other)} it follows the rule's gradient instead, so the second-order term is that of another "
             "step; feedback is held fixed while the term is measured"
         ]
-
-    def mean_weights(self) -> dict[str, Tensor]:
-        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
 
     def step(self, bilevel: Bilevel) -> Tensor:
         if self.order == 1:

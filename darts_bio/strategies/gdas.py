@@ -9,8 +9,6 @@ costs.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from darts_bio.networks import EdgeWeights
 from darts_bio.strategies.base import STRATEGIES, Context, check_number, masked_softmax, one_hot_like
 from darts_bio.strategies.gradient import GradientStrategy, gumbel
@@ -38,9 +36,6 @@ class Gdas(GradientStrategy):
 
     def begin_epoch(self, epoch: int) -> None:
         self.tau = self.start + (self.end - self.start) * epoch / max(1, self.context.epochs - 1)
-
-    def mean_weights(self) -> dict[str, Tensor]:
-        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
 
     def edge_weights(self) -> EdgeWeights:
         source = self.next_draw()

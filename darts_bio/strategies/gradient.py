@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, check_number
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, check_number, masked_softmax
 
 
 class GradientStrategy(Strategy):
@@ -51,9 +50,9 @@ class GradientStrategy(Strategy):
     def alpha(self) -> dict[str, Tensor]:
         return self._alpha.logits()
 
-    @abstractmethod
     def mean_weights(self) -> dict[str, Tensor]:
-        """The edge weights that alpha stands for, with their gradient and without chance."""
+        """The edge weights that alpha stands for, with their gradient and without chance: by default its softmax."""
+        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
 
     def edge_weights(self) -> EdgeWeights:
         return self.mean_weights()

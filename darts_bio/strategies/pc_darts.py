@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.strategies.base import STRATEGIES, Context, check_whole, masked_softmax
+from darts_bio.strategies.base import STRATEGIES, Context, check_whole
 from darts_bio.strategies.gradient import GradientStrategy
 
 
@@ -55,7 +55,7 @@ class PcDarts(GradientStrategy):
         return shares
 
     def shares(self) -> EdgeWeights:
-        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
+        return super().mean_weights()
 
     def mean_weights(self) -> dict[str, Tensor]:
         edges = self.edge_shares()

@@ -7,8 +7,6 @@ validation half, as every strategy's, so that strategies are compared on the sam
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from darts_bio.networks import EdgeWeights
 from darts_bio.strategies.base import STRATEGIES, Context, check_number, masked_softmax
 from darts_bio.strategies.gradient import GradientStrategy, gumbel
@@ -36,9 +34,6 @@ class Snas(GradientStrategy):
 
     def begin_epoch(self, epoch: int) -> None:
         self.tau = self.start * (self.end / self.start) ** (epoch / max(1, self.context.epochs - 1))
-
-    def mean_weights(self) -> dict[str, Tensor]:
-        return {t: masked_softmax(logits, self.masks[t]) for t, logits in self.alpha.items()}
 
     def edge_weights(self) -> EdgeWeights:
         source = self.next_draw()

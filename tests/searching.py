@@ -1,0 +1,36 @@
+"""What the tests of searches share: small ones, and their epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from darts_bio.config import SearchConfig
+from darts_bio.spaces import SPACES
+from darts_bio.strategies import Context
+from darts_bio.training.data import ImageData
+from darts_bio.training.search import Search
+
+CPU = torch.device("cpu")
+PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
+
+
+def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any) -> Context:
+    built = SPACES.build(space)
+    return Context(built, built.table(rules), options.pop("seed", 0), CPU, epochs, 5, **options)
+
+
+def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:
+    """On the smallest space, under two rules."""
+    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": strategy}
+    sizes: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
+    return Search(SearchConfig(**(sizes | config | options)), data, CPU)
+
+
+def epoch(task: Search, number: int) -> dict[str, float]:
+    """All steps of an epoch and its end; what was measured there."""
+    task.begin_epoch(number)
+    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
+        task.step(t)
+    return task.end_epoch(number)
