@@ -21,7 +21,7 @@ from darts_bio.spaces import SPACES, Genotype, load_genotype, to_nb201_text
 from darts_bio.strategies import STRATEGIES, Strategy
 from darts_bio.training.data import ImageData, load_data
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.search import TOGETHER, Search
+from darts_bio.training.search import Search
 
 
 @pytest.fixture(scope="module")
@@ -368,16 +368,44 @@ class TestDartsPt:
 
 
 class TestMeasure:
-    def test_equals_one_pass_each_and_leaves_no_trace(self, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("rules", [(rule,) for rule in RULES] + [("fa", "dfa", "kolen_pollack")], ids="-".join)
+    @pytest.mark.parametrize(("space", "strategy"), [(PAIR, "darts"), ("nb201", "pc_darts(k=2)")])
+    def test_individuals_together_equal_one_pass_each(
+        self, data: ImageData, space: str, strategy: str, rules: tuple[str, ...]
+    ) -> None:
+        task = search(data, strategy, space=space, rules=rules)
+        stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}
+        alone = task._measure(stacked, 3, 1)
+        task.together = 3
+        together = task._measure(stacked, 3, 1)
+        assert task.together == 3
+        assert torch.allclose(alone[0], together[0], rtol=1e-5)
+        assert torch.equal(alone[1], together[1])
+
+    def test_fewer_together_where_memory_or_an_operation_does_not_allow_it(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = search(data)
+        stacked = {t: torch.rand(8, *task.table.shape(t)).softmax(2) for t in task.table.rows}
+        expected, run = task._measure(stacked, 0, 1), task._logits
+        for error, left in ((torch.OutOfMemoryError("full"), 2), (RuntimeError("no batching rule"), 1)):
+
+            def limited(x: Tensor, own: Any, error: Exception = error, most: int = left) -> Tensor:
+                if len(own["normal"]) > most:
+                    raise error
+                return run(x, own)
+
+            monkeypatch.setattr(task, "_logits", limited)
+            task.together = 8
+            assert torch.allclose(task._measure(stacked, 0, 1)[0], expected[0], rtol=1e-5)
+            assert task.together == left
+
+    def test_means_over_batches_and_leaves_no_trace(self, data: ImageData) -> None:
         task = search(data, "darts", objective=("parameters(weight=0.1)",))
         epoch(task, 0)
         state = copy.deepcopy(task.supernet.state_dict())
         stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}
-        losses, accuracies = task._measure(stacked, 3, 2)
-        monkeypatch.setitem(TOGETHER, "cpu", 3)
-        together = task._measure(stacked, 3, 2)
-        assert torch.allclose(losses, together[0], rtol=1e-5)
-        assert torch.equal(accuracies, together[1])
+        losses, _ = task._measure(stacked, 3, 2)
         assert all(torch.equal(v, task.supernet.state_dict()[k]) for k, v in state.items())
         one = {t: w[2] for t, w in stacked.items()}
         values = []

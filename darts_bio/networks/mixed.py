@@ -357,7 +357,8 @@ class PartialChannels(nn.Module):
         chosen, passing = x.tensor_split([x.shape[1] // self.partial], dim=1)
         if stride > 1:
             passing = F.max_pool2d(passing, stride, ceil_mode=True)
-        return chosen.contiguous(memory_format=torch.channels_last), passing
+        # Channels last in memory, in words that torch.vmap knows.
+        return chosen.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), passing
 
     def shuffled(self, mixed: Tensor, passed: Tensor) -> Tensor:
         """Both side by side, every k-th channel from `mixed`: (N, C, H, W). It is linear, so a node does it once for

@@ -73,7 +73,7 @@ class Darts(GradientStrategy):
             loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights())
             total = loss + bilevel.penalty(self.shares()) + self.own_penalty()
             found = torch.autograd.grad(total, [*parameters, *weights], allow_unused=True)
-            own, v = _zeros(found[: len(parameters)], parameters), _zeros(found[len(parameters) :], weights)
+            own, v = _kept(found[: len(parameters)], parameters), _kept(found[len(parameters) :], weights)
             size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v))).item()
             _put(weights, before)
             with held_feedback(bilevel.supernet), bilevel.frozen_weights():
@@ -81,7 +81,7 @@ class Darts(GradientStrategy):
                 for sign in (1, -1):
                     _put(weights, [w + sign * size * direction for w, direction in zip(before, v, strict=True)])
                     loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights())
-                    sides.append(torch.autograd.grad(loss, parameters))
+                    sides.append(_kept(torch.autograd.grad(loss, parameters), parameters))
         finally:
             _put(weights, before)
         gradients = [g - rate * (plus - minus) / (2 * size) for g, plus, minus in zip(own, *sides, strict=True)]
@@ -94,12 +94,12 @@ def detached(edge_weights: EdgeWeights) -> EdgeWeights:
 
 
 def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    return _zeros(torch.autograd.grad(loss, weights, allow_unused=True), weights)
+    return _kept(torch.autograd.grad(loss, weights, allow_unused=True), weights)
 
 
-def _zeros(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros where a weight has no part in the loss."""
-    return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, like, strict=True)]
+def _kept(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Copies, since a replayed pass writes its gradients to one place; zeros where a weight has no part in the loss."""
+    return [torch.zeros_like(w) if g is None else g.clone() for g, w in zip(gradients, like, strict=True)]
 
 
 @torch.no_grad()

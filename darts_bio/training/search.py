@@ -204,17 +204,18 @@ class Search:
         return losses + self._penalty(edge_weights).double().cpu(), accuracies
 
     def _logits_of(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """(P, N, classes) of P individuals on the same images, as many together as memory allows."""
+        """(P, N, classes) of P individuals on the same images, as many together as memory and the operations allow."""
         parts: list[Tensor] = []
         count, start = len(next(iter(edge_weights.values()))), 0
         while start < count:
             try:
                 parts.append(self._logits(x, {t: w[start : start + self.together] for t, w in edge_weights.items()}))
                 start += self.together
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 if self.together == 1:
                     raise
-                self.together //= 2
+                # An operation of a user's own may be one that torch.vmap cannot batch.
+                self.together = self.together // 2 if isinstance(error, torch.OutOfMemoryError) else 1
         return torch.cat(parts)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
