@@ -183,9 +183,19 @@ class TestOnGpu:
             for one, other in zip(*outcomes, strict=True):
                 assert (one - other).norm() <= bound * other.norm()
 
-    def test_a_search_equals_one_without_graphs(self) -> None:
-        one, other = (numbers(search("cuda", graphs=graphs), 4) for graphs in (True, False))
+    @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas"])
+    def test_a_search_equals_one_without_graphs(self, strategy: str) -> None:
+        options: dict[str, Any] = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",)}
+        one, other = (numbers(search("cuda", graphs=graphs, **options), 4) for graphs in (True, False))
         assert one == pytest.approx(other, rel=1e-2)
+
+    def test_individuals_are_measured_together(self) -> None:
+        task = search("cuda")
+        stacked = {t: torch.rand(20, *task.table.shape(t), device="cuda").softmax(2) for t in task.table.rows}
+        losses, _ = task._measure(stacked, 0, 1)
+        assert task.together == 16
+        task.together = 1
+        assert torch.allclose(losses, task._measure(stacked, 0, 1)[0], rtol=1e-2)
 
     def test_an_epoch_of_a_search_does_not_wait_for_the_gpu(self) -> None:
         task = search("cuda", amp="bf16")

@@ -74,7 +74,7 @@ class Darts(GradientStrategy):
             total = loss + bilevel.penalty(self.shares()) + self.own_penalty()
             found = torch.autograd.grad(total, [*parameters, *weights], allow_unused=True)
             own, v = _kept(found[: len(parameters)], parameters), _kept(found[len(parameters) :], weights)
-            size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v))).item()
+            size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
             _put(weights, before)
             with held_feedback(bilevel.supernet), bilevel.frozen_weights():
                 sides = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
-from darts_bio.runtime import generator
+from darts_bio.runtime import generator, send
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
 from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, check_number, masked_softmax
 
@@ -110,4 +110,4 @@ class GradientStrategy(Strategy):
 def gumbel(like: Tensor, source: torch.Generator) -> Tensor:
     """Standard Gumbel noise, shaped like `like`."""
     uniform = torch.rand(like.shape, generator=source).clamp_(1e-10, 1 - 1e-7)
-    return (-(-uniform.log()).log()).to(like)
+    return send((-(-uniform.log()).log()).to(like.dtype), like.device)
