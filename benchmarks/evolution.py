@@ -5,7 +5,8 @@
 The supernet is trained for a few epochs with equal edge weights, then eg makes its generations on the same validation
 batches, with and without (`published=True`, on one of these batches) a covariance that lives on. Novelty is left out,
 so that fitness is the negative validation loss alone; and the loss of the architecture itself is measured on eight
-other batches. n seeds; the figure shows their mean and, as bands, their range. Needs matplotlib.
+other batches (of the same images, drawn otherwise). n seeds; the figure shows their mean and, as bands, their range.
+Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from darts_bio.training.data import load_data
 from darts_bio.training.search import Search
 
 RESULTS = Path(__file__).parent / "results"
-SIZE = "population=20, samples=1, batches=2, novelty=0"
+SIZE = "population=20, samples=1, batches=8, novelty=0"
 KINDS = {"eg": SIZE, "eg, published": f"{SIZE}, published=True"}
 WARM_EPOCHS = 6
 LABELS = {"best": "best of a generation", "mean": "its mean", "architecture": "the architecture, other batches"}
@@ -71,7 +72,7 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--generations", type=int, default=40)
+    parser.add_argument("--generations", type=int, default=25)
     arguments = parser.parse_args()
     runs = {
         kind: [fitness(options, seed, arguments.generations) for seed in range(arguments.seeds)]

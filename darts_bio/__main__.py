@@ -11,35 +11,40 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from darts_bio.config import import_plugins
 from darts_bio.errors import InputError
-from darts_bio.registry import split_specs
+from darts_bio.registry import Registry, split_specs
 
 
 def list_names(arguments: argparse.Namespace) -> None:
-    """Prints every registered name with a line about it."""
+    """Prints every registered name with a line about it, and its options with their defaults."""
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, shipped_names
     from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
     from darts_bio.training.data import DATASETS
 
-    families: list[tuple[str, Mapping[str, str]]] = [
-        ("learning rules   --rules, --backbone-rule", RULES.summaries()),
-        ("operations", OPERATIONS.summaries()),
-        ("spaces   --space", SPACES.summaries()),
-        ("strategies   --strategy", STRATEGIES.summaries()),
-        ("costs   --objective", COSTS.summaries()),
-        ("regularizers   --regularizers", REGULARIZERS.summaries()),
-        ("data sets   --dataset", DATASETS.summaries()),
-        ("genotypes   --genotype", dict.fromkeys(shipped_names(), "")),
+    families: list[tuple[str, Registry[Any] | tuple[str, ...], bool]] = [
+        ("learning rules   --rules, --backbone-rule", RULES, True),
+        ("operations", OPERATIONS, False),
+        ("spaces   --space", SPACES, True),
+        ("strategies   --strategy", STRATEGIES, True),
+        ("costs   --objective", COSTS, False),
+        ("regularizers   --regularizers", REGULARIZERS, True),
+        ("data sets   --dataset", DATASETS, False),
+        ("genotypes   --genotype", shipped_names(), False),
     ]
-    for title, members in families:
+    for title, members, has_options in families:
         print(title)
-        for name, summary in members.items():
+        summaries = members.summaries() if isinstance(members, Registry) else dict.fromkeys(members, "")
+        for name, summary in summaries.items():
             print(f"  {name:16} {summary}".rstrip())
+            options = members.options(name) if has_options and isinstance(members, Registry) else {}
+            if options:
+                print(f"  {'':16} ({', '.join(f'{option}={value!r}' for option, value in options.items())})")
 
 
 def show_rules(arguments: argparse.Namespace) -> None:

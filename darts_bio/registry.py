@@ -29,7 +29,10 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     >>> parse_spec("darts(layout=paper, operations=(none, skip_connect))")
     ('darts', {'layout': 'paper', 'operations': ('none', 'skip_connect')})
     """
-    expected = f"expected 'name' or 'name(option=value, ...)', found {spec[:LONGEST_SPEC]!r}"
+    expected = (
+        "expected 'name' or 'name(option=value, ...)', where a path or other text stands in quotes, found "
+        f"{spec[:LONGEST_SPEC]!r}"
+    )
     if len(spec) > LONGEST_SPEC:
         raise InputError(f"{expected}... of {len(spec)} characters")
     try:
@@ -159,6 +162,11 @@ class Registry(Generic[T]):
             if p.default is p.empty and p.name not in options:
                 raise InputError(f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)")
         return member(*args, **options)
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options that a spec may give, with their defaults."""
+        parameters = inspect.signature(self.get(name)).parameters.values()  # type: ignore[arg-type]
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def summaries(self) -> dict[str, str]:
         """Name -> the member's `summary`, or the first line of its docstring, for listings."""

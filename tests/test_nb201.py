@@ -167,7 +167,7 @@ class TestTable:
             ("a.json", json.dumps({FULL: {"cifar10": 93.5, "cifar100": 70}}), {"cifar10": 93.5, "cifar100": 70.0}),
             ("a.json", json.dumps({FULL: 93.5}), {"accuracy": 93.5}),
             ("a.CSV", f"arch,cifar10\n{FULL},93.5\n", {"cifar10": 93.5}),
-            ("a.json", json.dumps({"another": 1}), None),
+            ("a.json", json.dumps({FULL.replace("3x3", "1x1"): 1}), None),
         ],
     )
     def test_accuracy_of_the_operations_whatever_their_rules(
@@ -184,6 +184,7 @@ class TestTable:
         [
             ("a.json", "{", "not a JSON file"),
             ("a.json", "[1]", "expected an object of cells"),
+            ("a.json", json.dumps({"a": 1}), "expected cells such as |none~0|"),
             ("a.json", json.dumps({FULL: "good"}), "expected an accuracy in per cent, found 'good'"),
             ("a.json", json.dumps({FULL: {"cifar10": 101}}), "expected an accuracy in per cent, found '101'"),
             ("a.csv", "arch,cifar10\n", "expected a header"),

@@ -184,7 +184,7 @@ class TestEarlyStops:
         assert all(torch.equal(a, state["strategy"]["parameters"][t]) for t, a in task.strategy.alpha.items())
 
     def test_needs_a_gradient(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match="expected a strategy that moves alpha along a gradient, found Random"):
+        with pytest.raises(InputError, match="expected a strategy that moves alpha along a gradient, found random"):
             search(data, strategy="random", regularizers=("eigenvalue_stop",))
 
 

@@ -279,13 +279,20 @@ class TestRandom:
             seen |= {e.candidate.rule for e in cells["normal"].edges if e.candidate.op == "sep_conv_3x3"}
         assert seen == set(rules)
 
+    def test_what_would_have_no_say_is_refused(self, data: ImageData, tmp_path: Any) -> None:
+        given: list[dict[str, Any]] = [{"regularizers": ("skip_stop",)}, {"objective": ("parameters(weight=1)",)}]
+        for options in [*given, {"supernet": str(tmp_path)}]:
+            with pytest.raises(InputError, match=f"--{next(iter(options))}: has no say with --strategy random"):
+                search(data, "random", **options)
+        assert search(data, "random").notes() == ["nothing is trained: the genotype is there at once"]
+
     @pytest.mark.parametrize(
         ("spec", "space", "message"),
         [
             ("random(genotype=darts_v3)", "darts", "unknown genotype"),
             ("random(genotype=darts_v2)", "nb201", "cell type"),
             ("random(genotype=darts_v2)", "darts(operations=(none, skip_connect))", "expected operations of --space"),
-            ("random(genotype=darts_v2)", "darts(nodes=2)", "no edge"),
+            ("random(genotype=darts_v2)", "darts(nodes=2)", "has the edge 1->4, .* here darts"),
         ],
     )
     def test_a_genotype_that_does_not_fit(self, spec: str, space: str, message: str) -> None:
@@ -361,7 +368,9 @@ class TestDartsPt:
         pt: Any = other.strategy
         assert all(torch.equal(a, task.strategy.alpha[t]) for t, a in pt.alpha.items())
         assert all(torch.equal(v, other.supernet.state_dict()[k]) for k, v in task.supernet.state_dict().items())
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(
+            InputError, match=r"--supernet .*: that run's supernet is not one of this search .*use its --space"
+        ):
             search(data, "darts", supernet=str(folder.path), channels=4)
         with pytest.raises(InputError, match="not a readable checkpoint"):
             search(data, "darts", supernet=str(tmp_path))

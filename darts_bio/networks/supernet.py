@@ -48,8 +48,9 @@ class SuperNet(CellNetwork):
     ) -> None:
         if partial < 1 or (partial > 1 and channels % (2 * partial)):
             raise InputError(
-                f"channels: expected a multiple of {2 * max(1, partial)}, since an even number of them goes through "
-                f"the candidates (partial={partial}), found {channels}; use another --channels"
+                f"channels: expected a multiple of {2 * max(1, partial)}, since one in k={partial} goes through the "
+                f"candidates, and these are an even number, found {channels}; use another --channels, or another k of "
+                "the strategy"
             )
         table = space.table(rules)
         super().__init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ class Nb201Table:
                 f"--table {path}: cannot be read as text ({first_line(error)}); expected a JSON or CSV file"
             ) from None
         self._rows = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
+        if not any(re.fullmatch(r"\|\S+~0\|\+\|\S+~1\|\+\|\S+~2\|", cell) for cell in self._rows):
+            raise InputError(
+                f"--table {path}: expected cells such as |none~0|+|none~0|none~1|+|none~0|none~1|none~2|, found "
+                f"{next(iter(self._rows))[:60]!r}"
+            )
 
     def accuracies(self, genotype: Genotype) -> dict[str, float] | None:
         """Those of a genotype's operations, under bp as the benchmark trained them; None if they are not in the table.
@@ -48,7 +54,9 @@ def _from_json(text: str, path: Path) -> dict[str, dict[str, float]]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"--table {path}: not a JSON file ({first_line(error)}); name a CSV file *.csv") from None
+        raise InputError(
+            f"--table {path}: not a JSON file ({first_line(error)}); a CSV file has a name in .csv"
+        ) from None
     if not isinstance(data, dict) or not data:
         raise InputError(f"--table {path}: expected an object of cells and their accuracies")
     rows = {}

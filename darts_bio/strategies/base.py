@@ -155,6 +155,12 @@ class Strategy(ABC):
 STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy")
 
 
+def name_of(strategy: Strategy) -> str:
+    """The name that its class is registered by."""
+    known = (name for name in STRATEGIES if STRATEGIES.get(name) is type(strategy))
+    return next(known, type(strategy).__name__)
+
+
 def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the candidates of each edge (edges, candidates); zero where mask is False."""
     return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)

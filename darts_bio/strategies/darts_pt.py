@@ -58,7 +58,13 @@ class DartsPt(Strategy):
         return self.base.alpha
 
     def notes(self, rules: Sequence[str]) -> list[str]:
-        return self.base.notes(rules)
+        rows = self.context.table.rows
+        passes = self.batches * sum(candidate is not None for t in rows for row in rows[t] for candidate in row)
+        return [
+            *self.base.notes(rules),
+            f"note: darts_pt chooses {sum(map(len, rows.values()))} candidates by {passes} passes between epochs, from "
+            f"epoch {max(1, self.base_epochs)} on; a request to stop waits for those of an epoch",
+        ]
 
     def begin_with(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)

@@ -90,9 +90,10 @@ class Sampler:
         return state["_sigma"] * np.sqrt(variances)
 
     def state_dict(self) -> dict[str, Any]:
-        # What pickle would save, without pickle.
+        # What pickle would save, without pickle; but for a record that serves a stopping rule not asked for here, whose
+        # memory is not initialised.
         state = self._evolution.__getstate__()
-        return {name: _plain(value) for name, value in state.items()}
+        return {name: _plain(value) for name, value in state.items() if name != "_funhist_values"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         values = {name: v.numpy().copy() if isinstance(v, Tensor) else v for name, v in state.items()}
@@ -156,11 +157,14 @@ class Eg(Strategy):
         return Sampler(self.dimensions, self.population, seed, self.dimensions >= LARGE)
 
     def notes(self, rules: Sequence[str]) -> list[str]:
+        passes = len(self.samplers) * self.population * self.batches
+        note = f"note: eg measures by {passes} passes after each epoch; a request to stop waits for them"
         if not self.published:
-            return []
+            return [note]
         return [
+            note,
             "note: eg(published=True) begins CMA-ES anew each epoch with one seed for one generation on one batch, as "
-            "the published code does: its covariance never adapts"
+            "the published code does: its covariance never adapts",
         ]
 
     @property

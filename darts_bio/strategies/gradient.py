@@ -12,7 +12,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator, send
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, check_number, masked_softmax
+from darts_bio.strategies.base import Bilevel, Context, Strategy, check_number, masked_softmax, name_of
 
 
 class GradientStrategy(Strategy):
@@ -25,8 +25,7 @@ class GradientStrategy(Strategy):
         self, context: Context, *, lr: float, betas: tuple[float, float], weight_decay: float, init: float
     ) -> None:
         """`init` is the std of alpha at the start. Raises InputError for a value out of bounds."""
-        known = (name for name in STRATEGIES if STRATEGIES.get(name) is type(self))
-        where = f"strategy {next(known, type(self).__name__)}"
+        where = f"strategy {name_of(self)}"
         for option, value in {"lr": lr, "weight_decay": weight_decay, "init": init}.items():
             check_number(f"{where}: {option}", value)
         if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= float(b) < 1 for b in betas)):

@@ -25,7 +25,8 @@ class Random(Strategy):
     finished = True
 
     def __init__(self, context: Context, genotype: str = "") -> None:
-        """`genotype` is whatever `load_genotype` reads. Raises InputError if its operations are not in the table."""
+        """`genotype` is whatever `load_genotype` reads, a path in quotes. Raises InputError if its edges or operations
+        are not those of the search."""
         source = generator("cpu", "random genotype", context.seed)
         fixed = load_genotype(genotype) if genotype else None
         if fixed is not None:
@@ -41,7 +42,11 @@ class Random(Strategy):
         for edge in kept:
             e = space.edges.index((edge.node, edge.input)) if (edge.node, edge.input) in space.edges else -1
             if e < 0:
-                raise InputError(f"strategy random: genotype: this space has no edge {edge.input}->{edge.node}")
+                assert fixed is not None
+                raise InputError(
+                    f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this search's space "
+                    f"has not; use a --space as large as its own, here {fixed.space}"
+                )
             choices = [
                 i
                 for i, candidate in enumerate(rows[e])

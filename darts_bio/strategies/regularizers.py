@@ -18,7 +18,7 @@ from darts_bio.networks import EdgeWeights
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
-from darts_bio.strategies.base import Context, Strategy, check_number, check_whole
+from darts_bio.strategies.base import Context, Strategy, check_number, check_whole, name_of
 from darts_bio.strategies.gradient import GradientStrategy
 
 
@@ -157,7 +157,7 @@ class EigenvalueStop(Regularizer):
         if not isinstance(strategy, GradientStrategy):
             raise InputError(
                 "regularizer eigenvalue_stop: expected a strategy that moves alpha along a gradient, found "
-                f"{type(strategy).__name__}; leave the regularizer out"
+                f"{name_of(strategy)}; leave the regularizer out"
             )
 
     def after_epoch(self, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:

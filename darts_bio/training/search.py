@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
@@ -30,7 +30,7 @@ from darts_bio.strategies import (
     frozen,
 )
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
-from darts_bio.training.engine import Numbers, fitting, loss_and_accuracy
+from darts_bio.training.engine import Numbers, loss_and_accuracy
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
@@ -100,6 +100,11 @@ class Search:
         # A pass of autograd Functions of its own cannot be batched.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
+        idle = [name for name in ("regularizers", "objective", "supernet") if getattr(config, name)]
+        if self.strategy.finished and idle:
+            raise InputError(
+                f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; leave it out"
+            )
         if world_size() > 1 and not self.strategy.measures:
             measuring = ", ".join(name for name in STRATEGIES if getattr(STRATEGIES.get(name), "measures", False))
             raise InputError(
@@ -111,11 +116,15 @@ class Search:
 
     def _begin_with(self, folder: Path) -> None:
         """Takes over the supernet of another run, and of its strategy's state what this strategy wants of it."""
-        checkpoint = folder / CHECKPOINT_FILE
-        task = read_checkpoint(checkpoint, "search").get("task", {})
-        with fitting(checkpoint):
+        task = read_checkpoint(folder / CHECKPOINT_FILE, "search").get("task", {})
+        try:
             self.supernet.load_state_dict(task["supernet"])
             self.strategy.begin_with(task["strategy"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"--supernet {folder}: that run's supernet is not one of this search ({first_line(error)}); use its "
+                "--space, --rules, --channels, --layers and --memory, and for darts_pt its strategy as base"
+            ) from None
 
     @property
     def finished(self) -> bool:
@@ -125,7 +134,9 @@ class Search:
     def notes(self) -> list[str]:
         """What the user is to know of this search before it begins."""
         notes = self.strategy.notes(self.config.rules)
-        if self.warmup_epochs and not self.strategy.finished:
+        if self.strategy.finished:
+            notes.append("nothing is trained: the genotype is there at once")
+        elif self.warmup_epochs:
             notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
         return notes
 
