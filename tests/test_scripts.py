@@ -158,7 +158,11 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
             "--space 'darts(operations=(sep_conv_3, none))'",
             r"unknown operation 'sep_conv_3': did you mean 'sep_",
         ),
-        (SEARCH, "--space darts(", r"expected 'name' or 'name\(option=value, ...\)', where .* in quotes, found 'darts\('"),
+        (
+            SEARCH,
+            "--space darts(",
+            r"expected 'name' or 'name\(option=value, ...\)', where .* in quotes, found 'darts\('",
+        ),
         (SEARCH, "--strategy dart", r"unknown strategy 'dart': did you mean 'darts'"),
         (SEARCH, "--strategy darts(lr=fast)", r"strategy darts: lr: expected a number of at least 0, found 'fast'"),
         (SEARCH, "--rules usf,bsf", r"unknown learning rule 'bsf': did you mean 'brsf' or 'usf'\?"),
