@@ -104,7 +104,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "darts_bio"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    figure, axes = pyplot.subplots(figsize=(9.0, 3.6))
     for colour, (kind, own) in zip(("#0072b2", "#d55e00"), runs.items(), strict=True):
         for name, style in (("best", "-"), ("mean", ":"), ("architecture", "--")):
             curves = [run[name] for run in own]
@@ -116,7 +116,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("generation")
     axes.set_ylabel("fitness (negative validation loss)")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
