@@ -36,6 +36,10 @@ class TestWarmup:
             still = [all(torch.equal(a, alphas[0][t]) for t, a in now.items()) for now in alphas[1:]]
             assert still == [True, True, False]
 
+    def test_more_than_one(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="expected one warmup, found 2"):
+            search(data, regularizers=("warmup(epochs=1)", "warmup(epochs=2)"))
+
     def test_as_long_as_the_search(self, data: ImageData) -> None:
         with pytest.raises(
             InputError, match=r"expected fewer than the 4 of the search, found 15; use warmup\(epochs=3"

@@ -72,7 +72,9 @@ class Search:
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
         asked = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
-        self.warmup_epochs = asked[-1] if asked else round(self.strategy.warmup * self.epochs)
+        if len(asked) > 1:
+            raise InputError(f"--regularizers: expected one warmup, found {len(asked)}; leave out all but one")
+        self.warmup_epochs = asked[0] if asked else round(self.strategy.warmup * self.epochs)
         self.objective = Objective(
             config.objective,
             self.space,
