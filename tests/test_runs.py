@@ -295,6 +295,46 @@ class TestSearch:
         assert epochs[-1]["valid/loss"] < epochs[0]["valid/loss"] - 0.3
 
 
+class TestStopBetweenEpochs:
+    @pytest.mark.parametrize(
+        "strategy", ["eg(population=4, samples=3, batches=1)", "darts_pt(share=0.4, batches=1)"], ids=["eg", "darts_pt"]
+    )
+    @pytest.mark.parametrize("measure", [0, 2, 3])
+    def test_the_end_of_an_epoch_is_made_anew(
+        self, strategy: str, measure: int, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stopped before the measure of that number, and resumed, against a run that was not stopped."""
+        config = replace(SEARCH, strategy=strategy, regularizers=("warmup(epochs=0)",))
+        whole = run(config, data, tmp_path / "whole")
+        stop, measures, original = StopRequest(), 0, Search.end_epoch
+
+        def counted(self: Search, epoch: int, asked: Any) -> Any:
+            def ask() -> bool:
+                nonlocal measures
+                measures += 1
+                if measures == measure + 1:
+                    stop.signal = signal.SIGINT
+                return bool(stop)
+
+            return original(self, epoch, ask)
+
+        monkeypatch.setattr(Search, "end_epoch", counted)
+        stopped = replace(config, out=str(tmp_path / "stopped"))
+        task, folder = Search(stopped, data, CPU), RunFolder.open("search", stopped, ["run.py"])
+        with SearchMonitor(task, folder) as monitor:
+            outcome = fit(task, folder, monitor, stop, log_every=config.log_every)
+        assert not outcome.finished
+        assert outcome.step % task.steps_per_epoch == 0
+        monkeypatch.undo()
+        resumed = run(config, data, tmp_path / "stopped")
+        assert (resumed.numbers, resumed.step, resumed.finished) == (whole.numbers, whole.step, True)
+        assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+        one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search") for name in ("whole", "stopped"))
+        for name, value in one["task"]["supernet"].items():
+            assert torch.equal(value, other["task"]["supernet"][name])
+        assert load_genotype(tmp_path / "whole") == load_genotype(tmp_path / "stopped")
+
+
 class TestEvaluation:
     @pytest.fixture
     def training(self, data: ImageData) -> Retraining:
@@ -608,7 +648,7 @@ class TestDivergence:
         self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "run"
-        monkeypatch.setattr(Retraining, "end_epoch", lambda self, epoch: {"test/loss": float("inf")})
+        monkeypatch.setattr(Retraining, "end_epoch", lambda self, epoch, stop: {"test/loss": float("inf")})
         with pytest.raises(InputError, match=r"test/loss is inf at step 8"):
             run(RETRAIN, data, out)
         assert "Infinity" not in (out / "metrics.jsonl").read_text()

@@ -63,7 +63,7 @@ class DartsPt(Strategy):
         return [
             *self.base.notes(rules),
             f"note: darts_pt chooses {sum(map(len, rows.values()))} candidates by {passes} passes between epochs, from "
-            f"epoch {max(1, self.base_epochs)} on; a request to stop waits for those of an epoch",
+            f"epoch {max(1, self.base_epochs)} on",
         ]
 
     def begin_with(self, state: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ class Eg(Strategy):
 
     def notes(self, rules: Sequence[str]) -> list[str]:
         passes = len(self.samplers) * self.population * self.batches
-        note = f"note: eg measures by {passes} passes after each epoch; a request to stop waits for them"
+        note = f"note: eg measures by {passes} passes after each epoch"
         if not self.published:
             return [note]
         return [

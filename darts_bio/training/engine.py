@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,11 @@ from darts_bio.training.run_folder import RunFolder
 SAVE_EVERY_S = 300.0
 
 Numbers = dict[str, float]
+
+
+def never() -> bool:
+    """Of a task that is not to be stopped."""
+    return False
 
 
 class Meters:
@@ -55,6 +60,10 @@ class Meters:
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
+class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
+    """A stop was asked for within the end of an epoch; what that has done so far is to be forgotten."""
+
+
 class Task(Protocol):
     """What is trained. `step` makes one update of the weights; `end_epoch` returns what was measured after an epoch."""
 
@@ -76,7 +85,12 @@ class Task(Protocol):
 
     def learning_rates(self) -> Numbers: ...
 
-    def end_epoch(self, epoch: int) -> Numbers: ...
+    @property
+    def measures(self) -> bool:
+        """Whether the end of an epoch may take long, so that a checkpoint is to be made before it."""
+
+    def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
+        """What was measured after an epoch. Raises Interrupted if `stop` says so before it is done."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the task needs to go on. A tensor in it that is not finite means that the training diverged."""
@@ -145,24 +159,24 @@ def fit(
     log_every: int,
 ) -> Outcome:
     """Trains until the last epoch, the task's own end or a stop request, saving after each epoch, every five minutes,
-    and at the stop.
+    at the stop, and before the end of an epoch that may take long, which a stop interrupts.
 
     Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data or another
     genotype, if a number or a weight is no longer finite, and if the GPU's memory does not suffice.
     """
     record, epoch_means = Meters(), Meters()
-    t, last = 0, Numbers()
+    t, last, ended = 0, Numbers(), True
     state = folder.load()
     if state is not None:
         with fitting(folder.checkpoint_path):
             refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
-            t, last = state["step"], state["last"]
+            t, last, ended = state["step"], state["last"], state.get("ended", True)
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
             epoch_means.load_state_dict(state["epoch_means"])
             set_rng_state(state["rng"])
 
-    def save() -> None:
+    def save(ended: bool = True) -> None:
         # So that no state that has diverged replaces one that has not.
         _finite(epoch_means.read(), t)
         task_state = task.state_dict()
@@ -172,6 +186,7 @@ def fit(
                 "subject": dict(task.subject),
                 "step": t,
                 "last": last,
+                "ended": ended,
                 "task": task_state,
                 "record": record.state_dict(),
                 "epoch_means": epoch_means.state_dict(),
@@ -179,8 +194,23 @@ def fit(
             }
         )
 
+    def end_epoch(progress: Progress) -> None:
+        nonlocal last
+        measured = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
+        last = _finite({**epoch_means.read(), **measured}, t)
+        epoch_means.clear()
+        listener.on_epoch(progress, last)
+
     steps, saved_at, saved_step = task.epochs * task.steps_per_epoch, time.monotonic(), t
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
+    if not ended:  # the run was stopped within the end of an epoch, which is made anew
+        epoch = t // task.steps_per_epoch - 1
+        task.begin_epoch(epoch)
+        try:
+            end_epoch(Progress(t, steps, epoch + 1, task.epochs))
+        except Interrupted:
+            return Outcome(last, False, t)
+        save()
     if 0 < t < steps:
         task.begin_epoch(t // task.steps_per_epoch)
     while t < steps and not stop:
@@ -205,9 +235,12 @@ def fit(
             listener.on_record(progress, {**_finite(record.read(), t), **task.learning_rates()})
             record.clear()
         if progress.ends_epoch:
-            last = _finite({**epoch_means.read(), **task.end_epoch(epoch)}, t)
-            epoch_means.clear()
-            listener.on_epoch(progress, last)
+            if task.measures:
+                save(ended=False)
+            try:
+                end_epoch(progress)
+            except Interrupted:
+                return Outcome(last, False, t)
         if progress.ends_epoch or stop or time.monotonic() - saved_at > SAVE_EVERY_S:
             save()
             saved_at, saved_step = time.monotonic(), t

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
-from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, refuse_other_subject
+from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
@@ -90,7 +91,7 @@ class Retraining:
             training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
         return training
 
-    finished = False
+    finished = measures = False
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
@@ -116,7 +117,7 @@ class Retraining:
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 
-    def end_epoch(self, epoch: int) -> Numbers:
+    def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         batches = in_order(self.test, EVALUATION_BATCH, self.normalisation)
         return evaluate(self.network, batches, prefix="test", amp=self.config.amp)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from darts_bio.strategies import (
     frozen,
 )
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
-from darts_bio.training.engine import Numbers, loss_and_accuracy
+from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, never
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
@@ -129,6 +130,10 @@ class Search:
             ) from None
 
     @property
+    def measures(self) -> bool:
+        return self.strategy.measures
+
+    @property
     def finished(self) -> bool:
         """Whether no further epoch is wanted: by the strategy, or by a regulariser."""
         return self.strategy.finished or self.stopped
@@ -183,15 +188,21 @@ class Search:
     def _penalty(self, shares: EdgeWeights) -> Tensor:
         return self.objective.penalty(shares) + sum(r.penalty(shares) for r in self.regularizers)
 
-    def end_epoch(self, epoch: int) -> Numbers:
+    def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         numbers: Numbers = {}
         if epoch >= self.warmup_epochs:
             first = (epoch + 1) * self.steps_per_epoch
-            numbers |= self.strategy.end_epoch(epoch, lambda weights, batches: self._measure(weights, first, batches))
+
+            def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
+                if stop():
+                    raise Interrupted
+                return self._measure(weights, first, batches)
+
+            numbers |= self.strategy.end_epoch(epoch, measure)
             lookout = _Lookout(self, self.valid_batches.batch(first))
             for regularizer in self.regularizers:
-                stop, own = regularizer.after_epoch(epoch, lookout)
-                self.stopped = self.stopped or stop
+                ends, own = regularizer.after_epoch(epoch, lookout)
+                self.stopped = self.stopped or ends
                 numbers |= own
         return numbers
 
