@@ -79,7 +79,10 @@ def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return call(*command, cwd=cwd)
 
 
-def test_two_processes_that_share_the_individuals_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_that_share_the_individuals_find_what_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun has it: sums over other numbers of threads round otherwise
     words = shlex.split(EVOLUTION)
     alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
