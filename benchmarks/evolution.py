@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
 import sys
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import RESULTS, hardware
 
 from darts_bio.config import SearchConfig
 from darts_bio.training.data import load_data
 from darts_bio.training.search import Search
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = "population=20, samples=1, batches=8, novelty=0"
 KINDS = {"eg": SIZE, "eg, published": f"{SIZE}, published=True"}
 WARM_EPOCHS = 6
@@ -89,7 +88,7 @@ def main() -> None:
         print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
     result = {
         "command": shlex.join(["python", *sys.argv]),
-        "hardware": f"cpu, {platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": hardware(torch.device("cpu")),
         "versions": {"torch": torch.__version__},
         "runs": runs,
     }

@@ -15,6 +15,7 @@ p is the probability that as many uniformly drawn genotypes have a mean rank as 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from measuring import RESULTS
 
 SPACE = "darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))"
 RULES = ("bp", "fa")
@@ -46,9 +49,9 @@ STRATEGIES = (
     "eg",
     "eg(published=True)",
 )
-RESULTS = Path(__file__).parent / "results"
 
 
+@functools.cache
 def genotypes() -> dict[str, Any]:
     """All genotypes of the space by a key of their candidates."""
     import torch

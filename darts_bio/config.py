@@ -363,7 +363,7 @@ SpaceOf = Callable[[Mapping[str, Any]], str]
 
 
 def _searched_space(values: Mapping[str, Any]) -> str:
-    return values.get("space", "darts")
+    return values.get("space", SearchConfig.space)
 
 
 def parse(cls: type[C], argv: Sequence[str], description: str, space_of: SpaceOf = _searched_space) -> C:

@@ -51,6 +51,13 @@ class Space(ABC):
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(node, input) of every edge of a cell, in the order of the rows of alpha."""
 
+    def incoming(self) -> list[list[int]]:
+        """The edges, by their place in `edges`, that lead into each node, node by node."""
+        by_node: dict[int, list[int]] = {}
+        for e, (node, _) in enumerate(self.edges):
+            by_node.setdefault(node, []).append(e)
+        return list(by_node.values())
+
     @property
     @abstractmethod
     def outputs(self) -> tuple[int, ...]:

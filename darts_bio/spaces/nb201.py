@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.registry import canonical_spec
+from darts_bio.registry import parse_spec
 from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule, read_candidate
 from darts_bio.spaces.operations import OPERATIONS, check_operations
@@ -157,4 +157,4 @@ def to_nb201_text(genotype: Genotype, rules: bool = True) -> str:
 
 def is_nb201(genotype: Genotype) -> bool:
     """Whether it is of this space, whatever its options, so that it has a text form."""
-    return canonical_spec(genotype.space).partition("(")[0] == "nb201"
+    return parse_spec(genotype.space)[0] == "nb201"

@@ -10,7 +10,7 @@ from darts_bio.strategies import gdas as _gdas  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401
 from darts_bio.strategies import snas as _snas  # noqa: F401
-from darts_bio.strategies.base import STRATEGIES, Batch, Bilevel, Context, Measure, Strategy, frozen
+from darts_bio.strategies.base import STRATEGIES, Batch, Bilevel, Context, Measure, Strategy, detached, frozen
 from darts_bio.strategies.objective import COSTS, Objective
 from darts_bio.strategies.regularizers import REGULARIZERS, Regularizer
 
@@ -25,5 +25,6 @@ __all__ = [
     "Objective",
     "Regularizer",
     "Strategy",
+    "detached",
     "frozen",
 ]

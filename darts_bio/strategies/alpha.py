@@ -47,6 +47,8 @@ class FactorisedAlpha(Alpha):
 
     def __init__(self, table: CandidateTable, seed: int, init: float, device: torch.device) -> None:
         self.members = {t: grouped_by_operation(rows).to(device) for t, rows in table.rows.items()}
+        self.groups = {t: member.int().argmax(2) for t, member in self.members.items()}  # (edges, candidates)
+        self.absent = {t: ~member.any(1) for t, member in self.members.items()}  # (edges, operations)
         super().__init__(table, seed, init, device)
 
     def _shapes(self, table: CandidateTable) -> dict[str, tuple[int, int]]:
@@ -57,8 +59,8 @@ class FactorisedAlpha(Alpha):
         logits = {}
         for t, member in self.members.items():
             operation, rule = self.parameters[f"{t}/operation"], self.parameters[f"{t}/rule"]
-            group = member.int().argmax(2)  # (edges, candidates)
+            group = self.groups[t]
             total = rule.unsqueeze(2).masked_fill(~member, ABSENT).logsumexp(1)  # (edges, operations)
-            among = operation.masked_fill(~member.any(1), ABSENT).log_softmax(1)
+            among = operation.masked_fill(self.absent[t], ABSENT).log_softmax(1)
             logits[t] = among.gather(1, group) + rule - total.gather(1, group)
         return logits

@@ -161,6 +161,11 @@ def name_of(strategy: Strategy) -> str:
     return next(known, type(strategy).__name__)
 
 
+def detached(edge_weights: EdgeWeights) -> EdgeWeights:
+    """The same numbers without a gradient."""
+    return {cell_type: weights.detach() for cell_type, weights in edge_weights.items()}
+
+
 def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the candidates of each edge (edges, candidates); zero where mask is False."""
     return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)

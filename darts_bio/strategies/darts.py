@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
-from darts_bio.networks import EdgeWeights
 from darts_bio.rules import RULES, held_feedback
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, detached
 from darts_bio.strategies.gradient import GradientStrategy
 
 STEP_OF_DIFFERENCES = 0.01
@@ -67,7 +66,7 @@ class Darts(GradientStrategy):
         weights, parameters = list(bilevel.weights), list(self.parameters.values())
         before = [weight.detach().clone() for weight in weights]
         loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights()))
-        after, rate = bilevel.virtual_step(_gradients(loss, weights))
+        after, rate = bilevel.virtual_step(_kept(torch.autograd.grad(loss, weights, allow_unused=True), weights))
         try:
             _put(weights, after)
             loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights())
@@ -86,15 +85,6 @@ class Darts(GradientStrategy):
             _put(weights, before)
         gradients = [g - rate * (plus - minus) / (2 * size) for g, plus, minus in zip(own, *sides, strict=True)]
         return gradients, logits.detach()
-
-
-def detached(edge_weights: EdgeWeights) -> EdgeWeights:
-    """The same numbers without a gradient."""
-    return {t: weights.detach() for t, weights in edge_weights.items()}
-
-
-def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    return _kept(torch.autograd.grad(loss, weights, allow_unused=True), weights)
 
 
 def _kept(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

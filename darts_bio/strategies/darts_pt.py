@@ -43,7 +43,7 @@ class DartsPt(Strategy):
         check_number("strategy darts_pt: share", share, below=1)
         check_whole("strategy darts_pt: batches", batches)
         self.context, self.batches = context, batches
-        self.base_epochs = min(context.epochs, math.ceil(share * context.epochs))
+        self.base_epochs = math.ceil(share * context.epochs)
         self.base: Strategy = STRATEGIES.build(base, replace(context, epochs=max(1, self.base_epochs)))
         self.partial = self.base.partial
         self.warmup = self.base.warmup * self.base_epochs / context.epochs
@@ -88,10 +88,11 @@ class DartsPt(Strategy):
                 return numbers
         done, left = epoch - self.base_epochs + 1, self.context.epochs - self.base_epochs
         choices = self._choices()
-        for choice in choices[self.decided : math.ceil(len(choices) * (done + 1) / (left + 1))]:
+        due = math.ceil(len(choices) * (done + 1) / (left + 1))
+        for choice in choices[self.decided : due]:
             for cell_type, edges in choice.items():
                 self._choose(cell_type, edges, measure)
-        self.decided = max(self.decided, math.ceil(len(choices) * (done + 1) / (left + 1)))
+        self.decided = due
         return {"selection/choices": float(self.decided)}
 
     def _choices(self) -> list[dict[str, list[int]]]:
@@ -101,10 +102,7 @@ class DartsPt(Strategy):
         for t in self.context.table.rows:
             source = generator("cpu", "perturbation", seed, t)
             plan = [[e] for e in torch.randperm(len(space.edges), generator=source).tolist()]
-            nodes: dict[int, list[int]] = {}
-            for e, (node, _) in enumerate(space.edges):
-                nodes.setdefault(node, []).append(e)
-            crowded = [edges for edges in nodes.values() if len(edges) > (space.kept_edges or len(edges))]
+            crowded = [edges for edges in space.incoming() if len(edges) > (space.kept_edges or len(edges))]
             plan += [crowded[i] for i in torch.randperm(len(crowded), generator=source).tolist()]
             plans[t] = plan
         return [dict(zip(plans, choice, strict=True)) for choice in zip(*plans.values(), strict=True)]

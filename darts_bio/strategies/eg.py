@@ -27,7 +27,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
-from darts_bio.runtime import derive_seed
+from darts_bio.runtime import derive_seed, generator
 from darts_bio.strategies.base import (
     STRATEGIES,
     Bilevel,
@@ -144,7 +144,7 @@ class Eg(Strategy):
         self.published, self.batches = published, 1 if published else batches
         self.sigma = (sigma, sigma if published else sigma_min)
         self.masks = {t: context.table.mask(t).to(context.device) for t in context.table.rows}
-        draw = torch.Generator().manual_seed(derive_seed("evolution's alpha", context.seed))
+        draw = generator("cpu", "evolution's alpha", context.seed)
         self.weights = {
             t: masked_softmax((init * torch.randn(mask.shape, generator=draw)).to(context.device), mask)
             for t, mask in self.masks.items()

@@ -88,13 +88,16 @@ class GradientStrategy(Strategy):
         return self.mean_weights()
 
     def state_dict(self) -> dict[str, Any]:
-        parameters = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        return {"parameters": parameters, "optimizer": self.optimizer.state_dict(), "draws": self.draws}
+        return {"parameters": self.values(), "optimizer": self.optimizer.state_dict(), "draws": self.draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.put(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.draws = state["draws"]
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of the parameters as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def put(self, values: dict[str, Tensor]) -> None:

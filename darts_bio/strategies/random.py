@@ -5,7 +5,6 @@ Nothing is trained: the genotype is there at once, a function of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.spaces import Candidate, Edge, Genotype, load_genotype
+from darts_bio.spaces import Genotype, Space, load_genotype
 from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy
 
 
@@ -38,26 +37,14 @@ class Random(Strategy):
         """1 for what is drawn and 0 for all else."""
         rows, space = context.table.rows[cell_type], context.space
         weights = torch.zeros(context.table.shape(cell_type))
-        kept = _kept_edges(context, cell_type, source) if fixed is None else fixed.cells[cell_type].edges
-        for edge in kept:
-            e = space.edges.index((edge.node, edge.input)) if (edge.node, edge.input) in space.edges else -1
-            if e < 0:
-                assert fixed is not None
-                raise InputError(
-                    f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this search's space "
-                    f"has not; use a --space as large as its own, here {fixed.space}"
-                )
+        for e, op in _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type):
             choices = [
                 i
                 for i, candidate in enumerate(rows[e])
-                if candidate is not None
-                and space.selectable(candidate)
-                and (fixed is None or candidate.op == edge.candidate.op)
+                if candidate is not None and space.selectable(candidate) and op in (None, candidate.op)
             ]
             if not choices:
-                raise InputError(
-                    f"strategy random: genotype: expected operations of --space, found {edge.candidate.op}"
-                )
+                raise InputError(f"strategy random: genotype: expected operations of --space, found {op}")
             weights[e, choices[int(torch.randint(len(choices), (), generator=source))]] = 1.0
         return weights
 
@@ -81,14 +68,22 @@ class Random(Strategy):
         self.weights = {t: weights.to(self.weights[t]) for t, weights in state["weights"].items()}
 
 
-def _kept_edges(context: Context, cell_type: str, source: torch.Generator) -> Sequence[Edge]:
-    """Uniformly chosen incoming edges of each node, as many as the space keeps."""
-    by_node: dict[int, list[Edge]] = {}
-    for node, node_input in context.space.edges:
-        by_node.setdefault(node, []).append(Edge(node, node_input, Candidate("none")))
-    limit = context.space.kept_edges
-    kept: list[Edge] = []
-    for edges in by_node.values():
+def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]:
+    """Uniformly chosen incoming edges of each node, as many as the space keeps, for any operation."""
+    kept: list[tuple[int, None]] = []
+    for edges in space.incoming():
         order = torch.randperm(len(edges), generator=source).tolist()
-        kept += [edges[i] for i in order[:limit]]
+        kept += [(edges[i], None) for i in order[: space.kept_edges]]
     return kept
+
+
+def _fixed_edges(space: Space, genotype: Genotype, cell_type: str) -> list[tuple[int, str]]:
+    """A genotype's edges and their operations."""
+    for edge in genotype.cells[cell_type].edges:
+        if (edge.node, edge.input) not in space.edges:
+            raise InputError(
+                f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this search's space has "
+                f"not; use a --space as large as its own, here {genotype.space}"
+            )
+    edges = genotype.cells[cell_type].edges
+    return [(space.edges.index((edge.node, edge.input)), edge.candidate.op) for edge in edges]

@@ -5,7 +5,6 @@ They are registered by name in `REGULARIZERS` and given as `--regularizers "skip
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
@@ -166,7 +165,7 @@ class EigenvalueStop(Regularizer):
         if (epoch + 1) % self.every:
             return False, {}
         self.measured.append(dominant_eigenvalue(strategy, search.validation_loss))
-        self.snapshots = [*self.snapshots, copy.deepcopy(strategy.state_dict()["parameters"])][-self.lag - 1 :]
+        self.snapshots = [*self.snapshots, strategy.values()][-self.lag - 1 :]
         numbers = {"regularizer/eigenvalue": self.measured[-1]}
         if len(self.measured) <= self.lag:
             return False, numbers
@@ -199,7 +198,7 @@ def dominant_eigenvalue(strategy: GradientStrategy, loss: Callable[[EdgeWeights]
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     parameters = list(strategy.parameters.values())
-    before = {name: parameter.detach().clone() for name, parameter in strategy.parameters.items()}
+    before = strategy.values()
     sizes = [parameter.numel() for parameter in parameters]
 
     def gradient_at(offset: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ from darts_bio.registry import Registry
 from darts_bio.runtime import generator, send
 from darts_bio.training import imagenet16
 
+DATA_DIR = Path("data")
+"""Where data lie, or are downloaded to, unless --data-dir says so."""
+
 FOLDER_SIZE = 32
 TEST_SHARE = 0.2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm")
@@ -164,7 +167,7 @@ def cifar100(data_dir: Path | None, image_size: int | None) -> ImageData:
 def imagenet16_120(data_dir: Path | None, image_size: int | None) -> ImageData:
     """ImageNet16-120: 151,700 + 6,000 photographs, 16x16, 120 classes (NAS-Bench-201), from files in --data-dir."""
     _keeps_its_size("imagenet16-120", image_size)
-    parts = imagenet16.read(data_dir or Path("data"))
+    parts = imagenet16.read(data_dir or DATA_DIR)
     train, test = (Split(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in parts)
     return ImageData(train, test, tuple(map(str, range(1, imagenet16.CLASSES + 1))))
 
@@ -218,7 +221,7 @@ def _torchvision_datasets() -> Any:
 
 def _cifar(name: str, data_dir: Path | None) -> ImageData:
     data_set = getattr(_torchvision_datasets(), name)
-    root = data_dir or Path("data")
+    root = data_dir or DATA_DIR
     existed = root.exists()
 
     def load(train: bool) -> Any:

@@ -28,6 +28,7 @@ from darts_bio.strategies import (
     Objective,
     Regularizer,
     Strategy,
+    detached,
     frozen,
 )
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
@@ -165,8 +166,7 @@ class Search:
         )
         moves = t // self.steps_per_epoch >= self.warmup_epochs
         valid_logits = self.strategy.step(bilevel) if moves else None
-        edge_weights = {cell_type: weights.detach() for cell_type, weights in self.strategy.edge_weights().items()}
-        loss, logits = self._weight_loss(train_batch, edge_weights)
+        loss, logits = self._weight_loss(train_batch, detached(self.strategy.edge_weights()))
         self.optimizer.step(loss)
         draw_feedback(self.supernet, self.config.seed, t + 1)
         numbers = loss_and_accuracy("train", logits, train_batch[1])
@@ -199,7 +199,7 @@ class Search:
                 return self._measure(weights, first, batches)
 
             numbers |= self.strategy.end_epoch(epoch, measure)
-            lookout = _Lookout(self, self.valid_batches.batch(first))
+            lookout = _Lookout(self, first)
             for regularizer in self.regularizers:
                 ends, own = regularizer.after_epoch(epoch, lookout)
                 self.stopped = self.stopped or ends
@@ -279,14 +279,15 @@ class Search:
 class _Lookout:
     """What regularisers see of a search after an epoch."""
 
-    def __init__(self, search: Search, batch: Batch) -> None:
-        self._search, self._batch = search, batch
+    def __init__(self, search: Search, number: int) -> None:
+        """`number` is that of the validation batch."""
+        self._search, self._number = search, number
         self.strategy = search.strategy
 
     def cells(self) -> dict[str, Cell]:
         return dict(self._search.genotype().cells)
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        supernet = self._search.supernet
+        supernet, (x, labels) = self._search.supernet, self._search.valid_batches.batch(self._number)
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
-            return F.cross_entropy(supernet(self._batch[0], edge_weights).float(), self._batch[1])
+            return F.cross_entropy(supernet(x, edge_weights).float(), labels)
