@@ -3,6 +3,7 @@
 python -m darts_bio list
 python -m darts_bio rules usf
 python -m darts_bio audit bionas_darts
+python -m darts_bio genotype
 python -m darts_bio genotype darts_v2
 python -m darts_bio genotype "Genotype(normal=[('sep_conv_3x3_u', 1), ...], ...)" --json mine.json --svg mine.svg
 """
@@ -64,7 +65,14 @@ def show_audit(arguments: argparse.Namespace) -> None:
 
 
 def show_genotype(arguments: argparse.Namespace) -> None:
-    """Prints a genotype; writes it as JSON and as a figure where asked to."""
+    """Prints a genotype; writes it as JSON and as a figure where asked to. Without one, what the shipped ones cost."""
+    if arguments.source is None:
+        from darts_bio.monitoring.genotype_table import genotype_tables
+
+        if arguments.json or arguments.svg:
+            raise InputError("genotype: --json and --svg need a genotype X to write")
+        print(genotype_tables(), end="")
+        return
     from darts_bio.monitoring.cell_figure import draw_genotype
     from darts_bio.spaces import is_nb201, load_genotype, to_nb201_text
     from darts_bio.training.run_folder import write_text, writing
@@ -89,9 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     lister = commands.add_parser("list", help="every name that an option takes")
     lister.set_defaults(run=list_names)
-    genotype = commands.add_parser("genotype", help="show, import or draw a genotype")
+    genotype = commands.add_parser("genotype", help="show, import or draw a genotype, or the table of shipped ones")
     genotype.add_argument(
-        "source", metavar="X", help="a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+        "source",
+        nargs="?",
+        metavar="X",
+        help="a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text",
     )
     genotype.add_argument("--json", metavar="FILE", help="write it as a genotype file")
     genotype.add_argument("--svg", metavar="FILE", help="draw its cells")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks import Network, SuperNet, build_network, multiply_adds, parameters
+from darts_bio.networks import STEMS, Network, SuperNet, build_network, multiply_adds, parameters
 from darts_bio.networks.cells import AuxiliaryHead, DropPath
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import (
@@ -86,6 +86,16 @@ class TestPublishedCounts:
         assert parameters(net) == 3_825_768
         assert parameters(net) - parameters(net.auxiliary) == 3_349_342
         assert multiply_adds(net, lambda: net(IMAGE)) / 1e6 == pytest.approx(528.36, abs=0.005)
+
+    def test_darts_v2_for_imagenet(self) -> None:
+        """At C=48, L=14: 4,718,752 parameters, 5,979,528 with the auxiliary head, 529.91 M multiply-adds."""
+        sizes: dict[str, Any] = {"channels": 48, "layers": 14, "num_classes": 1000, "stem": "imagenet"}
+        net = build_network(load_genotype("darts_v2"), auxiliary=True, **sizes)
+        assert net.auxiliary is not None
+        assert parameters(net) == 5_979_528
+        assert parameters(net) - parameters(net.auxiliary) == 4_718_752
+        adds = multiply_adds(net, lambda: net(torch.zeros(1, 3, 224, 224)))
+        assert adds / 1e6 == pytest.approx(529.91, abs=0.005)
 
     def test_a_genotype_made_by_hand_is_checked(self) -> None:
         genotype = load_genotype("darts_v2")
@@ -307,6 +317,36 @@ class TestSizes:
         expected = [(16, 17, 32)] * 2 + [(32, 9, 16)] * 2 + [(64, 5, 8)] * 2
         assert [tuple(y.shape[1:]) for y in outputs] == expected
 
+    @pytest.mark.parametrize(("size", "halved"), [((64, 64), (8, 8)), ((33, 47), (5, 6)), ((1, 9), (1, 2))])
+    def test_the_stem_of_imagenet_halves_three_times(self, size: tuple[int, int], halved: tuple[int, int]) -> None:
+        """Each halving rounds up; the older output, of twice the size, is reduced before the first cell."""
+        net = build_network(load_genotype("bionas_darts"), channels=4, layers=3, num_classes=7, stem="imagenet").eval()
+        x = torch.randn(2, 3, *size)
+        older, newer = net.stem(x)
+        assert newer.shape == (2, 4, *halved)
+        assert older.shape[2:] == tuple(-(-side // 4) for side in size)
+        assert net(x).shape == (2, 7)
+
+    @pytest.mark.parametrize("name", ["darts_v2", "|nor_conv_3x3:fa~0|+|none~0|avg_pool_3x3~1|+|none~0|none~1|none~2|"])
+    def test_every_space_takes_every_stem(self, name: str) -> None:
+        for stem in STEMS:
+            net = build_network(load_genotype(name), channels=4, layers=6, stem=stem)
+            net(torch.randn(2, 3, 40, 40)).square().sum().backward()
+            assert all(p.grad is not None for p in net.stem.parameters())
+
+    def test_the_stem_of_imagenet_by_hand(self) -> None:
+        """conv-BN-ReLU-conv-BN, then ReLU-conv-BN, all convolutions 3x3 at stride 2, to C/2, C and C channels."""
+        net = build_network(load_genotype("darts_v2"), channels=4, layers=3, stem="imagenet").double()
+        first, second, third = (m.weight for m in net.stem.modules() if isinstance(m, RuleConv2d))
+        assert [w.shape[0] for w in (first, second, third)] == [2, 4, 4]
+        x = torch.randn(2, 3, 20, 20, dtype=torch.float64)
+
+        def halved(x: Tensor, weight: Tensor) -> Tensor:
+            return F.batch_norm(F.conv2d(x, weight, None, 2, 1), None, None, training=True)
+
+        older = halved(halved(x, first).relu(), second)
+        torch.testing.assert_close(net.stem(x), (older, halved(older.relu(), third)))
+
     @pytest.mark.parametrize("channels", [-2, 0, 1, 3, 35])
     def test_channels_must_be_even(self, channels: int) -> None:
         for build in (
@@ -478,6 +518,26 @@ class TestAuxiliaryHead:
         y = F.relu(F.batch_norm(y, None, None, training=True)).flatten(1)
         torch.testing.assert_close(head(x), F.linear(y, weights[2], head.classifier.bias))
         assert parameters(head) == 128 * 6 + 2 * 128 + 768 * 128 * 4 + 2 * 768 + 7690
+
+    def test_on_7x7_behind_the_stem_of_imagenet_it_is_the_published_head(self) -> None:
+        """ReLU, 5x5 average pooling of stride 2, 1x1 to 128, BN, ReLU, 2x2 to 768, ReLU, linear."""
+        head = AuxiliaryHead(6, 10, RULES.build("bp"), STEMS.get("imagenet")).double()
+        x = random_states(channels=6, size=(7, 7))[0]
+        weights = [p for p in head.parameters() if p.dim() > 1]
+        y = F.conv2d(F.avg_pool2d(F.relu(x), 5, 2, 0, count_include_pad=False), weights[0])
+        y = F.relu(F.conv2d(F.relu(F.batch_norm(y, None, None, training=True)), weights[1])).flatten(1)
+        torch.testing.assert_close(head(x), F.linear(y, weights[2], head.classifier.bias))
+        with pytest.raises(InputError, match=r"auxiliary head: expected features of at least 7x7, found 6x7"):
+            head(x[:, :, 1:])
+
+    @pytest.mark.parametrize("stem", STEMS)
+    def test_the_least_image_is_the_least_that_the_network_takes(self, stem: str) -> None:
+        """With both reductions before the head."""
+        net = build_network(load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True, stem=stem)
+        side = AuxiliaryHead.least_image_behind(STEMS.get(stem))
+        assert len(net(torch.randn(2, 3, side, side))) == 2
+        with pytest.raises(InputError, match="auxiliary head: expected features"):
+            net(torch.randn(2, 3, side - 1, side))
 
     def test_images_that_are_too_small(self) -> None:
         net = build_network(load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True)

@@ -34,6 +34,79 @@ def build_candidate(candidate: Candidate, channels: int, stride: int, *, superne
     return operation.build(channels, stride, rule, supernet)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a stem hands to the first cell: the channels of the two outputs before it, the older of which may be twice
+    as large."""
+
+    c_older: int
+    c_newer: int
+    halved_once: bool
+
+
+class Stem(ABC, nn.Module):
+    """From images (N, in_channels, H, W) to the two outputs before the first cell. `channels` are those of a node in
+    the first cell, `width` those that the space's skeleton gives a stem of one convolution."""
+
+    shrinks: ClassVar[int]
+    """The side of an image over that of the newer output."""
+    auxiliary_stride: ClassVar[int]
+    """The stride of the auxiliary head's pooling."""
+    auxiliary_norm: ClassVar[bool]
+    """Whether a batch norm follows the auxiliary head's last convolution."""
+
+    entry: Entry
+
+    @abstractmethod
+    def __init__(self, in_channels: int, channels: int, width: int, rule: LearningRule) -> None: ...
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(older, newer)."""
+
+
+STEMS: Registry[type[Stem]] = Registry("stem")
+
+
+@STEMS.register("cifar")
+class CifarStem(Stem, nn.Sequential):
+    """A 3x3 convolution and batch norm, for images of 32x32 (Liu 2019, arXiv 1806.09055, section 3.2)."""
+
+    shrinks, auxiliary_stride, auxiliary_norm = 1, 3, True
+
+    def __init__(self, in_channels: int, channels: int, width: int, rule: LearningRule) -> None:
+        nn.Sequential.__init__(
+            self, RuleConv2d(in_channels, width, 3, padding=1, bias=False, rule=rule), nn.BatchNorm2d(width)
+        )
+        self.entry = Entry(width, width, halved_once=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.Sequential.forward(self, x)
+        return x, x
+
+
+@STEMS.register("imagenet")
+class ImageNetStem(Stem):
+    """Three 3x3 convolutions of stride 2, for images of 224x224: the newer output is 28x28, the older one 56x56 (Liu
+    2019, arXiv 1806.09055, section 3.3)."""
+
+    shrinks, auxiliary_stride, auxiliary_norm = 8, 2, False
+
+    def __init__(self, in_channels: int, channels: int, width: int, rule: LearningRule) -> None:
+        nn.Module.__init__(self)
+
+        def halve(c_in: int, c_out: int) -> list[nn.Module]:
+            return [RuleConv2d(c_in, c_out, 3, 2, 1, bias=False, rule=rule), nn.BatchNorm2d(c_out)]
+
+        self.older = nn.Sequential(*halve(in_channels, channels // 2), nn.ReLU(), *halve(channels // 2, channels))
+        self.newer = nn.Sequential(nn.ReLU(), *halve(channels, channels))
+        self.entry = Entry(channels, channels, halved_once=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        older = self.older(x)
+        return older, self.newer(older)
+
+
 class CellInputs(nn.Module):
     """A cell's two inputs brought to its size and channels (ReLU, 1x1 convolution, batch norm).
 
@@ -159,6 +232,7 @@ class CellNetwork(nn.Module):
         in_channels: int,
         backbone_rule: str,
         supernet: bool,
+        stem: str = "cifar",
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
@@ -172,14 +246,12 @@ class CellNetwork(nn.Module):
         rule: LearningRule = RULES.build(backbone_rule)
         skeleton: Skeleton = SKELETONS.get(space.skeleton)()
         self.plan, reductions = space.plan(layers), space.reductions(layers)
-        stem = skeleton.stem_multiplier * channels
-        self.stem = nn.Sequential(
-            RuleConv2d(in_channels, stem, 3, padding=1, bias=False, rule=rule), nn.BatchNorm2d(stem)
-        )
+        self.stem: Stem = STEMS.get(stem)(in_channels, channels, skeleton.stem_multiplier * channels, rule)
         self.inputs = nn.ModuleList()
         self.cells = nn.ModuleList()
         self.widths: list[int] = []
-        c_older, c_newer, after_reduction = stem, stem, False
+        entry = self.stem.entry
+        c_older, c_newer, after_reduction = entry.c_older, entry.c_newer, entry.halved_once
         for layer, cell_type in enumerate(self.plan):
             reduces = layer in reductions
             channels *= 2 if reduces else 1
@@ -196,7 +268,7 @@ class CellNetwork(nn.Module):
         """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
         one cell on its prepared inputs."""
         x = x.contiguous(memory_format=self.memory_format)
-        older = newer = self.stem(x)
+        older, newer = self.stem(x)
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
             older, newer = newer, call(cell, cell_type, inputs(older, newer))
             yield newer
@@ -238,30 +310,40 @@ class DropPath(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A second classifier on the features after two thirds of the depth (Szegedy 2015), for training only.
 
-    (N, C, H, W) with H, W >= 8 -> logits (N, num_classes). On 8x8 it is exactly the published head.
+    (N, C, H, W) with H, W of at least `least_side` -> logits (N, num_classes). It is exactly the published head where H
+    and W are 8 behind CIFAR's stem, 7 behind ImageNet's, whose head pools at stride 2 and has one batch norm.
     """
 
-    LEAST_SIDE = 8
-
-    def __init__(self, channels: int, num_classes: int, rule: LearningRule) -> None:
+    def __init__(self, channels: int, num_classes: int, rule: LearningRule, stem: type[Stem] = CifarStem) -> None:
         super().__init__()
+        self.least_side = self.least_side_behind(stem)
         self.features = nn.Sequential(
             nn.ReLU(),
-            nn.AvgPool2d(5, stride=3, count_include_pad=False),
+            nn.AvgPool2d(5, stride=stem.auxiliary_stride, count_include_pad=False),
             pointwise(channels, 128, rule),
             nn.BatchNorm2d(128),
             nn.ReLU(),
             RuleConv2d(128, 768, 2, bias=False, rule=rule),
-            nn.BatchNorm2d(768),
+            *([nn.BatchNorm2d(768)] if stem.auxiliary_norm else []),
             nn.ReLU(),
         )
         self.classifier = RuleLinear(768, num_classes, rule=rule)
         self.output_error = connect_output(self, num_classes)
 
+    @staticmethod
+    def least_side_behind(stem: type[Stem]) -> int:
+        """The least height and width of the features: pooled, they have to hold a 2x2 convolution."""
+        return 5 + stem.auxiliary_stride
+
+    @classmethod
+    def least_image_behind(cls, stem: type[Stem]) -> int:
+        """That of the images: the stem and two reductions lie before the head, and each halving rounds up."""
+        return 4 * stem.shrinks * (cls.least_side_behind(stem) - 1) + 1
+
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.LEAST_SIDE:
+        if min(x.shape[2:]) < self.least_side:
             raise InputError(
-                f"auxiliary head: expected features of at least {self.LEAST_SIDE}x{self.LEAST_SIDE}, found "
+                f"auxiliary head: expected features of at least {self.least_side}x{self.least_side}, found "
                 f"{x.shape[2]}x{x.shape[3]}; use larger images, or no auxiliary head"
             )
         logits = self.classifier(self.features(x).mean((2, 3)))

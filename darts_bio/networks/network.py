@@ -1,4 +1,4 @@
-"""The discrete network of a genotype, for images of CIFAR's size (Liu 2019, arXiv 1806.09055, section 3)."""
+"""The discrete network of a genotype, in CIFAR's form and ImageNet's (Liu 2019, arXiv 1806.09055, section 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.cells import AuxiliaryHead, CellNetwork, DropPath, build_candidate
+from darts_bio.networks.cells import STEMS, AuxiliaryHead, CellNetwork, DropPath, build_candidate
 from darts_bio.rules import RULES, draw_feedback
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 
@@ -48,6 +48,7 @@ class Network(CellNetwork):
         num_classes: int = 10,
         in_channels: int = 3,
         auxiliary: bool = False,
+        stem: str = "cifar",
     ) -> None:
         space: Space = SPACES.build(genotype.space)
         space.validate(genotype, "genotype")
@@ -61,11 +62,14 @@ class Network(CellNetwork):
             in_channels=in_channels,
             backbone_rule=genotype.backbone_rule,
             supernet=False,
+            stem=stem,
         )
         self.genotype = genotype
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
-            AuxiliaryHead(self.widths[self.auxiliary_layer], num_classes, RULES.build(genotype.backbone_rule))
+            AuxiliaryHead(
+                self.widths[self.auxiliary_layer], num_classes, RULES.build(genotype.backbone_rule), STEMS.get(stem)
+            )
             if auxiliary
             else None
         )
@@ -95,9 +99,11 @@ def build_network(
     num_classes: int = 10,
     in_channels: int = 3,
     auxiliary: bool = False,
+    stem: str = "cifar",
     seed: int = 0,
 ) -> Network:
     """The discrete network of a genotype, its feedback drawn from `seed`. Weights follow PyTorch's global generator.
+    `stem` is cifar, or imagenet for images of 224x224 and thereabouts.
 
     >>> from darts_bio.spaces import load_genotype
     >>> network = build_network(load_genotype("darts_v2"))
@@ -113,6 +119,7 @@ def build_network(
         num_classes=num_classes,
         in_channels=in_channels,
         auxiliary=auxiliary,
+        stem=stem,
     )
     draw_feedback(network, seed)
     return network

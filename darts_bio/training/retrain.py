@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darts_bio.config import CONFIG_FILE, RetrainConfig, import_plugins, read_yaml
 from darts_bio.errors import InputError
-from darts_bio.networks import AuxiliaryHead, build_network
+from darts_bio.networks import AuxiliaryHead, CifarStem, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
@@ -30,8 +30,7 @@ class Retraining:
 
     def __init__(self, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device) -> None:
         self.config, self.device, self.epochs = config, device, config.epochs
-        # Both reductions lie before the head, and each rounds up.
-        needed = 4 * AuxiliaryHead.LEAST_SIDE - 3
+        needed = AuxiliaryHead.least_image_behind(CifarStem)
         if config.auxiliary > 0 and min(data.image_size) < needed:
             raise InputError(
                 f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "

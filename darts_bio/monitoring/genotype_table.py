@@ -1,0 +1,40 @@
+"""The tables of shipped genotypes: what each costs as a network for CIFAR and for ImageNet."""
+
+from __future__ import annotations
+
+import torch
+
+from darts_bio.networks import build_network, multiply_adds, parameters
+from darts_bio.spaces import load_genotype, shipped_names
+
+# Of arXiv 1806.09055, section 3: title, the image's side, and what the network is built with.
+FORMS = (
+    ("CIFAR: 36 channels, 20 cells, 10 classes, 3x32x32", 32, {"channels": 36, "layers": 20, "num_classes": 10}),
+    (
+        "ImageNet: 48 channels, 14 cells, 1000 classes, 3x224x224",
+        224,
+        {"channels": 48, "layers": 14, "num_classes": 1000, "stem": "imagenet"},
+    ),
+)
+
+
+def genotype_tables() -> str:
+    """Markdown: of each form a table with a row for every shipped genotype."""
+    tables = []
+    for title, side, form in FORMS:
+        rows = [
+            f"**{title}**\n",
+            "| name | source | parameters | with auxiliary head | multiply-adds |",
+            "|---|---|---|---|---|",
+        ]
+        for name in shipped_names():
+            genotype = load_genotype(name)
+            network = build_network(genotype, **form)
+            adds = multiply_adds(network, lambda n=network, s=side: n(torch.zeros(1, 3, s, s)))  # type: ignore[misc]
+            whole = parameters(build_network(genotype, **form, auxiliary=True))
+            rows.append(
+                f"| `{name}` | {genotype.provenance['source']} | {parameters(network):,} | {whole:,} | "
+                f"{adds / 1e6:.2f} M |"
+            )
+        tables.append("\n".join(rows) + "\n")
+    return "\n".join(tables)
