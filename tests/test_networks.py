@@ -327,7 +327,9 @@ class TestSizes:
         assert older.shape[2:] == tuple(-(-side // 4) for side in size)
         assert net(x).shape == (2, 7)
 
-    @pytest.mark.parametrize("name", ["darts_v2", "|nor_conv_3x3:fa~0|+|none~0|avg_pool_3x3~1|+|none~0|none~1|none~2|"])
+    @pytest.mark.parametrize(
+        "name", ["darts_v2", "|nor_conv_3x3:fa~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|"]
+    )
     def test_every_space_takes_every_stem(self, name: str) -> None:
         for stem in STEMS:
             net = build_network(load_genotype(name), channels=4, layers=6, stem=stem)
