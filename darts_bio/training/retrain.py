@@ -37,15 +37,16 @@ class Retraining:
                 f"{'x'.join(map(str, data.image_size))}; use --auxiliary 0"
             )
         torch.manual_seed(derive_seed("weights", config.seed))
-        self.network = build_network(
-            genotype,
-            channels=config.channels,
-            layers=config.layers,
-            num_classes=len(data.classes),
-            in_channels=data.in_channels,
-            auxiliary=config.auxiliary > 0,
-            seed=config.seed,
-        ).to(device)
+        self.form = {
+            "channels": config.channels,
+            "layers": config.layers,
+            "num_classes": len(data.classes),
+            "in_channels": data.in_channels,
+            "auxiliary": config.auxiliary > 0,
+            "stem": "cifar",
+        }
+        self.image_size = data.image_size
+        self.network = build_network(genotype, **self.form, seed=config.seed).to(device)  # type: ignore[arg-type]
         self.passes = on_device(self.network, device, config.graphs)
         self.optimizer = WeightOptimizer(self.network, config)
         self.subject = {
@@ -126,6 +127,8 @@ class Retraining:
             "optimizer": self.optimizer.state_dict(),
             # For those who use the trained network without the files and the data it was made from.
             "genotype": self.network.genotype.to_json(),
+            "form": dict(self.form),
+            "image_size": list(self.image_size),
             "classes": list(self.classes),
             "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
         }
