@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from darts_bio.config import RetrainConfig, run_script
+from darts_bio.command_line import run_script
+from darts_bio.config import RetrainConfig
 from darts_bio.errors import InputError
 
 RULES = ("bp", "usf", "brsf", "frsf", "fa")

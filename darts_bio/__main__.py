@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from darts_bio.config import import_plugins
+from darts_bio.command_line import import_plugins
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry, split_specs
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from darts_bio.config import RetrainConfig, import_plugins, run_script
+from darts_bio.command_line import import_plugins, run_script
+from darts_bio.config import RetrainConfig
 
 
 def space_of(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from darts_bio.config import SearchConfig, run_script
+from darts_bio.command_line import run_script
+from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.registry import parse_spec
 

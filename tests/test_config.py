@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from darts_bio.config import PRESETS, SPACE_PRESETS, RetrainConfig, RunConfig, SearchConfig, parse, read_yaml
+from darts_bio.command_line import parse, read_yaml
+from darts_bio.config import PRESETS, SPACE_PRESETS, RetrainConfig, RunConfig, SearchConfig
 from darts_bio.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -111,7 +111,7 @@ class TestANewRule:
             from_json(text, "mine.json")
 
     def test_from_a_users_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darts_bio.config import import_plugins
+        from darts_bio.command_line import import_plugins
 
         (tmp_path / "my_rules_for_test.py").write_text(
             textwrap.dedent(

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "registry",
     "config",
+    "command_line",
     "runtime",
     "rules",
     "spaces",

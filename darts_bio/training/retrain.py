@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.config import CONFIG_FILE, RetrainConfig, import_plugins, read_yaml
+from darts_bio.command_line import import_plugins, read_yaml
+from darts_bio.config import CONFIG_FILE, RetrainConfig
 from darts_bio.errors import InputError
 from darts_bio.networks import AuxiliaryHead, CifarStem, build_network
 from darts_bio.rules import draw_feedback

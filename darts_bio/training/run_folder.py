@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from darts_bio.config import CONFIG_FILE, RunConfig, read_yaml
+from darts_bio.command_line import read_yaml
+from darts_bio.config import CONFIG_FILE, RunConfig
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
