@@ -94,7 +94,7 @@ def train(name: str) -> tuple[str, list[float]]:
     genotype, losses = genotypes()[name], []
     for seed in TRUTH_SEEDS:
         config = RetrainConfig(genotype="x", seed=seed, **TRAINING)
-        task = Retraining(config, genotype, load_data("digits", train_images=400), torch.device("cpu"))
+        task = Retraining.of_genotype(config, genotype, load_data("digits", train_images=400), torch.device("cpu"))
         run(task)
         losses.append(task.end_epoch(task.epochs - 1)["test/loss"])
     return name, losses

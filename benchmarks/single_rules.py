@@ -45,7 +45,7 @@ def main(config: RetrainConfig) -> int:
     start = time.monotonic()
     for seed in range(config.seed, config.seed + SEEDS):
         for rule in RULES:
-            task = Retraining(replace(config, seed=seed), genotype.with_rule(rule), data, device)
+            task = Retraining.of_genotype(replace(config, seed=seed), genotype.with_rule(rule), data, device)
             for epoch in range(task.epochs):
                 task.begin_epoch(epoch)
                 for t in range(epoch * task.steps_per_epoch, (epoch + 1) * task.steps_per_epoch):

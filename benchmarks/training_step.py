@@ -53,7 +53,7 @@ def main() -> None:
     )
     data = random_images(4 * arguments.batch_size, arguments.image_size)
     genotype = load_genotype(arguments.genotype)
-    tasks = {rule: Retraining(config, genotype.with_rule(rule), data, device) for rule in RULES}
+    tasks = {rule: Retraining.of_genotype(config, genotype.with_rule(rule), data, device) for rule in RULES}
     for task in tasks.values():
         task.begin_epoch(0)
     now = stopwatch(device)

@@ -1,7 +1,7 @@
 """The command line and YAML files of a configuration, made from its dataclass; and how a script runs.
 
 A value comes from the first of these that gives one: the command line, the file of `--config`, the run folder that
-`--resume` goes on from, the preset of the data set, that of the space, the default.
+`--resume` goes on from, the preset of `--protocol` (or else of the data set, then of the space), the default.
 
 This module imports no PyTorch, so that `--help` answers at once.
 """
@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from darts_bio.config import CONFIG_FILE, PRESETS, SPACE_PRESETS, RunConfig, SearchConfig, flag
+from darts_bio.config import CONFIG_FILE, PRESETS, RunConfig, SearchConfig, flag
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.registry import parse_spec, split_specs
 
@@ -64,8 +64,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser(cls: type[RunConfig], description: str) -> _Parser:
     parser = _Parser(
         description=description,
-        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol; a data set or "
-        "a space that has a preset has some of its own.",
+        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol of DARTS; [NAME: value] is the "
+        "value of the protocol, data set or space of that name.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
@@ -74,8 +74,7 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
     for f in sorted(fields(cls), key=lambda f: f.name != "genotype"):
         default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
         shown = [] if default in (None, "", False) else [str(default)]
-        presets = [*PRESETS[cls].items(), *SPACE_PRESETS[cls].items()]
-        shown += [f"{name}: {preset[f.name]}" for name, preset in presets if f.name in preset]
+        shown += [f"{name}: {preset[f.name]}" for name, preset in PRESETS[cls].items() if f.name in preset]
         text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
         if hints[f.name] is bool:
             action: Any = "store_true" if f.name == "resume" else argparse.BooleanOptionalAction
@@ -157,13 +156,20 @@ def parse(cls: type[C], argv: Sequence[str], description: str, space_of: SpaceOf
     base: dict[str, Any] = {}
     if given.get("resume"):
         base = _resumed(given.get("out"), cls)
-    values = base | given
-    dataset = values.get("dataset", next(f.default for f in fields(cls) if f.name == "dataset"))
-    if not base:
-        values = dict(PRESETS[cls].get(dataset, {})) | values
-        space, _ = parse_spec(space_of(values))
-        values = dict(SPACE_PRESETS[cls].get(space, {})) | values
-    return cls(**values)
+    return cls(**(base | given if base else _preset(cls, given, space_of) | given))
+
+
+def _preset(cls: type[RunConfig], given: Mapping[str, Any], space_of: SpaceOf) -> dict[str, Any]:
+    """The values of the protocol that is named, or of the space's preset and, over it, the data set's."""
+    presets, defaults = PRESETS[cls], {f.name: f.default for f in fields(cls)}
+    protocol = given.get("protocol", "auto")
+    if protocol != "auto":
+        if protocol not in presets:
+            raise unknown_name("protocol", protocol, ("auto", *presets))
+        return dict(presets[protocol])
+    own = dict(presets.get(given.get("dataset", defaults["dataset"]), {}))
+    space, _ = parse_spec(space_of(own | dict(given)))
+    return dict(presets.get(space, {})) | own
 
 
 def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -38,11 +38,10 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What search and retraining have in common. Raises InputError for a value that is out of bounds."""
+    """What all runs have in common. Raises InputError for a value that is out of bounds."""
 
     dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
     data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
-    image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
     train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
 
     channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
@@ -51,14 +50,11 @@ class RunConfig:
     epochs: int = option(50, "passes over the training images", minimum=1)
     batch_size: int = option(64, "images a step", minimum=2)
     optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
-    lr: float = option(0.025, "learning rate of the weights at the start of its cosine", minimum=0)
-    lr_min: float = option(0.001, "learning rate of the weights at the end", minimum=0)
+    lr: float = option(0.025, "learning rate of the weights at the start of its schedule", minimum=0)
+    lr_min: float = option(0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0)
     momentum: float = option(0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1)
     weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
     clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
-    crop_padding: int = option(4, "pixels an image is padded by before a random crop; 0 for none", minimum=0)
-    flip: bool = option(True, "mirror images at random")
-    cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
 
     seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", identity=False)
@@ -100,7 +96,17 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(RunConfig):
+class SmallImagesConfig(RunConfig):
+    """Of runs on images that lie in memory as one tensor, and are augmented there."""
+
+    image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
+    crop_padding: int = option(4, "pixels an image is padded by before a random crop; 0 for none", minimum=0)
+    flip: bool = option(True, "mirror images at random")
+    cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(SmallImagesConfig):
     """A search. The defaults are those of DARTS on CIFAR-10."""
 
     space: str = option("darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC")
@@ -145,25 +151,44 @@ class SearchConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainConfig(RunConfig):
-    """A genotype's network trained from scratch. The defaults are those of DARTS on CIFAR-10."""
+class TrainingConfig(RunConfig):
+    """A genotype's network trained from scratch."""
+
+    stem: ClassVar[str]
+    """The network's form, of `networks.STEMS`."""
 
     genotype: str = option(
         "",
         "a shipped name, a JSON file, a search's run folder, DARTS-style or NAS-Bench-201 text; required",
         metavar="X",
     )
-    channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
-    layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
-    epochs: int = option(600, "passes over the training images", minimum=1)
-    batch_size: int = option(96, "images a step", minimum=2)
-    lr_min: float = option(0.0, "learning rate of the weights at the end", minimum=0)
-    cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
+    protocol: str = option(
+        "auto", "recipe of the options that are not given; auto: by the data set and the space", metavar="NAME"
+    )
+    schedule: Literal["cosine", "linear", "exponential"] = option(
+        "cosine", "how the learning rate falls from one epoch to the next"
+    )
+    lr_decay: float = option(0.97, "factor of the learning rate an epoch, of the exponential schedule", minimum=0)
+    lr_batch: int = option(0, "batch size --lr is meant for: it is scaled with the batch size; 0: as it is", minimum=0)
+    warmup: int = option(0, "epochs in which the learning rate grows to --lr", minimum=0)
+    accumulate: int = option(1, "parts a batch is passed through the network in, one after the other", minimum=1)
     auxiliary: float = option(0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0)
+    drop_path: float = option(0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
+    label_smoothing: float = option(0.0, "share of a label that is spread over all classes", minimum=0, below=1)
+    mixup: float = option(0.0, "alpha of mixup, through timm; 0 for none", minimum=0)
+    cutmix: float = option(0.0, "alpha of cutmix, through timm; 0 for none", minimum=0)
+    auto_augment: str = option("", "timm's augmentation policy, such as rand-m9-mstd0.5", metavar="TEXT")
+    workers: int = option(
+        4, "processes that read, and augment by a policy; 0: this one does", minimum=0, identity=False
+    )
+    ema: float = option(0.0, "decay of the averaged network that is measured as well; 0 for none", minimum=0, below=1)
+    holdout: int = option(
+        0, "training images held out and measured after each epoch; the test images then only at the end", minimum=0
+    )
     alignment_every: int = option(
         0, "measure how near learning is to backpropagation every N epochs; 0 for never", minimum=0, identity=False
     )
-    drop_path: float = option(0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
+    seeds: int = option(1, "train this many networks, of seeds --seed, --seed + 1, ...", minimum=1, identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,11 +196,66 @@ class RetrainConfig(RunConfig):
             raise InputError(
                 "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
             )
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"--accumulate: expected a divisor of the batch size {self.batch_size}, found {self.accumulate}"
+            )
+        if self.warmup >= self.epochs and self.warmup:
+            raise InputError(f"--warmup: expected fewer than the {self.epochs} epochs there are, found {self.warmup}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(TrainingConfig, SmallImagesConfig):
+    """On small images. The defaults are those of DARTS on CIFAR-10."""
+
+    stem = "cifar"
+
+    channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
+    layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+    epochs: int = option(600, "passes over the training images", minimum=1)
+    batch_size: int = option(96, "images a step, of all processes together", minimum=2)
+    lr_min: float = option(0.0, "learning rate of the weights at the end of a cosine or a line", minimum=0)
+    cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetConfig(TrainingConfig):
+    """On ImageNet, or other images of its kind. The defaults are those of DARTS."""
+
+    stem = "imagenet"
+
+    dataset: str = option(
+        "",
+        "timm's name of the data set, such as hfds/NAME or wds/NAME; by default a folder or tar files",
+        metavar="NAME",
+    )
+    train_split: str = option("train", "the part, or folder, that is trained on", metavar="NAME")
+    test_split: str = option("validation", "the part, or folder, that is measured on", metavar="NAME")
+    num_classes: int | None = option(None, "classes, if not as many as there are class folders", minimum=1)
+    image_size: int = option(224, "side of the images", minimum=16)
+    crop_share: float = option(0.875, "side that is measured over the shorter side of the image", minimum=0.1)
+    color_jitter: float = option(
+        0.4, "strength for brightness, contrast and saturation, half of it for hue; 0 for none", minimum=0
+    )
+    flip: bool = option(True, "mirror images at random")
+
+    channels: int = option(48, "channels of a node in the first cell; each reduction doubles them", minimum=2)
+    layers: int = option(14, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+    epochs: int = option(250, "passes over the training images", minimum=1)
+    batch_size: int = option(128, "images a step, of all processes together", minimum=2)
+    schedule: Literal["cosine", "linear", "exponential"] = option(
+        "exponential", "how the learning rate falls from one epoch to the next"
+    )
+    lr: float = option(0.1, "learning rate of the weights at the start of its schedule", minimum=0)
+    lr_min: float = option(0.0, "learning rate of the weights at the end of a cosine or a line", minimum=0)
+    weight_decay: float = option(3e-5, "weight decay of the weights", minimum=0)
+    label_smoothing: float = option(0.1, "share of a label that is spread over all classes", minimum=0, below=1)
+    drop_path: float = option(0.0, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
 
 
 PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
-    # Sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape.
     SearchConfig: {
+        # Sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape.
         "digits": {
             "space": "darts(nodes=2)",
             "strategy": "darts(lr=0.01)",
@@ -187,9 +267,25 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "crop_padding": 1,
             "flip": False,
             "log_every": 5,
-        }
+        },
+        # The benchmark's network (arXiv 2001.00326).
+        "nb201": {"layers": 15},
     },
     RetrainConfig: {
+        "darts": {},
+        # A short recipe of today's usual parts; what it reaches has not been measured.
+        "fast": {
+            "epochs": 100,
+            "batch_size": 128,
+            "optimizer": "nesterov",
+            "lr": 0.1,
+            "warmup": 5,
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.1,
+            "drop_path": 0.1,
+            "ema": 0.999,
+            "amp": "bf16",
+        },
         "digits": {
             "channels": 16,
             "layers": 3,
@@ -202,15 +298,8 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "auxiliary": 0.0,
             "drop_path": 0.0,
             "log_every": 10,
-        }
-    },
-}
-
-
-SPACE_PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
-    # The benchmark's network and its training (arXiv 2001.00326). A data set's preset goes before.
-    SearchConfig: {"nb201": {"layers": 15}},
-    RetrainConfig: {
+        },
+        # The benchmark's training (arXiv 2001.00326).
         "nb201": {
             "channels": 16,
             "layers": 15,
@@ -223,9 +312,29 @@ SPACE_PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "cutout": 0,
             "auxiliary": 0.0,
             "drop_path": 0.0,
-        }
+        },
+    },
+    ImageNetConfig: {
+        "darts": {},
+        # The other published schedule (arXiv 1904.12760, 1907.05737).
+        "p_darts": {"batch_size": 1024, "schedule": "linear", "lr": 0.5, "warmup": 5},
+        # Today's usual parts; what it reaches has not been measured.
+        "modern": {
+            "epochs": 300,
+            "batch_size": 1024,
+            "optimizer": "nesterov",
+            "schedule": "cosine",
+            "lr": 0.5,
+            "warmup": 5,
+            "mixup": 0.1,
+            "auto_augment": "rand-m5-mstd0.5",
+            "color_jitter": 0.0,
+            "ema": 0.9999,
+            "amp": "bf16",
+        },
     },
 }
+"""Values by the name of a protocol, a data set or a space, for what is not given."""
 
 
 def _plain(value: Any) -> Any:

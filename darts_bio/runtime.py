@@ -1,19 +1,17 @@
-"""Seeds, RNG state, device, precision, the processes of torchrun, and a polite end on Ctrl-C or SIGTERM."""
+"""Seeds, RNG state, device, precision, and a polite end on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
-import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
-import torch.distributed as dist
 
+from darts_bio.distributed import summed, world_size
 from darts_bio.errors import InputError
 
 
@@ -77,58 +75,6 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
     for i in range(torch.cuda.device_count()):
         if f"cuda:{i}" in state:
             torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Within it the processes that torchrun started know each other; alone, there is nothing to do.
-
-    Each takes the GPU of its number, if there are any.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # gloo beside nccl, for numbers that lie on the CPU.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def rank() -> int:
-    """The number of this process among those of torchrun; 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes torchrun started; 1 where this one is alone."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def from_first(tensors: Sequence[torch.Tensor]) -> None:
-    """Gives each process the first one's values of these tensors, in place."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
-
-
-def text_from_first(text: str) -> str:
-    """The first process' text, in each."""
-    texts = [text]
-    if world_size() > 1:
-        dist.broadcast_object_list(texts, 0)
-    return texts[0]
-
-
-def summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a CPU tensor over all processes."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values
 
 
 SAME_REQUEST_S = 1.0

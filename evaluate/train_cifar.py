@@ -44,7 +44,7 @@ def main(config: RetrainConfig) -> int:
         else load_genotype(config.genotype)
     )
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
-    training = Retraining(config, genotype, data, device)
+    training = Retraining.of_genotype(config, genotype, data, device)
     folder = RunFolder.open("train", config, ["python", *sys.argv], genotype=genotype)
     with stop_on_signals() as stop, TrainingMonitor(training, folder) as monitor:
         outcome = fit(training, folder, monitor, stop, log_every=config.log_every)

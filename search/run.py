@@ -22,15 +22,16 @@ from darts_bio.registry import parse_spec
 
 
 def main(config: SearchConfig) -> int:
-    from darts_bio.runtime import process_group
+    from darts_bio.distributed import process_group
 
     with process_group():
         return search_cells(config)
 
 
 def search_cells(config: SearchConfig) -> int:
+    from darts_bio.distributed import rank, text_from_first
     from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
-    from darts_bio.runtime import rank, select_device, stop_on_signals, text_from_first
+    from darts_bio.runtime import select_device, stop_on_signals
     from darts_bio.spaces import Nb201Table, is_nb201, to_nb201_text
     from darts_bio.training.data import load_data
     from darts_bio.training.engine import Silent, fit

@@ -123,7 +123,7 @@ def trained(out: Path, **options: Any) -> Retraining:
         genotype="darts_v1", out=str(out), auxiliary=0.0, drop_path=0.3, crop_padding=1, **SIZES, **options
     )
     genotype = load_genotype("darts_v1").with_rule("brsf")
-    task = Retraining(config, genotype, load_data("digits", train_images=64), torch.device("cpu"))
+    task = Retraining.of_genotype(config, genotype, load_data("digits", train_images=64), torch.device("cpu"))
     folder = RunFolder.open("train", config, ["test"], genotype=genotype)
     with TrainingMonitor(task, folder) as monitor:
         fit(task, folder, monitor, StopRequest(), log_every=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from darts_bio.command_line import parse, read_yaml
-from darts_bio.config import PRESETS, SPACE_PRESETS, RetrainConfig, RunConfig, SearchConfig
+from darts_bio.config import PRESETS, RetrainConfig, RunConfig, SearchConfig
 from darts_bio.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ class TestLayers:
         assert {name: getattr(config, name) for name in expected} == expected
 
     def test_presets_only_name_options(self) -> None:
-        for cls, presets in [*PRESETS.items(), *SPACE_PRESETS.items()]:
+        for cls, presets in PRESETS.items():
             for preset in presets.values():
                 assert set(preset) <= {f.name for f in fields(cls)}
 
@@ -151,7 +151,7 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
     config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
     left_out = {f.name for f in fields(cls)} - set(config.identity())
     # What is measured beside a training, or looked up after a search, does not change it either.
-    measured = {"alignment_every"} if cls is RetrainConfig else {"table"}
+    measured = {"alignment_every", "seeds", "workers"} if cls is RetrainConfig else {"table"}
     assert left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin"} | measured
 
 

@@ -34,7 +34,7 @@ from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
 from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.darts import Darts
-from darts_bio.training.data import DATASETS, ImageData, load_data
+from darts_bio.training.data import DATASETS, ImageData, Split, load_data
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
@@ -71,7 +71,7 @@ def half_rule() -> Iterator[str]:
 
 def train_a_little(genotype: Genotype, data: ImageData) -> Retraining:
     config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, **SMALL)
-    task = Retraining(config, genotype, data, CPU)
+    task = Retraining.of_genotype(config, genotype, data, CPU)
     # Where a rule sends nothing down, norms and biases below it stay as they are.
     cut_off = any(layer.rule.local for _, layer in rule_layers(task.network))
     learning = [layer.weight for _, layer in rule_layers(task.network)] if cut_off else task.network.parameters()
@@ -187,7 +187,7 @@ class TestEveryOptimizer:
         options = {**SMALL, "lr": 1e-3, "epochs": 3}
         config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, optimizer=optimizer, **options)
         genotype = load_genotype("darts_v1").with_rule(rule)
-        task, other = (Retraining(config, genotype, data, CPU) for _ in range(2))
+        task, other = (Retraining.of_genotype(config, genotype, data, CPU) for _ in range(2))
         task.begin_epoch(0)
         task.step(0)
         file = io.BytesIO()
@@ -202,7 +202,7 @@ class TestEveryOptimizer:
     def test_that_is_unknown(self, data: ImageData) -> None:
         config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, optimizer="adamm", **SMALL)
         with pytest.raises(InputError, match=r"unknown optimizer 'adamm': did you mean 'adam"):
-            Retraining(config, load_genotype("darts_v1"), data, CPU)
+            Retraining.of_genotype(config, load_genotype("darts_v1"), data, CPU)
 
 
 class TestEveryOperation:
@@ -230,7 +230,7 @@ class TestEveryOperation:
             search = Search(config, data, CPU)
             search.step(0)
             assert {e.candidate.op for c in search.genotype().cells.values() for e in c.edges} == {"double"}
-            task = Retraining(
+            task = Retraining.of_genotype(
                 RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, **SMALL), search.genotype(), data, CPU
             )
             task.step(0)
@@ -347,7 +347,9 @@ def test_presets_of_the_search_build(config: SearchConfig) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS[RetrainConfig].values())
 def test_presets_of_retraining_build(preset: dict[str, Any]) -> None:
-    Retraining(RetrainConfig(**{"genotype": "darts_v2", **preset}), load_genotype("darts_v2"), load_data("digits"), CPU)
+    split = Split(torch.zeros(256, 3, 32, 32, dtype=torch.uint8), torch.arange(256) % 10)
+    data = ImageData(split, split, tuple("0123456789"))
+    Retraining.of_genotype(RetrainConfig(genotype="darts_v2", **preset), load_genotype("darts_v2"), data, CPU)
 
 
 def test_the_public_face() -> None:

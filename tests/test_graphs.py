@@ -89,7 +89,7 @@ def search(device: str = "cpu", **options: Any) -> Search:
 def retraining(device: str = "cpu", **options: Any) -> Retraining:
     sizes = {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 2, "auxiliary": 0.4, "drop_path": 0.5}
     config = RetrainConfig(genotype="bionas_darts", **sizes, **options)
-    return Retraining(config, load_genotype("bionas_darts"), images(), torch.device(device))
+    return Retraining.of_genotype(config, load_genotype("bionas_darts"), images(), torch.device(device))
 
 
 def numbers(task: Search | Retraining, steps: int) -> list[float]:

@@ -50,7 +50,7 @@ def run(config: RunConfig, data: ImageData, out: Path, stop_after: int | None = 
     else:
         assert isinstance(config, RetrainConfig)
         genotype = load_genotype(config.genotype)
-        task = Retraining(config, genotype, data, CPU)
+        task = Retraining.of_genotype(config, genotype, data, CPU)
         folder = RunFolder.open("train", config, ["train.py"], genotype=genotype)
         listener = TrainingMonitor(task, folder)
     steps = 0
@@ -342,14 +342,14 @@ class TestEvaluation:
             "Genotype(normal=[('sep_conv_3x3_br', 0), ('dil_conv_3x3_br', 1)], normal_concat=[2],"
             "reduce=[('sep_conv_3x3_br', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
         )
-        return Retraining(RETRAIN, genotype, data, CPU)
+        return Retraining.of_genotype(RETRAIN, genotype, data, CPU)
 
     def test_two_evaluations_of_brsf_are_equal(self, training: Retraining) -> None:
         training.step(0)
         assert training.end_epoch(0) == training.end_epoch(0)
 
     def test_evaluation_does_not_change_the_training(self, training: Retraining, data: ImageData) -> None:
-        other = Retraining(RETRAIN, training.network.genotype, data, CPU)
+        other = Retraining.of_genotype(RETRAIN, training.network.genotype, data, CPU)
         for task in (training, other):
             task.begin_epoch(1)
         state = torch.get_rng_state()
@@ -361,12 +361,14 @@ class TestEvaluation:
             other.step(t)
         same(training.state_dict(), other.state_dict())
 
-    def test_accuracy_and_loss_equal_the_definition_over_uneven_batches(self, training: Retraining) -> None:
-        network, test = training.network, training.test
-        numbers = evaluate(network, in_order(test, 7, training.normalisation), prefix="test")
+    def test_accuracy_and_loss_equal_the_definition_over_uneven_batches(
+        self, training: Retraining, data: ImageData
+    ) -> None:
+        network, test = training.network, data.test
+        numbers = evaluate(network, in_order(test, 7, training.source.normalisation), prefix="test")
         network.eval()
         with torch.no_grad():
-            logits = network(training.normalisation(test.images))
+            logits = network(training.source.normalisation(test.images))
         loss = torch.nn.functional.cross_entropy(logits, test.labels)
         assert numbers["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert numbers["test/accuracy"] == (logits.argmax(1) == test.labels).sum().item() / len(test)
@@ -378,7 +380,7 @@ class TestSchedules:
         assert rates == {3: 0.05, 6: 0.05, 9: 0.025, 12: 0.025, 15: 0.025}
 
     def test_drop_path_grows_linearly_from_zero(self, data: ImageData) -> None:
-        task = Retraining(replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU)
+        task = Retraining.of_genotype(replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU)
         seen = []
         for epoch in range(4):
             task.begin_epoch(epoch)
@@ -391,11 +393,11 @@ class TestSchedules:
         split = load_data("digits").train[slice(0, 16)]
         big = ImageData(replace(split, images=images), replace(split, images=images), tuple("0123456789"))
         config = replace(RETRAIN, auxiliary=0.4, drop_path=0.0, clip=0.0, weight_decay=0.0, momentum=0.0)
-        task = Retraining(config, load_genotype("darts_v2"), big, CPU)
-        mirror = Retraining(config, load_genotype("darts_v2"), big, CPU)
+        task = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
+        mirror = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
         task.begin_epoch(0)
         task.step(0)
-        x, y = mirror.batches.batch(0)
+        x, y = mirror.source.batch(0)
         logits, auxiliary = mirror.network(x)
         entropy = torch.nn.functional.cross_entropy
         (entropy(logits, y) + 0.4 * entropy(auxiliary, y)).backward()

@@ -159,7 +159,7 @@ def measure_alignment(model: nn.Module, batches: Iterable[Batch], loss: Callable
 
 def training_alignment(training: Retraining, batches: int) -> Alignment:
     """That of a network in training, on the first `batches` of its training batches."""
-    return measure_alignment(training.network, map(training.batches.batch, range(batches)), training.loss)
+    return measure_alignment(training.network, map(training.source.batch, range(batches)), training.loss)
 
 
 class _Moments:

@@ -89,13 +89,14 @@ class TrainingMonitor(Monitor):
 
     def on_start(self, progress: Progress) -> None:
         super().on_start(progress)
-        config, genotype = self.training.config, self.training.network.genotype
-        write_text(self.folder.path / "cells.svg", draw_genotype(genotype).svg())
+        config, genotype = self.training.config, self.training.genotype
+        if genotype is not None:
+            write_text(self.folder.path / "cells.svg", draw_genotype(genotype).svg())
+            self.image("cells", draw_genotype(genotype).image(), progress.step)
         self.layout({"training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}})
         self.text(
             "run", f"`{self.folder.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step
         )
-        self.image("cells", draw_genotype(genotype).image(), progress.step)
         self.say(
             f"training on {config.dataset}, {self.training.device}: {progress.steps} steps in {progress.epochs} "
             f"epochs; network of {parameters(self.training.network):,} parameters"

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from darts_bio.distributed import rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, RuleLinear, connect_output
@@ -282,7 +283,8 @@ class CellNetwork(nn.Module):
 class DropPath(nn.Module):
     """Drops the whole output of an edge for a sample with probability `probability`, scaling what is kept.
 
-    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648).
+    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648). Of several processes each
+    draws for the samples of all and takes its own part, so that the draws do not depend on how many there are.
     """
 
     def __init__(self) -> None:
@@ -303,8 +305,9 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
             return x
-        keep = self.get_buffer("keep")
-        return x * (keep.expand(x.shape[0], 1, 1, 1).bernoulli() / keep).to(x.dtype)
+        keep, n = self.get_buffer("keep"), x.shape[0]
+        kept = keep.expand(n * world_size(), 1, 1, 1).bernoulli()[n * rank() :][:n]
+        return x * (kept / keep).to(x.dtype)
 
 
 class AuxiliaryHead(nn.Module):

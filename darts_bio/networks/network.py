@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +67,15 @@ class Network(CellNetwork):
             stem=stem,
         )
         self.genotype = genotype
+        self.form: dict[str, Any] = {
+            "channels": channels,
+            "layers": layers,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "auxiliary": auxiliary,
+            "stem": stem,
+        }
+        """What `build_network` makes the same network of, beside the genotype."""
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
             AuxiliaryHead(

@@ -335,8 +335,8 @@ class Augmentation:
 class Batches:
     """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
 
-    `batch(t)` depends on (seed, name, t) alone. Raises InputError if a batch is larger than the split, or the
-    augmentation larger than the images.
+    `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal parts of that batch.
+    Raises InputError if a batch is larger than the split, or the augmentation larger than the images.
     """
 
     def __init__(
@@ -349,6 +349,7 @@ class Batches:
         seed: int,
         name: str,
         device: torch.device,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size > len(split):
             raise InputError(
@@ -360,6 +361,8 @@ class Batches:
                 raise InputError(f"{option}: expected less than {smallest}, the side of the images, found {value}")
         self.per_epoch = len(split) // batch_size
         self._size, self._seed, self._name, self._device = batch_size, seed, name, device
+        number, parts = share
+        self._share = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
         self._normalisation, self._augmentation = normalisation.to(device), augmentation
         padding = (augmentation.crop_padding,) * 4
         self._images = torch.nn.functional.pad(split.images, padding).to(device)
@@ -373,27 +376,31 @@ class Batches:
             # Random draws are made on the CPU, so that a seed means the same on every device.
             source = generator("cpu", "order", self._seed, self._name, epoch)
             self._order = (epoch, send(torch.randperm(len(self._labels), generator=source), self._device))
-        return self._order[1][position * self._size : (position + 1) * self._size]
+        return self._order[1][position * self._size : (position + 1) * self._size][self._share]
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Batch t: images (N, C, H, W) float32 and labels (N,)."""
         source = generator("cpu", "augment", self._seed, self._name, t)
         index, augmentation = self._indices(t), self._augmentation
         (height, width), n = self._side.tolist(), self._size
-        shift = send(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source), self._device)
+        # Drawn for the whole batch, so that a part of it does not depend on how many parts there are.
+        shift = self._own(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source))
         rows = torch.arange(height, device=self._device) + shift[:, :1]
-        columns = torch.arange(width, device=self._device).expand(n, -1)
+        columns = torch.arange(width, device=self._device).expand(len(index), -1)
         if augmentation.flip:
-            mirrored = send(torch.rand(n, 1, generator=source) < 0.5, self._device)
+            mirrored = self._own(torch.rand(n, 1, generator=source) < 0.5)
             columns = torch.where(mirrored, width - 1 - columns, columns)
         columns = columns + shift[:, 1:]
         channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
         pixels = self._images[index.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
         x = self._normalisation(pixels)
         if augmentation.cutout:
-            centre = send((torch.rand(n, 2, generator=source) * self._side).long(), self._device)
+            centre = self._own((torch.rand(n, 2, generator=source) * self._side).long())
             x = x * ~_square(centre, augmentation.cutout, height, width)
         return x, self._labels[index]
+
+    def _own(self, draws: Tensor) -> Tensor:
+        return send(draws[self._share], self._device)
 
 
 def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:

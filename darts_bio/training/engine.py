@@ -1,7 +1,8 @@
 """The one training loop, for search and retraining alike; and evaluation.
 
 A task says what a step is. The loop says when numbers are read, when the state is saved and when to stop, so that a
-run that was stopped after any step and resumed equals one that was not, bit for bit on a CPU.
+run that was stopped after any step and resumed equals one that was not, bit for bit on a CPU. Of several processes each
+runs this loop, in step with the others; the first alone writes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.distributed import first_says, gathered, rank
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
 from darts_bio.training.run_folder import RunFolder
@@ -33,7 +35,7 @@ def never() -> bool:
 
 
 class Meters:
-    """Running means by name. Sums stay on the device until they are read."""
+    """Running means by name, over all processes. Sums stay on the device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -47,17 +49,30 @@ class Meters:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def read(self) -> Numbers:
-        """The means since the last `clear`."""
-        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+        """The means since the last `clear`. All processes have to read alike."""
+        return {name: total / count for name, (total, count) in self._totals().items()}
+
+    def _totals(self) -> dict[str, tuple[float, int]]:
+        totals: dict[str, tuple[float, int]] = {}
+        for own in gathered({name: (total.item(), self._counts[name]) for name, total in self._sums.items()}):
+            for name, (total, count) in own.items():
+                before = totals.get(name, (0.0, 0))
+                totals[name] = (before[0] + total, before[1] + count)
+        return totals
 
     def clear(self) -> None:
         self._sums, self._counts = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        totals = self._totals()
+        return {name: {key: value[i] for key, value in totals.items()} for i, name in enumerate(("sums", "counts"))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        """What all processes had together becomes the first one's."""
+        self.clear()
+        if rank() == 0:
+            self._sums = {name: torch.as_tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
+            self._counts = dict(state["counts"])
 
 
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
@@ -91,6 +106,9 @@ class Task(Protocol):
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """What was measured after an epoch. Raises Interrupted if `stop` says so before it is done."""
+
+    def synchronise(self) -> None:
+        """Brings together what differs between processes, before it is measured or saved."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the task needs to go on. A tensor in it that is not finite means that the training diverged."""
@@ -177,6 +195,7 @@ def fit(
             set_rng_state(state["rng"])
 
     def save(ended: bool = True) -> None:
+        task.synchronise()
         # So that no state that has diverged replaces one that has not.
         _finite(epoch_means.read(), t)
         task_state = task.state_dict()
@@ -196,12 +215,13 @@ def fit(
 
     def end_epoch(progress: Progress) -> None:
         nonlocal last
+        task.synchronise()
         measured = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
         last = _finite({**epoch_means.read(), **measured}, t)
         epoch_means.clear()
         listener.on_epoch(progress, last)
 
-    steps, saved_at, saved_step = task.epochs * task.steps_per_epoch, time.monotonic(), t
+    steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
     if not ended:  # the run was stopped within the end of an epoch, which is made anew
         epoch = t // task.steps_per_epoch - 1
@@ -213,7 +233,8 @@ def fit(
         save()
     if 0 < t < steps:
         task.begin_epoch(t // task.steps_per_epoch)
-    while t < steps and not stop:
+    stopping = bool(stop)
+    while t < steps and not stopping:
         epoch, position = divmod(t, task.steps_per_epoch)
         if position == 0 and task.finished:
             break
@@ -241,11 +262,10 @@ def fit(
                 end_epoch(progress)
             except Interrupted:
                 return Outcome(last, False, t)
-        if progress.ends_epoch or stop or time.monotonic() - saved_at > SAVE_EVERY_S:
+        stopping = bool(stop)
+        if progress.ends_epoch or stopping or first_says(time.monotonic() - saved_at > SAVE_EVERY_S):
             save()
-            saved_at, saved_step = time.monotonic(), t
-    if saved_step != t:  # the request came between the step's own check and the loop's
-        save()
+            saved_at = time.monotonic()
     return Outcome(last, t == steps or (t % task.steps_per_epoch == 0 and task.finished), t)
 
 
@@ -315,11 +335,15 @@ def _finite_tensors(state: dict[str, Any], t: int) -> None:
 
 @torch.no_grad()
 def loss_and_accuracy(prefix: str, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, int]]:
-    """Cross entropy and accuracy (in [0, 1]) of logits (N, classes), as sums with their count, for `Meters`."""
+    """Cross entropy and accuracy (in [0, 1]) of logits (N, classes), as sums with their count, for `Meters`.
+
+    labels: (N,), or the classes' shares (N, classes), the largest of which counts as the label.
+    """
     logits, n = logits.detach().float(), len(labels)
+    likeliest = labels if labels.dim() == 1 else labels.argmax(1)
     return {
         f"{prefix}/loss": (F.cross_entropy(logits, labels, reduction="sum"), n),
-        f"{prefix}/accuracy": ((logits.argmax(1) == labels).sum(), n),
+        f"{prefix}/accuracy": ((logits.argmax(1) == likeliest).sum(), n),
     }
 
 

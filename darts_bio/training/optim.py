@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from darts_bio.config import RunConfig
+from darts_bio.config import RunConfig, TrainingConfig
+from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.rules import learned_feedback
 
@@ -23,10 +24,28 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class WeightOptimizer:
-    """SGD with momentum and weight decay, or another of timm's optimisers; the rate follows a cosine over the epochs.
+def learning_rate(config: RunConfig, epoch: int) -> float:
+    """Of an epoch counted from 0: a cosine over all epochs in a search, what the options say in a training.
 
-    The gradient's norm is clipped as that of the weights alone: feedback that is learned is scaled with them.
+    A warm-up takes the place of the schedule's first epochs, and does not put it off.
+    """
+    progress = epoch / config.epochs
+    if not isinstance(config, TrainingConfig):
+        return cosine(config.lr, config.lr_min, progress)
+    scale = config.batch_size / config.lr_batch if config.lr_batch else 1.0
+    peak, last = scale * config.lr, scale * config.lr_min
+    if epoch < config.warmup:
+        return peak * (epoch + 1) / config.warmup
+    if config.schedule == "exponential":
+        return peak * config.lr_decay**epoch
+    return cosine(peak, last, progress) if config.schedule == "cosine" else last + (peak - last) * (1 - progress)
+
+
+class WeightOptimizer:
+    """SGD with momentum and weight decay, or another of timm's optimisers, at the rate of `learning_rate`.
+
+    The gradient is the mean over all processes. Its norm is clipped as that of the weights alone: feedback that is
+    learned is scaled with them.
     """
 
     def __init__(self, model: nn.Module, config: RunConfig) -> None:
@@ -45,12 +64,30 @@ class WeightOptimizer:
     def begin_epoch(self, epoch: int) -> None:
         """Sets the rate of this epoch, counted from 0."""
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.config.lr, self.config.lr_min, epoch / self.config.epochs)
+            group["lr"] = learning_rate(self.config, epoch)
 
     def step(self, loss: Tensor) -> None:
         """One update along the gradient of `loss`."""
         self.optimizer.zero_grad()
         loss.backward()
+        self.update()
+
+    def step_over(self, losses: Iterator[Tensor]) -> None:
+        """One update along the gradient of the sum of several losses, each of which is made when it is its turn."""
+        self.optimizer.zero_grad()
+        for number, loss in enumerate(losses):
+            loss.backward()
+            if number > 0:
+                continue
+            # The first gradient may lie in the memory of a CUDA graph, which the next pass overwrites.
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
+        self.update()
+
+    def update(self) -> None:
+        """One update along the gradients that the parameters hold."""
+        average([p.grad for p in self.parameters if p.grad is not None])
         if self.config.clip:
             norm = nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None], foreach=True)
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm, foreach=True)

@@ -1,72 +1,122 @@
-"""The task of retraining: a genotype's discrete network from scratch (arXiv 1806.09055, section 3.2)."""
+"""The task of retraining: a discrete network from scratch (arXiv 1806.09055, sections 3.2 and 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_bio.command_line import import_plugins, read_yaml
-from darts_bio.config import CONFIG_FILE, RetrainConfig
+from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
+from darts_bio.distributed import average, refuse_drift, world_size
 from darts_bio.errors import InputError
-from darts_bio.networks import AuxiliaryHead, CifarStem, build_network
+from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
+from darts_bio.training.data import ImageData, load_data
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
+from darts_bio.training.sources import InMemory, Part, Source
 
-EVALUATION_BATCH = 500
+
+def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
+    """The network that is to be trained, its weights and feedback drawn by the seed.
+
+    Raises InputError if the images are too small for its auxiliary head.
+    """
+    needed = AuxiliaryHead.least_image_behind(STEMS.get(config.stem))
+    if config.auxiliary > 0 and min(source.image_size) < needed:
+        raise InputError(
+            f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "
+            f"{'x'.join(map(str, source.image_size))}; use --auxiliary 0"
+        )
+    torch.manual_seed(derive_seed("weights", config.seed))
+    return build_network(
+        genotype,
+        channels=config.channels,
+        layers=config.layers,
+        num_classes=len(source.classes),
+        in_channels=source.in_channels,
+        auxiliary=config.auxiliary > 0,
+        stem=config.stem,
+        seed=config.seed,
+    )
+
+
+class Mixing:
+    """Mixup and cutmix through timm, drawn anew for each batch (arXiv 1710.09412, 1905.04899).
+
+    Images of one process are mixed with each other, by the same draw in all.
+    """
+
+    def __init__(self, config: TrainingConfig, num_classes: int) -> None:
+        """Raises InputError if a process' share of a batch is odd: timm mixes pairs."""
+        from timm.data import Mixup
+
+        if config.batch_size // world_size() % 2:
+            raise InputError(
+                f"--batch-size {config.batch_size}: expected an even number of images for each of {world_size()} "
+                "process(es), since mixup and cutmix mix pairs"
+            )
+        self._mix = Mixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            label_smoothing=config.label_smoothing,
+            num_classes=num_classes,
+        )
+        self._seed = config.seed
+
+    def __call__(self, t: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W), which may be overwritten, and labels (N,), to images and the classes' shares (N, K)."""
+        before = np.random.get_state()  # timm draws from NumPy's global generator
+        np.random.seed(derive_seed("mix", self._seed, t) % 2**32)
+        try:
+            return self._mix(x, labels)
+        finally:
+            np.random.set_state(before)
 
 
 class Retraining:
-    """A discrete network, trained on all training images. The result is the last epoch's, never the best one's."""
+    """A network, trained on all training images that are not held out. The result is the last epoch's, never the best
+    one's."""
 
-    def __init__(self, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device) -> None:
-        self.config, self.device, self.epochs = config, device, config.epochs
-        needed = AuxiliaryHead.least_image_behind(CifarStem)
-        if config.auxiliary > 0 and min(data.image_size) < needed:
+    def __init__(self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device) -> None:
+        """Raises InputError if the batch cannot be shared out, and for options that do not go together."""
+        self.config, self.device, self.epochs, self.source = config, device, config.epochs, source
+        parts = world_size() * config.accumulate
+        if config.batch_size % parts:
             raise InputError(
-                f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "
-                f"{'x'.join(map(str, data.image_size))}; use --auxiliary 0"
+                f"--batch-size: expected a multiple of {parts}, since {world_size()} process(es) share it in "
+                f"{config.accumulate} part(s) each, found {config.batch_size}; use for example "
+                f"--batch-size {max(1, round(config.batch_size / parts)) * parts}"
             )
-        torch.manual_seed(derive_seed("weights", config.seed))
-        self.form = {
-            "channels": config.channels,
-            "layers": config.layers,
-            "num_classes": len(data.classes),
-            "in_channels": data.in_channels,
-            "auxiliary": config.auxiliary > 0,
-            "stem": "cifar",
-        }
-        self.image_size = data.image_size
-        self.network = build_network(genotype, **self.form, seed=config.seed).to(device)  # type: ignore[arg-type]
+        self.network = network.to(device)
         self.passes = on_device(self.network, device, config.graphs)
         self.optimizer = WeightOptimizer(self.network, config)
-        self.subject = {
-            "data set": data.identity(),
-            "genotype": genotype.identity(),
-        }
-        self.normalisation = Normalisation.of(data.train.images).to(device)
-        self.classes, self.test = data.classes, data.test.to(device)
-        self.batches = Batches(
-            data.train,
-            config.batch_size,
-            self.normalisation,
-            Augmentation(config.crop_padding, config.flip, config.cutout),
-            seed=config.seed,
-            name="train",
-            device=device,
-        )
-        self.steps_per_epoch = self.batches.per_epoch
+        self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
+        self.averaged = self._average() if config.ema else None
+        self.genotype = network.genotype if isinstance(network, Network) else None
+        self.subject = {"data set": source.identity()}
+        if self.genotype is not None:
+            self.subject["genotype"] = self.genotype.identity()
+        self.steps_per_epoch = source.per_epoch
         self.images_per_step = config.batch_size
+
+    @classmethod
+    def of_genotype(
+        cls, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device
+    ) -> Retraining:
+        """That of a genotype's network on images in memory."""
+        source = InMemory(data, config, device)
+        return cls(config, new_network(config, genotype, source), source, device)
 
     @classmethod
     def of_run(cls, folder: Path, device: torch.device, data_dir: str | None = None) -> Retraining:
@@ -85,55 +135,117 @@ class Retraining:
         data = load_data(
             config.dataset, data_dir or config.data_dir, config.image_size, config.train_images, config.seed
         )
-        training = cls(config, read_genotype(folder / GENOTYPE_FILE), data, device)
+        training = cls.of_genotype(config, read_genotype(folder / GENOTYPE_FILE), data, device)
         with fitting(checkpoint):
             refuse_other_subject(training.subject, state["subject"], checkpoint)
             training.load_state_dict(state["task"])
             training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
         return training
 
+    def _average(self) -> Any:
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.network, decay=self.config.ema, use_warmup=True)
+
     finished = measures = False
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
-        self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)
+        if self.config.drop_path and isinstance(self.network, Network):
+            self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)
 
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
-        x, labels = self.batches.batch(t)
-        with autocast(self.device, self.config.amp):
-            output = self.passes(x)
-        logits = output[0] if isinstance(output, tuple) else output
-        self.optimizer.step(self.loss(output, labels))
-        draw_feedback(self.network, self.config.seed, t + 1)
-        return loss_and_accuracy("train", logits, labels)
+        x, labels = self.source.batch(t)
+        targets = labels
+        if self.mixing is not None:
+            x, targets = self.mixing(t, x, labels)
+        outputs: list[Tensor] = []
 
-    def loss(self, output: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-        """Cross entropy of what the network gives in training, the auxiliary head's by its weight."""
+        def losses() -> Iterator[Tensor]:
+            for part, wanted in zip(
+                x.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True
+            ):
+                with autocast(self.device, self.config.amp):
+                    output = self.passes(part)
+                outputs.append((output[0] if isinstance(output, tuple) else output).detach())
+                yield self.loss(output, wanted) / self.config.accumulate
+
+        if self.config.accumulate == 1:
+            self.optimizer.step(next(losses()))
+        else:
+            self.optimizer.step_over(losses())
+        if self.averaged is not None:
+            self.averaged.update(self.network, t + 1)
+        draw_feedback(self.network, self.config.seed, t + 1)
+        return loss_and_accuracy("train", torch.cat(outputs), targets)
+
+    def loss(self, output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        """Cross entropy of what the network gives in training, the auxiliary head's by its weight.
+
+        targets: labels (N,), which are smoothed here, or the classes' shares (N, K).
+        """
         logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-        loss = F.cross_entropy(logits.float(), labels)
+        smoothing = self.config.label_smoothing if targets.dim() == 1 else 0.0
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         if auxiliary is not None:
-            loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), labels)
+            loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), targets, label_smoothing=smoothing)
         return loss
 
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 
+    def synchronise(self) -> None:
+        """Averages batch norms' statistics over the processes, and makes sure that nothing else differs.
+
+        They are linear in what the batches bring, so that it makes no difference how often they are averaged.
+        """
+        networks = [self.network] if self.averaged is None else [self.network, self.averaged.module]
+        for network in networks:
+            statistics = {
+                id(b) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d) for b in norm.buffers()
+            }
+            average([b for b in network.buffers() if id(b) in statistics and b.is_floating_point()])
+            refuse_drift(
+                [p for p in network.parameters()]
+                + [b for b in network.buffers() if id(b) not in statistics and b.is_floating_point()]
+            )
+
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
-        batches = in_order(self.test, EVALUATION_BATCH, self.normalisation)
-        return evaluate(self.network, batches, prefix="test", amp=self.config.amp)
+        parts: list[Part] = ["valid"] if self.config.holdout else ["test"]
+        if self.config.holdout and epoch == self.epochs - 1:
+            parts.append("test")
+        numbers: Numbers = {}
+        for part in parts:
+            numbers |= evaluate(self.network, self.source.measured(part), prefix=part, amp=self.config.amp)
+            if self.averaged is not None:
+                averaged = self.averaged.module
+                numbers |= evaluate(
+                    averaged, self.source.measured(part), prefix=f"{part}_averaged", amp=self.config.amp
+                )
+        return numbers
+
+    @property
+    def result(self) -> str:
+        """The name of the number that a run is made for: the test accuracy, of the averaged network if there is one."""
+        return "test/accuracy" if self.averaged is None else "test_averaged/accuracy"
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             # For those who use the trained network without the files and the data it was made from.
-            "genotype": self.network.genotype.to_json(),
-            "form": dict(self.form),
-            "image_size": list(self.image_size),
-            "classes": list(self.classes),
-            "normalisation": {"mean": self.normalisation.mean, "std": self.normalisation.std},
+            "classes": list(self.source.classes),
+            "normalisation": {"mean": self.source.normalisation.mean, "std": self.source.normalisation.std},
+            "image_size": list(self.source.image_size),
         }
+        if isinstance(self.network, Network):
+            state |= {"genotype": self.network.genotype.to_json(), "form": dict(self.network.form)}
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.module.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(state["averaged"])

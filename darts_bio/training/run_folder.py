@@ -133,7 +133,8 @@ class ReadOnlyFolder(RunFolder):
 
 def _new_folder(kind: str, config: RunConfig) -> Path:
     if config.out is None:
-        stem = f"runs/{kind}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = "-".join(filter(None, (kind, config.dataset.replace("/", "-"))))
+        stem = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for n in itertools.count(1):  # another run may have begun in this second
             path = Path(stem if n == 1 else f"{stem}-{n}")
             with writing(path), contextlib.suppress(FileExistsError):

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
+from darts_bio.distributed import from_first, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, draw_feedback, true_gradients
-from darts_bio.runtime import autocast, derive_seed, from_first, rank, summed, world_size
+from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
     REGULARIZERS,
@@ -257,6 +258,9 @@ class Search:
         """The genotype that alpha stands for now."""
         cells = self.space.derive(self.strategy.final_weights(), self.table)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
+
+    def synchronise(self) -> None:
+        """Nothing differs: all processes train alike."""
 
     def state_dict(self) -> dict[str, Any]:
         return {

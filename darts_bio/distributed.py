@@ -1,0 +1,191 @@
+"""The processes of torchrun, or of SLURM's srun: who they are, what they tell each other, and how they end together.
+
+Alone, a process is rank 0 of 1, and everything here returns what it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from darts_bio.errors import InputError, first_line
+
+T = TypeVar("T")
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""For a process that neither answers nor has ended; one that has ended is noticed at once."""
+REASON_S = 5.0
+REASON, BLAMED = "darts_bio/reason", "darts_bio/failures"
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Within it the processes that torchrun or srun started know each other; alone, there is nothing to do.
+
+    Each takes the GPU of its number on its machine, if there are any. Where one process fails, the others end with an
+    InputError that says why that one did. Raises InputError if the environment does not say where they meet.
+    """
+    if not _several():
+        yield
+        return
+    from timm.utils import world_info_from_env
+
+    local, number, world = world_info_from_env()
+    if "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            "several processes, but MASTER_ADDR does not say where they meet; start them by torchrun, or before srun: "
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500'
+        )
+    os.environ.update(
+        {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_PORT": os.environ.get("MASTER_PORT", "29500")}
+    )
+    gpus = torch.cuda.device_count()
+    if gpus:
+        if local >= gpus:
+            raise InputError(f"process {local} of this machine: found {gpus} GPU(s); start as many processes as GPUs")
+        torch.cuda.set_device(local)
+    store = next(dist.rendezvous("env://"))[0]
+    # gloo beside nccl, for numbers that lie on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    try:
+        yield
+    except Exception as error:
+        theirs = _reason_of_another(store, number, error)
+        if theirs is None:
+            raise
+        if isinstance(error, InputError) and theirs.endswith(f": {error}"):  # the same in all: one line is enough
+            raise SystemExit(2) from None
+        raise InputError(f"process {number} ends, since {theirs}. The last checkpoint is whole") from None
+    dist.destroy_process_group()
+
+
+def _several() -> bool:
+    """Whether torchrun, or srun, started more than this process. An allocation of SLURM alone says nothing of that."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
+def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str | None:
+    """What another process failed of before this one; None, told to the others, if this one is the first."""
+    own = f"process {number} failed: {first_line(error) if isinstance(error, InputError) else repr(error)}"
+    lost = _has_lost_another(error)
+    try:
+        if not lost and store.add(BLAMED, 1) == 1:
+            store.set(REASON, own)
+            return None
+        until = time.monotonic() + REASON_S
+        while time.monotonic() < until:
+            if store.check([REASON]):
+                return store.get(REASON).decode()
+            time.sleep(0.1)
+    except RuntimeError:  # the process that kept the store has ended as well
+        pass
+    return "another one ended without a word (killed, perhaps for its memory)" if lost else None
+
+
+def _has_lost_another(error: Exception) -> bool:
+    """Whether what failed is an exchange with another process."""
+    signs = ("gloo", "nccl", "connection", "socket", "timed out")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    )
+
+
+def rank() -> int:
+    """The number of this process; 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are; 1 where this one is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def first_before_the_others() -> Iterator[None]:
+    """Within it the first process is done before the others begin, so that only it downloads what they all read."""
+    if world_size() > 1 and rank() > 0:
+        summed(torch.zeros(1))
+    yield
+    if world_size() > 1 and rank() == 0:
+        summed(torch.zeros(1))
+
+
+def from_first(tensors: Sequence[torch.Tensor]) -> None:
+    """Gives each process the first one's values of these tensors, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def text_from_first(text: str) -> str:
+    """The first process' text, in each."""
+    texts = [text]
+    if world_size() > 1:
+        dist.broadcast_object_list(texts, 0)
+    return texts[0]
+
+
+def first_says(flag: bool) -> bool:
+    """The first process' flag, in each."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(flag)
+    dist.broadcast(flags, 0)
+    return bool(flags)
+
+
+def gathered(value: T) -> list[T]:
+    """Every process' value (plain numbers and texts), in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a CPU tensor over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+@torch.no_grad()
+def average(tensors: Sequence[torch.Tensor]) -> None:
+    """Gives each process the mean of these tensors over all, in place: one exchange for those of a dtype."""
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for members in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in members])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        parts = flat.split([tensor.numel() for tensor in members])
+        for tensor, part in zip(members, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+@torch.no_grad()
+def refuse_drift(tensors: Sequence[torch.Tensor]) -> None:
+    """Raises InputError if these tensors, which all processes compute alike, are not the same in all."""
+    if world_size() == 1:
+        return
+    sums = torch.stack([tensor.double().sum() for tensor in tensors]).cpu()
+    most, least = sums.clone(), sums.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    if not torch.equal(most, least):
+        raise InputError(
+            "the processes have drifted apart: their weights are no longer the same; run all on the same kind of "
+            "device and with the same versions"
+        )

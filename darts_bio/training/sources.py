@@ -1,0 +1,94 @@
+"""What a training is fed with: batches to train on, and images to measure on, whatever they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from darts_bio.config import RetrainConfig
+from darts_bio.distributed import rank, world_size
+from darts_bio.errors import InputError
+from darts_bio.runtime import generator
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order
+
+Labelled = tuple[Tensor, Tensor]
+"""Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""
+
+Part = Literal["valid", "test"]
+"""Images that are never trained on: those held out of the training images, or the test images."""
+
+EVALUATION_BATCH = 500
+
+
+class Source(Protocol):
+    """Images of a data set. Of several processes each receives its own share."""
+
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: tuple[int, int]
+    """(height, width)."""
+    normalisation: Normalisation
+    per_epoch: int
+    """Batches an epoch; what does not fill one is left out."""
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Files that were passed over since they could not be read, and why not."""
+
+    def identity(self) -> str:
+        """These images and labels in a line; another one for anything else."""
+
+    def batch(self, t: int) -> Labelled:
+        """This process' share of batch t, counted from 0 over all epochs; a function of the seed and t alone."""
+
+    def measured(self, part: Part) -> Iterable[Labelled]:
+        """This process' share of images that are measured, each once, as they are."""
+
+    def close(self) -> None:
+        """Ends the processes that read, if there are any."""
+
+
+class InMemory:
+    """A `Source` of images that lie on the device as one tensor."""
+
+    def __init__(self, data: ImageData, config: RetrainConfig, device: torch.device) -> None:
+        """Raises InputError if the options do not fit the images."""
+        if config.holdout >= len(data.train):
+            raise InputError(
+                f"--holdout: expected fewer than the {len(data.train)} training images, found {config.holdout}"
+            )
+        order = torch.randperm(len(data.train), generator=generator("cpu", "holdout", config.seed))
+        train = data.train[order[config.holdout :]] if config.holdout else data.train
+        self._identity = data.identity()
+        self._parts = {"valid": data.train[order[: config.holdout]].to(device), "test": data.test.to(device)}
+        self.classes, self.in_channels, self.image_size = data.classes, data.in_channels, data.image_size
+        self.normalisation = Normalisation.of(train.images).to(device)
+        self._batches = Batches(
+            train,
+            config.batch_size,
+            self.normalisation,
+            Augmentation(config.crop_padding, config.flip, config.cutout),
+            seed=config.seed,
+            name="train",
+            device=device,
+            share=(rank(), world_size()),
+        )
+        self.per_epoch = self._batches.per_epoch
+        self.damaged: Mapping[str, str] = {}
+
+    def identity(self) -> str:
+        return self._identity
+
+    def batch(self, t: int) -> Labelled:
+        return self._batches.batch(t)
+
+    def measured(self, part: Part) -> Iterable[Labelled]:
+        split = self._parts[part]
+        own = replace(split, images=split.images[rank() :: world_size()], labels=split.labels[rank() :: world_size()])
+        return in_order(own, EVALUATION_BATCH, self.normalisation)
+
+    def close(self) -> None: ...
