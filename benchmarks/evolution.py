@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, hardware
+from measuring import RESULTS
 
 from darts_bio.config import SearchConfig
+from darts_bio.runtime import hardware
 from darts_bio.training.data import load_data
 from darts_bio.training.search import Search
 

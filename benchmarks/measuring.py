@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.runtime import select_device
+from darts_bio.runtime import hardware, select_device
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,12 +56,6 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
         result = forward()
     del result
     return sum(size for size, _ in held.values())
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
 
 
 def write_timings(path: Path, device: torch.device, numbers: dict[str, Any]) -> None:

@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import hardware, run, stopwatch, timing_device
+from measuring import run, stopwatch, timing_device
 
 from darts_bio.errors import InputError
+from darts_bio.runtime import hardware
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, hardware, run, timing_device, write_timings
+from measuring import RESULTS, run, timing_device, write_timings
 from search_step import count, timings
 from torch import Tensor
 
 from darts_bio.rules import RULES, LearningRule
+from darts_bio.runtime import hardware
 
 NAMES = ("fa", "usf", "brsf", "frsf", "bp", "half")
 

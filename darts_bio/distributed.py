@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -35,9 +36,7 @@ def process_group() -> Iterator[None]:
     if not _several():
         yield
         return
-    from timm.utils import world_info_from_env
-
-    local, number, world = world_info_from_env()
+    local, number, world = _who()
     if "MASTER_ADDR" not in os.environ:
         raise InputError(
             "several processes, but MASTER_ADDR does not say where they meet; start them by torchrun, or before srun: "
@@ -58,6 +57,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # torchrun sends it as soon as one has failed; this one still has to say why it ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         theirs = _reason_of_another(store, number, error)
         if theirs is None:
             raise
@@ -70,6 +71,16 @@ def process_group() -> Iterator[None]:
 def _several() -> bool:
     """Whether torchrun, or srun, started more than this process. An allocation of SLURM alone says nothing of that."""
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
+def _who() -> tuple[int, int, int]:
+    """The number of this process on its machine, that among all, and how many there are."""
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
+    if all(name in os.environ for name in names):  # torchrun: timm, which knows all launchers, takes seconds to import
+        return int(os.environ[names[0]]), int(os.environ[names[1]]), int(os.environ[names[2]])
+    from timm.utils import world_info_from_env
+
+    return world_info_from_env()
 
 
 def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str | None:

@@ -1,8 +1,10 @@
-"""Train a genotype's network from scratch and measure it on the test images.
+"""Train a genotype's network from scratch on small images, and measure it on the test images.
 
     python evaluate/train_cifar.py --genotype RUN                               a search's run folder, on the digits
     python evaluate/train_cifar.py --genotype darts_v2 --dataset cifar10        the protocol of DARTS (arXiv 1806.09055)
+    python evaluate/train_cifar.py --genotype X --dataset cifar10 --protocol fast --seeds 3
     python evaluate/train_cifar.py --genotype X --out RUN --resume              go on with a run that was stopped
+    torchrun --nproc-per-node 8 evaluate/train_cifar.py --genotype X ...        the same on eight GPUs
 
 The result is the last epoch's accuracy. Test images are only measured on: nothing is chosen by them.
 """
@@ -11,11 +13,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darts_bio.command_line import import_plugins, run_script
-from darts_bio.config import RetrainConfig
+from darts_bio.config import RetrainConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from darts_bio.training.sources import Source
 
 
 def space_of(values: Mapping[str, Any]) -> str:
@@ -26,34 +32,21 @@ def space_of(values: Mapping[str, Any]) -> str:
     return load_genotype(values["genotype"]).space if values.get("genotype") else "darts"
 
 
-def main(config: RetrainConfig) -> int:
-    from darts_bio.monitoring.report import TrainingMonitor, resume_line
-    from darts_bio.networks import parameters
-    from darts_bio.runtime import select_device, stop_on_signals
-    from darts_bio.spaces import GENOTYPE_FILE, load_genotype, read_genotype
+def open_images(config: TrainingConfig, device: torch.device) -> Source:
+    from darts_bio.distributed import first_before_the_others
     from darts_bio.training.data import load_data
-    from darts_bio.training.engine import fit
-    from darts_bio.training.retrain import Retraining
-    from darts_bio.training.run_folder import RunFolder
+    from darts_bio.training.sources import InMemory
 
-    device = select_device(config.device)
-    # A resumed run keeps the genotype it began with, whatever has become of the file it was read from.
-    genotype = (
-        read_genotype(Path(config.out, GENOTYPE_FILE))
-        if config.out and config.resume
-        else load_genotype(config.genotype)
-    )
-    data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
-    training = Retraining.of_genotype(config, genotype, data, device)
-    folder = RunFolder.open("train", config, ["python", *sys.argv], genotype=genotype)
-    with stop_on_signals() as stop, TrainingMonitor(training, folder) as monitor:
-        outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
-    if not outcome.finished:
-        print(resume_line(sys.argv, folder))
-        return stop.exit_code
-    print(f"test accuracy: {100 * outcome.numbers['test/accuracy']:.2f} % after {config.epochs} epochs")
-    print(f"parameters:    {parameters(training.network):,}\nrun folder:    {folder.path}")
-    return 0
+    assert isinstance(config, RetrainConfig)
+    with first_before_the_others():
+        data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+    return InMemory(data, config, device)
+
+
+def main(config: RetrainConfig) -> int:
+    from darts_bio.runs import train
+
+    return train(config, open_images)
 
 
 if __name__ == "__main__":

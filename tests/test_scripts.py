@@ -13,28 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SEARCH, TRAIN, call, refused, torchrun
 
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
 
-ROOT = Path(__file__).parent.parent
-SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_cifar.py")
 SMALL = shlex.split("--space darts(nodes=1) --channels 2 --batch-size 8 --rules usf --device cpu --log-every 2")
-
-
-def call(*command: str, cwd: Path | None = None, python: bool = True) -> subprocess.CompletedProcess[str]:
-    prefix = [sys.executable] if python else []
-    return subprocess.run([*prefix, *command], capture_output=True, text=True, cwd=cwd, timeout=300)
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
 
 
 def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(tmp_path: Path) -> None:
@@ -74,11 +58,6 @@ EVOLUTION = (
 )
 
 
-def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SEARCH, *words]
-    return call(*command, cwd=cwd)
-
-
 def test_two_processes_that_share_the_individuals_find_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +65,7 @@ def test_two_processes_that_share_the_individuals_find_what_one_finds(
     words = shlex.split(EVOLUTION)
     alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    shared = torchrun(*words, "--out", "shared", cwd=tmp_path)
+    shared = call(*torchrun(SEARCH, *words, "--out", "shared"), cwd=tmp_path, python=False)
     assert shared.returncode == 0, shared.stderr
     one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search")["task"] for name in ("alone", "shared"))
     assert all(torch.equal(value, other["supernet"][name]) for name, value in one["supernet"].items())
@@ -98,7 +77,7 @@ def test_two_processes_that_share_the_individuals_find_what_one_finds(
 
 
 def test_processes_with_nothing_to_share_are_refused(tmp_path: Path) -> None:
-    done = torchrun("--out", "run", cwd=tmp_path)
+    done = call(*torchrun(SEARCH, "--out", "run"), cwd=tmp_path, python=False)
     assert done.returncode != 0
     assert "error: torchrun: strategy darts(lr=0.01) has nothing that 2 processes could share" in done.stderr
     assert not (tmp_path / "run").exists()

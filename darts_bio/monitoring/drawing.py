@@ -179,6 +179,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line through points."""
+
+    points: tuple[Point, ...]
+    colour: str = INK
+    width: float = 1.2
+
+    def svg(self) -> str:
+        points = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.points)
+        return f'<polyline points="{points}" fill="none" stroke="{self.colour}" stroke-width="{_number(self.width)}"/>'
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        points = [(x * scale, y * scale) for x, y in self.points]
+        ImageDraw.Draw(image).line(points, self.colour, max(1, round(self.width * scale)), "curve")
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A figure on white ground, in pixels. The label says in words what it shows."""
 

@@ -59,7 +59,7 @@ class Monitor:
         """Opens the files; what they say of steps after `progress.step`, which will be made anew, is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = self._records_up_to(progress.step)
+        kept = self.records_up_to(progress.step)
         if kept:
             self._earlier_s = kept[-1]["seconds"]
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
@@ -73,7 +73,8 @@ class Monitor:
             total=progress.steps, initial=progress.step, unit="step", file=self._console, disable=not terminal
         )
 
-    def _records_up_to(self, step: int) -> list[dict[str, Any]]:
+    def records_up_to(self, step: int) -> list[dict[str, Any]]:
+        """Those of metrics.jsonl that are of `step` or before it."""
         records = []
         for line in self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else ():
             with contextlib.suppress(ValueError):  # a line that a crash has cut off was written after the checkpoint

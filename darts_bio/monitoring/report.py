@@ -12,7 +12,9 @@ import torch
 from darts_bio import __version__
 from darts_bio.config import SearchConfig
 from darts_bio.evaluation.alignment import training_alignment
+from darts_bio.monitoring.card import CARD_FILE, model_card
 from darts_bio.monitoring.cell_figure import draw_genotype
+from darts_bio.monitoring.curves import draw_curves
 from darts_bio.monitoring.heat_map import draw_edge_weights
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.networks import parameters
@@ -81,11 +83,13 @@ ALIGNMENT_BATCHES = 4
 
 class TrainingMonitor(Monitor):
     """At the start also the genotype that is trained: its figure cells.svg, and both in TensorBoard. With
-    `--alignment-every` also the alignment after an epoch: its summary, and in TensorBoard every layer's."""
+    `--alignment-every` also the alignment after an epoch: its summary, and in TensorBoard every layer's. Files that
+    cannot be read are named when they are met."""
 
     def __init__(self, training: Retraining, folder: RunFolder) -> None:
         super().__init__(folder)
         self.training = training
+        self._named: set[str] = set()
 
     def on_start(self, progress: Progress) -> None:
         super().on_start(progress)
@@ -98,12 +102,23 @@ class TrainingMonitor(Monitor):
             "run", f"`{self.folder.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step
         )
         self.say(
-            f"training on {config.dataset}, {self.training.device}: {progress.steps} steps in {progress.epochs} "
-            f"epochs; network of {parameters(self.training.network):,} parameters"
+            f"training on {config.dataset or config.data_dir}, {self.training.device}: {progress.steps} steps in "
+            f"{progress.epochs} epochs; network of {parameters(self.training.network):,} parameters"
         )
         self.say(watch_line(self.folder))
 
+    def on_step(self, progress: Progress, images: int) -> None:
+        super().on_step(progress, images)
+        self._name_damaged()
+
+    def _name_damaged(self) -> None:
+        for name, why in self.training.damaged.items():
+            if name not in self._named:
+                self._named.add(name)
+                self.say(f"passed over, since it cannot be read: {name} ({why})")
+
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        self._name_damaged()
         every = self.training.config.alignment_every
         if every == 0 or (progress.epoch % every and progress.epoch != progress.epochs):
             return super().on_epoch(progress, numbers)
@@ -116,6 +131,13 @@ class TrainingMonitor(Monitor):
                 if value is not None:
                     self.scalar(f"{name}/{layer.depth:03}.{layer.name}", value, progress.step)
         return None
+
+    def write_report(self, step: int) -> None:
+        """Writes curves.svg and the model card report.md as they stand after `step` steps, if an epoch has ended."""
+        records = [record for record in self.records_up_to(step) if record["event"] == "epoch"]
+        if records:
+            write_text(self.folder.path / "curves.svg", draw_curves(records).svg())
+            write_text(self.folder.path / CARD_FILE, model_card(self.training, self.folder, records))
 
 
 def _uv() -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from darts_bio.command_line import import_plugins, read_yaml
 from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
-from darts_bio.distributed import average, refuse_drift, world_size
+from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
@@ -103,6 +103,7 @@ class Retraining:
         self.optimizer = WeightOptimizer(self.network, config)
         self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
         self.averaged = self._average() if config.ema else None
+        self._damaged: dict[str, str] = {}
         self.genotype = network.genotype if isinstance(network, Network) else None
         self.subject = {"data set": source.identity()}
         if self.genotype is not None:
@@ -191,6 +192,11 @@ class Retraining:
             loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), targets, label_smoothing=smoothing)
         return loss
 
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Files that could not be read, and why: those this process has met, and the others' up to the last epoch."""
+        return self._damaged | dict(self.source.damaged)
+
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 
@@ -222,7 +228,9 @@ class Retraining:
                 numbers |= evaluate(
                     averaged, self.source.measured(part), prefix=f"{part}_averaged", amp=self.config.amp
                 )
-        return numbers
+        for theirs in gathered(dict(self.source.damaged)):
+            self._damaged |= theirs
+        return numbers | ({"data/damaged_files": float(len(self._damaged))} if self._damaged else {})
 
     @property
     def result(self) -> str:

@@ -1,0 +1,106 @@
+"""The model card of a trained network, report.md: what it is, how it was made, what it reaches, what it costs."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from darts_bio import __version__
+from darts_bio.distributed import world_size
+from darts_bio.networks import multiply_adds, parameters
+from darts_bio.rules import audit
+from darts_bio.runtime import hardware
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import RunFolder
+
+CARD_FILE = "report.md"
+
+
+def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown. `records` are the run's epochs as metrics.jsonl has them; at least one."""
+    config, last = training.config, records[-1]
+    title = config.genotype if len(config.genotype) < 60 else "genotype"
+    on = config.dataset or config.data_dir or "images"
+    done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
+    lines = [f"# {title} on {on}, seed {config.seed}", "", "## Result", ""]
+    lines += [f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.", ""]
+    lines += _table(("", "loss", "accuracy, %"), _measured(last))
+    lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", "## Network", ""]
+    lines += _table(("", ""), _costs(training))
+    if training.genotype is not None:
+        lines += ["", "```", str(training.genotype), "```", "", "![cells](cells.svg)"]
+    lines += ["", "## Learning rules", "", *_rules(training)]
+    lines += ["", "## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+    lines += ["", "## Data and machine", "", f"- data: {training.subject['data set']}"]
+    lines += [f"- passed over, since it cannot be read: {name} ({why})" for name, why in training.damaged.items()]
+    lines += [
+        f"- {last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
+        f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by {world_size()} process(es)",
+        f"- {hardware(training.device)}; {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch "
+        f"{torch.__version__}, Python {platform.python_version()}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def seeds_card(title: str, results: Mapping[int, float]) -> str:
+    """Markdown: the test accuracy of each seed (in [0, 1]), and their mean and spread."""
+    rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in results.items()]
+    lines = [f"# {title}", "", *_table(("seed", "test accuracy, %"), rows), "", spread(list(results.values())), ""]
+    return "\n".join(lines)
+
+
+def spread(accuracies: Sequence[float]) -> str:
+    """Mean and sample standard deviation of accuracies in [0, 1], in a line.
+
+    >>> spread([0.97, 0.98, 0.99])
+    'test accuracy: 98.00 +- 1.00 % (mean and standard deviation, n = 3)'
+    """
+    mean = 100 * statistics.mean(accuracies)
+    if len(accuracies) == 1:
+        return f"test accuracy: {mean:.2f} % (n = 1)"
+    deviation = 100 * statistics.stdev(accuracies)
+    return f"test accuracy: {mean:.2f} +- {deviation:.2f} % (mean and standard deviation, n = {len(accuracies)})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _measured(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    groups = [name.removesuffix("/accuracy") for name in record if name.endswith("/accuracy")]
+    return [
+        (group.replace("_", ", "), f"{record[f'{group}/loss']:.4f}", f"{100 * record[f'{group}/accuracy']:.2f}")
+        for group in groups
+    ]
+
+
+def _costs(training: Retraining) -> list[tuple[str, str]]:
+    network = training.network
+    auxiliary = network.get_submodule("auxiliary") if training.config.auxiliary else None
+    head = 0 if auxiliary is None else parameters(auxiliary)
+    shape = (1, training.source.in_channels, *training.source.image_size)
+    adds = multiply_adds(network, lambda: network(torch.zeros(shape, device=training.device)))
+    rows = [("parameters", f"{parameters(network) - head:,}")]
+    if head:
+        rows.append(("with the auxiliary head, for training only", f"{parameters(network):,}"))
+    size = "x".join(map(str, shape[1:]))
+    return [*rows, (f"multiply-adds of one {size} image (torch.utils.flop_counter)", f"{adds / 1e6:.2f} M")]
+
+
+def _rules(training: Retraining) -> list[str]:
+    found = audit(training.network)
+    by_rule: dict[str, list[int]] = {}
+    for row in found.rows:
+        by_rule.setdefault(row.rule or "bp (plain)", []).append(row.parameters)
+    rows = [(rule, str(len(sizes)), f"{sum(sizes):,}") for rule, sizes in sorted(by_rule.items())]
+    return [
+        *_table(("rule", "layers", "parameters"), rows),
+        "",
+        f"{found.transported:,} of {found.parameters:,} parameters of these layers ({100 * found.share:.1f} %) carry "
+        "the error down by their own weights.",
+    ]

@@ -1,0 +1,105 @@
+"""A training from its configuration to its report: what evaluate's scripts share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from darts_bio.config import CONFIG_FILE, TrainingConfig
+from darts_bio.distributed import process_group, rank, text_from_first
+from darts_bio.monitoring.card import CARD_FILE, seeds_card, spread
+from darts_bio.monitoring.report import TrainingMonitor, resume_line
+from darts_bio.networks import parameters
+from darts_bio.runtime import select_device, stop_on_signals
+from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
+from darts_bio.training.engine import Outcome, Silent, fit
+from darts_bio.training.retrain import Retraining, new_network
+from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder, write_text
+from darts_bio.training.sources import Source
+
+OpenSource = Callable[[TrainingConfig, torch.device], Source]
+
+
+def train(config: TrainingConfig, open_source: OpenSource) -> int:
+    """Trains the network of a genotype, or one for each seed, alone or with the other processes of torchrun.
+
+    Prints the result and returns the exit code. Raises InputError for bad input.
+    """
+    with process_group():
+        device = select_device(config.device)
+        # A resumed run keeps the genotype it began with, whatever has become of the file it was read from.
+        genotype = (
+            read_genotype(Path(config.out, GENOTYPE_FILE))
+            if config.out and config.resume
+            else load_genotype(config.genotype)
+        )
+        run = _train_one if config.seeds == 1 else _train_seeds
+        return run(config, genotype, open_source, device)
+
+
+def _train_one(config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device) -> int:
+    training, folder, outcome, exit_code = _fit(config, genotype, open_source, device)
+    if rank() > 0:
+        return exit_code
+    if not outcome.finished:
+        print(resume_line(sys.argv, folder))
+        return exit_code
+    print(f"test accuracy: {100 * outcome.numbers[training.result]:.2f} % after {config.epochs} epochs")
+    print(f"parameters:    {parameters(training.network):,}\nrun folder:    {folder.path}")
+    print(f"report:        {folder.path / CARD_FILE}")
+    return 0
+
+
+def _train_seeds(config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device) -> int:
+    """A folder in which each seed has a run folder of its own; those that are there are gone on with."""
+    whole = _open_folder(config, genotype)
+    results: dict[int, float] = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        path = whole.path / f"seed-{seed}"
+        begun = bool(text_from_first("begun" if (path / CONFIG_FILE).exists() else ""))
+        own = replace(config, seed=seed, seeds=1, out=str(path), resume=begun)
+        training, _, outcome, exit_code = _fit(own, genotype, open_source, device)
+        if not outcome.finished:
+            if rank() == 0:
+                print(resume_line(sys.argv, whole))
+            return exit_code
+        results[seed] = outcome.numbers[training.result]
+    if rank() == 0:
+        write_text(whole.path / CARD_FILE, seeds_card(whole.command, results))
+        print(*(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in results.items()), sep="\n")
+        print(f"{spread(list(results.values()))}\nreport: {whole.path / CARD_FILE}")
+    return 0
+
+
+def _open_folder(config: TrainingConfig, genotype: Genotype) -> RunFolder:
+    """The run folder, which the first process alone makes and writes to."""
+    command = ["python", *sys.argv]
+    if rank() > 0:
+        return ReadOnlyFolder(Path(text_from_first("")), "train", config, command)
+    folder = RunFolder.open("train", config, command, genotype=genotype)
+    text_from_first(str(folder.path))
+    return folder
+
+
+def _fit(
+    config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device
+) -> tuple[Retraining, RunFolder, Outcome, int]:
+    """Also the exit code of a run that was stopped."""
+    source = open_source(config, device)
+    try:
+        training = Retraining(config, new_network(config, genotype, source), source, device)
+        folder = _open_folder(config, genotype)
+        with stop_on_signals() as stop:
+            if rank() > 0:
+                outcome = fit(training, folder, Silent(), stop, log_every=config.log_every)
+            else:
+                with TrainingMonitor(training, folder) as monitor:
+                    outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
+                    monitor.write_report(outcome.step)
+        return training, folder, outcome, 0 if outcome.finished else stop.exit_code
+    finally:
+        source.close()

@@ -1,0 +1,269 @@
+"""Several processes: they do together what one does, go on after a kill, and end with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import TRAIN, call, torchrun
+
+from darts_bio.config import RetrainConfig
+from darts_bio.distributed import first_says, gathered, process_group, summed, text_from_first
+from darts_bio.errors import InputError
+from darts_bio.networks import cells
+from darts_bio.networks.cells import DropPath
+from darts_bio.spaces import load_genotype
+from darts_bio.training import retrain, sources
+from darts_bio.training.data import Augmentation, Batches, Normalisation, load_data
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import read_checkpoint
+from darts_bio.training.sources import InMemory
+
+CPU = torch.device("cpu")
+RUN = shlex.split(
+    "--genotype genotype.json --epochs 3 --channels 4 --train-images 96 --batch-size 24 --lr 0.01 "
+    "--device cpu --log-every 1 --plugin planned"
+)
+# On process 1, at step 6 and if HOW says so: what may become of a process.
+PLUGIN = """
+import os, signal
+from darts_bio.errors import InputError
+from darts_bio.training.retrain import Retraining
+
+whole = Retraining.step
+
+def step(self, t):
+    if t == 6 and os.environ.get("RANK") == "1":
+        if os.environ.get("HOW") == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("HOW") == "fail":
+            raise InputError("the cable was pulled")
+    return whole(self, t)
+
+Retraining.step = step
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a genotype under brsf, whose feedback is drawn at every step, and the plug-in."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "genotype.json").write_text(load_genotype("darts_v2").with_rule("brsf").to_json())
+    (folder / "planned.py").write_text(PLUGIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """A run by two processes that nothing disturbs."""
+    done = call(*torchrun(TRAIN, *RUN, "--out", "whole"), cwd=place, python=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    return place / "whole"
+
+
+def numbers(run: Path, event: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["event"] == event]
+
+
+def state(run: Path) -> dict[str, Any]:
+    return read_checkpoint(run / "checkpoint.pt", "train")
+
+
+def test_two_processes_train_as_one_does_that_passes_the_batch_in_two_parts(place: Path, whole: Path) -> None:
+    """Batch norm sees the same halves. Its running statistics are the mean over processes, not a sequence: these do
+    differ, and with them what is measured between epochs."""
+    config = RetrainConfig(
+        genotype="x", epochs=3, channels=4, layers=3, batch_size=24, lr=0.01, crop_padding=1, flip=False, cutout=0,
+        auxiliary=0.0, drop_path=0.0, accumulate=2,
+    )  # fmt: skip
+    data = load_data("digits", train_images=96)
+    task = Retraining.of_genotype(config, load_genotype(place / "genotype.json"), data, CPU)
+    losses = []
+    for t in range(12):
+        if t % 4 == 0:
+            task.begin_epoch(t // 4)
+        total, count = task.step(t)["train/loss"]
+        losses.append(total.item() / count)
+    assert [record["train/loss"] for record in numbers(whole, "record")] == pytest.approx(losses, rel=2e-4)
+    weights = state(whole)["task"]["network"]
+    for name, parameter in task.network.named_parameters():
+        assert torch.allclose(weights[name], parameter, atol=2e-4), name
+
+
+def test_the_measures_are_those_of_all_processes(whole: Path, place: Path) -> None:
+    """Counted over the whole test split by the network that was saved."""
+    saved = state(whole)["task"]
+    data = load_data("digits")
+    network = cells_of(saved, place)
+    normalised = Normalisation(**saved["normalisation"])(data.test.images)
+    with torch.no_grad():
+        accuracy = (network(normalised).argmax(1) == data.test.labels).double().mean().item()
+    assert numbers(whole, "epoch")[-1]["test/accuracy"] == pytest.approx(accuracy, abs=1e-9)
+
+
+def cells_of(saved: dict[str, Any], place: Path) -> torch.nn.Module:
+    from darts_bio.networks import build_network
+
+    network = build_network(load_genotype(place / "genotype.json"), **saved["form"])
+    network.load_state_dict(saved["network"])
+    return network.eval()
+
+
+def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(place: Path, whole: Path) -> None:
+    """All processes at once, as by the machine's end, after the first checkpoint."""
+    process = subprocess.Popen(
+        torchrun(TRAIN, *RUN, "--out", "killed"), cwd=place, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    metrics, deadline = place / "killed" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 6' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for line in children.splitlines():
+        if "--out killed" in line and "torch.distributed" not in line:
+            os.kill(int(line.split()[0]), signal.SIGKILL)
+    assert 4 <= state(place / "killed")["step"] < 12
+    done = call(*torchrun(TRAIN, "--out", "killed", "--resume"), cwd=place, python=False)
+    assert done.returncode == 0, done.stderr
+    one, other = state(whole), state(place / "killed")
+    assert one["last"] == other["last"]
+    weights = other["task"]["network"]
+    assert all(torch.equal(value, weights[name]) for name, value in one["task"]["network"].items())
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("fail", "error: process 0 ends, since process 1 failed: the cable was pulled. The last checkpoint is whole"),
+        pytest.param(
+            "kill",
+            "error: process 0 ends, since another one ended without a word (killed, perhaps for its memory).",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_one_that_dies_ends_the_others_within_a_minute(
+    place: Path, how: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOW", how)
+    start = time.monotonic()
+    done = call(*torchrun(TRAIN, *RUN, "--out", how), cwd=place, python=False)
+    assert time.monotonic() - start < 60
+    assert done.returncode != 0
+    assert reason in done.stderr
+    assert ("error: the cable was pulled" in done.stderr) == (how == "fail")
+    assert state(place / how)["step"] == 4
+
+
+class Two:
+    """Two processes, one at a time: the modules that ask are told what each would be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def be(self, rank: int, size: int = 2) -> None:
+        for module in (cells, sources, retrain):
+            self._monkeypatch.setattr(module, "world_size", lambda: size)
+            if hasattr(module, "rank"):
+                self._monkeypatch.setattr(module, "rank", lambda: rank)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Two:
+    return Two(monkeypatch)
+
+
+class TestShares:
+    """What each of two processes takes of a batch, put side by side, is what one takes."""
+
+    def test_of_batches(self) -> None:
+        split = load_data("digits").train
+        options: dict[str, Any] = {"seed": 3, "name": "train", "device": CPU}
+        parts = [
+            Batches(split, 12, Normalisation.of(split.images), Augmentation(1, True, 3), share=share, **options)
+            for share in ((0, 1), (0, 3), (1, 3), (2, 3))
+        ]
+        for t in (0, 1, 200):
+            whole, *shares = (part.batch(t) for part in parts)
+            assert torch.equal(torch.cat([x for x, _ in shares]), whole[0])
+            assert torch.equal(torch.cat([labels for _, labels in shares]), whole[1])
+
+    def test_of_images_that_are_measured(self, two: Two) -> None:
+        data = load_data("digits")
+        config = RetrainConfig(genotype="x", batch_size=8, cutout=0)
+        labels = []
+        for rank in range(2):
+            two.be(rank)
+            labels.append(torch.cat([y for _, y in InMemory(data, config, CPU).measured("test")]))
+        assert [len(part) for part in labels] == [180, 179]
+        assert torch.equal(torch.cat(labels).sort().values, data.test.labels.sort().values)
+
+    def test_of_drop_path(self, two: Two) -> None:
+        drop, x = DropPath(), torch.randn(6, 2, 3, 3)
+        drop.probability = 0.5
+        torch.manual_seed(0)
+        whole = drop(x)
+        parts = []
+        for rank in range(2):
+            two.be(rank)
+            torch.manual_seed(0)
+            parts.append(drop(x[3 * rank :][:3]))
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_batch_that_cannot_be_shared_out(two: Two) -> None:
+    config = RetrainConfig(genotype="x", batch_size=30, cutout=0, auxiliary=0.0, channels=4, layers=3)
+    data, genotype = load_data("digits", train_images=64), load_genotype("darts_v2")
+    two.be(0, size=4)
+    expected = r"expected a multiple of 4, since 4 process\(es\) share it in 1 part\(s\) each, found 30; use .* 32"
+    with pytest.raises(InputError, match=expected):
+        Retraining.of_genotype(config, genotype, data, CPU)
+    two.be(0, size=15)
+    with pytest.raises(InputError, match=r"multiple of 30, since 15 process\(es\) share it in 2 part"):
+        Retraining.of_genotype(replace(config, batch_size=64, accumulate=2), genotype, data, CPU)
+    with pytest.raises(InputError, match=r"expected an even number of images for each of 15"):
+        Retraining.of_genotype(replace(config, batch_size=45, mixup=0.2), genotype, data, CPU)
+
+
+class TestEnvironment:
+    def test_an_allocation_of_slurm_is_not_yet_several_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLURM_NTASKS", "4")
+        with process_group():
+            assert gathered(1) == [1]
+
+    def test_srun_has_to_say_where_the_processes_meet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match="MASTER_ADDR does not say where they meet; start them by torchrun, or"):
+            process_group().__enter__()
+
+    @pytest.mark.slow
+    def test_srun_numbers_the_processes(self, tmp_path: Path) -> None:
+        code = (
+            "import torch; from darts_bio.distributed import *\n"
+            "with process_group(): print(rank(), world_size(), summed(torch.tensor(rank() + 1)).item())"
+        )
+        here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        here |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29513", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+        tasks = [
+            subprocess.Popen([sys.executable, "-c", code], env=here | {"SLURM_PROCID": i}, stdout=-1, text=True)
+            for i in "01"
+        ]
+        assert [task.communicate(timeout=120)[0].strip() for task in tasks] == ["0 2 3", "1 2 3"]
+
+    def test_alone_everything_is_as_it_was_given(self) -> None:
+        assert (first_says(True), text_from_first("x"), gathered({"a": 1})) == (True, "x", [{"a": 1}])
+        assert summed(torch.tensor(3.0)) == 3
