@@ -1,0 +1,309 @@
+"""The parts of a recipe: schedules, smoothing, mixing, averaging, accumulation, held-out images, seeds, the model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import xml.dom.minidom
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import TRAIN, call
+
+from darts_bio.command_line import parse
+from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
+from darts_bio.errors import InputError
+from darts_bio.monitoring.curves import draw_curves
+from darts_bio.networks import build_network, multiply_adds, parameters
+from darts_bio.spaces import load_genotype
+from darts_bio.training.data import ImageData, load_data
+from darts_bio.training.optim import WeightOptimizer, learning_rate
+from darts_bio.training.retrain import Mixing, Retraining
+from darts_bio.training.sources import InMemory
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}
+SMALL |= {"auxiliary": 0.0, "drop_path": 0.0, "lr": 0.05, "epochs": 2}
+CONFIG = RetrainConfig(genotype="darts_v2", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=64)
+
+
+def training(data: ImageData, **options: Any) -> Retraining:
+    return Retraining.of_genotype(replace(CONFIG, **options), load_genotype("darts_v2"), data, CPU)
+
+
+class TestProtocols:
+    def test_a_protocol_gives_what_is_not_given(self) -> None:
+        words = ["--genotype", "x", "--dataset", "cifar10", "--protocol", "fast", "--epochs", "7"]
+        config = parse(RetrainConfig, words, "")
+        assert (config.epochs, config.ema, config.label_smoothing, config.amp) == (7, 0.999, 0.1, "bf16")
+
+    def test_one_that_is_named_goes_before_the_data_sets(self) -> None:
+        config = parse(RetrainConfig, ["--genotype", "x", "--protocol", "darts"], "")
+        assert config == replace(RetrainConfig(genotype="x"), protocol="darts")
+        assert parse(RetrainConfig, ["--genotype", "x"], "").epochs == 30
+
+    def test_of_imagenet(self) -> None:
+        """As published: 250 epochs, C=48, 14 cells; batch 128, .1 x 0.97 an epoch, or batch 1024, .5, linear."""
+        config = parse(ImageNetConfig, ["--genotype", "x"], "")
+        expected: dict[str, Any] = {"channels": 48, "layers": 14, "epochs": 250, "batch_size": 128, "lr": 0.1}
+        expected |= {"weight_decay": 3e-5, "label_smoothing": 0.1, "auxiliary": 0.4, "clip": 5.0, "drop_path": 0.0}
+        assert {name: getattr(config, name) for name in expected} == expected
+        assert [learning_rate(config, e) for e in (0, 1, 249)] == pytest.approx([0.1, 0.097, 0.1 * 0.97**249])
+        other = parse(ImageNetConfig, ["--genotype", "x", "--protocol", "p_darts"], "")
+        assert (other.batch_size, other.channels) == (1024, 48)
+        rates = [learning_rate(other, e) for e in (0, 4, 5, 125, 249)]
+        assert rates == pytest.approx([0.1, 0.5, 0.5 * 245 / 250, 0.25, 0.5 / 250])
+
+    def test_an_unknown_one(self) -> None:
+        with pytest.raises(InputError, match="unknown protocol 'fst': did you mean 'fast'"):
+            parse(RetrainConfig, ["--genotype", "x", "--protocol", "fst"], "")
+
+
+class TestSchedules:
+    def test_warm_up_and_cosine(self) -> None:
+        config = replace(CONFIG, epochs=10, warmup=2, lr=0.4, lr_min=0.1)
+        rates = [learning_rate(config, epoch) for epoch in range(10)]
+        cosine = [0.1 + 0.3 * (1 + np.cos(np.pi * epoch / 10)) / 2 for epoch in range(10)]
+        assert rates == pytest.approx([0.2, 0.4, *cosine[2:]])
+
+    def test_the_rate_is_scaled_with_the_batch(self) -> None:
+        config = replace(CONFIG, batch_size=512, lr_batch=128, schedule="linear", lr_min=0.01)
+        assert learning_rate(config, 0) == pytest.approx(4 * 0.05)
+        assert learning_rate(config, 1) == pytest.approx(4 * (0.05 + 0.01) / 2)
+
+    def test_a_search_follows_its_cosine(self) -> None:
+        assert learning_rate(SearchConfig(epochs=2), 1) == pytest.approx((0.025 + 0.001) / 2)
+
+    @pytest.mark.parametrize(("option", "value"), [("warmup", 2), ("accumulate", 3)])
+    def test_what_does_not_fit(self, option: str, value: int) -> None:
+        with pytest.raises(InputError, match=f"--{option}: expected"):
+            replace(CONFIG, **{option: value})
+
+
+class TestLoss:
+    def test_labels_are_smoothed(self, data: ImageData) -> None:
+        """(1 - e) times the entropy of the label plus e times the mean over all classes (arXiv 1512.00567)."""
+        task = training(data, label_smoothing=0.2)
+        logits, labels = torch.randn(5, 10), torch.arange(5)
+        log = logits.log_softmax(1)
+        expected = -(0.8 * log[range(5), labels] + 0.2 * log.mean(1)).mean()
+        torch.testing.assert_close(task.loss(logits, labels), expected)
+        both = task.loss((logits, logits), labels)
+        torch.testing.assert_close(both, (1 + task.config.auxiliary) * expected)
+
+    def test_what_is_recorded_is_not_smoothed(self, data: ImageData) -> None:
+        task, plain = training(data, label_smoothing=0.2), training(data)
+        for one in (task, plain):
+            one.begin_epoch(0)
+        assert torch.equal(task.step(0)["train/loss"][0], plain.step(0)["train/loss"][0])
+
+
+class TestMixing:
+    @pytest.mark.parametrize("option", ["mixup", "cutmix"])
+    def test_by_hand(self, option: str) -> None:
+        """Each image with the one at the mirrored place of the batch; the targets by the same share, smoothed."""
+        mix = Mixing(replace(CONFIG, label_smoothing=0.1, **{option: 1.0}), 10)
+        x, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+        mixed, targets = mix(7, x.clone(), labels)
+        smoothed = F.one_hot(labels, 10) * 0.9 + 0.01
+        share = (targets[0, 0] - 0.01) / 0.9
+        assert 0 < share < 1
+        torch.testing.assert_close(targets, share * smoothed + (1 - share) * smoothed.flip(0))
+        if option == "mixup":
+            torch.testing.assert_close(mixed, share * x + (1 - share) * x.flip(0))
+        else:
+            pasted = (mixed == x.flip(0)).all(1)
+            assert ((mixed == x).all(1) | pasted).all()
+            assert pasted[0].double().mean().item() == pytest.approx(1 - share.item(), abs=1e-6)
+
+    def test_it_depends_on_the_seed_and_the_step_alone(self) -> None:
+        mix = Mixing(replace(CONFIG, mixup=1.0), 10)
+        x, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+        state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+        one, other = mix(1, x.clone(), labels), mix(2, x.clone(), labels)
+        assert not torch.equal(one[1], other[1])
+        assert torch.equal(mix(1, x.clone(), labels)[0], one[0])
+        assert (np.random.get_state()[1] == state).all()
+
+    def test_in_a_training_accuracy_is_that_of_the_larger_share(self, data: ImageData) -> None:
+        task = training(data, mixup=0.5, lr=0.0)
+        task.begin_epoch(0)
+        numbers = task.step(0)
+        mirror = training(data, mixup=0.5)
+        x, targets = mirror.mixing(0, *mirror.source.batch(0))  # type: ignore[misc]
+        logits = mirror.network(x)
+        assert numbers["train/accuracy"][0] == (logits.argmax(1) == targets.argmax(1)).sum()
+        torch.testing.assert_close(numbers["train/loss"][0], F.cross_entropy(logits, targets, reduction="sum"))
+
+
+class TestAveraging:
+    def test_the_averaged_network_by_hand(self, data: ImageData) -> None:
+        """a <- d a + (1 - d) w, d rising to --ema: 1 - (1 + step)^(-2/3), step counted from 0."""
+        task = training(data, ema=0.6)
+        task.begin_epoch(0)
+        expected = [p.detach().clone() for p in task.network.parameters()]
+        for t in range(4):
+            task.step(t)
+            decay = 0.0 if t == 0 else min(0.6, 1 - (1 + t) ** (-2 / 3))
+            for mean, p in zip(expected, task.network.parameters(), strict=True):
+                mean.lerp_(p.detach(), 1 - decay)
+        for mean, p in zip(expected, task.averaged.module.parameters(), strict=True):
+            torch.testing.assert_close(p, mean)
+        numbers = task.end_epoch(0)
+        assert set(numbers) == {f"{name}/{q}" for name in ("test", "test_averaged") for q in ("loss", "accuracy")}
+        assert numbers["test/loss"] != numbers["test_averaged/loss"]
+        assert task.result == "test_averaged/accuracy"
+
+    def test_it_is_part_of_the_state(self, data: ImageData) -> None:
+        task, other = training(data, ema=0.6), training(data, ema=0.6, seed=1)
+        task.begin_epoch(0)
+        task.step(0)
+        other.load_state_dict(task.state_dict())
+        assert other.end_epoch(0) == task.end_epoch(0)
+
+
+class TestAccumulation:
+    def test_one_update_along_the_sum_of_several_losses(self) -> None:
+        layers = [torch.nn.Linear(3, 2).double() for _ in range(2)]
+        layers[1].load_state_dict(layers[0].state_dict())
+        one, other = (WeightOptimizer(layer, replace(CONFIG, clip=0.1)) for layer in layers)
+        x = torch.randn(4, 3, dtype=torch.float64)
+        one.step(layers[0](x).square().sum())
+        other.step_over(layers[1](part).square().sum() for part in x.chunk(4))
+        torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-12, atol=0)
+
+    def test_a_gradient_whose_memory_is_used_again(self) -> None:
+        """As a CUDA graph's is: the second pass overwrites what the first one gave."""
+        shared = torch.empty(3)
+
+        class Reused(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, weight: torch.Tensor, factor: float) -> torch.Tensor:
+                ctx.factor = factor
+                return weight.sum() * factor
+
+            @staticmethod
+            def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor, None]:
+                return shared.fill_(ctx.factor).detach(), None
+
+        layer = torch.nn.Linear(3, 1, bias=False)
+        before = layer.weight.detach().clone()
+        optimizer = WeightOptimizer(layer, replace(CONFIG, lr=1.0, weight_decay=0.0, momentum=0.0, clip=0.0))
+        optimizer.begin_epoch(0)
+        optimizer.step_over(Reused.apply(layer.weight.view(3), factor) for factor in (1.0, 2.0))
+        torch.testing.assert_close(before - layer.weight, torch.full((1, 3), 3.0))
+
+    def test_the_loss_is_that_of_the_whole_batch(self, data: ImageData) -> None:
+        """Of a network in which samples do not meet: the batch norms are those of evaluation."""
+        steps = []
+        for accumulate in (1, 4):
+            task = training(data, accumulate=accumulate)
+            task.begin_epoch(0)
+            task.network.eval()
+            steps.append((task.step(0), [p.detach().clone() for p in task.network.parameters()]))
+        torch.testing.assert_close(steps[0][0]["train/loss"][0], steps[1][0]["train/loss"][0])
+        torch.testing.assert_close(steps[0][1], steps[1][1], rtol=1e-4, atol=1e-6)
+
+
+class TestHoldout:
+    def test_what_is_held_out_is_never_trained_on(self, data: ImageData) -> None:
+        source = InMemory(data, replace(CONFIG, holdout=14, crop_padding=0, batch_size=10), CPU)
+        trained = torch.cat([source.batch(t)[0] for t in range(2 * source.per_epoch)])
+        held = torch.cat([x for x, _ in source.measured("valid")])
+        assert (len(held), source.per_epoch) == (14, 5)
+        assert torch.cdist(trained.flatten(1), held.flatten(1)).min() > 1e-3
+        whole = torch.cat([x for x, _ in source.measured("test")])
+        assert len(whole) == len(data.test)
+
+    def test_the_test_images_are_measured_once_at_the_end(self, data: ImageData) -> None:
+        task = training(data, holdout=16)
+        assert set(task.end_epoch(0)) == {"valid/loss", "valid/accuracy"}
+        assert set(task.end_epoch(1)) == {"valid/loss", "valid/accuracy", "test/loss", "test/accuracy"}
+
+    def test_more_than_there_are(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="--holdout: expected fewer than the 64 training images, found 64"):
+            training(data, holdout=64)
+
+
+class TestSeeds:
+    WORDS = shlex.split("--genotype darts_v2 --epochs 1 --channels 4 --train-images 64 --batch-size 16 --device cpu")
+
+    def test_several_in_one_command_and_more_of_them_later(self, tmp_path: Path) -> None:
+        first = call(TRAIN, *self.WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
+        assert first.returncode == 0, first.stderr
+        found = [json.loads((tmp_path / f"run/seed-{s}/metrics.jsonl").read_text().splitlines()[-1]) for s in (3, 4)]
+        accuracies = [100 * record["test/accuracy"] for record in found]
+        said = re.search(r"test accuracy: ([\d.]+) \+- ([\d.]+) % \(.*n = 2\)", first.stdout)
+        assert said is not None
+        assert float(said[1]) == pytest.approx(np.mean(accuracies), abs=0.006)
+        assert float(said[2]) == pytest.approx(np.std(accuracies, ddof=1), abs=0.006)
+        before = (tmp_path / "run/seed-3/metrics.jsonl").read_text()
+        more = call(TRAIN, "--out", "run", "--resume", "--seeds", "3", cwd=tmp_path)
+        assert more.returncode == 0, more.stderr
+        assert "n = 3" in more.stdout
+        assert (tmp_path / "run/seed-3/metrics.jsonl").read_text() == before
+        report = (tmp_path / "run/report.md").read_text()
+        assert all(f"[{seed}](seed-{seed}/report.md)" in report for seed in (3, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("card")
+    done = call(TRAIN, *TestSeeds.WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+class TestCard:
+    def test_it_says_what_the_run_is_and_reaches(self, run: Path) -> None:
+        card = (run / "report.md").read_text()
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        network = build_network(load_genotype("bionas_darts"), channels=4, layers=3, in_channels=1)
+        adds = multiply_adds(network, lambda: network(torch.zeros(1, 1, 8, 8)))
+        for expected in (
+            f"| test, averaged | {last['test_averaged/loss']:.4f} | {100 * last['test_averaged/accuracy']:.2f} |",
+            f"| parameters | {parameters(network):,} |",
+            f"| multiply-adds of one 1x8x8 image (torch.utils.flop_counter) | {adds / 1e6:.2f} M |",
+            str(load_genotype("bionas_darts")),
+            "carry the error down by their own weights",
+            "--genotype bionas_darts",
+            "ema: 0.9",
+            "64 + 359 images of 1x8x8",
+        ):
+            assert expected in card
+        assert "usf" in card.partition("## Learning rules")[2]
+
+    def test_its_figures_are_there(self, run: Path) -> None:
+        card = (run / "report.md").read_text()
+        for name in re.findall(r"\]\((\w+\.svg)\)", card):
+            xml.dom.minidom.parse(str(run / name))
+        assert {"curves.svg", "cells.svg"} <= {path.name for path in run.iterdir()}
+
+    @pytest.mark.parametrize("epochs", [1, 2, 200])
+    def test_curves(self, epochs: int) -> None:
+        """A line for each group, within the panel, whatever the numbers."""
+        records = [
+            {"epoch": e + 1, "train/loss": 2.0, "train/accuracy": e / 200, "test/loss": 1e-9 * e, "lr/x": 1.0}
+            for e in range(epochs)
+        ]
+        drawing = draw_curves(records)
+        text = drawing.svg()
+        assert text.count(">train<") == 2
+        assert text.count(">test<") == 1
+        for points in re.findall(r'points="([^"]*)"', text):
+            for point in points.split():
+                x, y = map(float, point.split(","))
+                assert 0 <= x <= drawing.width
+                assert 0 <= y <= drawing.height
+        assert drawing.image().shape == (drawing.height, drawing.width, 3)
