@@ -1,4 +1,4 @@
-"""The parts of a recipe: schedules, smoothing, mixing, averaging, accumulation, held-out images, seeds, the model card."""
+"""The parts of a recipe: schedules, smoothing, mixing, averaging, accumulation, held-out images, seeds, the card."""
 
 from __future__ import annotations
 
