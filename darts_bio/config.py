@@ -235,7 +235,9 @@ class ImageNetConfig(TrainingConfig):
     image_size: int = option(224, "side of the images", minimum=16)
     crop_share: float = option(0.875, "side that is measured over the shorter side of the image", minimum=0.1)
     color_jitter: float = option(
-        0.4, "strength for brightness, contrast and saturation, half of it for hue; 0 for none", minimum=0
+        0.4,
+        "strength for brightness, contrast and saturation, half for hue; 0 for none; a policy goes before",
+        minimum=0,
     )
     flip: bool = option(True, "mirror images at random")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genoty
 from darts_bio.training.engine import Outcome, Silent, fit
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder, write_text
-from darts_bio.training.sources import Source
-
-OpenSource = Callable[[TrainingConfig, torch.device], Source]
+from darts_bio.training.sources import open_source
 
 
-def train(config: TrainingConfig, open_source: OpenSource) -> int:
+def train(config: TrainingConfig) -> int:
     """Trains the network of a genotype, or one for each seed, alone or with the other processes of torchrun.
 
     Prints the result and returns the exit code. Raises InputError for bad input.
@@ -38,11 +35,11 @@ def train(config: TrainingConfig, open_source: OpenSource) -> int:
             else load_genotype(config.genotype)
         )
         run = _train_one if config.seeds == 1 else _train_seeds
-        return run(config, genotype, open_source, device)
+        return run(config, genotype, device)
 
 
-def _train_one(config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device) -> int:
-    training, folder, outcome, exit_code = _fit(config, genotype, open_source, device)
+def _train_one(config: TrainingConfig, genotype: Genotype, device: torch.device) -> int:
+    training, folder, outcome, exit_code = _fit(config, genotype, device)
     if rank() > 0:
         return exit_code
     if not outcome.finished:
@@ -54,7 +51,7 @@ def _train_one(config: TrainingConfig, genotype: Genotype, open_source: OpenSour
     return 0
 
 
-def _train_seeds(config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device) -> int:
+def _train_seeds(config: TrainingConfig, genotype: Genotype, device: torch.device) -> int:
     """A folder in which each seed has a run folder of its own; those that are there are gone on with."""
     whole = _open_folder(config, genotype)
     results: dict[int, float] = {}
@@ -62,7 +59,7 @@ def _train_seeds(config: TrainingConfig, genotype: Genotype, open_source: OpenSo
         path = whole.path / f"seed-{seed}"
         begun = bool(text_from_first("begun" if (path / CONFIG_FILE).exists() else ""))
         own = replace(config, seed=seed, seeds=1, out=str(path), resume=begun)
-        training, _, outcome, exit_code = _fit(own, genotype, open_source, device)
+        training, _, outcome, exit_code = _fit(own, genotype, device)
         if not outcome.finished:
             if rank() == 0:
                 print(resume_line(sys.argv, whole))
@@ -86,7 +83,7 @@ def _open_folder(config: TrainingConfig, genotype: Genotype) -> RunFolder:
 
 
 def _fit(
-    config: TrainingConfig, genotype: Genotype, open_source: OpenSource, device: torch.device
+    config: TrainingConfig, genotype: Genotype, device: torch.device
 ) -> tuple[Retraining, RunFolder, Outcome, int]:
     """Also the exit code of a run that was stopped."""
     source = open_source(config, device)

@@ -13,15 +13,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from darts_bio.command_line import import_plugins, run_script
-from darts_bio.config import RetrainConfig, TrainingConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from darts_bio.training.sources import Source
+from darts_bio.config import RetrainConfig
 
 
 def space_of(values: Mapping[str, Any]) -> str:
@@ -32,21 +27,10 @@ def space_of(values: Mapping[str, Any]) -> str:
     return load_genotype(values["genotype"]).space if values.get("genotype") else "darts"
 
 
-def open_images(config: TrainingConfig, device: torch.device) -> Source:
-    from darts_bio.distributed import first_before_the_others
-    from darts_bio.training.data import load_data
-    from darts_bio.training.sources import InMemory
-
-    assert isinstance(config, RetrainConfig)
-    with first_before_the_others():
-        data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
-    return InMemory(data, config, device)
-
-
 def main(config: RetrainConfig) -> int:
     from darts_bio.runs import train
 
-    return train(config, open_images)
+    return train(config)
 
 
 if __name__ == "__main__":

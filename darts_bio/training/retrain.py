@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.command_line import import_plugins, read_yaml
-from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
+from darts_bio.config import CONFIG_FILE, ImageNetConfig, RetrainConfig, TrainingConfig
 from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.training.data import ImageData, load_data
+from darts_bio.training.data import ImageData
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
-from darts_bio.training.sources import InMemory, Part, Source
+from darts_bio.training.sources import InMemory, Part, Source, open_source
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
@@ -127,16 +128,17 @@ class Retraining:
         """
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(
-                f"{folder}: expected the run folder of evaluate/train_cifar.py, found no {CONFIG_FILE} there"
+                f"{folder}: expected the run folder of evaluate/train_cifar.py or train_imagenet.py, found no "
+                f"{CONFIG_FILE} there"
             )
-        config = RetrainConfig(**read_yaml(folder / CONFIG_FILE, RetrainConfig))
-        import_plugins(config.plugin)
         checkpoint = folder / CHECKPOINT_FILE
         state = read_checkpoint(checkpoint, "train")
-        data = load_data(
-            config.dataset, data_dir or config.data_dir, config.image_size, config.train_images, config.seed
-        )
-        training = cls.of_genotype(config, read_genotype(folder / GENOTYPE_FILE), data, device)
+        kind = ImageNetConfig if "crop_share" in state["config"] else RetrainConfig
+        config = kind(**read_yaml(folder / CONFIG_FILE, kind))
+        import_plugins(config.plugin)
+        source = open_source(replace(config, data_dir=data_dir or config.data_dir), device)
+        network = new_network(config, read_genotype(folder / GENOTYPE_FILE), source)
+        training = cls(config, network, source, device)
         with fitting(checkpoint):
             refuse_other_subject(training.subject, state["subject"], checkpoint)
             training.load_state_dict(state["task"])

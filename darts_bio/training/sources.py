@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from darts_bio.config import RetrainConfig
-from darts_bio.distributed import rank, world_size
+from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
+from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
+from darts_bio.training.files import open_images
 
 Labelled = tuple[Tensor, Tensor]
 """Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""
@@ -50,6 +52,41 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Ends the processes that read, if there are any."""
+
+
+def open_source(config: TrainingConfig, device: torch.device) -> Source:
+    """The images that a training's configuration names, for this process.
+
+    Raises InputError if they cannot be read, or the options do not fit them.
+    """
+    with first_before_the_others():  # it may download
+        if isinstance(config, ImageNetConfig):
+            return _from_files(config, device)
+        assert isinstance(config, RetrainConfig)
+        data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+    return InMemory(data, config, device)
+
+
+def _from_files(config: ImageNetConfig, device: torch.device) -> Source:
+    return open_images(
+        root=None if config.data_dir is None else Path(config.data_dir),
+        dataset=config.dataset,
+        train_split=config.train_split,
+        test_split=config.test_split,
+        image_size=config.image_size,
+        crop_share=config.crop_share,
+        color_jitter=config.color_jitter,
+        flip=config.flip,
+        auto_augment=config.auto_augment,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        device=device,
+        share=(rank(), world_size()),
+        train_images=config.train_images,
+        holdout=config.holdout,
+        num_classes=config.num_classes,
+    )
 
 
 class InMemory:
