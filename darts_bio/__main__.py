@@ -6,11 +6,15 @@ python -m darts_bio audit bionas_darts
 python -m darts_bio genotype
 python -m darts_bio genotype darts_v2
 python -m darts_bio genotype "Genotype(normal=[('sep_conv_3x3_u', 1), ...], ...)" --json mine.json --svg mine.svg
+python -m darts_bio export RUN --onnx model.onnx --program model.pt2 --hub FOLDER
+python -m darts_bio timm train.py DATA --model darts_bio_imagenet --model-kwargs genotype=darts_v2 rule=fa
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,21 +79,74 @@ def show_genotype(arguments: argparse.Namespace) -> None:
         return
     from darts_bio.monitoring.cell_figure import draw_genotype
     from darts_bio.spaces import is_nb201, load_genotype, to_nb201_text
-    from darts_bio.training.run_folder import write_text, writing
+    from darts_bio.training.run_folder import write_text
 
     genotype = load_genotype(arguments.source)
     texts = {arguments.json: genotype.to_json(), arguments.svg: draw_genotype(genotype).svg()}
     texts.pop(None, None)
-    for path in texts:
-        with writing(Path(path)):
-            if Path(path).exists():
-                raise InputError(f"{path}: exists; remove it first, or choose another name")
+    refuse_existing(*texts)
     for path, text in texts.items():
         write_text(Path(path), text)
         print(f"wrote {path}")
     print(genotype)
     if is_nb201(genotype):
         print(to_nb201_text(genotype))
+
+
+def refuse_existing(*paths: str | None) -> None:
+    """Raises InputError for a file that is there already; a path of None is none."""
+    from darts_bio.training.run_folder import writing
+
+    for path in filter(None, paths):
+        with writing(Path(path)):
+            if Path(path).exists():
+                raise InputError(f"{path}: exists; remove it first, or choose another name")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes a trained network in the forms that are asked for, and prints which."""
+    from darts_bio.monitoring.export import export_program, refuse_missing_onnx, write_onnx, write_program
+    from darts_bio.training.trained import load_trained
+
+    onnx, program, hub = arguments.onnx, arguments.program, arguments.hub
+    if not (onnx or program or hub):
+        raise InputError("export: expected something to write; give --onnx FILE, --program FILE.pt2 or --hub DIR")
+    if arguments.batch is not None and (arguments.batch < 1 or not (onnx or program)):
+        raise InputError(f"--batch: expected at least 1, with --onnx or --program, found {arguments.batch}")
+    refuse_existing(onnx, program)
+    if onnx:
+        refuse_missing_onnx()
+    trained = load_trained(arguments.source)
+    if hub:
+        from darts_bio.models import save_for_hub
+
+        save_for_hub(arguments.source, hub)
+        print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
+    if not (onnx or program):
+        return
+    images = "x".join(map(str, (arguments.batch or "N", trained.form["in_channels"], *trained.image_size)))
+    exported = export_program(trained, arguments.batch)
+    for path, write in ((onnx, write_onnx), (program, write_program)):
+        if path:
+            write(exported, Path(path))
+            print(f"wrote {path}: pixels {images} in [0, 1] to logits of {trained.form['num_classes']} classes")
+
+
+def run_timm(arguments: argparse.Namespace) -> None:
+    """Runs a script of timm's as Python would, with the models of this package registered."""
+    script = Path(arguments.script)
+    if not script.is_file():
+        raise InputError(
+            f"{script}: expected a script of timm's, such as train.py or validate.py, found no such file; get it from "
+            "https://github.com/huggingface/pytorch-image-models (of the version of timm that is installed)"
+        )
+    importlib.import_module("darts_bio.models")
+    before = sys.argv, sys.path
+    sys.argv, sys.path = [arguments.script, *arguments.arguments], [str(script.resolve().parent), *sys.path]
+    try:
+        runpy.run_path(arguments.script, run_name="__main__")
+    finally:
+        sys.argv, sys.path = before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +172,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     auditor.add_argument("--channels", type=int, default=36, metavar="N")
     auditor.add_argument("--layers", type=int, default=20, metavar="N")
     auditor.set_defaults(run=show_audit)
-    for command in (lister, genotype, rules, auditor):
+    exporter = commands.add_parser(
+        "export",
+        help="write a trained network as an ONNX model, a program of torch.export or a folder of timm's",
+        description="Writes a trained network. ONNX models and programs take float pixels (N, C, H, W) in [0, 1], "
+        "since the run's normalisation is inside, and give logits. timm's folder takes images as timm normalises them.",
+    )
+    exporter.add_argument("source", metavar="RUN", help="run folder of a training, or its checkpoint.pt")
+    exporter.add_argument("--onnx", metavar="FILE", help="ONNX model")
+    exporter.add_argument("--program", metavar="FILE.pt2", help="program for torch.export.load")
+    exporter.add_argument("--hub", metavar="DIR", help='new folder for timm.create_model("local-dir:DIR") or the Hub')
+    exporter.add_argument("--batch", type=int, metavar="N", help="fix the number of images at once (default: any)")
+    exporter.set_defaults(run=export)
+    timm = commands.add_parser("timm", help="run a script of timm's with this package's models registered")
+    timm.add_argument("script", metavar="SCRIPT", help="your copy of timm's train.py, validate.py, ...")
+    timm.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own, as it takes them")
+    timm.set_defaults(run=run_timm)
+    for command in (lister, genotype, rules, auditor, exporter, timm):
         command.add_argument("--plugin", default="", metavar="A,B,...", help="modules to import first")
     arguments = parser.parse_args(argv)
     try:

@@ -17,6 +17,7 @@ ORDER = [
     "registry",
     "config",
     "command_line",
+    "distributed",
     "runtime",
     "rules",
     "spaces",
@@ -24,7 +25,9 @@ ORDER = [
     "strategies",
     "training",
     "evaluation",
+    "models",
     "monitoring",
+    "runs",
     "__main__",
 ]
 

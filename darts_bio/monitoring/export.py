@@ -1,0 +1,106 @@
+"""A trained network as one file for other programs: an ONNX model, or a program of torch.export.
+
+Both take pixels (N, C, H, W) in [0, 1], float32; the normalisation of the run is inside. Both hold the weights alone:
+predicting takes no learning rule, so there is no feedback in them and no auxiliary head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from darts_bio.errors import InputError
+from darts_bio.networks import build_network
+from darts_bio.rules import DirectOperation
+from darts_bio.rules.carriers import PREFIX
+from darts_bio.training.run_folder import replacing
+from darts_bio.training.trained import Trained
+
+
+class PixelNetwork(nn.Module):
+    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them normalised."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network((pixels - self.mean) / self.std)
+
+
+def inference_network(trained: Trained) -> PixelNetwork:
+    """The trained network in evaluation mode, without rules, feedback and auxiliary head."""
+    direct = [f"{n}.operation." for n, module in trained.network.named_modules() if isinstance(module, DirectOperation)]
+    weights = {}
+    for name, weight in trained.network.state_dict().items():
+        outer = next((prefix for prefix in direct if name.startswith(prefix)), "")
+        if not (name.startswith("auxiliary.") or name.rsplit(".", 1)[-1].startswith(PREFIX)):
+            weights[outer.removesuffix("operation.") + name.removeprefix(outer)] = weight
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(trained.genotype.with_rule("bp"), **{**trained.form, "auxiliary": False})
+    network.load_state_dict(weights)
+    return PixelNetwork(network, trained.mean, trained.std).eval()
+
+
+def export_program(trained: Trained, batch: int | None = None) -> ExportedProgram:
+    """The program of `inference_network`, for any number of images at once, or for `batch` of them."""
+    pixels = torch.zeros(batch or 2, trained.form["in_channels"], *trained.image_size)
+    shapes = None if batch else ({0: Dim("batch")},)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(inference_network(trained), (pixels,), dynamic_shapes=shapes)
+
+
+def write_program(program: ExportedProgram, path: Path) -> None:
+    """Writes what `torch.export.load(path).module()` runs. Raises InputError if the disk refuses."""
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def refuse_missing_onnx() -> None:
+    """Raises InputError unless what writes ONNX models is installed."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--onnx: needs {' and '.join(missing)}; pip install -e '.[onnx]'")
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Writes the program as an ONNX model, `pixels` to `logits`, in one file. Raises InputError if a package is missing
+    or the disk refuses."""
+    refuse_missing_onnx()
+    with torch.no_grad(), _quiet():
+        names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["logits"]}
+        names["dynamic_shapes"] = ({0: "batch"},) if program.range_constraints else None
+        model = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    assert model is not None
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.model_proto.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it exporters do not tell of their inner workings; what they cannot do they raise all the same."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
