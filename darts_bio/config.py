@@ -232,7 +232,7 @@ class ImageNetConfig(TrainingConfig):
     train_split: str = option("train", "the part, or folder, that is trained on", metavar="NAME")
     test_split: str = option("validation", "the part, or folder, that is measured on", metavar="NAME")
     num_classes: int | None = option(None, "classes, if not as many as there are class folders", minimum=1)
-    image_size: int = option(224, "side of the images", minimum=16)
+    image_size: int = option(224, "side of the images", minimum=8)
     crop_share: float = option(0.875, "side that is measured over the shorter side of the image", minimum=0.1)
     color_jitter: float = option(
         0.4,

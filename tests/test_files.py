@@ -23,10 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from darts_bio.config import ImageNetConfig
 from darts_bio.errors import InputError
 from darts_bio.training.data import Augmentation, Batches, Normalisation, Split
-from darts_bio.training.files import ImageFiles, ImageStream, open_images
+from darts_bio.training.files import ImageFiles
 from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader
+from darts_bio.training.sources import open_source
+from darts_bio.training.streams import ImageStream
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one core
@@ -262,12 +265,16 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 4,
     "seed": 0,
     "workers": 0,
-    "device": CPU,
+    "genotype": "x",
 }
 
 
-def files(root: Path | None, **options: Any) -> ImageFiles:
-    return ImageFiles(root=root, **{**OPTIONS, **options})
+def config(root: Path | None, **options: Any) -> ImageNetConfig:
+    return ImageNetConfig(data_dir=None if root is None else str(root), **{**OPTIONS, **options})
+
+
+def files(root: Path | None, share: tuple[int, int] = (0, 1), **options: Any) -> ImageFiles:
+    return ImageFiles(config(root, **options), CPU, share)
 
 
 def labels_of(batches: Iterator[tuple[Tensor, Tensor]]) -> list[int]:
@@ -578,7 +585,7 @@ class TestWhatCannotBeUsed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         for dataset, package in (("hfds/x", "datasets"), ("wds/", "webdataset")):
             with pytest.raises(InputError, match=f"--dataset {dataset} needs a package: pip install {package}"):
-                open_images(root=root, dataset=dataset, **OPTIONS)
+                open_source(config(root, dataset=dataset), CPU)
 
     def test_torchvision_sets_need_a_place(self) -> None:
         with pytest.raises(InputError, match="--dataset torch/cifar10 needs --data-dir DIR"):
@@ -631,7 +638,7 @@ def shards(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("default")
 class TestStreams:
     def stream(self, root: Path, **options: Any) -> ImageStream:
-        data = open_images(root=root, dataset="wds/", **{**OPTIONS, "num_classes": 4, **options})
+        data = open_source(config(root, dataset="wds/", **{"num_classes": 4, **options}), CPU)
         assert isinstance(data, ImageStream)
         return data
 

@@ -22,7 +22,7 @@ from darts_bio.errors import InputError
 from darts_bio.monitoring.curves import draw_curves
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.spaces import load_genotype
-from darts_bio.training.data import ImageData, load_data
+from darts_bio.training.data import ImageData, Split, load_data
 from darts_bio.training.optim import WeightOptimizer, learning_rate
 from darts_bio.training.retrain import Mixing, Retraining
 from darts_bio.training.sources import InMemory
@@ -214,6 +214,46 @@ class TestAccumulation:
             steps.append((task.step(0), [p.detach().clone() for p in task.network.parameters()]))
         torch.testing.assert_close(steps[0][0]["train/loss"][0], steps[1][0]["train/loss"][0])
         torch.testing.assert_close(steps[0][1], steps[1][1], rtol=1e-4, atol=1e-6)
+
+
+class TestPolicy:
+    def test_images_are_altered_and_labels_stay(self, data: ImageData) -> None:
+        """As many draws as images, the same whatever the number of workers; then cropped and normalised as ever."""
+        config = replace(CONFIG, auto_augment="rand-m9-mstd0.5", batch_size=12)
+        sources = [InMemory(data, replace(config, workers=n), CPU) for n in (0, 2)]
+        plain = InMemory(data, replace(config, auto_augment=""), CPU)
+        try:
+            for t in (0, 1, 7, 0):
+                one, other = (source.batch(t) for source in sources)
+                assert torch.equal(one[0], other[0])
+                assert torch.equal(one[1], plain.batch(t)[1])
+                assert one[0].shape == plain.batch(t)[0].shape
+                assert not torch.equal(one[0], plain.batch(t)[0])
+        finally:
+            for source in sources:
+                source.close()
+
+    def test_one_that_does_nothing_leaves_every_pixel(self, data: ImageData) -> None:
+        config = replace(CONFIG, auto_augment="rand-m0-n1-t0-p0.0", workers=0)
+        altered, plain = InMemory(data, config, CPU), InMemory(data, replace(config, auto_augment=""), CPU)
+        assert torch.equal(altered.batch(3)[0], plain.batch(3)[0])
+
+    def test_in_colour(self) -> None:
+        images = torch.randint(0, 256, (20, 3, 12, 12), dtype=torch.uint8)
+        data = ImageData(
+            Split(images, torch.arange(20) % 10), Split(images, torch.arange(20) % 10), tuple("0123456789")
+        )
+        source = InMemory(data, replace(CONFIG, auto_augment="original", workers=0), CPU)
+        assert source.batch(0)[0].shape == (16, 3, 12, 12)
+
+    @pytest.mark.parametrize(("policy", "side"), [("rand-z9", 12), ("rnd-m9", 12), ("original", 11)])
+    def test_what_cannot_be_done(self, policy: str, side: int) -> None:
+        images = torch.zeros(20, 3, 12, side, dtype=torch.uint8)
+        data = ImageData(
+            Split(images, torch.arange(20) % 10), Split(images, torch.arange(20) % 10), tuple("0123456789")
+        )
+        with pytest.raises(InputError, match="--auto-augment"):
+            InMemory(data, replace(CONFIG, auto_augment=policy, workers=0), CPU)
 
 
 class TestHoldout:

@@ -208,7 +208,7 @@ def stratified(labels: Tensor) -> tuple[Tensor, Tensor]:
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
-def _torchvision_datasets() -> Any:
+def torchvision_datasets() -> Any:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
@@ -220,7 +220,7 @@ def _torchvision_datasets() -> Any:
 
 
 def _cifar(name: str, data_dir: Path | None) -> ImageData:
-    data_set = getattr(_torchvision_datasets(), name)
+    data_set = getattr(torchvision_datasets(), name)
     root = data_dir or DATA_DIR
     existed = root.exists()
 
@@ -278,7 +278,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
             scale = size / min(image.size)
             width, height = (max(size, round(side * scale)) for side in image.size)
             left, top = (width - size) // 2, (height - size) // 2
-            resized = _eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            resized = eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(resized.crop((left, top, left + size, top + size)))
     except InputError:
         raise
@@ -286,7 +286,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
         raise InputError(f"{path}: not a readable image ({first_line(error)}); replace or remove it") from None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Grey images of 16 bits scaled to 8, which Pillow would clip. The formats read here have no others of mode I."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float64) * (255 / 65535)
@@ -336,6 +336,7 @@ class Batches:
     """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
 
     `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal parts of that batch.
+    `altered(t)` may give the images of that part, uint8, in the place of those of the split.
     Raises InputError if a batch is larger than the split, or the augmentation larger than the images.
     """
 
@@ -350,6 +351,7 @@ class Batches:
         name: str,
         device: torch.device,
         share: tuple[int, int] = (0, 1),
+        altered: Callable[[int], Tensor] | None = None,
     ) -> None:
         if batch_size > len(split):
             raise InputError(
@@ -364,8 +366,8 @@ class Batches:
         number, parts = share
         self._share = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
         self._normalisation, self._augmentation = normalisation.to(device), augmentation
-        padding = (augmentation.crop_padding,) * 4
-        self._images = torch.nn.functional.pad(split.images, padding).to(device)
+        self._padding, self._altered = (augmentation.crop_padding,) * 4, altered
+        self._images = torch.nn.functional.pad(split.images, self._padding).to(device)
         self._labels = split.labels.to(device)
         self._side = torch.tensor(split.images.shape[2:])
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -392,7 +394,11 @@ class Batches:
             columns = torch.where(mirrored, width - 1 - columns, columns)
         columns = columns + shift[:, 1:]
         channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
-        pixels = self._images[index.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
+        images, of_images = self._images, index
+        if self._altered is not None:
+            images = torch.nn.functional.pad(self._altered(t), self._padding)
+            of_images = torch.arange(len(index), device=self._device)
+        pixels = images[of_images.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
         x = self._normalisation(pixels)
         if augmentation.cutout:
             centre = self._own((torch.rand(n, 2, generator=source) * self._side).long())

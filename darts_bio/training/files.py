@@ -9,11 +9,10 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import itertools
 import os
 import posixpath
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from darts_bio.config import ImageNetConfig
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import generator
-from darts_bio.training.data import IMAGE_SUFFIXES, Normalisation, _eight_bits, _torchvision_datasets
-from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader, Workers
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's channels."""
+from darts_bio.training.data import IMAGE_SUFFIXES, Normalisation, eight_bits, torchvision_datasets
+from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader
+from darts_bio.training.transforms import MEAN, STD, centre_transform, training_transform
 
 EVALUATION_BATCH = 256
 
@@ -41,11 +38,11 @@ FOLDERS = {
 }
 """The names under which timm looks for a part."""
 
-PACKAGES = {"hfds": "datasets", "torch": "torchvision"}
-"""What reads timm's data sets of a prefix, each image by its number."""
-
 STREAMING_PACKAGES = {"wds": "webdataset", "hfids": "datasets", "tfds": "tensorflow_datasets"}
 """What reads those that come as streams."""
+
+PACKAGES = {"hfds": "datasets", "torch": "torchvision"}
+"""What reads timm's data sets of a prefix, each image by its number."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ class Part:
         """Decoded, in RGB. Raises whatever the reader or the decoder does if it is damaged."""
         opened = self.reader[int(self.members[number])][0]
         if isinstance(opened, Image.Image):
-            return _eight_bits(opened).convert("RGB")
+            return eight_bits(opened).convert("RGB")
         with opened, Image.open(opened) as image:
-            return _eight_bits(image).convert("RGB")
+            return eight_bits(image).convert("RGB")
 
 
 class TarMembers:
@@ -128,57 +125,35 @@ class ImageFiles:
 
     in_channels = 3
 
-    def __init__(
-        self,
-        *,
-        root: Path | None,
-        dataset: str = "",
-        train_split: str = "train",
-        test_split: str = "validation",
-        image_size: int,
-        crop_share: float = 0.875,
-        color_jitter: float,
-        flip: bool,
-        auto_augment: str,
-        batch_size: int,
-        seed: int,
-        workers: int,
-        device: torch.device,
-        share: tuple[int, int] = (0, 1),
-        train_images: int | None = None,
-        holdout: int = 0,
-        num_classes: int | None = None,
-    ) -> None:
-        """`color_jitter` is the strength for brightness, contrast and saturation, half of it that for hue; a policy of
-        timm's in `auto_augment`, such as rand-m9-mstd0.5, takes its place. `batch_size` is that of all processes, of
-        which `share` is (rank, number). `train_images` are drawn from all, `holdout` from these, by the seed.
-
-        Raises InputError if the images cannot be found, or are not what the options say.
-        """
-        train, test = open_parts(root, dataset, train_split, test_split)
-        self.classes = _class_names(train, test, num_classes)
-        self.image_size = (image_size, image_size)
+    def __init__(self, config: ImageNetConfig, device: torch.device, share: tuple[int, int] = (0, 1)) -> None:
+        """Of the processes `share` is (rank, number). Raises InputError if the images cannot be found, or are not what
+        the options say."""
+        root = None if config.data_dir is None else Path(config.data_dir)
+        train, test = open_parts(root, config.dataset, config.train_split, config.test_split)
+        self.classes = _class_names(train, test, config.num_classes)
+        self.image_size = (config.image_size, config.image_size)
         self.normalisation = Normalisation(torch.tensor(MEAN), torch.tensor(STD)).to(device)
         self._identity = _identity(train, test, self.classes)
-        chosen = _drawn(len(train), train_images, holdout, seed)
-        augmented = _train_transform(image_size, color_jitter, flip, auto_augment)
-        centred = _test_transform(image_size, crop_share)
+        chosen = _drawn(len(train), config.train_images, config.holdout, config.seed)
+        augmented, centred = training_transform(config), centre_transform(config)
         self._train = SeededLoader(
-            items=FileItems(train, chosen[holdout:], augmented),
-            batch_size=batch_size,
-            seed=seed,
+            items=FileItems(train, chosen[config.holdout :], augmented),
+            batch_size=config.batch_size,
+            seed=config.seed,
             name="train",
-            workers=workers,
+            workers=config.workers,
             device=device,
             share=share,
         )
         self.per_epoch = self._train.per_epoch
         measured = {
-            "valid": FileItems(train, chosen[:holdout], centred),
+            "valid": FileItems(train, chosen[: config.holdout], centred),
             "test": FileItems(test, torch.arange(len(test)), centred),
         }
         self._measured = {
-            part: OrderedLoader(items=items, batch_size=EVALUATION_BATCH, workers=workers, device=device, share=share)
+            part: OrderedLoader(
+                items=items, batch_size=EVALUATION_BATCH, workers=config.workers, device=device, share=share
+            )
             for part, items in measured.items()
         }
         self._loaders: list[SeededLoader | OrderedLoader] = [self._train, *self._measured.values()]
@@ -208,159 +183,9 @@ class ImageFiles:
             loader.close()
 
 
-class ImageStream:
-    """A `Source` of images that come one after the other (timm's wds/, hfids/, tfds/), altered as in `ImageFiles`.
-
-    timm's reader deals them out to processes and workers and shuffles what it holds in its buffer, so the order, which
-    the seed fixes, depends on the number of both. Batch t in the middle of an epoch is reached by reading what is
-    before it. Where a process' part of the stream ends within an epoch it begins again. What is measured each process
-    reads as a whole, and keeps its share of the batches. timm passes over images that cannot be read.
-    """
-
-    in_channels = 3
-
-    def __init__(
-        self,
-        *,
-        root: Path | None,
-        dataset: str,
-        train_split: str = "train",
-        test_split: str = "validation",
-        image_size: int,
-        crop_share: float = 0.875,
-        color_jitter: float,
-        flip: bool,
-        auto_augment: str,
-        batch_size: int,
-        seed: int,
-        workers: int,
-        device: torch.device,
-        share: tuple[int, int] = (0, 1),
-        train_images: int | None = None,
-        holdout: int = 0,
-        num_classes: int | None = None,
-    ) -> None:
-        """The options are those of `ImageFiles`; without `num_classes` there are 1000. Raises InputError if the stream
-        cannot be read, and for `train_images` and `holdout`, since no images can be chosen from it.
-        """
-        if train_images is not None or holdout:
-            raise InputError(
-                f"--train-images and --holdout: images of the stream {dataset} cannot be chosen; leave both out"
-            )
-        _torchvision_datasets()
-        _need_package(dataset, STREAMING_PACKAGES[dataset.partition("/")[0]])
-        own_size = batch_size // share[1]
-        self._train = _stream(root, dataset, train_split, training=True, batch_size=own_size, seed=seed)
-        self._test = _stream(root, dataset, test_split, training=False, batch_size=EVALUATION_BATCH, seed=seed)
-        self._train.transform = _train_transform(image_size, color_jitter, flip, auto_augment)
-        self._test.transform = _test_transform(image_size, crop_share)
-        # Among processes timm's readers share out whole files, and cut off or repeat what does not come out even.
-        self._test.reader.dist_rank, self._test.reader.dist_num_replicas = 0, 1
-        images = self._train.reader.num_samples or 0
-        if batch_size > images:
-            raise InputError(
-                f"--batch-size: expected at most {images}, the images of {train_split}, found {batch_size}"
-            )
-        self.per_epoch = images // batch_size
-        self.classes = tuple(map(str, range(num_classes or 1000)))
-        self.image_size = (image_size, image_size)
-        self.normalisation = Normalisation(torch.tensor(MEAN), torch.tensor(STD)).to(device)
-        self.damaged: dict[str, str] = {}
-        self._identity = f"{images} images a pass of {dataset}, {train_split}; measured on {test_split}"
-        self._own_size, self._stream, self._device = own_size, (seed, share[0]), device
-        self._batches_measured = (share[0], None, share[1])
-        self._workers = max(1, workers)  # in this process they would draw from its generators
-        self._next, self._batches = -1, self._batches_from(0)
-
-    def identity(self) -> str:
-        """The stream in a line. What it holds is not read."""
-        return self._identity
-
-    def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """This process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
-        if t != self._next:
-            self._batches.close()
-            self._batches = self._batches_from(t)
-        self._next = -1
-        images, labels = next(self._batches)
-        self._next = t + 1
-        return self.normalisation(images), labels
-
-    def measured(self, part: Literal["valid", "test"]) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process' share of the test images. Nothing is held out."""
-        if part == "test":
-            with self._read(self._test, EVALUATION_BATCH, generator("cpu", "measured", *self._stream)) as workers:
-                for images, labels in itertools.islice(workers, *self._batches_measured):
-                    yield self.normalisation(images), labels
-
-    def close(self) -> None:
-        """Ends the processes that read."""
-        self._next = -1
-        self._batches.close()
-
-    def _batches_from(self, t: int) -> Generator[tuple[Tensor, Tensor]]:
-        first, skipped = divmod(t, self.per_epoch)
-        for epoch in itertools.count(first):
-            with contextlib.closing(self._epoch(epoch)) as batches:
-                yield from itertools.islice(batches, skipped, self.per_epoch)
-            skipped = 0
-
-    def _epoch(self, epoch: int) -> Generator[tuple[Tensor, Tensor]]:
-        """The stream of an epoch, over and over."""
-        self._train.set_epoch(epoch)
-        for lap in itertools.count():
-            draws, found = generator("cpu", "stream", *self._stream, epoch, lap), False
-            with self._read(self._train, self._own_size, draws, drop_last=True) as workers:
-                for batch in workers:
-                    found = True
-                    yield batch
-            if not found:
-                raise InputError(
-                    "the stream has no images for a process: expected a shard or more for each; see --data-dir"
-                )
-
-    @contextlib.contextmanager
-    def _read(self, dataset: Any, size: int, draws: torch.Generator, **options: Any) -> Iterator[Workers]:
-        """New workers, since those of an epoch before know how far their own generators are."""
-        collate = partial(_collated, len(self.classes))
-        workers = Workers(
-            dataset, self._workers, self._device, draws=draws, batch_size=size, collate_fn=collate, **options
-        )
-        workers.start()
-        try:
-            yield workers
-        finally:
-            workers.close()
-
-
-def _stream(root: Path | None, dataset: str, split: str, *, training: bool, batch_size: int, seed: int) -> Any:
-    from timm.data import create_dataset
-
-    where = None if root is None else str(root)
-    with _readable(dataset, split):
-        return create_dataset(dataset, where, split, is_training=training, batch_size=batch_size, seed=seed)
-
-
-def _collated(classes: int, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """In a worker: images, labels, and nothing that is damaged. Raises InputError for labels that are no classes."""
-    images, labels = default_collate(samples)
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"--num-classes: expected labels from 0 to {classes - 1} in the stream, found one of "
-            f"{labels.max() if labels.max() >= classes else labels.min()}"
-        )
-    return images, labels, {}
-
-
-def open_images(*, dataset: str = "", **options: Any) -> ImageFiles | ImageStream:
-    """The images of a data set of timm's, as files or as a stream; the options are those of `ImageFiles`."""
-    streams = dataset.partition("/")[0] in STREAMING_PACKAGES
-    return ImageStream(dataset=dataset, **options) if streams else ImageFiles(dataset=dataset, **options)
-
-
 def open_parts(root: Path | None, dataset: str, train_split: str, test_split: str) -> tuple[Part, Part]:
     """What is trained on and what is measured on, with the same classes. Raises InputError if they cannot be read."""
-    _torchvision_datasets()  # timm cannot be imported without it, and says less about why
+    torchvision_datasets()  # timm cannot be imported without it, and says less about why
     prefix = dataset.partition("/")[0]
     if not dataset:
         try:
@@ -373,7 +198,7 @@ def open_parts(root: Path | None, dataset: str, train_split: str, test_split: st
     elif prefix in PACKAGES:
         if prefix == "torch" and root is None:
             raise InputError(f"--dataset {dataset} needs --data-dir DIR, in which it lies")
-        _need_package(dataset, PACKAGES[prefix])
+        need_package(dataset, PACKAGES[prefix])
         train, test = _part_of_library(root, dataset, train_split), _part_of_library(root, dataset, test_split)
     else:
         known = ", ".join(f"{prefix}/NAME" for prefix in (*PACKAGES, *STREAMING_PACKAGES))
@@ -388,7 +213,7 @@ def open_parts(root: Path | None, dataset: str, train_split: str, test_split: st
     return train, test
 
 
-def _need_package(dataset: str, package: str) -> None:
+def need_package(dataset: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise InputError(f"--dataset {dataset} needs a package: pip install {package}")
 
@@ -472,7 +297,7 @@ def _name_in_tar(reader: Any, i: int) -> str:
 def _part_of_library(root: Path | None, dataset: str, split: str) -> Part:
     from timm.data import create_dataset
 
-    with _readable(dataset, split):
+    with readable(dataset, split):
         found = create_dataset(dataset, root=None if root is None else str(root), split=split)
         if dataset.startswith("torch/"):
             reader, own_labels, classes = found, found.targets, [str(name) for name in found.classes]
@@ -485,7 +310,7 @@ def _part_of_library(root: Path | None, dataset: str, split: str) -> Part:
 
 
 @contextlib.contextmanager
-def _readable(dataset: str, split: str) -> Iterator[None]:
+def readable(dataset: str, split: str) -> Iterator[None]:
     """Within it what goes wrong is an InputError about this part of the data set."""
     try:
         yield
@@ -540,33 +365,3 @@ def _drawn(images: int, train_images: int | None, holdout: int, seed: int) -> Te
     if holdout:
         chosen = chosen[torch.randperm(len(chosen), generator=generator("cpu", "holdout", seed))]
     return chosen
-
-
-def _train_transform(image_size: int, color_jitter: float, flip: bool, auto_augment: str) -> Callable[..., Any]:
-    from timm.data import create_transform
-
-    if not 0 <= color_jitter <= 1:
-        raise InputError(f"--color-jitter: expected 0 to 1, found {color_jitter}")
-    try:
-        return create_transform(
-            image_size,
-            is_training=True,
-            use_prefetcher=True,  # bytes, that is; they are normalised on the device
-            hflip=0.5 if flip else 0.0,
-            color_jitter=(color_jitter, color_jitter, color_jitter, color_jitter / 2),
-            auto_augment=auto_augment or None,
-            interpolation="bilinear",
-            mean=MEAN,
-            std=STD,
-        )
-    except Exception as error:  # of an assertion, a conversion or a look-up, where nothing else is given freely
-        raise InputError(
-            f"--auto-augment {auto_augment}: not a policy of timm's ({first_line(error)}); expected one such as "
-            "rand-m9-mstd0.5 or original"
-        ) from None
-
-
-def _test_transform(image_size: int, crop_share: float) -> Callable[..., Any]:
-    from timm.data import create_transform
-
-    return create_transform(image_size, use_prefetcher=True, crop_pct=crop_share, interpolation="bilinear")

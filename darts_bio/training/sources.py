@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
-from darts_bio.training.files import open_images
+from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, Split, in_order, load_data
+from darts_bio.training.files import STREAMING_PACKAGES, ImageFiles
+from darts_bio.training.loader import SeededLoader
+from darts_bio.training.streams import ImageStream
+from darts_bio.training.transforms import policy_transform
 
 Labelled = tuple[Tensor, Tensor]
 """Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""
@@ -61,36 +65,37 @@ def open_source(config: TrainingConfig, device: torch.device) -> Source:
     """
     with first_before_the_others():  # it may download
         if isinstance(config, ImageNetConfig):
-            return _from_files(config, device)
+            kind = ImageStream if config.dataset.partition("/")[0] in STREAMING_PACKAGES else ImageFiles
+            return kind(config, device, (rank(), world_size()))
         assert isinstance(config, RetrainConfig)
         data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     return InMemory(data, config, device)
 
 
-def _from_files(config: ImageNetConfig, device: torch.device) -> Source:
-    return open_images(
-        root=None if config.data_dir is None else Path(config.data_dir),
-        dataset=config.dataset,
-        train_split=config.train_split,
-        test_split=config.test_split,
-        image_size=config.image_size,
-        crop_share=config.crop_share,
-        color_jitter=config.color_jitter,
-        flip=config.flip,
-        auto_augment=config.auto_augment,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-        device=device,
-        share=(rank(), world_size()),
-        train_images=config.train_images,
-        holdout=config.holdout,
-        num_classes=config.num_classes,
-    )
+class AlteredItems:
+    """Images of a split under a policy of timm's: `loader.Items`."""
+
+    def __init__(self, split: Split, policy: str) -> None:
+        """Raises InputError if there is no such policy, or the images are neither square nor grey or coloured."""
+        channels, height, width = split.images.shape[1:]
+        if channels not in (1, 3) or height != width:
+            raise InputError(
+                f"--auto-augment: expected square images of 1 or 3 channels, found {channels}x{height}x{width}"
+            )
+        self._split, self._transform = split, policy_transform(policy, height)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """An image (C, H, W) uint8 and its label."""
+        image = self._split.images[index].expand(3, -1, -1).permute(1, 2, 0).numpy()
+        altered = self._transform(Image.fromarray(np.ascontiguousarray(image)))
+        return np.asarray(altered)[: self._split.images.shape[1]], int(self._split.labels[index])
 
 
 class InMemory:
-    """A `Source` of images that lie on the device as one tensor."""
+    """A `Source` of images that lie on the device as one tensor. A policy alters them on the CPU before."""
 
     def __init__(self, data: ImageData, config: RetrainConfig, device: torch.device) -> None:
         """Raises InputError if the options do not fit the images."""
@@ -104,6 +109,8 @@ class InMemory:
         self._parts = {"valid": data.train[order[: config.holdout]].to(device), "test": data.test.to(device)}
         self.classes, self.in_channels, self.image_size = data.classes, data.in_channels, data.image_size
         self.normalisation = Normalisation.of(train.images).to(device)
+        self._loader = self._altering(train, config, device) if config.auto_augment else None
+        loader = self._loader
         self._batches = Batches(
             train,
             config.batch_size,
@@ -113,9 +120,23 @@ class InMemory:
             name="train",
             device=device,
             share=(rank(), world_size()),
+            altered=None if loader is None else lambda t: loader.batch(t)[0],
         )
         self.per_epoch = self._batches.per_epoch
         self.damaged: Mapping[str, str] = {}
+
+    @staticmethod
+    def _altering(train: Split, config: RetrainConfig, device: torch.device) -> SeededLoader:
+        """It reads in the order of `Batches`."""
+        return SeededLoader(
+            items=AlteredItems(train, config.auto_augment),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            name="train",
+            workers=config.workers,
+            device=device,
+            share=(rank(), world_size()),
+        )
 
     def identity(self) -> str:
         return self._identity
@@ -128,4 +149,6 @@ class InMemory:
         own = replace(split, images=split.images[rank() :: world_size()], labels=split.labels[rank() :: world_size()])
         return in_order(own, EVALUATION_BATCH, self.normalisation)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
