@@ -178,8 +178,11 @@ class TrainingConfig(RunConfig):
     mixup: float = option(0.0, "alpha of mixup, through timm; 0 for none", minimum=0)
     cutmix: float = option(0.0, "alpha of cutmix, through timm; 0 for none", minimum=0)
     auto_augment: str = option("", "timm's augmentation policy, such as rand-m9-mstd0.5", metavar="TEXT")
-    workers: int = option(
-        4, "processes that read, and augment by a policy; 0: this one does", minimum=0, identity=False
+    workers: int | None = option(
+        None,
+        "processes that read, and augment by a policy; 0: this one does (default: as many as cores, at most 16)",
+        minimum=0,
+        identity=False,
     )
     ema: float = option(0.0, "decay of the averaged network that is measured as well; 0 for none", minimum=0, below=1)
     holdout: int = option(

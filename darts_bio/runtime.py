@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 import signal
 import time
@@ -57,6 +58,14 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def worker_count(asked: int | None) -> int:
+    """Of `--workers`: if that is not given this process' share of the machine's cores, at most 16."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:

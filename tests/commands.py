@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_cifar.py")
+IMAGENET = str(ROOT / "evaluate" / "train_imagenet.py")
 
 
 def call(*command: str, cwd: Path | None = None, python: bool = True) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import generator
+from darts_bio.runtime import generator, worker_count
 from darts_bio.training.data import IMAGE_SUFFIXES, Normalisation, eight_bits, torchvision_datasets
 from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.training.transforms import MEAN, STD, centre_transform, training_transform
@@ -134,6 +134,7 @@ class ImageFiles:
         self.image_size = (config.image_size, config.image_size)
         self.normalisation = Normalisation(torch.tensor(MEAN), torch.tensor(STD)).to(device)
         self._identity = _identity(train, test, self.classes)
+        workers = worker_count(config.workers)
         chosen = _drawn(len(train), config.train_images, config.holdout, config.seed)
         augmented, centred = training_transform(config), centre_transform(config)
         self._train = SeededLoader(
@@ -141,7 +142,7 @@ class ImageFiles:
             batch_size=config.batch_size,
             seed=config.seed,
             name="train",
-            workers=config.workers,
+            workers=workers,
             device=device,
             share=share,
         )
@@ -151,9 +152,7 @@ class ImageFiles:
             "test": FileItems(test, torch.arange(len(test)), centred),
         }
         self._measured = {
-            part: OrderedLoader(
-                items=items, batch_size=EVALUATION_BATCH, workers=config.workers, device=device, share=share
-            )
+            part: OrderedLoader(items=items, batch_size=EVALUATION_BATCH, workers=workers, device=device, share=share)
             for part, items in measured.items()
         }
         self._loaders: list[SeededLoader | OrderedLoader] = [self._train, *self._measured.values()]

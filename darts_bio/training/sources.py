@@ -14,7 +14,7 @@ from torch import Tensor
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator
+from darts_bio.runtime import generator, worker_count
 from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, Split, in_order, load_data
 from darts_bio.training.files import STREAMING_PACKAGES, ImageFiles
 from darts_bio.training.loader import SeededLoader
@@ -133,7 +133,7 @@ class InMemory:
             batch_size=config.batch_size,
             seed=config.seed,
             name="train",
-            workers=config.workers,
+            workers=worker_count(config.workers),
             device=device,
             share=(rank(), world_size()),
         )

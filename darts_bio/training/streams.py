@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from darts_bio.config import ImageNetConfig
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator
+from darts_bio.runtime import generator, worker_count
 from darts_bio.training.data import Normalisation, torchvision_datasets
 from darts_bio.training.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
 from darts_bio.training.loader import Workers
@@ -65,7 +65,7 @@ class ImageStream:
         self._identity = f"{images} images a pass of {dataset}, {config.train_split}; measured on {config.test_split}"
         self._own_size, self._stream, self._device = own_size, (seed, share[0]), device
         self._batches_measured = (share[0], None, share[1])
-        self._workers = max(1, config.workers)  # in this process they would draw from its generators
+        self._workers = max(1, worker_count(config.workers))  # in this process they would draw from its generators
         self._next, self._batches = -1, self._batches_from(0)
 
     def identity(self) -> str:
