@@ -23,8 +23,8 @@ import torch
 from measuring import RESULTS
 
 from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import load_data
 from darts_bio.runtime import hardware
-from darts_bio.training.data import load_data
 from darts_bio.training.search import Search
 
 SIZE = "population=20, samples=1, batches=8, novelty=0"

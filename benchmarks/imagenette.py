@@ -20,6 +20,7 @@ from measuring import RESULTS, run, write_timings
 from torch import nn
 
 from darts_bio.config import CONFIG_FILE, ImageNetConfig
+from darts_bio.data.sources import Source, open_source
 from darts_bio.monitoring.report import TrainingMonitor
 from darts_bio.networks import multiply_adds, parameters
 from darts_bio.registry import split_specs
@@ -28,7 +29,6 @@ from darts_bio.spaces import load_genotype
 from darts_bio.training.engine import fit
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder
-from darts_bio.training.sources import Source, open_source
 
 RECIPE: dict[str, Any] = {"schedule": "cosine", "lr": 0.1, "batch_size": 64, "auxiliary": 0.0, "log_every": 20}
 

@@ -88,7 +88,7 @@ def train(name: str) -> tuple[str, list[float]]:
     import torch
 
     from darts_bio.config import RetrainConfig
-    from darts_bio.training.data import load_data
+    from darts_bio.data.datasets import load_data
     from darts_bio.training.retrain import Retraining
 
     genotype, losses = genotypes()[name], []
@@ -105,7 +105,7 @@ def search(strategy: str, seed: int) -> tuple[str, int, str, float]:
     import torch
 
     from darts_bio.config import SearchConfig
-    from darts_bio.training.data import load_data
+    from darts_bio.data.datasets import load_data
     from darts_bio.training.search import Search
 
     start = time.monotonic()

@@ -31,9 +31,9 @@ def main(config: RetrainConfig) -> int:
 
     import torch
 
+    from darts_bio.data.datasets import load_data
     from darts_bio.runtime import select_device
     from darts_bio.spaces import load_genotype
-    from darts_bio.training.data import load_data
     from darts_bio.training.retrain import Retraining
 
     if config.out or config.resume:

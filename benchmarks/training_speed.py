@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from darts_bio.config import RetrainConfig
+from darts_bio.data.datasets import load_data
 from darts_bio.networks import Network, build_network
 from darts_bio.networks.cells import DropPath
 from darts_bio.rules import draw_feedback
 from darts_bio.spaces import Genotype, load_genotype
-from darts_bio.training.data import load_data
 from darts_bio.training.retrain import Retraining
 
 IMAGES = 50_000

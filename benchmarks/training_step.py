@@ -18,9 +18,9 @@ import torch
 from measuring import RESULTS, run, stopwatch, timing_device, write_timings
 
 from darts_bio.config import RetrainConfig
+from darts_bio.data.datasets import ImageData, Split
 from darts_bio.rules import RULES as REGISTERED
 from darts_bio.spaces import load_genotype
-from darts_bio.training.data import ImageData, Split
 from darts_bio.training.retrain import Retraining
 
 RULES = tuple(REGISTERED)

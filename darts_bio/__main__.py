@@ -27,10 +27,10 @@ from darts_bio.registry import Registry, split_specs
 
 def list_names(arguments: argparse.Namespace) -> None:
     """Prints every registered name with a line about it, and its options with their defaults."""
+    from darts_bio.data.datasets import DATASETS
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, shipped_names
     from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
-    from darts_bio.training.data import DATASETS
 
     families: list[tuple[str, Registry[Any] | tuple[str, ...], bool]] = [
         ("learning rules   --rules, --backbone-rule", RULES, True),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from darts_bio.config import CONFIG_FILE, TrainingConfig
+from darts_bio.data.sources import open_source
 from darts_bio.distributed import process_group, rank, text_from_first
 from darts_bio.monitoring.card import CARD_FILE, seeds_card, spread
 from darts_bio.monitoring.report import TrainingMonitor, resume_line
@@ -18,7 +19,6 @@ from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genoty
 from darts_bio.training.engine import Outcome, Silent, fit
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder, write_text
-from darts_bio.training.sources import open_source
 
 
 def train(config: TrainingConfig) -> int:

@@ -29,11 +29,11 @@ def main(config: SearchConfig) -> int:
 
 
 def search_cells(config: SearchConfig) -> int:
+    from darts_bio.data.datasets import load_data
     from darts_bio.distributed import rank, text_from_first
     from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
     from darts_bio.runtime import select_device, stop_on_signals
     from darts_bio.spaces import Nb201Table, is_nb201, to_nb201_text
-    from darts_bio.training.data import load_data
     from darts_bio.training.engine import Silent, fit
     from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder
     from darts_bio.training.search import Search

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import ImageData
 from darts_bio.spaces import SPACES
 from darts_bio.strategies import Context
-from darts_bio.training.data import ImageData
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
+from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import measure_alignment
 from darts_bio.monitoring.report import TrainingMonitor
 from darts_bio.rules import convert
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
-from darts_bio.training.data import load_data
 from darts_bio.training.engine import fit
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
+from darts_bio.data.datasets import DATASETS, ImageData, Split, load_data
 from darts_bio.errors import InputError
 from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.networks import build_network
@@ -34,7 +35,6 @@ from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
 from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.darts import Darts
-from darts_bio.training.data import DATASETS, ImageData, Split, load_data
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 

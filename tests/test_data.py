@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darts_bio.errors import InputError
-from darts_bio.training.data import (
+from darts_bio.data.datasets import (
     DATASETS,
     Augmentation,
     Batches,
@@ -26,6 +25,7 @@ from darts_bio.training.data import (
     in_order,
     load_data,
 )
+from darts_bio.errors import InputError
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ import torch
 from searching import PAIR, context, epoch, search
 from torch import Tensor
 
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.eg import Sampler
-from darts_bio.training.data import ImageData, load_data
 
 CENTRE = np.linspace(-1.0, 2.0, 6)
 

@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
+from darts_bio.data.datasets import Augmentation, Batches, Normalisation, Split
+from darts_bio.data.files import ImageFiles
+from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
+from darts_bio.data.sources import open_source
+from darts_bio.data.streams import ImageStream
 from darts_bio.errors import InputError
-from darts_bio.training.data import Augmentation, Batches, Normalisation, Split
-from darts_bio.training.files import ImageFiles
-from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader
-from darts_bio.training.sources import open_source
-from darts_bio.training.streams import ImageStream
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one core

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.data.datasets import ImageData, Split
 from darts_bio.errors import InputError
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet, build_network
 from darts_bio.rules import draw_feedback, true_gradients
 from darts_bio.runtime import autocast
 from darts_bio.spaces import SPACES, load_genotype
 from darts_bio.strategies import frozen
-from darts_bio.training.data import ImageData, Split
 from darts_bio.training.graphs import Replayed
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search

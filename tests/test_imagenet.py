@@ -17,13 +17,13 @@ from PIL import Image
 
 from darts_bio.command_line import run_script
 from darts_bio.config import ImageNetConfig
+from darts_bio.data.sources import open_source
 from darts_bio.monitoring.report import TrainingMonitor
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
 from darts_bio.training.engine import Outcome, Progress, fit
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder
-from darts_bio.training.sources import open_source
 from darts_bio.training.trained import load_trained
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import load_data
+from darts_bio.data.imagenet16 import TEST_FILES, TRAIN_FILES
 from darts_bio.errors import InputError
-from darts_bio.training.data import load_data
-from darts_bio.training.imagenet16 import TEST_FILES, TRAIN_FILES
 from darts_bio.training.search import Search
 
 NAME = "imagenet16-120"

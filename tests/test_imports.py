@@ -23,6 +23,7 @@ ORDER = [
     "spaces",
     "networks",
     "strategies",
+    "data",
     "training",
     "evaluation",
     "models",

@@ -19,13 +19,13 @@ from torch import Tensor
 
 import darts_bio.models
 from darts_bio.__main__ import main
+from darts_bio.data.datasets import Normalisation, in_order, load_data
 from darts_bio.errors import InputError
 from darts_bio.models import save_for_hub
 from darts_bio.monitoring.export import export_program, inference_network, write_program
 from darts_bio.networks import build_network
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype
-from darts_bio.training.data import Normalisation, in_order, load_data
 from darts_bio.training.engine import evaluate
 from darts_bio.training.run_folder import FORMAT
 from darts_bio.training.trained import load_trained

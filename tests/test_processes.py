@@ -18,16 +18,17 @@ import torch
 from commands import TRAIN, call, torchrun
 
 from darts_bio.config import RetrainConfig
+from darts_bio.data import sources
+from darts_bio.data.datasets import Augmentation, Batches, Normalisation, load_data
+from darts_bio.data.sources import InMemory
 from darts_bio.distributed import first_says, gathered, process_group, summed, text_from_first
 from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
 from darts_bio.spaces import load_genotype
-from darts_bio.training import retrain, sources
-from darts_bio.training.data import Augmentation, Batches, Normalisation, load_data
+from darts_bio.training import retrain
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import read_checkpoint
-from darts_bio.training.sources import InMemory
 
 CPU = torch.device("cpu")
 RUN = shlex.split(

@@ -18,14 +18,14 @@ from commands import TRAIN, call
 
 from darts_bio.command_line import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
+from darts_bio.data.datasets import ImageData, Split, load_data
+from darts_bio.data.sources import InMemory
 from darts_bio.errors import InputError
 from darts_bio.monitoring.curves import draw_curves
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.spaces import load_genotype
-from darts_bio.training.data import ImageData, Split, load_data
 from darts_bio.training.optim import WeightOptimizer, learning_rate
 from darts_bio.training.retrain import Mixing, Retraining
-from darts_bio.training.sources import InMemory
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}

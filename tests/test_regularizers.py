@@ -11,13 +11,13 @@ import torch
 from searching import CPU, PAIR, context, epoch, search
 from torch import Tensor
 
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
 from darts_bio.strategies import REGULARIZERS, STRATEGIES, Objective
 from darts_bio.strategies.regularizers import dominant_eigenvalue
-from darts_bio.training.data import ImageData, load_data
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darts_bio.config import RetrainConfig, RunConfig, SearchConfig
+from darts_bio.data.datasets import ImageData, in_order, load_data
 from darts_bio.errors import InputError
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor
 from darts_bio.rules import rule_carriers
 from darts_bio.runtime import StopRequest, stop_on_signals
 from darts_bio.spaces import from_json, load_genotype
-from darts_bio.training.data import ImageData, in_order, load_data
 from darts_bio.training.engine import Outcome, Progress, evaluate, fit
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder, read_checkpoint

@@ -12,6 +12,7 @@ from searching import PAIR, context, epoch, search
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
 from darts_bio.networks.reference import ReferenceCell
@@ -19,7 +20,6 @@ from darts_bio.rules import RULES, RuleConv2d, held_feedback, true_gradients
 from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, Genotype, load_genotype, to_nb201_text
 from darts_bio.strategies import STRATEGIES, Strategy
-from darts_bio.training.data import ImageData, load_data
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.search import Search
 

@@ -1,1 +1,1 @@
-"""What a step is, the loop around it, its data, and the folder it leaves behind."""
+"""What a step is, the loop around it, and the folder it leaves behind."""

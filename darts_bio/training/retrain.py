@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from darts_bio.command_line import import_plugins, read_yaml
 from darts_bio.config import CONFIG_FILE, ImageNetConfig, RetrainConfig, TrainingConfig
+from darts_bio.data.datasets import ImageData
+from darts_bio.data.sources import InMemory, Part, Source, open_source
 from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.training.data import ImageData
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
-from darts_bio.training.sources import InMemory, Part, Source, open_source
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import Augmentation, Batches, ImageData, Normalisation, halves
 from darts_bio.distributed import from_first, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
@@ -32,7 +33,6 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, halves
 from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, never
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from darts_bio.config import ImageNetConfig
+from darts_bio.data.datasets import Normalisation, torchvision_datasets
+from darts_bio.data.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
+from darts_bio.data.loader import Workers
+from darts_bio.data.transforms import MEAN, STD, centre_transform, training_transform
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator, worker_count
-from darts_bio.training.data import Normalisation, torchvision_datasets
-from darts_bio.training.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
-from darts_bio.training.loader import Workers
-from darts_bio.training.transforms import MEAN, STD, centre_transform, training_transform
 
 
 class ImageStream:

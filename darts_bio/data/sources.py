@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
+from darts_bio.data.datasets import Augmentation, Batches, ImageData, Normalisation, Split, in_order, load_data
+from darts_bio.data.files import STREAMING_PACKAGES, ImageFiles
+from darts_bio.data.loader import SeededLoader
+from darts_bio.data.streams import ImageStream
+from darts_bio.data.transforms import policy_transform
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator, worker_count
-from darts_bio.training.data import Augmentation, Batches, ImageData, Normalisation, Split, in_order, load_data
-from darts_bio.training.files import STREAMING_PACKAGES, ImageFiles
-from darts_bio.training.loader import SeededLoader
-from darts_bio.training.streams import ImageStream
-from darts_bio.training.transforms import policy_transform
 
 Labelled = tuple[Tensor, Tensor]
 """Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""

@@ -24,11 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
+from darts_bio.data.datasets import IMAGE_SUFFIXES, Normalisation, eight_bits, torchvision_datasets
+from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
+from darts_bio.data.transforms import MEAN, STD, centre_transform, training_transform
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import generator, worker_count
-from darts_bio.training.data import IMAGE_SUFFIXES, Normalisation, eight_bits, torchvision_datasets
-from darts_bio.training.loader import Damaged, OrderedLoader, SeededLoader
-from darts_bio.training.transforms import MEAN, STD, centre_transform, training_transform
 
 EVALUATION_BATCH = 256
 

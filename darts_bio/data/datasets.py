@@ -18,10 +18,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from darts_bio.data import imagenet16
 from darts_bio.errors import InputError, first_line
 from darts_bio.registry import Registry
 from darts_bio.runtime import generator, send
-from darts_bio.training import imagenet16
 
 DATA_DIR = Path("data")
 """Where data lie, or are downloaded to, unless --data-dir says so."""

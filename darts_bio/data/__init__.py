@@ -1,0 +1,1 @@
+"""What networks are fed with: data sets in memory and on disk, batches of them by seed and step."""
