@@ -33,6 +33,7 @@ from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
 from darts_bio.rules.carriers import PREFIX, DirectCarrier
+from darts_bio.rules.compilers import Uncompiled
 from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, Genotype, from_json, load_genotype
 from darts_bio.spaces.genotype import brief
@@ -60,6 +61,9 @@ def as_genotype(source: Any) -> Genotype:
     if str(source).lstrip().startswith("{"):
         return from_json(str(source), "genotype")
     return load_genotype(source)
+
+
+uncompiled = Uncompiled("feedback is renewed between passes, by draws that depend on their number")
 
 
 class TimmNetwork(Network):
@@ -122,6 +126,8 @@ class TimmNetwork(Network):
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
         self.renews = any(carrier.rule.renews for _, carrier in rule_carriers(self))
+        if self.renews:
+            uncompiled.prepare()
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:
         """The stem's output and the last one of each size: where it stands, its channels, the image's side over its."""
@@ -142,7 +148,7 @@ class TimmNetwork(Network):
     def outputs(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
         if self.renews and self.training and torch.is_grad_enabled():
-            self._renew_feedback()
+            uncompiled(self._renew_feedback)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.stem.entry.halved_once:
             yield "stem.older", older
@@ -161,7 +167,6 @@ class TimmNetwork(Network):
             return checkpoint(run, older, newer, use_reentrant=False)
         return run(older, newer)
 
-    @torch.compiler.disable(reason="feedback is renewed between passes, by draws that depend on their number")
     def _renew_feedback(self) -> None:
         if self.passes:
             with torch.autocast(next(self.parameters()).device.type, enabled=False):

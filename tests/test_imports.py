@@ -77,3 +77,9 @@ def test_importing_the_package_and_its_configuration_loads_no_torch() -> None:
 def test_training_loads_no_torchvision_timm_or_tensorboard() -> None:
     loaded = modules_after("import darts_bio.monitoring.report, darts_bio.training.search")
     assert not {"torchvision", "timm", "tensorboard", "matplotlib"} & loaded
+
+
+def test_nothing_loads_the_compiler_before_it_is_needed() -> None:
+    """Its import takes longer than that of PyTorch itself."""
+    loaded = modules_after("import darts_bio.runs, darts_bio.training.search, darts_bio.strategies")
+    assert "torch._dynamo" not in loaded

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule
-from darts_bio.rules.dfa import DirectError, OutputError, direct_law, not_compiled
+from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
 from darts_bio.runtime import generator
 
 PREFIX = "feedback_"
@@ -121,7 +121,6 @@ class DirectCarrier(RuleCarrier):
         self.output_error = source
         self.hold_feedback(next(self.parameters()))
 
-    @not_compiled
     def sent_directly(self, y: Tensor, x: Tensor) -> Tensor:
         """y, which was computed without a gradient for x, with the output's error for x."""
         if self.output_error is None:
@@ -129,7 +128,7 @@ class DirectCarrier(RuleCarrier):
                 "dfa: this layer does not know the model's output, whose error it sends down; build the model by "
                 "build_network or convert"
             )
-        return DirectError.apply(y, x, self.feedback["kernel"], self.output_error, self.channel)
+        return uncompiled(DirectError.apply, y, x, self.feedback["kernel"], self.output_error, self.channel)
 
 
 class DirectOperation(DirectCarrier):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import RULES, InitialLaw
+from darts_bio.rules.compilers import Uncompiled
 from darts_bio.rules.feedback import FeedbackAlignment
 from darts_bio.rules.functional import first_derivative_only
 
@@ -56,21 +57,27 @@ def direct_law(outputs: int, channels: int) -> InitialLaw:
 
 
 # A compiler would take the error of the pass that it traces for a constant.
-not_compiled = torch.compiler.disable(
-    reason="dfa cannot be compiled whole: layers read the output's error in the backward pass; leave out fullgraph"
+uncompiled = Uncompiled(
+    "dfa cannot be compiled whole: layers read the output's error in the backward pass; leave out fullgraph"
 )
 
 
 class OutputError:
     """The error at a model's output (N, outputs), from the hook on the output until the next pass replaces it."""
 
+    def __new__(cls, *arguments: Any) -> Self:  # of copies and unpickled ones too
+        uncompiled.prepare()
+        return super().__new__(cls)
+
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs
         self.value: Tensor | None = None
 
-    @not_compiled
     def watch(self, output: Tensor) -> Tensor:
         """Has the output's error caught when it is computed. Raises InputError if it has other sizes than expected."""
+        return uncompiled(self._watch, output)
+
+    def _watch(self, output: Tensor) -> Tensor:
         if output.requires_grad:
             if output.dim() < 2 or output.shape[-1] != self.outputs:
                 raise InputError(
