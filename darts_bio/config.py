@@ -273,8 +273,9 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "flip": False,
             "log_every": 5,
         },
-        # The benchmark's network (arXiv 2001.00326).
+        # The benchmark's network, and its augmentation of 16x16 images (arXiv 2001.00326).
         "nb201": {"layers": 15},
+        "imagenet16-120": {"crop_padding": 2},
     },
     RetrainConfig: {
         "darts": {},
@@ -304,6 +305,8 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "drop_path": 0.0,
             "log_every": 10,
         },
+        # Images of 16x16 are too small for an auxiliary head.
+        "imagenet16-120": {"crop_padding": 2, "cutout": 0, "auxiliary": 0.0},
         # The benchmark's training (arXiv 2001.00326).
         "nb201": {
             "channels": 16,

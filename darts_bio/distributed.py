@@ -191,7 +191,8 @@ def refuse_drift(tensors: Sequence[torch.Tensor]) -> None:
     """Raises InputError if these tensors, which all processes compute alike, are not the same in all."""
     if world_size() == 1:
         return
-    sums = torch.stack([tensor.double().sum() for tensor in tensors]).cpu()
+    # What has diverged alike is not for here.
+    sums = torch.stack([tensor.double().sum() for tensor in tensors]).cpu().nan_to_num()
     most, least = sums.clone(), sums.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)
     dist.all_reduce(least, dist.ReduceOp.MIN)

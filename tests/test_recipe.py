@@ -65,6 +65,11 @@ class TestProtocols:
         rates = [learning_rate(other, e) for e in (0, 4, 5, 125, 249)]
         assert rates == pytest.approx([0.1, 0.5, 0.5 * 245 / 250, 0.25, 0.5 / 250])
 
+    def test_of_nas_bench_201_on_its_small_images(self) -> None:
+        config = parse(RetrainConfig, ["--genotype", "x", "--dataset", "imagenet16-120"], "", lambda values: "nb201")
+        assert (config.crop_padding, config.cutout, config.auxiliary) == (2, 0, 0.0)
+        assert (config.epochs, config.batch_size, config.optimizer) == (200, 256, "nesterov")
+
     def test_an_unknown_one(self) -> None:
         with pytest.raises(InputError, match="unknown protocol 'fst': did you mean 'fast'"):
             parse(RetrainConfig, ["--genotype", "x", "--protocol", "fst"], "")
