@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,33 +40,40 @@ def train(config: TrainingConfig) -> int:
 
 
 def _train_one(config: TrainingConfig, genotype: Genotype, device: torch.device) -> int:
-    training, folder, outcome, exit_code = _fit(config, genotype, device)
+    run = _fit(config, genotype, device, lambda: _open_folder(config, genotype))
     if rank() > 0:
-        return exit_code
-    if not outcome.finished:
-        print(resume_line(sys.argv, folder))
-        return exit_code
-    print(f"test accuracy: {100 * outcome.numbers[training.result]:.2f} % after {config.epochs} epochs")
-    print(f"parameters:    {parameters(training.network):,}\nrun folder:    {folder.path}")
-    print(f"report:        {folder.path / CARD_FILE}")
+        return run.exit_code
+    if not run.outcome.finished:
+        print(resume_line(sys.argv, run.folder))
+        return run.exit_code
+    print(f"test accuracy: {100 * run.accuracy:.2f} % after {config.epochs} epochs")
+    print(f"parameters:    {parameters(run.training.network):,}\nrun folder:    {run.folder.path}")
+    print(f"report:        {run.folder.path / CARD_FILE}")
     return 0
 
 
 def _train_seeds(config: TrainingConfig, genotype: Genotype, device: torch.device) -> int:
     """A folder in which each seed has a run folder of its own; those that are there are gone on with."""
-    whole = _open_folder(config, genotype)
+    whole: RunFolder | None = None
     results: dict[int, float] = {}
     for seed in range(config.seed, config.seed + config.seeds):
-        path = whole.path / f"seed-{seed}"
-        begun = bool(text_from_first("begun" if (path / CONFIG_FILE).exists() else ""))
-        own = replace(config, seed=seed, seeds=1, out=str(path), resume=begun)
-        training, _, outcome, exit_code = _fit(own, genotype, device)
-        if not outcome.finished:
+        own = replace(config, seed=seed, seeds=1)
+
+        def open_folder(own: TrainingConfig = own) -> RunFolder:
+            nonlocal whole  # opened once the first training stands, so that bad input leaves nothing behind
+            whole = whole or _open_folder(config, genotype)
+            path = whole.path / f"seed-{own.seed}"
+            begun = bool(text_from_first("begun" if (path / CONFIG_FILE).exists() else ""))
+            return _open_folder(replace(own, out=str(path), resume=begun), genotype)
+
+        run = _fit(own, genotype, device, open_folder)
+        assert whole is not None
+        if not run.outcome.finished:
             if rank() == 0:
                 print(resume_line(sys.argv, whole))
-            return exit_code
-        results[seed] = outcome.numbers[training.result]
-    if rank() == 0:
+            return run.exit_code
+        results[seed] = run.accuracy
+    if rank() == 0 and whole is not None:
         write_text(whole.path / CARD_FILE, seeds_card(whole.command, results))
         print(*(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in results.items()), sep="\n")
         print(f"{spread(list(results.values()))}\nreport: {whole.path / CARD_FILE}")
@@ -82,14 +90,27 @@ def _open_folder(config: TrainingConfig, genotype: Genotype) -> RunFolder:
     return folder
 
 
+@dataclass(frozen=True)
+class _Run:
+    """How a training ended; `exit_code` is 0 unless it was stopped."""
+
+    training: Retraining
+    folder: RunFolder
+    outcome: Outcome
+    exit_code: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.outcome.numbers[self.training.result]
+
+
 def _fit(
-    config: TrainingConfig, genotype: Genotype, device: torch.device
-) -> tuple[Retraining, RunFolder, Outcome, int]:
-    """Also the exit code of a run that was stopped."""
+    config: TrainingConfig, genotype: Genotype, device: torch.device, open_folder: Callable[[], RunFolder]
+) -> _Run:
     source = open_source(config, device)
     try:
         training = Retraining(config, new_network(config, genotype, source), source, device)
-        folder = _open_folder(config, genotype)
+        folder = open_folder()
         with stop_on_signals() as stop:
             if rank() > 0:
                 outcome = fit(training, folder, Silent(), stop, log_every=config.log_every)
@@ -97,6 +118,6 @@ def _fit(
                 with TrainingMonitor(training, folder) as monitor:
                     outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
                     monitor.write_report(outcome.step)
-        return training, folder, outcome, 0 if outcome.finished else stop.exit_code
+        return _Run(training, folder, outcome, 0 if outcome.finished else stop.exit_code)
     finally:
         source.close()

@@ -35,15 +35,17 @@ RUN = shlex.split(
     "--genotype genotype.json --epochs 3 --channels 4 --train-images 96 --batch-size 24 --lr 0.01 "
     "--device cpu --log-every 1 --plugin planned"
 )
-# On process 1, at step 6 and if HOW says so: what may become of a process.
+# At step 6, if HOW says so: what may become of process 1, or time to act for who waits outside.
 PLUGIN = """
-import os, signal
+import os, signal, time
 from darts_bio.errors import InputError
 from darts_bio.training.retrain import Retraining
 
 whole = Retraining.step
 
 def step(self, t):
+    if t >= 6 and os.environ.get("HOW") == "slow":
+        time.sleep(0.5)
     if t == 6 and os.environ.get("RANK") == "1":
         if os.environ.get("HOW") == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -125,7 +127,11 @@ def cells_of(saved: dict[str, Any], place: Path) -> torch.nn.Module:
 def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(place: Path, whole: Path) -> None:
     """All processes at once, as by the machine's end, after the first checkpoint."""
     process = subprocess.Popen(
-        torchrun(TRAIN, *RUN, "--out", "killed"), cwd=place, start_new_session=True, stderr=subprocess.DEVNULL
+        torchrun(TRAIN, *RUN, "--out", "killed"),
+        cwd=place,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"HOW": "slow"},
     )
     metrics, deadline = place / "killed" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and '"step": 6' in metrics.read_text()) and time.monotonic() < deadline:
