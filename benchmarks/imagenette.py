@@ -101,7 +101,7 @@ def main() -> None:
             if found is None:
                 sys.exit("stopped; the same command goes on")
             runs.append(found)
-            write_timings(path, device, {"recipe": RECIPE, "sizes": sizes, "runs": runs})
+            write_timings(path, device, {"clock": "wall", "recipe": RECIPE, "sizes": sizes, "runs": runs})
     print("| network | parameters | multiply-adds | test accuracy, % | n | s a run |\n|---|---|---|---|---|---|")
     for name in split_specs(arguments.networks):
         own = [found for found in runs if found["network"] == name]

@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from darts_bio.config import CONFIG_FILE, PRESETS, RunConfig, SearchConfig, flag
+from darts_bio.config import CONFIG_FILE, PRESETS, SCRIPTS, RunConfig, SearchConfig, flag
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.registry import parse_spec, split_specs
 
@@ -103,6 +103,21 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     """Options from a YAML file; `-` and `_` in names are the same. Raises InputError for unknown ones and bad files."""
+    hints, values = get_type_hints(cls), {}
+    known = {f.name for f in fields(cls)} - {"resume"}
+    for key, value in _yaml_mapping(path).items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: {unknown_name('option', key, known)}")
+        try:
+            values[name] = _convert(name, hints[name], value)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return values
+
+
+def _yaml_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file holds by name. Raises InputError if it cannot be read."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
@@ -113,17 +128,7 @@ def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected lines of the form 'option: value', found {type(data).__name__}")
-    hints, values = get_type_hints(cls), {}
-    known = {f.name for f in fields(cls)} - {"resume"}
-    for key, value in data.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise InputError(f"{path}: {unknown_name('option', str(key), known)}")
-        try:
-            values[name] = _convert(name, hints[name], value)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    return values
+    return {str(key): value for key, value in data.items()}
 
 
 SpaceOf = Callable[[Mapping[str, Any]], str]
@@ -182,6 +187,10 @@ def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
         raise InputError(f"--out {out[:80]}...: not a folder's name ({first_line(error)})") from None
     if not found:
         raise InputError(f"--resume: {path} does not exist, so {out} holds no run; start one without --resume")
+    known = {key.replace("-", "_") for key in _yaml_mapping(path)}
+    script = next((script for script, option in SCRIPTS.values() if option in known), SCRIPTS[cls][0])
+    if script != SCRIPTS[cls][0]:
+        raise InputError(f"--resume: {out} is a run of {script}; go on with it by that script")
     return read_yaml(path, cls)
 
 

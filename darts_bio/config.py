@@ -163,7 +163,7 @@ class TrainingConfig(RunConfig):
         metavar="X",
     )
     protocol: str = option(
-        "auto", "recipe of the options that are not given; auto: by the data set and the space", metavar="NAME"
+        "auto", "recipe of what is not given; auto: of the data set or the space, else darts", metavar="NAME"
     )
     schedule: Literal["cosine", "linear", "exponential"] = option(
         "cosine", "how the learning rate falls from one epoch to the next"
@@ -184,7 +184,7 @@ class TrainingConfig(RunConfig):
         minimum=0,
         identity=False,
     )
-    ema: float = option(0.0, "decay of the averaged network that is measured as well; 0 for none", minimum=0, below=1)
+    ema: float = option(0.0, "decay of the averaged network, which is then the result; 0 for none", minimum=0, below=1)
     holdout: int = option(
         0, "training images held out and measured after each epoch; the test images then only at the end", minimum=0
     )
@@ -343,6 +343,14 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """Values by the name of a protocol, a data set or a space, for what is not given."""
+
+
+SCRIPTS: Mapping[type[RunConfig], tuple[str, str]] = {
+    SearchConfig: ("search/run.py", "strategy"),
+    RetrainConfig: ("evaluate/train_cifar.py", "crop_padding"),
+    ImageNetConfig: ("evaluate/train_imagenet.py", "crop_share"),
+}
+"""The script of a configuration, and an option that tells it from the configurations after it."""
 
 
 def _plain(value: Any) -> Any:

@@ -110,6 +110,17 @@ def _has_lost_another(error: Exception) -> bool:
     )
 
 
+def launcher() -> list[str]:
+    """The words of the command that started these processes, before the script's."""
+    if world_size() == 1:
+        return ["python"]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["srun", "python"]
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = [] if here == world_size() else ["--nnodes", str(world_size() // here)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(here)]
+
+
 def rank() -> int:
     """The number of this process; 0 where it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0

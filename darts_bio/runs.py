@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from darts_bio.command_line import read_yaml
 from darts_bio.config import CONFIG_FILE, TrainingConfig
 from darts_bio.data.sources import open_source
-from darts_bio.distributed import process_group, rank, text_from_first
+from darts_bio.distributed import launcher, process_group, rank, text_from_first
+from darts_bio.errors import InputError
 from darts_bio.monitoring.card import CARD_FILE, seeds_card, spread
 from darts_bio.monitoring.report import TrainingMonitor, resume_line
 from darts_bio.networks import parameters
@@ -28,6 +30,7 @@ def train(config: TrainingConfig) -> int:
     Prints the result and returns the exit code. Raises InputError for bad input.
     """
     with process_group():
+        _check_seeds(config)
         device = select_device(config.device)
         # A resumed run keeps the genotype it began with, whatever has become of the file it was read from.
         genotype = (
@@ -39,6 +42,19 @@ def train(config: TrainingConfig) -> int:
         return run(config, genotype, device)
 
 
+def _check_seeds(config: TrainingConfig) -> None:
+    """Raises InputError if a run of several seeds goes on with fewer of them, or that of one with several."""
+    if not config.resume:
+        return
+    there = read_yaml(Path(config.out or "", CONFIG_FILE), type(config)).get("seeds", 1)
+    if there == 1 and config.seeds > 1:
+        raise InputError(
+            f"--seeds: {config.out} is the run of one seed, found {config.seeds}; start anew in another --out"
+        )
+    if config.seeds < there:
+        raise InputError(f"--seeds: expected at least the {there} of {config.out}, found {config.seeds}")
+
+
 def _train_one(config: TrainingConfig, genotype: Genotype, device: torch.device) -> int:
     run = _fit(config, genotype, device, lambda: _open_folder(config, genotype))
     if rank() > 0:
@@ -46,7 +62,7 @@ def _train_one(config: TrainingConfig, genotype: Genotype, device: torch.device)
     if not run.outcome.finished:
         print(resume_line(sys.argv, run.folder))
         return run.exit_code
-    print(f"test accuracy: {100 * run.accuracy:.2f} % after {config.epochs} epochs")
+    print(f"{run.training.result_in_words}: {100 * run.accuracy:.2f} % after {config.epochs} epochs")
     print(f"parameters:    {parameters(run.training.network):,}\nrun folder:    {run.folder.path}")
     print(f"report:        {run.folder.path / CARD_FILE}")
     return 0
@@ -61,7 +77,10 @@ def _train_seeds(config: TrainingConfig, genotype: Genotype, device: torch.devic
 
         def open_folder(own: TrainingConfig = own) -> RunFolder:
             nonlocal whole  # opened once the first training stands, so that bad input leaves nothing behind
-            whole = whole or _open_folder(config, genotype)
+            if whole is None:
+                whole = _open_folder(config, genotype)
+                if rank() == 0:  # there may be more seeds than when the run began
+                    write_text(whole.path / CONFIG_FILE, config.to_yaml())
             path = whole.path / f"seed-{own.seed}"
             begun = bool(text_from_first("begun" if (path / CONFIG_FILE).exists() else ""))
             return _open_folder(replace(own, out=str(path), resume=begun), genotype)
@@ -74,15 +93,15 @@ def _train_seeds(config: TrainingConfig, genotype: Genotype, device: torch.devic
             return run.exit_code
         results[seed] = run.accuracy
     if rank() == 0 and whole is not None:
-        write_text(whole.path / CARD_FILE, seeds_card(whole.command, results))
+        write_text(whole.path / CARD_FILE, seeds_card(run.training, run.folder, results))
         print(*(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in results.items()), sep="\n")
-        print(f"{spread(list(results.values()))}\nreport: {whole.path / CARD_FILE}")
+        print(f"{run.training.result_in_words}: {spread(list(results.values()))}\nreport: {whole.path / CARD_FILE}")
     return 0
 
 
 def _open_folder(config: TrainingConfig, genotype: Genotype) -> RunFolder:
     """The run folder, which the first process alone makes and writes to."""
-    command = ["python", *sys.argv]
+    command = [*launcher(), *sys.argv]
     if rank() > 0:
         return ReadOnlyFolder(Path(text_from_first("")), "train", config, command)
     folder = RunFolder.open("train", config, command, genotype=genotype)

@@ -30,7 +30,7 @@ def main(config: SearchConfig) -> int:
 
 def search_cells(config: SearchConfig) -> int:
     from darts_bio.data.datasets import load_data
-    from darts_bio.distributed import rank, text_from_first
+    from darts_bio.distributed import launcher, rank, text_from_first
     from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
     from darts_bio.runtime import select_device, stop_on_signals
     from darts_bio.spaces import Nb201Table, is_nb201, to_nb201_text
@@ -46,7 +46,7 @@ def search_cells(config: SearchConfig) -> int:
     device = select_device(config.device)
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     search = Search(config, data, device)
-    command = ["python", *sys.argv]
+    command = [*launcher(), *sys.argv]
     if rank() > 0:
         folder: RunFolder = ReadOnlyFolder(Path(text_from_first("")), "search", config, command)
         with stop_on_signals() as stop:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from darts_bio.command_line import parse, read_yaml
-from darts_bio.config import PRESETS, RetrainConfig, RunConfig, SearchConfig
+from darts_bio.config import PRESETS, ImageNetConfig, RetrainConfig, RunConfig, SearchConfig
 from darts_bio.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +139,24 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, text: str, message: str)
         search("--config", str(tmp_path / "c.yaml"))
     assert "\n" not in str(caught.value)
     assert "c.yaml" in str(caught.value)
+
+
+def test_a_run_is_gone_on_with_by_its_own_script(tmp_path: Path) -> None:
+    runs = {
+        "search/run.py": SearchConfig(),
+        "evaluate/train_cifar.py": RetrainConfig(genotype="x"),
+        "evaluate/train_imagenet.py": ImageNetConfig(genotype="x"),
+    }
+    for script, config in runs.items():
+        (tmp_path / "config.yaml").write_text(config.to_yaml())
+        for cls in map(type, runs.values()):
+            if cls is type(config):
+                assert parse(cls, ["--resume", "--out", str(tmp_path)], "") == replace(
+                    config, out=str(tmp_path), resume=True
+                )
+                continue
+            with pytest.raises(InputError, match=f"is a run of {script}; go on with it by that script"):
+                parse(cls, ["--resume", "--out", str(tmp_path)], "")
 
 
 def test_a_genotype_is_asked_for() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import TRAIN, call
+from commands import TRAIN, call, refused
 
 from darts_bio.command_line import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
@@ -28,6 +28,7 @@ from darts_bio.training.optim import WeightOptimizer, learning_rate
 from darts_bio.training.retrain import Mixing, Retraining
 
 CPU = torch.device("cpu")
+WORDS = shlex.split("--genotype darts_v2 --epochs 1 --channels 4 --train-images 64 --batch-size 16 --device cpu")
 SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}
 SMALL |= {"auxiliary": 0.0, "drop_path": 0.0, "lr": 0.05, "epochs": 2}
 CONFIG = RetrainConfig(genotype="darts_v2", **SMALL)
@@ -281,11 +282,25 @@ class TestHoldout:
             training(data, holdout=64)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("card")
+    done = call(TRAIN, *WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
 class TestSeeds:
-    WORDS = shlex.split("--genotype darts_v2 --epochs 1 --channels 4 --train-images 64 --batch-size 16 --device cpu")
+    def test_one_and_several_are_not_mixed(self, tmp_path: Path, run: Path) -> None:
+        message = refused(call(TRAIN, "--out", str(run), "--resume", "--seeds", "2", cwd=tmp_path))
+        assert "is the run of one seed, found 2; start anew in another --out" in message
+        (tmp_path / "config.yaml").write_text(replace(CONFIG, seeds=3).to_yaml())
+        (tmp_path / "genotype.json").write_text(load_genotype("darts_v2").to_json())
+        message = refused(call(TRAIN, "--out", ".", "--resume", "--seeds", "1", cwd=tmp_path))
+        assert "--seeds: expected at least the 3 of ., found 1" in message
 
     def test_several_in_one_command_and_more_of_them_later(self, tmp_path: Path) -> None:
-        first = call(TRAIN, *self.WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
+        first = call(TRAIN, *WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         found = [json.loads((tmp_path / f"run/seed-{s}/metrics.jsonl").read_text().splitlines()[-1]) for s in (3, 4)]
         accuracies = [100 * record["test/accuracy"] for record in found]
@@ -298,21 +313,15 @@ class TestSeeds:
         assert more.returncode == 0, more.stderr
         assert "n = 3" in more.stdout
         assert (tmp_path / "run/seed-3/metrics.jsonl").read_text() == before
+        assert "seeds: 3" in (tmp_path / "run/config.yaml").read_text()
         report = (tmp_path / "run/report.md").read_text()
         assert all(f"[{seed}](seed-{seed}/report.md)" in report for seed in (3, 4, 5))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("card")
-    done = call(TRAIN, *TestSeeds.WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place)
-    assert done.returncode == 0, done.stderr
-    return place / "run"
 
 
 class TestCard:
     def test_it_says_what_the_run_is_and_reaches(self, run: Path) -> None:
         card = (run / "report.md").read_text()
+        assert "**test accuracy of the averaged network: " in card
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         network = build_network(load_genotype("bionas_darts"), channels=4, layers=3, in_channels=1)
         adds = multiply_adds(network, lambda: network(torch.zeros(1, 1, 8, 8)))

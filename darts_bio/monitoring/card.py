@@ -24,47 +24,68 @@ CARD_FILE = "report.md"
 def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown. `records` are the run's epochs as metrics.jsonl has them; at least one."""
     config, last = training.config, records[-1]
-    title = config.genotype if len(config.genotype) < 60 else "genotype"
-    on = config.dataset or config.data_dir or "images"
     done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
-    lines = [f"# {title} on {on}, seed {config.seed}", "", "## Result", ""]
+    lines = [f"# {_title(training)}, seed {config.seed}", "", "## Result", ""]
+    if training.result in last:
+        lines += [f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**", ""]
     lines += [f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.", ""]
     lines += _table(("", "loss", "accuracy, %"), _measured(last))
-    lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", "## Network", ""]
-    lines += _table(("", ""), _costs(training))
+    lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
     if training.genotype is not None:
-        lines += ["", "```", str(training.genotype), "```", "", "![cells](cells.svg)"]
-    lines += ["", "## Learning rules", "", *_rules(training)]
-    lines += ["", "## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+        lines += ["", "![cells](cells.svg)"]
+    lines += ["", "## Learning rules", "", *_rules(training), "", *_recipe(training, folder)]
     lines += ["", "## Data and machine", "", f"- data: {training.subject['data set']}"]
     lines += [f"- passed over, since it cannot be read: {name} ({why})" for name, why in training.damaged.items()]
     lines += [
         f"- {last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
-        f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by {world_size()} process(es)",
+        f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by {_processes(training)}",
         f"- {hardware(training.device)}; {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch "
         f"{torch.__version__}, Python {platform.python_version()}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def seeds_card(title: str, results: Mapping[int, float]) -> str:
-    """Markdown: the test accuracy of each seed (in [0, 1]), and their mean and spread."""
+def seeds_card(training: Retraining, folder: RunFolder, results: Mapping[int, float]) -> str:
+    """Markdown: the test accuracy of each seed (in [0, 1]), their mean and spread, and what is common to all.
+
+    `training` and `folder` are one seed's.
+    """
     rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in results.items()]
-    lines = [f"# {title}", "", *_table(("seed", "test accuracy, %"), rows), "", spread(list(results.values())), ""]
-    return "\n".join(lines)
+    lines = [f"# {_title(training)}, {len(results)} seeds", "", "## Result", ""]
+    lines += [f"**{training.result_in_words}: {spread(list(results.values()))}**", ""]
+    lines += [*_table(("seed", f"{training.result_in_words}, %"), rows), "", *_network(training), ""]
+    lines += [*_recipe(training, folder), "", "The reports of the seeds hold all else."]
+    return "\n".join(lines) + "\n"
 
 
 def spread(accuracies: Sequence[float]) -> str:
-    """Mean and sample standard deviation of accuracies in [0, 1], in a line.
+    """Mean and sample standard deviation of several accuracies in [0, 1].
 
     >>> spread([0.97, 0.98, 0.99])
-    'test accuracy: 98.00 +- 1.00 % (mean and standard deviation, n = 3)'
+    '98.00 +- 1.00 % (mean and standard deviation, n = 3)'
     """
-    mean = 100 * statistics.mean(accuracies)
-    if len(accuracies) == 1:
-        return f"test accuracy: {mean:.2f} % (n = 1)"
-    deviation = 100 * statistics.stdev(accuracies)
-    return f"test accuracy: {mean:.2f} +- {deviation:.2f} % (mean and standard deviation, n = {len(accuracies)})"
+    mean, deviation = 100 * statistics.mean(accuracies), 100 * statistics.stdev(accuracies)
+    return f"{mean:.2f} +- {deviation:.2f} % (mean and standard deviation, n = {len(accuracies)})"
+
+
+def _title(training: Retraining) -> str:
+    config = training.config
+    name = config.genotype if len(config.genotype) < 60 else "genotype"
+    return f"{name} on {config.dataset or config.data_dir or 'images'}"
+
+
+def _network(training: Retraining) -> list[str]:
+    lines = ["## Network", "", *_table(("", ""), _costs(training))]
+    return lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
+
+
+def _recipe(training: Retraining, folder: RunFolder) -> list[str]:
+    return ["## Recipe", "", f"`{folder.command}`", "", "```yaml", training.config.to_yaml().rstrip(), "```"]
+
+
+def _processes(training: Retraining) -> str:
+    before = "" if training.began_with == world_size() else f" (at first {training.began_with})"
+    return f"{world_size()} process(es){before}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from darts_bio import __version__
 from darts_bio.config import SearchConfig
+from darts_bio.distributed import launcher, world_size
 from darts_bio.evaluation.alignment import training_alignment
 from darts_bio.monitoring.card import CARD_FILE, model_card
 from darts_bio.monitoring.cell_figure import draw_genotype
@@ -101,10 +102,18 @@ class TrainingMonitor(Monitor):
         self.text(
             "run", f"`{self.folder.command}`\n\n```yaml\n{config.to_yaml()}```\n\n```\n{genotype}\n```", progress.step
         )
+        if progress.step == progress.steps:
+            self.say(f"{self.folder.path}: done already, after {progress.epochs} epochs")
+            return
         self.say(
             f"training on {config.dataset or config.data_dir}, {self.training.device}: {progress.steps} steps in "
             f"{progress.epochs} epochs; network of {parameters(self.training.network):,} parameters"
         )
+        if self.training.began_with != world_size():
+            self.say(
+                f"goes on in {world_size()} process(es) where there were {self.training.began_with}: batch norms see "
+                "other parts of a batch from here on"
+            )
         self.say(watch_line(self.folder))
 
     def on_step(self, progress: Progress, images: int) -> None:
@@ -146,7 +155,8 @@ def _uv() -> list[str]:
 
 
 def _python() -> list[str]:
-    return _uv() or ["python"]
+    words = launcher()
+    return (_uv() or words) if words == ["python"] else [*_uv(), *words]
 
 
 def watch_line(folder: RunFolder) -> str:

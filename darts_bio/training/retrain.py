@@ -25,7 +25,7 @@ from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
+from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
@@ -104,6 +104,8 @@ class Retraining:
         self.optimizer = WeightOptimizer(self.network, config)
         self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
         self.averaged = self._average() if config.ema else None
+        self.began_with = world_size()
+        """How many processes made the steps so far."""
         self._damaged: dict[str, str] = {}
         self.genotype = network.genotype if isinstance(network, Network) else None
         self.subject = {"data set": source.identity()}
@@ -131,7 +133,7 @@ class Retraining:
                 f"{folder}: expected the run folder of evaluate/train_cifar.py or train_imagenet.py, found no "
                 f"{CONFIG_FILE} there"
             )
-        checkpoint = folder / CHECKPOINT_FILE
+        checkpoint = checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
         kind = ImageNetConfig if "crop_share" in state["config"] else RetrainConfig
         config = kind(**read_yaml(folder / CONFIG_FILE, kind))
@@ -239,6 +241,10 @@ class Retraining:
         """The name of the number that a run is made for: the test accuracy, of the averaged network if there is one."""
         return "test/accuracy" if self.averaged is None else "test_averaged/accuracy"
 
+    @property
+    def result_in_words(self) -> str:
+        return "test accuracy" + (" of the averaged network" if self.averaged is not None else "")
+
     def state_dict(self) -> dict[str, Any]:
         state = {
             "network": self.network.state_dict(),
@@ -247,6 +253,7 @@ class Retraining:
             "classes": list(self.source.classes),
             "normalisation": {"mean": self.source.normalisation.mean, "std": self.source.normalisation.std},
             "image_size": list(self.source.image_size),
+            "processes": world_size(),
         }
         if isinstance(self.network, Network):
             state |= {"genotype": self.network.genotype.to_json(), "form": dict(self.network.form)}
@@ -257,5 +264,6 @@ class Retraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.began_with = state.get("processes", 1)
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])

@@ -148,6 +148,20 @@ def _new_folder(kind: str, config: RunConfig) -> Path:
     return path
 
 
+def checkpoint_of(source: Path) -> Path:
+    """The checkpoint of a run folder, or `source` itself if it is a file. Raises InputError if there is none."""
+    path = source / CHECKPOINT_FILE if source.is_dir() else source
+    if path.is_file():
+        return path
+    seeds = sorted(source.glob(f"seed-*/{CHECKPOINT_FILE}")) if source.is_dir() else []
+    if seeds:
+        raise InputError(f"{source}: holds a run for each seed; name one of them, such as {seeds[0].parent}")
+    raise InputError(
+        f"{source}: expected the run folder of a training, or its {CHECKPOINT_FILE}, found no {path}; a run writes it "
+        "at the end of its first epoch"
+    )
+
+
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Tensors and plain values only: nothing in the file is executed.
 
@@ -160,7 +174,10 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})")
     if state.get("kind") != kind:
-        raise InputError(f"{path}: expected the checkpoint of a {kind} run, found one of a {state.get('kind')} run")
+        hint = "; train the genotype it found first" if (kind, state.get("kind")) == ("train", "search") else ""
+        raise InputError(
+            f"{path}: expected the checkpoint of a {kind} run, found one of a {state.get('kind')} run{hint}"
+        )
     if not (isinstance(state.get("config"), dict) and isinstance(state.get("command"), str)):
         raise InputError(f"{path}: not a whole checkpoint (expected the configuration and the command of its run)")
     return state

@@ -13,7 +13,7 @@ from darts_bio.networks import Network, build_network
 from darts_bio.spaces import Genotype, from_json
 from darts_bio.spaces.genotype import brief
 from darts_bio.training.engine import fitting
-from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
+from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,7 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
     With `averaged` the weights are the run's averaged ones, if it kept such. Rules and operations of your own have to
     be imported before. Raises InputError if the folder holds no whole checkpoint of a training.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / CHECKPOINT_FILE
-    if not path.is_file():
-        raise InputError(
-            f"{source}: expected the run folder of a training, or its {CHECKPOINT_FILE}, found no {path}; "
-            "a run writes it at the end of its first epoch"
-        )
+    path = checkpoint_of(Path(source))
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]
