@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import IMAGENET, ROOT, call, refused
+from commands import IMAGENET, ROOT, call, here, refused
 from PIL import Image
 
-from darts_bio.command_line import run_script
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.sources import open_source
 from darts_bio.monitoring.report import TrainingMonitor
@@ -148,16 +146,13 @@ def test_another_class_folder_on_resume(images: Path, tmp_path: Path) -> None:
 def test_bad_input_is_one_line(
     images: Path, words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(images)
-    main = runpy.run_path(IMAGENET)["main"]
-    assert run_script(ImageNetConfig, main, "", [*shlex.split(words), "--device", "cpu"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1
-    assert message in said.err
+    assert message in here(IMAGENET, f"{words} --device cpu", images, monkeypatch, capsys)
 
 
-def test_a_class_without_images_to_measure_on(images: Path, tmp_path: Path) -> None:
+def test_a_class_without_images_to_measure_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(images / "images", tmp_path / "images")
     shutil.rmtree(tmp_path / "images" / "val" / "green")
-    assert "class green has images in train and none in" in refused(call(IMAGENET, *WORDS, cwd=tmp_path))
+    said = here(IMAGENET, shlex.join(WORDS), tmp_path, monkeypatch, capsys)
+    assert "class green has images in train and none in" in said

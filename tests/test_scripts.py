@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SEARCH, TRAIN, call, refused, torchrun
+from commands import SEARCH, TRAIN, call, here, refused, torchrun
 
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
@@ -168,9 +168,14 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
-    tmp_path: Path, script: str, arguments: str, message: str
+    tmp_path: Path,
+    script: str,
+    arguments: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert re.search(message, refused(call(script, *shlex.split(arguments), cwd=tmp_path)))
+    assert re.search(message, here(script, arguments, tmp_path, monkeypatch, capsys))
     assert list(tmp_path.iterdir()) == []
 
 
