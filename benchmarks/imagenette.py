@@ -9,14 +9,13 @@ one that was stopped goes on, one that is done is not made again.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, run, write_timings
+from measuring import RESULTS, options, run, write_timings
 from torch import nn
 
 from darts_bio.config import CONFIG_FILE, ImageNetConfig
@@ -71,14 +70,10 @@ def train(config: ImageNetConfig, device: torch.device) -> dict[str, Any] | None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = options(__doc__, "auto", image_size=64, channels=24, epochs=6, seeds=2, workers=1)
     parser.add_argument("--data-dir", default="imagenette", metavar="DIR", help="with the folders train and val")
     parser.add_argument("--networks", default="bionas_darts,bionas_darts:bp,resnet18", metavar="A,B,...")
-    for name, default in {"image-size": 64, "channels": 24, "epochs": 6, "seeds": 2, "workers": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
-    parser.add_argument("--device", default="auto", metavar="NAME")
     parser.add_argument("--out", default="runs/imagenette", metavar="DIR", help="the runs' folder")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
     arguments = parser.parse_args()
     device = select_device(arguments.device)
     path = Path(arguments.json) if arguments.json else RESULTS / f"imagenette-{device.type}.json"

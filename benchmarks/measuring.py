@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -19,6 +20,16 @@ from darts_bio.errors import InputError
 from darts_bio.runtime import hardware, select_device
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def options(doc: str | None, device: str, **sizes: int) -> argparse.ArgumentParser:
+    """A parser with --device, --json and an option for each size; the first line of `doc` describes it."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--device", default=device, metavar="NAME")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
+    for name, default in sizes.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default, metavar="N")
+    return parser
 
 
 def timing_device(name: str) -> torch.device:

@@ -25,7 +25,8 @@ from measuring import RESULTS, run, write_timings
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
-from darts_bio.data.datasets import Augmentation, Batches, ImageData, Normalisation, in_order, load_data
+from darts_bio.data.batches import Augmentation, Batches, Normalisation, in_order
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.registry import split_specs
 from darts_bio.rules import RULES, convert, draw_feedback
 from darts_bio.runtime import autocast, derive_seed, select_device

@@ -19,7 +19,8 @@ import torch
 from measuring import kept_bytes, run, stopwatch, timing_device, write_timings
 
 from darts_bio.config import SearchConfig
-from darts_bio.data.datasets import ImageData, Split
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData
 from darts_bio.training.search import Search
 
 STRATEGIES = ("darts", "darts(order=2)", "pc_darts(k=2)", "pc_darts", "gdas", "snas", "drnas", "fair_darts")

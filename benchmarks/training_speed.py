@@ -12,7 +12,6 @@ the middle of training.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 from collections.abc import Iterator
@@ -21,12 +20,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import RESULTS, run, stopwatch, timing_device, write_timings
+from measuring import RESULTS, options, run, stopwatch, timing_device, write_timings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import load_data
+from darts_bio.data.transforms import CIFAR_MEAN, CIFAR_STD
 from darts_bio.networks import Network, build_network
 from darts_bio.networks.cells import DropPath
 from darts_bio.rules import draw_feedback
@@ -34,7 +34,6 @@ from darts_bio.spaces import Genotype, load_genotype
 from darts_bio.training.retrain import Retraining
 
 IMAGES = 50_000
-MEAN, STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
 
 
 class Cutout:
@@ -73,7 +72,7 @@ class PlainLoop:
         from torchvision.datasets import CIFAR10
 
         steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        steps += [transforms.Normalize(MEAN, STD), Cutout(self.config.cutout)]
+        steps += [transforms.Normalize(CIFAR_MEAN, CIFAR_STD), Cutout(self.config.cutout)]
         images = CIFAR10(self.config.data_dir or "data", transform=transforms.Compose(steps))
         size = self.config.batch_size
         loader = DataLoader(images, size, shuffle=True, num_workers=workers, pin_memory=self.device.type == "cuda")
@@ -92,15 +91,10 @@ class PlainLoop:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = options(__doc__, "cpu", channels=36, layers=20, batch_size=96, steps=5, workers=0)
     parser.add_argument("--genotype", default="bionas_darts", metavar="X")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
-    parser.add_argument("--device", default="cpu", metavar="NAME")
     parser.add_argument("--amp", default="none", choices=("none", "bf16"), help="of the first two")
-    sizes = {"channels": 36, "layers": 20, "batch-size": 96, "steps": 5, "workers": 0}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
     arguments = parser.parse_args()
     device = timing_device(arguments.device)
     config = RetrainConfig(

@@ -10,15 +10,15 @@ benchmarks/results/training_step-DEVICE.json, or what --json names.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
 import torch
-from measuring import RESULTS, run, stopwatch, timing_device, write_timings
+from measuring import RESULTS, options, run, stopwatch, timing_device, write_timings
 
 from darts_bio.config import RetrainConfig
-from darts_bio.data.datasets import ImageData, Split
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData
 from darts_bio.rules import RULES as REGISTERED
 from darts_bio.spaces import load_genotype
 from darts_bio.training.retrain import Retraining
@@ -35,12 +35,8 @@ def random_images(n: int, side: int) -> ImageData:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = options(__doc__, "cpu", channels=16, layers=8, batch_size=16, image_size=32, steps=15)
     parser.add_argument("--genotype", default="darts_v1", metavar="X")
-    parser.add_argument("--device", default="cpu", metavar="NAME")
-    for name, default in {"channels": 16, "layers": 8, "batch-size": 16, "image-size": 32, "steps": 15}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
     arguments = parser.parse_args()
     device = timing_device(arguments.device)
     config = RetrainConfig(

@@ -105,7 +105,7 @@ def refuse_existing(*paths: str | None) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes a trained network in the forms that are asked for, and prints which."""
-    from darts_bio.monitoring.export import export_program, refuse_missing_onnx, write_onnx, write_program
+    from darts_bio.monitoring.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = arguments.onnx, arguments.program, arguments.hub
@@ -118,9 +118,7 @@ def export(arguments: argparse.Namespace) -> None:
         refuse_missing_onnx()
     trained = load_trained(arguments.source)
     if hub:
-        from darts_bio.models import save_for_hub
-
-        save_for_hub(arguments.source, hub)
+        save_for_hub(trained, Path(hub))
         print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
     if not (onnx or program):
         return

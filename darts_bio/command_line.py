@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from darts_bio.config import CONFIG_FILE, PRESETS, SCRIPTS, RunConfig, SearchConfig, flag
+from darts_bio.config import CONFIG_FILE, PRESETS, SCRIPTS, RunConfig, SearchConfig, class_of, flag
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.registry import parse_spec, split_specs
 
@@ -187,10 +187,9 @@ def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
         raise InputError(f"--out {out[:80]}...: not a folder's name ({first_line(error)})") from None
     if not found:
         raise InputError(f"--resume: {path} does not exist, so {out} holds no run; start one without --resume")
-    known = {key.replace("-", "_") for key in _yaml_mapping(path)}
-    script = next((script for script, option in SCRIPTS.values() if option in known), SCRIPTS[cls][0])
-    if script != SCRIPTS[cls][0]:
-        raise InputError(f"--resume: {out} is a run of {script}; go on with it by that script")
+    theirs: type[RunConfig] = class_of([key.replace("-", "_") for key in _yaml_mapping(path)], cls, *SCRIPTS)
+    if theirs is not cls:
+        raise InputError(f"--resume: {out} is a run of {SCRIPTS[theirs]}; go on with it by that script")
     return read_yaml(path, cls)
 
 

@@ -6,9 +6,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -345,12 +345,19 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
 """Values by the name of a protocol, a data set or a space, for what is not given."""
 
 
-SCRIPTS: Mapping[type[RunConfig], tuple[str, str]] = {
-    SearchConfig: ("search/run.py", "strategy"),
-    RetrainConfig: ("evaluate/train_cifar.py", "crop_padding"),
-    ImageNetConfig: ("evaluate/train_imagenet.py", "crop_share"),
+SCRIPTS: Mapping[type[RunConfig], str] = {
+    SearchConfig: "search/run.py",
+    RetrainConfig: "evaluate/train_cifar.py",
+    ImageNetConfig: "evaluate/train_imagenet.py",
 }
-"""The script of a configuration, and an option that tells it from the configurations after it."""
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def class_of(options: Collection[str], expected: type[C], *others: type[C]) -> type[C]:
+    """Which configuration an earlier run's options are of: that which knows most of them, in doubt the first."""
+    return max((expected, *others), key=lambda cls: len({f.name for f in fields(cls)}.intersection(options)))
 
 
 def _plain(value: Any) -> Any:

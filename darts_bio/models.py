@@ -11,36 +11,28 @@ scripts train, validate and export them: `python -m darts_bio timm train.py ...`
 
 from __future__ import annotations
 
+import inspect
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
-from timm import create_model
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-
-# save_for_hf around it asks for a huggingface_hub that fits timm, which a folder on disk has no use for.
-from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from darts_bio.data.transforms import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
-from darts_bio.rules.carriers import PREFIX, DirectCarrier
+from darts_bio.rules.carriers import PREFIX, DirectCarrier, draw_first
 from darts_bio.rules.compilers import Uncompiled
-from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, Genotype, from_json, load_genotype
 from darts_bio.spaces.genotype import brief
-from darts_bio.training.run_folder import writing
-from darts_bio.training.trained import load_trained
 
-__all__ = ["TimmNetwork", "save_for_hub"]
+__all__ = ["TimmNetwork"]
 
 
 def as_genotype(source: Any) -> Genotype:
@@ -97,7 +89,8 @@ class TimmNetwork(Network):
         **unknown: Any,
     ) -> None:
         for name in unknown:
-            raise unknown_name("option of a darts_bio model", name, OPTIONS)
+            known = set(inspect.signature(TimmNetwork).parameters) - {"stem", "unknown"}
+            raise unknown_name("option of a darts_bio model", name, known)
         counts = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_chans": in_chans}
         for name, count in {**counts, "seed": seed}.items():
             if type(count) is not int:
@@ -149,23 +142,19 @@ class TimmNetwork(Network):
         """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
         if self.renews and self.training and torch.is_grad_enabled():
             uncompiled(self._renew_feedback)
-        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
+        older, newer = self.run_stem(x)
         if self.stem.entry.halved_once:
             yield "stem.older", older
             yield "stem.newer", newer
         else:
             yield "stem", newer
-        for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
-            older, newer = newer, self._run(inputs, cell, older, newer)
-            yield f"cells.{layer}", newer
+        for layer, output in enumerate(self.cells_after(older, newer, lambda cell, _, states: cell(states))):
+            yield f"cells.{layer}", output
 
-    def _run(self, inputs: nn.Module, cell: nn.Module, older: Tensor, newer: Tensor) -> Tensor:
-        def run(older: Tensor, newer: Tensor) -> Tensor:
-            return cell(inputs(older, newer))
-
+    def run_layer(self, layer: Callable[[Tensor, Tensor], Tensor], older: Tensor, newer: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, older, newer, use_reentrant=False)
-        return run(older, newer)
+            return checkpoint(layer, older, newer, use_reentrant=False)
+        return layer(older, newer)
 
     def _renew_feedback(self) -> None:
         if self.passes:
@@ -271,7 +260,7 @@ class TimmNetwork(Network):
         self.output_error = connect_output(self, num_classes or self.num_features)
         for name, carrier in rule_carriers(self):
             if carrier.rule.direct or carrier is self.classifier:
-                carrier.draw_feedback(generator("cpu", "feedback", self.seed, name, 0))
+                draw_first(carrier, self.seed, name)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether a training pass keeps the cells' outputs alone, and computes the rest a second time for the backward
@@ -301,12 +290,6 @@ def _layer(module: str) -> int:
     return int(module.removeprefix("cells."))
 
 
-OPTIONS = (
-    *("genotype", "rule", "channels", "layers", "num_classes", "in_chans"),
-    *("drop_rate", "drop_path_rate", "global_pool", "seed"),
-)
-
-
 def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float], first: str, **more: Any) -> Any:
     return {
         "url": "",
@@ -321,14 +304,11 @@ def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float
     }
 
 
-CIFAR_MEAN = (0.49139968, 0.48215827, 0.44653124)
-CIFAR_STD = (0.24703233, 0.24348505, 0.26158768)
-
 default_cfgs = generate_default_cfgs(
     {
         "darts_bio_cifar": _cfg(10, 32, CIFAR_MEAN, CIFAR_STD, "stem.0", pool_size=(8, 8), crop_pct=1.0),
         "darts_bio_imagenet": _cfg(
-            1000, 224, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875
+            1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875
         ),
     }
 )
@@ -366,57 +346,3 @@ def darts_bio_cifar(pretrained: bool = False, **options: Any) -> nn.Module:
 def darts_bio_imagenet(pretrained: bool = False, **options: Any) -> nn.Module:
     """A genotype's network with ImageNet's stem, of 48 channels and 14 layers (Liu 2019, arXiv 1806.09055)."""
     return _create("darts_bio_imagenet", pretrained, {"channels": 48, "layers": 14, **options, "stem": "imagenet"})
-
-
-def save_for_hub(source: str | Path, directory: str | Path) -> None:
-    """Writes a trained network as a folder of timm's, weights and config.json, from its run folder or checkpoint.
-
-    After `import darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the network, and
-    so does `"hf-hub:NAME"` where the folder was uploaded. (timm 1.0.20 reads no safetensors from folders: there, add
-    `pretrained_cfg_overlay={"source": "", "file": "DIRECTORY/model.safetensors"}`.) Feedback goes with it, the
-    auxiliary head does not. Raises InputError if there is no trained network, or the folder is not new and empty, or
-    cannot be written.
-    """
-    target, trained = Path(directory), load_trained(source)
-    form, variant = trained.form, f"darts_bio_{trained.form['stem']}"
-    if variant not in default_cfgs:
-        raise InputError(
-            f"{source}: expected a stem that timm's models have, cifar or imagenet, found {form['stem']!r}"
-        )
-    arguments = {
-        "genotype": json.loads(trained.genotype.to_json()),
-        "channels": form["channels"],
-        "layers": form["layers"],
-        "num_classes": form["num_classes"],
-        "in_chans": form["in_channels"],
-        "seed": trained.config.get("seed", 0),
-    }
-    used = {
-        "input_size": (form["in_channels"], *trained.image_size),
-        "num_classes": form["num_classes"],
-        "mean": trained.mean,
-        "std": trained.std,
-        "pool_size": None,
-    }
-    with torch.random.fork_rng(devices=[]):
-        model = create_model(variant, pretrained_cfg_overlay=used, **arguments)
-    weights = trained.network.state_dict()
-    model.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("auxiliary.")})
-    with writing(target):
-        _refuse_filled(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            partial.mkdir(exist_ok=True)
-            (partial / "model.safetensors").write_bytes(save(model.state_dict()))
-            labels: Any = {"label_names": list(trained.classes)}
-            config: Any = partial / "config.json"  # text by its annotation, which timm 1.0.20 does not take
-            save_config_for_hf(model, config, model_config=labels, model_args=arguments)
-            partial.replace(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _refuse_filled(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: exists and is not empty; remove it first, or choose another name")

@@ -21,7 +21,7 @@ from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
 from darts_bio.training.engine import Outcome, Silent, fit
 from darts_bio.training.retrain import Retraining, new_network
-from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder, write_text
+from darts_bio.training.run_folder import RunFolder, write_text
 
 
 def train(config: TrainingConfig) -> int:
@@ -100,13 +100,7 @@ def _train_seeds(config: TrainingConfig, genotype: Genotype, device: torch.devic
 
 
 def _open_folder(config: TrainingConfig, genotype: Genotype) -> RunFolder:
-    """The run folder, which the first process alone makes and writes to."""
-    command = [*launcher(), *sys.argv]
-    if rank() > 0:
-        return ReadOnlyFolder(Path(text_from_first("")), "train", config, command)
-    folder = RunFolder.open("train", config, command, genotype=genotype)
-    text_from_first(str(folder.path))
-    return folder
+    return RunFolder.open("train", config, [*launcher(), *sys.argv], genotype=genotype)
 
 
 @dataclass(frozen=True)

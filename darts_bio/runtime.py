@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import os
 import platform
+import random
 import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
 
+import numpy as np
 import torch
 
 from darts_bio.distributed import summed, world_size
@@ -51,6 +53,21 @@ def select_device(name: str) -> torch.device:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return device
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it the default generators of Python, NumPy and PyTorch's CPU start from `seed`; then all is as before."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
 
 
 def hardware(device: torch.device) -> str:

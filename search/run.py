@@ -30,12 +30,12 @@ def main(config: SearchConfig) -> int:
 
 def search_cells(config: SearchConfig) -> int:
     from darts_bio.data.datasets import load_data
-    from darts_bio.distributed import launcher, rank, text_from_first
+    from darts_bio.distributed import launcher, rank
     from darts_bio.monitoring.report import SearchMonitor, resume_line, retrain_line
     from darts_bio.runtime import select_device, stop_on_signals
     from darts_bio.spaces import Nb201Table, is_nb201, to_nb201_text
     from darts_bio.training.engine import Silent, fit
-    from darts_bio.training.run_folder import ReadOnlyFolder, RunFolder
+    from darts_bio.training.run_folder import RunFolder
     from darts_bio.training.search import Search
 
     table = None
@@ -46,14 +46,11 @@ def search_cells(config: SearchConfig) -> int:
     device = select_device(config.device)
     data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
     search = Search(config, data, device)
-    command = [*launcher(), *sys.argv]
+    folder = RunFolder.open("search", config, [*launcher(), *sys.argv])
     if rank() > 0:
-        folder: RunFolder = ReadOnlyFolder(Path(text_from_first("")), "search", config, command)
         with stop_on_signals() as stop:
             fit(search, folder, Silent(), stop, log_every=config.log_every)
         return 0
-    folder = RunFolder.open("search", config, command)
-    text_from_first(str(folder.path))
     with stop_on_signals() as stop, SearchMonitor(search, folder) as monitor:
         outcome = fit(search, folder, monitor, stop, log_every=config.log_every)
         genotype = monitor.write_genotype(outcome.step)

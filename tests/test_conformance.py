@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
-from darts_bio.data.datasets import DATASETS, ImageData, Split, load_data
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import DATASETS, ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.monitoring.cell_figure import draw_genotype
 from darts_bio.networks import build_network

@@ -14,17 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from darts_bio.data.datasets import (
-    DATASETS,
-    Augmentation,
-    Batches,
-    ImageData,
-    Normalisation,
-    Split,
-    halves,
-    in_order,
-    load_data,
-)
+from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split, in_order
+from darts_bio.data.datasets import DATASETS, ImageData, halves, load_data
 from darts_bio.errors import InputError
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.datasets import Augmentation, Batches, Normalisation, Split
+from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split
 from darts_bio.data.files import ImageFiles
 from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.sources import open_source
@@ -468,6 +468,19 @@ class TestTarFiles:
         assert torch.equal(data.batch(0)[0], files(root).batch(0)[0])
         assert torch.equal(next(data.measured("test"))[0], next(files(root).measured("test"))[0])
         data.close()
+
+    def test_no_index_beside_large_ones_is_read_or_written(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """timm keeps one of tar files above 10 GB, as a pickle: whoever gives the images could give that too."""
+        from timm.data.readers import reader_image_in_tar
+
+        (root / "tars").mkdir()
+        for part in ("train", "val"):
+            packed(root / "tars" / f"{part}.tar", root / part, "")
+        index = f"_train{reader_image_in_tar.CACHE_FILENAME_SUFFIX}"
+        (root / "tars" / index).write_bytes(b"not to be read")
+        monkeypatch.setattr(os.path, "getsize", lambda path: 20 * 1024**3)
+        assert files(root / "tars").identity().startswith("12 + 8 image files in 2 classes")
+        assert {path.name for path in (root / "tars").iterdir()} == {"train.tar", "val.tar", index}
 
     @staticmethod
     def compare(root: Path, tars: Path, workers: int, **folders: str) -> None:

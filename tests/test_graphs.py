@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig, SearchConfig
-from darts_bio.data.datasets import ImageData, Split
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData
 from darts_bio.errors import InputError
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet, build_network
 from darts_bio.rules import draw_feedback, true_gradients

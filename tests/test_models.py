@@ -19,10 +19,10 @@ from torch import Tensor
 
 import darts_bio.models
 from darts_bio.__main__ import main
-from darts_bio.data.datasets import Normalisation, in_order, load_data
+from darts_bio.data.batches import Normalisation, in_order
+from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
-from darts_bio.models import save_for_hub
-from darts_bio.monitoring.export import export_program, inference_network, write_program
+from darts_bio.monitoring.export import export_program, inference_network, save_for_hub, write_program
 from darts_bio.networks import build_network
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype
@@ -404,7 +404,7 @@ def test_pretrained_weights_serve_other_classes_and_channels(
     tmp_path: Path, form: dict[str, Any], other: dict[str, Any]
 ) -> None:
     path = checkpoint(tmp_path, **form)
-    save_for_hub(path, tmp_path / "hub")
+    save_for_hub(load_trained(path), tmp_path / "hub")
     x = images()
     model = created(tmp_path / "hub").eval()
     assert torch.equal(model(x), load_trained(path).network(x))
@@ -515,4 +515,4 @@ def test_a_script_of_timms_is_run_as_python_would(tmp_path: Path, capsys: pytest
 
 
 def test_the_module_names_what_is_public() -> None:
-    assert set(darts_bio.models.__all__) == {"TimmNetwork", "save_for_hub", CIFAR, IMAGENET}
+    assert set(darts_bio.models.__all__) == {"TimmNetwork", CIFAR, IMAGENET}

@@ -19,7 +19,8 @@ from commands import TRAIN, call, torchrun
 
 from darts_bio.config import RetrainConfig
 from darts_bio.data import sources
-from darts_bio.data.datasets import Augmentation, Batches, Normalisation, load_data
+from darts_bio.data.batches import Augmentation, Batches, Normalisation
+from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
 from darts_bio.distributed import first_says, gathered, process_group, summed, text_from_first
 from darts_bio.errors import InputError

@@ -18,7 +18,8 @@ from commands import TRAIN, call, refused
 
 from darts_bio.command_line import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
-from darts_bio.data.datasets import ImageData, Split, load_data
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.sources import InMemory
 from darts_bio.errors import InputError
 from darts_bio.monitoring.curves import draw_curves

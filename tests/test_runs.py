@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darts_bio.config import RetrainConfig, RunConfig, SearchConfig
-from darts_bio.data.datasets import ImageData, in_order, load_data
+from darts_bio.data.batches import in_order
+from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor

@@ -1,14 +1,13 @@
-"""Images as one uint8 tensor on the device, and seeded batches of them.
+"""Data sets whose images lie in memory, as one uint8 tensor.
 
-A data set is a function `(data_dir, image_size) -> ImageData`, registered by name in `DATASETS`. Batch t of a run is a
-pure function of (seed, name of the stream, t), so the order of the data needs no state in a checkpoint.
+A data set is a function `(data_dir, image_size) -> ImageData`, registered by name in `DATASETS`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from darts_bio.data import imagenet16
+from darts_bio.data.batches import Split
 from darts_bio.errors import InputError, first_line
 from darts_bio.registry import Registry
-from darts_bio.runtime import generator, send
+from darts_bio.runtime import generator
 
 DATA_DIR = Path("data")
 """Where data lie, or are downloaded to, unless --data-dir says so."""
@@ -29,23 +29,6 @@ DATA_DIR = Path("data")
 FOLDER_SIZE = 32
 TEST_SHARE = 0.2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> Split:
-        return Split(self.images[index], self.labels[index])
-
-    def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -99,10 +82,32 @@ def load_data(
     _validate(data, name)
     if train_images is None:
         return data
-    if train_images > len(data.train):
-        raise InputError(f"--train-images: expected at most {len(data.train)}, all of {name}, found {train_images}")
-    chosen = torch.randperm(len(data.train), generator=generator("cpu", "subset", seed))[:train_images]
-    return replace(data, train=data.train[chosen])
+    return replace(data, train=data.train[drawn(len(data.train), train_images, seed)])
+
+
+def drawn(images: int, train_images: int | None, seed: int) -> Tensor:
+    """The numbers of the training images that are used: all, in order, or `train_images` drawn by the seed.
+
+    Raises InputError if there are not so many.
+    """
+    if train_images is None:
+        return torch.arange(images)
+    if train_images > images:
+        raise InputError(f"--train-images: expected at most {images}, all there are, found {train_images}")
+    return torch.randperm(images, generator=generator("cpu", "subset", seed))[:train_images]
+
+
+def split_off(images: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the images that are trained on, and of `holdout` drawn by the seed that are not.
+
+    Raises InputError if nothing would be left.
+    """
+    if holdout >= images:
+        raise InputError(f"--holdout: expected fewer than the {images} training images, found {holdout}")
+    if not holdout:
+        return torch.arange(images), torch.arange(0)
+    order = torch.randperm(images, generator=generator("cpu", "holdout", seed))
+    return order[holdout:], order[:holdout]
 
 
 def _validate(data: ImageData, name: str) -> None:
@@ -294,132 +299,3 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
     return image
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and std of each channel, on pixels in [0, 1]."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> Normalisation:
-        """Measured on uint8 images (N, C, H, W), exactly: from the counts of the 256 values."""
-        values = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([channel.flatten().int().bincount(minlength=256) for channel in images.unbind(1)])
-        shares = counts.double().cpu() / counts[0].sum().item()
-        mean = shares @ values
-        std = (shares @ values.square() - mean.square()).clamp_min(1e-12).sqrt()
-        return cls(mean.float(), std.float())
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) to float32 of mean 0 and std 1."""
-        scale, shift = 1 / (255 * self.std), -self.mean / self.std
-        return torch.addcmul(shift.view(1, -1, 1, 1), images.float(), scale.view(1, -1, 1, 1))
-
-    def to(self, device: torch.device) -> Normalisation:
-        return Normalisation(self.mean.to(device), self.std.to(device))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop after padding with black, mirror image, and a blanked square (cutout, arXiv 1708.04552): each drawn
-    for every image by itself."""
-
-    crop_padding: int = 0
-    flip: bool = False
-    cutout: int = 0
-
-
-class Batches:
-    """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
-
-    `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal parts of that batch.
-    `altered(t)` may give the images of that part, uint8, in the place of those of the split.
-    Raises InputError if a batch is larger than the split, or the augmentation larger than the images.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        normalisation: Normalisation,
-        augmentation: Augmentation,
-        *,
-        seed: int,
-        name: str,
-        device: torch.device,
-        share: tuple[int, int] = (0, 1),
-        altered: Callable[[int], Tensor] | None = None,
-    ) -> None:
-        if batch_size > len(split):
-            raise InputError(
-                f"--batch-size: expected at most {len(split)}, the images of the {name} split, found {batch_size}"
-            )
-        smallest = min(split.images.shape[2:])
-        for option, value in (("--cutout", augmentation.cutout), ("--crop-padding", augmentation.crop_padding)):
-            if value >= smallest:
-                raise InputError(f"{option}: expected less than {smallest}, the side of the images, found {value}")
-        self.per_epoch = len(split) // batch_size
-        self._size, self._seed, self._name, self._device = batch_size, seed, name, device
-        number, parts = share
-        self._share = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
-        self._normalisation, self._augmentation = normalisation.to(device), augmentation
-        self._padding, self._altered = (augmentation.crop_padding,) * 4, altered
-        self._images = torch.nn.functional.pad(split.images, self._padding).to(device)
-        self._labels = split.labels.to(device)
-        self._side = torch.tensor(split.images.shape[2:])
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    def _indices(self, t: int) -> Tensor:
-        epoch, position = divmod(t, self.per_epoch)
-        if self._order[0] != epoch:
-            # Random draws are made on the CPU, so that a seed means the same on every device.
-            source = generator("cpu", "order", self._seed, self._name, epoch)
-            self._order = (epoch, send(torch.randperm(len(self._labels), generator=source), self._device))
-        return self._order[1][position * self._size : (position + 1) * self._size][self._share]
-
-    def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """Batch t: images (N, C, H, W) float32 and labels (N,)."""
-        source = generator("cpu", "augment", self._seed, self._name, t)
-        index, augmentation = self._indices(t), self._augmentation
-        (height, width), n = self._side.tolist(), self._size
-        # Drawn for the whole batch, so that a part of it does not depend on how many parts there are.
-        shift = self._own(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source))
-        rows = torch.arange(height, device=self._device) + shift[:, :1]
-        columns = torch.arange(width, device=self._device).expand(len(index), -1)
-        if augmentation.flip:
-            mirrored = self._own(torch.rand(n, 1, generator=source) < 0.5)
-            columns = torch.where(mirrored, width - 1 - columns, columns)
-        columns = columns + shift[:, 1:]
-        channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
-        images, of_images = self._images, index
-        if self._altered is not None:
-            images = torch.nn.functional.pad(self._altered(t), self._padding)
-            of_images = torch.arange(len(index), device=self._device)
-        pixels = images[of_images.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
-        x = self._normalisation(pixels)
-        if augmentation.cutout:
-            centre = self._own((torch.rand(n, 2, generator=source) * self._side).long())
-            x = x * ~_square(centre, augmentation.cutout, height, width)
-        return x, self._labels[index]
-
-    def _own(self, draws: Tensor) -> Tensor:
-        return send(draws[self._share], self._device)
-
-
-def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:
-    """(N, 1, H, W) bool: the square of that side around each centre (N, 2), cut off at the border."""
-    first = centre - side // 2
-    rows = torch.arange(height, device=centre.device) - first[:, :1]
-    columns = torch.arange(width, device=centre.device) - first[:, 1:]
-    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)
-
-
-def in_order(split: Split, batch_size: int, normalisation: Normalisation) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images once, in order, without augmentation; the last batch may be smaller."""
-    for start in range(0, len(split), batch_size):
-        part = split[slice(start, start + batch_size)]
-        yield normalisation(part.images), part.labels

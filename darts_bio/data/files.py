@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.datasets import IMAGE_SUFFIXES, Normalisation, eight_bits, torchvision_datasets
+from darts_bio.data.batches import Measured, Normalisation
+from darts_bio.data.datasets import IMAGE_SUFFIXES, drawn, eight_bits, split_off, torchvision_datasets
 from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
-from darts_bio.data.transforms import MEAN, STD, centre_transform, training_transform
+from darts_bio.data.transforms import IMAGENET_MEAN, IMAGENET_STD, centre_transform, training_transform
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import generator, worker_count
+from darts_bio.runtime import worker_count
 
 EVALUATION_BATCH = 256
 
@@ -132,13 +133,14 @@ class ImageFiles:
         train, test = open_parts(root, config.dataset, config.train_split, config.test_split)
         self.classes = _class_names(train, test, config.num_classes)
         self.image_size = (config.image_size, config.image_size)
-        self.normalisation = Normalisation(torch.tensor(MEAN), torch.tensor(STD)).to(device)
+        self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self._identity = _identity(train, test, self.classes)
         workers = worker_count(config.workers)
-        chosen = _drawn(len(train), config.train_images, config.holdout, config.seed)
+        chosen = drawn(len(train), config.train_images, config.seed)
+        trained, held = split_off(len(chosen), config.holdout, config.seed)
         augmented, centred = training_transform(config), centre_transform(config)
         self._train = SeededLoader(
-            items=FileItems(train, chosen[config.holdout :], augmented),
+            items=FileItems(train, chosen[trained], augmented),
             batch_size=config.batch_size,
             seed=config.seed,
             name="train",
@@ -148,7 +150,7 @@ class ImageFiles:
         )
         self.per_epoch = self._train.per_epoch
         measured = {
-            "valid": FileItems(train, chosen[: config.holdout], centred),
+            "valid": FileItems(train, chosen[held], centred),
             "test": FileItems(test, torch.arange(len(test)), centred),
         }
         self._measured = {
@@ -171,7 +173,7 @@ class ImageFiles:
         images, labels = self._train.batch(t)
         return self.normalisation(images), labels
 
-    def measured(self, part: Literal["valid", "test"]) -> Iterator[tuple[Tensor, Tensor]]:
+    def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """This process' share of the images held out, or of the test images, each once."""
         for images, labels in self._measured[part]:
             yield self.normalisation(images), labels
@@ -243,16 +245,15 @@ def _part_on_disk(path: Path) -> Part:
     in_tar = not folders and (path.is_file() or any(path.glob("*.tar")))
     try:
         if in_tar:  # timm's factory knows single tar files only
-            # Of many gigabytes timm keeps an index beside them, for the next time, where it can.
-            kept = None if os.access(path if path.is_dir() else path.parent, os.W_OK) else False
-            index = ReaderImageInTar(str(path), cache_tarinfo=kept)
+            # Of many gigabytes timm would keep an index beside them, as a pickle, which may as well be someone else's.
+            index = ReaderImageInTar(str(path), cache_tarinfo=False)
             own_labels, own_classes = index.targets, index.class_name_to_idx
             reader, name_of = TarMembers(str(path), index.samples), _name_in_tar
         else:
             reader = create_dataset("", root=str(path), search_split=False, input_key=";".join(IMAGE_SUFFIXES)).reader
             own_labels, own_classes = [label for _, label in reader.samples], reader.class_to_idx
             name_of = _name_in_folder
-    except Exception as error:  # of timm, tarfile and pickle, of many kinds
+    except Exception as error:  # of timm and tarfile, of many kinds
         raise InputError(f"{path}: {_EXPECTED}, found none that can be read ({first_line(error)})") from None
     names = [name_of(reader, i) for i in range(len(reader))]
     # Outside of a folder there is no class; a leading dot is of what systems leave behind, such as ._0.png. And timm's
@@ -350,17 +351,3 @@ def _identity(train: Part, test: Part, classes: tuple[str, ...]) -> str:
         digest.update("\n".join(map(part.name, range(len(part)))).encode(errors="surrogateescape"))
         digest.update(part.labels.astype("<i8").tobytes())
     return f"{len(train)} + {len(test)} image files in {len(classes)} classes, digest {digest.hexdigest()}"
-
-
-def _drawn(images: int, train_images: int | None, holdout: int, seed: int) -> Tensor:
-    """The numbers of the training images that are used; the first `holdout` of them are held out."""
-    chosen = torch.arange(images)
-    if train_images is not None:
-        if train_images > images:
-            raise InputError(f"--train-images: expected at most {images}, all there are, found {train_images}")
-        chosen = torch.randperm(images, generator=generator("cpu", "subset", seed))[:train_images]
-    if holdout >= len(chosen):
-        raise InputError(f"--holdout: expected fewer than the {len(chosen)} training images, found {holdout}")
-    if holdout:
-        chosen = chosen[torch.randperm(len(chosen), generator=generator("cpu", "holdout", seed))]
-    return chosen

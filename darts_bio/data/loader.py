@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import random
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import derive_seed, generator
+from darts_bio.runtime import derive_seed, generator, seeded
 
 IN_A_ROW = 100
 """Damaged samples one after the other at which a training gives up."""
@@ -191,26 +190,11 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
         seed = derive_seed("augment", *self._stream, position)
         for i in range(self._tries):
             try:
-                with _seeded(seed):
+                with seeded(seed):
                     return self._items[(index + i) % len(self._items)]
             except Damaged as error:
                 damaged[error.name] = error.reason
         return None
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within it the default generators of Python, NumPy and PyTorch's CPU start from `seed`; then all is as before."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)
 
 
 class Workers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,20 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
-from darts_bio.data.datasets import Augmentation, Batches, ImageData, Normalisation, Split, in_order, load_data
+from darts_bio.data.batches import Augmentation, Batches, Measured, Normalisation, Split, in_order
+from darts_bio.data.datasets import ImageData, load_data, split_off
 from darts_bio.data.files import STREAMING_PACKAGES, ImageFiles
 from darts_bio.data.loader import SeededLoader
 from darts_bio.data.streams import ImageStream
 from darts_bio.data.transforms import policy_transform
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator, worker_count
+from darts_bio.runtime import worker_count
 
 Labelled = tuple[Tensor, Tensor]
 """Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""
-
-Part = Literal["valid", "test"]
-"""Images that are never trained on: those held out of the training images, or the test images."""
 
 EVALUATION_BATCH = 500
 
@@ -51,7 +49,7 @@ class Source(Protocol):
     def batch(self, t: int) -> Labelled:
         """This process' share of batch t, counted from 0 over all epochs; a function of the seed and t alone."""
 
-    def measured(self, part: Part) -> Iterable[Labelled]:
+    def measured(self, part: Measured) -> Iterable[Labelled]:
         """This process' share of images that are measured, each once, as they are."""
 
     def close(self) -> None:
@@ -99,44 +97,37 @@ class InMemory:
 
     def __init__(self, data: ImageData, config: RetrainConfig, device: torch.device) -> None:
         """Raises InputError if the options do not fit the images."""
-        if config.holdout >= len(data.train):
-            raise InputError(
-                f"--holdout: expected fewer than the {len(data.train)} training images, found {config.holdout}"
-            )
-        order = torch.randperm(len(data.train), generator=generator("cpu", "holdout", config.seed))
-        train = data.train[order[config.holdout :]] if config.holdout else data.train
+        trained, held = split_off(len(data.train), config.holdout, config.seed)
+        train = data.train[trained] if config.holdout else data.train
         self._identity = data.identity()
-        self._parts = {"valid": data.train[order[: config.holdout]].to(device), "test": data.test.to(device)}
+        self._measured = {"valid": data.train[held].to(device), "test": data.test.to(device)}
         self.classes, self.in_channels, self.image_size = data.classes, data.in_channels, data.image_size
         self.normalisation = Normalisation.of(train.images).to(device)
-        self._loader = self._altering(train, config, device) if config.auto_augment else None
-        loader = self._loader
+        # Both draw the same order.
+        stream: dict[str, Any] = {
+            "seed": config.seed,
+            "name": "train",
+            "device": device,
+            "share": (rank(), world_size()),
+        }
+        self._loader: SeededLoader | None = None
+        if config.auto_augment:
+            items, workers = AlteredItems(train, config.auto_augment), worker_count(config.workers)
+            self._loader = SeededLoader(items=items, batch_size=config.batch_size, workers=workers, **stream)
         self._batches = Batches(
             train,
             config.batch_size,
             self.normalisation,
             Augmentation(config.crop_padding, config.flip, config.cutout),
-            seed=config.seed,
-            name="train",
-            device=device,
-            share=(rank(), world_size()),
-            altered=None if loader is None else lambda t: loader.batch(t)[0],
+            altered=None if self._loader is None else self._altered,
+            **stream,
         )
         self.per_epoch = self._batches.per_epoch
         self.damaged: Mapping[str, str] = {}
 
-    @staticmethod
-    def _altering(train: Split, config: RetrainConfig, device: torch.device) -> SeededLoader:
-        """It reads in the order of `Batches`."""
-        return SeededLoader(
-            items=AlteredItems(train, config.auto_augment),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            name="train",
-            workers=worker_count(config.workers),
-            device=device,
-            share=(rank(), world_size()),
-        )
+    def _altered(self, t: int) -> Tensor:
+        assert self._loader is not None
+        return self._loader.batch(t)[0]
 
     def identity(self) -> str:
         return self._identity
@@ -144,8 +135,8 @@ class InMemory:
     def batch(self, t: int) -> Labelled:
         return self._batches.batch(t)
 
-    def measured(self, part: Part) -> Iterable[Labelled]:
-        split = self._parts[part]
+    def measured(self, part: Measured) -> Iterable[Labelled]:
+        split = self._measured[part]
         own = replace(split, images=split.images[rank() :: world_size()], labels=split.labels[rank() :: world_size()])
         return in_order(own, EVALUATION_BATCH, self.normalisation)
 

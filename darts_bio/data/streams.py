@@ -7,17 +7,18 @@ import itertools
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.datasets import Normalisation, torchvision_datasets
+from darts_bio.data.batches import Measured, Normalisation
+from darts_bio.data.datasets import torchvision_datasets
 from darts_bio.data.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
 from darts_bio.data.loader import Workers
-from darts_bio.data.transforms import MEAN, STD, centre_transform, training_transform
+from darts_bio.data.transforms import IMAGENET_MEAN, IMAGENET_STD, centre_transform, training_transform
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator, worker_count
 
@@ -60,7 +61,7 @@ class ImageStream:
         self.per_epoch = images // batch_size
         self.classes = tuple(map(str, range(config.num_classes or 1000)))
         self.image_size = (config.image_size, config.image_size)
-        self.normalisation = Normalisation(torch.tensor(MEAN), torch.tensor(STD)).to(device)
+        self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self.damaged: dict[str, str] = {}
         self._identity = f"{images} images a pass of {dataset}, {config.train_split}; measured on {config.test_split}"
         self._own_size, self._stream, self._device = own_size, (seed, share[0]), device
@@ -82,7 +83,7 @@ class ImageStream:
         self._next = t + 1
         return self.normalisation(images), labels
 
-    def measured(self, part: Literal["valid", "test"]) -> Iterator[tuple[Tensor, Tensor]]:
+    def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """This process' share of the test images. Nothing is held out."""
         if part == "test":
             with self._read(self._test, EVALUATION_BATCH, generator("cpu", "measured", *self._stream)) as workers:

@@ -11,8 +11,10 @@ from PIL import Image
 from darts_bio.config import ImageNetConfig
 from darts_bio.errors import InputError, first_line
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's channels."""
+# Of the channels, on pixels in [0, 1].
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.49139968, 0.48215827, 0.44653124)
+CIFAR_STD = (0.24703233, 0.24348505, 0.26158768)
 
 Transform = Callable[[Image.Image], np.ndarray]
 """From an image in RGB to (3, S, S) uint8."""
@@ -56,8 +58,8 @@ def _by_timm(policy: str, side: int, **options: Any) -> Transform:
             use_prefetcher=True,  # bytes, that is
             auto_augment=policy or None,
             interpolation="bilinear",
-            mean=MEAN,
-            std=STD,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             **options,
         )
     except Exception as error:  # of an assertion, a conversion or a look-up, where nothing else is given freely

@@ -1,7 +1,7 @@
-"""A trained network as one file for other programs: an ONNX model, or a program of torch.export.
+"""A trained network for other programs: an ONNX model, a program of torch.export, or a folder of timm's.
 
-Both take pixels (N, C, H, W) in [0, 1], float32; the normalisation of the run is inside. Both hold the weights alone:
-predicting takes no learning rule, so there is no feedback in them and no auxiliary head.
+The first two take pixels (N, C, H, W) in [0, 1], float32; the normalisation of the run is inside. They hold the weights
+alone: predicting takes no learning rule, so there is no feedback in them and no auxiliary head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import build_network
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.carriers import PREFIX
-from darts_bio.training.run_folder import replacing
+from darts_bio.training.run_folder import is_filled, replacing, writing
 from darts_bio.training.trained import Trained
 
 
@@ -91,6 +93,61 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     assert model is not None
     with replacing(path) as temporary:
         temporary.write_bytes(model.model_proto.SerializeToString())
+
+
+def save_for_hub(trained: Trained, directory: Path) -> None:
+    """Writes a trained network as a folder of timm's, weights and config.json.
+
+    After `import darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the network, and
+    so does `"hf-hub:NAME"` where the folder was uploaded. (timm 1.0.20 reads no safetensors from folders: there, add
+    `pretrained_cfg_overlay={"source": "", "file": "DIRECTORY/model.safetensors"}`.) Feedback goes with it, the
+    auxiliary head does not. Raises InputError if the folder is not new and empty, cannot be written, or the network has
+    a stem of its own.
+    """
+    from safetensors.torch import save
+    from timm import create_model
+
+    # save_for_hf around it asks for a huggingface_hub that fits timm, which a folder on disk has no use for.
+    from timm.models._hub import save_config_for_hf
+
+    from darts_bio.models import default_cfgs
+
+    form, variant = trained.form, f"darts_bio_{trained.form['stem']}"
+    if variant not in default_cfgs:
+        raise InputError(f"expected a stem that timm's models have, cifar or imagenet, found {form['stem']!r}")
+    arguments = {
+        "genotype": json.loads(trained.genotype.to_json()),
+        "channels": form["channels"],
+        "layers": form["layers"],
+        "num_classes": form["num_classes"],
+        "in_chans": form["in_channels"],
+        "seed": trained.config.get("seed", 0),
+    }
+    used = {
+        "input_size": (form["in_channels"], *trained.image_size),
+        "num_classes": form["num_classes"],
+        "mean": trained.mean,
+        "std": trained.std,
+        "pool_size": None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        model = create_model(variant, pretrained_cfg_overlay=used, **arguments)
+    weights = trained.network.state_dict()
+    model.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("auxiliary.")})
+    with writing(directory):
+        if is_filled(directory):
+            raise InputError(f"{directory}: exists and is not empty; remove it first, or choose another name")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = directory.with_name(f".{directory.name}.partial")
+        try:
+            partial.mkdir(exist_ok=True)
+            (partial / "model.safetensors").write_bytes(save(model.state_dict()))
+            labels: Any = {"label_names": list(trained.classes)}
+            config: Any = partial / "config.json"  # text by its annotation, which timm 1.0.20 does not take
+            save_config_for_hf(model, config, model_config=labels, model_args=arguments)
+            partial.replace(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

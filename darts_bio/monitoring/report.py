@@ -85,7 +85,7 @@ ALIGNMENT_BATCHES = 4
 class TrainingMonitor(Monitor):
     """At the start also the genotype that is trained: its figure cells.svg, and both in TensorBoard. With
     `--alignment-every` also the alignment after an epoch: its summary, and in TensorBoard every layer's. Files that
-    cannot be read are named when they are met."""
+    cannot be read are named at the next record."""
 
     def __init__(self, training: Retraining, folder: RunFolder) -> None:
         super().__init__(folder)
@@ -116,8 +116,8 @@ class TrainingMonitor(Monitor):
             )
         self.say(watch_line(self.folder))
 
-    def on_step(self, progress: Progress, images: int) -> None:
-        super().on_step(progress, images)
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        super().on_record(progress, numbers)
         self._name_damaged()
 
     def _name_damaged(self) -> None:

@@ -268,11 +268,30 @@ class CellNetwork(nn.Module):
     def run_cells(self, x: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]) -> Iterator[Tensor]:
         """The output of each cell in turn, for images x (N, in_channels, H, W); `call(cell, cell_type, states)` runs
         one cell on its prepared inputs."""
-        x = x.contiguous(memory_format=self.memory_format)
-        older, newer = self.stem(x)
+        yield from self.cells_after(*self.run_stem(x), call)
+
+    def run_stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two outputs before the first cell, (older, newer)."""
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
+        return older, newer
+
+    def cells_after(
+        self, older: Tensor, newer: Tensor, call: Callable[[nn.Module, str, list[Tensor]], Tensor]
+    ) -> Iterator[Tensor]:
+        """The output of each cell in turn, from those of the stem."""
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
-            older, newer = newer, call(cell, cell_type, inputs(older, newer))
+
+            def layer(
+                older: Tensor, newer: Tensor, i: nn.Module = inputs, c: nn.Module = cell, t: str = cell_type
+            ) -> Tensor:
+                return call(c, t, i(older, newer))
+
+            older, newer = newer, self.run_layer(layer, older, newer)
             yield newer
+
+    def run_layer(self, layer: Callable[[Tensor, Tensor], Tensor], older: Tensor, newer: Tensor) -> Tensor:
+        """One layer, a cell on its inputs. A subclass may run it in another way."""
+        return layer(older, newer)
 
     def classify(self, features: Tensor) -> Tensor:
         """(N, C, h, w) to logits (N, num_classes)."""

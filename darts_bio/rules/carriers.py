@@ -192,11 +192,16 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
         if not carrier.feedback:
             continue
         if update == 0:
-            # The first draw is made on the CPU so that it is the same whatever the device.
-            carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
+            draw_first(carrier, seed, name)
         elif carrier.rule.renews:
             device = next(iter(carrier.feedback.values())).device
             carrier.renew_feedback(generator(device, "feedback", seed, name, update))
+
+
+def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:
+    """Draws the feedback of a carrier of that name before the first update; on the CPU, so that it is the same whatever
+    the device."""
+    carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
 
 
 @contextlib.contextmanager

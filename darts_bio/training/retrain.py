@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.command_line import import_plugins, read_yaml
-from darts_bio.config import CONFIG_FILE, ImageNetConfig, RetrainConfig, TrainingConfig
+from darts_bio.config import CONFIG_FILE, ImageNetConfig, RetrainConfig, TrainingConfig, class_of
+from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
-from darts_bio.data.sources import InMemory, Part, Source, open_source
+from darts_bio.data.sources import InMemory, Source, open_source
 from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
-from darts_bio.runtime import autocast, derive_seed
+from darts_bio.runtime import autocast, derive_seed, seeded
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
@@ -77,12 +77,8 @@ class Mixing:
 
     def __call__(self, t: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W), which may be overwritten, and labels (N,), to images and the classes' shares (N, K)."""
-        before = np.random.get_state()  # timm draws from NumPy's global generator
-        np.random.seed(derive_seed("mix", self._seed, t) % 2**32)
-        try:
+        with seeded(derive_seed("mix", self._seed, t)):  # timm draws from NumPy's global generator
             return self._mix(x, labels)
-        finally:
-            np.random.set_state(before)
 
 
 class Retraining:
@@ -135,7 +131,7 @@ class Retraining:
             )
         checkpoint = checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
-        kind = ImageNetConfig if "crop_share" in state["config"] else RetrainConfig
+        kind: type[TrainingConfig] = class_of(state["config"], RetrainConfig, ImageNetConfig)
         config = kind(**read_yaml(folder / CONFIG_FILE, kind))
         import_plugins(config.plugin)
         source = open_source(replace(config, data_dir=data_dir or config.data_dir), device)
@@ -221,7 +217,7 @@ class Retraining:
             )
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
-        parts: list[Part] = ["valid"] if self.config.holdout else ["test"]
+        parts: list[Measured] = ["valid"] if self.config.holdout else ["test"]
         if self.config.holdout and epoch == self.epochs - 1:
             parts.append("test")
         numbers: Numbers = {}

@@ -23,6 +23,7 @@ import torch
 
 from darts_bio.command_line import read_yaml
 from darts_bio.config import CONFIG_FILE, RunConfig
+from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
@@ -78,10 +79,19 @@ class RunFolder:
         cls, kind: str, config: RunConfig, command: Sequence[str], *, genotype: Genotype | None = None
     ) -> RunFolder:
         """Makes a new folder, with the genotype that is trained if there is one; or with `--resume` opens the old one.
+        Of several processes the first does, and alone writes to it.
 
         Raises InputError if a new one would overwrite another run or cannot be written to, or if the old one is of
         another configuration.
         """
+        if rank() > 0:
+            return ReadOnlyFolder(Path(text_from_first("")), kind, config, command)
+        folder = cls._open(kind, config, command, genotype)
+        text_from_first(str(folder.path))
+        return folder
+
+    @classmethod
+    def _open(cls, kind: str, config: RunConfig, command: Sequence[str], genotype: Genotype | None) -> RunFolder:
         if config.resume:
             assert config.out is not None  # the configuration was read from there
             folder = cls(Path(config.out), kind, config, command)
@@ -142,10 +152,15 @@ def _new_folder(kind: str, config: RunConfig) -> Path:
                 return path
     path = Path(config.out or "")
     with writing(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if is_filled(path):
             raise InputError(f"--out {path}: exists and is not empty; choose another, or go on with it by --resume")
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def is_filled(path: Path) -> bool:
+    """Whether something else than an empty folder is there."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def checkpoint_of(source: Path) -> Path:

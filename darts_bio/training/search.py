@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
-from darts_bio.data.datasets import Augmentation, Batches, ImageData, Normalisation, halves
+from darts_bio.data.batches import Augmentation, Batches, Normalisation
+from darts_bio.data.datasets import ImageData, halves
 from darts_bio.distributed import from_first, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
