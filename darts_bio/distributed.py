@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 import signal
 import time
@@ -50,6 +51,10 @@ def process_group() -> Iterator[None]:
         if local >= gpus:
             raise InputError(f"process {local} of this machine: found {gpus} GPU(s); start as many processes as GPUs")
         torch.cuda.set_device(local)
+    # Its functions take the group that stands when it is imported as a default value. Imported later, by whatever
+    # needs the compiler, it would keep the group and its threads alive until the interpreter ends, which a thread that
+    # still lets go of a tensor then aborts.
+    importlib.import_module("torch.distributed.nn.functional")
     store = next(dist.rendezvous("env://"))[0]
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"

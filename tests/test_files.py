@@ -577,7 +577,7 @@ class TestWhatCannotBeUsed:
             ({"num_classes": 1}, "--num-classes: expected at least the 2 classes of the images, found 1"),
             ({"batch_size": 13}, "--batch-size: expected at most 12, the images of the train split, found 13"),
             ({"holdout": 12}, "--holdout: expected fewer than the 12 training images, found 12"),
-            ({"train_images": 13}, "--train-images: expected at most 12, all there are, found 13"),
+            ({"train_images": 13}, "--train-images: expected at most 12, all of the train split, found 13"),
             ({"color_jitter": 1.5}, "--color-jitter: expected 0 to 1, found 1.5"),
             (
                 {"auto_augment": "foo"},

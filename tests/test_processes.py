@@ -246,6 +246,24 @@ def test_a_batch_that_cannot_be_shared_out(two: Two) -> None:
         Retraining.of_genotype(replace(config, batch_size=45, mixup=0.2), genotype, data, CPU)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux' list of threads")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    # One that does, and still lets go of a tensor while the interpreter ends, aborts the process.
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from darts_bio.distributed import process_group, summed\n"
+        "def threads(): return sorted(path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
+        "with process_group():\n"
+        "    import torch._dynamo\n"
+        "    summed(torch.zeros(1))\n"
+        "    during = threads()\n"
+        "print([name for name in threads() if 'gloo' in name], any('gloo' in name for name in during))\n"
+    )
+    done = call(*torchrun("script.py"), cwd=tmp_path, python=False)
+    assert done.stdout.split("\n") == ["[] True", "[] True", ""], done.stderr
+
+
 class TestEnvironment:
     def test_an_allocation_of_slurm_is_not_yet_several_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_NTASKS", "4")

@@ -82,18 +82,18 @@ def load_data(
     _validate(data, name)
     if train_images is None:
         return data
-    return replace(data, train=data.train[drawn(len(data.train), train_images, seed)])
+    return replace(data, train=data.train[drawn(name, len(data.train), train_images, seed)])
 
 
-def drawn(images: int, train_images: int | None, seed: int) -> Tensor:
+def drawn(name: str, images: int, train_images: int | None, seed: int) -> Tensor:
     """The numbers of the training images that are used: all, in order, or `train_images` drawn by the seed.
 
-    Raises InputError if there are not so many.
+    Raises InputError if the data set `name` has not so many.
     """
     if train_images is None:
         return torch.arange(images)
     if train_images > images:
-        raise InputError(f"--train-images: expected at most {images}, all there are, found {train_images}")
+        raise InputError(f"--train-images: expected at most {images}, all of {name}, found {train_images}")
     return torch.randperm(images, generator=generator("cpu", "subset", seed))[:train_images]
 
 

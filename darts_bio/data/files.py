@@ -136,7 +136,7 @@ class ImageFiles:
         self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self._identity = _identity(train, test, self.classes)
         workers = worker_count(config.workers)
-        chosen = drawn(len(train), config.train_images, config.seed)
+        chosen = drawn(f"the {config.train_split} split", len(train), config.train_images, config.seed)
         trained, held = split_off(len(chosen), config.holdout, config.seed)
         augmented, centred = training_transform(config), centre_transform(config)
         self._train = SeededLoader(
