@@ -71,7 +71,8 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )
     hints = get_type_hints(cls)
-    for f in sorted(fields(cls), key=lambda f: f.name != "genotype"):
+    common = {f.name for f in fields(RunConfig)}
+    for f in sorted(fields(cls), key=lambda f: (f.name not in ("genotype", "checkpoint"), f.name in common)):
         default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
         shown = [] if default in (None, "", False) else [str(default)]
         shown += [f"{name}: {preset[f.name]}" for name, preset in PRESETS[cls].items() if f.name in preset]

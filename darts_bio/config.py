@@ -40,33 +40,18 @@ def option(
 class RunConfig:
     """What all runs have in common. Raises InputError for a value that is out of bounds."""
 
-    dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
-    data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
-    train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
-
-    channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
-    layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
-
-    epochs: int = option(50, "passes over the training images", minimum=1)
-    batch_size: int = option(64, "images a step", minimum=2)
-    optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
-    lr: float = option(0.025, "learning rate of the weights at the start of its schedule", minimum=0)
-    lr_min: float = option(0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0)
-    momentum: float = option(0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1)
-    weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
-    clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
-
-    seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
+    seed: int = option(0, "fixes all that is drawn at random", minimum=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", identity=False)
-    amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
-    graphs: bool = option(True, "on a GPU, replay the passes of the network as CUDA graphs", identity=False)
-    log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
-
     out: str | None = option(
         None, "run folder, new or empty (default: runs/KIND-DATASET-TIME)", metavar="DIR", identity=False
     )
     resume: bool = option(False, "go on with the run in --out from its checkpoint", identity=False)
     plugin: tuple[str, ...] = option((), "modules to import first, such as my_package.my_rule", identity=False)
+
+    @property
+    def about(self) -> str:
+        """What the run is of, in a word for its folder's name."""
+        return ""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -96,7 +81,37 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallImagesConfig(RunConfig):
+class FitConfig(RunConfig):
+    """What all runs that fit weights to a data set have in common."""
+
+    dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
+    data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
+    train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
+
+    channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
+    layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+
+    epochs: int = option(50, "passes over the training images", minimum=1)
+    batch_size: int = option(64, "images a step", minimum=2)
+    optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
+    lr: float = option(0.025, "learning rate of the weights at the start of its schedule", minimum=0)
+    lr_min: float = option(0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0)
+    momentum: float = option(0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1)
+    weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
+    clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
+
+    seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
+    amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
+    graphs: bool = option(True, "on a GPU, replay the passes of the network as CUDA graphs", identity=False)
+    log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
+
+    @property
+    def about(self) -> str:
+        return self.dataset.replace("/", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallImagesConfig(FitConfig):
     """Of runs on images that lie in memory as one tensor, and are augmented there."""
 
     image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
@@ -151,7 +166,7 @@ class SearchConfig(SmallImagesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(RunConfig):
+class TrainingConfig(FitConfig):
     """A genotype's network trained from scratch."""
 
     stem: ClassVar[str]

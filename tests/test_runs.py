@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from darts_bio.config import RetrainConfig, RunConfig, SearchConfig
+from darts_bio.config import FitConfig, RetrainConfig, SearchConfig
 from darts_bio.data.batches import in_order
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
@@ -38,7 +38,7 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def run(config: RunConfig, data: ImageData, out: Path, stop_after: int | None = None) -> Outcome:
+def run(config: FitConfig, data: ImageData, out: Path, stop_after: int | None = None) -> Outcome:
     """A search or a retraining as the scripts make it, stopped after that many steps of this process."""
     config = replace(config, out=str(out), resume=out.exists())
     stop = StopRequest()
@@ -463,7 +463,7 @@ class TestFolder:
 
     def test_a_checkpoint_of_another_configuration(self, data: ImageData, whole_search: Path) -> None:
         before = (whole_search / "checkpoint.pt").read_bytes()
-        with pytest.raises(InputError, match=r"another configuration \(channels was 2, is 4; seed was 0, is 3\)"):
+        with pytest.raises(InputError, match=r"another configuration \(seed was 0, is 3; channels was 2, is 4\)"):
             run(replace(SEARCH, channels=4, seed=3), data, whole_search)
         assert (whole_search / "checkpoint.pt").read_bytes() == before
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.evaluation.undisturbed import undisturbed
 from darts_bio.rules import RuleLayer, learned_feedback, rule_layers, true_gradients
 from darts_bio.training.retrain import Retraining
 
@@ -115,7 +116,7 @@ def measure_alignment(model: nn.Module, batches: Iterable[Batch], loss: Callable
     ruled, exact = _Moments(weights), _Moments(weights)
     cosines: dict[str, list[Tensor]] = {}
     order: list[str] = []
-    with _undisturbed(model):
+    with undisturbed(model, training=True):
         for x, labels in batches:
             sides = []
             for moments, context in ((ruled, contextlib.nullcontext()), (exact, true_gradients(model))):
@@ -213,22 +214,6 @@ def _pass(
         for hook in hooks:
             hook.remove()
     return inputs, value
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in training mode; its buffers and modes are put back at the end."""
-    modes = {module: module.training for module in model.modules()}
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.train()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _per_sample_cosine(one: Tensor, other: Tensor) -> Tensor:

@@ -1,17 +1,28 @@
-"""The curves of a training: loss and accuracy over the epochs."""
+"""Curves over a number: panels with axes, and the figure of a training, loss and accuracy over the epochs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from darts_bio.monitoring.drawing import FAINT, MARGIN, Box, Drawing, Line, Primitive, Text, text_width
+from darts_bio.monitoring.drawing import FAINT, MARGIN, Box, Drawing, Line, Point, Primitive, Text, text_width
 
-COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222")
+COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
 """Of a panel's plot, and the room beside and below it, in pixels."""
 TICKS = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel, through points (x, y); its name stands above the panel unless that is empty."""
+
+    name: str
+    points: Sequence[Point]
+    colour: str
+    dashed: bool = False
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
@@ -19,49 +30,87 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
 
     `records` are the epochs of metrics.jsonl: `epoch`, and numbers named GROUP/loss and GROUP/accuracy.
     """
-    primitives: list[Primitive] = []
-    for number, quantity in enumerate(("loss", "accuracy")):
+    panels = {}
+    for quantity in ("loss", "accuracy"):
         series = {
-            name.partition("/")[0]: [(record["epoch"], record[name]) for record in records if name in record]
+            name.partition("/")[0]: [(float(record["epoch"]), record[name]) for record in records if name in record]
             for name in dict.fromkeys(key for record in records for key in record)
             if name.endswith(f"/{quantity}") and name.count("/") == 1
         }
-        primitives += _panel(MARGIN + number * (LEFT + WIDTH + MARGIN), quantity, series)
-    size = round(2 * (LEFT + WIDTH + MARGIN) + MARGIN), round(HEIGHT + FOOT + 3 * MARGIN + 14)
-    return Drawing(*size, tuple(primitives), "loss and accuracy over the epochs")
+        panels[quantity] = [
+            Series(name, points, COLOURS[number % len(COLOURS)]) for number, (name, points) in enumerate(series.items())
+        ]
+    last = max((record["epoch"] for record in records), default=1)
+    return draw_panels(panels, sorted({1, last}), "epoch", "loss and accuracy over the epochs")
 
 
-def _panel(x: float, title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Primitive]:
-    points = [point for line in series.values() for point in line]
-    last = max([epoch for epoch, _ in points], default=1)
-    low, high, step = _scale([value for _, value in points])
-    left, top = x + LEFT, 2 * MARGIN + 14
+def draw_panels(
+    panels: Mapping[str, Sequence[Series]],
+    ticks: Sequence[float],
+    along: str,
+    label: str,
+    *,
+    columns: int = 2,
+    span: tuple[float, float] | None = None,
+) -> Drawing:
+    """A panel for each title, with `columns` of them side by side. x runs from the first to the last of `ticks`, which
+    are marked; y over `span`, or what there is in the panel."""
+    width, height = LEFT + WIDTH + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
+    primitives: list[Primitive] = []
+    for number, (title, curves) in enumerate(panels.items()):
+        row, column = divmod(number, columns)
+        primitives += _panel(MARGIN + column * width, row * height, title, curves, ticks, along, span)
+    rows = -(-len(panels) // columns)
+    size = round(min(columns, len(panels)) * width + MARGIN), round(rows * height)
+    return Drawing(*size, tuple(primitives), label)
 
-    def place(epoch: float, value: float) -> tuple[float, float]:
-        return left + WIDTH * (epoch - 1) / max(1, last - 1), top + HEIGHT * (1 - (value - low) / (high - low))
 
-    drawn: list[Primitive] = [Box(left, top, WIDTH, HEIGHT, stroke=FAINT), Text(left, MARGIN, title, anchor="start")]
-    for tick in range(round((high - low) / step) + 1):
-        value = low + tick * step
-        y = place(1, value)[1]
-        drawn += [Line(((left, y), (left + WIDTH, y)), FAINT, 0.6), Text(left - 6, y, f"{value:.4g}", anchor="end")]
-    drawn += [Text(place(epoch, low)[0], top + HEIGHT + 12, str(epoch)) for epoch in sorted({1, last})]
-    drawn.append(Text(left + WIDTH / 2, top + HEIGHT + 12, "epoch"))
-    along = left
-    for colour, (name, line) in zip(COLOURS * (1 + len(series) // len(COLOURS)), series.items(), strict=False):
-        places = tuple(place(epoch, value) for epoch, value in line)
-        drawn.append(
-            Line(places, colour, 1.8) if len(places) > 1 else Box(places[0][0], places[0][1] - 2, 4, 4, colour)
-        )
-        drawn.append(Text(along, MARGIN + 16, name, anchor="start", colour=colour))
-        along += text_width(name) + 12
+def _panel(
+    x: float,
+    y: float,
+    title: str,
+    curves: Sequence[Series],
+    ticks: Sequence[float],
+    along: str,
+    span: tuple[float, float] | None,
+) -> list[Primitive]:
+    low, high, step = _scale(span or [value for curve in curves for _, value in curve.points], exact=span is not None)
+    left, top = x + LEFT, y + 2 * MARGIN + 14
+
+    def place(at: float, value: float) -> Point:
+        share = (at - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
+        return left + WIDTH * share, top + HEIGHT * (1 - (value - low) / (high - low))
+
+    drawn: list[Primitive] = [
+        Box(left, top, WIDTH, HEIGHT, stroke=FAINT),
+        Text(left, y + MARGIN, title, anchor="start"),
+    ]
+    for number in range(round((high - low) / step) + 1):
+        value = low + number * step
+        height = place(ticks[0], value)[1]
+        drawn.append(Line(((left, height), (left + WIDTH, height)), FAINT, 0.6))
+        drawn.append(Text(left - 6, height, f"{value:.4g}", anchor="end"))
+    drawn += [Text(place(tick, low)[0], top + HEIGHT + 12, f"{tick:g}") for tick in ticks]
+    drawn.append(Text(left + WIDTH / 2, top + HEIGHT + (12 if len(ticks) < 3 else 26), along))
+    beside = left
+    for curve in curves:
+        places = tuple(place(*point) for point in curve.points)
+        if len(places) > 1:
+            drawn.append(Line(places, curve.colour, 1.8, curve.dashed))
+        elif places:
+            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.colour))
+        if curve.name:
+            drawn.append(Text(beside, y + MARGIN + 16, curve.name, anchor="start", colour=curve.colour))
+            beside += text_width(curve.name) + 12
     return drawn
 
 
-def _scale(values: Sequence[float]) -> tuple[float, float, float]:
-    """Least and greatest value of an axis, and a round step between its ticks."""
+def _scale(values: Sequence[float], *, exact: bool = False) -> tuple[float, float, float]:
+    """Least and greatest value of an axis, with `exact` those of the values, and a round step between its ticks."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     raw = max(high - low, 1e-6 * max(1.0, abs(high))) / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    if exact:
+        return low, high, step
     return step * math.floor(low / step), step * (math.floor(high / step) + 1), step

@@ -6,7 +6,9 @@ that Pillow brings, so what fits in one fits in the other. The same input gives 
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ FONTS = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 MARGIN = 16.0
 ARROW, SMALL = 8.0, 11.0
 """The length of an arrow head, the size of small text."""
+DASH, GAP = 5, 3
+"""Of a dashed line."""
 
 LONGEST_TEXT = 80
 SHARPNESS = 3
@@ -158,24 +162,31 @@ class Curve:
     def svg(self) -> str:
         corners = [" ".join(map(_number, point)) for point in self.points]
         path = f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.colour}" '
-        path += f'stroke-width="{_number(self.width)}"' + (' stroke-dasharray="5 3"/>' if self.dashed else "/>")
+        path += f'stroke-width="{_number(self.width)}"' + (
+            f' stroke-dasharray="{DASH} {GAP}"/>' if self.dashed else "/>"
+        )
         if self.arrow:
             head = "L".join(" ".join(map(_number, point)) for point in self.head())
             path += f'<path d="M{head}Z" fill="{self.colour}"/>'
         return f"<g><title>{escape(_clean(self.title))}</title>{path}</g>" if self.title else path
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        draw, width = ImageDraw.Draw(image), max(1, round(self.width * scale))
-        points = self.at(np.linspace(0, 1, 1601)) * scale
-        along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))]) / scale
-        pieces = [points]
-        if self.dashed:
-            pieces = [points[(along >= s) & (along <= s + 5)] for s in np.arange(0, along[-1], 8)]
-        for piece in pieces:
-            if len(piece) > 1:
-                draw.line([(x, y) for x, y in piece.tolist()], self.colour, width, "curve")
+        _paint_line(image, self.at(np.linspace(0, 1, 1601)), self.colour, self.width, self.dashed, scale)
         if self.arrow:
-            draw.polygon([(x * scale, y * scale) for x, y in self.head()], self.colour)
+            ImageDraw.Draw(image).polygon([(x * scale, y * scale) for x, y in self.head()], self.colour)
+
+
+def _paint_line(image: Image.Image, points: np.ndarray, colour: str, width: float, dashed: bool, scale: float) -> None:
+    """points: (n, 2)."""
+    draw, pieces = ImageDraw.Draw(image), [points]
+    if dashed:
+        along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        dense = np.linspace(0, along[-1], max(2, round(4 * along[-1])))
+        points = np.stack([np.interp(dense, along, points[:, i]) for i in (0, 1)], 1)
+        pieces = [points[(dense >= s) & (dense <= s + DASH)] for s in np.arange(0, along[-1], DASH + GAP)]
+    for piece in pieces:
+        if len(piece) > 1:
+            draw.line([(x, y) for x, y in (piece * scale).tolist()], colour, max(1, round(width * scale)), "curve")
 
 
 @dataclass(frozen=True)
@@ -185,14 +196,45 @@ class Line:
     points: tuple[Point, ...]
     colour: str = INK
     width: float = 1.2
+    dashed: bool = False
 
     def svg(self) -> str:
         points = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.points)
-        return f'<polyline points="{points}" fill="none" stroke="{self.colour}" stroke-width="{_number(self.width)}"/>'
+        dashes = f' stroke-dasharray="{DASH} {GAP}"' if self.dashed else ""
+        return (
+            f'<polyline points="{points}" fill="none" stroke="{self.colour}" stroke-width="{_number(self.width)}"'
+            f"{dashes}/>"
+        )
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        points = [(x * scale, y * scale) for x, y in self.points]
-        ImageDraw.Draw(image).line(points, self.colour, max(1, round(self.width * scale)), "curve")
+        _paint_line(image, np.array(self.points), self.colour, self.width, self.dashed, scale)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, (x, y) its upper left corner; pixels (H, W, 3) uint8, each shown as a square."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    pixels: np.ndarray
+
+    def svg(self) -> str:
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "PNG")
+        x, y, width, height = map(_number, (self.x, self.y, self.width, self.height))
+        return (
+            f'<image x="{x}" y="{y}" width="{width}" height="{height}" image-rendering="pixelated" '
+            f'href="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"/>'
+        )
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        size = round(self.width * scale), round(self.height * scale)
+        image.paste(
+            Image.fromarray(self.pixels).resize(size, Image.Resampling.NEAREST),
+            (round(self.x * scale), round(self.y * scale)),
+        )
 
 
 @dataclass(frozen=True)

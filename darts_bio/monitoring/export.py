@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from darts_bio.errors import InputError
@@ -26,23 +25,7 @@ from darts_bio.networks import build_network
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.carriers import PREFIX
 from darts_bio.training.run_folder import is_filled, replacing, writing
-from darts_bio.training.trained import Trained
-
-
-class PixelNetwork(nn.Module):
-    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them normalised."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network((pixels - self.mean) / self.std)
+from darts_bio.training.trained import PixelNetwork, Trained
 
 
 def inference_network(trained: Trained) -> PixelNetwork:

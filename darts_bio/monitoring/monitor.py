@@ -9,64 +9,44 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import threading
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
-import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
+from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.training.engine import Numbers, Progress
 from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 LINE_EVERY_S = 10.0
 
 
-class Monitor:
+class Monitor(TensorBoard):
     """Listens to `fit`. A context manager: leaving it closes the files."""
 
     def __init__(self, folder: RunFolder, console: TextIO = sys.stderr) -> None:
+        super().__init__(folder.path)
         self.folder, self._console = folder, console
         self._metrics = folder.path / "metrics.jsonl"
-        self._writer: Any = None
         self._bar: tqdm | None = None
         self._steps, self._images, self._started_at, self._earlier_s = 0, 0, time.monotonic(), 0.0
         self._line_at = self._started_at
-
-    def __enter__(self) -> Self:
-        self._excepthook = threading.excepthook
-        threading.excepthook = self._thread_failed
-        return self
-
-    def _thread_failed(self, failure: Any) -> None:
-        # TensorBoard's thread raises the error of a disk that refuses once more at the next call: see _tensorboard.
-        if not issubclass(failure.exc_type, OSError):
-            self._excepthook(failure)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        threading.excepthook = self._excepthook
-        if self._writer is not None:
-            self._tensorboard("close")
+        super().__exit__(kind, error, trace)
 
     def on_start(self, progress: Progress) -> None:
         """Opens the files; what they say of steps after `progress.step`, which will be made anew, is dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
         kept = self.records_up_to(progress.step)
         if kept:
             self._earlier_s = kept[-1]["seconds"]
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        with writing(self.folder.path):
-            # TensorBoard passes over earlier events from this step on.
-            purge_step = progress.step + 1 if self.folder.config.resume else None
-            self._writer = SummaryWriter(str(self.folder.path), purge_step=purge_step)
+        self.open_events(progress.step + 1 if self.folder.config.resume else None)
         self._started_at = self._line_at = time.monotonic()
         terminal = self._console.isatty()
         self._bar = tqdm(
@@ -90,7 +70,7 @@ class Monitor:
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         self._write("record", progress, numbers)
         for name, value in numbers.items():
-            self._tensorboard("add_scalar", name, value, progress.step)
+            self.scalar(name, value, progress.step)
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(_brief(numbers))
         elif time.monotonic() - self._line_at > LINE_EVERY_S and not progress.ends_epoch:
@@ -99,37 +79,13 @@ class Monitor:
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         self._write("epoch", progress, numbers)
         for name, value in numbers.items():
-            self._tensorboard("add_scalar", f"epoch/{name.replace('/', '_')}", value, progress.step)
+            self.scalar(f"epoch/{name.replace('/', '_')}", value, progress.step)
         self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
 
     def say(self, line: str) -> None:
         """A line on the console, above the progress bar."""
         self._line_at = time.monotonic()
         tqdm.write(line, file=self._console)
-
-    def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
-        """TensorBoard's custom scalars: group -> chart -> the tags it draws together."""
-        parts = {group: {name: ["Multiline", tags] for name, tags in named.items()} for group, named in charts.items()}
-        self._tensorboard("add_custom_scalars", parts)
-
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """In TensorBoard alone."""
-        self._tensorboard("add_scalar", tag, value, step)
-
-    def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        self._tensorboard("add_histogram", tag, values.detach().cpu(), step)
-
-    def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
-        """pixels: (H, W, 3) uint8."""
-        self._tensorboard("add_image", tag, pixels, step, dataformats="HWC")
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Markdown."""
-        self._tensorboard("add_text", tag, text, step)
-
-    def _tensorboard(self, method: str, *args: Any, **options: Any) -> None:
-        with writing(self.folder.path):
-            getattr(self._writer, method)(*args, **options)
 
     def _write(self, event: str, progress: Progress, numbers: Numbers) -> None:
         seconds = time.monotonic() - self._started_at
@@ -140,7 +96,7 @@ class Monitor:
         record = {"event": event, "step": progress.step, "epoch": progress.epoch, **numbers, **wall_clock}
         with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self._tensorboard("flush")
+        self.flush()
 
     def _place(self, progress: Progress) -> str:
         return f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"

@@ -87,6 +87,11 @@ class LearningRule:
     """Whether the layer's input receives the error at the model's output, projected by the state `kernel`."""
 
     @property
+    def redraws(self) -> bool:
+        """Whether the feedback after a weight update is a new draw, whatever it was before."""
+        return self.renews and type(self).renew is LearningRule.renew
+
+    @property
     def spec(self) -> str:
         """The rule as it is written in options and files: its registered name, and what options differ from default."""
         name = next((name for name in RULES if RULES.get(name) is type(self)), type(self).__name__)

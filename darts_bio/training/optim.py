@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darts_bio.config import RunConfig, TrainingConfig
+from darts_bio.config import FitConfig, TrainingConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.rules import learned_feedback
@@ -24,7 +24,7 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def learning_rate(config: RunConfig, epoch: int) -> float:
+def learning_rate(config: FitConfig, epoch: int) -> float:
     """Of an epoch counted from 0: a cosine over all epochs in a search, what the options say in a training.
 
     A warm-up takes the place of the schedule's first epochs, and does not put it off.
@@ -48,7 +48,7 @@ class WeightOptimizer:
     learned is scaled with them.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+    def __init__(self, model: nn.Module, config: FitConfig) -> None:
         """Raises InputError for an optimiser that timm does not have, or that does not take these options."""
         self.config = config
         feedback = learned_feedback(model)
@@ -121,7 +121,7 @@ class WeightOptimizer:
         self.optimizer.load_state_dict(state)
 
 
-def _make(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
+def _make(parameters: list[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         # foreach: all parameters in a few calls, where a supernet has thousands.
         return torch.optim.SGD(

@@ -143,7 +143,7 @@ class ReadOnlyFolder(RunFolder):
 
 def _new_folder(kind: str, config: RunConfig) -> Path:
     if config.out is None:
-        name = "-".join(filter(None, (kind, config.dataset.replace("/", "-"))))
+        name = "-".join(filter(None, (kind, config.about)))
         stem = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for n in itertools.count(1):  # another run may have begun in this second
             path = Path(stem if n == 1 else f"{stem}-{n}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.networks import Network, build_network
@@ -14,6 +15,22 @@ from darts_bio.spaces import Genotype, from_json
 from darts_bio.spaces.genotype import brief
 from darts_bio.training.engine import fitting
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
+
+
+class PixelNetwork(nn.Module):
+    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them normalised."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network((pixels - self.mean) / self.std)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,10 @@ class Trained:
     form: dict[str, Any]
     config: dict[str, Any]
     step: int
+
+    def on_pixels(self) -> PixelNetwork:
+        """The network on pixels in [0, 1], in evaluation mode."""
+        return PixelNetwork(self.network, self.mean, self.std).eval()
 
 
 def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
