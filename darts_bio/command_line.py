@@ -38,10 +38,10 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     if hint is str and isinstance(value, str) and "\0" not in value:
         return value
     if get_origin(hint) is tuple:
-        if isinstance(value, str):
-            return split_specs(value)
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        kind, items = get_args(hint)[0], split_specs(value) if isinstance(value, str) else value
+        items = items if isinstance(items, (list, tuple)) else [items]
+        if kind is not str or all(isinstance(item, str) for item in items):
+            return tuple(_convert(name, kind, item) for item in items)
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
@@ -62,10 +62,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(cls: type[RunConfig], description: str) -> _Parser:
+    presets = (
+        "Defaults are the protocol of DARTS; [NAME: value] is the value of the protocol, data set or space of that "
+        "name."
+    )
     parser = _Parser(
         description=description,
-        epilog="`python -m darts_bio list` shows all names. Defaults are the protocol of DARTS; [NAME: value] is the "
-        "value of the protocol, data set or space of that name.",
+        epilog="`python -m darts_bio list` shows all names. " + (presets if PRESETS[cls] else ""),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
@@ -73,7 +76,7 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
     hints = get_type_hints(cls)
     common = {f.name for f in fields(RunConfig)}
     for f in sorted(fields(cls), key=lambda f: (f.name not in ("genotype", "checkpoint"), f.name in common)):
-        default = ",".join(f.default) if isinstance(f.default, tuple) else f.default
+        default = ",".join(map(_shown, f.default)) if isinstance(f.default, tuple) else f.default
         shown = [] if default in (None, "", False) else [str(default)]
         shown += [f"{name}: {preset[f.name]}" for name, preset in PRESETS[cls].items() if f.name in preset]
         text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
@@ -89,6 +92,10 @@ def _parser(cls: type[RunConfig], description: str) -> _Parser:
         parser.add_argument(flag(f.name), metavar=metavar, help=text)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     return parser
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -115,6 +122,11 @@ def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     return values
+
+
+def class_of_file(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
+    """Which configuration a run's file is of, in doubt the expected one. Raises InputError if it cannot be read."""
+    return class_of([key.replace("-", "_") for key in _yaml_mapping(path)], expected, *SCRIPTS)
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
@@ -173,6 +185,8 @@ def _preset(cls: type[RunConfig], given: Mapping[str, Any], space_of: SpaceOf) -
         if protocol not in presets:
             raise unknown_name("protocol", protocol, ("auto", *presets))
         return dict(presets[protocol])
+    if not presets:
+        return {}
     own = dict(presets.get(given.get("dataset", defaults["dataset"]), {}))
     space, _ = parse_spec(space_of(own | dict(given)))
     return dict(presets.get(space, {})) | own
@@ -188,7 +202,7 @@ def _resumed(out: str | None, cls: type[RunConfig]) -> dict[str, Any]:
         raise InputError(f"--out {out[:80]}...: not a folder's name ({first_line(error)})") from None
     if not found:
         raise InputError(f"--resume: {path} does not exist, so {out} holds no run; start one without --resume")
-    theirs: type[RunConfig] = class_of([key.replace("-", "_") for key in _yaml_mapping(path)], cls, *SCRIPTS)
+    theirs = class_of_file(path, cls)
     if theirs is not cls:
         raise InputError(f"--resume: {out} is a run of {SCRIPTS[theirs]}; go on with it by that script")
     return read_yaml(path, cls)

@@ -6,13 +6,13 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import canonical_spec
 
 CONFIG_FILE = "config.yaml"
@@ -158,11 +158,7 @@ class SearchConfig(SmallImagesConfig):
         object.__setattr__(self, "regularizers", tuple(map(canonical_spec, self.regularizers)))
         object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
         for name in ("rules", "objective", "regularizers"):
-            given = getattr(self, name)
-            twice = sorted({spec for spec in given if given.count(spec) > 1})
-            if twice:
-                what = "rule" if name == "rules" else "of them"
-                raise InputError(f"--{name}: expected each {what} once, found {', '.join(twice)} more than once")
+            _refuse_repeated(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +269,49 @@ class ImageNetConfig(TrainingConfig):
     drop_path: float = option(0.0, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig(RunConfig):
+    """Attacks on trained networks."""
+
+    checkpoint: tuple[str, ...] = option(
+        (), "run folders of trainings, side by side; of one with several seeds all of them; required", metavar="RUN,..."
+    )
+    attacks: tuple[str, ...] = option(
+        ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"), "such as fgsm or 'pgd(steps=50, restarts=5)'"
+    )
+    eps: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0, 8.0), "how much a pixel may change, in 1/255 of its range", minimum=0.01, below=256
+    )
+    gradients: tuple[str, ...] = option(
+        ("true",), "by which attacks climb: true, the exact one; rule, what the learning rules send down"
+    )
+    draws: int = option(1, "draws of random feedback that the rule's gradient is the mean of", minimum=1)
+    transfer: str = option("", "attack whose images made on each network are tried on the others", metavar="SPEC")
+    corruptions: tuple[str, ...] = option((), "common corruptions, such as gaussian_noise,gaussian_blur; or all")
+
+    images: int = option(1000, "test images, drawn by the seed; fewer if there are no more", minimum=1)
+    batch_size: int = option(250, "images at once", minimum=1)
+    data_dir: str | None = option(
+        None, "where the data lie, if not where the runs found them", metavar="DIR", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise InputError("--checkpoint is required: one or several run folders of trainings, separated by commas")
+        for name in ("attacks", "eps", "gradients"):
+            if not getattr(self, name):
+                raise InputError(f"--{name}: expected at least one, found none")
+        for side in self.gradients:
+            if side not in ("true", "rule"):
+                raise unknown_name("value of --gradients", side, ("true", "rule"))
+        object.__setattr__(self, "attacks", tuple(map(canonical_spec, self.attacks)))
+        object.__setattr__(self, "transfer", canonical_spec(self.transfer) if self.transfer else "")
+        object.__setattr__(self, "eps", tuple(sorted(self.eps)))
+        for name in ("checkpoint", "attacks", "eps", "gradients", "corruptions"):
+            _refuse_repeated(name, getattr(self, name))
+
+
 PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
     SearchConfig: {
         # Sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape.
@@ -356,6 +395,7 @@ PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
             "amp": "bf16",
         },
     },
+    RobustnessConfig: {},
 }
 """Values by the name of a protocol, a data set or a space, for what is not given."""
 
@@ -364,6 +404,7 @@ SCRIPTS: Mapping[type[RunConfig], str] = {
     SearchConfig: "search/run.py",
     RetrainConfig: "evaluate/train_cifar.py",
     ImageNetConfig: "evaluate/train_imagenet.py",
+    RobustnessConfig: "evaluate/robustness.py",
 }
 
 
@@ -384,7 +425,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _refuse_repeated(name: str, given: Sequence[Any]) -> None:
+    """Raises InputError if an option holds something twice."""
+    twice = sorted({value for value in given if given.count(value) > 1})
+    if twice:
+        what = "rule" if name == "rules" else "of them"
+        raise InputError(f"--{name}: expected each {what} once, found {', '.join(map(str, twice))} more than once")
+
+
 def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check(name, item, metadata)
+        return
     minimum, below = metadata["minimum"], metadata["below"]
     if value is None or (minimum is None and below is None):
         return

@@ -1,8 +1,9 @@
-"""A training from its configuration to its report: what evaluate's scripts share."""
+"""From a configuration to a report: a training, and a measurement of robustness."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import torch
 
 from darts_bio.command_line import read_yaml
-from darts_bio.config import CONFIG_FILE, TrainingConfig
+from darts_bio.config import CONFIG_FILE, RobustnessConfig, TrainingConfig
 from darts_bio.data.sources import open_source
 from darts_bio.distributed import launcher, process_group, rank, text_from_first
 from darts_bio.errors import InputError
+from darts_bio.evaluation.corruptions import CORRUPTIONS
+from darts_bio.evaluation.robustness import Measurement, Plan
+from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.monitoring.card import CARD_FILE, seeds_card, spread
 from darts_bio.monitoring.report import TrainingMonitor, resume_line
+from darts_bio.monitoring.robustness_report import RobustnessMonitor
 from darts_bio.networks import parameters
 from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
@@ -134,3 +139,52 @@ def _fit(
         return _Run(training, folder, outcome, 0 if outcome.finished else stop.exit_code)
     finally:
         source.close()
+
+
+SAVE_EVERY_S = 60.0
+
+
+def measure_robustness(config: RobustnessConfig) -> int:
+    """Attacks the networks of the configuration's checkpoints, or goes on with that.
+
+    Prints where the report lies and returns the exit code. Raises InputError for bad input.
+    """
+    plan = Plan(
+        attacks=config.attacks,
+        eps=config.eps,
+        gradients=config.gradients,  # type: ignore[arg-type]
+        draws=config.draws,
+        transfer=config.transfer,
+        corruptions=CORRUPTIONS.names() if config.corruptions == ("all",) else config.corruptions,
+    )
+    device = select_device(config.device)
+    subjects, images = load_subjects(
+        config.checkpoint, device, data_dir=config.data_dir, images=config.images, seed=config.seed
+    )
+    networks = {subject.name: subject.model for subject in subjects}
+    measured = Measurement(networks, images, plan, batch_size=config.batch_size, seed=config.seed)
+    folder = RunFolder.open("robustness", config, ["python", *sys.argv])
+    earlier, state = 0.0, folder.load()
+    if state is not None:
+        measured.load_state_dict(state["measured"])
+        earlier = state["seconds"]
+    began = saved = time.monotonic()
+
+    def save() -> None:
+        folder.save({"measured": measured.state_dict(), "seconds": earlier + time.monotonic() - began})
+
+    with stop_on_signals() as stop, RobustnessMonitor(folder, measured) as monitor:
+        monitor.on_start(subjects)
+        for job in measured.run():
+            monitor.on_batch(job)
+            if stop or time.monotonic() - saved > SAVE_EVERY_S:
+                save()
+                saved = time.monotonic()
+            if stop:
+                print(resume_line(sys.argv, folder))
+                return stop.exit_code
+        save()
+        found = monitor.write_report(subjects, earlier + time.monotonic() - began)
+    print(f"doubts:  {len(found)}" if found else "doubts:  none")
+    print(f"report:  {folder.path / CARD_FILE}")
+    return 0

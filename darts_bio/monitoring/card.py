@@ -29,7 +29,7 @@ def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mappin
     if training.result in last:
         lines += [f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**", ""]
     lines += [f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.", ""]
-    lines += _table(("", "loss", "accuracy, %"), _measured(last))
+    lines += markdown_table(("", "loss", "accuracy, %"), _measured(last))
     lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
     if training.genotype is not None:
         lines += ["", "![cells](cells.svg)"]
@@ -53,7 +53,7 @@ def seeds_card(training: Retraining, folder: RunFolder, results: Mapping[int, fl
     rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in results.items()]
     lines = [f"# {_title(training)}, {len(results)} seeds", "", "## Result", ""]
     lines += [f"**{training.result_in_words}: {spread(list(results.values()))}**", ""]
-    lines += [*_table(("seed", f"{training.result_in_words}, %"), rows), "", *_network(training), ""]
+    lines += [*markdown_table(("seed", f"{training.result_in_words}, %"), rows), "", *_network(training), ""]
     lines += [*_recipe(training, folder), "", "The reports of the seeds hold all else."]
     return "\n".join(lines) + "\n"
 
@@ -75,7 +75,7 @@ def _title(training: Retraining) -> str:
 
 
 def _network(training: Retraining) -> list[str]:
-    lines = ["## Network", "", *_table(("", ""), _costs(training))]
+    lines = ["## Network", "", *markdown_table(("", ""), _costs(training))]
     return lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
 
 
@@ -88,7 +88,8 @@ def _processes(training: Retraining) -> str:
     return f"{world_size()} process(es){before}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Its lines."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
@@ -120,7 +121,7 @@ def _rules(training: Retraining) -> list[str]:
         by_rule.setdefault(row.rule or "bp (plain)", []).append(row.parameters)
     rows = [(rule, str(len(sizes)), f"{sum(sizes):,}") for rule, sizes in sorted(by_rule.items())]
     return [
-        *_table(("rule", "layers", "parameters"), rows),
+        *markdown_table(("rule", "layers", "parameters"), rows),
         "",
         f"{found.transported:,} of {found.parameters:,} parameters of these layers ({100 * found.share:.1f} %) carry "
         "the error down by their own weights.",

@@ -104,7 +104,7 @@ class Monitor(TensorBoard):
     def _rate(self, progress: Progress) -> str:
         seconds = time.monotonic() - self._started_at
         left = seconds / max(1, self._steps) * (progress.steps - progress.step)
-        return f"{self._images / max(seconds, 1e-9):.0f} images/s  {_clock(left)} left"
+        return f"{self._images / max(seconds, 1e-9):.0f} images/s  {clock(left)} left"
 
 
 def _brief(numbers: Numbers) -> str:
@@ -119,7 +119,8 @@ def _brief(numbers: Numbers) -> str:
     return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

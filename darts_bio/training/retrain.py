@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.command_line import import_plugins, read_yaml
-from darts_bio.config import CONFIG_FILE, ImageNetConfig, RetrainConfig, TrainingConfig, class_of
+from darts_bio.command_line import class_of_file, import_plugins, read_yaml
+from darts_bio.config import CONFIG_FILE, SCRIPTS, RetrainConfig, TrainingConfig
 from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import InMemory, Source, open_source
@@ -26,6 +26,22 @@ from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accur
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
+
+
+def config_of_run(folder: Path) -> TrainingConfig:
+    """The options of a training, its plug-ins imported. Raises InputError if the folder is not that of one."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: expected the run folder of evaluate/train_cifar.py or train_imagenet.py, found no "
+            f"{CONFIG_FILE} there"
+        )
+    kind = class_of_file(path, RetrainConfig)
+    if not issubclass(kind, TrainingConfig):
+        raise InputError(f"{folder}: expected the run folder of a training, found a run of {SCRIPTS[kind]}")
+    config = kind(**read_yaml(path, kind))
+    import_plugins(config.plugin)
+    return config
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
@@ -124,16 +140,8 @@ class Retraining:
 
         Raises InputError if the folder holds no retraining, or one of other data.
         """
-        if not (folder / CONFIG_FILE).is_file():
-            raise InputError(
-                f"{folder}: expected the run folder of evaluate/train_cifar.py or train_imagenet.py, found no "
-                f"{CONFIG_FILE} there"
-            )
-        checkpoint = checkpoint_of(folder)
+        config, checkpoint = config_of_run(folder), checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
-        kind: type[TrainingConfig] = class_of(state["config"], RetrainConfig, ImageNetConfig)
-        config = kind(**read_yaml(folder / CONFIG_FILE, kind))
-        import_plugins(config.plugin)
         source = open_source(replace(config, data_dir=data_dir or config.data_dir), device)
         network = new_network(config, read_genotype(folder / GENOTYPE_FILE), source)
         training = cls(config, network, source, device)

@@ -1,0 +1,66 @@
+"""What robustness measured through a rule's own backward is worth: one small network, a rule at a time.
+
+    python benchmarks/masking.py --data-dir data --device cpu
+
+Trains the same small residual network under each rule, and under a mixture of them, with the same recipe and seeds;
+then attacks all by evaluate/robustness.py, with the exact gradient and with the rule's. Runs lie in --out; those that
+are done are not made again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from measuring import options, run
+
+from darts_bio.config import CONFIG_FILE, RetrainConfig
+from darts_bio.runs import train
+from darts_bio.spaces import load_genotype
+
+CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
+"""A residual block of two convolutions, in NAS-Bench-201's form."""
+MIXED = "|nor_conv_3x3:usf~0|+|none~0|nor_conv_3x3:frsf~1|+|skip_connect~0|none~1|skip_connect~2|"
+"""Two rules in each cell, and bp in stem, reductions and classifier, as searches leave them."""
+RULES = ("bp", "fa", "usf", "frsf", "brsf", "mixed", "dfa")
+RECIPE: dict[str, Any] = {
+    "dataset": "cifar10",
+    "layers": 3,
+    "batch_size": 128,
+    "optimizer": "nesterov",
+    "lr": 0.05,
+    "warmup": 1,
+    "weight_decay": 5e-4,
+    "cutout": 0,
+    "auxiliary": 0.0,
+    "drop_path": 0.0,
+}
+
+
+def main() -> None:
+    parser = options(__doc__, "auto", channels=16, epochs=10, train_images=20000, seeds=2)
+    parser.add_argument("--data-dir", default="data", metavar="DIR")
+    parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
+    arguments = parser.parse_args()
+    sizes = {name: getattr(arguments, name) for name in ("channels", "epochs", "train_images", "seeds")}
+    for rule in RULES:
+        genotype = load_genotype(MIXED) if rule == "mixed" else load_genotype(CELL).with_rule(rule)
+        folder, file = Path(arguments.out, rule), Path(arguments.out, f"{rule}.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(genotype.to_json(), encoding="utf-8")
+        config = RetrainConfig(
+            genotype=str(file),
+            data_dir=arguments.data_dir,
+            device=arguments.device,
+            out=str(folder),
+            resume=(folder / CONFIG_FILE).exists(),
+            **RECIPE,
+            **sizes,
+        )
+        if code := train(config):
+            sys.exit(code)
+
+
+if __name__ == "__main__":
+    run(main)

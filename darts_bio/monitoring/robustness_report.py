@@ -1,0 +1,415 @@
+"""What a measurement of robustness leaves: report.md, results.json, two figures, and the same in TensorBoard."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from darts_bio import __version__
+from darts_bio.evaluation.attacks import Gradients
+from darts_bio.evaluation.doubts import Doubt, doubts
+from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
+from darts_bio.evaluation.subjects import Subject
+from darts_bio.monitoring.card import CARD_FILE, markdown_table
+from darts_bio.monitoring.curves import COLOURS, Series, draw_panels
+from darts_bio.monitoring.drawing import MARGIN, Drawing, Picture, Primitive, Text
+from darts_bio.monitoring.monitor import LINE_EVERY_S, clock
+from darts_bio.monitoring.tensorboard import TensorBoard
+from darts_bio.runtime import hardware
+from darts_bio.training.run_folder import RunFolder, write_text
+
+RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
+EXAMPLES, SIDE = 4, 64
+"""Images shown of a network, and their side in pixels."""
+
+
+class RobustnessMonitor(TensorBoard):
+    """Says how far a measurement is, and writes what it found. A context manager: leaving it closes the files."""
+
+    def __init__(self, folder: RunFolder, measured: Measurement, console: TextIO = sys.stderr) -> None:
+        super().__init__(folder.path)
+        self.folder, self.measured, self._console = folder, measured, console
+        self._bar: tqdm | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        super().__exit__(kind, error, trace)
+
+    def on_start(self, subjects: Sequence[Subject]) -> None:
+        for subject in subjects:
+            self._say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
+        self._say(f"{len(self.measured.images)} test images, {self.measured.steps} batches to do")
+        self._began, self._began_at, self._line_at = self.measured.done, time.monotonic(), time.monotonic()
+        self._bar = tqdm(
+            total=self.measured.steps,
+            initial=self._began,
+            unit="batch",
+            file=self._console,
+            disable=not self._console.isatty(),
+        )
+        self.open_events()
+
+    def on_batch(self, job: Job) -> None:
+        """After each batch; says what a job found, and between long ones how far it is."""
+        assert self._bar is not None
+        self._bar.update()
+        index, rows = self.measured.subject(job), self.measured.found[job.key]
+        if len(rows) == len(index) and job.kind in ("attack", "corruption") and not job.most:
+            share = rows.sum().item() / len(self.measured.images)
+            self._say(f"{_in_words(job)}: {100 * share:.2f} % right  {self._progress()}")
+        elif self._bar.disable and time.monotonic() - self._line_at > LINE_EVERY_S:
+            self._say(f"{_in_words(job)}: {len(rows)} of {len(index)} images  {self._progress()}")
+
+    def _say(self, line: str) -> None:
+        self._line_at = time.monotonic()
+        tqdm.write(line, file=self._console)
+
+    def _progress(self) -> str:
+        done, steps = self.measured.done, self.measured.steps
+        left = (time.monotonic() - self._began_at) / max(1, done - self._began) * (steps - done)
+        return f"({done} of {steps} batches, {clock(left)} left)"
+
+    def write_report(self, subjects: Sequence[Subject], seconds: float) -> list[Doubt]:
+        """Writes all files, and returns the doubts."""
+        found = [*_of_logs(subjects), *doubts(self.measured)]
+        accuracy = draw_accuracy(subjects, self.measured)
+        examples = draw_examples(subjects, self.measured)
+        text = report(subjects, self.measured, found, self.folder, seconds)
+        path = self.folder.path
+        write_text(path / RESULTS_FILE, json.dumps(results(subjects, self.measured, found), indent=1) + "\n")
+        write_text(path / ACCURACY_FIGURE, accuracy.svg())
+        write_text(path / EXAMPLES_FIGURE, examples.svg())
+        write_text(path / CARD_FILE, text)
+        whole = all(float(eps).is_integer() for eps in self.measured.plan.eps)
+        for subject in subjects:
+            for job in _attacks(self.measured, subject.name):
+                step = round(job.level if whole else 100 * job.level)
+                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", _accuracy(self.measured, job), step)
+        self.image("accuracy", accuracy.image(), 0)
+        self.image("examples", examples.image(), 0)
+        self.text("report", text, 0)
+        self.flush()
+        return found
+
+
+def _in_words(job: Job) -> str:
+    if job.kind == "corruption":
+        return f"{job.network}  {job.what}, severity {job.level:g}"
+    level = f" eps {job.level:g}/255" if job.level else ""
+    side = {"none": "", "true": ", true gradient", "rule": ", rule's gradient"}[job.gradients]
+    return f"{job.network}  {job.what}{level}{side}" if job.what else f"{job.network}  {job.kind}"
+
+
+def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
+    """Networks that are not as accurate as the log of their training says."""
+    return [
+        Doubt(s.name, "true", "clean accuracy", f"{100 * s.clean:.2f} %, in the training's log {100 * s.logged:.2f} %")
+        for s in subjects
+        if s.logged is not None and round(100 * s.clean, 2) != round(100 * s.logged, 2)
+    ]
+
+
+def _attacks(measured: Measurement, name: str) -> list[Job]:
+    """The network's attacks on all images."""
+    return [job for job in measured.jobs if job.kind == "attack" and job.network == name and not job.most]
+
+
+def _survived(measured: Measurement, job: Job) -> Tensor:
+    found = measured.survived(job)
+    assert found is not None  # a report is of a measurement that is done
+    return found
+
+
+def _accuracy(measured: Measurement, job: Job) -> float:
+    """Share of all images that are right, in [0, 1]."""
+    return _survived(measured, job).float().mean().item()
+
+
+def _at(measured: Measurement, name: str, eps: float, side: Gradients) -> dict[str, Job]:
+    """The attacks of a row of the table, by their specs: those by that gradient, and those that follow none."""
+    return {
+        job.what: job for job in _attacks(measured, name) if job.gradients in (side, "none") and job.level in (eps, 0.0)
+    }
+
+
+def _worst(measured: Measurement, attacks: Mapping[str, Job]) -> float:
+    """Share of images that withstand all attacks, in [0, 1]."""
+    return torch.stack([_survived(measured, job) for job in attacks.values()]).all(0).float().mean().item()
+
+
+def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]) -> dict[str, Any]:
+    """All numbers, as plain data; accuracies in [0, 1]."""
+    networks = []
+    for s in subjects:
+        networks.append(
+            {
+                "network": s.name,
+                "group": s.group,
+                "rules": s.rules,
+                "clean_all_test_images": s.clean,
+                "clean_in_training_log": s.logged,
+                "clean": measured.right[s.name].float().mean().item(),
+                "gradients": measured.figures(s.name),
+                "attacks": [
+                    {
+                        "attack": job.what,
+                        "eps": job.level,
+                        "gradients": job.gradients,
+                        "images": len(measured.subject(job)) if job.most else len(measured.images),
+                        "accuracy": _accuracy(measured, job),
+                    }
+                    for job in measured.jobs
+                    if job.kind == "attack" and job.network == s.name
+                ],
+                "corruptions": [
+                    {"corruption": job.what, "severity": int(job.level), "accuracy": _share(measured, job)}
+                    for job in measured.jobs
+                    if job.kind == "corruption" and job.network == s.name
+                ],
+                "transfer_to": [
+                    {
+                        "attack": job.what,
+                        "eps": job.level,
+                        "network": other.name,
+                        "accuracy": _transferred(measured, job, number, other.name),
+                    }
+                    for job in measured.jobs
+                    if job.kind == "transfer" and job.network == s.name
+                    for number, other in enumerate(subjects)
+                ],
+            }
+        )
+    return {"images": len(measured.images), "networks": networks, "doubts": [doubt.as_dict() for doubt in found]}
+
+
+def _share(measured: Measurement, job: Job) -> float:
+    return measured.found[job.key].float().mean().item()
+
+
+def _transferred(measured: Measurement, job: Job, number: int, name: str) -> float:
+    return (measured.found[job.key][:, number] & measured.right[name]).float().mean().item()
+
+
+def report(
+    subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt], folder: RunFolder, seconds: float
+) -> str:
+    """Markdown."""
+    plan, groups = measured.plan, _groups(subjects)
+    lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
+    lines += [
+        f"In % of {len(measured.images)} test images, right before and after; `worst` are those that withstand every "
+        "attack of the row. `true`: attacks climb along the exact gradient; `rule`: along what the learning rules send "
+        "down, which is no measure of robustness: the gap between the two is masking. Attacks that follow no gradient "
+        f"stand in both rows.{_of_several(groups)}",
+        "",
+    ]
+    for eps in plan.eps:
+        lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measured, eps), ""]
+    lines += [f"![accuracy against eps]({ACCURACY_FIGURE})", "", f"![examples]({EXAMPLES_FIGURE})", ""]
+    lines += ["## Doubts", "", *_doubts(found), "", "## Networks", "", *_networks(subjects, measured), ""]
+    if plan.transfer and len(subjects) > 1:
+        for eps in plan.eps:
+            lines += [f"## Transfer, {plan.transfer}, eps {eps:g}/255", "", *_transfer(subjects, measured, eps), ""]
+    if plan.corruptions:
+        lines += ["## Common corruptions", "", *_corruptions(groups, measured), ""]
+    device = measured.images.images.device
+    lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
+    lines += [folder.config.to_yaml().rstrip(), "```", "", f"- {seconds:.0f} s on {hardware(device)}"]
+    lines += [
+        f"- {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch {torch.__version__}, Python "
+        f"{platform.python_version()}"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _groups(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(subject.group, []).append(subject)
+    return groups
+
+
+def _of_several(groups: Mapping[str, Sequence[Subject]]) -> str:
+    counts = {len(members) for members in groups.values()}
+    return "" if counts == {1} else " Mean and standard deviation over the seeds of a training."
+
+
+def _percent(values: Sequence[float], sign: str = "") -> str:
+    """Of values in [0, 1] their mean, and the standard deviation of several.
+
+    >>> _percent([0.5]), _percent([0.25, 0.75])
+    ('50.0', '50.0 +- 35.4')
+    """
+    mean = f"{100 * statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} +- {100 * statistics.stdev(values):.1f}"
+
+
+def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, eps: float) -> list[str]:
+    plan = measured.plan
+    rows = []
+    for group, members in groups.items():
+        clean = _percent([measured.right[s.name].float().mean().item() for s in members])
+        by_side: dict[str, list[list[float]]] = {}
+        for side in plan.gradients:
+            at = [_at(measured, s.name, eps, side) for s in members]
+            columns = [[_accuracy(measured, jobs[spec]) for jobs in at] for spec in plan.attacks]
+            columns.append([_worst(measured, jobs) for jobs in at])
+            by_side[side] = columns
+            rows.append((group, members[0].rules, side, clean, *map(_percent, columns)))
+        if len(by_side) == 2:
+            gaps = [
+                _percent([ruled - true for ruled, true in zip(*pair, strict=True)], "+")
+                for pair in zip(by_side["rule"], by_side["true"], strict=True)
+            ]
+            shown = [gap if plan.attack(spec).white_box else "" for gap, spec in zip(gaps, plan.attacks, strict=False)]
+            rows.append((group, "", "gap", "", *shown, gaps[-1]))
+    return markdown_table(("network", "rules", "gradient", "clean", *plan.attacks, "worst"), rows)
+
+
+def _doubts(found: Sequence[Doubt]) -> list[str]:
+    if not found:
+        return ["None: every check that was made held (see the README for what is checked)."]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for doubt in found:
+        alike.setdefault((doubt.network, doubt.gradients, doubt.check), []).append(doubt.found)
+    rows = [
+        (*key, texts[-1] + (f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""))
+        for key, texts in alike.items()
+    ]
+    return [
+        "What speaks against believing the numbers by that gradient:",
+        "",
+        *markdown_table(("network", "gradient", "check", "found"), rows),
+    ]
+
+
+def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
+    rows = []
+    for s in subjects:
+        figures = measured.figures(s.name)
+        logged = "-" if s.logged is None else f"{100 * s.logged:.2f}"
+        forms = {"cosine": "{:.3f}", "slope_error": "{:.1%}", "true_vanishes": "{:.0%}", "rule_vanishes": "{:.0%}"}
+        numbers = [form.format(figures[name]) if figures else "-" for name, form in forms.items()]
+        rows.append((s.name, f"{100 * s.clean:.2f}", logged, *numbers))
+    head = (
+        "network",
+        "clean, all test images, %",
+        "in the training's log, %",
+        "cosine of the rule's gradient to the true one",
+        "true gradient off the slope (median)",
+        "true gradient zero, of images",
+        "rule's gradient zero",
+    )
+    return markdown_table(head, rows)
+
+
+def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) -> list[str]:
+    rows = []
+    for s in subjects:
+        job = Job("transfer", s.name, measured.plan.transfer, eps, "true")
+        own = [_transferred(measured, job, number, other.name) for number, other in enumerate(subjects)]
+        rows.append((s.name, *(f"{100 * value:.1f}" for value in own)))
+    return [
+        "Accuracy in % of the network of the column, on images that the attack made on that of the row.",
+        "",
+        *markdown_table(("made on", *(s.name for s in subjects)), rows),
+    ]
+
+
+def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement) -> list[str]:
+    names = list(groups)
+    rows = []
+
+    def mean(subject: Subject, kinds: Sequence[str]) -> float:
+        found = [
+            _share(measured, Job("corruption", subject.name, kind, severity))
+            for kind in kinds
+            for severity in SEVERITIES
+        ]
+        return statistics.mean(found)
+
+    for kind in measured.plan.corruptions:
+        rows.append((kind, *(_percent([mean(s, [kind]) for s in groups[name]]) for name in names)))
+    rows.append(("mean", *(_percent([mean(s, measured.plan.corruptions) for s in groups[name]]) for name in names)))
+    clean = (_percent([measured.right[s.name].float().mean().item() for s in groups[name]]) for name in names)
+    return [
+        "Accuracy in %, the mean over the severities 1 to 5 of CIFAR-10-C (arXiv 1903.12261).",
+        "",
+        *markdown_table(("corruption", *names), [("none", *clean), *rows]),
+    ]
+
+
+def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
+    """Accuracy in % against eps: a panel for each attack that is bounded by it, a line for each group (the mean of its
+    seeds), dashed by the rule's gradient."""
+    plan, groups = measured.plan, _groups(subjects)
+    panels: dict[str, list[Series]] = {}
+    for spec in plan.attacks:
+        attack = plan.attack(spec)
+        if not attack.bounded:
+            continue
+        curves = []
+        for number, (group, members) in enumerate(groups.items()):
+            for side in plan.gradients if attack.white_box else ("none",):
+                points = [(0.0, statistics.mean(100 * measured.right[s.name].float().mean().item() for s in members))]
+                for eps in plan.eps:
+                    jobs = [Job("attack", s.name, spec, eps, side) for s in members]  # type: ignore[arg-type]
+                    points.append((eps, statistics.mean(100 * _accuracy(measured, job) for job in jobs)))
+                colour = COLOURS[number % len(COLOURS)]
+                curves.append(Series("" if side == "rule" else group, points, colour, dashed=side == "rule"))
+        panels[spec] = curves
+    label = "accuracy in % against eps; dashed: by the rule's gradient"
+    return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
+
+
+def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
+    """Of the first network of each group a few images: clean, under the strongest attack at the largest eps, and the
+    difference (grey: none, black and white: eps)."""
+    plan, primitives = measured.plan, list[Primitive]()
+    firsts = [members[0] for members in _groups(subjects).values()]
+    spec = max((s for s in plan.attacks if plan.attack(s).bounded), key=lambda s: plan.attack(s).strength, default="")
+    y = MARGIN
+    for subject in firsts if spec else []:
+        side: Any = plan.gradients[0] if plan.attack(spec).white_box else "none"
+        job = Job("attack", subject.name, spec, plan.eps[-1], side)
+        index = measured.subject(job)[:EXAMPLES]
+        if not len(index):
+            continue
+        changed = measured.perturbed(job, index, measured.seed)
+        clean = measured.images.images[index].float() / 255
+        with torch.no_grad():
+            predicted = subject.model(changed).argmax(1).tolist()
+        names = [subject.trained.classes[label] for label in measured.images.labels[index].tolist()]
+        primitives.append(Text(MARGIN, y, f"{subject.name}: {_in_words(job).split('  ')[1]}", anchor="start"))
+        difference = (changed - clean) / (2 * job.level / 255) + 0.5
+        for number, triple in enumerate(zip(clean, changed, difference, strict=True)):
+            x = MARGIN + number * (3 * SIDE + 2 * MARGIN)
+            for place, image in enumerate(triple):
+                primitives.append(Picture(x + place * (SIDE + 4), y + 26, SIDE, SIDE, _picture(image)))
+            found = subject.trained.classes[predicted[number]]
+            primitives.append(Text(x, y + 15, f"{names[number]} -> {found}", anchor="start"))
+        y += SIDE + 26 + MARGIN
+    width = MARGIN + EXAMPLES * (3 * SIDE + 2 * MARGIN)
+    return Drawing(round(width), round(y), tuple(primitives), "images as they are, under attack, and the difference")
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] as (H, W, 3) uint8."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
