@@ -28,9 +28,12 @@ from darts_bio.registry import Registry, split_specs
 def list_names(arguments: argparse.Namespace) -> None:
     """Prints every registered name with a line about it, and its options with their defaults."""
     from darts_bio.data.datasets import DATASETS
+    from darts_bio.evaluation.attacks import ATTACKS
+    from darts_bio.evaluation.corruptions import CORRUPTIONS
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, shipped_names
     from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
+    from darts_bio.training.adversarial import ADVERSARIES
 
     families: list[tuple[str, Registry[Any] | tuple[str, ...], bool]] = [
         ("learning rules   --rules, --backbone-rule", RULES, True),
@@ -39,6 +42,9 @@ def list_names(arguments: argparse.Namespace) -> None:
         ("strategies   --strategy", STRATEGIES, True),
         ("costs   --objective", COSTS, False),
         ("regularizers   --regularizers", REGULARIZERS, True),
+        ("adversaries   --adversarial", ADVERSARIES, True),
+        ("attacks   --attacks, --transfer", ATTACKS, True),
+        ("corruptions   --corruptions", CORRUPTIONS, False),
         ("data sets   --dataset", DATASETS, False),
         ("genotypes   --genotype", shipped_names(), False),
     ]

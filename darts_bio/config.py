@@ -195,6 +195,9 @@ class TrainingConfig(FitConfig):
         minimum=0,
         identity=False,
     )
+    adversarial: str = option(
+        "", "train on adversarial examples: 'pgd(eps=8)', 'trades(beta=6)', 'pgd(gradient=rule)'", metavar="SPEC"
+    )
     ema: float = option(0.0, "decay of the averaged network, which is then the result; 0 for none", minimum=0, below=1)
     holdout: int = option(
         0, "training images held out and measured after each epoch; the test images then only at the end", minimum=0
@@ -210,6 +213,7 @@ class TrainingConfig(FitConfig):
             raise InputError(
                 "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
             )
+        object.__setattr__(self, "adversarial", canonical_spec(self.adversarial) if self.adversarial else "")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate: expected a divisor of the batch size {self.batch_size}, found {self.accumulate}"

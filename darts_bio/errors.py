@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -30,3 +31,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def check_number(
+    where: str, value: Any, *, least: float = 0, above: float | None = None, below: float = float("inf")
+) -> None:
+    """Raises InputError unless it is a number of at least `least` (or above `above`) and below `below`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and (value >= least if above is None else value > above) and value < below):
+        lower = f"of at least {least}" if above is None else f"above {above}"
+        upper = "" if below == float("inf") else f" and below {below}"
+        raise InputError(f"{where}: expected a number {lower}{upper}, found {value!r}")
+
+
+def check_whole(where: str, value: Any, least: int = 1) -> None:
+    """Raises InputError unless it is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{where}: expected a whole number of at least {least}, found {value!r}")

@@ -247,10 +247,10 @@ class TestGradients:
     [
         ("pdg", "unknown attack 'pdg': did you mean 'pgd'"),
         ("pgd(eps=8)", r"attack 'pgd' has no option 'eps' \(its options: steps, step, restarts\)"),
-        ("pgd(steps=0)", "attack pgd: steps: expected a whole number from 1 up, found 0"),
-        ("square(queries=many)", "attack square: queries: expected a whole number from 1 up, found 'many'"),
-        ("pgd(step=-1)", "attack pgd: step: expected a length up to 255, in 1/255 of a pixel's range, found -1"),
-        ("pgd(step=long)", "attack pgd: step: expected a length up to 255"),
+        ("pgd(steps=0)", "attack pgd: steps: expected a whole number of at least 1, found 0"),
+        ("square(queries=many)", "attack square: queries: expected a whole number of at least 1, found 'many'"),
+        ("pgd(step=-1)", "attack pgd: step: expected a number above 0 and below 256, found -1"),
+        ("pgd(step=long)", "attack pgd: step: expected a number above 0"),
     ],
 )
 def test_refused(spec: str, expected: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_number, check_whole
 from darts_bio.evaluation.undisturbed import undisturbed
 from darts_bio.registry import Registry
 from darts_bio.rules import rule_carriers, true_gradients
@@ -41,9 +41,8 @@ class Attack:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(f.default, int) and (type(value) is not int or value < 1):
-                raise InputError(f"attack {self.name}: {f.name}: expected a whole number from 1 up, found {value!r}")
+            if isinstance(f.default, int):
+                check_whole(f"attack {self.name}: {f.name}", getattr(self, f.name))
 
     @property
     def name(self) -> str:
@@ -78,7 +77,7 @@ class FGSM(Attack):
 
 @dataclass(frozen=True)
 class _Steps(Attack):
-    """Steps of a fixed length along the sign of the gradient, by default 2.5 eps / steps."""
+    """Steps along the sign of the gradient, of a length `step` in 1/255 of a pixel's range, or of 2.5 eps / steps."""
 
     steps: int = 20
     step: float | None = None
@@ -86,11 +85,8 @@ class _Steps(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step is not None and not (isinstance(self.step, (int, float)) and 0 < self.step <= 255):
-            raise InputError(
-                f"attack {self.name}: step: expected a length up to 255, in 1/255 of a pixel's range, found "
-                f"{self.step!r}"
-            )
+        if self.step is not None:
+            check_number(f"attack {self.name}: step", self.step, above=0, below=256)
 
     def length(self, eps: float) -> float:
         """Of a step, as a share of a pixel's range."""

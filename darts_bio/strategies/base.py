@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
 from darts_bio.spaces import CandidateTable, Space
@@ -174,20 +173,3 @@ def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
 def one_hot_like(weights: Tensor, chosen: Tensor) -> Tensor:
     """1 at the candidate of index `chosen` (edges,) of each edge, else 0, as `weights` (edges, candidates)."""
     return torch.zeros_like(weights).scatter(1, chosen.unsqueeze(1), 1.0)
-
-
-def check_number(
-    where: str, value: Any, *, least: float = 0, above: float | None = None, below: float = float("inf")
-) -> None:
-    """Raises InputError unless it is a number of at least `least` (or above `above`) and below `below`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and (value >= least if above is None else value > above) and value < below):
-        lower = f"of at least {least}" if above is None else f"above {above}"
-        upper = "" if below == float("inf") else f" and below {below}"
-        raise InputError(f"{where}: expected a number {lower}{upper}, found {value!r}")
-
-
-def check_whole(where: str, value: Any, least: int = 1) -> None:
-    """Raises InputError unless it is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{where}: expected a whole number of at least {least}, found {value!r}")

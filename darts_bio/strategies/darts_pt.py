@@ -15,18 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darts_bio.errors import check_number, check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.strategies.base import (
-    STRATEGIES,
-    Bilevel,
-    Context,
-    Measure,
-    Strategy,
-    check_number,
-    check_whole,
-    one_hot_like,
-)
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Measure, Strategy, one_hot_like
 
 UNDECIDED = -1
 

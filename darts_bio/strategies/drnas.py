@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Gamma
 
+from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, check_number
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import GradientStrategy
 
 SMALLEST = 1e-5

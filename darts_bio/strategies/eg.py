@@ -25,19 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_number, check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import derive_seed, generator
-from darts_bio.strategies.base import (
-    STRATEGIES,
-    Bilevel,
-    Context,
-    Measure,
-    Strategy,
-    check_number,
-    check_whole,
-    masked_softmax,
-)
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Measure, Strategy, masked_softmax
 
 LARGE = 200
 """Dimensions from which on the covariance is kept diagonal: a full one would need as many generations to adapt."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, check_number
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import GradientStrategy
 
 

@@ -9,8 +9,9 @@ costs.
 
 from __future__ import annotations
 
+from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, check_number, masked_softmax, one_hot_like
+from darts_bio.strategies.base import STRATEGIES, Context, masked_softmax, one_hot_like
 from darts_bio.strategies.gradient import GradientStrategy, gumbel
 
 

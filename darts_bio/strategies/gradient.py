@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator, send
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
-from darts_bio.strategies.base import Bilevel, Context, Strategy, check_number, masked_softmax, name_of
+from darts_bio.strategies.base import Bilevel, Context, Strategy, masked_softmax, name_of
 
 
 class GradientStrategy(Strategy):

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights, build_candidate, multiply_adds, parameters
 from darts_bio.registry import Registry, parse_spec
 from darts_bio.rules import audit
 from darts_bio.spaces import Candidate, CandidateTable, Space
-from darts_bio.strategies.base import check_number
 
 
 @dataclass(frozen=True)

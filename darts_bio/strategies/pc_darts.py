@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from darts_bio.errors import check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.strategies.base import STRATEGIES, Context, check_whole
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import GradientStrategy
 
 

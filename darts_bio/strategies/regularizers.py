@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
-from darts_bio.strategies.base import Context, Strategy, check_number, check_whole, name_of
+from darts_bio.strategies.base import Context, Strategy, name_of
 from darts_bio.strategies.gradient import GradientStrategy
 
 

@@ -7,8 +7,9 @@ validation half, as every strategy's, so that strategies are compared on the sam
 
 from __future__ import annotations
 
+from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, check_number, masked_softmax
+from darts_bio.strategies.base import STRATEGIES, Context, masked_softmax
 from darts_bio.strategies.gradient import GradientStrategy, gumbel
 
 

@@ -22,6 +22,7 @@ from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed, seeded
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
+from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples, logits_of
 from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
@@ -112,7 +113,10 @@ class Retraining:
                 f"--batch-size {max(1, round(config.batch_size / parts)) * parts}"
             )
         self.network = network.to(device)
-        self.passes = on_device(self.network, device, config.graphs)
+        self.examples = self._against(config) if config.adversarial else None
+        # Where two passes come before one backward pass, they cannot be replayed.
+        twice = self.examples is not None and self.examples.adversary.needs_clean
+        self.passes = on_device(self.network, device, config.graphs and not twice)
         self.optimizer = WeightOptimizer(self.network, config)
         self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
         self.averaged = self._average() if config.ema else None
@@ -151,6 +155,11 @@ class Retraining:
             training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
         return training
 
+    def _against(self, config: TrainingConfig) -> AdversarialExamples:
+        """Raises InputError for an unknown adversary, or an option it does not have."""
+        adversary = ADVERSARIES.build(config.adversarial)
+        return AdversarialExamples(adversary, self.network, self.source.normalisation, seed=config.seed, amp=config.amp)
+
     def _average(self) -> Any:
         from timm.utils import ModelEmaV3
 
@@ -168,18 +177,17 @@ class Retraining:
         targets = labels
         if self.mixing is not None:
             x, targets = self.mixing(t, x, labels)
+        count = self.config.accumulate
+        starts = [None] * count if self.examples is None else self.examples.starts(t, x).chunk(count)
         outputs: list[Tensor] = []
 
         def losses() -> Iterator[Tensor]:
-            for part, wanted in zip(
-                x.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True
-            ):
-                with autocast(self.device, self.config.amp):
-                    output = self.passes(part)
-                outputs.append((output[0] if isinstance(output, tuple) else output).detach())
-                yield self.loss(output, wanted) / self.config.accumulate
+            for part, wanted, start in zip(x.chunk(count), targets.chunk(count), starts, strict=True):
+                logits, loss = self._pass(part, wanted, start)
+                outputs.append(logits.detach())
+                yield loss / count
 
-        if self.config.accumulate == 1:
+        if count == 1:
             self.optimizer.step(next(losses()))
         else:
             self.optimizer.step_over(losses())
@@ -187,6 +195,22 @@ class Retraining:
             self.averaged.update(self.network, t + 1)
         draw_feedback(self.network, self.config.seed, t + 1)
         return loss_and_accuracy("train", torch.cat(outputs), targets)
+
+    def _pass(self, x: Tensor, targets: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The logits that are counted, and the loss. Against an adversary these are the examples', unless it needs the
+        clean images too: then theirs."""
+        if self.examples is None or start is None:
+            output = self._forward(x)
+            return logits_of(output), self.loss(output, targets)
+        adversary, example = self.examples.adversary, self.examples.made(x, targets, start)
+        clean = self._forward(x) if adversary.needs_clean else None
+        output = self._forward(example)
+        loss = adversary.loss(output, clean, targets, self.loss)
+        return logits_of(output if clean is None else clean), loss
+
+    def _forward(self, x: Tensor) -> Any:
+        with autocast(self.device, self.config.amp):
+            return self.passes(x)
 
     def loss(self, output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """Cross entropy of what the network gives in training, the auxiliary head's by its weight.

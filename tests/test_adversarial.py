@@ -1,0 +1,231 @@
+"""Training on adversarial examples: how they are made, what is learned from them, and that it helps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_processes import Two
+from torch import Tensor, nn
+
+from darts_bio.config import RetrainConfig
+from darts_bio.data.batches import Normalisation
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.errors import InputError
+from darts_bio.evaluation.attacks import ATTACKS, perturb
+from darts_bio.rules import convert
+from darts_bio.runtime import StopRequest
+from darts_bio.spaces import load_genotype
+from darts_bio.training import adversarial
+from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
+from darts_bio.training.engine import Silent, fit
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import RunFolder
+from darts_bio.training.trained import load_trained
+
+CPU = torch.device("cpu")
+CELL = "|nor_conv_3x3:{0}~0|+|none~0|none~1|+|none~0|nor_conv_3x3:{0}~1|none~2|"
+SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}
+SMALL |= {"auxiliary": 0.0, "drop_path": 0.0, "lr": 0.05, "epochs": 2, "clip": 0.0}
+CONFIG = RetrainConfig(genotype="x", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=64)
+
+
+def training(data: ImageData, adversary: str, rule: str = "usf", **options: Any) -> Retraining:
+    config = replace(CONFIG, adversarial=adversary, **options)
+    return Retraining.of_genotype(config, load_genotype(CELL.format(rule)), data, CPU)
+
+
+def made(task: Retraining, t: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels, and examples of step t."""
+    x, labels = task.source.batch(t)
+    assert task.examples is not None
+    return x, labels, task.examples.made(x, labels, task.examples.starts(t, x))
+
+
+@pytest.mark.parametrize("adversary", ["pgd(eps=30, step=8)", "trades(eps=30, step=8)"])
+class TestExamples:
+    def test_within_the_bound_and_harder(self, data: ImageData, adversary: str) -> None:
+        task = training(data, adversary)
+        x, labels, example = made(task)
+        mean, std = task.source.normalisation.mean, task.source.normalisation.std
+        before, after = (images * std + mean for images in (x, example))
+        assert (after - before).abs().max() <= 30 / 255 + 1e-6
+        assert after.min() >= -1e-6
+        assert after.max() <= 1 + 1e-6
+        task.network.eval()
+        assert F.cross_entropy(task.network(example), labels) > F.cross_entropy(task.network(x), labels)
+
+    def test_the_network_is_left_as_it_was(self, data: ImageData, adversary: str) -> None:
+        task = training(data, adversary, "brsf")
+        task.network.train()
+        next(task.network.parameters()).requires_grad_(False)
+        state = {name: value.clone() for name, value in task.network.state_dict().items()}
+        required = [p.requires_grad for p in task.network.parameters()]
+        draws = torch.get_rng_state()
+        made(task)
+        assert all(torch.equal(value, state[name]) for name, value in task.network.state_dict().items())
+        assert all(module.training for module in task.network.modules())
+        assert [p.requires_grad for p in task.network.parameters()] == required
+        assert all(p.grad is None for p in task.network.parameters())
+        assert torch.equal(torch.get_rng_state(), draws)
+
+    def test_by_the_true_gradient_or_the_rules(self, data: ImageData, adversary: str) -> None:
+        ruled = adversary.replace(")", ", gradient=rule)")
+        for rule, alike in (("bp", True), ("fa", False)):
+            assert torch.equal(made(training(data, adversary, rule))[2], made(training(data, ruled, rule))[2]) == alike
+
+    def test_drawn_by_the_seed_and_the_step(self, data: ImageData, adversary: str) -> None:
+        task = training(data, adversary)
+        assert task.examples is not None
+        x, _ = task.source.batch(0)
+        one, same, later = (task.examples.starts(t, x) for t in (0, 0, 1))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, later)
+        other = training(data, adversary, seed=1)
+        assert other.examples is not None
+        assert not torch.equal(one, other.examples.starts(0, x))
+
+    def test_processes_draw_parts_of_one_batch(
+        self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task, two = training(data, adversary), Two(monkeypatch)
+        assert task.examples is not None
+        x, _ = task.source.batch(0)
+        whole, parts = task.examples.starts(0, x), []
+        for number in range(2):
+            two.be(number)
+            monkeypatch.setattr(adversarial, "world_size", lambda: 2)
+            monkeypatch.setattr(adversarial, "rank", lambda number=number: number)
+            parts.append(task.examples.starts(0, x[:8]))
+        assert torch.equal(torch.cat(parts), whole)
+
+    def test_in_parts_they_are_the_same(self, data: ImageData, adversary: str) -> None:
+        task = training(data, adversary)
+        assert task.examples is not None
+        x, labels, whole = made(task)
+        starts = task.examples.starts(0, x)
+        parts = [task.examples.made(x[i : i + 8], labels[i : i + 8], starts[i : i + 8]) for i in (0, 8)]
+        assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
+
+    def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(
+        self, data: ImageData, adversary: str, tmp_path: Any
+    ) -> None:
+        short = adversary.replace("step=8", "step=30, steps=1")
+
+        def run(name: str, stop_after: int | None = None) -> dict[str, Tensor]:
+            out = tmp_path / name
+            task = training(data, short, "brsf", out=str(out), resume=out.exists())
+            stop, whole = StopRequest(), task.step
+
+            def step(t: int) -> Any:
+                if stop_after is not None and t == stop_after:
+                    stop.signal = 15  # type: ignore[assignment]
+                return whole(t)
+
+            task.step = step  # type: ignore[method-assign]
+            folder = RunFolder.open("train", task.config, ["test"], genotype=task.genotype)
+            fit(task, folder, Silent(), stop, log_every=2)
+            return task.network.state_dict()
+
+        expected = run("whole")
+        run("parts", stop_after=2)
+        found = run("parts")
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+class TestClosedForms:
+    def test_one_long_step_of_pgd_on_a_linear_model_is_its_sign(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
+        normalisation = Normalisation(torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor([0.2, 0.3, 0.1]).double())
+        adversary = ADVERSARIES.build("pgd(eps=25.5, step=255, steps=1)")
+        pixels, labels = torch.rand(5, 3, 2, 2).double(), torch.tensor([0, 1, 2, 1, 0])
+        mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
+        x = ((pixels - mean) / std).requires_grad_()
+        examples = AdversarialExamples(adversary, model, normalisation, seed=0, amp="none")
+        found = examples.made(x.detach(), labels, torch.zeros_like(x)) * std + mean
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
+        expected = (pixels + 0.1 * gradient.sign()).clamp(0, 1)
+        assert torch.allclose(found, expected, atol=1e-7)
+
+    def test_the_loss_of_trades(self, data: ImageData) -> None:
+        task = training(data, "trades(beta=3, steps=4)", label_smoothing=0.1)
+        x, labels, example = made(task)
+        assert task.examples is not None
+        _, loss = task._pass(x, labels, task.examples.starts(0, x))
+        clean, moved = task.network(x).log_softmax(1), task.network(example).log_softmax(1)
+        divergence = (clean.exp() * (clean - moved)).sum(1).mean()
+        expected = F.cross_entropy(task.network(x), labels, label_smoothing=0.1) + 3 * divergence
+        assert torch.allclose(loss, expected, atol=1e-5)
+
+    def test_the_loss_of_pgd(self, data: ImageData) -> None:
+        task = training(data, "pgd")
+        x, labels, example = made(task)
+        assert task.examples is not None
+        logits, loss = task._pass(x, labels, task.examples.starts(0, x))
+        assert torch.equal(loss, F.cross_entropy(task.network(example), labels))
+        assert torch.equal(logits, task.network(example))
+
+    def test_where_no_error_is_sent_the_images_stay_at_the_start(self) -> None:
+        model = convert(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "hebbian")
+        normalisation = Normalisation(torch.zeros(3), torch.ones(3))
+        adversary = ADVERSARIES.build("pgd(gradient=rule)")
+        x, start = torch.full((4, 3, 2, 2), 0.5), torch.rand(4, 3, 2, 2)
+        examples = AdversarialExamples(adversary, model, normalisation, seed=0, amp="none")
+        assert torch.allclose(examples.made(x, torch.tensor([0, 1, 2, 0]), start), x + start * 8 / 255)
+
+
+@pytest.mark.parametrize("adversary", ["pgd(steps=4)", "trades(steps=4)"])
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.4}, {"accumulate": 2}, {"amp": "bf16"}, {"ema": 0.9}, {"drop_path": 0.2}]
+)
+def test_with_the_other_parts_of_a_recipe(data: ImageData, adversary: str, options: dict[str, Any]) -> None:
+    task = training(data, adversary, **options)
+    task.begin_epoch(1)
+    before = [p.clone() for p in task.network.parameters()]
+    total, count = task.step(0)["train/loss"]
+    assert torch.isfinite(total)
+    assert count == 16
+    assert any(not torch.equal(p, q) for p, q in zip(task.network.parameters(), before, strict=True))
+
+
+def test_it_makes_a_network_robust(tmp_path: Any) -> None:
+    """Against attacks that follow the true gradient, under a rule; the same budget without it gives far less."""
+    data = load_data("digits")
+    left = {}
+    for adversary in ("", "pgd(eps=20, step=7, steps=4)"):
+        out = tmp_path / (adversary or "plain")
+        task = training(data, adversary, channels=8, epochs=10, batch_size=64, lr=0.1, out=str(out))
+        folder = RunFolder.open("train", task.config, ["test"], genotype=task.genotype)
+        fit(task, folder, Silent(), StopRequest(), log_every=50)
+        model = load_trained(out).on_pixels()
+        pixels, labels = data.test.images.float() / 255, data.test.labels
+        changed = perturb(ATTACKS.build("pgd(steps=10)"), model, pixels, labels, 20 / 255)
+        with torch.no_grad():
+            left[adversary] = (model(changed).argmax(1) == labels).float().mean().item()
+    assert left["pgd(eps=20, step=7, steps=4)"] > left[""] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("pdg", "unknown adversary 'pdg': did you mean 'pgd'"),
+        ("pgd(beta=3)", "adversary 'pgd' has no option 'beta'"),
+        ("pgd(eps=0)", "--adversarial pgd: eps: expected a number above 0 and below 256, found 0"),
+        ("pgd(steps=2.5)", "--adversarial pgd: steps: expected a whole number of at least 1, found 2.5"),
+        ("pgd(steps=3)", "--adversarial pgd: 3 steps of 2/255 end before eps 8/255; take more or longer ones"),
+        ("pgd(gradient=false)", "unknown gradient of --adversarial pgd 'false'"),
+        ("trades(beta=0)", "--adversarial trades: beta: expected a number above 0, found 0"),
+    ],
+)
+def test_refused(data: ImageData, spec: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        training(data, spec)
