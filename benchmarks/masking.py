@@ -9,14 +9,15 @@ are done are not made again.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from measuring import options, run
+from measuring import RESULTS, options, run
 
-from darts_bio.config import CONFIG_FILE, RetrainConfig
-from darts_bio.runs import train
+from darts_bio.config import CONFIG_FILE, RetrainConfig, RobustnessConfig
+from darts_bio.runs import measure_robustness, train
 from darts_bio.spaces import load_genotype
 
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
@@ -36,10 +37,20 @@ RECIPE: dict[str, Any] = {
     "auxiliary": 0.0,
     "drop_path": 0.0,
 }
+ATTACKS: dict[str, Any] = {
+    "attacks": ("fgsm", "pgd", "apgd_ce(steps=30)", "apgd_dlr(steps=30)", "square(queries=500)"),
+    "eps": (1.0, 2.0, 4.0, 8.0),
+    "gradients": ("true", "rule"),
+    "draws": 4,
+    "transfer": "pgd",
+    "corruptions": ("all",),
+}
+KEPT = ("report.md", "results.json", "accuracy.svg", "examples.svg")
 
 
 def main() -> None:
     parser = options(__doc__, "auto", channels=16, epochs=10, train_images=20000, seeds=2)
+    parser.add_argument("--images", type=int, default=300, metavar="N", help="test images that are attacked")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
     parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
     arguments = parser.parse_args()
@@ -60,6 +71,23 @@ def main() -> None:
         )
         if code := train(config):
             sys.exit(code)
+    folder = Path(arguments.out, "robustness")
+    attacks = RobustnessConfig(
+        checkpoint=tuple(str(Path(arguments.out, rule)) for rule in RULES),
+        images=arguments.images,
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+        out=str(folder),
+        resume=(folder / CONFIG_FILE).exists(),
+        **ATTACKS,
+    )
+    if code := measure_robustness(attacks):
+        sys.exit(code)
+    results = RESULTS / "masking-cifar10"
+    results.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copy(folder / name, results / name)
+    print(f"wrote {results}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -259,7 +259,8 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
         "    summed(torch.zeros(1))\n"
         "    during = threads()\n"
         "left = [name for name in threads() if 'gloo' in name]\n"
-        "print(f\"{left} {any('gloo' in name for name in during)}\\n\", end='')\n"  # in one piece: there are two processes
+        # In one piece, since two processes write.
+        "print(f\"{left} {any('gloo' in name for name in during)}\\n\", end='')\n"
     )
     done = call(*torchrun("script.py"), cwd=tmp_path, python=False)
     assert done.stdout.split("\n") == ["[] True", "[] True", ""], done.stderr

@@ -114,7 +114,7 @@ class PGD(_Steps):
 @ATTACKS.register("tpgd")
 @dataclass(frozen=True)
 class TPGD(_Steps):
-    """PGD on the divergence from the clean image's prediction, which knows no label (Zhang 2019, arXiv 1901.08573)."""
+    """PGD on the divergence from the clean image's prediction, without labels (Zhang 2019, arXiv 1901.08573)."""
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
         return library.TPGD(model, eps=eps, alpha=self.length(eps), steps=self.steps)
@@ -164,7 +164,7 @@ class Square(Attack):
 @ATTACKS.register("one_pixel")
 @dataclass(frozen=True)
 class OnePixel(Attack):
-    """A few pixels, changed without bound, by differential evolution: no gradient (Su 2019, arXiv 1710.08864)."""
+    """A pixel or a few, changed without bound, by evolution: no gradient (Su 2019, arXiv 1710.08864)."""
 
     white_box = False
     bounded = False
@@ -179,8 +179,7 @@ class OnePixel(Attack):
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """APGD on both losses, the second against each class, FAB, and Square of 5000 queries (Croce 2020, arXiv
-    2003.01690); of four classes or more."""
+    """APGD, APGD against each class, FAB, Square of 5000 queries (Croce 2020, arXiv 2003.01690); of four classes up."""
 
     strength = 4
     least_classes = 4

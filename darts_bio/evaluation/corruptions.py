@@ -175,7 +175,10 @@ def contrast(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> Ten
 
 @CORRUPTIONS.register("saturate")
 def saturate(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> Tensor:
-    """Less saturation at severities 1 and 2, more from 3 on, where grey turns red; grey images stay as they are."""
+    """Less saturation at severities 1 and 2, more from 3 on.
+
+    Pixels without a hue count as red, as the authors' do; images of one channel stay as they are.
+    """
     if pixels.shape[1] == 1:
         return pixels
     factor, more = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[severity]

@@ -85,7 +85,7 @@ class PGD(Adversary):
 @ADVERSARIES.register("trades")
 @dataclass(frozen=True)
 class TRADES(Adversary):
-    """The loss on clean images, and `beta` times how far predictions move from there (Zhang 2019, arXiv 1901.08573)."""
+    """The loss on clean images, and beta times how far predictions move (Zhang 2019, arXiv 1901.08573)."""
 
     beta: float = 6.0
     needs_clean = True
