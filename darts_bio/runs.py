@@ -175,15 +175,17 @@ def measure_robustness(config: RobustnessConfig) -> int:
 
     with stop_on_signals() as stop, RobustnessMonitor(folder, measured) as monitor:
         monitor.on_start(subjects)
-        for job in measured.run():
-            monitor.on_batch(job)
-            if stop or time.monotonic() - saved > SAVE_EVERY_S:
-                save()
-                saved = time.monotonic()
-            if stop:
-                print(resume_line(sys.argv, folder))
-                return stop.exit_code
-        save()
+        try:
+            for job in measured.run():
+                monitor.on_batch(job)
+                if stop:
+                    print(resume_line(sys.argv, folder))
+                    return stop.exit_code
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    save()
+                    saved = time.monotonic()
+        finally:  # whatever ends it, what was found is kept
+            save()
         found = monitor.write_report(subjects, earlier + time.monotonic() - began)
     print(f"doubts:  {len(found)}" if found else "doubts:  none")
     print(f"report:  {folder.path / CARD_FILE}")

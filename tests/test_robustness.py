@@ -163,6 +163,23 @@ class TestMeasurement:
         with pytest.raises(InputError, match="a: gets other images right than when the measurement began"):
             Measurement({"a": small_net().eval()}, images, PLAN).load_state_dict(state)
 
+    def test_a_prediction_that_hangs_on_the_last_bits_does_not_keep_it_from_going_on(
+        self, plain: nn.Module, images: Split
+    ) -> None:
+        plan = Plan(attacks=("fgsm",), eps=(20.0,))
+        whole = done({"a": plain}, images, plan)
+        state = whole.state_dict()
+        state["right"] = {"a": whole.right["a"].clone()}
+        state["right"]["a"][int(whole.right["a"].nonzero()[0])] = False
+        again = Measurement({"a": plain}, images, plan)
+        again.load_state_dict(state)
+        assert torch.equal(again.right["a"], state["right"]["a"])
+
+    def test_an_attack_that_asks_for_more_classes_is_refused_before_anything_is_done(self, images: Split) -> None:
+        two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        with pytest.raises(InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"):
+            Measurement({"two": two}, images, Plan(attacks=("fgsm", "apgd_dlr")))
+
     def test_networks_are_compared_under_the_same_draws(self, plain: nn.Module, images: Split) -> None:
         plan = Plan(attacks=("pgd(steps=2)",), eps=(20.0,), gradients=("true", "rule"))
         measured = done({"a": plain, "b": convert(plain, "bp").eval()}, images, plan)

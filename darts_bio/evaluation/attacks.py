@@ -56,6 +56,13 @@ class Attack:
     def check(self, eps: float) -> None:
         """Raises InputError if the attack cannot reach eps, a share of a pixel's range."""
 
+    def refuse_few(self, classes: int) -> None:
+        """Raises InputError if the attack asks for more classes."""
+        if classes < self.least_classes:
+            raise InputError(
+                f"attack {self.name}: expected at least {self.least_classes} classes, found {classes}; leave it out"
+            )
+
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
         """torchattacks' object, from `library`, which is that package."""
         raise NotImplementedError(f"{type(self).__name__}.build")
@@ -275,10 +282,7 @@ def perturb(
         model.requires_grad_(False)
         with torch.no_grad():
             classes = model(pixels[:1]).shape[1]
-        if classes < attack.least_classes:
-            raise InputError(
-                f"attack {attack.name}: expected at least {attack.least_classes} classes, found {classes}; leave it out"
-            )
+        attack.refuse_few(classes)
         left = torch.arange(len(pixels), device=pixels.device)
         for number in range(attack.tries):
             own = derive_seed("attack", seed, number) % 2**32
