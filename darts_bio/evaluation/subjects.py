@@ -77,6 +77,14 @@ def load_subjects(
     return subjects, shared
 
 
+def groups_of(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+    """The seeds of each training."""
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(subject.group, []).append(subject)
+    return groups
+
+
 def _with_seeds(source: Path) -> list[tuple[Path, Path]]:
     """(run folder, that which its seeds share) for each seed."""
     if source.is_file():

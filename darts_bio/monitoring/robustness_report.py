@@ -12,27 +12,22 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from darts_bio import __version__
 from darts_bio.evaluation.attacks import Gradients
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
-from darts_bio.evaluation.subjects import Subject
+from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.monitoring.card import CARD_FILE, markdown_table
-from darts_bio.monitoring.curves import COLOURS, Series, draw_panels
-from darts_bio.monitoring.drawing import MARGIN, Drawing, Picture, Primitive, Text
 from darts_bio.monitoring.monitor import LINE_EVERY_S, clock
+from darts_bio.monitoring.robustness_figures import draw_accuracy, draw_examples
 from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.runtime import hardware
 from darts_bio.training.run_folder import RunFolder, write_text
 
 RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
-EXAMPLES, SIDE = 4, 64
-"""Images shown of a network, and their side in pixels."""
 
 
 class RobustnessMonitor(TensorBoard):
@@ -99,7 +94,7 @@ class RobustnessMonitor(TensorBoard):
         for subject in subjects:
             for job in _attacks(self.measured, subject.name):
                 step = round(job.level if whole else 100 * job.level)
-                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", _accuracy(self.measured, job), step)
+                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", self.measured.accuracy(job), step)
         self.image("accuracy", accuracy.image(), 0)
         self.image("examples", examples.image(), 0)
         self.text("report", text, 0)
@@ -129,27 +124,11 @@ def _attacks(measured: Measurement, name: str) -> list[Job]:
     return [job for job in measured.jobs if job.kind == "attack" and job.network == name and not job.most]
 
 
-def _survived(measured: Measurement, job: Job) -> Tensor:
-    found = measured.survived(job)
-    assert found is not None  # a report is of a measurement that is done
-    return found
-
-
-def _accuracy(measured: Measurement, job: Job) -> float:
-    """Share of all images that are right, in [0, 1]."""
-    return _survived(measured, job).float().mean().item()
-
-
 def _at(measured: Measurement, name: str, eps: float, side: Gradients) -> dict[str, Job]:
     """The attacks of a row of the table, by their specs: those by that gradient, and those that follow none."""
     return {
         job.what: job for job in _attacks(measured, name) if job.gradients in (side, "none") and job.level in (eps, 0.0)
     }
-
-
-def _worst(measured: Measurement, attacks: Mapping[str, Job]) -> float:
-    """Share of images that withstand all attacks, in [0, 1]."""
-    return torch.stack([_survived(measured, job) for job in attacks.values()]).all(0).float().mean().item()
 
 
 def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]) -> dict[str, Any]:
@@ -163,7 +142,7 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                 "rules": s.rules,
                 "clean_all_test_images": s.clean,
                 "clean_in_training_log": s.logged,
-                "clean": measured.right[s.name].float().mean().item(),
+                "clean": measured.clean(s.name),
                 "gradients": measured.figures(s.name),
                 "attacks": [
                     {
@@ -171,7 +150,7 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                         "eps": job.level,
                         "gradients": job.gradients,
                         "images": len(measured.subject(job)) if job.most else len(measured.images),
-                        "accuracy": _accuracy(measured, job),
+                        "accuracy": measured.accuracy(job),
                     }
                     for job in measured.jobs
                     if job.kind == "attack" and job.network == s.name
@@ -209,7 +188,7 @@ def report(
     subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt], folder: RunFolder, seconds: float
 ) -> str:
     """Markdown."""
-    plan, groups = measured.plan, _groups(subjects)
+    plan, groups = measured.plan, groups_of(subjects)
     lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
     lines += [
         f"In % of {len(measured.images)} test images, right before and after; `worst` are those that withstand every "
@@ -237,13 +216,6 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def _groups(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    groups: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        groups.setdefault(subject.group, []).append(subject)
-    return groups
-
-
 def _of_several(groups: Mapping[str, Sequence[Subject]]) -> str:
     counts = {len(members) for members in groups.values()}
     return "" if counts == {1} else " Mean and standard deviation over the seeds of a training."
@@ -263,12 +235,12 @@ def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, e
     plan = measured.plan
     rows = []
     for group, members in groups.items():
-        clean = _percent([measured.right[s.name].float().mean().item() for s in members])
+        clean = _percent([measured.clean(s.name) for s in members])
         by_side: dict[str, list[list[float]]] = {}
         for side in plan.gradients:
             at = [_at(measured, s.name, eps, side) for s in members]
-            columns = [[_accuracy(measured, jobs[spec]) for jobs in at] for spec in plan.attacks]
-            columns.append([_worst(measured, jobs) for jobs in at])
+            columns = [[measured.accuracy(jobs[spec]) for jobs in at] for spec in plan.attacks]
+            columns.append([measured.accuracy(*jobs.values()) for jobs in at])
             by_side[side] = columns
             rows.append((group, members[0].rules, side, clean, *map(_percent, columns)))
         if len(by_side) == 2:
@@ -346,70 +318,9 @@ def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement)
     for kind in measured.plan.corruptions:
         rows.append((kind, *(_percent([mean(s, [kind]) for s in groups[name]]) for name in names)))
     rows.append(("mean", *(_percent([mean(s, measured.plan.corruptions) for s in groups[name]]) for name in names)))
-    clean = (_percent([measured.right[s.name].float().mean().item() for s in groups[name]]) for name in names)
+    clean = (_percent([measured.clean(s.name) for s in groups[name]]) for name in names)
     return [
         "Accuracy in %, the mean over the severities 1 to 5 of CIFAR-10-C (arXiv 1903.12261).",
         "",
         *markdown_table(("corruption", *names), [("none", *clean), *rows]),
     ]
-
-
-def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
-    """Accuracy in % against eps: a panel for each attack that is bounded by it, a line for each group (the mean of its
-    seeds), dashed by the rule's gradient."""
-    plan, groups = measured.plan, _groups(subjects)
-    panels: dict[str, list[Series]] = {}
-    for spec in plan.attacks:
-        attack = plan.attack(spec)
-        if not attack.bounded:
-            continue
-        curves = []
-        for number, (group, members) in enumerate(groups.items()):
-            for side in plan.gradients if attack.white_box else ("none",):
-                points = [(0.0, statistics.mean(100 * measured.right[s.name].float().mean().item() for s in members))]
-                for eps in plan.eps:
-                    jobs = [Job("attack", s.name, spec, eps, side) for s in members]  # type: ignore[arg-type]
-                    points.append((eps, statistics.mean(100 * _accuracy(measured, job) for job in jobs)))
-                colour = COLOURS[number % len(COLOURS)]
-                curves.append(Series("" if side == "rule" else group, points, colour, dashed=side == "rule"))
-        panels[spec] = curves
-    label = "accuracy in % against eps; dashed: by the rule's gradient"
-    return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
-
-
-def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
-    """Of the first network of each group a few images: clean, under the strongest attack at the largest eps, and the
-    difference (grey: none, black and white: eps)."""
-    plan, primitives = measured.plan, list[Primitive]()
-    firsts = [members[0] for members in _groups(subjects).values()]
-    spec = max((s for s in plan.attacks if plan.attack(s).bounded), key=lambda s: plan.attack(s).strength, default="")
-    y = MARGIN
-    for subject in firsts if spec else []:
-        side: Any = plan.gradients[0] if plan.attack(spec).white_box else "none"
-        job = Job("attack", subject.name, spec, plan.eps[-1], side)
-        index = measured.subject(job)[:EXAMPLES]
-        if not len(index):
-            continue
-        changed = measured.perturbed(job, index, measured.seed)
-        clean = measured.images.images[index].float() / 255
-        with torch.no_grad():
-            predicted = subject.model(changed).argmax(1).tolist()
-        names = [subject.trained.classes[label] for label in measured.images.labels[index].tolist()]
-        primitives.append(Text(MARGIN, y, f"{subject.name}: {_in_words(job).split('  ')[1]}", anchor="start"))
-        difference = (changed - clean) / (2 * job.level / 255) + 0.5
-        for number, triple in enumerate(zip(clean, changed, difference, strict=True)):
-            x = MARGIN + number * (3 * SIDE + 2 * MARGIN)
-            for place, image in enumerate(triple):
-                primitives.append(Picture(x + place * (SIDE + 4), y + 26, SIDE, SIDE, _picture(image)))
-            found = subject.trained.classes[predicted[number]]
-            primitives.append(Text(x, y + 15, f"{names[number]} -> {found}", anchor="start"))
-        y += SIDE + 26 + MARGIN
-    width = MARGIN + EXAMPLES * (3 * SIDE + 2 * MARGIN)
-    return Drawing(round(width), round(y), tuple(primitives), "images as they are, under attack, and the difference")
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) in [0, 1] as (H, W, 3) uint8."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
