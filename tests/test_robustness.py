@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, TRAIN, call, here
+from commands import ROOT, call, here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_attacks import fit, small_net
 from torch import Tensor, nn
 
-from darts_bio.config import RobustnessConfig
+from darts_bio.config import RetrainConfig, RobustnessConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
@@ -22,6 +22,7 @@ from darts_bio.evaluation.doubts import Doubt, doubts, excess
 from darts_bio.evaluation.robustness import Job, Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.rules import convert
+from darts_bio.runs import train
 from darts_bio.runtime import derive_seed
 
 ROBUSTNESS = str(ROOT / "evaluate" / "robustness.py")
@@ -213,24 +214,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run folders bp, of two seeds, and fa, of one."""
     folder = tmp_path_factory.mktemp("robustness")
     cell = "|nor_conv_3x3:{0}~0|+|none~0|none~1|+|none~0|nor_conv_3x3:{0}~1|none~2|"
-    options = [
-        "--epochs",
-        "4",
-        "--channels",
-        "4",
-        "--layers",
-        "3",
-        "--batch-size",
-        "64",
-        "--lr",
-        "0.1",
-        "--warmup",
-        "0",
-    ]
-    for rule, seeds in (("bp", "2"), ("fa", "1")):
-        command = [TRAIN, "--genotype", cell.format(rule), *options, "--seeds", seeds, "--out", rule]
-        trained = call(*command, cwd=folder)
-        assert trained.returncode == 0, trained.stderr
+    small: dict[str, Any] = {"channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "lr": 0.1, "train_images": 600}
+    small |= {"crop_padding": 1, "flip": False, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0, "device": "cpu"}
+    for rule, seeds in (("bp", 2), ("fa", 1)):
+        config = RetrainConfig(genotype=cell.format(rule), seeds=seeds, out=str(folder / rule), **small)
+        assert train(config) == 0
     return folder
 
 
