@@ -1,6 +1,7 @@
 """What robustness measured through a rule's own backward is worth: one small network, a rule at a time.
 
     python benchmarks/masking.py --data-dir data --device cpu
+    python benchmarks/masking.py --data-dir data --channels 32 --epochs 30 --train-images 50000 --images 1000   a GPU
 
 Trains the same small residual network under each rule, and under a mixture of them, with the same recipe and seeds;
 then attacks all by evaluate/robustness.py, with the exact gradient and with the rule's. Runs lie in --out; those that
@@ -18,6 +19,7 @@ from measuring import RESULTS, options, run
 
 from darts_bio.config import CONFIG_FILE, RetrainConfig, RobustnessConfig
 from darts_bio.runs import measure_robustness, train
+from darts_bio.runtime import select_device
 from darts_bio.spaces import load_genotype
 
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
@@ -26,7 +28,6 @@ MIXED = "|nor_conv_3x3:usf~0|+|none~0|nor_conv_3x3:frsf~1|+|skip_connect~0|none~
 """Two rules in each cell, and bp in stem, reductions and classifier, as searches leave them."""
 RULES = ("bp", "fa", "usf", "frsf", "brsf", "mixed", "dfa")
 RECIPE: dict[str, Any] = {
-    "dataset": "cifar10",
     "layers": 3,
     "batch_size": 128,
     "optimizer": "nesterov",
@@ -51,6 +52,7 @@ KEPT = ("report.md", "results.json", "accuracy.svg", "examples.svg")
 def main() -> None:
     parser = options(__doc__, "auto", channels=16, epochs=10, train_images=20000, seeds=2)
     parser.add_argument("--images", type=int, default=300, metavar="N", help="test images that are attacked")
+    parser.add_argument("--dataset", default="cifar10", metavar="NAME")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
     parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
     arguments = parser.parse_args()
@@ -62,6 +64,7 @@ def main() -> None:
         file.write_text(genotype.to_json(), encoding="utf-8")
         config = RetrainConfig(
             genotype=str(file),
+            dataset=arguments.dataset,
             data_dir=arguments.data_dir,
             device=arguments.device,
             out=str(folder),
@@ -83,7 +86,7 @@ def main() -> None:
     )
     if code := measure_robustness(attacks):
         sys.exit(code)
-    results = RESULTS / "masking-cifar10"
+    results = RESULTS / f"masking-{arguments.dataset}-{select_device(arguments.device).type}"
     results.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copy(folder / name, results / name)

@@ -1,4 +1,4 @@
-"""Every figure that needs a GPU, one after the other: tests, layouts, steps, a whole search and a training on CIFAR-10.
+"""Every figure that needs a GPU, one after the other: tests, layouts, steps, a search, attacks, a training on CIFAR-10.
 
     python benchmarks/on_gpu.py --data-dir data --minutes 9        again with the same --out until nothing is left
     python benchmarks/on_gpu.py --device cpu --quick               tries the script itself, at the smallest sizes
@@ -46,10 +46,11 @@ EXPECTED = {
     "training": "each rule of the feedback family <= 1.05 x bp",
     "speed": ">= 3 x the plain loop",
     "search": "50 epochs in 17 to 23 minutes",
+    "masking": "by the true gradient no network is robust, by the rule's fa, dfa and the mixture seem so",
     "fast": "test accuracy less than 0.5 points below that of --protocol darts (97.24 % published for DARTS_V2)",
 }
 LONG = ("search", "fast")
-"""Stages that have a run folder of their name, and go on from it."""
+"""Stages that have a run folder of their name, and go on from it. (masking sees to that itself.)"""
 
 
 def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
@@ -78,6 +79,10 @@ def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     fast = [sys.executable, str(ROOT / "evaluate" / "train_cifar.py"), *device, "--genotype", "darts_v2"]
     protocol = ["--dataset", "cifar10", "--data-dir", arguments.data_dir, "--protocol", "fast"]
     stages["fast"] = [*fast, "--out", str(out / "fast"), *(["--epochs", "2"] if quick else protocol)]
+    masking = [sys.executable, str(HERE / "masking.py"), *device, "--out", str(out / "masking")]
+    tiny = ["--dataset", "digits", "--channels", "4", "--epochs", "2", "--train-images", "500", "--images", "20"]
+    whole = ["--channels", "32", "--epochs", "30", "--train-images", "50000", "--images", "1000"]
+    stages["masking"] = [*masking, *(tiny if quick else [*whole, "--data-dir", arguments.data_dir])]
     return stages
 
 
