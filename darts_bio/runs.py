@@ -13,7 +13,7 @@ import torch
 from darts_bio.command_line import read_yaml
 from darts_bio.config import CONFIG_FILE, RobustnessConfig, TrainingConfig
 from darts_bio.data.sources import open_source
-from darts_bio.distributed import launcher, process_group, rank, text_from_first
+from darts_bio.distributed import launcher, process_group, rank, text_from_first, world_size
 from darts_bio.errors import InputError
 from darts_bio.evaluation.corruptions import CORRUPTIONS
 from darts_bio.evaluation.robustness import Measurement, Plan
@@ -149,6 +149,12 @@ def measure_robustness(config: RobustnessConfig) -> int:
 
     Prints where the report lies and returns the exit code. Raises InputError for bad input.
     """
+    with process_group():
+        if world_size() > 1:
+            raise InputError(
+                f"expected one process, found {world_size()}; without torchrun, measure some of the networks in each of "
+                "several runs"
+            )
     plan = Plan(
         attacks=config.attacks,
         eps=config.eps,
