@@ -152,8 +152,8 @@ def measure_robustness(config: RobustnessConfig) -> int:
     with process_group():
         if world_size() > 1:
             raise InputError(
-                f"expected one process, found {world_size()}; without torchrun, measure some of the networks in each of "
-                "several runs"
+                f"expected one process, found {world_size()}; leave torchrun out, or measure some of the networks in "
+                "each of several runs"
             )
     plan = Plan(
         attacks=config.attacks,
