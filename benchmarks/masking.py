@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
     "drop_path": 0.0,
 }
 ATTACKS: dict[str, Any] = {
-    "attacks": ("fgsm", "pgd", "apgd_ce(steps=30)", "apgd_dlr(steps=30)", "square(queries=500)"),
+    "attacks": ("fgsm", "pgd", "apgd_ce(steps=20)", "apgd_dlr(steps=20)", "square(queries=300)"),
     "eps": (1.0, 2.0, 4.0, 8.0),
     "gradients": ("true", "rule"),
     "draws": 4,
