@@ -164,7 +164,9 @@ def parse(cls: type[C], argv: Sequence[str], description: str, space_of: SpaceOf
         raise (
             unknown_name("option", name, known)
             if name.startswith("-")
-            else InputError(f"expected options only, found {name!r} (see --help)")
+            else InputError(
+                f"expected options only, several values with commas between them, found {name!r} (see --help)"
+            )
         )
     given, hints = vars(namespace), get_type_hints(cls)
     file = given.pop("config", None)
