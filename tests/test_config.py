@@ -86,7 +86,7 @@ class TestLayers:
     [
         (["--chanels", "8"], r"unknown option '--chanels': did you mean '--channels'"),
         (["--epoch", "8"], r"unknown option '--epoch': did you mean '--epochs'"),
-        (["8"], r"expected options only, with commas between several values, found '8'"),
+        (["8"], r"expected options only, several values with commas between them, found '8'"),
         (["--channels"], r"--channels: expected one argument"),
         (["--channels", "x"], r"--channels: expected a whole number, found 'x'"),
         (["--channels", "2.5"], r"--channels: expected a whole number, found '2.5'"),
