@@ -16,7 +16,7 @@ from darts_bio.data.batches import Normalisation
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import ATTACKS, perturb
-from darts_bio.rules import convert
+from darts_bio.rules import RULES, convert
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
 from darts_bio.training import adversarial
@@ -195,6 +195,15 @@ def test_with_the_other_parts_of_a_recipe(data: ImageData, adversary: str, optio
     assert torch.isfinite(total)
     assert count == 16
     assert any(not torch.equal(p, q) for p, q in zip(task.network.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("gradient", ["true", "rule"])
+def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
+    task = training(data, f"trades(eps=2, steps=1, gradient={gradient})", rule)
+    x, _, example = made(task)
+    assert not torch.equal(example, x)
+    assert torch.isfinite(task.step(0)["train/loss"][0])
 
 
 def test_it_makes_a_network_robust(tmp_path: Any) -> None:
