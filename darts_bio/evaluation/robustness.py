@@ -206,13 +206,13 @@ class Measurement:
 
     def clean(self, network: str) -> float:
         """The share of images that it gets right as they are, in [0, 1]."""
-        return self.right[network].float().mean().item()
+        return self.right[network].double().mean().item()
 
     def accuracy(self, *attacks: Job) -> float:
         """The share of images, or of the part the jobs are on, that withstand all these attacks, which are done."""
         survived = [rows for rows in map(self.survived, attacks) if rows is not None]
         assert len(survived) == len(attacks)
-        return torch.stack(survived).all(0).float().mean().item()
+        return torch.stack(survived).all(0).double().mean().item()
 
     def figures(self, network: str) -> dict[str, float]:
         """Of `gradient_check.FIGURES` the mean over the network's images, of slope_error the median; empty if it gets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -86,7 +87,7 @@ class RobustnessMonitor(TensorBoard):
         examples = draw_examples(subjects, self.measured)
         text = report(subjects, self.measured, found, self.folder, seconds)
         path = self.folder.path
-        write_text(path / RESULTS_FILE, json.dumps(results(subjects, self.measured, found), indent=1) + "\n")
+        write_text(path / RESULTS_FILE, _json(results(subjects, self.measured, found)))
         write_text(path / ACCURACY_FIGURE, accuracy.svg())
         write_text(path / EXAMPLES_FIGURE, examples.svg())
         write_text(path / CARD_FILE, text)
@@ -153,7 +154,7 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                         "accuracy": measured.accuracy(job),
                     }
                     for job in measured.jobs
-                    if job.kind == "attack" and job.network == s.name
+                    if job.kind == "attack" and job.network == s.name and len(measured.subject(job))
                 ],
                 "corruptions": [
                     {"corruption": job.what, "severity": int(job.level), "accuracy": _share(measured, job)}
@@ -176,12 +177,17 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
     return {"images": len(measured.images), "networks": networks, "doubts": [doubt.as_dict() for doubt in found]}
 
 
+def _json(data: dict[str, Any]) -> str:
+    """JSON, a record of plain values a line."""
+    return re.sub(r"{[^{}\[\]]*}", lambda record: " ".join(record[0].split()), json.dumps(data, indent=1)) + "\n"
+
+
 def _share(measured: Measurement, job: Job) -> float:
-    return measured.found[job.key].float().mean().item()
+    return measured.found[job.key].double().mean().item()
 
 
 def _transferred(measured: Measurement, job: Job, number: int, name: str) -> float:
-    return (measured.found[job.key][:, number] & measured.right[name]).float().mean().item()
+    return (measured.found[job.key][:, number] & measured.right[name]).double().mean().item()
 
 
 def report(
