@@ -1,11 +1,12 @@
 """What robustness measured through a rule's own backward is worth: one small network, a rule at a time.
 
     python benchmarks/masking.py --data-dir data --device cpu
+    python benchmarks/masking.py --data-dir data --device cpu --networks bp-1,bp-4 --out runs/controls
     python benchmarks/masking.py --data-dir data --channels 32 --epochs 30 --train-images 50000 --images 1000   a GPU
 
 Trains the same small residual network under each rule, and under a mixture of them, with the same recipe and seeds;
-then attacks all by evaluate/robustness.py, with the exact gradient and with the rule's. Runs lie in --out; those that
-are done are not made again.
+then attacks all by evaluate/robustness.py, with the exact gradient and with the rule's. bp-4 is bp for 4 epochs: a
+control that has fitted less. Runs lie in --out; those that are done are not made again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from measuring import RESULTS, options, run
 
 from darts_bio.config import CONFIG_FILE, RetrainConfig, RobustnessConfig
+from darts_bio.registry import split_specs
 from darts_bio.runs import measure_robustness, train
 from darts_bio.runtime import select_device
 from darts_bio.spaces import load_genotype
@@ -54,14 +56,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, metavar="N", help="test images that are attacked")
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
+    parser.add_argument("--networks", default=",".join(RULES), metavar="A,B,...")
     parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
     arguments = parser.parse_args()
     sizes = {name: getattr(arguments, name) for name in ("channels", "epochs", "train_images", "seeds")}
-    for rule in RULES:
+    networks = split_specs(arguments.networks)
+    for name in networks:
+        rule, _, epochs = name.partition("-")
         genotype = load_genotype(MIXED) if rule == "mixed" else load_genotype(CELL).with_rule(rule)
-        folder, file = Path(arguments.out, rule), Path(arguments.out, f"{rule}.json")
+        folder, file = Path(arguments.out, name), Path(arguments.out, f"{name}.json")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(genotype.to_json(), encoding="utf-8")
+        own = {"epochs": int(epochs), "warmup": min(1, int(epochs) - 1)} if epochs else {}
         config = RetrainConfig(
             genotype=str(file),
             dataset=arguments.dataset,
@@ -69,14 +75,13 @@ def main() -> None:
             device=arguments.device,
             out=str(folder),
             resume=(folder / CONFIG_FILE).exists(),
-            **RECIPE,
-            **sizes,
+            **RECIPE | sizes | own,
         )
         if code := train(config):
             sys.exit(code)
     folder = Path(arguments.out, "robustness")
     attacks = RobustnessConfig(
-        checkpoint=tuple(str(Path(arguments.out, rule)) for rule in RULES),
+        checkpoint=tuple(str(Path(arguments.out, name)) for name in networks),
         images=arguments.images,
         data_dir=arguments.data_dir,
         device=arguments.device,
@@ -86,7 +91,7 @@ def main() -> None:
     )
     if code := measure_robustness(attacks):
         sys.exit(code)
-    results = RESULTS / f"masking-{arguments.dataset}-{select_device(arguments.device).type}"
+    results = RESULTS / f"{Path(arguments.out).name}-{arguments.dataset}-{select_device(arguments.device).type}"
     results.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copy(folder / name, results / name)
