@@ -1,5 +1,7 @@
 """What all tests share: reproducible draws, and one thread, since threads slow small tensors down."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -9,6 +11,8 @@ settings.register_profile(
 )
 settings.load_profile("repository")
 torch.set_num_threads(1)
+# A shell starts its background jobs with Ctrl-C ignored, which they and all they start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
