@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,10 @@ from darts_bio.data.batches import Normalisation
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import ATTACKS, perturb
-from darts_bio.rules import RULES, convert
+from darts_bio.rules import RULES, convert, true_gradients
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
-from darts_bio.training import adversarial
+from darts_bio.training import adversarial, retrain
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
 from darts_bio.training.engine import Silent, fit
 from darts_bio.training.retrain import Retraining
@@ -43,6 +44,13 @@ def training(data: ImageData, adversary: str, rule: str = "usf", **options: Any)
     return Retraining.of_genotype(config, load_genotype(CELL.format(rule)), data, CPU)
 
 
+def trained(task: Retraining, steps: int) -> Retraining:
+    """After some steps: before, the slope at an image is about as small as rounding."""
+    for t in range(steps):
+        task.step(t)
+    return task
+
+
 def made(task: Retraining, t: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels, and examples of step t."""
     x, labels = task.source.batch(t)
@@ -50,10 +58,16 @@ def made(task: Retraining, t: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return x, labels, task.examples.made(x, labels, task.examples.starts(t, x))
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether examples are the same, but for pixels whose slope is so near 0 that its sign hangs on the order in which
+    a batch of another size is summed."""
+    return one.shape == other.shape and (one - other).abs().lt(1e-4).float().mean().item() > 0.99
+
+
 @pytest.mark.parametrize("adversary", ["pgd(eps=30, step=8)", "trades(eps=30, step=8)"])
 class TestExamples:
     def test_within_the_bound_and_harder(self, data: ImageData, adversary: str) -> None:
-        task = training(data, adversary)
+        task = trained(training(data, adversary), 20)
         x, labels, example = made(task)
         mean, std = task.source.normalisation.mean, task.source.normalisation.std
         before, after = (images * std + mean for images in (x, example))
@@ -61,7 +75,12 @@ class TestExamples:
         assert after.min() >= -1e-6
         assert after.max() <= 1 + 1e-6
         task.network.eval()
-        assert F.cross_entropy(task.network(example), labels) > F.cross_entropy(task.network(x), labels)
+        with torch.no_grad():
+            clean, moved = task.network(x).log_softmax(1), task.network(example).log_softmax(1)
+        if adversary.startswith("pgd"):
+            assert F.nll_loss(moved, labels) > F.nll_loss(clean, labels) + 0.03
+        else:
+            assert F.kl_div(moved, clean, reduction="batchmean", log_target=True) > 0.01
 
     def test_the_network_is_left_as_it_was(self, data: ImageData, adversary: str) -> None:
         task = training(data, adversary, "brsf")
@@ -93,27 +112,58 @@ class TestExamples:
         assert other.examples is not None
         assert not torch.equal(one, other.examples.starts(0, x))
 
-    def test_processes_draw_parts_of_one_batch(
+    def test_two_processes_make_the_parts_of_one_batch(
         self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        task, two = training(data, adversary), Two(monkeypatch)
-        assert task.examples is not None
-        x, _ = task.source.batch(0)
-        whole, parts = task.examples.starts(0, x), []
+        whole, two = trained(training(data, adversary), 20), Two(monkeypatch)
+        assert whole.examples is not None
+        x, _, examples = made(whole)
+        starts, parts = whole.examples.starts(0, x), []
         for number in range(2):
             two.be(number)
             monkeypatch.setattr(adversarial, "world_size", lambda: 2)
             monkeypatch.setattr(adversarial, "rank", lambda number=number: number)
-            parts.append(task.examples.starts(0, x[:8]))
-        assert torch.equal(torch.cat(parts), whole)
+            task = training(data, adversary)
+            task.network.load_state_dict(whole.network.state_dict())
+            assert task.examples is not None
+            own, _, example = made(task)
+            assert torch.equal(own, x[8 * number :][:8])
+            assert torch.equal(task.examples.starts(0, own), starts[8 * number :][:8])
+            parts.append(example)
+        assert alike(torch.cat(parts), examples)
 
-    def test_in_parts_they_are_the_same(self, data: ImageData, adversary: str) -> None:
-        task = training(data, adversary)
+    def test_in_parts_they_are_the_same(self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a step makes, whether it passes the batch through at once or in parts."""
+        before, found = trained(training(data, adversary), 20).network.state_dict(), []
+        for count in (1, 2):
+            task, parts = training(data, adversary, accumulate=count), []
+            task.network.load_state_dict(before)
+            assert task.examples is not None
+            own = task.examples.made
+
+            def kept(*given: Tensor, own: Any = own, parts: list[Tensor] = parts) -> Tensor:
+                parts.append(own(*given))
+                return parts[-1]
+
+            monkeypatch.setattr(task.examples, "made", kept)
+            task.step(0)
+            assert len(parts) == count
+            found.append(torch.cat(parts))
+        assert alike(*found)
+
+    def test_processes_average_batch_norms_before_they_make_them(
+        self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else what is trained would hang on when a checkpoint was last written."""
+        task, events = training(data, adversary), []
         assert task.examples is not None
-        x, labels, whole = made(task)
-        starts = task.examples.starts(0, x)
-        parts = [task.examples.made(x[i : i + 8], labels[i : i + 8], starts[i : i + 8]) for i in (0, 8)]
-        assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
+        own = task.examples.made
+        means = {id(b) for name, b in task.network.named_buffers() if name.endswith(("running_mean", "running_var"))}
+        assert means
+        monkeypatch.setattr(retrain, "average", lambda tensors: events.append(set(map(id, tensors)) == means))
+        monkeypatch.setattr(task.examples, "made", lambda *given: events.append("made") or own(*given))
+        task.step(0)
+        assert events == [True, "made"]
 
     def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(
         self, data: ImageData, adversary: str, tmp_path: Any
@@ -157,20 +207,40 @@ class TestClosedForms:
         assert torch.allclose(found, expected, atol=1e-7)
 
     def test_the_loss_of_trades(self, data: ImageData) -> None:
-        task = training(data, "trades(beta=3, steps=4)", label_smoothing=0.1)
+        task = trained(training(data, "trades(beta=3, eps=30, step=8)", label_smoothing=0.1), 40)
         x, labels, example = made(task)
         assert task.examples is not None
-        _, loss = task._pass(x, labels, task.examples.starts(0, x))
+        _, loss = task._pass(x, labels, example)
         clean, moved = task.network(x).log_softmax(1), task.network(example).log_softmax(1)
         divergence = (clean.exp() * (clean - moved)).sum(1).mean()
+        assert divergence > 0.02
         expected = F.cross_entropy(task.network(x), labels, label_smoothing=0.1) + 3 * divergence
         assert torch.allclose(loss, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("rule", ["brsf", "dfa"])
+    def test_each_of_the_two_passes_of_trades_is_sent_its_own_error(self, data: ImageData, rule: str) -> None:
+        """As if each were descended alone; dfa's layers read the output's error from one place in both."""
+        task = trained(training(data, "trades(eps=40, step=10)", rule), 20)
+        task.optimizer.optimizer.zero_grad()
+        x, labels, example = made(task)
+        assert task.examples is not None
+        _, loss = task._pass(x, labels, example)
+        weights = list(task.network.parameters())
+        together = torch.autograd.grad(loss, weights)
+        outputs = [task.network(images).detach().requires_grad_() for images in (x, example)]
+        clean, moved = outputs
+        errors = torch.autograd.grad(task.examples.adversary.loss(moved, clean, labels, task.loss), outputs)
+        for images, error in zip((x, example), errors, strict=True):
+            task.network(images).backward(error)
+        for weight, gradient in zip(weights, together, strict=True):
+            assert weight.grad is not None
+            assert torch.allclose(weight.grad, gradient, rtol=1e-4, atol=1e-7)
 
     def test_the_loss_of_pgd(self, data: ImageData) -> None:
         task = training(data, "pgd")
         x, labels, example = made(task)
         assert task.examples is not None
-        logits, loss = task._pass(x, labels, task.examples.starts(0, x))
+        logits, loss = task._pass(x, labels, example)
         assert torch.equal(loss, F.cross_entropy(task.network(example), labels))
         assert torch.equal(logits, task.network(example))
 
@@ -200,9 +270,23 @@ def test_with_the_other_parts_of_a_recipe(data: ImageData, adversary: str, optio
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("gradient", ["true", "rule"])
 def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
-    task = training(data, f"trades(eps=2, steps=1, gradient={gradient})", rule)
-    x, _, example = made(task)
-    assert not torch.equal(example, x)
+    task = training(data, f"pgd(eps=2, step=4, steps=1, gradient={gradient})", rule)
+    x, labels, example = made(task)
+    task.network.eval()
+    images = x.clone().requires_grad_()
+    with true_gradients(task.network) if gradient == "true" else contextlib.nullcontext():
+        loss = F.cross_entropy(task.network(images), labels) + 0 * images.sum()
+        (sent,) = torch.autograd.grad(loss, images)
+    blocked = gradient == "rule" and rule in ("hebbian", "predictive")
+    assert bool(sent.any()) != blocked
+    task.network.train()
+    # At a pixel that is neither black nor white, a step of twice eps ends at the bound on the side of the slope.
+    normalisation = task.source.normalisation
+    pixels = x * normalisation.std + normalisation.mean
+    inner = (pixels > 0.05) & (pixels < 0.95)
+    moved = (example - x) * normalisation.std * 255 / 2
+    if not blocked:
+        assert (moved - sent.sign()).abs()[inner].lt(1e-3).float().mean() > 0.95
     assert torch.isfinite(task.step(0)["train/loss"][0])
 
 
@@ -221,6 +305,21 @@ def test_it_makes_a_network_robust(tmp_path: Any) -> None:
         with torch.no_grad():
             left[adversary] = (model(changed).argmax(1) == labels).float().mean().item()
     assert left["pgd(eps=20, step=7, steps=4)"] > left[""] + 0.2
+
+
+def test_steps_that_just_reach_the_bound_are_not_refused() -> None:
+    for spec in (
+        "pgd(eps=2.1, step=0.7, steps=3)",
+        "trades(eps=0.3, step=0.1, steps=3)",
+        "pgd(eps=8, step=8, steps=1)",
+    ):
+        ADVERSARIES.build(spec)  # 3 * 0.7 < 2.1 in floating point
+
+
+def test_a_run_of_before_there_was_the_option_goes_on_without_it_only() -> None:
+    old = {name: value for name, value in CONFIG.identity().items() if name != "adversarial"}
+    assert CONFIG.differences(old) == []
+    assert replace(CONFIG, adversarial=" pgd( eps=4)").differences(old) == ["adversarial was , is pgd(eps=4)"]
 
 
 @pytest.mark.parametrize(

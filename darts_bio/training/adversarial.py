@@ -33,7 +33,7 @@ class Adversary:
     gradient: str = "true"
 
     needs_clean: ClassVar[bool] = False
-    """Whether the images as they are pass through the network in training as well."""
+    """Whether the images as they are pass through the network as well: before the climb, and in training."""
 
     def __post_init__(self) -> None:
         name = next((name for name in ADVERSARIES if ADVERSARIES.get(name) is type(self)), type(self).__name__)
@@ -43,7 +43,7 @@ class Adversary:
         check_whole(f"{where}: steps", self.steps)
         if self.gradient not in ("true", "rule"):
             raise unknown_name(f"gradient of {where}", str(self.gradient), ("true", "rule"))
-        if self.step * self.steps < self.eps:
+        if self.step * self.steps < self.eps * (1 - 1e-9):  # 3 * 0.7 is rounded to less than 2.1
             raise InputError(
                 f"{where}: {self.steps} steps of {self.step:g}/255 end before eps {self.eps:g}/255; take more or "
                 "longer ones"
@@ -53,8 +53,9 @@ class Adversary:
         """Where the climb begins: a change (N, C, H, W) in units of eps."""
         raise NotImplementedError(f"{type(self).__name__}.start")
 
-    def climbed(self, logits: Tensor, targets: Tensor, clean: Tensor) -> Tensor:
-        """The sum over images of what the example is to raise. `clean`: the logits of the images as they are."""
+    def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
+        """The sum over images of what the example is to raise. `clean`: the logits of the images as they are, if that
+        is needed."""
         raise NotImplementedError(f"{type(self).__name__}.climbed")
 
     def loss(self, output: Any, clean: Any, targets: Tensor, loss: Loss) -> Tensor:
@@ -75,7 +76,7 @@ class PGD(Adversary):
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
         return 2 * torch.rand(shape, generator=source) - 1
 
-    def climbed(self, logits: Tensor, targets: Tensor, clean: Tensor) -> Tensor:
+    def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="sum")
 
     def loss(self, output: Any, clean: Any, targets: Tensor, loss: Loss) -> Tensor:
@@ -97,7 +98,7 @@ class TRADES(Adversary):
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
         return 0.001 / (self.eps / 255) * torch.randn(shape, generator=source)
 
-    def climbed(self, logits: Tensor, targets: Tensor, clean: Tensor) -> Tensor:
+    def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
         return _divergence(clean, logits)
 
     def loss(self, output: Any, clean: Any, targets: Tensor, loss: Loss) -> Tensor:
@@ -146,7 +147,7 @@ class AdversarialExamples:
         exact = true_gradients(self._network) if adversary.gradient == "true" else contextlib.nullcontext()
         with _at_rest(self._network), exact:
             with torch.no_grad():
-                clean = self._logits(x)
+                clean = self._logits(x) if adversary.needs_clean else None
             for _ in range(adversary.steps):
                 example = example.detach().requires_grad_()
                 raised = adversary.climbed(self._logits(example).float(), targets, clean)

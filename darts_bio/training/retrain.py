@@ -178,12 +178,13 @@ class Retraining:
         if self.mixing is not None:
             x, targets = self.mixing(t, x, labels)
         count = self.config.accumulate
-        starts = [None] * count if self.examples is None else self.examples.starts(t, x).chunk(count)
+        parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
+        examples = self._made(t, x, parts)
         outputs: list[Tensor] = []
 
         def losses() -> Iterator[Tensor]:
-            for part, wanted, start in zip(x.chunk(count), targets.chunk(count), starts, strict=True):
-                logits, loss = self._pass(part, wanted, start)
+            for (part, wanted), example in zip(parts, examples, strict=True):
+                logits, loss = self._pass(part, wanted, example)
                 outputs.append(logits.detach())
                 yield loss / count
 
@@ -196,13 +197,25 @@ class Retraining:
         draw_feedback(self.network, self.config.seed, t + 1)
         return loss_and_accuracy("train", torch.cat(outputs), targets)
 
-    def _pass(self, x: Tensor, targets: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _made(self, t: int, x: Tensor, parts: list[tuple[Tensor, Tensor]]) -> list[Tensor | None]:
+        """The adversarial examples of step t for each part of the images x; None for each without an adversary.
+
+        All are made before the first pass in training, which moves the statistics of batch norms that they are made
+        with; by several processes with the same ones, however long ago these were averaged.
+        """
+        if self.examples is None:
+            return [None] * len(parts)
+        average(_statistics(self.network))
+        starts = self.examples.starts(t, x).chunk(len(parts))
+        return [self.examples.made(*part, start) for part, start in zip(parts, starts, strict=True)]
+
+    def _pass(self, x: Tensor, targets: Tensor, example: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logits that are counted, and the loss. Against an adversary these are the examples', unless it needs the
         clean images too: then theirs."""
-        if self.examples is None or start is None:
+        if self.examples is None or example is None:
             output = self._forward(x)
             return logits_of(output), self.loss(output, targets)
-        adversary, example = self.examples.adversary, self.examples.made(x, targets, start)
+        adversary = self.examples.adversary
         clean = self._forward(x) if adversary.needs_clean else None
         output = self._forward(example)
         loss = adversary.loss(output, clean, targets, self.loss)
@@ -236,16 +249,16 @@ class Retraining:
         """Averages batch norms' statistics over the processes, and makes sure that nothing else differs.
 
         They are linear in what the batches bring, so that it makes no difference how often they are averaged.
+        (Adversarial examples do depend on them, and have them averaged at each step.)
         """
         networks = [self.network] if self.averaged is None else [self.network, self.averaged.module]
         for network in networks:
-            statistics = {
-                id(b) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d) for b in norm.buffers()
-            }
-            average([b for b in network.buffers() if id(b) in statistics and b.is_floating_point()])
+            statistics = _statistics(network)
+            average(statistics)
+            apart = set(map(id, statistics))
             refuse_drift(
                 [p for p in network.parameters()]
-                + [b for b in network.buffers() if id(b) not in statistics and b.is_floating_point()]
+                + [b for b in network.buffers() if id(b) not in apart and b.is_floating_point()]
             )
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
@@ -295,3 +308,9 @@ class Retraining:
         self.began_with = state.get("processes", 1)
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of batch norms."""
+    norms = (norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
+    return [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
