@@ -61,6 +61,12 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = {name: getattr(arguments, name) for name in ("channels", "epochs", "train_images", "seeds")}
     networks = split_specs(arguments.networks)
+
+    def where(folder: Path) -> dict[str, Any]:
+        """Of a run in that folder, new or to be gone on with."""
+        begun = (folder / CONFIG_FILE).exists()
+        return {"data_dir": arguments.data_dir, "device": arguments.device, "out": str(folder), "resume": begun}
+
     for name in networks:
         rule, _, epochs = name.partition("-")
         genotype = load_genotype(MIXED) if rule == "mixed" else load_genotype(CELL).with_rule(rule)
@@ -71,11 +77,7 @@ def main() -> None:
         config = RetrainConfig(
             genotype=str(file),
             dataset=arguments.dataset,
-            data_dir=arguments.data_dir,
-            device=arguments.device,
-            out=str(folder),
-            resume=(folder / CONFIG_FILE).exists(),
-            **RECIPE | sizes | own,
+            **RECIPE | sizes | own | where(folder),
         )
         if code := train(config):
             sys.exit(code)
@@ -83,11 +85,7 @@ def main() -> None:
     attacks = RobustnessConfig(
         checkpoint=tuple(str(Path(arguments.out, name)) for name in networks),
         images=arguments.images,
-        data_dir=arguments.data_dir,
-        device=arguments.device,
-        out=str(folder),
-        resume=(folder / CONFIG_FILE).exists(),
-        **ATTACKS,
+        **ATTACKS | where(folder),
     )
     if code := measure_robustness(attacks):
         sys.exit(code)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, check_number, check_whole
-from darts_bio.evaluation.undisturbed import undisturbed
 from darts_bio.registry import Registry
 from darts_bio.rules import rule_carriers, true_gradients
 from darts_bio.runtime import derive_seed, generator, seeded
+from darts_bio.training.adversarial import check_reach
+from darts_bio.training.undisturbed import undisturbed
 
 Gradients = Literal["true", "rule"]
 """By which derivative an attack climbs: the exact one, or what the learning rules send down to the image."""
@@ -100,11 +101,7 @@ class _Steps(Attack):
         return 2.5 * eps / self.steps if self.step is None else self.step / 255
 
     def check(self, eps: float) -> None:
-        if self.length(eps) * self.steps < eps * (1 - 1e-9):
-            raise InputError(
-                f"attack {self.name}: {self.steps} steps of {self.step}/255 end before eps {255 * eps:g}/255; take "
-                "more or longer ones, or leave step out: it is then 2.5 eps / steps"
-            )
+        check_reach(f"attack {self.name}", self.steps, 255 * self.length(eps), 255 * eps)
 
 
 @ATTACKS.register("pgd")
@@ -277,6 +274,7 @@ def perturb(
     The model is attacked in evaluation mode and left as it was, random states too. Of several restarts an image keeps
     the first that is misclassified. Raises InputError if the attack asks for more classes, or cannot reach eps.
     """
+    attack.check(eps)
     library, found = torchattacks(), pixels.clone()
     with undisturbed(model, training=False):
         model.requires_grad_(False)

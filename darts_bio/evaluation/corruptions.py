@@ -1,10 +1,10 @@
 """Common corruptions of images in the style of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), made here.
 
 The severities are those that the authors publish for 32x32 images (make_cifar_c.py in their repository), and stay so at
-other sizes. Of their 19 kinds there are those of noise, blur and digital processing, but for glass_blur and
-elastic_transform; snow, frost, fog and spatter are weather. Deviations: draws are ours, so a corrupted image is another
-sample of the same law; motion_blur is a line of whole pixels under half a Gaussian, where theirs is ImageMagick's;
-pixels are rounded, not cut off, to 256 values.
+other sizes. Of their 19 kinds there are those of noise, blur and digital processing but for glass_blur and
+elastic_transform, and brightness, which they count as weather; snow, frost, fog and spatter are not here. Deviations:
+draws are ours, so a corrupted image is another sample of the same law; motion_blur is a line of whole pixels under half
+a Gaussian, where theirs is ImageMagick's; pixels are rounded, not cut off, to 256 values.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from darts_bio.evaluation.attacks import Gradients
-from darts_bio.evaluation.robustness import LARGE_EPS, Job, Measurement
+from darts_bio.evaluation.robustness import LARGE_EPS, Measurement
 
 POINTS, DEVIATIONS = 0.01, 2.0
 """A difference between two accuracies on the same images counts if it is larger than this share of them, and than so
@@ -75,7 +75,7 @@ def _of_attacks(measured: Measurement, name: str, side: Gradients, eps: float) -
     for spec in plan.attacks:
         attack = plan.attack(spec)
         if attack.bounded:
-            found = measured.survived(Job("attack", name, spec, eps, side if attack.white_box else "none"))
+            found = measured.survived(plan.job(name, spec, eps, side))
             if found is not None:
                 (white if attack.white_box else black)[spec] = found
     by_strength: dict[int, list[str]] = {}
@@ -105,8 +105,9 @@ def _of_attacks(measured: Measurement, name: str, side: Gradients, eps: float) -
                 f"{spec}, without any gradient, leaves {100 * more:.1f} points fewer right "
                 f"than all that follow it together {at}",
             )
-    for other, found in _transferred(measured, name, eps).items():
-        more = excess(best, found)
+    for other in measured.networks:
+        kept = measured.transferred(other, eps) if other != name else {}
+        more = excess(best, kept[name]) if kept else None
         if more is not None:
             yield Doubt(
                 name,
@@ -117,7 +118,7 @@ def _of_attacks(measured: Measurement, name: str, side: Gradients, eps: float) -
             )
     if side == "rule" and "true" in plan.gradients:
         for spec, ruled in white.items():
-            true = measured.survived(Job("attack", name, spec, eps, "true"))
+            true = measured.survived(plan.job(name, spec, eps, "true"))
             more = None if true is None else excess(ruled, true)
             if more is not None:
                 yield Doubt(
@@ -147,18 +148,6 @@ def _of_gradients(measured: Measurement, name: str) -> Iterator[Doubt]:
             yield Doubt(name, side, "no gradient", f"it is zero for {100 * share:.0f} % of images")
     if "rule" in measured.plan.gradients and figures["cosine"] < COSINE:
         yield Doubt(name, "rule", "cosine", f"{figures['cosine']:.2f} to the true gradient (mean)")
-
-
-def _transferred(measured: Measurement, name: str, eps: float) -> dict[str, Tensor]:
-    """What the network keeps right of images made on each other one, by its name."""
-    position, found = list(measured.networks).index(name), {}
-    for job in measured.jobs:
-        rows = measured.found.get(job.key)
-        if job.kind != "transfer" or job.level != eps or job.network == name:
-            continue
-        if rows is not None and len(rows) == len(measured.images):
-            found[job.network] = rows[:, position] & measured.right[name]
-    return found
 
 
 def _worst(survived: dict[str, Tensor], specs: list[str]) -> Tensor:

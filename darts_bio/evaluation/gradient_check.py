@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.evaluation.attacks import Gradients, Victim
-from darts_bio.evaluation.undisturbed import undisturbed
+from darts_bio.training.undisturbed import undisturbed
 
 FIGURES = ("cosine", "slope_error", "true_vanishes", "rule_vanishes")
 """The columns of `gradient_figures`."""

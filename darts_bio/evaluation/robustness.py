@@ -19,8 +19,8 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.evaluation.attacks import ATTACKS, Attack, Gradients, perturb
 from darts_bio.evaluation.corruptions import CORRUPTIONS, corrupt
 from darts_bio.evaluation.gradient_check import FIGURES, gradient_figures
-from darts_bio.evaluation.undisturbed import undisturbed
 from darts_bio.runtime import derive_seed
+from darts_bio.training.undisturbed import undisturbed
 
 SEVERITIES = range(1, 6)
 LARGE_EPS = 128.0
@@ -57,6 +57,12 @@ class Plan:
         built: Attack = ATTACKS.build(spec)
         return built
 
+    def job(self, network: str, spec: str, eps: float, gradients: Gradients, most: int = 0) -> Job:
+        """That of an attack: without gradients if it follows none, at eps 0 if it is not bounded by it."""
+        attack = self.attack(spec)
+        level = eps if attack.bounded else 0.0
+        return Job("attack", network, spec, level, gradients if attack.white_box else "none", most)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,13 +96,10 @@ def jobs(plan: Plan, networks: Sequence[str]) -> list[Job]:
         for name in plan.corruptions:
             found += [Job("corruption", network, name, severity) for severity in SEVERITIES]
         for spec in plan.attacks:
-            attack = plan.attack(spec)
-            sides: tuple[Any, ...] = plan.gradients if attack.white_box else ("none",)
-            if attack.bounded:
-                found.append(Job("attack", network, spec, 0.0, sides[0], ZERO_IMAGES))
-            levels = plan.eps if attack.bounded else (0.0,)
-            found += [Job("attack", network, spec, eps, side) for side in sides for eps in levels]
-        found += [Job("attack", network, LARGE_ATTACK, LARGE_EPS, side, LARGE_IMAGES) for side in plan.gradients]
+            if plan.attack(spec).bounded:
+                found.append(plan.job(network, spec, 0.0, plan.gradients[0], ZERO_IMAGES))
+            found += dict.fromkeys(plan.job(network, spec, eps, side) for side in plan.gradients for eps in plan.eps)
+        found += [plan.job(network, LARGE_ATTACK, LARGE_EPS, side, LARGE_IMAGES) for side in plan.gradients]
         if plan.transfer and len(networks) > 1:
             found += [Job("transfer", network, plan.transfer, eps, "true") for eps in plan.eps]
     return found
@@ -121,13 +124,14 @@ class Measurement:
     def _predicted_right(self, model: nn.Module) -> Tensor:
         with undisturbed(model, training=False), torch.no_grad():
             logits = torch.cat(
-                [model(self._pixels(index)) for index in torch.arange(len(self.images)).split(self._batch_size)]
+                [model(self.pixels(index)) for index in torch.arange(len(self.images)).split(self._batch_size)]
             )
         for spec in (*self.plan.attacks, *filter(None, [self.plan.transfer])):
             self.plan.attack(spec).refuse_few(logits.shape[1])
         return (logits.argmax(1) == self.images.labels).cpu()
 
-    def _pixels(self, index: Tensor) -> Tensor:
+    def pixels(self, index: Tensor) -> Tensor:
+        """The images (n, C, H, W) of these numbers, in [0, 1]."""
         return self.images.images[index].float() / 255
 
     def subject(self, job: Job) -> Tensor:
@@ -166,7 +170,7 @@ class Measurement:
                 yield job
 
     def _measure(self, job: Job, index: Tensor, seed: int) -> Tensor:
-        model, pixels, labels = self.networks[job.network], self._pixels(index), self.images.labels[index]
+        model, pixels, labels = self.networks[job.network], self.pixels(index), self.images.labels[index]
         if job.kind == "gradients":
             return gradient_figures(model, pixels, labels)
         if job.kind == "corruption":
@@ -183,7 +187,7 @@ class Measurement:
         return perturb(
             self.plan.attack(job.what),
             self.networks[job.network],
-            self._pixels(index),
+            self.pixels(index),
             self.images.labels[index],
             job.level / 255,
             gradients="rule" if job.gradients == "rule" else "true",
@@ -213,6 +217,14 @@ class Measurement:
         survived = [rows for rows in map(self.survived, attacks) if rows is not None]
         assert len(survived) == len(attacks)
         return torch.stack(survived).all(0).double().mean().item()
+
+    def transferred(self, made_on: str, eps: float) -> dict[str, Tensor]:
+        """What each network, by name, keeps right of the images (N,) that the attack made on one of them; empty if that
+        is not done."""
+        rows = self.found.get(Job("transfer", made_on, self.plan.transfer, eps, "true").key)
+        if rows is None or len(rows) < len(self.images):
+            return {}
+        return {name: kept & self.right[name] for name, kept in zip(self.networks, rows.unbind(1), strict=True)}
 
     def figures(self, network: str) -> dict[str, float]:
         """Of `gradient_check.FIGURES` the mean over the network's images, of slope_error the median; empty if it gets

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from darts_bio.errors import InputError
 from darts_bio.rules import audit
 from darts_bio.training.engine import evaluate
 from darts_bio.training.retrain import config_of_run
-from darts_bio.training.run_folder import CHECKPOINT_FILE
+from darts_bio.training.run_folder import CHECKPOINT_FILE, METRICS_FILE, read_records
 from darts_bio.training.trained import PixelNetwork, Trained, load_trained
 
 
@@ -120,7 +118,8 @@ def _load(
         split = _chosen(source, chosen)
     finally:
         source.close()
-    logged = _logged(folder, f"{result}/accuracy", trained.step)
+    epochs = [record for record in read_records(folder / METRICS_FILE, trained.step) if record["event"] == "epoch"]
+    logged = epochs[-1].get(f"{result}/accuracy") if epochs else None
     return Subject(name, group, folder, trained, trained.on_pixels().to(device), clean, logged), split
 
 
@@ -149,15 +148,3 @@ def _chosen(source: Source, chosen: Tensor) -> Split:
             images.append(((x[own] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
             labels.append(classes[own])
     return Split(torch.cat(images), torch.cat(labels))
-
-
-def _logged(folder: Path, name: str, step: int) -> float | None:
-    """The last value of a number in metrics.jsonl, of an epoch that ended at `step` or before."""
-    value, path = None, folder / "metrics.jsonl"
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that a crash has cut off
-                record = json.loads(line)
-                if record["event"] == "epoch" and record["step"] <= step and name in record:
-                    value = record[name]
-    return value

@@ -6,7 +6,6 @@ end seconds and images_per_second. All but these last two is the same whether or
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -17,21 +16,20 @@ from tqdm import tqdm
 
 from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.training.engine import Numbers, Progress
-from darts_bio.training.run_folder import RunFolder, write_text, writing
+from darts_bio.training.run_folder import METRICS_FILE, RunFolder, read_records, write_text, writing
 
 LINE_EVERY_S = 10.0
 
 
-class Monitor(TensorBoard):
-    """Listens to `fit`. A context manager: leaving it closes the files."""
+class Console(TensorBoard):
+    """A run's event files, its progress bar on a terminal, and its lines above that. A context manager: leaving it
+    closes them."""
 
     def __init__(self, folder: RunFolder, console: TextIO = sys.stderr) -> None:
         super().__init__(folder.path)
         self.folder, self._console = folder, console
-        self._metrics = folder.path / "metrics.jsonl"
         self._bar: tqdm | None = None
-        self._steps, self._images, self._started_at, self._earlier_s = 0, 0, time.monotonic(), 0.0
-        self._line_at = self._started_at
+        self._started_at = self._line_at = time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -40,6 +38,32 @@ class Monitor(TensorBoard):
             self._bar.close()
         super().__exit__(kind, error, trace)
 
+    def open_bar(self, done: int, total: int, unit: str) -> None:
+        """From here on time is counted."""
+        self._started_at = self._line_at = time.monotonic()
+        terminal = self._console.isatty()
+        self._bar = tqdm(total=total, initial=done, unit=unit, file=self._console, disable=not terminal)
+
+    @property
+    def line_is_due(self) -> bool:
+        """Whether there is no bar to be seen, and has been no line for a while."""
+        assert self._bar is not None
+        return bool(self._bar.disable) and time.monotonic() - self._line_at > LINE_EVERY_S
+
+    def say(self, line: str) -> None:
+        """A line on the console, above the progress bar."""
+        self._line_at = time.monotonic()
+        tqdm.write(line, file=self._console)
+
+
+class Monitor(Console):
+    """Listens to `fit`."""
+
+    def __init__(self, folder: RunFolder, console: TextIO = sys.stderr) -> None:
+        super().__init__(folder, console)
+        self._metrics = folder.path / METRICS_FILE
+        self._steps, self._images, self._earlier_s = 0, 0, 0.0
+
     def on_start(self, progress: Progress) -> None:
         """Opens the files; what they say of steps after `progress.step`, which will be made anew, is dropped."""
         kept = self.records_up_to(progress.step)
@@ -47,19 +71,11 @@ class Monitor(TensorBoard):
             self._earlier_s = kept[-1]["seconds"]
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         self.open_events(progress.step + 1 if self.folder.config.resume else None)
-        self._started_at = self._line_at = time.monotonic()
-        terminal = self._console.isatty()
-        self._bar = tqdm(
-            total=progress.steps, initial=progress.step, unit="step", file=self._console, disable=not terminal
-        )
+        self.open_bar(progress.step, progress.steps, "step")
 
     def records_up_to(self, step: int) -> list[dict[str, Any]]:
         """Those of metrics.jsonl that are of `step` or before it."""
-        records = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else ():
-            with contextlib.suppress(ValueError):  # a line that a crash has cut off was written after the checkpoint
-                records.append(json.loads(line))
-        return [record for record in records if record["step"] <= step]
+        return read_records(self._metrics, step)
 
     def on_step(self, progress: Progress, images: int) -> None:
         assert self._bar is not None
@@ -73,7 +89,7 @@ class Monitor(TensorBoard):
             self.scalar(name, value, progress.step)
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(_brief(numbers))
-        elif time.monotonic() - self._line_at > LINE_EVERY_S and not progress.ends_epoch:
+        elif self.line_is_due and not progress.ends_epoch:
             self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
@@ -81,11 +97,6 @@ class Monitor(TensorBoard):
         for name, value in numbers.items():
             self.scalar(f"epoch/{name.replace('/', '_')}", value, progress.step)
         self.say(f"{self._place(progress)}  {_brief(numbers)}  {self._rate(progress)}")
-
-    def say(self, line: str) -> None:
-        """A line on the console, above the progress bar."""
-        self._line_at = time.monotonic()
-        tqdm.write(line, file=self._console)
 
     def _write(self, event: str, progress: Progress, numbers: Numbers) -> None:
         seconds = time.monotonic() - self._started_at

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from darts_bio.evaluation.robustness import Job, Measurement
+from darts_bio.evaluation.robustness import Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.monitoring.curves import COLOURS, Series, draw_panels
 from darts_bio.monitoring.drawing import MARGIN, Drawing, Picture, Primitive, Text
@@ -25,18 +24,17 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
     plan, groups = measured.plan, groups_of(subjects)
     panels: dict[str, list[Series]] = {}
     for spec in plan.attacks:
-        attack = plan.attack(spec)
-        if not attack.bounded:
+        if not plan.attack(spec).bounded:
             continue
         curves = []
         for number, (group, members) in enumerate(groups.items()):
-            for side in plan.gradients if attack.white_box else ("none",):
+            for side in plan.gradients if plan.attack(spec).white_box else plan.gradients[:1]:
                 points = [(0.0, statistics.mean(100 * measured.clean(s.name) for s in members))]
                 for eps in plan.eps:
-                    jobs = [Job("attack", s.name, spec, eps, side) for s in members]  # type: ignore[arg-type]
+                    jobs = [plan.job(s.name, spec, eps, side) for s in members]
                     points.append((eps, statistics.mean(100 * measured.accuracy(job) for job in jobs)))
-                colour = COLOURS[number % len(COLOURS)]
-                curves.append(Series("" if side == "rule" else group, points, colour, dashed=side == "rule"))
+                colour, dashed = COLOURS[number % len(COLOURS)], jobs[0].gradients == "rule"
+                curves.append(Series(group if side == plan.gradients[0] else "", points, colour, dashed))
         panels[spec] = curves
     label = "accuracy in % against eps; dashed: by the rule's gradient"
     return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
@@ -50,13 +48,12 @@ def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing
     spec = max((s for s in plan.attacks if plan.attack(s).bounded), key=lambda s: plan.attack(s).strength, default="")
     y = MARGIN
     for subject in firsts if spec else []:
-        side: Any = plan.gradients[0] if plan.attack(spec).white_box else "none"
-        job = Job("attack", subject.name, spec, plan.eps[-1], side)
+        job = plan.job(subject.name, spec, plan.eps[-1], plan.gradients[0])
         index = measured.subject(job)[:EXAMPLES]
         if not len(index):
             continue
         changed = measured.perturbed(job, index, measured.seed)
-        clean = measured.images.images[index].float() / 255
+        clean = measured.pixels(index)
         with torch.no_grad():
             predicted = subject.model(changed).argmax(1).tolist()
         names = [subject.trained.classes[label] for label in measured.images.labels[index].tolist()]

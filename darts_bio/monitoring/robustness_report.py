@@ -10,75 +10,55 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, TextIO
 
 import torch
-from tqdm import tqdm
 
 from darts_bio import __version__
-from darts_bio.evaluation.attacks import Gradients
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.monitoring.card import CARD_FILE, markdown_table
-from darts_bio.monitoring.monitor import LINE_EVERY_S, clock
+from darts_bio.monitoring.monitor import Console, clock
 from darts_bio.monitoring.robustness_figures import draw_accuracy, draw_examples
-from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.runtime import hardware
 from darts_bio.training.run_folder import RunFolder, write_text
 
 RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
 
 
-class RobustnessMonitor(TensorBoard):
-    """Says how far a measurement is, and writes what it found. A context manager: leaving it closes the files."""
+class RobustnessMonitor(Console):
+    """Says how far a measurement is, and writes what it found."""
 
     def __init__(self, folder: RunFolder, measured: Measurement, console: TextIO = sys.stderr) -> None:
-        super().__init__(folder.path)
-        self.folder, self.measured, self._console = folder, measured, console
-        self._bar: tqdm | None = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        super().__exit__(kind, error, trace)
+        super().__init__(folder, console)
+        self.measured = measured
 
     def on_start(self, subjects: Sequence[Subject]) -> None:
+        self._steps, self._began = self.measured.steps, self.measured.done
+        self._done = self._began
         for subject in subjects:
-            self._say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
-        self._say(f"{len(self.measured.images)} test images, {self.measured.steps} batches to do")
-        self._began, self._began_at, self._line_at = self.measured.done, time.monotonic(), time.monotonic()
-        self._bar = tqdm(
-            total=self.measured.steps,
-            initial=self._began,
-            unit="batch",
-            file=self._console,
-            disable=not self._console.isatty(),
-        )
+            self.say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
+        self.say(f"{len(self.measured.images)} test images, {self._steps} batches to do")
+        self.open_bar(self._began, self._steps, "batch")
         self.open_events()
 
     def on_batch(self, job: Job) -> None:
         """After each batch; says what a job found, and between long ones how far it is."""
         assert self._bar is not None
         self._bar.update()
+        self._done += 1
         index, rows = self.measured.subject(job), self.measured.found[job.key]
         if len(rows) == len(index) and job.kind in ("attack", "corruption") and not job.most:
             share = rows.sum().item() / len(self.measured.images)
-            self._say(f"{_in_words(job)}: {100 * share:.2f} % right  {self._progress()}")
-        elif self._bar.disable and time.monotonic() - self._line_at > LINE_EVERY_S:
-            self._say(f"{_in_words(job)}: {len(rows)} of {len(index)} images  {self._progress()}")
-
-    def _say(self, line: str) -> None:
-        self._line_at = time.monotonic()
-        tqdm.write(line, file=self._console)
+            self.say(f"{_in_words(job)}: {100 * share:.2f} % right  {self._progress()}")
+        elif self.line_is_due:
+            self.say(f"{_in_words(job)}: {len(rows)} of {len(index)} images  {self._progress()}")
 
     def _progress(self) -> str:
-        done, steps = self.measured.done, self.measured.steps
-        left = (time.monotonic() - self._began_at) / max(1, done - self._began) * (steps - done)
-        return f"({done} of {steps} batches, {clock(left)} left)"
+        seconds = time.monotonic() - self._started_at
+        left = seconds / max(1, self._done - self._began) * (self._steps - self._done)
+        return f"({self._done} of {self._steps} batches, {clock(left)} left)"
 
     def write_report(self, subjects: Sequence[Subject], seconds: float) -> list[Doubt]:
         """Writes all files, and returns the doubts."""
@@ -91,6 +71,7 @@ class RobustnessMonitor(TensorBoard):
         write_text(path / ACCURACY_FIGURE, accuracy.svg())
         write_text(path / EXAMPLES_FIGURE, examples.svg())
         write_text(path / CARD_FILE, text)
+        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred times that.
         whole = all(float(eps).is_integer() for eps in self.measured.plan.eps)
         for subject in subjects:
             for job in _attacks(self.measured, subject.name):
@@ -123,13 +104,6 @@ def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
 def _attacks(measured: Measurement, name: str) -> list[Job]:
     """The network's attacks on all images."""
     return [job for job in measured.jobs if job.kind == "attack" and job.network == name and not job.most]
-
-
-def _at(measured: Measurement, name: str, eps: float, side: Gradients) -> dict[str, Job]:
-    """The attacks of a row of the table, by their specs: those by that gradient, and those that follow none."""
-    return {
-        job.what: job for job in _attacks(measured, name) if job.gradients in (side, "none") and job.level in (eps, 0.0)
-    }
 
 
 def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]) -> dict[str, Any]:
@@ -165,12 +139,12 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                     {
                         "attack": job.what,
                         "eps": job.level,
-                        "network": other.name,
-                        "accuracy": _transferred(measured, job, number, other.name),
+                        "network": name,
+                        "accuracy": kept.double().mean().item(),
                     }
                     for job in measured.jobs
                     if job.kind == "transfer" and job.network == s.name
-                    for number, other in enumerate(subjects)
+                    for name, kept in measured.transferred(s.name, job.level).items()
                 ],
             }
         )
@@ -184,10 +158,6 @@ def _json(data: dict[str, Any]) -> str:
 
 def _share(measured: Measurement, job: Job) -> float:
     return measured.found[job.key].double().mean().item()
-
-
-def _transferred(measured: Measurement, job: Job, number: int, name: str) -> float:
-    return (measured.found[job.key][:, number] & measured.right[name]).double().mean().item()
 
 
 def report(
@@ -244,9 +214,9 @@ def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, e
         clean = _percent([measured.clean(s.name) for s in members])
         by_side: dict[str, list[list[float]]] = {}
         for side in plan.gradients:
-            at = [_at(measured, s.name, eps, side) for s in members]
-            columns = [[measured.accuracy(jobs[spec]) for jobs in at] for spec in plan.attacks]
-            columns.append([measured.accuracy(*jobs.values()) for jobs in at])
+            at = [[plan.job(s.name, spec, eps, side) for spec in plan.attacks] for s in members]
+            columns = [[measured.accuracy(job) for job in jobs] for jobs in zip(*at, strict=True)]
+            columns.append([measured.accuracy(*jobs) for jobs in at])
             by_side[side] = columns
             rows.append((group, members[0].rules, side, clean, *map(_percent, columns)))
         if len(by_side) == 2:
@@ -261,7 +231,7 @@ def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, e
 
 def _doubts(found: Sequence[Doubt]) -> list[str]:
     if not found:
-        return ["None: every check that was made held (see the README for what is checked)."]
+        return ["None: every check that was made held (docs/robustness.md says what is checked)."]
     alike: dict[tuple[str, str, str], list[str]] = {}
     for doubt in found:
         alike.setdefault((doubt.network, doubt.gradients, doubt.check), []).append(doubt.found)
@@ -299,9 +269,8 @@ def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
 def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) -> list[str]:
     rows = []
     for s in subjects:
-        job = Job("transfer", s.name, measured.plan.transfer, eps, "true")
-        own = [_transferred(measured, job, number, other.name) for number, other in enumerate(subjects)]
-        rows.append((s.name, *(f"{100 * value:.1f}" for value in own)))
+        kept = measured.transferred(s.name, eps).values()
+        rows.append((s.name, *(f"{100 * right.double().mean():.1f}" for right in kept)))
     return [
         "Accuracy in % of the network of the column, on images that the attack made on that of the row.",
         "",

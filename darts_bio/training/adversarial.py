@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +17,16 @@ from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.registry import Registry
 from darts_bio.rules import true_gradients
 from darts_bio.runtime import autocast, generator, send
+from darts_bio.training.undisturbed import undisturbed
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Of what a network gives in training, and targets."""
+
+
+def check_reach(where: str, steps: int, step: float, eps: float) -> None:
+    """Raises InputError if steps of that length end before eps, both in 1/255 of a pixel's range."""
+    if step * steps < eps * (1 - 1e-9):  # 3 * 0.7 is rounded to less than 2.1
+        raise InputError(f"{where}: {steps} steps of {step:g}/255 end before eps {eps:g}/255; take more or longer ones")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,7 @@ class Adversary:
         check_whole(f"{where}: steps", self.steps)
         if self.gradient not in ("true", "rule"):
             raise unknown_name(f"gradient of {where}", str(self.gradient), ("true", "rule"))
-        if self.step * self.steps < self.eps * (1 - 1e-9):  # 3 * 0.7 is rounded to less than 2.1
-            raise InputError(
-                f"{where}: {self.steps} steps of {self.step:g}/255 end before eps {self.eps:g}/255; take more or "
-                "longer ones"
-            )
+        check_reach(where, self.steps, self.step, self.eps)
 
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
         """Where the climb begins: a change (N, C, H, W) in units of eps."""
@@ -145,7 +148,8 @@ class AdversarialExamples:
         low, high = torch.maximum(x - bound, self._black), torch.minimum(x + bound, self._white)
         example = torch.clamp(x + bound * start, low, high)
         exact = true_gradients(self._network) if adversary.gradient == "true" else contextlib.nullcontext()
-        with _at_rest(self._network), exact:
+        with undisturbed(self._network, training=False), exact:
+            self._network.requires_grad_(False)
             with torch.no_grad():
                 clean = self._logits(x) if adversary.needs_clean else None
             for _ in range(adversary.steps):
@@ -160,20 +164,3 @@ class AdversarialExamples:
     def _logits(self, x: Tensor) -> Tensor:
         with autocast(x.device, self._amp):
             return logits_of(self._network(x))
-
-
-@contextlib.contextmanager
-def _at_rest(network: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode, and its weights ask for no gradient."""
-    modes = {module: module.training for module in network.modules()}
-    moving = [weight for weight in network.parameters() if weight.requires_grad]
-    network.eval()
-    for weight in moving:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in moving:
-            weight.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode

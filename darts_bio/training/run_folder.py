@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import shlex
 import time
@@ -29,6 +30,7 @@ from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
 FORMAT = 1
 CHECKPOINT_FILE = "checkpoint.pt"
+METRICS_FILE = "metrics.jsonl"
 
 
 @contextlib.contextmanager
@@ -161,6 +163,15 @@ def _new_folder(kind: str, config: RunConfig) -> Path:
 def is_filled(path: Path) -> bool:
     """Whether something else than an empty folder is there."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def read_records(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl that are of `step` or before it; none if there is no such file."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # a line that a crash has cut off was written after the checkpoint
+            records.append(json.loads(line))
+    return [record for record in records if record["step"] <= step]
 
 
 def checkpoint_of(source: Path) -> Path:
