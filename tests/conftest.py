@@ -1,5 +1,9 @@
-"""What all tests share: reproducible draws, and one thread, since threads slow small tensors down."""
+"""What all tests share: reproducible draws, and one thread, since threads slow small tensors down.
 
+DARTS_BIO_TEST_THREADS=2 runs them with two (`instruction_sets.sh` does).
+"""
+
+import os
 import signal
 
 import pytest
@@ -10,7 +14,7 @@ settings.register_profile(
     "repository", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repository")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("DARTS_BIO_TEST_THREADS", "1")))
 # A shell starts its background jobs with Ctrl-C ignored, which they and all they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -392,7 +392,7 @@ class TestWhatCannotBeStacked:
         def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
             """Two 1x1 convolutions, the second under bp where the first is under fa."""
             second = RULES.build("bp") if rule == RULES.build("fa") else rule
-            first = pointwise(channels, channels, rule, stride)
+            first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
             return nn.Sequential(first, pointwise(channels, channels, second), batch_norm(channels, supernet))
 
         try:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from darts_bio.networks.folded import FoldedMixture
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.rules import RuleConv2d
+from darts_bio.rules.pointwise import sampled
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
-from darts_bio.spaces.operations import EvenAndOdd, Zero, moved_by_one
+from darts_bio.spaces.operations import EvenAndOdd, Zero, even_pixels, odd_pixels
 
 WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
 
@@ -115,7 +116,7 @@ class StackedEvenAndOdd(nn.Module):
         self.members = len(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = [by_member(side, self.members) for side in (self.even(x), self.odd(moved_by_one(x)))]
+        halves = [by_member(y, self.members) for y in (self.even(even_pixels(x)), self.odd(odd_pixels(x)))]
         return torch.cat(halves, dim=4).flatten(3).permute(0, 3, 1, 2)
 
 
@@ -205,7 +206,7 @@ class StackedOperation(nn.Module):
         y = rectified if self.rectified else x
         spread, parts = self.spread, 1
         if spread > 1 and self.strided:
-            y = y[:, :, ::spread, ::spread]  # no other pixel is read
+            y = sampled(y, (spread, spread))  # no other pixel is read
         elif spread > 1 and y.shape[2] % spread == 0 and y.shape[3] % spread == 0:
             y, parts = take_apart(y, spread), spread
         else:

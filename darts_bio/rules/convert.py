@@ -27,6 +27,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.rules.base import RULES, LearningRule
 from darts_bio.rules.carriers import PREFIX, DirectOperation, connect_output, draw_feedback, learned_feedback
 from darts_bio.rules.layers import RULE_LAYERS, RuleLayer
+from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import derive_seed
 
 Choice = str | Sequence[str] | None
@@ -107,6 +108,7 @@ def convert(
     if any(member.direct for _, _, member in chosen):
         _connect(converted, outputs)
     draw_feedback(converted, seed)
+    warn_of_strided_pointwise(converted)
     return converted
 
 

@@ -29,6 +29,7 @@ from darts_bio.rules.functional import (
     through_kernel,
     wide_depthwise,
 )
+from darts_bio.rules.pointwise import reads_single_pixels, sampled
 
 
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
@@ -113,22 +114,38 @@ class RuleConvolution(RuleLayer):
     def channels(self) -> int:
         return self.in_channels
 
+    kernel_size: tuple[int, ...]
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == len(self.stride) + 1:
             return self(x.unsqueeze(0)).squeeze(0)
         return super().forward(x)
 
-    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """x and the zeros that a convolution has yet to pad it with."""
+    @property
+    def samples_pixels(self) -> bool:
+        """Whether the layer takes its stride from the pixels (see `rules.pointwise`)."""
+        return not self.transposed and reads_single_pixels(self.kernel_size, self.stride, self.padding)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Override what PyTorch's own `forward` of a convolution calls, for layers that take it from the pixels."""
+        if not self.samples_pixels:
+            return super()._conv_forward(x, weight, bias)  # type: ignore[misc, no-any-return]
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
+        return convolve(sampled(x, self.stride), weight, bias, groups=self.groups)
+
+    def unstrided(self, x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+        """Return x, padded or sampled where the layer does so by itself, and the stride and zero padding still due."""
         padding: Any = self.padding
+        if self.samples_pixels:
+            return sampled(x, self.stride), (1,) * len(self.stride), (0,) * len(self.stride)
         if self.padding_mode != "zeros" or padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), "valid"  # type: ignore[arg-type]
-        return x, (0,) * len(self.stride) if padding == "valid" else padding
+        return x, self.stride, (0,) * len(self.stride) if padding == "valid" else padding
 
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
-        x, padding = self.padded(x)
-        return x, Convolution(self.stride, padding, self.dilation, self.groups)
+        x, stride, padding = self.unstrided(x)
+        return x, Convolution(stride, padding, self.dilation, self.groups)
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         learned = kernel.requires_grad  # with the weight's gradient, which only our own Function gives it
@@ -137,9 +154,9 @@ class RuleConvolution(RuleLayer):
             y = self.plain.forward(self, x)
             through_kernel(y, kernel)
             return y
-        x, padding = self.padded(x)
+        x, stride, padding = self.unstrided(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
-        geometry = (self.stride, padding, self.dilation, self.groups)
+        geometry = (stride, padding, self.dilation, self.groups)
         output_padding = self.output_padding if self.transposed else None
         return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, output_padding)
 

@@ -17,6 +17,7 @@ from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts, pointwise_products
 from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
+from darts_bio.rules.pointwise import reads_single_pixels, sampled
 
 
 class StackedConv2d(nn.Module):
@@ -58,6 +59,8 @@ class StackedConv2d(nn.Module):
             return FeedbackProducts.apply(x, weight, kernel, m) if trained else pointwise_products(x, weight, m)
         stride = tuple(max(1, step // spread) for step in self.stride)
         padding = tuple(rim // spread for rim in self.padding)
+        if reads_single_pixels(weight.shape[2:], stride, padding):
+            x, stride = sampled(x, stride), (1, 1)
         dilation = tuple(max(1, step // spread) for step in self.dilation)
         # Members that share a dense convolution's input are further outputs of it.
         dense = self.shared and self.own_groups == 1

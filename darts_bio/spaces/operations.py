@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 from darts_bio.rules import LearningRule, RuleConv2d
+from darts_bio.rules.pointwise import sampled
 
 Build = Callable[[int, int, LearningRule, bool], nn.Module]
 
@@ -65,9 +66,9 @@ def batch_norm(channels: int, supernet: bool = False) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=not supernet)
 
 
-def pointwise(c_in: int, c_out: int, rule: LearningRule, stride: int = 1) -> RuleConv2d:
+def pointwise(c_in: int, c_out: int, rule: LearningRule) -> RuleConv2d:
     """A 1x1 convolution without bias."""
-    return RuleConv2d(c_in, c_out, 1, stride=stride, bias=False, rule=rule)
+    return RuleConv2d(c_in, c_out, 1, bias=False, rule=rule)
 
 
 def depthwise(channels: int, kernel: int, stride: int, rule: LearningRule, dilation: int = 1) -> RuleConv2d:
@@ -84,23 +85,32 @@ class ReLUConvBN(nn.Sequential):
 
 
 class EvenAndOdd(nn.Module):
-    """Two 1x1 convolutions of stride 2 side by side, the second on x moved by one pixel, so that none is lost.
+    """Two 1x1 convolutions side by side, on the pixels of even rows and columns and on those of odd ones.
+
+    The published form writes stride 2, the second convolution on x moved by one pixel: the same numbers.
 
     (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)); c_out is even.
     """
 
     def __init__(self, c_in: int, c_out: int, rule: LearningRule) -> None:
         super().__init__()
-        self.even = pointwise(c_in, c_out // 2, rule, stride=2)
-        self.odd = pointwise(c_in, c_out // 2, rule, stride=2)
+        self.even = pointwise(c_in, c_out // 2, rule)
+        self.odd = pointwise(c_in, c_out // 2, rule)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.even(x), self.odd(moved_by_one(x))], dim=1)
+        return torch.cat([self.even(even_pixels(x)), self.odd(odd_pixels(x))], dim=1)
 
 
-def moved_by_one(x: Tensor) -> Tensor:
-    """x (N, C, H, W) from its second row and column on, with zeros behind where a size is odd."""
-    return F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+def even_pixels(x: Tensor) -> Tensor:
+    """Take rows and columns 0, 2, 4, ... of x (N, C, H, W): (N, C, ceil(H/2), ceil(W/2))."""
+    return sampled(x, (2, 2))
+
+
+def odd_pixels(x: Tensor) -> Tensor:
+    """Take rows and columns 1, 3, 5, ... of x (N, C, H, W), as many as of the even ones: zeros follow an odd side."""
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return sampled(x, (2, 2), first=1)
 
 
 class FactorizedReduction(nn.Sequential):

@@ -18,6 +18,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights
 from darts_bio.networks.cells import DropPath
 from darts_bio.rules import rule_carriers
+from darts_bio.rules.pointwise import warn_of_strided_pointwise
 
 
 class _Pass(nn.Module):
@@ -98,4 +99,5 @@ class Replayed:
 
 def on_device(network: nn.Module, device: torch.device, graphs: bool) -> Callable[..., Any]:
     """The network as a run calls it in training: replayed where that is asked for and there is a GPU."""
+    warn_of_strided_pointwise(network)
     return Replayed(network) if graphs and device.type == "cuda" else network
