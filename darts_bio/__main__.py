@@ -60,7 +60,7 @@ def list_names(arguments: argparse.Namespace) -> None:
 
 def show_rules(arguments: argparse.Namespace) -> None:
     """Prints the page of a rule, or the table of all."""
-    from darts_bio.monitoring.rule_pages import rule_page, rule_table
+    from darts_bio.reports.rule_pages import rule_page, rule_table
 
     print(rule_page(arguments.name) if arguments.name else rule_table(), end="")
 
@@ -77,13 +77,13 @@ def show_audit(arguments: argparse.Namespace) -> None:
 def show_genotype(arguments: argparse.Namespace) -> None:
     """Prints a genotype; writes it as JSON and as a figure where asked to. Without one, what the shipped ones cost."""
     if arguments.source is None:
-        from darts_bio.monitoring.genotype_table import genotype_tables
+        from darts_bio.reports.genotype_table import genotype_tables
 
         if arguments.json or arguments.svg:
             raise InputError("genotype: --json and --svg need a genotype X to write")
         print(genotype_tables(), end="")
         return
-    from darts_bio.monitoring.cell_figure import draw_genotype
+    from darts_bio.figures.cells import draw_genotype
     from darts_bio.spaces import is_nb201, load_genotype, to_nb201_text
     from darts_bio.training.run_folder import write_text
 
@@ -111,7 +111,7 @@ def refuse_existing(*paths: str | None) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes a trained network in the forms that are asked for, and prints which."""
-    from darts_bio.monitoring.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
+    from darts_bio.interop.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = arguments.onnx, arguments.program, arguments.hub

@@ -18,10 +18,10 @@ from darts_bio.errors import InputError
 from darts_bio.evaluation.corruptions import CORRUPTIONS
 from darts_bio.evaluation.robustness import Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
-from darts_bio.monitoring.card import CARD_FILE, seeds_card, spread
 from darts_bio.monitoring.report import TrainingMonitor, resume_line
 from darts_bio.monitoring.robustness_report import RobustnessMonitor
 from darts_bio.networks import parameters
+from darts_bio.reports.card import CARD_FILE, seeds_card, spread
 from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
 from darts_bio.training.engine import Outcome, Silent, fit

@@ -36,7 +36,7 @@ def main() -> int:
 def measure(arguments: argparse.Namespace) -> None:
     from darts_bio.errors import InputError
     from darts_bio.evaluation.alignment import training_alignment
-    from darts_bio.monitoring.alignment_figure import draw_alignment
+    from darts_bio.figures.alignment import draw_alignment
     from darts_bio.runtime import select_device
     from darts_bio.training.retrain import Retraining
     from darts_bio.training.run_folder import write_text

@@ -18,7 +18,7 @@ from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import DATASETS, ImageData, load_data
 from darts_bio.errors import InputError
-from darts_bio.monitoring.cell_figure import draw_genotype
+from darts_bio.figures.cells import draw_genotype
 from darts_bio.networks import build_network
 from darts_bio.rules import (
     RULES,
@@ -368,7 +368,7 @@ def test_the_public_face() -> None:
 
 def test_the_tables_of_shipped_genotypes_are_true() -> None:
     """`python -m darts_bio genotype` makes them anew. What they count is checked against published values elsewhere."""
-    from darts_bio.monitoring.genotype_table import genotype_tables
+    from darts_bio.reports.genotype_table import genotype_tables
 
     tables = genotype_tables()
     assert all(tables.count(f"| `{name}` |") == 2 for name in shipped_names())
@@ -377,7 +377,7 @@ def test_the_tables_of_shipped_genotypes_are_true() -> None:
 
 def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> None:
     """`python -m darts_bio rules NAME > docs/rules/NAME.md` makes them anew."""
-    from darts_bio.monitoring.rule_pages import rule_page, rule_table
+    from darts_bio.reports.rule_pages import rule_page, rule_table
 
     root = Path(__file__).parent.parent
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (root / "docs" / "rules").glob("*.md")}

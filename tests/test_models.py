@@ -22,7 +22,7 @@ from darts_bio.__main__ import main
 from darts_bio.data.batches import Normalisation, in_order
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
-from darts_bio.monitoring.export import export_program, inference_network, save_for_hub, write_program
+from darts_bio.interop.export import export_program, inference_network, save_for_hub, write_program
 from darts_bio.networks import build_network
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype

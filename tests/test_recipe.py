@@ -22,7 +22,7 @@ from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.sources import InMemory
 from darts_bio.errors import InputError
-from darts_bio.monitoring.curves import draw_curves
+from darts_bio.figures.curves import draw_curves
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.spaces import load_genotype
 from darts_bio.training.optim import WeightOptimizer, learning_rate

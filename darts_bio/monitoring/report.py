@@ -13,12 +13,12 @@ from darts_bio import __version__
 from darts_bio.config import SearchConfig
 from darts_bio.distributed import launcher, world_size
 from darts_bio.evaluation.alignment import training_alignment
-from darts_bio.monitoring.card import CARD_FILE, model_card
-from darts_bio.monitoring.cell_figure import draw_genotype
-from darts_bio.monitoring.curves import draw_curves
-from darts_bio.monitoring.heat_map import draw_edge_weights
+from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.curves import draw_curves
+from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.monitoring.monitor import Monitor
 from darts_bio.networks import parameters
+from darts_bio.reports.card import CARD_FILE, model_card
 from darts_bio.spaces import Genotype
 from darts_bio.training.engine import Numbers, Progress
 from darts_bio.training.retrain import Retraining

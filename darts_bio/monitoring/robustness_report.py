@@ -18,9 +18,9 @@ from darts_bio import __version__
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
-from darts_bio.monitoring.card import CARD_FILE, markdown_table
+from darts_bio.figures.robustness import draw_accuracy, draw_examples
 from darts_bio.monitoring.monitor import Console, clock
-from darts_bio.monitoring.robustness_figures import draw_accuracy, draw_examples
+from darts_bio.reports.card import CARD_FILE, markdown_table
 from darts_bio.runtime import hardware
 from darts_bio.training.run_folder import RunFolder, write_text
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darts_bio.monitoring.drawing import ARROW, FAINT, MARGIN, PAPER, Box, Curve, Drawing, Primitive, Text, text_width
+from darts_bio.figures.drawing import ARROW, FAINT, MARGIN, PAPER, Box, Curve, Drawing, Primitive, Text, text_width
 from darts_bio.spaces.genotype import Cell, Genotype
 
 KNOWN_COLOURS = {"bp": "#0072b2", "fa": "#009e73", "usf": "#d55e00", "frsf": "#cc79a7", "brsf": "#e69f00"}

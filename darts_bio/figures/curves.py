@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darts_bio.monitoring.drawing import FAINT, MARGIN, Box, Drawing, Line, Point, Primitive, Text, text_width
+from darts_bio.figures.drawing import FAINT, MARGIN, Box, Drawing, Line, Point, Primitive, Text, text_width
 
 COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_bio.monitoring.drawing import FAINT, INK, MARGIN, PAPER, Box, Drawing, Primitive, Text, text_width
+from darts_bio.figures.drawing import FAINT, INK, MARGIN, PAPER, Box, Drawing, Primitive, Text, text_width
 from darts_bio.spaces.base import Row
 from darts_bio.spaces.genotype import Candidate
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from darts_bio.evaluation.robustness import Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
-from darts_bio.monitoring.curves import COLOURS, Series, draw_panels
-from darts_bio.monitoring.drawing import MARGIN, Drawing, Picture, Primitive, Text
+from darts_bio.figures.curves import COLOURS, Series, draw_panels
+from darts_bio.figures.drawing import MARGIN, Drawing, Picture, Primitive, Text
 
 EXAMPLES, SIDE = 4, 64
 """Images shown of a network, and their side in pixels."""

@@ -93,7 +93,7 @@ def save_for_hub(trained: Trained, directory: Path) -> None:
     # save_for_hf around it asks for a huggingface_hub that fits timm, which a folder on disk has no use for.
     from timm.models._hub import save_config_for_hf
 
-    from darts_bio.models import default_cfgs
+    from darts_bio.interop.timm_models import default_cfgs
 
     form, variant = trained.form, f"darts_bio_{trained.form['stem']}"
     if variant not in default_cfgs:

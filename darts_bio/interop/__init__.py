@@ -1,0 +1,1 @@
+"""Interop: our networks in the forms of other libraries (timm, ONNX, torch.export)."""
