@@ -10,19 +10,9 @@ network's loss, whatever rule it has learned by; --gradients true,rule shows wha
 have made of it. Needs torchattacks: pip install -e '.[attacks]'.
 """
 
-from __future__ import annotations
-
 import sys
 
-from darts_bio.command_line import run_script
-from darts_bio.config import RobustnessConfig
-
-
-def main(config: RobustnessConfig) -> int:
-    from darts_bio.runs import measure_robustness
-
-    return measure_robustness(config)
-
+from darts_bio.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(RobustnessConfig, main, (__doc__ or "").split("\n")[0]))
+    sys.exit(main(command="robustness"))

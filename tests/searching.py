@@ -10,6 +10,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.spaces import SPACES
 from darts_bio.strategies import Context
+from darts_bio.training.engine import run_epoch as epoch  # noqa: F401
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
@@ -26,11 +27,3 @@ def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:
     config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": strategy}
     sizes: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
     return Search(SearchConfig(**(sizes | config | options)), data, CPU)
-
-
-def epoch(task: Search, number: int) -> dict[str, float]:
-    """All steps of an epoch and its end; what was measured there."""
-    task.begin_epoch(number)
-    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-        task.step(t)
-    return task.end_epoch(number)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
+from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.config.protocols import values_of
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import DATASETS, ImageData, load_data
 from darts_bio.errors import InputError
@@ -112,7 +113,7 @@ class TestANewRule:
             from_json(text, "mine.json")
 
     def test_from_a_users_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darts_bio.command_line import import_plugins
+        from darts_bio.plugins import import_plugins
 
         (tmp_path / "my_rules_for_test.py").write_text(
             textwrap.dedent(
@@ -341,12 +342,12 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
     assert len(DATASETS.summaries()[name]) > 20
 
 
-@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in PRESETS[SearchConfig].values()])
+@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in values_of("search").values()])
 def test_presets_of_the_search_build(config: SearchConfig) -> None:
     Search(config, load_data("digits"), CPU)
 
 
-@pytest.mark.parametrize("preset", PRESETS[RetrainConfig].values())
+@pytest.mark.parametrize("preset", values_of("train").values())
 def test_presets_of_retraining_build(preset: dict[str, Any]) -> None:
     split = Split(torch.zeros(256, 3, 32, 32, dtype=torch.uint8), torch.arange(256) % 10)
     data = ImageData(split, split, tuple("0123456789"))

@@ -362,7 +362,7 @@ class TestDartsPt:
 
         task = search(data, "darts(init=1.0)")
         epoch(task, 0)
-        folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), ["x"])
+        folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), "x")
         folder.save({"task": task.state_dict()})
         other = search(data, "darts_pt(share=0)", supernet=str(folder.path), epochs=1)
         pt: Any = other.strategy

@@ -79,7 +79,7 @@ def load_data(
         data = load(None if data_dir is None else Path(data_dir), image_size)
     except OSError as error:
         raise InputError(f"--data-dir {data_dir}: {name} cannot be read ({first_line(error)})") from None
-    _validate(data, name)
+    check_data(data, name)
     if train_images is None:
         return data
     return replace(data, train=data.train[drawn(name, len(data.train), train_images, seed)])
@@ -110,13 +110,16 @@ def split_off(images: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[holdout:], order[:holdout]
 
 
-def _validate(data: ImageData, name: str) -> None:
-    """Raises InputError unless this is what the rest of the program takes for granted."""
+def check_data(data: ImageData, name: str, *, test: bool = True) -> None:
+    """Raise InputError unless this is what the rest of the program takes for granted; without `test` there may be no
+    test images."""
     for part, split in (("train", data.train), ("test", data.test)):
         images, labels = split.images, split.labels
         form = f"{images.dtype} of shape {tuple(images.shape)} and {labels.dtype} of shape {tuple(labels.shape)}"
         if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64 or labels.dim() != 1:
             found = form
+        elif part == "test" and not test and len(images) == len(labels) == 0:
+            continue
         elif not len(images) == len(labels) > 0 or images.shape[1:] != data.train.images.shape[1:]:
             found = f"{form}, beside training images of {tuple(data.train.images.shape)}"
         elif labels.min() < 0 or labels.max() >= len(data.classes):

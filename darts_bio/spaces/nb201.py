@@ -18,7 +18,16 @@ from torch import Tensor
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import parse_spec
 from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
-from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule, read_candidate
+from darts_bio.spaces.genotype import (
+    TEXT_FORMS,
+    Candidate,
+    Cell,
+    Edge,
+    Genotype,
+    TextForm,
+    check_carried_rule,
+    read_candidate,
+)
 from darts_bio.spaces.operations import OPERATIONS, check_operations
 
 NODES = 4
@@ -158,3 +167,14 @@ def to_nb201_text(genotype: Genotype, rules: bool = True) -> str:
 def is_nb201(genotype: Genotype) -> bool:
     """Whether it is of this space, whatever its options, so that it has a text form."""
     return parse_spec(genotype.space)[0] == "nb201"
+
+
+TEXT_FORMS.register("nb201")(
+    TextForm(
+        "|op:rule~0|+|op~0|op~1|+|op~0|op~1|op~2|, without a rule bp",
+        "nb201",
+        lambda text: text.startswith("|"),
+        from_nb201_text,
+        to_nb201_text,
+    )
+)
