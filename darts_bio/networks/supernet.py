@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.cells import CellNetwork
+from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell, StackedBatchNorm
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules.stacked import SharedFeedback, share_feedback
@@ -84,7 +83,10 @@ class SuperNet(CellNetwork):
                 norm.track_running_stats = True
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges, candidates) a cell type."""
         for shared in self.feedback:
             cast(SharedFeedback, shared).lend()
-        outputs = self.run_cells(x, lambda cell, cell_type, states: cell(states, edge_weights[cell_type]))
-        return self.classify(deque(outputs, maxlen=1).pop())
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
+        for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
+            older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type])
+        return self.classify(newer)
