@@ -19,6 +19,7 @@ ORDER = [
     "command_line",
     "distributed",
     "runtime",
+    "modes",
     "rules",
     "spaces",
     "networks",

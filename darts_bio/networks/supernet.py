@@ -13,6 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell, StackedBatchNorm
 from darts_bio.networks.reference import ReferenceCell
@@ -69,18 +70,13 @@ class SuperNet(CellNetwork):
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Within it, in training mode, batch norms use each batch's own statistics and keep none of them, so that
-        passes leave no trace."""
-        norms = [
-            m for m in self.modules() if isinstance(m, (nn.BatchNorm2d, StackedBatchNorm)) and m.track_running_stats
-        ]
-        for norm in norms:
-            norm.track_running_stats = False
-        try:
-            yield
-        finally:
+        """Have batch norms, in training mode, use each batch's own statistics and keep none of them, so that passes
+        within leave no trace."""
+        norms = [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, StackedBatchNorm))]
+        with restored(norms, "track_running_stats"):
             for norm in norms:
-                norm.track_running_stats = True
+                norm.track_running_stats = False
+            yield
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges, candidates) a cell type."""
