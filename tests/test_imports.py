@@ -21,6 +21,7 @@ ORDER = [
     "plugins",
     "distributed",
     "runtime",
+    "modes",
     "rules",
     "spaces",
     "networks",

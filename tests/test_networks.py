@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks import STEMS, Network, SuperNet, build_network, multiply_adds, parameters
-from darts_bio.networks.cells import AuxiliaryHead, DropPath
+from darts_bio.networks import STEMS, AuxiliaryHead, Network, SuperNet, build_network, multiply_adds, parameters
+from darts_bio.networks.cells import DropPath
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import (
     RULES,
@@ -313,7 +313,10 @@ class TestSizes:
 
     def test_size_halves_and_channels_double_at_each_reduction(self) -> None:
         net = build_network(load_genotype("darts_v2"), channels=4, layers=6)
-        outputs = list(net.run_cells(torch.randn(2, 3, 17, 32), lambda cell, _, states: cell(states)))
+        outputs: list[Tensor] = []
+        for cell in net.cells:
+            cell.register_forward_hook(lambda cell, states, y: outputs.append(y))
+        net(torch.randn(2, 3, 17, 32))
         expected = [(16, 17, 32)] * 2 + [(32, 9, 16)] * 2 + [(64, 5, 8)] * 2
         assert [tuple(y.shape[1:]) for y in outputs] == expected
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, check_number, check_whole
+from darts_bio.modes import frozen, undisturbed
 from darts_bio.registry import Registry
 from darts_bio.rules import rule_carriers, true_gradients
 from darts_bio.runtime import derive_seed, generator, seeded
 from darts_bio.training.adversarial import check_reach
-from darts_bio.training.undisturbed import undisturbed
 
 Gradients = Literal["true", "rule"]
 """By which derivative an attack climbs: the exact one, or what the learning rules send down to the image."""
@@ -276,8 +276,7 @@ def perturb(
     """
     attack.check(eps)
     library, found = torchattacks(), pixels.clone()
-    with undisturbed(model, training=False):
-        model.requires_grad_(False)
+    with undisturbed(model, training=False), frozen(model):
         with torch.no_grad():
             classes = model(pixels[:1]).shape[1]
         attack.refuse_few(classes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +137,19 @@ class TimmNetwork(Network):
         """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
         if self.renews and self.training and torch.is_grad_enabled():
             uncompiled(self._renew_feedback)
-        older, newer = self.run_stem(x)
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.stem.entry.halved_once:
             yield "stem.older", older
             yield "stem.newer", newer
         else:
             yield "stem", newer
-        for layer, output in enumerate(self.cells_after(older, newer, lambda cell, _, states: cell(states))):
-            yield f"cells.{layer}", output
-
-    def run_layer(self, layer: Callable[[Tensor, Tensor], Tensor], older: Tensor, newer: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, older, newer, use_reentrant=False)
-        return layer(older, newer)
+        saving = self.grad_checkpointing and torch.is_grad_enabled()
+        for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
+            if saving:
+                older, newer = newer, checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False)
+            else:
+                older, newer = newer, cell(inputs(older, newer))
+            yield f"cells.{layer}", newer
 
     def _renew_feedback(self) -> None:
         if self.passes:
@@ -279,6 +279,12 @@ class TimmNetwork(Network):
         """None by name: timm itself leaves out biases and batch norms, and learned feedback has to decay as its weight
         does."""
         return set()
+
+
+def _run_layer(inputs: nn.Module, cell: nn.Module, older: Tensor, newer: Tensor) -> Tensor:
+    """Run one cell on the outputs of the two before it, as a function that can be run again in the backward pass."""
+    output: Tensor = cell(inputs(older, newer))
+    return output
 
 
 def _layer(module: str) -> int:

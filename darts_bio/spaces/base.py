@@ -37,7 +37,7 @@ class Space(ABC):
 
     cell_types: ClassVar[tuple[str, ...]]
     skeleton: ClassVar[str] = "darts"
-    """What surrounds the cells, by its name in `networks.cells.SKELETONS`."""
+    """What surrounds the cells, by its name in `networks.skeletons.SKELETONS`."""
 
     kept_edges: ClassVar[int | None] = None
     """Incoming edges a node keeps when a genotype is derived; None for all."""

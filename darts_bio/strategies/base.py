@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darts_bio.modes import frozen
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
 from darts_bio.spaces import CandidateTable, Space
@@ -29,19 +30,6 @@ Measure = Callable[[EdgeWeights, int], tuple[Tensor, Tensor]]
 the mean loss (P,), with the costs that the search counts, and the accuracy in [0, 1] (P,) of each on these batches.
 
 All individuals of a call meet the same batches, with batch norm by each batch's own statistics; w is not touched."""
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it no gradient of the module's parameters is computed; those that were frozen before stay so."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from darts_bio.distributed import first_says, gathered, rank
 from darts_bio.errors import InputError, first_line
+from darts_bio.modes import in_mode
 from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
 from darts_bio.training.run_folder import RunFolder
 
@@ -404,13 +405,11 @@ def loss_and_accuracy(prefix: str, logits: Tensor, labels: Tensor) -> dict[str, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none") -> Numbers:
-    """Loss and accuracy in evaluation mode. Mode, feedback and random state are left as they were."""
-    training = model.training
-    model.eval()
+    """Measure loss and accuracy in evaluation mode. Modes, feedback and random state are left as they were."""
     meters = Meters()
-    for x, labels in batches:
-        with autocast(x.device, amp):
-            logits = model(x)
-        meters.add(loss_and_accuracy(prefix, logits, labels))
-    model.train(training)
+    with in_mode(model, training=False):
+        for x, labels in batches:
+            with autocast(x.device, amp):
+                logits = model(x)
+            meters.add(loss_and_accuracy(prefix, logits, labels))
     return meters.read()
