@@ -179,11 +179,11 @@ class Registry(Generic[T]):
             self.name_of(built), {f.name: values[f.name] for f in declared if values[f.name] != f.default}
         )
 
-    def build(self, spec: str, *args: Any) -> Any:
-        """Calls the member with `args` and the spec's options. Raises InputError for an option it does not have."""
+    def build(self, spec: str) -> Any:
+        """Calls the member with the spec's options. Raises InputError for an option it does not have."""
         name, options = parse_spec(spec)
         member: Any = self.get(name)
-        everything = list(inspect.signature(member).parameters.values())[len(args) :]
+        everything = inspect.signature(member).parameters.values()
         parameters = [p for p in everything if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in everything)
         known = ", ".join(p.name for p in parameters) or "none"
@@ -193,7 +193,7 @@ class Registry(Generic[T]):
         for p in parameters:
             if p.default is p.empty and p.name not in options:
                 raise InputError(f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)")
-        return member(*args, **options)
+        return member(**options)
 
     def options(self, name: str) -> dict[str, Any]:
         """The options that a spec may give, with their defaults."""

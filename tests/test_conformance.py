@@ -95,7 +95,7 @@ class TestANewRule:
                 for e, row in enumerate(rows):
                     for c, candidate in enumerate(row):
                         if candidate is not None and candidate.rule == "half(share=0.25)":
-                            search.strategy.alpha[cell_type][e, c] += 5.0
+                            search.strategy_state.alpha[cell_type][e, c] += 5.0
         genotype = search.genotype()
         assert {e.candidate.rule for c in genotype.cells.values() for e in c.edges} == {"half(share=0.25)"}
         read = from_json(genotype.to_json(), "mine.json")
@@ -258,7 +258,7 @@ class TestEveryPair:
         )
         search, other = Search(config, data, CPU), Search(config, data, CPU)
         table, last = search.table, 2 * search.steps_per_epoch
-        moved = [search.strategy.final_weights()]
+        moved = [search.strategy.final_weights(search.strategy_state)]
 
         def run(task: Search, steps: range) -> None:
             for t in steps:
@@ -277,11 +277,11 @@ class TestEveryPair:
             other.load_state_dict(torch.load(file, weights_only=True))
         for task in (search, other):
             run(task, range(last - 1, last))
-        moved.append(search.strategy.final_weights())
-        for cell_type, weights in search.strategy.final_weights().items():
+        moved.append(search.strategy.final_weights(search.strategy_state))
+        for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             assert weights.shape == table.shape(cell_type)
             assert not weights.requires_grad
-            assert torch.equal(weights, other.strategy.final_weights()[cell_type])
+            assert torch.equal(weights, other.strategy.final_weights(other.strategy_state)[cell_type])
             assert weights[~table.mask(cell_type)].eq(0).all()
             assert strategy == "random" or not torch.equal(moved[0][cell_type], moved[1][cell_type])
         for name, value in search.supernet.state_dict().items():
@@ -295,30 +295,31 @@ class TestEveryPair:
 class TestANewSpaceAndStrategy:
     def test_in_one_class_each(self, data: ImageData) -> None:
         @SPACES.register("chain")
+        @dataclass(frozen=True)
         class Chain(DartsSpace):
             """One node."""
 
-            def __init__(self) -> None:
-                super().__init__(nodes=1)
+            nodes: int = 1
 
         @STRATEGIES.register("still")
+        @dataclass(frozen=True)
         class Still(Darts):
             """Alpha stays where it is, and no validation batch is looked at."""
 
-            def begin_epoch(self, epoch: int) -> None:
+            def begin_epoch(self, state: Any, epoch: int) -> None:
                 begun.append(epoch)
 
-            def step(self, bilevel: Any) -> None:
+            def update(self, state: Any, bilevel: Any) -> None:
                 return None
 
         begun: list[int] = []
         try:
             search = Search(SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL), data, CPU)
-            before = {t: a.detach().clone() for t, a in search.strategy.alpha.items()}
+            before = {t: a.detach().clone() for t, a in search.strategy_state.alpha.items()}
             search.begin_epoch(0)
             assert set(search.step(0)) == {"train/loss", "train/accuracy"}
             assert begun == [0]
-            assert all(torch.equal(before[t], a) for t, a in search.strategy.alpha.items())
+            assert all(torch.equal(before[t], a) for t, a in search.strategy_state.alpha.items())
             genotype = search.genotype()
             assert genotype.space == "chain"
             assert len(genotype.cells["normal"].edges) == 2

@@ -55,10 +55,10 @@ class SearchMonitor(Monitor):
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         super().on_epoch(progress, numbers)
         genotype = self.write_genotype(progress.step)
-        table, edges, strategy = self.search.supernet.table, self.search.space.edges, self.search.strategy
-        for cell_type, alpha in strategy.alpha.items():
+        table, edges, state = self.search.supernet.table, self.search.space.edges, self.search.strategy_state
+        for cell_type, alpha in state.alpha.items():
             self.histogram(f"alpha/{cell_type}", alpha.detach().cpu()[table.mask(cell_type)], progress.step)
-        for cell_type, weights in strategy.final_weights().items():
+        for cell_type, weights in self.search.strategy.final_weights(state).items():
             title = f"edge weights, {cell_type} cell"
             heat_map = draw_edge_weights(title, table.rows[cell_type], edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), progress.step)
