@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from darts_bio.command_line import import_plugins
 from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import DATASETS, ImageData, load_data
@@ -34,7 +36,7 @@ from darts_bio.runtime import generator
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, from_json, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
-from darts_bio.strategies import STRATEGIES
+from darts_bio.strategies import REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
@@ -112,8 +114,6 @@ class TestANewRule:
             from_json(text, "mine.json")
 
     def test_from_a_users_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darts_bio.command_line import import_plugins
-
         (tmp_path / "my_rules_for_test.py").write_text(
             textwrap.dedent(
                 """
@@ -327,6 +327,35 @@ class TestANewSpaceAndStrategy:
         finally:
             SPACES.unregister("chain")
             STRATEGIES.unregister("still")
+
+    def test_as_the_contributing_page_writes_them(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its examples of a space, a strategy and a regularizer, in a user's module, together in one search."""
+        page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        assert len(examples) == 3
+        (tmp_path / "my_members_for_test.py").write_text("\n\n".join(examples), encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        import_plugins(("my_members_for_test",))
+        try:
+            options = SMALL | {"regularizers": ("even(weight=2.0)",), "rules": ("fa", "usf")}
+            search = Search(SearchConfig(space="tiny", strategy="sharp(lr=0.1)", **options), data, CPU)
+            before = {t: w.clone() for t, w in search.strategy.final_weights(search.strategy_state).items()}
+            search.begin_epoch(0)
+            for t in range(search.steps_per_epoch):
+                search.step(t)
+            search.end_epoch(0)
+            after = search.strategy.final_weights(search.strategy_state)
+            assert all(not torch.equal(weights, before[t]) for t, weights in after.items())
+            assert len(search.genotype().cells["normal"].edges) == 2
+            train_a_little(search.genotype(), data)
+            with pytest.raises(InputError, match="strategy sharp: temperature: expected a number above 0, found 0"):
+                STRATEGIES.build("sharp(temperature=0)")
+        finally:
+            SPACES.unregister("tiny")
+            STRATEGIES.unregister("sharp")
+            REGULARIZERS.unregister("even")
 
 
 @pytest.mark.parametrize("name", shipped_names())

@@ -291,7 +291,9 @@ class TestDiscreteNetwork:
         assert sorted(found["edges"]) == sorted(2 * (normal + reduce))
         for cell, cell_type in zip(net.cells, net.plan, strict=True):
             for edge, module in zip(genotype.cells[cell_type].edges, cell.edges, strict=True):
-                assert {RULES.name_of(layer.rule) for _, layer in rule_layers(module)} == ({edge.candidate.rule} - {None})
+                assert {RULES.name_of(layer.rule) for _, layer in rule_layers(module)} == (
+                    {edge.candidate.rule} - {None}
+                )
 
     def test_every_weighted_layer_carries_a_rule(self) -> None:
         for net in (build_network(load_genotype("p_darts"), channels=4, layers=4, auxiliary=True), supernet(BIO)):

@@ -20,6 +20,7 @@ from darts_bio.strategies.base import (
     StrategyState,
     detached,
     frozen,
+    masked_softmax,
 )
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 from darts_bio.strategies.objective import COSTS, Objective
@@ -42,4 +43,5 @@ __all__ = [
     "StrategyState",
     "detached",
     "frozen",
+    "masked_softmax",
 ]
