@@ -9,7 +9,7 @@ import torch
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.spaces import SPACES
-from darts_bio.strategies import Context
+from darts_bio.strategies import STRATEGIES, Context
 from darts_bio.training.engine import run_epoch as epoch  # noqa: F401
 from darts_bio.training.search import Search
 
@@ -20,6 +20,12 @@ PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
 def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any) -> Context:
     built = SPACES.build(space)
     return Context(built, built.table(rules), options.pop("seed", 0), CPU, epochs, 5, **options)
+
+
+def begin(spec: str, *args: Any, **options: Any) -> tuple[Any, Any]:
+    """A strategy, and its state at the beginning of a search of that `context`."""
+    strategy = STRATEGIES.build(spec)
+    return strategy, strategy.begin(context(*args, **options))
 
 
 def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:

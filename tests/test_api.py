@@ -82,9 +82,7 @@ class TestSearch:
         assert all(torch.equal(v, other["task"]["supernet"][k]) for k, v in one["task"]["supernet"].items())
 
     @pytest.mark.parametrize("form", ["tensors", "arrays", "floats", "tensors of a dataset", "PIL images", "prepared"])
-    def test_images_that_are_handed_over(
-        self, form: str, found: SearchResult, data: ImageData, tmp_path: Path
-    ) -> None:
+    def test_images_that_are_handed_over(self, form: str, found: SearchResult, data: ImageData, tmp_path: Path) -> None:
         from PIL import Image
 
         images, labels = data.train.images, data.train.labels
@@ -150,9 +148,7 @@ class TestSearch:
 
 
 class TestTrain:
-    def test_the_folder_is_whole_and_the_accuracy_is_the_networks(
-        self, trained: TrainResult, data: ImageData
-    ) -> None:
+    def test_the_folder_is_whole_and_the_accuracy_is_the_networks(self, trained: TrainResult, data: ImageData) -> None:
         files = {"config.yaml", "genotype.json", "cells.svg", "metrics.jsonl", "checkpoint.pt", "report.md"}
         assert {path.name for path in trained.folder.iterdir()} == files | {"curves.svg"}
         assert not trained.network.training

@@ -106,7 +106,9 @@ class TestPrintedCommands:
     ) -> None:
         monkeypatch.chdir(images)
         monkeypatch.setattr(sys, "argv", ["darts-bio"])
-        words = "search --dataset folder --data-dir data --image-size 8 --channels 4 --layers 3 --epochs 1 --batch-size 4"
+        words = (
+            "search --dataset folder --data-dir data --image-size 8 --channels 4 --layers 3 --epochs 1 --batch-size 4"
+        )
         assert main([*shlex.split(words), "--rules", "fa", "--space", space, "--out", space[:5]]) == 0
         printed = re.search(r"^next, train it: (.*)$", capsys.readouterr().out, re.MULTILINE)
         assert printed
@@ -133,7 +135,9 @@ class TestPrintedCommands:
             return step(self, t)
 
         monkeypatch.setattr(Search, "step", stopping)
-        words = "search --space darts(nodes=1) --rules fa --channels 2 --train-images 64 --batch-size 8 --epochs 1 --out s"
+        words = (
+            "search --space darts(nodes=1) --rules fa --channels 2 --train-images 64 --batch-size 8 --epochs 1 --out s"
+        )
         assert main([*words.split(" "), "--plugin", "json"]) == 130
         printed = re.search(r"^stopped; go on with: (.*)$", capsys.readouterr().out, re.MULTILINE)
         assert printed
@@ -170,7 +174,13 @@ class TestRefusals:
         self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        for words in (["--sed", "1"], ["--seed", "x"], ["--config", "nowhere.yaml"], ["--resume"], ["--plugin", "no.such"]):
+        for words in (
+            ["--sed", "1"],
+            ["--seed", "x"],
+            ["--config", "nowhere.yaml"],
+            ["--resume"],
+            ["--plugin", "no.such"],
+        ):
             assert main([command, *words]) == 2
             said = capsys.readouterr()
             assert said.out == ""

@@ -284,15 +284,16 @@ class TestDiscreteNetwork:
         genotype = replace(load_genotype("bionas_darts"), backbone_rule="brsf")
         net = build_network(genotype, channels=4, layers=4, auxiliary=True)
         found: dict[str, list[str]] = {"edges": [], "backbone": []}
-        names = {type(RULES.build(name)): name for name in RULES.names()}
         for name, layer in rule_layers(net):
-            found["edges" if name.startswith("cells.") else "backbone"].append(names[type(layer.rule)])
+            found["edges" if name.startswith("cells.") else "backbone"].append(RULES.name_of(layer.rule))
         assert set(found["backbone"]) == {"brsf"}
         normal, reduce = ["usf"] * 8 + ["frsf"] * 8, ["usf"] * 4  # 4 layers a sep_conv, 2 a dil_conv or a reduction
         assert sorted(found["edges"]) == sorted(2 * (normal + reduce))
         for cell, cell_type in zip(net.cells, net.plan, strict=True):
             for edge, module in zip(genotype.cells[cell_type].edges, cell.edges, strict=True):
-                assert {names[type(layer.rule)] for _, layer in rule_layers(module)} == ({edge.candidate.rule} - {None})
+                assert {RULES.name_of(layer.rule) for _, layer in rule_layers(module)} == (
+                    {edge.candidate.rule} - {None}
+                )
 
     def test_every_weighted_layer_carries_a_rule(self) -> None:
         for net in (build_network(load_genotype("p_darts"), channels=4, layers=4, auxiliary=True), supernet(BIO)):

@@ -193,19 +193,19 @@ class TestSearch:
         search, mirror = Search(config, data, CPU), Search(config, data, CPU)
         search.begin_epoch(0)
         search.step(0)
-        net, alpha = mirror.supernet, mirror.strategy.alpha
+        net, alpha = mirror.supernet, mirror.strategy_state.alpha
         adam = torch.optim.Adam(alpha.values(), lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
         x, y = mirror.valid_batches.batch(0)
-        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y)
+        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y)
         loss.backward()
         adam.step()
         net.zero_grad()
         sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=3e-4)
         x, y = mirror.train_batches.batch(0)
-        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y).backward()
+        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y).backward()
         sgd.step()
         for cell_type in alpha:
-            torch.testing.assert_close(search.strategy.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(search.strategy_state.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
         for one, other in zip(search.supernet.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -214,12 +214,12 @@ class TestSearch:
         for choice in ("rule", "true"):
             search = Search(replace(SEARCH, rules=("fa",), layers=4, arch_gradient=choice), data, CPU)
             search.step(0)
-            gradients[choice] = search.strategy.alpha["normal"].grad
+            gradients[choice] = search.strategy_state.alpha["normal"].grad
         search = Search(replace(SEARCH, rules=("fa",), layers=4), data, CPU)
         for _, carrier in rule_carriers(search.supernet):
             carrier.exact = True
         search.step(0)
-        assert torch.equal(gradients["true"], search.strategy.alpha["normal"].grad)
+        assert torch.equal(gradients["true"], search.strategy_state.alpha["normal"].grad)
         assert not torch.allclose(gradients["true"], gradients["rule"], rtol=1e-3)
 
     def test_the_alpha_pass_leaves_no_weight_gradient_and_thaws_the_weights(self, data: ImageData) -> None:
@@ -249,8 +249,8 @@ class TestSearch:
         one, other = searches
         assert any(type(m).__name__ == "FoldedNorm" for m in other.supernet.modules())
         assert numbers[0]["train/loss"][0].item() == pytest.approx(numbers[1]["train/loss"][0].item(), rel=1e-4)
-        for cell_type, alpha in one.strategy.alpha.items():
-            torch.testing.assert_close(alpha.grad, other.strategy.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
+        for cell_type, alpha in one.strategy_state.alpha.items():
+            torch.testing.assert_close(alpha.grad, other.strategy_state.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
         for mine, theirs in zip(one.supernet.parameters(), other.supernet.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
 

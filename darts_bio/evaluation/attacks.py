@@ -47,7 +47,7 @@ class Attack:
 
     @property
     def name(self) -> str:
-        return next((name for name in ATTACKS if ATTACKS.get(name) is type(self)), type(self).__name__)
+        return ATTACKS.name_of(self)
 
     @property
     def tries(self) -> int:

@@ -56,9 +56,9 @@ class SearchBoard(FitBoard):
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         super().on_epoch(progress, numbers)
         search, step = self.search, progress.step
-        for cell_type, alpha in search.strategy.alpha.items():
+        for cell_type, alpha in search.strategy_state.alpha.items():
             self.histogram(f"alpha/{cell_type}", alpha.detach().cpu()[search.table.mask(cell_type)], step)
-        for cell_type, weights in search.strategy.final_weights().items():
+        for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             title, rows = f"edge weights, {cell_type} cell", search.table.rows[cell_type]
             heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), step)

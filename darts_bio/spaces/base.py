@@ -33,7 +33,7 @@ class CandidateTable:
 
 
 class Space(ABC):
-    """A cell-based space. Subclasses are registered by name in `SPACES`; their options are constructor arguments."""
+    """A cell-based space. Subclasses are frozen dataclasses, whose fields are their options, registered in `SPACES`."""
 
     cell_types: ClassVar[tuple[str, ...]]
     skeleton: ClassVar[str] = "darts"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -37,16 +38,18 @@ STAGES = 3
 
 
 @SPACES.register("nb201")
+@dataclass(frozen=True)
 class NasBench201Space(Space):
     """The NAS-Bench-201 cell space: 4 nodes, 6 edges, 15,625 cells of 5 operations under one rule."""
 
     cell_types = (CELL,)
     skeleton = "residual"
 
-    def __init__(self, operations: tuple[str, ...] = PUBLISHED_OPERATIONS) -> None:
+    operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+
+    def __post_init__(self) -> None:
         """Raises InputError for an operation that there is not, or for a space without any connection."""
-        check_operations(operations, "nb201 space")
-        self.operations = operations
+        check_operations(self.operations, "nb201 space")
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:

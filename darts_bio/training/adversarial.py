@@ -43,8 +43,7 @@ class Adversary:
     """Whether the images as they are pass through the network as well: before the climb, and in training."""
 
     def __post_init__(self) -> None:
-        name = next((name for name in ADVERSARIES if ADVERSARIES.get(name) is type(self)), type(self).__name__)
-        where = f"--adversarial {name}"
+        where = f"--adversarial {ADVERSARIES.name_of(self)}"
         check_number(f"{where}: eps", self.eps, above=0, below=256)
         check_number(f"{where}: step", self.step, above=0, below=256)
         check_whole(f"{where}: steps", self.steps)
