@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from darts_bio.data.transforms import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.interop.tracing import Renewal, Watched
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
 from darts_bio.rules.carriers import PREFIX, DirectCarrier, draw_first
-from darts_bio.rules.compilers import Uncompiled
-from darts_bio.spaces import SPACES, Genotype, from_json, load_genotype
+from darts_bio.spaces import SPACES, Genotype, from_json, load_genotype, shipped_names
 from darts_bio.spaces.genotype import brief
 
 __all__ = ["TimmNetwork"]
@@ -50,7 +50,18 @@ def as_genotype(source: Any) -> Genotype:
     return load_genotype(source)
 
 
-uncompiled = Uncompiled("feedback is renewed between passes, by draws that depend on their number")
+def as_placement(device: Any, dtype: Any) -> dict[str, Any]:
+    """The keywords of `Module.to` for where a model lies and what its numbers are; None leaves them as they are.
+    Raises InputError if PyTorch has no such device, or the type is not one of floating point."""
+    try:
+        device = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device: expected a device such as cpu or cuda:0, found {brief(device)} ({first_line(error)})"
+        ) from None
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype: expected a floating-point type such as torch.bfloat16, found {brief(dtype)}")
+    return {"device": device, "dtype": dtype}
 
 
 class TimmNetwork(Network):
@@ -58,7 +69,8 @@ class TimmNetwork(Network):
     `num_classes=0` to pooled features (N, num_features). It has no auxiliary head: timm's loops expect one output.
 
     `genotype` is what `as_genotype` takes; `rule` puts all of it under one learning rule; `seed` fixes the feedback.
-    The keys of its weights are those of `build_network`'s.
+    The keys of its weights are those of `build_network`'s. `device` and `dtype` are where weights and feedback lie and
+    their type; they are drawn on the CPU in PyTorch's default type, so the same numbers are rounded everywhere.
 
     timm's loops do not know that some rules renew their feedback (brsf, weight_mirror). Here it is renewed at the start
     of each training pass with gradients but the first, as `draw_feedback(model, seed, update)` does after each update;
@@ -81,6 +93,8 @@ class TimmNetwork(Network):
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
         seed: int = 0,
+        device: Any = None,
+        dtype: Any = None,
         **unknown: Any,
     ) -> None:
         for name in unknown:
@@ -94,6 +108,7 @@ class TimmNetwork(Network):
             raise InputError(f"rule: expected the name of a learning rule, found {brief(rule)}")
         if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
             raise InputError(f"drop_rate: expected at least 0 and below 1, found {brief(drop_rate)}")
+        placement = as_placement(device, dtype)
         genotype = as_genotype(genotype)
         super().__init__(
             genotype if rule is None else genotype.with_rule(rule),
@@ -111,11 +126,12 @@ class TimmNetwork(Network):
         self.set_drop_path(drop_path_rate)
         self.feature_info = self._features(SPACES.build(self.genotype.space).reductions(layers))
         draw_feedback(self, seed)
+        self.watched = None if self.output_error is None else Watched(self.output_error)
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
-        self.renews = any(carrier.rule.renews for _, carrier in rule_carriers(self))
-        if self.renews:
-            uncompiled.prepare()
+        renews = any(carrier.rule.renews for _, carrier in rule_carriers(self))
+        self.renewal = Renewal(self) if renews else None
+        self.to(**placement)
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:
         """The stem's output and the last one of each size: where it stands, its channels, the image's side over its."""
@@ -135,8 +151,7 @@ class TimmNetwork(Network):
 
     def outputs(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
-        if self.renews and self.training and torch.is_grad_enabled():
-            uncompiled(self._renew_feedback)
+        x = x if self.renewal is None else self.renewal(x)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.stem.entry.halved_once:
             yield "stem.older", older
@@ -151,7 +166,8 @@ class TimmNetwork(Network):
                 older, newer = newer, cell(inputs(older, newer))
             yield f"cells.{layer}", newer
 
-    def _renew_feedback(self) -> None:
+    def renew_feedback(self) -> None:
+        """Begins a training pass: all but the first find feedback renewed by the passes done so far."""
         if self.passes:
             with torch.autocast(next(self.parameters()).device.type, enabled=False):
                 draw_feedback(self, self.seed, self.passes)
@@ -171,7 +187,7 @@ class TimmNetwork(Network):
             return x
         x = self.classifier(x)
         # dfa knows the error of one output a sample; maps that are not pooled are no such output.
-        return x if self.output_error is None or not self.global_pool else self.output_error.watch(x)
+        return x if self.watched is None or not self.global_pool else self.watched(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -253,6 +269,7 @@ class TimmNetwork(Network):
             if isinstance(carrier, DirectCarrier):
                 carrier.output_error = None
         self.output_error = connect_output(self, num_classes or self.num_features)
+        self.watched = None if self.output_error is None else Watched(self.output_error)
         for name, carrier in rule_carriers(self):
             if carrier.rule.direct or carrier is self.classifier:
                 draw_first(carrier, self.seed, name)
@@ -291,6 +308,15 @@ def _layer(module: str) -> int:
     return int(module.removeprefix("cells."))
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "cifar": {"channels": 36, "layers": 20},
+    "imagenet": {"channels": 48, "layers": 14},
+}
+"""Stem -> the network's form behind it (Liu 2019, arXiv 1806.09055)."""
+
+DEFAULT_GENOTYPE = "bionas_darts"
+
+
 def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float], first: str, **more: Any) -> Any:
     return {
         "url": "",
@@ -305,13 +331,16 @@ def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float
     }
 
 
+CONFIGURATIONS = {
+    "cifar": _cfg(10, 32, CIFAR_MEAN, CIFAR_STD, "stem.0", pool_size=(8, 8), crop_pct=1.0),
+    "imagenet": _cfg(1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875),
+}
+NAMED = {f"{genotype}_{stem}": (genotype, stem) for genotype in shipped_names() for stem in FORMS}
+"""Name of a model -> the shipped genotype and the stem that it stands for."""
+
 default_cfgs = generate_default_cfgs(
-    {
-        "darts_bio_cifar": _cfg(10, 32, CIFAR_MEAN, CIFAR_STD, "stem.0", pool_size=(8, 8), crop_pct=1.0),
-        "darts_bio_imagenet": _cfg(
-            1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875
-        ),
-    }
+    {f"darts_bio_{stem}": configuration for stem, configuration in CONFIGURATIONS.items()}
+    | {name: CONFIGURATIONS[stem] for name, (_, stem) in NAMED.items()}
 )
 
 
@@ -325,25 +354,42 @@ def _fitting_feedback(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
     }
 
 
-def _create(variant: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _create(variant: str, stem: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    # By default all features there are, since shallow networks have fewer than timm's default asks for. Only timm's
+    # getter takes None for them.
+    getter = options.get("feature_cls", "getter") == "getter"
     return build_model_with_cfg(
         TimmNetwork,
         variant,
         pretrained,
-        # All there are, since shallow networks have fewer than timm's default asks for.
-        feature_cfg={"out_indices": None, "feature_cls": "getter"},
+        feature_cfg={"out_indices": None if getter else (0, 1, 2, 3), "feature_cls": "getter"},
         pretrained_filter_fn=_fitting_feedback,
-        **options,
+        **{"genotype": DEFAULT_GENOTYPE, **FORMS[stem], **options, "stem": stem},
     )
 
 
 @register_model
 def darts_bio_cifar(pretrained: bool = False, **options: Any) -> nn.Module:
     """A genotype's network with CIFAR's stem, of 36 channels and 20 layers (Liu 2019, arXiv 1806.09055)."""
-    return _create("darts_bio_cifar", pretrained, {"channels": 36, "layers": 20, **options, "stem": "cifar"})
+    return _create("darts_bio_cifar", "cifar", pretrained, options)
 
 
 @register_model
 def darts_bio_imagenet(pretrained: bool = False, **options: Any) -> nn.Module:
     """A genotype's network with ImageNet's stem, of 48 channels and 14 layers (Liu 2019, arXiv 1806.09055)."""
-    return _create("darts_bio_imagenet", pretrained, {"channels": 48, "layers": 14, **options, "stem": "imagenet"})
+    return _create("darts_bio_imagenet", "imagenet", pretrained, options)
+
+
+def _named(name: str, genotype: str, stem: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        if "genotype" in options:
+            raise InputError(f"genotype: {name} is the network of {genotype}; for another use darts_bio_{stem}")
+        return _create(name, stem, pretrained, {**options, "genotype": genotype})
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"""`darts_bio_{stem}` of the shipped genotype {genotype}."""
+    return register_model(create)
+
+
+# timm names a model by its function, and expects the function in the module that registers it.
+globals().update({name: _named(name, *of) for name, of in NAMED.items()})

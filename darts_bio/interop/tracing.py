@@ -1,0 +1,60 @@
+"""What torch.fx is not to look into when timm traces our networks (`feature_cls="fx"`, `create_feature_extractor`).
+
+Tracing runs the Python code of `forward` once, on stand-ins for tensors, and keeps the calls it sees. Code that asks a
+tensor for its size, or acts on the model rather than on tensors, has to be a module that the traced graph calls whole.
+timm hands the types registered here to its tracers; register your own by `timm.models.register_notrace_module`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from darts_bio.networks.cells import DropPath
+from darts_bio.rules.carriers import RuleCarrier
+from darts_bio.rules.compilers import Uncompiled
+from darts_bio.rules.dfa import OutputError
+from darts_bio.spaces.operations import EvenAndOdd, Zero
+
+if TYPE_CHECKING:
+    from darts_bio.interop.timm_models import TimmNetwork
+
+for module in (RuleCarrier, DropPath, EvenAndOdd, Zero):
+    register_notrace_module(module)
+
+
+uncompiled = Uncompiled("feedback is renewed between passes, by draws that depend on their number")
+
+
+@register_notrace_module
+class Renewal(nn.Module):
+    """Renews the feedback of a network at the start of a training pass with gradients: x to x, any shape.
+
+    A module of its own, so that a traced graph renews it at each pass too, and not once while it is traced. It follows
+    its own mode, which is that of the graph it is part of.
+    """
+
+    def __init__(self, network: TimmNetwork) -> None:
+        super().__init__()
+        uncompiled.prepare()
+        self._network = (network,)  # in a tuple, since the network is no part of this module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            uncompiled(self._network[0].renew_feedback)
+        return x
+
+
+@register_notrace_module
+class Watched(nn.Module):
+    """Has the error at a network's output caught, for what is under dfa: (N, K) to the same."""
+
+    def __init__(self, source: OutputError) -> None:
+        super().__init__()
+        self._source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._source.watch(x)
