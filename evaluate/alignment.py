@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    from darts_bio.errors import InputError
+    from darts_bio.errors import InputError, install_hint
     from darts_bio.evaluation.alignment import training_alignment
     from darts_bio.figures.alignment import draw_alignment
     from darts_bio.runtime import select_device
@@ -54,7 +54,7 @@ def measure(arguments: argparse.Namespace) -> None:
         draw_alignment(alignment, figure)
         print(f"wrote {figure}")
     except ImportError:
-        print("no figure: matplotlib is not installed (pip install -e '.[plot]')", file=sys.stderr)
+        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
 
 
 if __name__ == "__main__":
