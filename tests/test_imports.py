@@ -15,7 +15,6 @@ PACKAGE = Path(__file__).parent.parent / "darts_bio"
 ORDER = [
     "errors",
     "registry",
-    "packages",
     "invocation",
     "config",
     "plugins",
@@ -91,3 +90,9 @@ def test_nothing_loads_the_compiler_before_it_is_needed() -> None:
     """Its import takes longer than that of PyTorch itself."""
     loaded = modules_after("import darts_bio.api")
     assert "torch._dynamo" not in loaded
+
+
+def test_a_search_on_the_digits_loads_no_scientific_library() -> None:
+    """SciPy and scikit-learn take seconds to import, and 146 MB of disk."""
+    use = "import darts_bio.training.search, darts_bio.data.datasets as sets; sets.load_data('digits')"
+    assert not {"scipy", "sklearn"} & modules_after(use)

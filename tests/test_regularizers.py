@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from searching import CPU, PAIR, begin, context, epoch, search
@@ -17,7 +18,7 @@ from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
 from darts_bio.strategies import REGULARIZERS, Objective
-from darts_bio.strategies.regularizers import dominant_eigenvalue
+from darts_bio.strategies.regularizers import dominant_eigenvalue, largest_eigenvalue
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,36 @@ class TestEarlyStops:
         expected = (torch.linalg.eigvalsh(matrix).max() / 8).item()
         assert dominant_eigenvalue(fair, state, loss) == pytest.approx(expected, rel=2e-2)
         assert all(a.eq(0).all() for a in state.alpha.values())
+
+    @pytest.mark.parametrize("n", [1, 2, 13, 80, 300])
+    @pytest.mark.parametrize("kind", ["zero", "rank one", "indefinite", "negative", "clustered"])
+    def test_largest_eigenvalue_within_its_residual(self, kind: str, n: int) -> None:
+        draw = np.random.default_rng(n)
+        square = draw.standard_normal((n, n))
+        axes = np.linalg.qr(square)[0]
+        matrix = {
+            "zero": np.zeros((n, n)),
+            "rank one": np.outer(square[0], square[0]),
+            "indefinite": square + square.T,
+            "negative": -square @ square.T - np.eye(n),
+            "clustered": axes @ np.diag(np.linspace(1, 1.05, n)) @ axes.T,
+        }[kind]
+        products = 0
+
+        def product(x: np.ndarray) -> np.ndarray:
+            nonlocal products
+            products += 1
+            assert np.linalg.norm(x) == pytest.approx(1)
+            return matrix @ x
+
+        spectrum = np.linalg.eigvalsh(matrix)
+        found = largest_eigenvalue(product, n)
+        assert products <= n
+        # A Ritz value is at most the largest eigenvalue, and its residual bounds the distance to the nearest one.
+        assert found <= spectrum[-1] + 1e-9 * abs(spectrum).max()
+        assert abs(spectrum - found).min() <= 1.01e-2 * abs(found)
+        if n <= 12 or kind in ("zero", "rank one"):
+            assert found == pytest.approx(spectrum[-1], rel=1e-9, abs=1e-9)
 
     def test_a_grown_eigenvalue_ends_the_search_with_the_alpha_of_before(
         self, data: ImageData, monkeypatch: pytest.MonkeyPatch

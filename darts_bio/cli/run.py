@@ -8,8 +8,8 @@ import sys
 from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig, flag
 from darts_bio.config.options import plain
 from darts_bio.distributed import launcher, process_group, rank
+from darts_bio.errors import install_hint
 from darts_bio.invocation import line
-from darts_bio.packages import install_hint
 from darts_bio.reports.card import CARD_FILE, spread
 from darts_bio.runs.alignment import measure_alignment_of_run
 from darts_bio.runs.robustness import measure_robustness

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole, install_hint
 from darts_bio.modes import frozen, undisturbed
 from darts_bio.registry import Registry
 from darts_bio.rules import rule_carriers, true_gradients
@@ -254,7 +254,7 @@ def torchattacks() -> Any:
     try:
         import torchattacks as library
     except ImportError as error:
-        raise InputError(f"attacks need torchattacks ({error}); pip install -e '.[attacks]'") from None
+        raise InputError(f"attacks need torchattacks ({error}); {install_hint('attacks')}") from None
     return library
 
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole, install_hint
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import derive_seed, generator
 from darts_bio.strategies.base import (
@@ -55,7 +55,7 @@ class Sampler:
         try:
             import cmaes
         except ImportError:
-            raise InputError("strategy eg: needs the package cmaes; run pip install 'darts-bio[evolution]'") from None
+            raise InputError(f"strategy eg: needs the package cmaes; {install_hint('evolution')}") from None
         make: Any = cmaes.SepCMA if separable else cmaes.CMA
         self.seed = seed
         self._evolution = make(mean=np.zeros(dimensions), sigma=1.0, population_size=population, seed=0)
