@@ -19,20 +19,26 @@ import functools
 import itertools
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import RESULTS
+
+import darts_bio
+from darts_bio.runtime import hardware
 
 SPACE = "darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))"
 RULES = ("bp", "fa")
-COMMON: dict[str, Any] = {"train_images": 400, "channels": 4, "layers": 3, "lr": 0.1, "crop_padding": 1, "flip": False}
+IMAGES = 400
+QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "device": "cpu"}
+COMMON: dict[str, Any] = {"channels": 4, "layers": 3, "lr": 0.1, "crop_padding": 1, "flip": False}
 TRAINING = COMMON | {"epochs": 8, "batch_size": 32, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0}
 SEARCHING = COMMON | {"epochs": 20, "batch_size": 16, "space": SPACE, "rules": RULES}
 TRUTH_SEEDS = (0, 1, 2)
@@ -54,8 +60,6 @@ STRATEGIES = (
 @functools.cache
 def genotypes() -> dict[str, Any]:
     """All genotypes of the space by a key of their candidates."""
-    import torch
-
     from darts_bio.spaces import SPACES, Genotype
 
     space = SPACES.build(SPACE)
@@ -78,52 +82,33 @@ def key(genotype: Any) -> str:
 
 def begin() -> None:
     """A process a core."""
-    import torch
-
     torch.set_num_threads(1)
+
+
+@functools.cache
+def images() -> Any:
+    """The same 400 digits for all trainings and searches."""
+    from darts_bio.data.datasets import load_data
+
+    return load_data("digits", train_images=IMAGES)
 
 
 def train(name: str) -> tuple[str, list[float]]:
     """A genotype's test loss after training, for each seed."""
-    import torch
-
-    from darts_bio.config import RetrainConfig
-    from darts_bio.data.datasets import load_data
-    from darts_bio.training.retrain import Retraining
-
-    genotype, losses = genotypes()[name], []
+    losses = []
     for seed in TRUTH_SEEDS:
-        config = RetrainConfig(genotype="x", seed=seed, **TRAINING)
-        task = Retraining.of_genotype(config, genotype, load_data("digits", train_images=400), torch.device("cpu"))
-        run(task)
-        losses.append(task.end_epoch(task.epochs - 1)["test/loss"])
+        with tempfile.TemporaryDirectory() as place:
+            result = darts_bio.train(genotypes()[name], images(), seed=seed, out=place, **QUIET, **TRAINING)
+        losses.append(result.epochs[-1]["test/loss"])
     return name, losses
 
 
 def search(strategy: str, seed: int) -> tuple[str, int, str, float]:
     """The genotype that a strategy finds, and the seconds it took."""
-    import torch
-
-    from darts_bio.config import SearchConfig
-    from darts_bio.data.datasets import load_data
-    from darts_bio.training.search import Search
-
     start = time.monotonic()
-    config = SearchConfig(strategy=strategy, seed=seed, **SEARCHING)
-    task = Search(config, load_data("digits", train_images=400), torch.device("cpu"))
-    run(task, ends=True)
-    return strategy, seed, key(task.genotype()), time.monotonic() - start
-
-
-def run(task: Any, ends: bool = False) -> None:
-    for epoch in range(task.epochs):
-        if task.finished:
-            return
-        task.begin_epoch(epoch)
-        for t in range(epoch * task.steps_per_epoch, (epoch + 1) * task.steps_per_epoch):
-            task.step(t)
-        if ends:
-            task.end_epoch(epoch)
+    with tempfile.TemporaryDirectory() as place:
+        result = darts_bio.search(images(), strategy=strategy, seed=seed, out=place, **QUIET, **SEARCHING)
+    return strategy, seed, key(result.genotype), time.monotonic() - start
 
 
 def p_value(ranks: list[int], of: int) -> float:
@@ -203,7 +188,8 @@ def main() -> int:
         path,
         {
             "command": shlex.join(["python", *sys.argv]),
-            "hardware": f"cpu, {platform.machine()}, {arguments.processes} processes of one thread",
+            "hardware": f"{hardware(torch.device('cpu'))} each of {arguments.processes} processes",
+            "images": IMAGES,
             "training": TRAINING,
             "searching": SEARCHING,
             "table": table,

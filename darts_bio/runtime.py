@@ -71,10 +71,26 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def hardware(device: torch.device) -> str:
-    """The device in words."""
+    """Name the device, of a CPU its model, the instruction set that PyTorch's kernels use, and the threads.
+
+    The last digits of results depend on all of these.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    limited = f" (oneDNN: {limit})" if limit else ""
+    return f"{_processor()}, {instructions}{limited}, {torch.get_num_threads()} thread(s)"
+
+
+def _processor() -> str:
+    """Give the model's name where Linux tells it, else the architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0]} ({platform.machine()})" if names else f"{platform.machine()} CPU"
 
 
 def worker_count(asked: int | None) -> int:
