@@ -680,6 +680,7 @@ class TestStreams:
             ({"test_split": "foo"}, "--dataset wds/, part foo: cannot be read"),
             ({"batch_size": 24}, "--batch-size: expected at most 20, the images of train, found 24"),
             ({"num_classes": 2}, "--num-classes: expected labels from 0 to 1 in the stream, found one of [23]"),
+            ({"num_classes": None}, "--num-classes: the stream wds/ does not tell how many classes it has; say it"),
         ],
     )
     def test_what_cannot_be_used(self, shards: Path, options: dict[str, Any], expected: str) -> None:

@@ -155,7 +155,7 @@ class TestResume:
     def test_the_first_command_and_every_option_are_the_provenance(self, data: ImageData, tmp_path: Path) -> None:
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=3)
-        assert load_genotype(out).provenance["note"] == "of a search that has not finished"
+        assert load_genotype(out).provenance["note"] == "that of a search which had not finished"
         search(replace(SEARCH, out=str(out), resume=True), "run.py --resume", data)
         provenance = load_genotype(out).provenance
         assert provenance["command"] == "run.py"

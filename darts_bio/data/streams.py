@@ -35,8 +35,9 @@ class ImageStream:
     in_channels = 3
 
     def __init__(self, config: ImageNetConfig, device: torch.device, share: tuple[int, int] = (0, 1)) -> None:
-        """Of the processes `share` is (rank, number); without `num_classes` there are 1000. Raises InputError if the
-        stream cannot be read, and for `train_images` and `holdout`, since no images can be chosen from it.
+        """Of the processes `share` is (rank, number). Raises InputError if the stream cannot be read, without
+        `num_classes`, since a stream does not tell, and for `train_images` and `holdout`, since no images can be
+        chosen from it.
         """
         root, dataset = None if config.data_dir is None else Path(config.data_dir), config.dataset
         batch_size, seed = config.batch_size, config.seed
@@ -46,6 +47,11 @@ class ImageStream:
             )
         torchvision_datasets()
         need_package(dataset, STREAMING_PACKAGES[dataset.partition("/")[0]])
+        if config.num_classes is None:
+            raise InputError(
+                f"--num-classes: the stream {dataset} does not tell how many classes it has; say it, as in "
+                "--num-classes 1000"
+            )
         own_size = batch_size // share[1]
         self._train = _stream(root, dataset, config.train_split, training=True, batch_size=own_size, seed=seed)
         self._test = _stream(root, dataset, config.test_split, training=False, batch_size=EVALUATION_BATCH, seed=seed)
@@ -59,7 +65,7 @@ class ImageStream:
                 f"--batch-size: expected at most {images}, the images of {config.train_split}, found {batch_size}"
             )
         self.per_epoch = images // batch_size
-        self.classes = tuple(map(str, range(config.num_classes or 1000)))
+        self.classes = tuple(map(str, range(config.num_classes)))
         self.image_size = (config.image_size, config.image_size)
         self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self.damaged: dict[str, str] = {}

@@ -126,7 +126,7 @@ class SearchFiles(Listener):
 
     def write(self, step: int, finished: bool) -> Genotype:
         """Write genotype.json and cells.svg as they stand after `step` steps, and return the genotype."""
-        note = {} if finished else {"note": "of a search that has not finished"}
+        note = {} if finished else {"note": "that of a search which had not finished"}
         genotype = self.search.genotype().with_provenance(
             command=self.folder.command,
             **self.search.config.identity(),

@@ -96,6 +96,8 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
             f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} steps in "
             f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters"
         ]
+        if task.genotype is not None and (note := task.genotype.provenance.get("note")):
+            lines.append(f"this genotype is {note}")
         if task.began_with != world_size():
             lines.append(
                 f"goes on in {world_size()} process(es) where there were {task.began_with}: batch norms see other "
