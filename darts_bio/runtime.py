@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import os
 import platform
@@ -17,6 +18,7 @@ import torch
 
 from darts_bio.distributed import summed, world_size
 from darts_bio.errors import InputError
+from darts_bio.version import __version__
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -81,6 +83,12 @@ def hardware(device: torch.device) -> str:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     limited = f" (oneDNN: {limit})" if limit else ""
     return f"{_processor()}, {instructions}{limited}, {torch.get_num_threads()} thread(s)"
+
+
+def made_by() -> str:
+    """Name the day and the versions that made a number, for the reports that quote it."""
+    day = datetime.date.today().isoformat()
+    return f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _processor() -> str:

@@ -388,10 +388,9 @@ def test_the_public_face() -> None:
     import darts_bio
 
     assert darts_bio.build_network is build_network
-    assert set(darts_bio.__all__) == {"__version__", "audit", "build_network", "convert", "draw_feedback"} | {
-        "load_genotype",
-        "true_gradients",
-    }
+    runs = {"search", "train", "attack", "align", "load_run", "Listener"}
+    models = {"load_genotype", "build_network", "convert", "audit", "draw_feedback", "true_gradients"}
+    assert set(darts_bio.__all__) == {"__version__"} | runs | models
     assert all(hasattr(darts_bio, name) for name in darts_bio.__all__)
     with pytest.raises(AttributeError, match="no attribute 'convrt'"):
         darts_bio.convrt  # noqa: B018

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "darts_bio"
 
 # A room knows itself and the rooms before it.
 ORDER = [
+    "version",
     "errors",
     "registry",
     "invocation",

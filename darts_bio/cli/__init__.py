@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from darts_bio import __version__
 from darts_bio.cli.parser import help_width, parse
 from darts_bio.config import (
     AlignmentConfig,
@@ -30,6 +29,7 @@ from darts_bio.config import (
 )
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.plugins import import_plugins
+from darts_bio.version import __version__
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from darts_bio import __version__
 from darts_bio.config import TrainingConfig
 from darts_bio.distributed import world_size
 from darts_bio.networks import multiply_adds, parameters
 from darts_bio.rules import audit
-from darts_bio.runtime import hardware
+from darts_bio.runtime import hardware, made_by
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
 
@@ -40,8 +37,7 @@ def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mappin
     lines += [
         f"- {last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
         f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by {_processes(training)}",
-        f"- {hardware(training.device)}; {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch "
-        f"{torch.__version__}, Python {platform.python_version()}",
+        f"- {hardware(training.device)}; {made_by()}",
     ]
     return "\n".join(lines) + "\n"
 

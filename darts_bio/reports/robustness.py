@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from darts_bio import __version__
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
 from darts_bio.reports.card import CARD_FILE, markdown_table
-from darts_bio.runtime import hardware
+from darts_bio.runtime import hardware, made_by
 from darts_bio.training.run_folder import RunFolder, write_text
 
 RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
@@ -132,10 +127,7 @@ def report(
     device = measured.images.images.device
     lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
     lines += [folder.config.to_yaml().rstrip(), "```", "", f"- {seconds:.0f} s on {hardware(device)}"]
-    lines += [
-        f"- {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch {torch.__version__}, Python "
-        f"{platform.python_version()}"
-    ]
+    lines.append(f"- {made_by()}")
     return "\n".join(lines) + "\n"
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from darts_bio import __version__
 from darts_bio.config import SearchConfig
 from darts_bio.networks import parameters
 from darts_bio.reports.card import markdown_table
-from darts_bio.runtime import hardware
+from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
@@ -39,7 +34,7 @@ def search_card(
     if epochs:
         last = epochs[-1]
         lines.append(f"- {last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s)")
-    lines += [_machine(search.device)]
+    lines.append(f"- {hardware(search.device)}; {made_by()}")
     return "\n".join(lines) + "\n"
 
 
@@ -74,11 +69,4 @@ def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:
         shown("train/accuracy", "{:.2f}", 100),
         shown("valid/loss", "{:.4f}"),
         shown("valid/accuracy", "{:.2f}", 100),
-    )
-
-
-def _machine(device: torch.device) -> str:
-    return (
-        f"- {hardware(device)}; {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch "
-        f"{torch.__version__}, Python {platform.python_version()}"
     )

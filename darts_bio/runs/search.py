@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from darts_bio import __version__
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.distributed import process_group, rank
@@ -27,6 +26,7 @@ from darts_bio.spaces import Genotype, Nb201Table
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
+from darts_bio.version import __version__
 
 CELLS_FIGURE = "cells.svg"
 
