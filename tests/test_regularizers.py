@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
-from darts_bio.strategies import REGULARIZERS, Objective
+from darts_bio.strategies import REGULARIZERS, Objective, Regularizer
 from darts_bio.strategies.regularizers import dominant_eigenvalue, largest_eigenvalue
 
 
@@ -128,6 +130,35 @@ class TestEntropy:
             shares = task.strategy.final_weights(task.strategy_state)["reduce"]
             found.append(-(shares * shares.clamp_min(1e-9).log()).sum(1).mean().item())
         assert found[0] < found[1] < found[2]
+
+
+class TestPenaltiesOnAlpha:
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_the_gradient_of_alpha_grows_by_that_of_its_penalty(self, data: ImageData, order: int) -> None:
+        """A third of the squared norm of the logits, whose gradient is two thirds of alpha."""
+
+        @REGULARIZERS.register("norm_test_regularizer")
+        @dataclass(frozen=True)
+        class Norm(Regularizer[Any]):
+            def alpha_penalty(self, state: Any, alpha: Mapping[str, Tensor]) -> Tensor:
+                return sum((a.square().sum() for a in alpha.values()), torch.zeros(())) / 3
+
+        try:
+            plain, with_norm = (
+                search(data, strategy=f"darts(order={order}, init=1.0)", regularizers=names)
+                for names in ((), ("norm_test_regularizer",))
+            )
+            before = {t: a.detach().clone() for t, a in plain.strategy_state.alpha.items()}
+            for task in (plain, with_norm):
+                task.begin_epoch(0)
+                task.step(0)
+            for t, own in before.items():
+                gradients = [task.strategy_state.alpha[t].grad for task in (plain, with_norm)]
+                assert gradients[0] is not None
+                assert gradients[1] is not None
+                assert torch.allclose(gradients[1] - gradients[0], 2 / 3 * own, atol=1e-5)
+        finally:
+            REGULARIZERS.unregister("norm_test_regularizer")
 
 
 class TestEarlyStops:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -56,8 +56,8 @@ class Bilevel:
 
     Both losses map (batch, edge weights) to the supernet's loss and its logits. `weight_loss` is the one that w
     follows, down through the rules' error; the gradient of `architecture_loss` goes down as `--arch-gradient` says.
-    `penalty` is what the objective and the regularizers add, a function of each candidate's share of its edge.
-    `virtual_step` maps w's gradient to (w after a step along it, d(w after)/d(-gradient)).
+    `penalty` is what the objective and the regularizers add, a function of each candidate's share of its edge and of
+    alpha. `virtual_step` maps w's gradient to (w after a step along it, d(w after)/d(-gradient)).
     """
 
     supernet: SuperNet
@@ -65,7 +65,7 @@ class Bilevel:
     valid_batch: Batch
     weight_loss: Loss
     architecture_loss: Loss
-    penalty: Callable[[EdgeWeights], Tensor]
+    penalty: Callable[[EdgeWeights, Mapping[str, Tensor]], Tensor]
     weights: Sequence[nn.Parameter]
     virtual_step: Callable[[Sequence[Tensor]], tuple[list[Tensor], float]]
 

@@ -116,7 +116,7 @@ class GradientStrategy(Strategy[AlphaState]):
     def validation_loss(self, state: AlphaState, bilevel: Bilevel) -> tuple[Tensor, Tensor]:
         """Returns the loss that alpha follows, with all penalties, and the validation logits (N, classes)."""
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
-        return loss + bilevel.penalty(self.shares(state)) + self.own_penalty(state), logits
+        return loss + bilevel.penalty(self.shares(state), state.alpha) + self.own_penalty(state), logits
 
     def update(self, state: AlphaState, bilevel: Bilevel) -> Tensor:
         with bilevel.frozen_weights():

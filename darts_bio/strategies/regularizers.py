@@ -5,7 +5,7 @@ They are registered by name in `REGULARIZERS` and given as `--regularizers "skip
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
@@ -76,6 +76,13 @@ class Regularizer(Generic[R]):
 
     def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
         """Returns what is added to the loss that alpha follows; shares (..., edges, candidates) to (...)."""
+        return 0.0
+
+    def alpha_penalty(self, state: R, alpha: Mapping[str, Tensor]) -> Tensor | float:
+        """Returns what is added to that loss for alpha itself, the logits (edges, candidates) per cell type.
+
+        Asked where a strategy moves alpha along a gradient; individuals that are only measured have no alpha.
+        """
         return 0.0
 
     def after_epoch(self, state: R, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:

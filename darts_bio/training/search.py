@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,9 +190,10 @@ class Search:
         with true_gradients(self.supernet) if exact else contextlib.nullcontext():
             return self._weight_loss(batch, edge_weights)
 
-    def _penalty(self, shares: EdgeWeights) -> Tensor:
-        regularizers = zip(self.regularizers, self.regularizer_states, strict=True)
-        return self.objective.penalty(shares) + sum(r.penalty(state, shares) for r, state in regularizers)
+    def _penalty(self, shares: EdgeWeights, alpha: Mapping[str, Tensor] | None = None) -> Tensor:
+        regularizers = list(zip(self.regularizers, self.regularizer_states, strict=True))
+        total = self.objective.penalty(shares) + sum(r.penalty(state, shares) for r, state in regularizers)
+        return total if alpha is None else total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         numbers: Numbers = {}
