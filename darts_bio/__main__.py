@@ -112,6 +112,7 @@ def refuse_existing(*paths: str | None) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Writes a trained network in the forms that are asked for, and prints which."""
     from darts_bio.interop.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
+    from darts_bio.interop.hub_card import logged_accuracy
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = arguments.onnx, arguments.program, arguments.hub
@@ -124,7 +125,7 @@ def export(arguments: argparse.Namespace) -> None:
         refuse_missing_onnx()
     trained = load_trained(arguments.source)
     if hub:
-        save_for_hub(trained, Path(hub))
+        save_for_hub(trained, Path(hub), logged_accuracy(arguments.source, trained))
         print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
     if not (onnx or program):
         return
