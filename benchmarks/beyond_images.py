@@ -2,9 +2,9 @@
 
     python benchmarks/beyond_images.py
 
-The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer data), three linear layers. The
-sequence: the handwritten digits as eight rows, one after the other, eight values each; three one-dimensional
-convolutions.
+The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer data: pip install scikit-learn), three
+linear layers. The sequence: the handwritten digits as eight rows, one after the other, eight values each; three
+one-dimensional convolutions.
 A fifth of the data is held out; the results are test errors in %, the mean over seeds. A local rule gets the readout
 trained by its exact gradient, since it sees no labels; beside it stands the same readout on layers that do not learn at
 all (`frozen`).
@@ -17,13 +17,15 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from measuring import RESULTS, run, timing_device, write_timings
-from sklearn.datasets import load_breast_cancer, load_digits
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from darts_bio.data.datasets import DIGITS
+from darts_bio.errors import InputError
 from darts_bio.rules import RULES, convert, draw_feedback
 from darts_bio.runtime import derive_seed, generator
 
@@ -38,6 +40,10 @@ Data = tuple[Tensor, Tensor]
 
 def table() -> Data:
     """(569, 30) and two classes."""
+    try:
+        from sklearn.datasets import load_breast_cancer
+    except ImportError:
+        raise InputError("the table needs scikit-learn's breast cancer data: pip install scikit-learn") from None
     found = load_breast_cancer()
     x = torch.tensor(found.data, dtype=torch.float32)
     return (x - x.mean(0)) / x.std(0), torch.tensor(found.target)
@@ -45,9 +51,10 @@ def table() -> Data:
 
 def sequence() -> Data:
     """(1797, 8 values, 8 moments) and ten classes."""
-    found = load_digits()
-    x = torch.tensor(found.images, dtype=torch.float32).transpose(1, 2)
-    return (x - x.mean()) / x.std(), torch.tensor(found.target)
+    with np.load(DIGITS, allow_pickle=False) as file:
+        values, labels = file["images"], file["labels"]
+    x = torch.tensor(values, dtype=torch.float32).transpose(1, 2)
+    return (x - x.mean()) / x.std(), torch.tensor(labels, dtype=torch.int64)
 
 
 def table_model() -> nn.Sequential:

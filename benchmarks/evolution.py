@@ -53,13 +53,14 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
             search.step(t)
     best, mean, architecture = [], [], []
     strategy: Any = search.strategy
+    state: Any = search.strategy_state
     for generation in range(generations):
-        numbers = strategy.end_epoch(generation, lambda weights, batches: search._measure(weights, 0, batches))
+        numbers = strategy.end_epoch(state, generation, lambda weights, batches: search._measure(weights, 0, batches))
         best.append(numbers["evolution/best_fitness"])
         mean.append(numbers["evolution/mean_fitness"])
-        alone = {t: weights.unsqueeze(0) for t, weights in strategy.edge_weights().items()}
+        alone = {t: weights.unsqueeze(0) for t, weights in strategy.edge_weights(state).items()}
         architecture.append(-search._measure(alone, 1000, 8)[0].item())
-    scales = strategy.samplers[0].scales
+    scales = state.samplers[0].scales
     print(f"seed {seed}  {options:30} best fitness {best[0]:.3f} to {best[-1]:.3f}", file=sys.stderr)
     return {
         "best": best,

@@ -22,6 +22,7 @@ from measuring import RESULTS, run, timing_device, write_timings
 from search_step import count, timings
 from torch import Tensor
 
+from darts_bio.errors import install_hint
 from darts_bio.rules import RULES, LearningRule
 from darts_bio.runtime import hardware
 
@@ -104,7 +105,7 @@ def main() -> None:
     try:
         draw(found, base.with_suffix(".svg"), hardware(device))
     except ImportError:
-        print("no figure: matplotlib is not installed (pip install -e '.[plot]')", file=sys.stderr)
+        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     print("| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB | relative |")
     print("|---|---|---|---|---|")
     for strategy, search in searches.items():
-        weights = {t: w.detach() for t, w in search.strategy.edge_weights().items()}
+        weights = {t: w.detach() for t, w in search.strategy.edge_weights(search.strategy_state).items()}
         batch = search.train_batches.batch(0)
         kept = kept_bytes(search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w))
         ratios = sorted(own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True))
@@ -70,11 +70,12 @@ def main() -> None:
         print(
             f"| `{strategy}` | {statistics.median(seconds[strategy]):.3f} | {spread} | {kept / 1e6:.0f} | {share:.2f} |"
         )
-    single = {t: w.detach().unsqueeze(0) for t, w in searches["darts"].strategy.edge_weights().items()}
+    plain = searches["darts"]
+    single = {t: w.detach().unsqueeze(0) for t, w in plain.strategy.edge_weights(plain.strategy_state).items()}
     passes = []
     for _ in range(sizes.steps):
         start = now()
-        searches["darts"]._measure(single, 0, 1)
+        plain._measure(single, 0, 1)
         passes.append(now() - start)
     print(f"\none individual on one batch (eg, darts_pt): {statistics.median(passes):.3f} s, median of {len(passes)}")
     if sizes.json:

@@ -1,10 +1,13 @@
 """darts_bio: architecture search over (operation, learning rule) pairs, after BioNAS (arXiv 2507.13485).
 
-    >>> import darts_bio
-    >>> genotype = darts_bio.load_genotype("bionas_darts")
-    >>> network = darts_bio.build_network(genotype, channels=8, layers=3, num_classes=10)
-    >>> with darts_bio.true_gradients(network):
-    ...     pass
+    import darts_bio
+
+    found = darts_bio.search("digits")              # or "cifar10", (images, labels), a torch Dataset
+    trained = darts_bio.train(found, "digits")
+    print(found.genotype, trained.accuracy, trained.folder)
+
+    network = darts_bio.build_network(darts_bio.load_genotype("bionas_darts"), channels=36, layers=20)
+    model = darts_bio.convert(any_pytorch_model, "usf")
 
 Importing it is light: what needs PyTorch is imported when it is first asked for.
 """
@@ -16,22 +19,34 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "Listener": "darts_bio.training.engine",
+    "align": "darts_bio.api",
+    "attack": "darts_bio.api",
+    "audit": "darts_bio.rules",
+    "build_network": "darts_bio.networks",
+    "convert": "darts_bio.rules",
+    "draw_feedback": "darts_bio.rules",
+    "load_genotype": "darts_bio.spaces",
+    "load_run": "darts_bio.api",
+    "search": "darts_bio.api",
+    "train": "darts_bio.api",
+    "true_gradients": "darts_bio.rules",
+}
+
 if TYPE_CHECKING:
+    from darts_bio.api import align as align
+    from darts_bio.api import attack as attack
+    from darts_bio.api import load_run as load_run
+    from darts_bio.api import search as search
+    from darts_bio.api import train as train
     from darts_bio.networks import build_network as build_network
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert
     from darts_bio.rules import draw_feedback as draw_feedback
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
-
-_HOMES = {
-    "audit": "darts_bio.rules",
-    "build_network": "darts_bio.networks",
-    "convert": "darts_bio.rules",
-    "draw_feedback": "darts_bio.rules",
-    "load_genotype": "darts_bio.spaces",
-    "true_gradients": "darts_bio.rules",
-}
+    from darts_bio.training.engine import Listener as Listener
 
 __all__ = ["__version__", *_HOMES]
 

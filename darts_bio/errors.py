@@ -21,6 +21,19 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:160]
 
 
+def install_hint(extra: str) -> str:
+    """Name the command that installs what an extra of this package needs, in a checkout as from a wheel.
+
+    torchattacks stands by itself: it asks for a requests of 2021, which it never imports, and `--no-deps` leaves the
+    one that is installed alone.
+
+    >>> install_hint("plot")
+    "pip install 'darts-bio[plot]'"
+    """
+    command = f"pip install 'darts-bio[{extra}]'"
+    return f"{command} && pip install --no-deps torchattacks" if extra == "attacks" else command
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with close matches suggested.
 

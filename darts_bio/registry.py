@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 from darts_bio.errors import InputError, unknown_name
@@ -70,8 +71,16 @@ def canonical_spec(spec: str) -> str:
     >>> canonical_spec(" usf() "), canonical_spec("mine(b=0.50, a=match)")
     ('usf', "mine(a='match', b=0.5)")
     """
-    name, options = parse_spec(spec)
-    written = ", ".join(f"{key}={options[key]!r}" for key in sorted(options))
+    return write_spec(*parse_spec(spec))
+
+
+def write_spec(name: str, options: Mapping[str, Any]) -> str:
+    """Writes a name and its options as a spec, the options in alphabetical order.
+
+    >>> write_spec("mine", {"b": 0.5, "a": "match"}), write_spec("usf", {})
+    ("mine(a='match', b=0.5)", 'usf')
+    """
+    written = ", ".join(f"{option}={options[option]!r}" for option in sorted(options))
     return f"{name}({written})" if written else name
 
 
@@ -103,6 +112,8 @@ class Registry(Generic[T]):
     ...     '''The first colour.'''
     >>> "red" in colours, colours.names()
     (True, ('red',))
+    >>> colours.name_of(Red), colours.name_of(Red()), colours.spec(Red())
+    ('red', 'red', 'red')
     """
 
     def __init__(self, kind: str, *, hyphens: bool = False) -> None:
@@ -147,11 +158,32 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, self._members)
         return self._members[name]
 
-    def build(self, spec: str, *args: Any) -> Any:
-        """The member called with `args` and the spec's options. Raises InputError for an option it does not have."""
+    def name_of(self, member: Any) -> str:
+        """Returns the name a member is registered by, given the member or an instance of it.
+
+        Of several names it is the first; of something that is not registered it is the name in Python.
+        """
+        for name, known in self._members.items():
+            if known is member or known is type(member):
+                return name
+        return str(getattr(member, "__name__", type(member).__name__))
+
+    def spec(self, built: Any) -> str:
+        """Writes a dataclass that `build` made as its spec: its name, and the options that differ from their defaults.
+
+        `build` makes an equal one of it.
+        """
+        declared = [field for field in fields(built) if field.init] if is_dataclass(built) else []
+        values = {field.name: getattr(built, field.name) for field in declared}
+        return write_spec(
+            self.name_of(built), {f.name: values[f.name] for f in declared if values[f.name] != f.default}
+        )
+
+    def build(self, spec: str) -> Any:
+        """Calls the member with the spec's options. Raises InputError for an option it does not have."""
         name, options = parse_spec(spec)
         member: Any = self.get(name)
-        everything = list(inspect.signature(member).parameters.values())[len(args) :]
+        everything = inspect.signature(member).parameters.values()
         parameters = [p for p in everything if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in everything)
         known = ", ".join(p.name for p in parameters) or "none"
@@ -161,7 +193,7 @@ class Registry(Generic[T]):
         for p in parameters:
             if p.default is p.empty and p.name not in options:
                 raise InputError(f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)")
-        return member(*args, **options)
+        return member(**options)
 
     def options(self, name: str) -> dict[str, Any]:
         """The options that a spec may give, with their defaults."""

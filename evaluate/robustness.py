@@ -7,22 +7,12 @@
 
 Attacks work on pixels in [0, 1] and change each by at most eps (in 1/255). They climb along the exact gradient of the
 network's loss, whatever rule it has learned by; --gradients true,rule shows what the rule's own backward pass would
-have made of it. Needs torchattacks: pip install -e '.[attacks]'.
+have made of it. Needs torchattacks: pip install 'darts-bio[attacks]' && pip install --no-deps torchattacks.
 """
-
-from __future__ import annotations
 
 import sys
 
-from darts_bio.command_line import run_script
-from darts_bio.config import RobustnessConfig
-
-
-def main(config: RobustnessConfig) -> int:
-    from darts_bio.runs import measure_robustness
-
-    return measure_robustness(config)
-
+from darts_bio.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(RobustnessConfig, main, (__doc__ or "").split("\n")[0]))
+    sys.exit(main(command="robustness"))

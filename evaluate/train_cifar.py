@@ -9,29 +9,9 @@
 The result is the last epoch's accuracy. Test images are only measured on: nothing is chosen by them.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-from darts_bio.command_line import import_plugins, run_script
-from darts_bio.config import RetrainConfig
-
-
-def space_of(values: Mapping[str, Any]) -> str:
-    """The space of the genotype that is asked for."""
-    from darts_bio.spaces import load_genotype
-
-    import_plugins(values.get("plugin", ()))
-    return load_genotype(values["genotype"]).space if values.get("genotype") else "darts"
-
-
-def main(config: RetrainConfig) -> int:
-    from darts_bio.runs import train
-
-    return train(config)
-
+from darts_bio.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0], space_of=space_of))
+    sys.exit(main(command="train"))

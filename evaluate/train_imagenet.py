@@ -10,19 +10,9 @@ The result is the last epoch's accuracy on val; nothing is chosen by it. Compare
 the two published ones the second is 1.3 points better for the same genotype.
 """
 
-from __future__ import annotations
-
 import sys
 
-from darts_bio.command_line import run_script
-from darts_bio.config import ImageNetConfig
-
-
-def main(config: ImageNetConfig) -> int:
-    from darts_bio.runs import train
-
-    return train(config)
-
+from darts_bio.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_script(ImageNetConfig, main, (__doc__ or "").split("\n")[0]))
+    sys.exit(main(command="train-imagenet"))

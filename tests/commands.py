@@ -1,14 +1,17 @@
-"""The scripts as subprocesses, for tests that meet them as their users do."""
+"""The commands as subprocesses, for tests that meet them as their users do, and runs that are stopped."""
 
 from __future__ import annotations
 
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from darts_bio.training.engine import Listener, Progress
 
 ROOT = Path(__file__).parent.parent
 SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_cifar.py")
@@ -44,3 +47,16 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
+
+
+class StopAfter(Listener):
+    """Asks for a stop, as Ctrl-C does, after so many steps of this process."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._left = steps
+
+    def on_step(self, progress: Progress, images: int) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                signal.raise_signal(signal.SIGINT)

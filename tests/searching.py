@@ -9,7 +9,8 @@ import torch
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.spaces import SPACES
-from darts_bio.strategies import Context
+from darts_bio.strategies import STRATEGIES, Context
+from darts_bio.training.engine import run_epoch as epoch  # noqa: F401
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
@@ -21,16 +22,14 @@ def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs
     return Context(built, built.table(rules), options.pop("seed", 0), CPU, epochs, 5, **options)
 
 
+def begin(spec: str, *args: Any, **options: Any) -> tuple[Any, Any]:
+    """A strategy, and its state at the beginning of a search of that `context`."""
+    strategy = STRATEGIES.build(spec)
+    return strategy, strategy.begin(context(*args, **options))
+
+
 def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:
     """On the smallest space, under two rules."""
     config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": strategy}
     sizes: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
     return Search(SearchConfig(**(sizes | config | options)), data, CPU)
-
-
-def epoch(task: Search, number: int) -> dict[str, float]:
-    """All steps of an epoch and its end; what was measured there."""
-    task.begin_epoch(number)
-    for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-        task.step(t)
-    return task.end_epoch(number)

@@ -22,7 +22,7 @@ from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
 from darts_bio.training import adversarial, retrain
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
-from darts_bio.training.engine import Silent, fit
+from darts_bio.training.engine import Listener, fit
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.trained import load_trained
@@ -190,8 +190,8 @@ class TestExamples:
                 return whole(t)
 
             task.step = step  # type: ignore[method-assign]
-            folder = RunFolder.open("train", task.config, ["test"], genotype=task.genotype)
-            fit(task, folder, Silent(), stop, log_every=2)
+            folder = RunFolder.open("train", task.config, "test", genotype=task.genotype)
+            fit(task, folder, Listener(), stop, log_every=2)
             return task.network.state_dict()
 
         expected = run("whole")
@@ -306,8 +306,8 @@ def test_it_makes_a_network_robust(tmp_path: Any) -> None:
     for adversary in ("", "pgd(eps=20, step=7, steps=4)"):
         out = tmp_path / (adversary or "plain")
         task = training(data, adversary, channels=8, epochs=10, batch_size=64, lr=0.1, out=str(out))
-        folder = RunFolder.open("train", task.config, ["test"], genotype=task.genotype)
-        fit(task, folder, Silent(), StopRequest(), log_every=50)
+        folder = RunFolder.open("train", task.config, "test", genotype=task.genotype)
+        fit(task, folder, Listener(), StopRequest(), log_every=50)
         model = load_trained(out).on_pixels()
         pixels, labels = data.test.images.float() / 255, data.test.labels
         changed = perturb(ATTACKS.build("pgd(steps=10)"), model, pixels, labels, 20 / 255)

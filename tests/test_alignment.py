@@ -15,16 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
-from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import measure_alignment
-from darts_bio.monitoring.report import TrainingMonitor
 from darts_bio.rules import convert
-from darts_bio.runtime import StopRequest
+from darts_bio.runs.running import Watching
+from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import fit
-from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,16 +114,13 @@ def test_what_cannot_be_measured_is_said() -> None:
 SIZES: dict[str, Any] = {"channels": 4, "layers": 3, "epochs": 2, "batch_size": 16, "train_images": 64, "cutout": 0}
 
 
-def trained(out: Path, **options: Any) -> Retraining:
+def trained(out: Path, **options: Any) -> TrainResult:
     config = RetrainConfig(
-        genotype="darts_v1", out=str(out), auxiliary=0.0, drop_path=0.3, crop_padding=1, **SIZES, **options
+        genotype="darts_v1", out=str(out), auxiliary=0.0, drop_path=0.3, crop_padding=1, log_every=2, **SIZES, **options
     )
-    genotype = load_genotype("darts_v1").with_rule("brsf")
-    task = Retraining.of_genotype(config, genotype, load_data("digits", train_images=64), torch.device("cpu"))
-    folder = RunFolder.open("train", config, ["test"], genotype=genotype)
-    with TrainingMonitor(task, folder) as monitor:
-        fit(task, folder, monitor, StopRequest(), log_every=2)
-    return task
+    result = train(config, "test", load_genotype("darts_v1").with_rule("brsf"), watching=Watching(tensorboard=True))
+    assert isinstance(result, TrainResult)
+    return result
 
 
 def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:

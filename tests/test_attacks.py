@@ -173,7 +173,8 @@ class TestLibrary:
         self, plain: nn.Module, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "torchattacks", None)
-        with pytest.raises(InputError, match=r"need torchattacks .*; pip install -e '\.\[attacks\]'"):
+        hint = r"need torchattacks .*; pip install 'darts-bio\[attacks\]' && pip install --no-deps torchattacks"
+        with pytest.raises(InputError, match=hint):
             perturb(ATTACKS.build("fgsm"), plain, *images, EPS)
 
 

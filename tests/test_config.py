@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from darts_bio.command_line import parse, read_yaml
-from darts_bio.config import PRESETS, ImageNetConfig, RetrainConfig, RunConfig, SearchConfig
+from darts_bio.cli.parser import parse
+from darts_bio.config import RUNS, ImageNetConfig, RetrainConfig, RunConfig, SearchConfig
+from darts_bio.config.files import read_yaml
+from darts_bio.config.protocols import values_of
 from darts_bio.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,7 @@ class TestLayers:
         assert {name: getattr(retrain, name) for name in expected} == expected
 
     def test_command_line_over_file_over_preset_over_default(self, tmp_path: Path) -> None:
-        preset = PRESETS[SearchConfig]["digits"]
+        preset = values_of("search")["digits"]
         file = tmp_path / "c.yaml"
         file.write_text("channels: 6\nepochs: 3\nbatch-size: 7\nlr: 3e-2\nrules: [fa, usf]\n")
         config = search("--config", str(file), "--epochs", "4")
@@ -46,31 +48,43 @@ class TestLayers:
         file = tmp_path / "c.yaml"
         file.write_text("dataset: cifar10\n")
         assert search("--config", str(file)).layers == 8
-        assert search("--config", str(file), "--dataset", "digits").layers == PRESETS[SearchConfig]["digits"]["layers"]
+        assert search("--config", str(file), "--dataset", "digits").layers == values_of("search")["digits"]["layers"]
 
     def test_a_space_has_a_preset_that_gives_way_to_the_data_set_and_the_command_line(self) -> None:
         assert search("--dataset", "cifar10", "--space", "nb201").layers == 15
         assert search("--dataset", "cifar10", "--space", "nb201(operations=(none, skip_connect))").layers == 15
         assert search("--dataset", "cifar10", "--space", "nb201", "--layers", "6").layers == 6
-        assert search("--space", "nb201").layers == PRESETS[SearchConfig]["digits"]["layers"]
-        given = ["--genotype", "x", "--dataset", "cifar10"]
-        config = parse(RetrainConfig, given, "", lambda values: "nb201")
+        assert search("--space", "nb201").layers == values_of("search")["digits"]["layers"]
+        cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|"
+        config = parse(RetrainConfig, ["--genotype", cell, "--dataset", "cifar10"])
         expected = {"channels": 16, "layers": 15, "epochs": 200, "batch_size": 256, "optimizer": "nesterov", "lr": 0.1}
         expected |= {"lr_min": 0.0, "weight_decay": 5e-4, "auxiliary": 0.0, "cutout": 0, "drop_path": 0.0}
         assert {name: getattr(config, name) for name in expected} == expected
 
     def test_presets_only_name_options(self) -> None:
-        for cls, presets in PRESETS.items():
-            for preset in presets.values():
-                assert set(preset) <= {f.name for f in fields(cls)}
+        for command, cls in RUNS.items():
+            for values in values_of(command).values():
+                assert set(values) <= {f.name for f in fields(cls)}
 
     def test_hyphen_and_underscore_are_the_same(self) -> None:
         assert search("--batch_size=5", "--no_flip", "--arch_gradient", "true") == search(
             "--batch-size", "5", "--no-flip", "--arch-gradient=true"
         )
 
+    def test_plug_ins_come_from_the_command_line_alone(self, tmp_path: Path) -> None:
+        """A file may have come from anybody, and its plug-in would be code of theirs."""
+        (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
+        file = tmp_path / "config.yaml"
+        file.write_text(search("--epochs", "9").to_yaml().replace("plugin: []", "plugin: [mine]"))
+        with pytest.raises(InputError, match="plug-ins are code, which no file may bring; name them by --plugin"):
+            search("--config", str(file))
+        with pytest.raises(
+            InputError, match="with the plug-in mine, code that no run folder can bring; .* --plugin mine"
+        ):
+            search("--out", str(tmp_path), "--resume")
+
     def test_yaml_round_trip(self, tmp_path: Path) -> None:
-        config = search("--rules", "fa,mine(a=1, b=2)", "--lr", "1e-5", "--data-dir", "d", "--plugin", "a.b,c")
+        config = search("--rules", "fa,mine(a=1, b=2)", "--lr", "1e-5", "--data-dir", "d", "--plugin", "json,ast")
         (tmp_path / "c.yaml").write_text(config.to_yaml())
         assert SearchConfig(**read_yaml(tmp_path / "c.yaml", SearchConfig)) == config
         assert config.rules == ("fa", "mine(a=1, b=2)")
@@ -143,11 +157,11 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, text: str, message: str)
 
 def test_a_run_is_gone_on_with_by_its_own_script(tmp_path: Path) -> None:
     runs = {
-        "search/run.py": SearchConfig(),
-        "evaluate/train_cifar.py": RetrainConfig(genotype="x"),
-        "evaluate/train_imagenet.py": ImageNetConfig(genotype="x"),
+        "darts-bio search": SearchConfig(),
+        "darts-bio train": RetrainConfig(genotype="x"),
+        "darts-bio train-imagenet": ImageNetConfig(genotype="x"),
     }
-    for script, config in runs.items():
+    for command, config in runs.items():
         (tmp_path / "config.yaml").write_text(config.to_yaml())
         for cls in map(type, runs.values()):
             if cls is type(config):
@@ -155,7 +169,7 @@ def test_a_run_is_gone_on_with_by_its_own_script(tmp_path: Path) -> None:
                     config, out=str(tmp_path), resume=True
                 )
                 continue
-            with pytest.raises(InputError, match=f"is a run of {script}; go on with it by that script"):
+            with pytest.raises(InputError, match=f"is a run of {command}; go on with it by that command"):
                 parse(cls, ["--resume", "--out", str(tmp_path)], "")
 
 
@@ -169,8 +183,8 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
     config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
     left_out = {f.name for f in fields(cls)} - set(config.identity())
     # What is measured beside a training, or looked up after a search, does not change it either.
-    measured = {"alignment_every", "seeds", "workers"} if cls is RetrainConfig else {"table"}
-    assert left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin"} | measured
+    measured = {"alignment_every", "workers"} if cls is RetrainConfig else {"table"}
+    assert left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin", "seeds"} | measured
 
 
 @pytest.mark.parametrize("script", ["search/run.py", "evaluate/train_cifar.py"])

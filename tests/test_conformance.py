@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darts_bio.config import PRESETS, RetrainConfig, SearchConfig
+from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.config.protocols import values_of
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import DATASETS, ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.networks import build_network
+from darts_bio.plugins import import_plugins
 from darts_bio.rules import (
     RULES,
     InitialLaw,
@@ -34,7 +37,7 @@ from darts_bio.runtime import generator
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, from_json, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
-from darts_bio.strategies import STRATEGIES
+from darts_bio.strategies import REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
@@ -95,7 +98,7 @@ class TestANewRule:
                 for e, row in enumerate(rows):
                     for c, candidate in enumerate(row):
                         if candidate is not None and candidate.rule == "half(share=0.25)":
-                            search.strategy.alpha[cell_type][e, c] += 5.0
+                            search.strategy_state.alpha[cell_type][e, c] += 5.0
         genotype = search.genotype()
         assert {e.candidate.rule for c in genotype.cells.values() for e in c.edges} == {"half(share=0.25)"}
         read = from_json(genotype.to_json(), "mine.json")
@@ -112,8 +115,6 @@ class TestANewRule:
             from_json(text, "mine.json")
 
     def test_from_a_users_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darts_bio.command_line import import_plugins
-
         (tmp_path / "my_rules_for_test.py").write_text(
             textwrap.dedent(
                 """
@@ -258,7 +259,7 @@ class TestEveryPair:
         )
         search, other = Search(config, data, CPU), Search(config, data, CPU)
         table, last = search.table, 2 * search.steps_per_epoch
-        moved = [search.strategy.final_weights()]
+        moved = [search.strategy.final_weights(search.strategy_state)]
 
         def run(task: Search, steps: range) -> None:
             for t in steps:
@@ -277,11 +278,11 @@ class TestEveryPair:
             other.load_state_dict(torch.load(file, weights_only=True))
         for task in (search, other):
             run(task, range(last - 1, last))
-        moved.append(search.strategy.final_weights())
-        for cell_type, weights in search.strategy.final_weights().items():
+        moved.append(search.strategy.final_weights(search.strategy_state))
+        for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             assert weights.shape == table.shape(cell_type)
             assert not weights.requires_grad
-            assert torch.equal(weights, other.strategy.final_weights()[cell_type])
+            assert torch.equal(weights, other.strategy.final_weights(other.strategy_state)[cell_type])
             assert weights[~table.mask(cell_type)].eq(0).all()
             assert strategy == "random" or not torch.equal(moved[0][cell_type], moved[1][cell_type])
         for name, value in search.supernet.state_dict().items():
@@ -295,30 +296,31 @@ class TestEveryPair:
 class TestANewSpaceAndStrategy:
     def test_in_one_class_each(self, data: ImageData) -> None:
         @SPACES.register("chain")
+        @dataclass(frozen=True)
         class Chain(DartsSpace):
             """One node."""
 
-            def __init__(self) -> None:
-                super().__init__(nodes=1)
+            nodes: int = 1
 
         @STRATEGIES.register("still")
+        @dataclass(frozen=True)
         class Still(Darts):
             """Alpha stays where it is, and no validation batch is looked at."""
 
-            def begin_epoch(self, epoch: int) -> None:
+            def begin_epoch(self, state: Any, epoch: int) -> None:
                 begun.append(epoch)
 
-            def step(self, bilevel: Any) -> None:
+            def update(self, state: Any, bilevel: Any) -> None:
                 return None
 
         begun: list[int] = []
         try:
             search = Search(SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL), data, CPU)
-            before = {t: a.detach().clone() for t, a in search.strategy.alpha.items()}
+            before = {t: a.detach().clone() for t, a in search.strategy_state.alpha.items()}
             search.begin_epoch(0)
             assert set(search.step(0)) == {"train/loss", "train/accuracy"}
             assert begun == [0]
-            assert all(torch.equal(before[t], a) for t, a in search.strategy.alpha.items())
+            assert all(torch.equal(before[t], a) for t, a in search.strategy_state.alpha.items())
             genotype = search.genotype()
             assert genotype.space == "chain"
             assert len(genotype.cells["normal"].edges) == 2
@@ -326,6 +328,35 @@ class TestANewSpaceAndStrategy:
         finally:
             SPACES.unregister("chain")
             STRATEGIES.unregister("still")
+
+    def test_as_the_contributing_page_writes_them(
+        self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its examples of a space, a strategy and a regularizer, in a user's module, together in one search."""
+        page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        assert len(examples) == 3
+        (tmp_path / "my_members_for_test.py").write_text("\n\n".join(examples), encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        import_plugins(("my_members_for_test",))
+        try:
+            options = SMALL | {"regularizers": ("even(weight=2.0)",), "rules": ("fa", "usf")}
+            search = Search(SearchConfig(space="tiny", strategy="sharp(lr=0.1)", **options), data, CPU)
+            before = {t: w.clone() for t, w in search.strategy.final_weights(search.strategy_state).items()}
+            search.begin_epoch(0)
+            for t in range(search.steps_per_epoch):
+                search.step(t)
+            search.end_epoch(0)
+            after = search.strategy.final_weights(search.strategy_state)
+            assert all(not torch.equal(weights, before[t]) for t, weights in after.items())
+            assert len(search.genotype().cells["normal"].edges) == 2
+            train_a_little(search.genotype(), data)
+            with pytest.raises(InputError, match="strategy sharp: temperature: expected a number above 0, found 0"):
+                STRATEGIES.build("sharp(temperature=0)")
+        finally:
+            SPACES.unregister("tiny")
+            STRATEGIES.unregister("sharp")
+            REGULARIZERS.unregister("even")
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -341,12 +372,12 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
     assert len(DATASETS.summaries()[name]) > 20
 
 
-@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in PRESETS[SearchConfig].values()])
+@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in values_of("search").values()])
 def test_presets_of_the_search_build(config: SearchConfig) -> None:
     Search(config, load_data("digits"), CPU)
 
 
-@pytest.mark.parametrize("preset", PRESETS[RetrainConfig].values())
+@pytest.mark.parametrize("preset", values_of("train").values())
 def test_presets_of_retraining_build(preset: dict[str, Any]) -> None:
     split = Split(torch.zeros(256, 3, 32, 32, dtype=torch.uint8), torch.arange(256) % 10)
     data = ImageData(split, split, tuple("0123456789"))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split, in_order
-from darts_bio.data.datasets import DATASETS, ImageData, halves, load_data
+from darts_bio.data.datasets import DATASETS, DIGITS, ImageData, halves, load_data
 from darts_bio.errors import InputError
 
 CPU = torch.device("cpu")
@@ -53,6 +53,16 @@ class TestDigits:
     def test_pixels_are_the_sixteen_steps_over_the_whole_range(self, digits: ImageData) -> None:
         values = torch.cat([digits.train.images, digits.test.images]).unique()
         assert values.tolist() == [round(v * 255 / 16) for v in range(17)]
+
+    def test_their_identity_stays(self, digits: ImageData) -> None:
+        assert digits.identity() == "1438 + 359 images of 1x8x8 in 10 classes, digest b58bd50050d414b1"
+
+    def test_they_are_those_of_scikit_learn(self) -> None:
+        found = pytest.importorskip("sklearn.datasets").load_digits()
+        with np.load(DIGITS, allow_pickle=False) as file:
+            assert sorted(file.files) == ["images", "labels"]
+            assert np.array_equal(file["images"], found.images)
+            assert np.array_equal(file["labels"], found.target)
 
     def test_halves_are_disjoint_equal_and_seeded(self, digits: ImageData) -> None:
         split = numbered(9)
@@ -220,7 +230,11 @@ class TestFolder:
         for name in ("ants", "bees"):
             (tmp_path / name).mkdir()
             for i, value in enumerate((0, 257 * 100, 65535)):
-                Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / name / f"{i}.{suffix}")
+                path, pixels = tmp_path / name / f"{i}.{suffix}", np.full((8, 8), value, np.uint16)
+                if suffix == "pgm":  # older versions of Pillow read it, but do not write it
+                    path.write_bytes(b"P5 8 8 65535\n" + pixels.astype(">u2").tobytes())
+                else:
+                    Image.fromarray(pixels).save(path)
         data = load_data("folder", str(tmp_path), image_size=4)
         values = torch.cat([data.train.images, data.test.images]).unique()
         assert values.tolist() == [0, 100, 255]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
+from darts_bio.figures import drawing
 from darts_bio.figures.cells import (
     FURTHER_COLOURS,
     KNOWN_COLOURS,
@@ -23,7 +24,6 @@ from darts_bio.figures.cells import (
 )
 from darts_bio.figures.drawing import Box, Curve, Drawing, Text
 from darts_bio.figures.heat_map import draw_edge_weights
-from darts_bio.figures import drawing
 from darts_bio.spaces import Candidate, Cell, Edge, Genotype, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace, Layout
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from searching import PAIR, context, epoch, search
+from searching import PAIR, begin, epoch, search
 from torch import Tensor
 
 from darts_bio.data.datasets import ImageData, load_data
-from darts_bio.strategies import STRATEGIES
-from darts_bio.strategies.eg import Sampler
+from darts_bio.strategies.eg import EgState, Sampler
 
 CENTRE = np.linspace(-1.0, 2.0, 6)
 
@@ -39,8 +38,8 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def eg(spec: str = "eg(population=8)", space: str = PAIR, **options: Any) -> Any:
-    return STRATEGIES.build(spec, context(space, **options))
+def eg(spec: str = "eg(population=8)", space: str = PAIR, **options: Any) -> tuple[Any, Any]:
+    return begin(spec, space, **options)
 
 
 def after(generations: int, function: Any, sampler: Sampler) -> Sampler:
@@ -103,29 +102,30 @@ class TestSampler:
 
 class TestIndividuals:
     def test_are_shares_of_each_edge_around_the_present_ones(self) -> None:
-        own = eg(space="darts(nodes=2)")
-        offsets = np.random.default_rng(0).standard_normal((8, own.dimensions))
-        for t, weights in own.individuals(offsets, 1.0).items():
-            mask = own.masks[t]
+        _, state = eg(space="darts(nodes=2)")
+        offsets = np.random.default_rng(0).standard_normal((8, len(state.samplers[0].mean)))
+        for t, weights in state.individuals(offsets, 1.0).items():
+            mask = state.masks[t]
             assert weights.shape == (8, *mask.shape)
             assert weights.sum(2).allclose(torch.ones(8, len(mask)))
             assert weights[:, ~mask].eq(0).all()
             assert weights[:, mask].gt(0).all()
-        for t, weights in own.individuals(0 * offsets, 1.0).items():
-            assert weights[3].allclose(own.weights[t])
+        for t, weights in state.individuals(0 * offsets, 1.0).items():
+            assert weights[3].allclose(state.weights[t])
 
     def test_the_scale_is_relative_to_an_equal_share_and_falls(self) -> None:
-        own = eg("eg(population=4, samples=1, sigma=0.5, sigma_min=0.1)")
-        offsets = np.zeros((4, own.dimensions))
+        own, state = eg("eg(population=4, samples=1, sigma=0.5, sigma_min=0.1)")
+        offsets = np.zeros((4, len(state.samplers[0].mean)))
         offsets[0, 1] = 0.5
-        moved = own.individuals(offsets, 0.4)["normal"][0, 0]
-        expected = own.weights["normal"][0].clone()
+        moved = state.individuals(offsets, 0.4)["normal"][0, 0]
+        expected = state.weights["normal"][0].clone()
         expected[1] += 0.4 * 0.5 / 4  # four candidates on this edge
         assert moved.allclose(expected / expected.sum())
         scales = []
-        own.individuals = lambda offsets, scale: (scales.append(scale), type(own).individuals(own, offsets, scale))[1]
+        drawn = state.individuals
+        state.individuals = lambda offsets, scale: (scales.append(scale), drawn(offsets, scale))[1]
         for number in (0, 5, 9):
-            own.end_epoch(number, measure_of(own))
+            own.end_epoch(state, number, measure_of(own))
         assert scales == pytest.approx([0.5, 0.5 - 0.4 * 5 / 9, 0.1])
 
 
@@ -133,7 +133,7 @@ def measure_of(own: Any) -> Any:
     """A loss that falls with the weight of the second candidate of each edge."""
 
     def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
-        assert batches == own.batches
+        assert batches == own.measured_batches
         loss = -torch.stack([w[:, :, 1].mean(1) for w in weights.values()]).mean(0).double()
         return loss, loss
 
@@ -142,15 +142,15 @@ def measure_of(own: Any) -> Any:
 
 class TestMoves:
     def test_the_best_of_all_samples_moves_the_architecture_by_a_step(self) -> None:
-        own = eg("eg(population=8, samples=2, step=0.1, novelty=0.4)")
+        own, state = eg("eg(population=8, samples=2, step=0.1, novelty=0.4)")
         seen: list[Any] = []
 
         def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
             seen.append((weights, *measure_of(own)(weights, batches)))
             return seen[-1][1:]
 
-        before = {t: w.clone() for t, w in own.weights.items()}
-        numbers = own.end_epoch(0, measure)
+        before = {t: w.clone() for t, w in state.weights.items()}
+        numbers = own.end_epoch(state, 0, measure)
         present, best = torch.cat([w.flatten() for w in before.values()]), None
         for weights, losses, _ in seen:
             for i in range(8):
@@ -162,35 +162,35 @@ class TestMoves:
         assert best is not None
         assert len(seen) == 2
         assert numbers["evolution/best_fitness"] == pytest.approx(best[0], rel=1e-5)
-        for t, weights in own.weights.items():
+        for t, weights in state.weights.items():
             assert weights.allclose(0.9 * before[t] + 0.1 * best[1][t])
-            assert own.alpha[t].masked_fill(~own.masks[t], -torch.inf).softmax(1).allclose(weights)
+            assert state.alpha[t].masked_fill(~state.masks[t], -torch.inf).softmax(1).allclose(weights)
 
     def test_finds_what_lowers_a_known_loss(self) -> None:
-        own = eg("eg(population=16)", epochs=60)
+        own, state = eg("eg(population=16)", epochs=60)
         for number in range(60):
-            own.end_epoch(number, measure_of(own))
-        assert all(w[:, 1].min() > 0.6 for w in own.weights.values())
+            own.end_epoch(state, number, measure_of(own))
+        assert all(w[:, 1].min() > 0.6 for w in state.weights.values())
 
     def test_samples_have_seeds_of_their_own_and_published_ones_have_not(self) -> None:
-        own, published = eg(), eg("eg(population=8, samples=2, published=True)")
-        assert not np.array_equal(own.samplers[0].ask(), own.samplers[1].ask())
+        (own, state), (published, other) = eg(), eg("eg(population=8, samples=2, published=True)")
+        assert not np.array_equal(state.samplers[0].ask(), state.samplers[1].ask())
         asked = []
         for number in range(2):
-            published.end_epoch(number, measure_of(published))
-            asked += [sampler.ask() for sampler in (published._sampler(0), published._sampler(1))]
+            published.end_epoch(other, number, measure_of(published))
+            asked += [published.sampler(other.context, sample).ask() for sample in range(2)]
         assert all(np.array_equal(asked[0], again) for again in asked)
-        assert published.batches == 1
-        assert [sampler._evolution.generation for sampler in published.samplers] == [1, 1]
-        assert "covariance never adapts" in published.notes(())[1]
-        assert "16 passes after each epoch" in published.notes(())[0]
-        own.end_epoch(0, measure_of(own))
-        own.end_epoch(1, measure_of(own))
-        assert [sampler._evolution.generation for sampler in own.samplers] == [2, 2]
+        assert published.measured_batches == 1
+        assert [sampler._evolution.generation for sampler in other.samplers] == [1, 1]
+        assert "covariance never adapts" in published.notes(other, ())[1]
+        assert "16 passes after each epoch" in published.notes(other, ())[0]
+        own.end_epoch(state, 0, measure_of(own))
+        own.end_epoch(state, 1, measure_of(own))
+        assert [sampler._evolution.generation for sampler in state.samplers] == [2, 2]
 
     def test_large_spaces_have_a_diagonal_covariance(self) -> None:
-        assert eg(space="darts").samplers[0].state_dict()["_C"].dim() == 1
-        assert "_c_1d" in eg().samplers[0].state_dict()
+        assert eg(space="darts")[1].samplers[0].state_dict()["_C"].dim() == 1
+        assert "_c_1d" in eg()[1].samplers[0].state_dict()
 
 
 class TestOnTheSupernet:
@@ -200,14 +200,17 @@ class TestOnTheSupernet:
             task.begin_epoch(number)
             for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
                 task.step(t)
-        own: Any = task.strategy
+        own, state = task.strategy, task.strategy_state
+        assert isinstance(state, EgState)
         # At weights that stay, on batches that stay.
         best = [
-            own.end_epoch(g, lambda weights, batches: task._measure(weights, 0, batches))["evolution/best_fitness"]
+            own.end_epoch(state, g, lambda weights, batches: task._measure(weights, 0, batches))[
+                "evolution/best_fitness"
+            ]
             for g in range(40)
         ]
         assert sum(best[-5:]) / 5 > sum(best[:5]) / 5 + 0.02
-        scales = own.samplers[0].scales
+        scales = state.samplers[0].scales
         assert scales.max() / scales.min() > 1.2
 
     def test_a_resumed_search_equals_an_uninterrupted_one(self, data: ImageData) -> None:
@@ -218,5 +221,5 @@ class TestOnTheSupernet:
         tasks[1].load_state_dict(copy.deepcopy(tasks[0].state_dict()))
         numbers = [[epoch(task, number) for number in (2, 3)] for task in tasks]
         assert numbers[0] == numbers[1]
-        for t, weights in tasks[0].strategy.final_weights().items():
-            assert torch.equal(weights, tasks[1].strategy.final_weights()[t])
+        for t, weights in tasks[0].strategy.final_weights(tasks[0].strategy_state).items():
+            assert torch.equal(weights, tasks[1].strategy.final_weights(tasks[1].strategy_state)[t])

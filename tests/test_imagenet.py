@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import IMAGENET, ROOT, call, here, refused
+from commands import IMAGENET, ROOT, StopAfter, call, here, refused
 from PIL import Image
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.sources import open_source
-from darts_bio.monitoring.report import TrainingMonitor
-from darts_bio.runtime import StopRequest
-from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import Outcome, Progress, fit
-from darts_bio.training.retrain import Retraining, new_network
-from darts_bio.training.run_folder import RunFolder
+from darts_bio.runs.running import Watching
+from darts_bio.runs.train import TrainResult, train
 from darts_bio.training.trained import load_trained
 
 CPU = torch.device("cpu")
@@ -47,30 +42,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(images: Path, out: Path, stop_after: int | None = None, **options: Any) -> Outcome:
-    """A training as the script makes it, stopped after that many steps of this process."""
+def run(images: Path, out: Path, stop_after: int | None = None, **options: Any) -> TrainResult:
+    """A training as the command makes it, stopped after that many steps of this process."""
     sizes: dict[str, Any] = {"image_size": 32, "channels": 8, "layers": 3, "auxiliary": 0.0, "epochs": 2}
     sizes |= {"batch_size": 8, "workers": 0, "device": "cpu", "log_every": 1, "data_dir": str(images / "images")}
     config = ImageNetConfig(genotype="bionas_darts", out=str(out), resume=out.exists(), **(sizes | options))
-    source = open_source(config, CPU)
-    genotype = load_genotype("bionas_darts")
-    task = Retraining(config, new_network(config, genotype, source), source, CPU)
-    folder, stop = RunFolder.open("train", config, ["train.py"], genotype=genotype), StopRequest()
-    listener = TrainingMonitor(task, folder)
-    on_step, steps = listener.on_step, 0
-
-    def counted(progress: Progress, images: int) -> None:
-        nonlocal steps
-        on_step(progress, images)
-        steps += 1
-        stop.signal = 15 if steps == stop_after else None  # type: ignore[assignment]
-
-    listener.on_step = counted  # type: ignore[method-assign]
-    with listener:
-        outcome = fit(task, folder, listener, stop, log_every=1)
-        listener.write_report(outcome.step)
-    source.close()
-    return outcome
+    result = train(config, "train.py", watching=Watching(tensorboard=True, listener=StopAfter(stop_after)))
+    assert isinstance(result, TrainResult)
+    return result
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:

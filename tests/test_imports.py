@@ -15,10 +15,12 @@ PACKAGE = Path(__file__).parent.parent / "darts_bio"
 ORDER = [
     "errors",
     "registry",
+    "invocation",
     "config",
-    "command_line",
+    "plugins",
     "distributed",
     "runtime",
+    "modes",
     "rules",
     "spaces",
     "networks",
@@ -32,6 +34,8 @@ ORDER = [
     "models",
     "monitoring",
     "runs",
+    "api",
+    "cli",
     "__main__",
 ]
 
@@ -74,15 +78,21 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_and_its_configuration_loads_no_torch() -> None:
-    assert not {"torch", "numpy", "timm"} & modules_after("import darts_bio, darts_bio.config")
+    assert not {"torch", "numpy", "timm"} & modules_after("import darts_bio, darts_bio.config, darts_bio.cli")
 
 
 def test_training_loads_no_torchvision_timm_or_tensorboard() -> None:
-    loaded = modules_after("import darts_bio.monitoring.report, darts_bio.training.search")
+    loaded = modules_after("import darts_bio.api")
     assert not {"torchvision", "timm", "tensorboard", "matplotlib"} & loaded
 
 
 def test_nothing_loads_the_compiler_before_it_is_needed() -> None:
     """Its import takes longer than that of PyTorch itself."""
-    loaded = modules_after("import darts_bio.runs, darts_bio.training.search, darts_bio.strategies")
+    loaded = modules_after("import darts_bio.api")
     assert "torch._dynamo" not in loaded
+
+
+def test_a_search_on_the_digits_loads_no_scientific_library() -> None:
+    """SciPy and scikit-learn take seconds to import, and 146 MB of disk."""
+    use = "import darts_bio.training.search, darts_bio.data.datasets as sets; sets.load_data('digits')"
+    assert not {"scipy", "sklearn"} & modules_after(use)

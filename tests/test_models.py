@@ -660,7 +660,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refusal = said(capsys, "export", run, "--onnx", tmp_path / "m.onnx", "--program", tmp_path / "m.pt2", code=2)
-    assert refusal == "error: --onnx: needs onnx and onnxscript; pip install -e '.[onnx]'\n"
+    assert refusal == "error: --onnx: needs onnx and onnxscript; pip install 'darts-bio[onnx]'\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from commands import TRAIN, call, refused
 
-from darts_bio.command_line import parse
+from darts_bio.cli.parser import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import string
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES
+from darts_bio.strategies import REGULARIZERS, STRATEGIES
+from darts_bio.training.adversarial import ADVERSARIES
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
 SCALARS = st.one_of(
@@ -81,6 +84,25 @@ class TestRegistry:
                 registry.register(name)
         assert registry.names() == ("light-red-2",)
 
+    def test_a_member_is_told_by_the_first_of_its_names(self, colours: Registry[Any]) -> None:
+        red, green = colours.get("red"), colours.get("green")
+        colours.register("crimson")(red)
+        assert colours.name_of(red) == colours.name_of(red(2)) == "red"
+        assert colours.name_of(green) == "green"
+        colours.unregister("red")
+        assert colours.name_of(red) == "crimson"
+        colours.unregister("crimson")
+        assert colours.name_of(red) == colours.name_of(red()) == "Red"
+
+    def test_a_spec_has_what_differs_from_the_defaults_in_alphabetical_order(self, colours: Registry[Any]) -> None:
+        red = colours.get("red")
+        assert [colours.spec(red(*options)) for options in ((), (2,), (1, "x"), (2, "x"))] == [
+            "red",
+            "red(shade=2)",
+            "red(name='x')",
+            "red(name='x', shade=2)",
+        ]
+
     def test_unregister_frees_the_name(self, colours: Registry[Any]) -> None:
         colours.unregister("red")
         assert "red" not in colours
@@ -95,23 +117,19 @@ class TestRegistry:
         assert colours.get("blue") is blue
         assert colours.summaries() == {"red": "The first colour.", "green": "", "blue": "The third colour."}
 
-    def test_build_passes_arguments_and_options(self, colours: Registry[Any]) -> None:
+    def test_build_passes_options(self, colours: Registry[Any]) -> None:
         assert colours.build("red(shade=5, name=dark)") == colours.get("red")(5, "dark")
-        assert colours.build("green(shade=7)", 3) == ("green", 3, 7)
-        assert colours.build("green", 3) == ("green", 3, 2)
+        assert colours.build("green(size=3, shade=7)") == ("green", 3, 7)
+        assert colours.build("green(size=3)") == ("green", 3, 2)
 
     def test_an_unknown_option_lists_the_options(self, colours: Registry[Any]) -> None:
         with pytest.raises(InputError, match=r"colour 'red' has no option 'shape' \(its options: shade, name\)"):
             colours.build("red(shape=1)")
 
-    def test_what_the_caller_passes_is_no_option(self, colours: Registry[Any]) -> None:
-        with pytest.raises(InputError, match=r"colour 'green' has no option 'size' \(its options: shade\)"):
-            colours.build("green(size=1)", 3)
-
     def test_a_member_that_takes_any_option_gets_them(self, colours: Registry[Any]) -> None:
-        colours.register("any")(lambda size, *more, **options: (size, more, options))
-        assert colours.build("any", 3) == (3, (), {})
-        assert colours.build("any(a=1, b=x)", 3) == (3, (), {"a": 1, "b": "x"})
+        colours.register("any")(lambda *more, **options: (more, options))
+        assert colours.build("any") == ((), {})
+        assert colours.build("any(a=1, b=x)") == ((), {"a": 1, "b": "x"})
 
     def test_a_member_without_options_says_so(self) -> None:
         with pytest.raises(InputError, match=r"learning rule 'bp' has no option 'x' \(its options: none\)"):
@@ -143,6 +161,50 @@ class TestRegistry:
         message = str(unknown_name("learning rule", "zzzzz", RULES.names()))
         assert "did you mean" not in message
         assert message.endswith(f"(known: {', '.join(sorted(RULES.names()))})")
+
+
+VALUE_FAMILIES: tuple[Registry[Any], ...] = (RULES, SPACES, STRATEGIES, REGULARIZERS, ATTACKS, ADVERSARIES)
+
+
+class TestMembersThatAreValues:
+    """Rules, spaces, strategies, regularizers, attacks, adversaries: frozen dataclasses, whose fields are options."""
+
+    @pytest.mark.parametrize(
+        ("registry", "name"), [pytest.param(r, name, id=f"{r.kind}-{name}") for r in VALUE_FAMILIES for name in r]
+    )
+    def test_are_equal_frozen_and_written_as_they_are_asked_for(self, registry: Registry[Any], name: str) -> None:
+        member, equal = registry.build(name), registry.build(name)
+        assert member == equal
+        assert hash(member) == hash(equal)
+        assert registry.name_of(member) == registry.name_of(type(member)) == name
+        assert registry.spec(member) == name
+        assert {f.name: getattr(member, f.name) for f in fields(member)} == registry.options(name)
+        with pytest.raises(FrozenInstanceError):
+            member.option = 1
+        # An option of a method's name would take that method's place.
+        inherited = {attribute: value for base in type(member).__mro__[1:] for attribute, value in vars(base).items()}
+        assert not any(callable(inherited.get(f.name)) for f in fields(member))
+
+    @pytest.mark.parametrize(
+        ("registry", "spec"),
+        [
+            (SPACES, "darts(layout='paper', nodes=2)"),
+            (SPACES, "nb201(operations=('none', 'skip_connect'))"),
+            (STRATEGIES, "darts(betas=(0.9, 0.99), order=2)"),
+            (STRATEGIES, "pc_darts(k=2, lr=0.0003)"),
+            (STRATEGIES, "eg(population=8, step=0.2)"),
+            (STRATEGIES, "darts_pt(base='drnas(anchor=0.1)')"),
+            (REGULARIZERS, "eigenvalue_stop(every=2)"),
+            (ATTACKS, "pgd(steps=3)"),
+        ],
+    )
+    def test_a_spec_is_read_back_as_an_equal_member(self, registry: Registry[Any], spec: str) -> None:
+        member = registry.build(spec)
+        assert registry.spec(member) == spec
+        assert registry.build(registry.spec(member)) == member != registry.build(registry.name_of(member))
+
+    def test_an_option_at_its_default_is_not_written(self) -> None:
+        assert STRATEGIES.spec(STRATEGIES.build("pc_darts(lr=6e-4, k=2, init=0.001)")) == "pc_darts(k=2)"
 
 
 class TestParseSpec:

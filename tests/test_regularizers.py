@@ -6,9 +6,10 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from searching import CPU, PAIR, context, epoch, search
+from searching import CPU, PAIR, begin, context, epoch, search
 from torch import Tensor
 
 from darts_bio.data.datasets import ImageData, load_data
@@ -16,8 +17,8 @@ from darts_bio.errors import InputError
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
-from darts_bio.strategies import REGULARIZERS, STRATEGIES, Objective
-from darts_bio.strategies.regularizers import dominant_eigenvalue
+from darts_bio.strategies import REGULARIZERS, Objective
+from darts_bio.strategies.regularizers import dominant_eigenvalue, largest_eigenvalue
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,10 @@ class TestWarmup:
     def test_holds_alpha_for_its_epochs_under_any_strategy(self, data: ImageData) -> None:
         for strategy in ("darts", "gdas", "pc_darts(k=1)"):
             task = search(data, strategy=strategy, regularizers=("warmup(epochs=2)",))
-            alphas = [{t: a.detach().clone() for t, a in task.strategy.alpha.items()}]
+            alphas = [{t: a.detach().clone() for t, a in task.strategy_state.alpha.items()}]
             for number in range(3):
                 epoch(task, number)
-                alphas.append({t: a.detach().clone() for t, a in task.strategy.alpha.items()})
+                alphas.append({t: a.detach().clone() for t, a in task.strategy_state.alpha.items()})
             still = [all(torch.equal(a, alphas[0][t]) for t, a in now.items()) for now in alphas[1:]]
             assert still == [True, True, False]
 
@@ -49,10 +50,10 @@ class TestWarmup:
 
 class TestFactorised:
     def test_a_pair_is_operation_times_rule_given_the_operation(self) -> None:
-        darts: Any = STRATEGIES.build("darts(init=1.0)", context("darts(nodes=1)", factorised=True))
-        table = darts.context.table
-        for t, weights in darts.edge_weights().items():
-            a, b = (darts.parameters[f"{t}/{part}"].detach() for part in ("operation", "rule"))
+        darts, state = begin("darts(init=1.0)", "darts(nodes=1)", factorised=True)
+        table = state.context.table
+        for t, weights in darts.edge_weights(state).items():
+            a, b = (state.parameters[f"{t}/{part}"].detach() for part in ("operation", "rule"))
             for e, row in enumerate(table.rows[t]):
                 names = list(dict.fromkeys(c.op for r in table.rows[t] for c in r if c is not None))
                 present = [op for op in names if any(c is not None and c.op == op for c in row)]
@@ -66,15 +67,15 @@ class TestFactorised:
                     assert weights[e, i].item() == pytest.approx(expected, rel=1e-5)
 
     def test_operations_of_many_rules_weigh_no_more_at_first(self) -> None:
-        darts: Any = STRATEGIES.build("darts(init=0)", context(PAIR, rules=("fa", "usf", "brsf"), factorised=True))
-        assert darts.edge_weights()["normal"][0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
+        darts, state = begin("darts(init=0)", PAIR, rules=("fa", "usf", "brsf"), factorised=True)
+        assert darts.edge_weights(state)["normal"][0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
 
     @pytest.mark.parametrize(
         "strategy", ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"]
     )
     def test_every_gradient_strategy_moves_it(self, strategy: str, data: ImageData) -> None:
         task = search(data, strategy=strategy, regularizers=("factorised", "warmup(epochs=0)"))
-        own: Any = task.strategy
+        own: Any = task.strategy_state
         before = {name: p.detach().clone() for name, p in own.parameters.items()}
         epoch(task, 0)
         assert {"normal/operation", "normal/rule"} <= set(before)
@@ -88,9 +89,10 @@ class TestFactorised:
 class TestEntropy:
     @pytest.mark.parametrize("level", ["pair", "operation", "rule"])
     def test_by_hand(self, level: str) -> None:
-        entropy = REGULARIZERS.build(f"entropy(weight=2.0, level={level})", context(PAIR))
-        shares = {t: torch.rand(m.shape[:2], dtype=torch.float64) for t, m in entropy.members.items()}
-        table, values = entropy.context.table, []
+        entropy, searched = REGULARIZERS.build(f"entropy(weight=2.0, level={level})"), context(PAIR)
+        state, table = entropy.begin(searched), searched.table
+        shares = {t: torch.rand(table.shape(t), dtype=torch.float64) for t in table.rows}
+        values = []
         for t, own in shares.items():
             own *= table.mask(t)
             own /= own.sum(1, keepdim=True)
@@ -103,15 +105,16 @@ class TestEntropy:
                 operations = -sum(sum(qs) * math.log(sum(qs)) for qs in ops.values())
                 rules = -sum(q * math.log(q / sum(qs)) for qs in ops.values() for q in qs)
                 values.append({"pair": pairs, "operation": operations, "rule": rules}[level])
-        assert entropy.penalty(shares).item() == pytest.approx(2 * sum(values) / len(values), rel=1e-9)
+        assert entropy.penalty(state, shares).item() == pytest.approx(2 * sum(values) / len(values), rel=1e-9)
 
     def test_of_single_candidates_is_zero_with_a_gradient(self) -> None:
-        entropy = REGULARIZERS.build("entropy", context(PAIR))
+        entropy = REGULARIZERS.build("entropy")
+        state = entropy.begin(context(PAIR))
         alpha = {
             t: torch.full(m.shape[:2], -200.0).index_fill(1, torch.tensor([1]), 200.0).requires_grad_()
-            for t, m in entropy.members.items()
+            for t, m in state.members.items()
         }
-        penalty = entropy.penalty({t: a.softmax(1) for t, a in alpha.items()})
+        penalty = entropy.penalty(state, {t: a.softmax(1) for t, a in alpha.items()})
         penalty.backward()
         assert penalty.item() == pytest.approx(0, abs=1e-6)
         assert all(a.grad is not None and a.grad.isfinite().all() for a in alpha.values())
@@ -122,7 +125,7 @@ class TestEntropy:
             task = search(data, strategy="darts(lr=0.1, init=0.1)", regularizers=(f"entropy(weight={weight})",))
             epoch(task, 0)
             epoch(task, 1)
-            shares = task.strategy.final_weights()["reduce"]
+            shares = task.strategy.final_weights(task.strategy_state)["reduce"]
             found.append(-(shares * shares.clamp_min(1e-9).log()).sum(1).mean().item())
         assert found[0] < found[1] < found[2]
 
@@ -130,7 +133,7 @@ class TestEntropy:
 class TestEarlyStops:
     def test_skips_end_the_search_with_the_cell_that_has_them(self, data: ImageData) -> None:
         task = search(data, regularizers=("skip_stop(most=2)",), strategy="darts(init=0)")
-        own: Any = task.strategy
+        own: Any = task.strategy_state
         with torch.no_grad():
             own.alpha["normal"][0, 1] = 5.0
         assert epoch(task, 0)["regularizer/skips"] == 1
@@ -142,18 +145,48 @@ class TestEarlyStops:
 
     def test_dominant_eigenvalue_of_a_known_hessian(self) -> None:
         """Fair DARTS at alpha = 0 has weights 1/2 + alpha/4 + O(alpha^3): the Hessian of w^T A w is A/8 there."""
-        fair: Any = STRATEGIES.build("fair_darts(init=0)", context(PAIR, rules=("fa",)))
-        n = [m.sum().item() for m in fair.masks.values()]
+        fair, state = begin("fair_darts(init=0)", PAIR, rules=("fa",))
+        n = [m.sum().item() for m in state.masks.values()]
         matrix = torch.randn(sum(n), sum(n), generator=torch.Generator().manual_seed(0))
         matrix = matrix + matrix.T
 
         def loss(weights: Any) -> Tensor:
-            w = torch.cat([weights[t][m] for t, m in fair.masks.items()]) - 0.5
+            w = torch.cat([weights[t][m] for t, m in state.masks.items()]) - 0.5
             return w @ matrix @ w
 
         expected = (torch.linalg.eigvalsh(matrix).max() / 8).item()
-        assert dominant_eigenvalue(fair, loss) == pytest.approx(expected, rel=2e-2)
-        assert all(a.eq(0).all() for a in fair.alpha.values())
+        assert dominant_eigenvalue(fair, state, loss) == pytest.approx(expected, rel=2e-2)
+        assert all(a.eq(0).all() for a in state.alpha.values())
+
+    @pytest.mark.parametrize("n", [1, 2, 13, 80, 300])
+    @pytest.mark.parametrize("kind", ["zero", "rank one", "indefinite", "negative", "clustered"])
+    def test_largest_eigenvalue_within_its_residual(self, kind: str, n: int) -> None:
+        draw = np.random.default_rng(n)
+        square = draw.standard_normal((n, n))
+        axes = np.linalg.qr(square)[0]
+        matrix = {
+            "zero": np.zeros((n, n)),
+            "rank one": np.outer(square[0], square[0]),
+            "indefinite": square + square.T,
+            "negative": -square @ square.T - np.eye(n),
+            "clustered": axes @ np.diag(np.linspace(1, 1.05, n)) @ axes.T,
+        }[kind]
+        products = 0
+
+        def product(x: np.ndarray) -> np.ndarray:
+            nonlocal products
+            products += 1
+            assert np.linalg.norm(x) == pytest.approx(1)
+            return matrix @ x
+
+        spectrum = np.linalg.eigvalsh(matrix)
+        found = largest_eigenvalue(product, n)
+        assert products <= n
+        # A Ritz value is at most the largest eigenvalue, and its residual bounds the distance to the nearest one.
+        assert found <= spectrum[-1] + 1e-9 * abs(spectrum).max()
+        assert abs(spectrum - found).min() <= 1.01e-2 * abs(found)
+        if n <= 12 or kind in ("zero", "rank one"):
+            assert found == pytest.approx(spectrum[-1], rel=1e-9, abs=1e-9)
 
     def test_a_grown_eigenvalue_ends_the_search_with_the_alpha_of_before(
         self, data: ImageData, monkeypatch: pytest.MonkeyPatch
@@ -166,15 +199,15 @@ class TestEarlyStops:
         for number in range(8):
             if number == 3:
                 other.load_state_dict(copy.deepcopy(task.state_dict()))
-                assert other.regularizers[0].state_dict()["measured"] == [1.0, 1.0, 1.0]
+                assert other.regularizer_states[0].state_dict()["measured"] == [1.0, 1.0, 1.0]
             numbers = epoch(task, number)
-            alphas.append({t: a.detach().clone() for t, a in task.strategy.alpha.items()})
+            alphas.append({t: a.detach().clone() for t, a in task.strategy_state.alpha.items()})
             if task.finished:
                 break
         # Means over two: 1, 1, 1, 1, 1.3, 2.3; the sixth is more than 1.3 times the fourth.
         assert number == 5
         assert numbers["regularizer/eigenvalue"] == 3.0
-        assert all(torch.equal(a, alphas[3][t]) for t, a in task.strategy.alpha.items())
+        assert all(torch.equal(a, alphas[3][t]) for t, a in task.strategy_state.alpha.items())
 
     def test_eigenvalue_of_a_search_is_finite_and_leaves_no_trace(self, data: ImageData) -> None:
         task = search(data, regularizers=("eigenvalue_stop",), strategy="darts(init=1.0)")
@@ -185,7 +218,7 @@ class TestEarlyStops:
         assert math.isfinite(numbers[0])
         for name, value in task.supernet.state_dict().items():
             assert torch.equal(value, state["supernet"][name])
-        assert all(torch.equal(a, state["strategy"]["parameters"][t]) for t, a in task.strategy.alpha.items())
+        assert all(torch.equal(a, state["strategy"]["parameters"][t]) for t, a in task.strategy_state.alpha.items())
 
     def test_needs_a_gradient(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="expected a strategy that moves alpha along a gradient, found random"):
@@ -261,7 +294,9 @@ class TestObjective:
             task = search(data, **options, epochs=2)
             epoch(task, 0)
             epoch(task, 1)
-            shares.append(task.strategy.final_weights()["reduce"][:, [1, 3]].sum().item())  # skip and sep_conv by bp
+            shares.append(
+                task.strategy.final_weights(task.strategy_state)["reduce"][:, [1, 3]].sum().item()
+            )  # skip and sep_conv by bp
         assert shares[1] < 0.2 * shares[0]
         assert all(e.candidate.rule != "bp" for e in task.genotype().cells["reduce"].edges)
 
@@ -296,4 +331,4 @@ class TestObjective:
 )
 def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        REGULARIZERS.build(spec, context(PAIR))
+        REGULARIZERS.build(spec)

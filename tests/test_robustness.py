@@ -22,7 +22,7 @@ from darts_bio.evaluation.doubts import Doubt, doubts, excess
 from darts_bio.evaluation.robustness import Job, Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.rules import convert
-from darts_bio.runs import train
+from darts_bio.runs.train import train
 from darts_bio.runtime import derive_seed
 
 ROBUSTNESS = str(ROOT / "evaluate" / "robustness.py")
@@ -218,7 +218,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small |= {"crop_padding": 1, "flip": False, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0, "device": "cpu"}
     for rule, seeds in (("bp", 2), ("fa", 1)):
         config = RetrainConfig(genotype=cell.format(rule), seeds=seeds, out=str(folder / rule), **small)
-        assert train(config) == 0
+        assert train(config, "test").finished
     return folder
 
 

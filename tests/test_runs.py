@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from commands import StopAfter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darts_bio.config import FitConfig, RetrainConfig, SearchConfig
 from darts_bio.data.batches import in_order
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
-from darts_bio.monitoring.monitor import Monitor
-from darts_bio.monitoring.report import SearchMonitor, TrainingMonitor
 from darts_bio.rules import rule_carriers
-from darts_bio.runtime import StopRequest, stop_on_signals
+from darts_bio.runs.running import Watching
+from darts_bio.runs.search import SearchResult, search
+from darts_bio.runs.train import TrainResult, train
+from darts_bio.runtime import stop_on_signals
 from darts_bio.spaces import from_json, load_genotype
-from darts_bio.training.engine import Outcome, Progress, evaluate, fit
+from darts_bio.training.engine import evaluate
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
@@ -38,38 +40,18 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def run(config: FitConfig, data: ImageData, out: Path, stop_after: int | None = None) -> Outcome:
-    """A search or a retraining as the scripts make it, stopped after that many steps of this process."""
+def run(config: FitConfig, data: ImageData, out: Path, stop_after: int | None = None) -> SearchResult | TrainResult:
+    """A search or a training as the commands make it, begun or gone on with, stopped after that many steps."""
     config = replace(config, out=str(out), resume=out.exists())
-    stop = StopRequest()
-    task: Search | Retraining
-    listener: Monitor
+    watching = Watching(tensorboard=True, listener=StopAfter(stop_after))
     if isinstance(config, SearchConfig):
-        task = Search(config, data, CPU)
-        folder = RunFolder.open("search", config, ["run.py"])
-        listener = SearchMonitor(task, folder)
-    else:
-        assert isinstance(config, RetrainConfig)
-        genotype = load_genotype(config.genotype)
-        task = Retraining.of_genotype(config, genotype, data, CPU)
-        folder = RunFolder.open("train", config, ["train.py"], genotype=genotype)
-        listener = TrainingMonitor(task, folder)
-    steps = 0
-    on_step = listener.on_step
-
-    def counted(progress: Progress, images: int) -> None:
-        nonlocal steps
-        steps += 1
-        on_step(progress, images)
-        if steps == stop_after:
-            stop.signal = signal.SIGINT
-
-    listener.on_step = counted  # type: ignore[method-assign]
-    with listener:
-        outcome = fit(task, folder, listener, stop, log_every=config.log_every)
-        if isinstance(listener, SearchMonitor):
-            listener.write_genotype(outcome.step)
-    return outcome
+        found = search(config, "run.py", data, watching)
+        assert isinstance(found, SearchResult)
+        return found
+    assert isinstance(config, RetrainConfig)
+    trained = train(config, "train.py", None, data, watching)
+    assert isinstance(trained, TrainResult)
+    return trained
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -166,19 +148,15 @@ class TestResume:
         self, data: ImageData, whole_search: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "run"
-        RunFolder.open("search", replace(SEARCH, out=str(out)), ["run.py"])
+        RunFolder.open("search", replace(SEARCH, out=str(out)), "run.py")
         run(SEARCH, data, out)
         same_runs(out, whole_search, "search")
 
     def test_the_first_command_and_every_option_are_the_provenance(self, data: ImageData, tmp_path: Path) -> None:
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=3)
-        config = replace(SEARCH, out=str(out), resume=True)
-        task = Search(config, data, CPU)
-        folder = RunFolder.open("search", config, ["run.py", "--resume"])
-        with SearchMonitor(task, folder) as monitor:
-            fit(task, folder, monitor, StopRequest(), log_every=config.log_every)
-            monitor.write_genotype(8)
+        assert load_genotype(out).provenance["note"] == "of a search that has not finished"
+        search(replace(SEARCH, out=str(out), resume=True), "run.py --resume", data)
         provenance = load_genotype(out).provenance
         assert provenance["command"] == "run.py"
         assert provenance["steps"] == 8
@@ -186,11 +164,11 @@ class TestResume:
 
     def test_a_finished_run_is_left_as_it_is(self, data: ImageData, whole_training: Path) -> None:
         before = (whole_training / "checkpoint.pt").read_bytes()
+        records = (whole_training / "metrics.jsonl").read_bytes()
         outcome = run(RETRAIN, data, whole_training)
         assert outcome.finished
-        assert outcome.numbers == {
-            k: v for k, v in metrics(whole_training)[-1].items() if k not in ("event", "step", "epoch")
-        }
+        assert outcome.epochs[-1]["test/accuracy"] == metrics(whole_training)[-1]["test/accuracy"]
+        assert (whole_training / "metrics.jsonl").read_bytes() == records
         assert (whole_training / "checkpoint.pt").read_bytes() == before
 
 
@@ -215,19 +193,19 @@ class TestSearch:
         search, mirror = Search(config, data, CPU), Search(config, data, CPU)
         search.begin_epoch(0)
         search.step(0)
-        net, alpha = mirror.supernet, mirror.strategy.alpha
+        net, alpha = mirror.supernet, mirror.strategy_state.alpha
         adam = torch.optim.Adam(alpha.values(), lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
         x, y = mirror.valid_batches.batch(0)
-        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y)
+        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y)
         loss.backward()
         adam.step()
         net.zero_grad()
         sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=3e-4)
         x, y = mirror.train_batches.batch(0)
-        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights()), y).backward()
+        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y).backward()
         sgd.step()
         for cell_type in alpha:
-            torch.testing.assert_close(search.strategy.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(search.strategy_state.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
         for one, other in zip(search.supernet.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -236,12 +214,12 @@ class TestSearch:
         for choice in ("rule", "true"):
             search = Search(replace(SEARCH, rules=("fa",), layers=4, arch_gradient=choice), data, CPU)
             search.step(0)
-            gradients[choice] = search.strategy.alpha["normal"].grad
+            gradients[choice] = search.strategy_state.alpha["normal"].grad
         search = Search(replace(SEARCH, rules=("fa",), layers=4), data, CPU)
         for _, carrier in rule_carriers(search.supernet):
             carrier.exact = True
         search.step(0)
-        assert torch.equal(gradients["true"], search.strategy.alpha["normal"].grad)
+        assert torch.equal(gradients["true"], search.strategy_state.alpha["normal"].grad)
         assert not torch.allclose(gradients["true"], gradients["rule"], rtol=1e-3)
 
     def test_the_alpha_pass_leaves_no_weight_gradient_and_thaws_the_weights(self, data: ImageData) -> None:
@@ -271,8 +249,8 @@ class TestSearch:
         one, other = searches
         assert any(type(m).__name__ == "FoldedNorm" for m in other.supernet.modules())
         assert numbers[0]["train/loss"][0].item() == pytest.approx(numbers[1]["train/loss"][0].item(), rel=1e-4)
-        for cell_type, alpha in one.strategy.alpha.items():
-            torch.testing.assert_close(alpha.grad, other.strategy.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
+        for cell_type, alpha in one.strategy_state.alpha.items():
+            torch.testing.assert_close(alpha.grad, other.strategy_state.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
         for mine, theirs in zip(one.supernet.parameters(), other.supernet.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
 
@@ -307,28 +285,25 @@ class TestStopBetweenEpochs:
         """Stopped before the measure of that number, and resumed, against a run that was not stopped."""
         config = replace(SEARCH, strategy=strategy, regularizers=("warmup(epochs=0)",))
         whole = run(config, data, tmp_path / "whole")
-        stop, measures, original = StopRequest(), 0, Search.end_epoch
+        measures, original = 0, Search.end_epoch
 
         def counted(self: Search, epoch: int, asked: Any) -> Any:
             def ask() -> bool:
                 nonlocal measures
                 measures += 1
                 if measures == measure + 1:
-                    stop.signal = signal.SIGINT
-                return bool(stop)
+                    signal.raise_signal(signal.SIGINT)
+                return bool(asked())
 
             return original(self, epoch, ask)
 
         monkeypatch.setattr(Search, "end_epoch", counted)
-        stopped = replace(config, out=str(tmp_path / "stopped"))
-        task, folder = Search(stopped, data, CPU), RunFolder.open("search", stopped, ["run.py"])
-        with SearchMonitor(task, folder) as monitor:
-            outcome = fit(task, folder, monitor, stop, log_every=config.log_every)
+        outcome = run(config, data, tmp_path / "stopped")
         assert not outcome.finished
-        assert outcome.step % task.steps_per_epoch == 0
+        assert outcome.step % 4 == 0
         monkeypatch.undo()
         resumed = run(config, data, tmp_path / "stopped")
-        assert (resumed.numbers, resumed.step, resumed.finished) == (whole.numbers, whole.step, True)
+        assert (resumed.step, resumed.finished) == (whole.step, True)
         assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
         one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search") for name in ("whole", "stopped"))
         for name, value in one["task"]["supernet"].items():
@@ -459,7 +434,7 @@ class TestRecords:
 class TestFolder:
     def test_another_run_is_never_overwritten(self, data: ImageData, whole_search: Path) -> None:
         with pytest.raises(InputError, match="exists and is not empty; choose another, or go on with it by --resume"):
-            RunFolder.open("search", replace(SEARCH, out=str(whole_search)), ["run.py"])
+            RunFolder.open("search", replace(SEARCH, out=str(whole_search)), "run.py")
 
     def test_a_checkpoint_of_another_configuration(self, data: ImageData, whole_search: Path) -> None:
         before = (whole_search / "checkpoint.pt").read_bytes()
@@ -469,14 +444,27 @@ class TestFolder:
 
     def test_without_a_checkpoint_the_configuration_is_held_to_as_well(self, tmp_path: Path) -> None:
         config = replace(SEARCH, out=str(tmp_path / "run"))
-        RunFolder.open("search", config, ["run.py"])
+        RunFolder.open("search", config, "run.py")
         with pytest.raises(InputError, match=r"run: a run of another configuration \(seed was 0, is 3\)"):
-            RunFolder.open("search", replace(config, seed=3, resume=True), ["run.py"])
+            RunFolder.open("search", replace(config, seed=3, resume=True), "run.py")
 
     def test_an_option_newer_than_a_run_had_its_default_then(self) -> None:
         old = {name: value for name, value in SEARCH.identity().items() if name not in ("amp", "momentum")}
         assert SEARCH.differences(old) == []
         assert replace(SEARCH, amp="bf16").differences(old) == ["amp was none, is bf16"]
+
+    @pytest.mark.parametrize("kept", [0, 3])
+    def test_a_checkpoint_that_has_gone_is_missed(self, data: ImageData, tmp_path: Path, kept: int) -> None:
+        """Not begun anew at step 0, which would cut the records."""
+        out = tmp_path / "run"
+        run(SEARCH, data, out, stop_after=5)
+        (out / "checkpoint.pt").unlink()
+        records = "".join((out / "metrics.jsonl").read_text().splitlines(keepends=True)[:kept])
+        (out / "metrics.jsonl").write_text(records)
+        told = "tells of step 4" if kept == 3 else "says that the run had begun"
+        with pytest.raises(InputError, match=rf"checkpoint.pt: missing, though metrics.jsonl beside it {told}; put it"):
+            run(SEARCH, data, out)
+        assert (out / "metrics.jsonl").read_text() == records
 
     def test_other_data_is_another_run(self, data: ImageData, tmp_path: Path) -> None:
         """Of equal shape, with one label moved; or fewer images."""
@@ -497,13 +485,13 @@ class TestFolder:
         (tmp_path / "g.json").write_text(brsf.to_json())
         config = replace(RETRAIN, genotype=str(tmp_path / "g.json"))
         run(config, data, out, stop_after=2)
-        (tmp_path / "g.json").write_text(brsf.with_rule("frsf").to_json())
+        (out / "genotype.json").write_text(brsf.with_rule("frsf").to_json())
         with pytest.raises(InputError, match=r"the genotype of this run has changed since it was stopped"):
             run(config, data, out)
 
     def test_a_new_training_holds_its_genotype_from_the_start(self, tmp_path: Path) -> None:
         genotype = load_genotype("p_darts")
-        RunFolder.open("train", replace(RETRAIN, out=str(tmp_path / "run")), ["train.py"], genotype=genotype)
+        RunFolder.open("train", replace(RETRAIN, out=str(tmp_path / "run")), "train.py", genotype=genotype)
         assert load_genotype(tmp_path / "run") == genotype
 
     def test_a_checkpoint_says_what_the_network_is_and_takes(self, data: ImageData, whole_training: Path) -> None:
@@ -519,7 +507,7 @@ class TestFolder:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
-        names = [str(RunFolder.open("search", SEARCH, ["run.py"]).path) for _ in range(3)]
+        names = [str(RunFolder.open("search", SEARCH, "run.py").path) for _ in range(3)]
         stem = "runs/search-digits-20260101-000000"
         assert names == [stem, f"{stem}-2", f"{stem}-3"]
 
@@ -575,7 +563,7 @@ class TestFolder:
 
         def full(path: Path, content: Any) -> int:
             written.append(path)
-            if len(written) == 2:
+            if len(written) == 3:  # those of the beginning and of the first epoch are whole
                 write(path, content[:1000])
                 raise OSError(28, "No space left on device")
             return write(path, content)
@@ -614,10 +602,10 @@ class TestFolder:
             InputError, match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr"
         ):
             run(replace(SEARCH, lr=1e30, clip=0.0), data, tmp_path / "run")
-        assert not (tmp_path / "run" / "checkpoint.pt").exists()
+        assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", "search")["step"] == 0
         with pytest.raises(InputError, match="train/loss is nan at step 2"):
             run(replace(SEARCH, lr=1e30, clip=0.0, log_every=50), data, tmp_path / "stopped", stop_after=2)
-        assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+        assert read_checkpoint(tmp_path / "stopped" / "checkpoint.pt", "search")["step"] == 0
 
 
 class TestDivergence:
@@ -645,7 +633,7 @@ class TestDivergence:
         out = tmp_path / "run"
         with pytest.raises(InputError, match=r"diverged"):
             run(replace(SEARCH, strategy="darts(lr=1e38, weight_decay=1e38)"), data, out)
-        assert not (out / "checkpoint.pt").exists()
+        assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 0
 
     def test_a_measurement_at_the_end_of_an_epoch(
         self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -655,7 +643,7 @@ class TestDivergence:
         with pytest.raises(InputError, match=r"test/loss is inf at step 8"):
             run(RETRAIN, data, out)
         assert "Infinity" not in (out / "metrics.jsonl").read_text()
-        assert not (out / "checkpoint.pt").exists()
+        assert read_checkpoint(out / "checkpoint.pt", "train")["step"] == 0
 
 
 def test_a_gpu_that_is_too_small_is_told_in_one_line(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from searching import PAIR, context, epoch, search
+from searching import PAIR, begin, epoch, search
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
@@ -18,8 +18,9 @@ from darts_bio.networks import SuperNet
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import RULES, RuleConv2d, held_feedback, true_gradients
 from darts_bio.runtime import generator
-from darts_bio.spaces import SPACES, Genotype, load_genotype, to_nb201_text
-from darts_bio.strategies import STRATEGIES, Strategy
+from darts_bio.spaces import Genotype, load_genotype, to_nb201_text
+from darts_bio.strategies import STRATEGIES
+from darts_bio.strategies.darts import Darts
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.search import Search
 
@@ -29,35 +30,32 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def strategy(spec: str, *args: Any, **options: Any) -> Any:
-    return STRATEGIES.build(spec, context(*args, **options))
-
-
 class TestSecondOrder:
     """alpha's gradient against central differences of L_val(w - lr (momentum buffer + gradient + decay w))."""
 
     def brute_force(self, task: Search, bilevel: Any, step: float) -> Tensor:
         darts: Any = task.strategy
+        state: Any = task.strategy_state
         weights = list(bilevel.weights)
         before = [w.detach().clone() for w in weights]
 
         def loss_after(t: str, e: int, c: int, offset: float) -> float:
             with torch.no_grad():
-                darts.alpha[t][e, c] += offset
-            loss, _ = bilevel.weight_loss(bilevel.train_batch, darts.edge_weights())
+                state.alpha[t][e, c] += offset
+            loss, _ = bilevel.weight_loss(bilevel.train_batch, darts.edge_weights(state))
             gradients = torch.autograd.grad(loss, weights)
             after, _ = task.optimizer.virtual_step(gradients)
             with torch.no_grad():
                 for w, new in zip(weights, after, strict=True):
                     w.copy_(new)
-                value = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights())[0].item()
+                value = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights(state))[0].item()
                 for w, old in zip(weights, before, strict=True):
                     w.copy_(old)
-                darts.alpha[t][e, c] -= offset
+                state.alpha[t][e, c] -= offset
             return value
 
         found = []
-        for t, alpha in darts.alpha.items():
+        for t, alpha in state.alpha.items():
             for e in range(len(alpha)):
                 for c in range(alpha.shape[1]):
                     found.append((loss_after(t, e, c, step) - loss_after(t, e, c, -step)) / (2 * step))
@@ -84,18 +82,19 @@ class TestSecondOrder:
     ) -> None:
         task, captured = self.smooth(data), []
         darts: Any = task.strategy
-        for parameter in darts.parameters.values():
+        alpha: Any = task.strategy_state
+        for parameter in alpha.parameters.values():
             parameter.data = parameter.data.double()
-        monkeypatch.setattr(darts, "step", captured.append)
+        monkeypatch.setattr(Darts, "update", lambda self, state, bilevel: captured.append(bilevel))
         for t in range(2):  # so that there is a momentum buffer
             task.step(t)
         bilevel = captured[-1]
         state = copy.deepcopy(task.supernet.state_dict())
         with task.supernet.batch_statistics():
-            gradients, _ = darts.second_order_gradients(bilevel)
+            gradients, _ = darts.second_order_gradients(alpha, bilevel)
             expected = self.brute_force(task, bilevel, 1e-4)
-            loss, _ = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights())
-            first = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(darts.alpha.values()))])
+            loss, _ = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights(alpha))
+            first = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alpha.alpha.values()))])
         own = torch.cat([g.flatten() for g in gradients])
         assert (own - expected).norm() <= 1e-4 * expected.norm()
         assert (own - first).norm() > 1e-2 * expected.norm()  # it is not the first order's
@@ -135,9 +134,9 @@ class TestSecondOrder:
 
 class TestPcDarts:
     def test_weights_are_the_product_of_both_softmaxes_by_hand(self) -> None:
-        pc = strategy("pc_darts(init=1.0)", "darts(nodes=2)")
-        for t, weights in pc.edge_weights().items():
-            alpha, beta, mask = pc.alpha[t].detach(), pc.parameters[f"{t}/beta"].detach(), pc.masks[t]
+        pc, state = begin("pc_darts(init=1.0)", "darts(nodes=2)")
+        for t, weights in pc.edge_weights(state).items():
+            alpha, beta, mask = state.alpha[t].detach(), state.parameters[f"{t}/beta"].detach(), state.masks[t]
             for first, last in ((0, 2), (2, 5)):  # the edges into node 2, into node 3
                 shares = beta[first:last].exp() / beta[first:last].exp().sum()
                 for e in range(first, last):
@@ -149,7 +148,7 @@ class TestPcDarts:
         task = search(data, "pc_darts", space="darts(nodes=2)")
         assert task.warmup_epochs == 1
         assert task.notes() == ["alpha stays as it is for the first 1 epochs"]
-        pc: Any = task.strategy
+        pc: Any = task.strategy_state
         before = {name: p.detach().clone() for name, p in pc.parameters.items()}
         epoch(task, 0)
         assert all(torch.equal(p, before[name]) for name, p in pc.parameters.items())
@@ -163,86 +162,87 @@ class TestPcDarts:
 
 class TestSamples:
     def test_gdas_draws_one_candidate_an_edge_by_its_softmax(self) -> None:
-        gdas = strategy("gdas(init=1.0)", PAIR)
-        counts = {t: torch.zeros_like(w) for t, w in gdas.alpha.items()}
+        gdas, state = begin("gdas(init=1.0)", PAIR)
+        counts = {t: torch.zeros_like(w) for t, w in state.alpha.items()}
         for _ in range(4000):
-            for t, weights in gdas.edge_weights().items():
+            for t, weights in gdas.edge_weights(state).items():
                 assert weights.sum(1).allclose(torch.ones(len(weights)))
                 assert (weights.detach().round(decimals=5) == 1).sum(1).eq(1).all()
                 counts[t] += weights.detach().round()
-        for t, mean in gdas.mean_weights().items():
+        for t, mean in gdas.mean_weights(state).items():
             assert torch.allclose(counts[t] / 4000, mean, atol=0.035)
 
     def test_gdas_gradient_is_that_of_the_soft_weights(self) -> None:
-        gdas, twin = (strategy("gdas(init=1.0)", PAIR) for _ in range(2))
-        gdas.begin_epoch(9)
-        assert gdas.tau == pytest.approx(0.1)
-        gdas.begin_epoch(0)
-        assert gdas.tau == 10
+        (gdas, state), (_, twin) = (begin("gdas(init=1.0)", PAIR) for _ in range(2))
+        gdas.begin_epoch(state, 9)
+        assert gdas.temperature(state) == pytest.approx(0.1)
+        gdas.begin_epoch(state, 0)
+        assert gdas.temperature(state) == 10
         down = torch.randn(2, 4)
-        hard = gdas.edge_weights()["normal"]
-        own = torch.autograd.grad((hard * down).sum(), gdas.alpha["normal"])[0]
+        hard = gdas.edge_weights(state)["normal"]
+        own = torch.autograd.grad((hard * down).sum(), state.alpha["normal"])[0]
         noise = -(-torch.rand(2, 4, generator=twin.next_draw()).clamp(1e-10, 1 - 1e-7).log()).log()
         mask = twin.masks["normal"]
         soft = ((twin.alpha["normal"] + noise) / 10).masked_fill(~mask, -torch.inf).softmax(1)
         assert torch.allclose(own, torch.autograd.grad((soft * down).sum(), twin.alpha["normal"])[0], atol=1e-7)
 
     def test_snas_nears_single_candidates(self) -> None:
-        snas = strategy("snas", PAIR)
+        snas, state = begin("snas", PAIR)
         largest = []
         for number in (0, 9):
-            snas.begin_epoch(number)
-            drawn = torch.cat([snas.edge_weights()["normal"] for _ in range(100)])
+            snas.begin_epoch(state, number)
+            drawn = torch.cat([snas.edge_weights(state)["normal"] for _ in range(100)])
             assert drawn.sum(1).allclose(torch.ones(len(drawn)))
             largest.append(drawn.max(1).values.mean().item())
-        assert (snas.start, snas.tau) == pytest.approx((1.0, 0.03))
+        assert (snas.tau, snas.temperature(state)) == pytest.approx((1.0, 0.03))
         assert largest[0] < 0.75
         assert largest[1] > 0.97
 
     def test_drnas_draws_from_its_dirichlet_and_is_anchored_by_the_divergence(self) -> None:
-        drnas = strategy("drnas(init=1.0)", PAIR)
-        draws: dict[str, list[Tensor]] = {t: [] for t in drnas.alpha}
-        state = torch.get_rng_state()
+        drnas, state = begin("drnas(init=1.0)", PAIR)
+        draws: dict[str, list[Tensor]] = {t: [] for t in state.alpha}
+        random_state = torch.get_rng_state()
         for _ in range(3000):
-            for t, weights in drnas.edge_weights().items():
+            for t, weights in drnas.edge_weights(state).items():
                 draws[t].append(weights.detach())
-        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(random_state, torch.get_rng_state())
         expected = torch.zeros(())
         for t, rows in draws.items():
-            drawn, mask = torch.stack(rows), drnas.masks[t]
+            drawn, mask = torch.stack(rows), state.masks[t]
             for e, own in enumerate(mask):
-                concentration = drnas.concentrations()[t][e][own].detach()
+                concentration = drnas.concentrations(state)[t][e][own].detach()
                 law = Dirichlet(concentration)
                 assert torch.allclose(drawn[:, e, own].mean(0), law.mean, atol=0.03)
                 assert torch.allclose(drawn[:, e, own].var(0), law.variance, atol=0.02)
                 assert drawn[:, e, ~own].eq(0).all()
                 expected = expected + kl_divergence(law, Dirichlet(torch.ones_like(concentration)))
-        assert torch.allclose(drnas.own_penalty(), 1e-3 * expected, rtol=1e-4)
+        assert torch.allclose(drnas.own_penalty(state), 1e-3 * expected, rtol=1e-4)
 
     @pytest.mark.parametrize("spec", ["gdas", "snas", "drnas"])
     def test_are_a_function_of_the_seed_and_go_on_from_the_state(self, spec: str) -> None:
-        one, other = (strategy(spec) for _ in range(2))
+        (sampler, one), (equal, other) = (begin(spec) for _ in range(2))
+        assert sampler == equal
         for _ in range(3):
-            drawn = one.edge_weights()
+            drawn = sampler.edge_weights(one)
         other.load_state_dict(copy.deepcopy(one.state_dict()))
-        again, first = other.edge_weights(), one.edge_weights()
+        again, first = sampler.edge_weights(other), sampler.edge_weights(one)
         assert all(torch.equal(first[t], again[t]) and not torch.equal(first[t], drawn[t]) for t in first)
 
 
 class TestFairDarts:
     def test_weights_do_not_compete_and_are_driven_from_the_middle(self) -> None:
-        fair = strategy("fair_darts(init=1.0)", PAIR)
-        weights = torch.cat([w[fair.masks[t]] for t, w in fair.edge_weights().items()])
-        alpha = torch.cat([a[fair.masks[t]] for t, a in fair.alpha.items()])
+        fair, state = begin("fair_darts(init=1.0)", PAIR)
+        weights = torch.cat([w[state.masks[t]] for t, w in fair.edge_weights(state).items()])
+        alpha = torch.cat([a[state.masks[t]] for t, a in state.alpha.items()])
         assert torch.allclose(weights, 1 / (1 + (-alpha).exp()))
-        assert torch.allclose(fair.own_penalty(), -10 * ((weights - 0.5) ** 2).mean())
+        assert torch.allclose(fair.own_penalty(state), -10 * ((weights - 0.5) ** 2).mean())
 
     def test_edges_of_more_candidates_have_no_advantage(self) -> None:
-        fair = strategy("fair_darts", "darts(nodes=2)", ("fa", "usf"))
+        fair, state = begin("fair_darts", "darts(nodes=2)", ("fa", "usf"))
         with torch.no_grad():
-            fair.alpha["reduce"].zero_()
-            fair.alpha["reduce"][4, 1] = 1.0  # the only edge of stride 1, which has fewer candidates
-        cell = fair.context.space.derive(fair.final_weights(), fair.context.table)["reduce"]
+            state.alpha["reduce"].zero_()
+            state.alpha["reduce"][4, 1] = 1.0  # the only edge of stride 1, which has fewer candidates
+        cell = state.context.space.derive(fair.final_weights(state), state.context.table)["reduce"]
         assert (3, 2) in {(edge.node, edge.input) for edge in cell.edges}
 
 
@@ -250,9 +250,8 @@ class TestRandom:
     def test_is_there_at_once_and_uniform(self) -> None:
         counts: dict[str, int] = {}
         for seed in range(600):
-            random: Strategy = STRATEGIES.build("random", replace(context("nb201", ("bp",)), seed=seed))
-            assert random.finished
-            genotype = Genotype("nb201", random_cells(random, "nb201", ("bp",)))
+            assert STRATEGIES.get("random").finished
+            genotype = Genotype("nb201", random_cells("random", "nb201", ("bp",), seed))
             for edge in genotype.cells["cell"].edges:
                 counts[edge.candidate.op] = counts.get(edge.candidate.op, 0) + 1
         assert set(counts) == {"none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"}
@@ -261,8 +260,7 @@ class TestRandom:
     def test_edges_are_drawn_too(self) -> None:
         kept = set()
         for seed in range(200):
-            random = STRATEGIES.build("random", replace(context("darts"), seed=seed))
-            edges = random_cells(random, "darts", ("fa", "usf"))["normal"].edges
+            edges = random_cells("random", "darts", ("fa", "usf"), seed)["normal"].edges
             kept.add(tuple(edge.input for edge in edges if edge.node == 5))
         assert len(kept) == 10  # two of five
 
@@ -271,8 +269,7 @@ class TestRandom:
         rules = ("fa", "usf", "brsf")
         seen = set()
         for seed in range(40):
-            random = STRATEGIES.build("random(genotype=darts_v2)", replace(context("darts", rules), seed=seed))
-            cells = random_cells(random, "darts", rules)
+            cells = random_cells("random(genotype=darts_v2)", "darts", rules, seed)
             for t, cell in cells.items():
                 ops = sorted((e.node, e.input, e.candidate.op) for e in cell.edges)
                 assert ops == sorted((e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges)
@@ -297,20 +294,20 @@ class TestRandom:
     )
     def test_a_genotype_that_does_not_fit(self, spec: str, space: str, message: str) -> None:
         with pytest.raises(InputError, match=message):
-            strategy(spec, space)
+            begin(spec, space)
 
 
-def random_cells(random: Strategy, space: str, rules: tuple[str, ...]) -> Any:
-    built = SPACES.build(space)
-    return built.derive(random.final_weights(), built.table(rules))
+def random_cells(spec: str, space: str, rules: tuple[str, ...], seed: int) -> Any:
+    random, state = begin(spec, space, rules, seed=seed)
+    return state.context.space.derive(random.final_weights(state), state.context.table)
 
 
 class TestDartsPt:
     def test_keeps_what_is_missed_most(self) -> None:
         """A measure that knows which candidates and edges matter."""
-        pt = strategy("darts_pt(share=0)", "darts(nodes=2)", epochs=1)
-        needed = {t: torch.rand(w.shape, generator=generator("cpu", t)) for t, w in pt.final_weights().items()}
-        space, table = pt.context.space, pt.context.table
+        pt, state = begin("darts_pt(share=0)", "darts(nodes=2)", epochs=1)
+        needed = {t: torch.rand(w.shape, generator=generator("cpu", t)) for t, w in pt.final_weights(state).items()}
+        space, table = state.context.space, state.context.table
 
         def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
             assert batches == 8
@@ -319,8 +316,8 @@ class TestDartsPt:
                 accuracy = accuracy + ((own > 0) * needed[t]).sum((1, 2))
             return torch.zeros_like(accuracy), accuracy
 
-        pt.end_epoch(0, measure)
-        cells = space.derive(pt.final_weights(), table)
+        pt.end_epoch(state, 0, measure)
+        cells = space.derive(pt.final_weights(state), table)
         for t, cell in cells.items():
             best = {}
             for e, ((node, source), row) in enumerate(zip(space.edges, table.rows[t], strict=True)):
@@ -333,19 +330,19 @@ class TestDartsPt:
             assert all(e.candidate.op == best[e.node, e.input][1].op for e in cell.edges)
 
     def test_equal_accuracies_are_told_apart_by_the_loss(self) -> None:
-        pt = strategy("darts_pt(share=0)", "nb201", ("bp",), epochs=1)
+        pt, state = begin("darts_pt(share=0)", "nb201", ("bp",), epochs=1)
 
         def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
             return (weights["cell"][:, :, 2] == 0).sum(1).double(), torch.ones(len(weights["cell"]))
 
-        pt.end_epoch(0, measure)
-        cells = pt.context.space.derive(pt.final_weights(), pt.context.table)
+        pt.end_epoch(state, 0, measure)
+        cells = state.context.space.derive(pt.final_weights(state), state.context.table)
         assert set(to_nb201_text(Genotype("nb201", cells), rules=False)) >= {"1"}
         assert {edge.candidate.op for edge in cells["cell"].edges} == {"nor_conv_1x1"}
 
     def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(self, data: ImageData) -> None:
         task = search(data, "darts_pt(base='drnas', share=0.5, batches=1)", space="darts(nodes=2)", epochs=4)
-        pt: Any = task.strategy
+        pt: Any = task.strategy_state
         decided, alphas = [], []
         for number in range(4):
             epoch(task, number)
@@ -362,11 +359,11 @@ class TestDartsPt:
 
         task = search(data, "darts(init=1.0)")
         epoch(task, 0)
-        folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), ["x"])
+        folder = RunFolder.open("search", replace(task.config, out=str(tmp_path / "run")), "x")
         folder.save({"task": task.state_dict()})
         other = search(data, "darts_pt(share=0)", supernet=str(folder.path), epochs=1)
-        pt: Any = other.strategy
-        assert all(torch.equal(a, task.strategy.alpha[t]) for t, a in pt.alpha.items())
+        pt: Any = other.strategy_state
+        assert all(torch.equal(a, task.strategy_state.alpha[t]) for t, a in pt.alpha.items())
         assert all(torch.equal(v, other.supernet.state_dict()[k]) for k, v in task.supernet.state_dict().items())
         with pytest.raises(
             InputError, match=r"--supernet .*: that run's supernet is not one of this search .*use its --space"
@@ -444,4 +441,4 @@ class TestMeasure:
 )
 def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        strategy(spec)
+        STRATEGIES.build(spec)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError
 from darts_bio.runtime import generator, send
 
@@ -94,38 +95,24 @@ class Batches:
         share: tuple[int, int] = (0, 1),
         altered: Callable[[int], Tensor] | None = None,
     ) -> None:
-        if batch_size > len(split):
-            raise InputError(
-                f"--batch-size: expected at most {len(split)}, the images of the {name} split, found {batch_size}"
-            )
+        self._order = ShuffledOrder(len(split), batch_size, seed=seed, name=name, device=device, share=share)
         smallest = min(split.images.shape[2:])
         for option, value in (("--cutout", augmentation.cutout), ("--crop-padding", augmentation.crop_padding)):
             if value >= smallest:
                 raise InputError(f"{option}: expected less than {smallest}, the side of the images, found {value}")
-        self.per_epoch = len(split) // batch_size
-        self._size, self._seed, self._name, self._device = batch_size, seed, name, device
-        number, parts = share
-        self._share = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
+        self.per_epoch = self._order.per_epoch
+        self._stream, self._device = (seed, name), device
         self._normalisation, self._augmentation = normalisation.to(device), augmentation
         self._padding, self._altered = (augmentation.crop_padding,) * 4, altered
         self._images = torch.nn.functional.pad(split.images, self._padding).to(device)
         self._labels = split.labels.to(device)
         self._side = torch.tensor(split.images.shape[2:])
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    def _indices(self, t: int) -> Tensor:
-        epoch, position = divmod(t, self.per_epoch)
-        if self._order[0] != epoch:
-            # Random draws are made on the CPU, so that a seed means the same on every device.
-            source = generator("cpu", "order", self._seed, self._name, epoch)
-            self._order = (epoch, send(torch.randperm(len(self._labels), generator=source), self._device))
-        return self._order[1][position * self._size : (position + 1) * self._size][self._share]
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """Batch t: images (N, C, H, W) float32 and labels (N,)."""
-        source = generator("cpu", "augment", self._seed, self._name, t)
-        index, augmentation = self._indices(t), self._augmentation
-        (height, width), n = self._side.tolist(), self._size
+        """Return batch t: images (N, C, H, W) float32 and labels (N,)."""
+        source = generator("cpu", "augment", *self._stream, t)
+        index, augmentation = self._order.indices(t), self._augmentation
+        (height, width), n = self._side.tolist(), self._order.batch_size
         # Drawn for the whole batch, so that a part of it does not depend on how many parts there are.
         shift = self._own(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source))
         rows = torch.arange(height, device=self._device) + shift[:, :1]
@@ -147,7 +134,7 @@ class Batches:
         return x, self._labels[index]
 
     def _own(self, draws: Tensor) -> Tensor:
-        return send(draws[self._share], self._device)
+        return send(draws[self._order.share], self._device)
 
 
 def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:

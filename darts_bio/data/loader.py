@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import derive_seed, generator, seeded
+from darts_bio.runtime import derive_seed, seeded
 
 IN_A_ROW = 100
 """Damaged samples one after the other at which a training gives up."""
@@ -51,7 +52,7 @@ class Items(Protocol):
 class SeededLoader:
     """An endless sequence of batches of samples in random order; an epoch leaves out what does not fill one.
 
-    `batch(t)` depends on (seed, name, t) alone; the order is that of `data.Batches`. Sample i of batch t is read with
+    `batch(t)` depends on (seed, name, t) alone; the order is that of `ShuffledOrder`. Sample i of batch t is read with
     the default generators seeded by (seed, name, t * batch_size + i). One that is damaged is replaced by the next that
     is not, and kept in `damaged`: its name, and why it could not be read.
     """
@@ -70,13 +71,12 @@ class SeededLoader:
         """A batch is of `batch_size` samples; of `share` = (rank, processes), which divides it, this process reads its
         part. Raises InputError if a batch is larger than all samples together.
         """
-        if batch_size > len(items):
-            raise InputError(
-                f"--batch-size: expected at most {len(items)}, the images of the {name} split, found {batch_size}"
-            )
-        self.per_epoch = len(items) // batch_size
-        self._order = _Order(len(items), batch_size, seed, name, share)
-        self._workers = _reading(_Batches(items, seed, name, tries=IN_A_ROW), self._order, workers, device)
+        # On the CPU, where the samples are read.
+        cpu = torch.device("cpu")
+        order = ShuffledOrder(len(items), batch_size, seed=seed, name=name, device=cpu, share=share)
+        self.per_epoch, self._own_size = order.per_epoch, order.share.stop - order.share.start
+        self._keys, self._tries = _Keys(order), min(IN_A_ROW, len(items))
+        self._workers = _reading(_Batches(items, seed, name, tries=self._tries), self._keys, workers, device)
         self._next = -1
 
     @property
@@ -91,13 +91,13 @@ class SeededLoader:
         """
         follows, self._next = t == self._next, -1
         if not follows:
-            self._order.start = t
+            self._keys.start = t
             self._workers.start()
         images, labels = next(self._workers)
-        if len(labels) < self._order.own_size:
+        if len(labels) < self._own_size:
             name, reason = next(reversed(self.damaged.items()))
             raise InputError(
-                f"{min(IN_A_ROW, self._order.size)} images in a row cannot be read, among them {name} ({reason}): "
+                f"{self._tries} images in a row cannot be read, among them {name} ({reason}): "
                 "expected whole image files; see whether the disk is there, and replace or remove what is damaged"
             )
         self._next = t + 1
@@ -141,25 +141,16 @@ class OrderedLoader:
         self._workers.close()
 
 
-class _Order:
-    """The keys of batch `start` and of all batches after it: those of this process."""
+class _Keys:
+    """The keys of this process' part of batch `start`, and of all batches after it."""
 
-    def __init__(self, size: int, batch_size: int, seed: int, name: str, share: tuple[int, int]) -> None:
-        self.size, self.start = size, 0
-        rank, processes = share
-        self.own_size = batch_size // processes
-        self._batch_size, self._first, self._stream = batch_size, rank * self.own_size, (seed, name)
+    def __init__(self, order: ShuffledOrder) -> None:
+        self.start, self._order = 0, order
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch, known, order = self.size // self._batch_size, -1, torch.empty(0)
         for t in itertools.count(self.start):
-            epoch, number = divmod(t, per_epoch)
-            if epoch != known:
-                known = epoch
-                order = torch.randperm(self.size, generator=generator("cpu", "order", *self._stream, epoch))
-            first = number * self._batch_size + self._first
-            indices = order[first : first + self.own_size].tolist()
-            yield [(index, t * self._batch_size + self._first + i) for i, index in enumerate(indices)]
+            first = t * self._order.batch_size + self._order.share.start
+            yield [(index, first + i) for i, index in enumerate(self._order.indices(t).tolist())]
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):

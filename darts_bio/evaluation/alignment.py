@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.modes import undisturbed
 from darts_bio.rules import RuleLayer, learned_feedback, rule_layers, true_gradients
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.undisturbed import undisturbed
 
 Batch = tuple[Tensor, Tensor]
 

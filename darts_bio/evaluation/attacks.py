@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole, install_hint
+from darts_bio.modes import frozen, undisturbed
 from darts_bio.registry import Registry
 from darts_bio.rules import rule_carriers, true_gradients
 from darts_bio.runtime import derive_seed, generator, seeded
 from darts_bio.training.adversarial import check_reach
-from darts_bio.training.undisturbed import undisturbed
 
 Gradients = Literal["true", "rule"]
 """By which derivative an attack climbs: the exact one, or what the learning rules send down to the image."""
@@ -47,7 +47,7 @@ class Attack:
 
     @property
     def name(self) -> str:
-        return next((name for name in ATTACKS if ATTACKS.get(name) is type(self)), type(self).__name__)
+        return ATTACKS.name_of(self)
 
     @property
     def tries(self) -> int:
@@ -254,7 +254,7 @@ def torchattacks() -> Any:
     try:
         import torchattacks as library
     except ImportError as error:
-        raise InputError(f"attacks need torchattacks ({error}); pip install -e '.[attacks]'") from None
+        raise InputError(f"attacks need torchattacks ({error}); {install_hint('attacks')}") from None
     return library
 
 
@@ -276,8 +276,7 @@ def perturb(
     """
     attack.check(eps)
     library, found = torchattacks(), pixels.clone()
-    with undisturbed(model, training=False):
-        model.requires_grad_(False)
+    with undisturbed(model, training=False), frozen(model):
         with torch.no_grad():
             classes = model(pixels[:1]).shape[1]
         attack.refuse_few(classes)

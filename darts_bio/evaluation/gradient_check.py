@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.evaluation.attacks import Gradients, Victim
-from darts_bio.training.undisturbed import undisturbed
+from darts_bio.modes import frozen, in_mode
 
 FIGURES = ("cosine", "slope_error", "true_vanishes", "rule_vanishes")
 """The columns of `gradient_figures`."""
@@ -26,8 +26,7 @@ def gradient_figures(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor
       slope along g that the forward pass alone shows: |slope - |g|| / max(|slope|, |g|), in float64; 0 if both are 0
     - true_vanishes, rule_vanishes: 1 where that gradient of the loss, in float32, has no value but zero
     """
-    with undisturbed(model, training=False):
-        model.requires_grad_(False)
+    with in_mode(model, training=False), frozen(model):
         exact, ruled = (_of_loss(model, pixels, labels, side) for side in ("true", "rule"))
         double = copy.deepcopy(model).double()
     cosine = F.cosine_similarity(exact.double(), ruled.double(), dim=1, eps=0.0).nan_to_num()

@@ -19,8 +19,8 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.evaluation.attacks import ATTACKS, Attack, Gradients, perturb
 from darts_bio.evaluation.corruptions import CORRUPTIONS, corrupt
 from darts_bio.evaluation.gradient_check import FIGURES, gradient_figures
+from darts_bio.modes import in_mode
 from darts_bio.runtime import derive_seed
-from darts_bio.training.undisturbed import undisturbed
 
 SEVERITIES = range(1, 6)
 LARGE_EPS = 128.0
@@ -122,7 +122,7 @@ class Measurement:
         self.found: dict[str, Tensor] = {}
 
     def _predicted_right(self, model: nn.Module) -> Tensor:
-        with undisturbed(model, training=False), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             logits = torch.cat(
                 [model(self.pixels(index)) for index in torch.arange(len(self.images)).split(self._batch_size)]
             )
@@ -254,5 +254,5 @@ class Measurement:
 
 
 def _right(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    with undisturbed(model, training=False), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         return model(pixels).argmax(1) == labels

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, install_hint
 from darts_bio.networks import build_network
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.carriers import PREFIX
@@ -62,7 +62,7 @@ def refuse_missing_onnx() -> None:
     """Raises InputError unless what writes ONNX models is installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"--onnx: needs {' and '.join(missing)}; pip install -e '.[onnx]'")
+        raise InputError(f"--onnx: needs {' and '.join(missing)}; {install_hint('onnx')}")
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:

@@ -152,19 +152,19 @@ class TimmNetwork(Network):
     def outputs(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
         x = x if self.renewal is None else self.renewal(x)
-        older, newer = self.run_stem(x)
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.stem.entry.halved_once:
             yield "stem.older", older
             yield "stem.newer", newer
         else:
             yield "stem", newer
-        for layer, output in enumerate(self.cells_after(older, newer, lambda cell, _, states: cell(states))):
-            yield f"cells.{layer}", output
-
-    def run_layer(self, layer: Callable[[Tensor, Tensor], Tensor], older: Tensor, newer: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, older, newer, use_reentrant=False)
-        return layer(older, newer)
+        saving = self.grad_checkpointing and torch.is_grad_enabled()
+        for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
+            if saving:
+                older, newer = newer, checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False)
+            else:
+                older, newer = newer, cell(inputs(older, newer))
+            yield f"cells.{layer}", newer
 
     def renew_feedback(self) -> None:
         """Begins a training pass: all but the first find feedback renewed by the passes done so far."""
@@ -296,6 +296,12 @@ class TimmNetwork(Network):
         """None by name: timm itself leaves out biases and batch norms, and learned feedback has to decay as its weight
         does."""
         return set()
+
+
+def _run_layer(inputs: nn.Module, cell: nn.Module, older: Tensor, newer: Tensor) -> Tensor:
+    """Run one cell on the outputs of the two before it, as a function that can be run again in the backward pass."""
+    output: Tensor = cell(inputs(older, newer))
+    return output
 
 
 def _layer(module: str) -> int:

@@ -8,29 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from darts_bio.modes import in_mode
 from darts_bio.rules import learned_feedback
 
 
 def parameters(model: nn.Module) -> int:
-    """Elements of all parameters. Feedback does not count, be it a buffer or learned."""
+    """Count the elements of all parameters. Feedback does not count, be it a buffer or learned."""
     feedback = set(map(id, learned_feedback(model)))
     return sum(p.numel() for p in model.parameters() if id(p) not in feedback)
 
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Multiply-adds of convolutions and linear layers in `forward()`, run in evaluation mode.
+    """Count the multiply-adds of convolutions and linear layers in `forward()`, run in evaluation mode.
 
     The counter is torch.utils.flop_counter, which counts two operations a multiply-add. Batch norm, pooling and
     additions are not counted.
     """
-    modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
-    model.eval()
-    try:
-        with counter:
-            forward()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with in_mode(model, training=False), counter:
+        forward()
     return int(counter.get_total_flops()) // 2

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from darts_bio.errors import InputError
-from darts_bio.networks.cells import STEMS, AuxiliaryHead, CellNetwork, DropPath, build_candidate
+from darts_bio.networks.auxiliary import AuxiliaryHead
+from darts_bio.networks.backbone import CellNetwork
+from darts_bio.networks.cells import DiscreteCell, DropPath
+from darts_bio.networks.stems import STEMS
 from darts_bio.rules import RULES, draw_feedback
-from darts_bio.spaces import SPACES, Cell, Genotype, Space
-
-
-class DiscreteCell(nn.Module):
-    """The kept edges of a cell; identities are never dropped by drop path."""
-
-    def __init__(self, space: Space, cell_type: str, cell: Cell, channels: int) -> None:
-        super().__init__()
-        self.wiring = sorted(((edge.node, edge.input) for edge in cell.edges), key=lambda edge: edge[0])
-        self.concat = cell.concat
-        self.edges = nn.ModuleList()
-        for edge in sorted(cell.edges, key=lambda edge: edge.node):
-            stride = space.stride(cell_type, edge.input)
-            op = build_candidate(edge.candidate, channels, stride, supernet=False)
-            self.edges.append(op if isinstance(op, nn.Identity) else nn.Sequential(op, DropPath()))
-
-    def forward(self, states: list[Tensor]) -> Tensor:
-        """states: the prepared inputs (N, C, H, W)."""
-        sums: dict[int, Tensor] = dict(enumerate(states))
-        for (node, source), edge in zip(self.wiring, self.edges, strict=True):
-            out = edge(sums[source])
-            sums[node] = sums[node] + out if node in sums else out
-        return torch.cat([sums[node] for node in self.concat], dim=1)
+from darts_bio.spaces import SPACES, Genotype, Space
 
 
 class Network(CellNetwork):
     """The discrete network: images (N, in_channels, H, W) to logits (N, num_classes).
 
-    In training, with an auxiliary head, `forward` gives (logits, auxiliary logits).
+    In training, with an auxiliary head, `forward` returns (logits, auxiliary logits). Raises InputError for a genotype
+    that its space cannot have, or sizes out of bounds.
     """
 
     def __init__(
@@ -75,7 +56,7 @@ class Network(CellNetwork):
             "auxiliary": auxiliary,
             "stem": stem,
         }
-        """What `build_network` makes the same network of, beside the genotype."""
+        """Arguments with which `build_network` builds the same network from the genotype."""
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
             AuxiliaryHead(
@@ -86,7 +67,8 @@ class Network(CellNetwork):
         )
 
     def set_drop_path(self, probability: float) -> None:
-        """Sets the probability, in [0, 1), with which every edge but identities is dropped in training."""
+        """Set the probability, in [0, 1), with which every edge but identities is dropped in training. Raises
+        InputError out of these bounds."""
         if not 0 <= probability < 1:
             raise InputError(f"drop path: expected a probability of at least 0 and below 1, found {probability}")
         for module in self.modules():
@@ -95,10 +77,12 @@ class Network(CellNetwork):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         auxiliary = None
-        for layer, features in enumerate(self.run_cells(x, lambda cell, _, states: cell(states))):
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
+        for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
+            older, newer = newer, cell(inputs(older, newer))
             if self.training and self.auxiliary is not None and layer == self.auxiliary_layer:
-                auxiliary = self.auxiliary(features)
-        logits = self.classify(features)
+                auxiliary = self.auxiliary(newer)
+        logits = self.classify(newer)
         return logits if auxiliary is None else (logits, auxiliary)
 
 
@@ -113,8 +97,9 @@ def build_network(
     stem: str = "cifar",
     seed: int = 0,
 ) -> Network:
-    """The discrete network of a genotype, its feedback drawn from `seed`. Weights follow PyTorch's global generator.
-    `stem` is cifar, or imagenet for images of 224x224 and thereabouts.
+    """Build the discrete network of a genotype, its feedback drawn from `seed`. Weights follow PyTorch's global
+    generator. `stem` is cifar, or imagenet for images of 224x224 and thereabouts. Raises InputError for what is no
+    genotype, or cannot be built.
 
     >>> from darts_bio.spaces import load_genotype
     >>> network = build_network(load_genotype("darts_v2"))

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.cells import CellNetwork
+from darts_bio.modes import restored
+from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell, StackedBatchNorm
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules.stacked import SharedFeedback, share_feedback
@@ -70,21 +70,19 @@ class SuperNet(CellNetwork):
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Within it, in training mode, batch norms use each batch's own statistics and keep none of them, so that
-        passes leave no trace."""
-        norms = [
-            m for m in self.modules() if isinstance(m, (nn.BatchNorm2d, StackedBatchNorm)) and m.track_running_stats
-        ]
-        for norm in norms:
-            norm.track_running_stats = False
-        try:
-            yield
-        finally:
+        """Have batch norms, in training mode, use each batch's own statistics and keep none of them, so that passes
+        within leave no trace."""
+        norms = [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, StackedBatchNorm))]
+        with restored(norms, "track_running_stats"):
             for norm in norms:
-                norm.track_running_stats = True
+                norm.track_running_stats = False
+            yield
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges, candidates) a cell type."""
         for shared in self.feedback:
             cast(SharedFeedback, shared).lend()
-        outputs = self.run_cells(x, lambda cell, cell_type, states: cell(states, edge_weights[cell_type]))
-        return self.classify(deque(outputs, maxlen=1).pop())
+        older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
+        for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
+            older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type])
+        return self.classify(newer)

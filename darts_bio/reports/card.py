@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from darts_bio import __version__
+from darts_bio.config import TrainingConfig
 from darts_bio.distributed import world_size
 from darts_bio.networks import multiply_adds, parameters
 from darts_bio.rules import audit
@@ -25,7 +26,7 @@ def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mappin
     """Markdown. `records` are the run's epochs as metrics.jsonl has them; at least one."""
     config, last = training.config, records[-1]
     done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
-    lines = [f"# {_title(training)}, seed {config.seed}", "", "## Result", ""]
+    lines = [f"# {_title(config)}, seed {config.seed}", "", "## Result", ""]
     if training.result in last:
         lines += [f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**", ""]
     lines += [f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.", ""]
@@ -33,7 +34,7 @@ def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mappin
     lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
     if training.genotype is not None:
         lines += ["", "![cells](cells.svg)"]
-    lines += ["", "## Learning rules", "", *_rules(training), "", *_recipe(training, folder)]
+    lines += ["", "## Learning rules", "", *_rules(training), "", *_recipe(config, folder.command)]
     lines += ["", "## Data and machine", "", f"- data: {training.subject['data set']}"]
     lines += [f"- passed over, since it cannot be read: {name} ({why})" for name, why in training.damaged.items()]
     lines += [
@@ -45,16 +46,26 @@ def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mappin
     return "\n".join(lines) + "\n"
 
 
-def seeds_card(training: Retraining, folder: RunFolder, results: Mapping[int, float]) -> str:
-    """Markdown: the test accuracy of each seed (in [0, 1]), their mean and spread, and what is common to all.
+def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any]) -> str:
+    """Write, in Markdown, the test accuracy of each seed, their mean and spread, and what is common to all.
 
-    `training` and `folder` are one seed's.
+    `config` and `command` are those of the whole; `results` holds a TrainResult a seed.
     """
-    rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in results.items()]
-    lines = [f"# {_title(training)}, {len(results)} seeds", "", "## Result", ""]
-    lines += [f"**{training.result_in_words}: {spread(list(results.values()))}**", ""]
-    lines += [*markdown_table(("seed", f"{training.result_in_words}, %"), rows), "", *_network(training), ""]
-    lines += [*_recipe(training, folder), "", "The reports of the seeds hold all else."]
+    first = next(iter(results.values()))
+    accuracies = {seed: result.accuracy for seed, result in results.items()}
+    rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in accuracies.items()]
+    lines = [f"# {_title(config)}, {len(results)} seeds", "", "## Result", ""]
+    lines += [f"**{first.measured}: {spread(list(accuracies.values()))}**", ""]
+    lines += [*markdown_table(("seed", f"{first.measured}, %"), rows), "", "## Network", ""]
+    lines += [
+        f"{first.parameters:,} parameters, the auxiliary head included",
+        "",
+        "```",
+        str(first.genotype),
+        "```",
+        "",
+    ]
+    lines += [*_recipe(config, command), "", "The reports of the seeds hold all else."]
     return "\n".join(lines) + "\n"
 
 
@@ -68,8 +79,7 @@ def spread(accuracies: Sequence[float]) -> str:
     return f"{mean:.2f} +- {deviation:.2f} % (mean and standard deviation, n = {len(accuracies)})"
 
 
-def _title(training: Retraining) -> str:
-    config = training.config
+def _title(config: TrainingConfig) -> str:
     name = config.genotype if len(config.genotype) < 60 else "genotype"
     return f"{name} on {config.dataset or config.data_dir or 'images'}"
 
@@ -79,8 +89,8 @@ def _network(training: Retraining) -> list[str]:
     return lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
 
 
-def _recipe(training: Retraining, folder: RunFolder) -> list[str]:
-    return ["## Recipe", "", f"`{folder.command}`", "", "```yaml", training.config.to_yaml().rstrip(), "```"]
+def _recipe(config: TrainingConfig, command: str) -> list[str]:
+    return ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
 
 
 def _processes(training: Retraining) -> str:

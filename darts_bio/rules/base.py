@@ -12,8 +12,8 @@ Batch norm, ReLU, pooling and additions keep their exact derivative under every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -94,10 +94,7 @@ class LearningRule:
     @property
     def spec(self) -> str:
         """The rule as it is written in options and files: its registered name, and what options differ from default."""
-        name = next((name for name in RULES if RULES.get(name) is type(self)), type(self).__name__)
-        options: tuple[Any, ...] = fields(self) if is_dataclass(self) else ()
-        given = sorted(f"{f.name}={getattr(self, f.name)!r}" for f in options if getattr(self, f.name) != f.default)
-        return f"{name}({', '.join(given)})" if given else name
+        return RULES.spec(self)
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.modes import restored
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
 from darts_bio.runtime import generator
@@ -206,31 +207,24 @@ def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:
 
 @contextlib.contextmanager
 def held_feedback(model: nn.Module) -> Iterator[None]:
-    """Within it rules that do not transport weights send the error through the kernels of the weights as they are now,
-    however the weights are changed meanwhile."""
+    """Have rules that do not transport weights send the error within through the kernels of the weights as they are
+    now, however the weights are changed meanwhile."""
     carriers = [c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)]
-    for carrier in carriers:
-        kernel = carrier.transport(carrier.carried_weight)
-        carrier.held = None if kernel is None else kernel.detach().clone()
-    try:
-        yield
-    finally:
+    with restored(carriers, "held"):
         for carrier in carriers:
-            carrier.held = None
+            kernel = carrier.transport(carrier.carried_weight)
+            carrier.held = None if kernel is None else kernel.detach().clone()
+        yield
 
 
 @contextlib.contextmanager
 def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Within it every rule answers W: the forward pass is unchanged and all gradients are exact.
+    """Have every rule answer W within: the forward pass is unchanged and all gradients are exact.
 
     The kernel is chosen in the forward pass, so run both passes inside.
     """
     carriers = [carrier for _, carrier in rule_carriers(model)]
-    before = [carrier.exact for carrier in carriers]
-    for carrier in carriers:
-        carrier.exact = True
-    try:
+    with restored(carriers, "exact"):
+        for carrier in carriers:
+            carrier.exact = True
         yield
-    finally:
-        for carrier, exact in zip(carriers, before, strict=True):
-            carrier.exact = exact

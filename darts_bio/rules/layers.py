@@ -129,7 +129,7 @@ class RuleConvolution(RuleLayer):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Override what PyTorch's own `forward` of a convolution calls, for layers that take it from the pixels."""
         if not self.samples_pixels:
-            return super()._conv_forward(x, weight, bias)  # type: ignore[misc, no-any-return]
+            return super()._conv_forward(x, weight, bias)  # type: ignore[misc]
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
         return convolve(sampled(x, self.stride), weight, bias, groups=self.groups)
 

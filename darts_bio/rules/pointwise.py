@@ -72,5 +72,5 @@ def _may_overrun(layer: nn.Module) -> bool:
     if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or getattr(layer, "samples_pixels", False):
         return False
     channels = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.out_channels
-    strided = reads_single_pixels(layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
+    strided = reads_single_pixels(layer.kernel_size, layer.stride, layer.padding)
     return strided and layer.groups == 1 and channels < MOST_LANES and layer.weight.device.type == "cpu"

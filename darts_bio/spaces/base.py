@@ -33,11 +33,11 @@ class CandidateTable:
 
 
 class Space(ABC):
-    """A cell-based space. Subclasses are registered by name in `SPACES`; their options are constructor arguments."""
+    """A cell-based space. Subclasses are frozen dataclasses, whose fields are their options, registered in `SPACES`."""
 
     cell_types: ClassVar[tuple[str, ...]]
     skeleton: ClassVar[str] = "darts"
-    """What surrounds the cells, by its name in `networks.cells.SKELETONS`."""
+    """What surrounds the cells, by its name in `networks.skeletons.SKELETONS`."""
 
     kept_edges: ClassVar[int | None] = None
     """Incoming edges a node keeps when a genotype is derived; None for all."""

@@ -14,12 +14,12 @@ Layouts of the candidates:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, check_whole, unknown_name
 from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule
 from darts_bio.spaces.operations import OPERATIONS, check_operations
@@ -43,22 +43,23 @@ Layout = Literal["clean", "paper"]
 
 
 @SPACES.register("darts")
+@dataclass(frozen=True)
 class DartsSpace(Space):
     """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells."""
 
     cell_types = ("normal", "reduce")
     kept_edges = KEPT_EDGES
 
-    def __init__(
-        self, layout: Layout = "clean", nodes: int = 4, operations: tuple[str, ...] = PUBLISHED_OPERATIONS
-    ) -> None:
+    layout: Layout = "clean"
+    nodes: int = 4
+    operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+
+    def __post_init__(self) -> None:
         """Raises InputError for a layout or an operation that there is not, or for a space without any connection."""
-        if layout not in get_args(Layout):
-            raise unknown_name("layout of the darts space", str(layout), get_args(Layout))
-        if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
-            raise InputError(f"darts space: nodes: expected a whole number of at least 1, found {nodes!r}")
-        check_operations(operations, "darts space")
-        self.layout, self.nodes, self.operations = layout, nodes, operations
+        if self.layout not in get_args(Layout):
+            raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
+        check_whole("darts space: nodes", self.nodes)
+        check_operations(self.operations, "darts space")
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,17 @@ from typing import Any
 
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.spaces.darts import INPUTS, KEPT_EDGES, DartsSpace
-from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, brief, is_node, read_candidate
+from darts_bio.spaces.genotype import (
+    TEXT_FORMS,
+    Candidate,
+    Cell,
+    Edge,
+    Genotype,
+    TextForm,
+    brief,
+    is_node,
+    read_candidate,
+)
 from darts_bio.spaces.operations import OPERATIONS
 
 LONGEST_LIST = 64
@@ -104,3 +114,13 @@ def from_darts_text(text: str) -> Genotype:
     genotype = space.normalise(Genotype("darts", cells, provenance={"source": "imported DARTS-style text"}))
     space.validate(genotype, source)
     return genotype
+
+
+TEXT_FORMS.register("darts")(
+    TextForm(
+        "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=..., reduce_concat=...)",
+        "darts",
+        lambda text: "Genotype(" in text,
+        from_darts_text,
+    )
+)

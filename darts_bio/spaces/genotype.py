@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from darts_bio.errors import InputError, first_line, unknown_name
-from darts_bio.registry import canonical_spec
+from darts_bio.registry import Registry, canonical_spec, parse_spec
 from darts_bio.rules import RULES
 from darts_bio.spaces.operations import OPERATIONS
 
@@ -231,3 +231,28 @@ def shipped_folder() -> Path:
 
 def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """A way in which genotypes of a space are written in a line of text.
+
+    `recognizes` tells whether a text is meant to be one; `read` raises InputError if it is none after all; `write`,
+    where there is one, is its inverse.
+    """
+
+    summary: str
+    space: str
+    recognizes: Callable[[str], bool]
+    read: Callable[[str], Genotype]
+    write: Callable[[Genotype], str] | None = None
+
+
+TEXT_FORMS: Registry[TextForm] = Registry("text form of genotypes")
+
+
+def text_of(genotype: Genotype) -> str | None:
+    """Write a genotype in the text form of its space; None if that has none."""
+    space, _ = parse_spec(genotype.space)
+    forms = [TEXT_FORMS.get(name) for name in TEXT_FORMS]
+    return next((form.write(genotype) for form in forms if form.write is not None and form.space == space), None)

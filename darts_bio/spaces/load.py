@@ -6,9 +6,7 @@ from pathlib import Path
 
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
-from darts_bio.spaces.darts_text import from_darts_text
-from darts_bio.spaces.genotype import Genotype, from_json, shipped_folder, shipped_names
-from darts_bio.spaces.nb201 import from_nb201_text
+from darts_bio.spaces.genotype import TEXT_FORMS, Genotype, from_json, shipped_folder, shipped_names
 
 GENOTYPE_FILE = "genotype.json"
 """What a run folder calls its genotype."""
@@ -26,10 +24,9 @@ def load_genotype(source: str | Path) -> Genotype:
       node 5: skip_connect <- 0,  dil_conv_3x3:bp <- 2
     """
     text = str(source).strip()
-    if "Genotype(" in text:
-        return from_darts_text(text)
-    if text.startswith("|"):
-        return from_nb201_text(text)
+    for form in map(TEXT_FORMS.get, TEXT_FORMS):
+        if form.recognizes(text):
+            return form.read(text)
     if text in shipped_names():
         return read_genotype(shipped_folder() / f"{text}.json")
     path = Path(text)

@@ -12,13 +12,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import parse_spec
 from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
-from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule, read_candidate
+from darts_bio.spaces.genotype import (
+    TEXT_FORMS,
+    Candidate,
+    Cell,
+    Edge,
+    Genotype,
+    TextForm,
+    check_carried_rule,
+    read_candidate,
+)
 from darts_bio.spaces.operations import OPERATIONS, check_operations
 
 NODES = 4
@@ -28,16 +38,18 @@ STAGES = 3
 
 
 @SPACES.register("nb201")
+@dataclass(frozen=True)
 class NasBench201Space(Space):
     """The NAS-Bench-201 cell space: 4 nodes, 6 edges, 15,625 cells of 5 operations under one rule."""
 
     cell_types = (CELL,)
     skeleton = "residual"
 
-    def __init__(self, operations: tuple[str, ...] = PUBLISHED_OPERATIONS) -> None:
+    operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+
+    def __post_init__(self) -> None:
         """Raises InputError for an operation that there is not, or for a space without any connection."""
-        check_operations(operations, "nb201 space")
-        self.operations = operations
+        check_operations(self.operations, "nb201 space")
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -158,3 +170,14 @@ def to_nb201_text(genotype: Genotype, rules: bool = True) -> str:
 def is_nb201(genotype: Genotype) -> bool:
     """Whether it is of this space, whatever its options, so that it has a text form."""
     return parse_spec(genotype.space)[0] == "nb201"
+
+
+TEXT_FORMS.register("nb201")(
+    TextForm(
+        "|op:rule~0|+|op~0|op~1|+|op~0|op~1|op~2|, without a rule bp",
+        "nb201",
+        lambda text: text.startswith("|"),
+        from_nb201_text,
+        to_nb201_text,
+    )
+)

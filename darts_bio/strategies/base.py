@@ -2,6 +2,8 @@
 
 The network knows nothing of alpha: a strategy turns it into edge weights, the supernet is a function of these, and the
 loss of that function on a validation batch tells the strategy where to move.
+
+A strategy is a small immutable value, as a learning rule is; what changes in a search lies in its `StrategyState`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from darts_bio.modes import frozen
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
 from darts_bio.spaces import CandidateTable, Space
@@ -29,19 +32,6 @@ Measure = Callable[[EdgeWeights, int], tuple[Tensor, Tensor]]
 the mean loss (P,), with the costs that the search counts, and the accuracy in [0, 1] (P,) of each on these batches.
 
 All individuals of a call meet the same batches, with batch norm by each batch's own statistics; w is not touched."""
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it no gradient of the module's parameters is computed; those that were frozen before stay so."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class Bilevel:
 
     Both losses map (batch, edge weights) to the supernet's loss and its logits. `weight_loss` is the one that w
     follows, down through the rules' error; the gradient of `architecture_loss` goes down as `--arch-gradient` says.
-    `penalty` is what the objective and the regularisers add, a function of each candidate's share of its edge.
+    `penalty` is what the objective and the regularizers add, a function of each candidate's share of its edge.
     `virtual_step` maps w's gradient to (w after a step along it, d(w after)/d(-gradient)).
     """
 
@@ -86,78 +76,110 @@ class Bilevel:
             yield
 
 
-class Strategy(ABC):
-    """Owns alpha for the candidates of a table. Subclasses are registered by name in `STRATEGIES`.
+class StrategyState(ABC):
+    """Everything that changes while a strategy searches: alpha, its optimizer, what was drawn or chosen so far."""
 
-    A subclass is called as `(context, **its own options)`.
-    """
-
-    partial: int = 1
-    """k, where 1/k of the channels are to go through the candidates (`SuperNet`)."""
-
-    warmup: float = 0.0
-    """The share of the epochs, from the first on, in which only w is trained, as published."""
-
-    measures: bool = False
-    """Whether it measures individuals between epochs: work that several processes can share."""
-
-    finished: bool = False
-    """Whether no further epoch would change what is derived."""
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.epoch = 0
+        """The epoch that runs now, counted from 0."""
 
     @property
     @abstractmethod
     def alpha(self) -> dict[str, Tensor]:
-        """Per cell type (edges, candidates), for the records; empty if the strategy has no such parameters."""
-
-    def notes(self, rules: Sequence[str]) -> list[str]:
-        """What a user of these rules is to know of the strategy's assumptions, a line each."""
-        return []
-
-    def begin_with(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Takes over what it wants of the state of the strategy that trained the supernet this search starts from."""
-
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (most need none)
-        """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
-
-    @abstractmethod
-    def edge_weights(self) -> EdgeWeights:
-        """What the supernet is lent: per cell type (edges, candidates), zero where the table is padded. A strategy that
-        samples draws at each call."""
-
-    @abstractmethod
-    def step(self, bilevel: Bilevel) -> Tensor | None:
-        """Moves alpha once, before the weights' own step. Returns the validation logits it saw, detached; None if it
-        saw none."""
-
-    def end_epoch(self, epoch: int, measure: Measure) -> dict[str, float]:
-        """What is done after an epoch's last step, once the warm-up is over. Returns numbers for the records."""
-        return {}
-
-    @abstractmethod
-    def final_weights(self) -> EdgeWeights:
-        """The strength of each candidate, by which the space derives the genotype; no gradient. Where a space
-        compares edges, it takes each row for shares of 1."""
+        """Logits (edges, candidates) per cell type, for the records; empty if there are no such parameters."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed search needs: alpha, its optimiser, random state. Tensors and plain values only."""
+        """Returns what a resumed search needs, as tensors and plain values only."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Puts back what `state_dict` returned."""
 
+    def begin_with(self, saved: dict[str, Any]) -> None:  # noqa: B027
+        """Takes over what it wants from the `state_dict` of the strategy that trained the supernet of `--supernet`."""
+
     def learning_rates(self) -> dict[str, float]:
-        """The rates at which alpha moves now, by name, for the records."""
+        """Returns the rates at which alpha moves now, by name, for the records."""
         return {}
 
 
-STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy")
+S = TypeVar("S", bound=StrategyState)
 
 
-def name_of(strategy: Strategy) -> str:
-    """The name that its class is registered by."""
-    known = (name for name in STRATEGIES if STRATEGIES.get(name) is type(strategy))
-    return next(known, type(strategy).__name__)
+class Strategy(ABC, Generic[S]):
+    """How alpha becomes edge weights, how it moves, and which genotype it stands for.
+
+    Subclasses are frozen dataclasses, whose fields are their options, registered by name in `STRATEGIES`. A strategy is
+    a value that many searches may share: `begin` makes the state of one search, and every method is given that state.
+    """
+
+    partial: ClassVar[int] = 1
+    """k, where 1/k of the channels are to go through the candidates (`SuperNet`)."""
+
+    warmup: ClassVar[float] = 0.0
+    """The share of the epochs in which only w is trained, as published."""
+
+    measures: ClassVar[bool] = False
+    """Whether it measures individuals between epochs: work that several processes can share."""
+
+    finished: ClassVar[bool] = False
+    """Whether no further epoch would change what is derived."""
+
+    @property
+    def where(self) -> str:
+        """What an error message begins with."""
+        return f"strategy {STRATEGIES.name_of(self)}"
+
+    @abstractmethod
+    def begin(self, context: Context) -> S:
+        """Makes the state of a new search. Raises InputError if the strategy does not go with that search."""
+
+    def warmup_share(self, epochs: int) -> float:
+        """Returns the share of a search's epochs, from the first on, in which only w is trained."""
+        return self.warmup
+
+    def notes(self, state: S, rules: Sequence[str]) -> list[str]:
+        """Returns what a user of these rules is to know of the strategy's assumptions, a line each."""
+        return []
+
+    def begin_epoch(self, state: S, epoch: int) -> None:
+        """Notes which epoch begins, counted from 0; called again when a run goes on within an epoch."""
+        state.epoch = epoch
+
+    @abstractmethod
+    def edge_weights(self, state: S) -> EdgeWeights:
+        """Returns what the supernet is lent, (edges, candidates) per cell type, zero where the table is padded.
+
+        A strategy that samples draws anew at each call.
+        """
+
+    @abstractmethod
+    def update(self, state: S, bilevel: Bilevel) -> Tensor | None:
+        """Moves alpha once, before the weights' own step.
+
+        Returns the validation logits (N, classes) it saw, detached; None if it saw none.
+        """
+
+    def end_epoch(self, state: S, epoch: int, measure: Measure) -> dict[str, float]:
+        """Does what is due after an epoch's last step, once the warm-up is over. Returns numbers for the records."""
+        return {}
+
+    @abstractmethod
+    def final_weights(self, state: S) -> EdgeWeights:
+        """Returns the strength of each candidate, (edges, candidates) per cell type without a gradient.
+
+        The space derives the genotype from it. Where a space compares edges, it takes each row for shares of 1.
+        """
+
+
+STRATEGIES: Registry[type[Strategy[Any]]] = Registry("strategy")
+
+
+def masks_of(context: Context) -> dict[str, Tensor]:
+    """Returns per cell type (edges, candidates) bool, on the search's device: True where there is a candidate."""
+    return {t: context.table.mask(t).to(context.device) for t in context.table.rows}
 
 
 def detached(edge_weights: EdgeWeights) -> EdgeWeights:

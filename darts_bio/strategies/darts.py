@@ -14,37 +14,32 @@ The candidates are (operation, rule) pairs, so a rule's share is learnt by the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.rules import RULES, held_feedback
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, detached
-from darts_bio.strategies.gradient import GradientStrategy
+from darts_bio.strategies.base import STRATEGIES, Bilevel, detached
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 STEP_OF_DIFFERENCES = 0.01
 
 
 @STRATEGIES.register("darts")
+@dataclass(frozen=True)
 class Darts(GradientStrategy):
     """Differentiable search, first or second order: softmax of alpha (Liu 2019)."""
 
-    def __init__(
-        self,
-        context: Context,
-        order: int = 1,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        weight_decay: float = 1e-3,
-        init: float = 1e-3,
-    ) -> None:
-        if order not in (1, 2) or isinstance(order, bool):
-            raise InputError(f"strategy darts: order: expected 1 or 2, found {order!r}")
-        super().__init__(context, lr=lr, betas=betas, weight_decay=weight_decay, init=init)
-        self.order = order
+    order: int = 1
 
-    def notes(self, rules: Sequence[str]) -> list[str]:
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2) or isinstance(self.order, bool):
+            raise InputError(f"{self.where}: order: expected 1 or 2, found {self.order!r}")
+        super().__post_init__()
+
+    def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
         other = [rule for rule in rules if not RULES.build(rule).transports_weights]
         if self.order == 1 or not other:
             return []
@@ -54,24 +49,24 @@ class Darts(GradientStrategy):
             "step; feedback is held fixed while the term is measured"
         ]
 
-    def step(self, bilevel: Bilevel) -> Tensor:
+    def update(self, state: AlphaState, bilevel: Bilevel) -> Tensor:
         if self.order == 1:
-            return super().step(bilevel)
-        gradients, logits = self.second_order_gradients(bilevel)
-        self.move(gradients)
+            return super().update(state, bilevel)
+        gradients, logits = self.second_order_gradients(state, bilevel)
+        state.move(gradients)
         return logits
 
-    def second_order_gradients(self, bilevel: Bilevel) -> tuple[list[Tensor], Tensor]:
-        """The gradients of `parameters`, and the validation logits after the virtual step. w is as before."""
-        weights, parameters = list(bilevel.weights), list(self.parameters.values())
+    def second_order_gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[list[Tensor], Tensor]:
+        """Returns the gradients of the state's parameters, in their order, and the validation logits (N, classes) after
+        the virtual step. w is as before."""
+        weights, parameters = list(bilevel.weights), list(state.parameters.values())
         before = [weight.detach().clone() for weight in weights]
-        loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights()))
+        loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))
         after, rate = bilevel.virtual_step(_kept(torch.autograd.grad(loss, weights, allow_unused=True), weights))
         try:
             _put(weights, after)
-            loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights())
-            total = loss + bilevel.penalty(self.shares()) + self.own_penalty()
-            found = torch.autograd.grad(total, [*parameters, *weights], allow_unused=True)
+            loss, logits = self.validation_loss(state, bilevel)
+            found = torch.autograd.grad(loss, [*parameters, *weights], allow_unused=True)
             own, v = _kept(found[: len(parameters)], parameters), _kept(found[len(parameters) :], weights)
             size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
             _put(weights, before)
@@ -79,7 +74,7 @@ class Darts(GradientStrategy):
                 sides = []
                 for sign in (1, -1):
                     _put(weights, [w + sign * size * direction for w, direction in zip(before, v, strict=True)])
-                    loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights())
+                    loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights(state))
                     sides.append(_kept(torch.autograd.grad(loss, parameters), parameters))
         finally:
             _put(weights, before)

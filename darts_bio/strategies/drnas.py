@@ -7,6 +7,8 @@ follows the distribution's mean.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,54 +16,52 @@ from torch.distributions import Gamma
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context
-from darts_bio.strategies.gradient import GradientStrategy
+from darts_bio.strategies.base import STRATEGIES
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 SMALLEST = 1e-5
 """Of a concentration and of a draw: below it their logarithms are lost in float32."""
 
 
 @STRATEGIES.register("drnas")
+@dataclass(frozen=True)
 class DrNas(GradientStrategy):
-    """Weights drawn from a Dirichlet distribution, anchored to the uniform one (Chen 2021)."""
+    """Weights drawn from a Dirichlet distribution, anchored to the uniform one (Chen 2021).
 
-    def __init__(
-        self,
-        context: Context,
-        anchor: float = 1e-3,
-        lr: float = 6e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        weight_decay: float = 1e-3,
-        init: float = 1e-3,
-    ) -> None:
-        """`anchor` is the weight of the divergence to the uniform distribution."""
-        check_number("strategy drnas: anchor", anchor)
-        super().__init__(context, lr=lr, betas=betas, weight_decay=weight_decay, init=init)
-        self.anchor = anchor
+    `anchor` is the weight of the divergence to the uniform distribution.
+    """
 
-    def concentrations(self) -> dict[str, Tensor]:
-        """Per cell type (edges, candidates), 1 where the table is padded."""
+    anchor: float = 1e-3
+    _: KW_ONLY
+    lr: float = 6e-4
+
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: anchor", self.anchor)
+        super().__post_init__()
+
+    def concentrations(self, state: AlphaState) -> dict[str, Tensor]:
+        """Returns per cell type (edges, candidates), 1 where the table is padded."""
         return {
-            t: (F.elu(logits) + 1).clamp_min(SMALLEST).masked_fill(~self.masks[t], 1.0)
-            for t, logits in self.alpha.items()
+            t: (F.elu(logits) + 1).clamp_min(SMALLEST).masked_fill(~state.masks[t], 1.0)
+            for t, logits in state.alpha.items()
         }
 
-    def mean_weights(self) -> dict[str, Tensor]:
-        return {t: _normalised(c * self.masks[t]) for t, c in self.concentrations().items()}
+    def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
+        return {t: _normalised(c * state.masks[t]) for t, c in self.concentrations(state).items()}
 
-    def edge_weights(self) -> EdgeWeights:
-        seed = int(torch.randint(2**62, (), generator=self.next_draw()))
+    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+        seed, device = int(torch.randint(2**62, (), generator=state.next_draw())), state.context.device
         drawn = {}
         # The distribution takes no generator: it draws from the default one, which is put back.
-        with torch.random.fork_rng([self.context.device] if self.context.device.type == "cuda" else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for t, concentration in self.concentrations().items():
+            for t, concentration in self.concentrations(state).items():
                 draws = Gamma(concentration, torch.ones_like(concentration)).rsample().clamp_min(SMALLEST)
-                drawn[t] = _normalised(draws * self.masks[t])
+                drawn[t] = _normalised(draws * state.masks[t])
         return drawn
 
-    def own_penalty(self) -> Tensor:
-        divergences = [_divergence(c, self.masks[t]).sum() for t, c in self.concentrations().items()]
+    def own_penalty(self, state: AlphaState) -> Tensor:
+        divergences = [_divergence(c, state.masks[t]).sum() for t, c in self.concentrations(state).items()]
         return self.anchor * torch.stack(divergences).sum()
 
 

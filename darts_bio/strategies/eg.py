@@ -17,7 +17,8 @@ individuals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole, install_hint
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import derive_seed, generator
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Measure, Strategy, masked_softmax
+from darts_bio.strategies.base import (
+    STRATEGIES,
+    Bilevel,
+    Context,
+    Measure,
+    Strategy,
+    StrategyState,
+    masked_softmax,
+    masks_of,
+)
 
 LARGE = 200
 """Dimensions from which on the covariance is kept diagonal: a full one would need as many generations to adapt."""
@@ -45,7 +55,7 @@ class Sampler:
         try:
             import cmaes
         except ImportError:
-            raise InputError("strategy eg: needs the package cmaes; run pip install 'darts-bio[evolution]'") from None
+            raise InputError(f"strategy eg: needs the package cmaes; {install_hint('evolution')}") from None
         make: Any = cmaes.SepCMA if separable else cmaes.CMA
         self.seed = seed
         self._evolution = make(mean=np.zeros(dimensions), sigma=1.0, population_size=population, seed=0)
@@ -97,102 +107,21 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-@STRATEGIES.register("eg")
-class Eg(Strategy):
-    """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485)."""
+class EgState(StrategyState):
+    """The architecture, as edge weights (edges, candidates) per cell type, and the CMA-ES of each sample."""
 
-    warmup = 0.3  # 15 of 50 epochs
-    measures = True
-
-    def __init__(
-        self,
-        context: Context,
-        population: int = 50,
-        samples: int = 2,
-        batches: int = 4,
-        sigma: float = 1.0,
-        sigma_min: float = 0.2,
-        novelty: float = 0.4,
-        step: float = 0.1,
-        init: float = 1e-3,
-        published: bool = False,
-    ) -> None:
-        """`samples` independent CMA-ES of that `population` meet that many validation `batches`; `sigma` and
-        `sigma_min`, s at the start and the end, are relative to an equal share of an edge."""
-        where = "strategy eg"
-        for name, value, least in (("population", population, 4), ("samples", samples, 1), ("batches", batches, 1)):
-            check_whole(f"{where}: {name}", value, least)
-        check_number(f"{where}: sigma_min", sigma_min, above=0)
-        check_number(f"{where}: sigma", sigma, least=sigma_min)
-        for name, number in {"novelty": novelty, "init": init}.items():
-            check_number(f"{where}: {name}", number)
-        check_number(f"{where}: step", step, above=0, below=1)
-        if not isinstance(published, bool):
-            raise InputError(f"{where}: published: expected True or False, found {published!r}")
-        if context.factorised:
-            raise InputError(f"{where}: has no factorised alpha; leave that regularizer out")
-        self.context, self.population, self.novelty, self.size = context, population, novelty, step
-        self.published, self.batches = published, 1 if published else batches
-        self.sigma = (sigma, sigma if published else sigma_min)
-        self.masks = {t: context.table.mask(t).to(context.device) for t in context.table.rows}
-        draw = generator("cpu", "evolution's alpha", context.seed)
-        self.weights = {
-            t: masked_softmax((init * torch.randn(mask.shape, generator=draw)).to(context.device), mask)
-            for t, mask in self.masks.items()
-        }
-        self.dimensions = sum(int(mask.sum()) for mask in self.masks.values())
-        self.samplers = [self._sampler(i) for i in range(samples)]
-
-    def _sampler(self, sample: int) -> Sampler:
-        seed = derive_seed("sample", self.context.seed, 0 if self.published else sample)
-        return Sampler(self.dimensions, self.population, seed, self.dimensions >= LARGE)
-
-    def notes(self, rules: Sequence[str]) -> list[str]:
-        passes = len(self.samplers) * self.population * self.batches
-        note = f"note: eg measures by {passes} passes after each epoch"
-        if not self.published:
-            return [note]
-        return [
-            note,
-            "note: eg(published=True) begins CMA-ES anew each epoch with one seed for one generation on one batch, as "
-            "the published code does: its covariance never adapts",
-        ]
+    def __init__(self, context: Context, weights: dict[str, Tensor], samplers: list[Sampler]) -> None:
+        super().__init__(context)
+        self.masks = masks_of(context)
+        self.weights, self.samplers = weights, samplers
 
     @property
     def alpha(self) -> dict[str, Tensor]:
         """Logarithms of the weights, 0 where the table is padded."""
         return {t: w.masked_fill(~self.masks[t], 1.0).log() for t, w in self.weights.items()}
 
-    def edge_weights(self) -> EdgeWeights:
-        return self.weights
-
-    def step(self, bilevel: Bilevel) -> None:
-        return None
-
-    def end_epoch(self, epoch: int, measure: Measure) -> dict[str, float]:
-        """A generation of each sample; then the best individual of all moves the architecture."""
-        progress = epoch / max(1, self.context.epochs - 1)
-        scale = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * progress
-        best: tuple[float, dict[str, Tensor]] | None = None
-        means = []
-        for i, sampler in enumerate(self.samplers):
-            if self.published:
-                self.samplers[i] = sampler = self._sampler(i)
-            offsets = sampler.ask()
-            individuals = self.individuals(offsets, scale)
-            losses, _ = measure(individuals, self.batches)
-            values = losses.cpu() + self.novelty * self._similarity(individuals)
-            sampler.tell(offsets, values.tolist())
-            winner = int(values.argmin())
-            means.append(values.mean().item())
-            if best is None or values[winner].item() < best[0]:
-                best = values[winner].item(), {t: own[winner] for t, own in individuals.items()}
-        assert best is not None
-        self.weights = {t: (1 - self.size) * w + self.size * best[1][t] for t, w in self.weights.items()}
-        return {"evolution/best_fitness": -best[0], "evolution/mean_fitness": -sum(means) / len(means)}
-
     def individuals(self, offsets: np.ndarray, scale: float) -> dict[str, Tensor]:
-        """Offsets (P, dimensions) as edge weights (P, edges, candidates) around the present ones."""
+        """Returns offsets (P, dimensions) as edge weights (P, edges, candidates) around the present ones."""
         pieces = torch.from_numpy(offsets).to(torch.get_default_dtype())
         found, start = {}, 0
         for t, weights in self.weights.items():
@@ -206,19 +135,118 @@ class Eg(Strategy):
             start += n
         return found
 
-    def _similarity(self, individuals: dict[str, Tensor]) -> Tensor:
-        """(P,) the cosine of each individual to the present architecture."""
+    def similarity(self, individuals: Mapping[str, Tensor]) -> Tensor:
+        """Returns (P,): the cosine of each individual to the present architecture."""
         flat = torch.cat([own.flatten(1) for own in individuals.values()], dim=1)
         present = torch.cat([w.flatten() for w in self.weights.values()])
         return F.cosine_similarity(flat, present.unsqueeze(0), dim=1).cpu()
 
-    def final_weights(self) -> EdgeWeights:
-        return self.weights
-
     def state_dict(self) -> dict[str, Any]:
         return {"weights": dict(self.weights), "samplers": [sampler.state_dict() for sampler in self.samplers]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = {t: w.to(self.weights[t]).clone() for t, w in state["weights"].items()}
-        for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
-            sampler.load_state_dict(saved)
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.weights = {t: w.to(self.weights[t]).clone() for t, w in saved["weights"].items()}
+        for sampler, own in zip(self.samplers, saved["samplers"], strict=True):
+            sampler.load_state_dict(own)
+
+
+@STRATEGIES.register("eg")
+@dataclass(frozen=True)
+class Eg(Strategy[EgState]):
+    """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485).
+
+    `samples` independent CMA-ES of that `population` meet that many validation `batches`; `sigma` and `sigma_min`, s at
+    the start and the end, are relative to an equal share of an edge.
+    """
+
+    warmup = 0.3  # 15 of 50 epochs
+    measures = True
+
+    population: int = 50
+    samples: int = 2
+    batches: int = 4
+    sigma: float = 1.0
+    sigma_min: float = 0.2
+    novelty: float = 0.4
+    step: float = 0.1
+    init: float = 1e-3
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of bounds."""
+        for option, least in (("population", 4), ("samples", 1), ("batches", 1)):
+            check_whole(f"{self.where}: {option}", getattr(self, option), least)
+        check_number(f"{self.where}: sigma_min", self.sigma_min, above=0)
+        check_number(f"{self.where}: sigma", self.sigma, least=self.sigma_min)
+        for option in ("novelty", "init"):
+            check_number(f"{self.where}: {option}", getattr(self, option))
+        check_number(f"{self.where}: step", self.step, above=0, below=1)
+        if not isinstance(self.published, bool):
+            raise InputError(f"{self.where}: published: expected True or False, found {self.published!r}")
+
+    @property
+    def measured_batches(self) -> int:
+        """Validation batches on which an individual is measured: one in the published way."""
+        return 1 if self.published else self.batches
+
+    def begin(self, context: Context) -> EgState:
+        if context.factorised:
+            raise InputError(f"{self.where}: has no factorised alpha; leave that regularizer out")
+        draw = generator("cpu", "evolution's alpha", context.seed)
+        weights = {
+            t: masked_softmax((self.init * torch.randn(mask.shape, generator=draw)).to(context.device), mask)
+            for t, mask in masks_of(context).items()
+        }
+        return EgState(context, weights, [self.sampler(context, sample) for sample in range(self.samples)])
+
+    def sampler(self, context: Context, sample: int) -> Sampler:
+        """Returns the CMA-ES of that number before its first generation, over all candidates of the search."""
+        dimensions = sum(int(context.table.mask(t).sum()) for t in context.table.rows)
+        seed = derive_seed("sample", context.seed, 0 if self.published else sample)
+        return Sampler(dimensions, self.population, seed, dimensions >= LARGE)
+
+    def notes(self, state: EgState, rules: Sequence[str]) -> list[str]:
+        passes = self.samples * self.population * self.measured_batches
+        note = f"note: eg measures by {passes} passes after each epoch"
+        if not self.published:
+            return [note]
+        return [
+            note,
+            "note: eg(published=True) begins CMA-ES anew each epoch with one seed for one generation on one batch, as "
+            "the published code does: its covariance never adapts",
+        ]
+
+    def edge_weights(self, state: EgState) -> EdgeWeights:
+        return state.weights
+
+    def update(self, state: EgState, bilevel: Bilevel) -> None:
+        return None
+
+    def scale(self, state: EgState, epoch: int) -> float:
+        """Returns s of an epoch, on its way from `sigma` to `sigma_min`; in the published way it does not fall."""
+        last = self.sigma if self.published else self.sigma_min
+        return self.sigma + (last - self.sigma) * (epoch / max(1, state.context.epochs - 1))
+
+    def end_epoch(self, state: EgState, epoch: int, measure: Measure) -> dict[str, float]:
+        """Runs a generation of each sample; then the best individual of all moves the architecture."""
+        scale = self.scale(state, epoch)
+        best: tuple[float, dict[str, Tensor]] | None = None
+        means = []
+        for i, sampler in enumerate(state.samplers):
+            if self.published:
+                state.samplers[i] = sampler = self.sampler(state.context, i)
+            offsets = sampler.ask()
+            individuals = state.individuals(offsets, scale)
+            losses, _ = measure(individuals, self.measured_batches)
+            values = losses.cpu() + self.novelty * state.similarity(individuals)
+            sampler.tell(offsets, values.tolist())
+            winner = int(values.argmin())
+            means.append(values.mean().item())
+            if best is None or values[winner].item() < best[0]:
+                best = values[winner].item(), {t: own[winner] for t, own in individuals.items()}
+        assert best is not None
+        state.weights = {t: (1 - self.step) * w + self.step * best[1][t] for t, w in state.weights.items()}
+        return {"evolution/best_fitness": -best[0], "evolution/mean_fitness": -sum(means) / len(means)}
+
+    def final_weights(self, state: EgState) -> EdgeWeights:
+        return state.weights

@@ -7,41 +7,39 @@ for.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context
-from darts_bio.strategies.gradient import GradientStrategy
+from darts_bio.strategies.base import STRATEGIES
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 
 @STRATEGIES.register("fair_darts")
+@dataclass(frozen=True)
 class FairDarts(GradientStrategy):
-    """Independent candidates: sigmoid of alpha with a zero-one loss (Chu 2020)."""
+    """Independent candidates: sigmoid of alpha with a zero-one loss (Chu 2020).
 
-    def __init__(
-        self,
-        context: Context,
-        zero_one: float = 10.0,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        weight_decay: float = 1e-3,
-        init: float = 1e-3,
-    ) -> None:
-        """`zero_one` is the weight of the zero-one loss."""
-        check_number("strategy fair_darts: zero_one", zero_one)
-        super().__init__(context, lr=lr, betas=betas, weight_decay=weight_decay, init=init)
-        self.zero_one = zero_one
+    `zero_one` is the weight of the zero-one loss.
+    """
 
-    def mean_weights(self) -> dict[str, Tensor]:
-        return {t: logits.sigmoid() * self.masks[t] for t, logits in self.alpha.items()}
+    zero_one: float = 10.0
 
-    def own_penalty(self) -> Tensor:
-        sigmoids = torch.cat([logits.sigmoid()[self.masks[t]] for t, logits in self.alpha.items()])
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: zero_one", self.zero_one)
+        super().__post_init__()
+
+    def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
+        return {t: logits.sigmoid() * state.masks[t] for t, logits in state.alpha.items()}
+
+    def own_penalty(self, state: AlphaState) -> Tensor:
+        sigmoids = torch.cat([logits.sigmoid()[state.masks[t]] for t, logits in state.alpha.items()])
         return -self.zero_one * (sigmoids - 0.5).square().mean()
 
     @torch.no_grad()
-    def final_weights(self) -> EdgeWeights:
+    def final_weights(self, state: AlphaState) -> EdgeWeights:
         # As shares, since a space that compares edges multiplies them by the number of candidates.
-        return {t: weights / self.masks[t].sum(1, keepdim=True) for t, weights in self.mean_weights().items()}
+        return {t: weights / state.masks[t].sum(1, keepdim=True) for t, weights in self.mean_weights(state).items()}

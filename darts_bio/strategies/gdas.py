@@ -9,40 +9,36 @@ costs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, masked_softmax, one_hot_like
-from darts_bio.strategies.gradient import GradientStrategy, gumbel
+from darts_bio.strategies.base import STRATEGIES, masked_softmax, one_hot_like
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy, gumbel
 
 
 @STRATEGIES.register("gdas")
+@dataclass(frozen=True)
 class Gdas(GradientStrategy):
     """One candidate an edge by hard Gumbel softmax, straight-through gradient (Dong 2019)."""
 
-    def __init__(
-        self,
-        context: Context,
-        tau: float = 10.0,
-        tau_min: float = 0.1,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        weight_decay: float = 1e-3,
-        init: float = 1e-3,
-    ) -> None:
-        """The temperature falls from `tau` to `tau_min`."""
-        check_number("strategy gdas: tau_min", tau_min, above=0)
-        check_number("strategy gdas: tau", tau, least=tau_min)
-        super().__init__(context, lr=lr, betas=betas, weight_decay=weight_decay, init=init)
-        self.start, self.end, self.tau = tau, tau_min, tau
+    tau: float = 10.0
+    tau_min: float = 0.1
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.tau = self.start + (self.end - self.start) * epoch / max(1, self.context.epochs - 1)
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: tau_min", self.tau_min, above=0)
+        check_number(f"{self.where}: tau", self.tau, least=self.tau_min)
+        super().__post_init__()
 
-    def edge_weights(self) -> EdgeWeights:
-        source = self.next_draw()
+    def temperature(self, state: AlphaState) -> float:
+        """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
+        return self.tau + (self.tau_min - self.tau) * state.epoch / max(1, state.context.epochs - 1)
+
+    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+        tau, source = self.temperature(state), state.next_draw()
         drawn = {}
-        for t, logits in self.alpha.items():
-            soft = masked_softmax((logits + gumbel(logits, source)) / self.tau, self.masks[t])
+        for t, logits in state.alpha.items():
+            soft = masked_softmax((logits + gumbel(logits, source)) / tau, state.masks[t])
             hard = one_hot_like(soft, soft.argmax(1))
             drawn[t] = hard + soft - soft.detach()
         return drawn

@@ -5,6 +5,7 @@ Nothing is trained: the genotype is there at once, a function of the seed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,58 +15,72 @@ from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
 from darts_bio.spaces import Genotype, Space, load_genotype
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, StrategyState
 
 
-@STRATEGIES.register("random")
-class Random(Strategy):
-    """A uniform genotype; with `genotype`, uniform rules on its operations. Nothing is trained."""
+class RandomState(StrategyState):
+    """The weights of the genotype that was drawn: 1 for a candidate that is part of it, 0 for all others."""
 
-    finished = True
-
-    def __init__(self, context: Context, genotype: str = "") -> None:
-        """`genotype` is whatever `load_genotype` reads, a path in quotes. Raises InputError if its edges or operations
-        are not those of the search."""
-        source = generator("cpu", "random genotype", context.seed)
-        fixed = load_genotype(genotype) if genotype else None
-        if fixed is not None:
-            context.space.validate(fixed, genotype)
-        self.weights = {t: self._draw(context, t, fixed, source).to(context.device) for t in context.table.rows}
-
-    @staticmethod
-    def _draw(context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator) -> Tensor:
-        """1 for what is drawn and 0 for all else."""
-        rows, space = context.table.rows[cell_type], context.space
-        weights = torch.zeros(context.table.shape(cell_type))
-        for e, op in _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type):
-            choices = [
-                i
-                for i, candidate in enumerate(rows[e])
-                if candidate is not None and space.selectable(candidate) and op in (None, candidate.op)
-            ]
-            if not choices:
-                raise InputError(f"strategy random: genotype: expected operations of --space, found {op}")
-            weights[e, choices[int(torch.randint(len(choices), (), generator=source))]] = 1.0
-        return weights
+    def __init__(self, context: Context, weights: dict[str, Tensor]) -> None:
+        super().__init__(context)
+        self.weights = weights
 
     @property
     def alpha(self) -> dict[str, Tensor]:
         return {}
 
-    def edge_weights(self) -> EdgeWeights:
-        return self.weights
-
-    def step(self, bilevel: Bilevel) -> None:
-        return None
-
-    def final_weights(self) -> EdgeWeights:
-        return self.weights
-
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.weights}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = {t: weights.to(self.weights[t]) for t, weights in state["weights"].items()}
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.weights = {t: weights.to(self.weights[t]) for t, weights in saved["weights"].items()}
+
+
+@STRATEGIES.register("random")
+@dataclass(frozen=True)
+class Random(Strategy[RandomState]):
+    """A uniform genotype; with `genotype`, uniform rules on its operations. Nothing is trained.
+
+    `genotype` is whatever `load_genotype` reads, a path in quotes.
+    """
+
+    finished = True
+
+    genotype: str = ""
+
+    def begin(self, context: Context) -> RandomState:
+        """Draws the genotype. Raises InputError if `genotype` has edges or operations that the search has not."""
+        source = generator("cpu", "random genotype", context.seed)
+        fixed = load_genotype(self.genotype) if self.genotype else None
+        if fixed is not None:
+            context.space.validate(fixed, self.genotype)
+        weights = {t: _draw(context, t, fixed, source).to(context.device) for t in context.table.rows}
+        return RandomState(context, weights)
+
+    def edge_weights(self, state: RandomState) -> EdgeWeights:
+        return state.weights
+
+    def update(self, state: RandomState, bilevel: Bilevel) -> None:
+        return None
+
+    def final_weights(self, state: RandomState) -> EdgeWeights:
+        return state.weights
+
+
+def _draw(context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator) -> Tensor:
+    """Draws weights (edges, candidates): 1 for a candidate that is drawn and 0 for all others."""
+    rows, space = context.table.rows[cell_type], context.space
+    weights = torch.zeros(context.table.shape(cell_type))
+    for e, op in _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type):
+        choices = [
+            i
+            for i, candidate in enumerate(rows[e])
+            if candidate is not None and space.selectable(candidate) and op in (None, candidate.op)
+        ]
+        if not choices:
+            raise InputError(f"strategy random: genotype: expected operations of --space, found {op}")
+        weights[e, choices[int(torch.randint(len(choices), (), generator=source))]] = 1.0
+    return weights
 
 
 def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]:

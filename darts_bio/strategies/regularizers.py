@@ -1,4 +1,4 @@
-"""Regularisers of a search: what keeps alpha from running after the weights' whims. Any number goes with any strategy.
+"""Regularizers of a search: what keeps alpha from running after the weights' whims. Any number goes with any strategy.
 
 They are registered by name in `REGULARIZERS` and given as `--regularizers "skip_stop(most=2),entropy(weight=0.1)"`.
 """
@@ -6,7 +6,8 @@ They are registered by name in `REGULARIZERS` and given as `--regularizers "skip
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,71 +18,100 @@ from darts_bio.networks import EdgeWeights
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
-from darts_bio.strategies.base import Context, Strategy, name_of
-from darts_bio.strategies.gradient import GradientStrategy
+from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 
 class Lookout(Protocol):
-    """What a regulariser sees of a search after an epoch."""
+    """What a regularizer sees of a search after an epoch."""
 
-    strategy: Strategy
+    strategy: Strategy[Any]
+    strategy_state: StrategyState
 
     def cells(self) -> dict[str, Cell]:
-        """What would be derived now."""
+        """Returns what would be derived now, per cell type."""
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        """The exact loss on a validation batch, the same at each call, differentiable in the edge weights."""
+        """Returns the exact loss on a validation batch, the same at each call, differentiable in the edge weights."""
 
 
-class Regularizer:
-    """Does nothing; subclasses, called as `(context, **options)`, override what they are about."""
+class RegularizerState:
+    """What a regularizer keeps in a search; nothing, unless a subclass says otherwise."""
 
-    warmup_epochs: int | None = None
-    """Epochs in which alpha is not moved, if the regulariser has a say in it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed search needs, as tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Puts back what `state_dict` returned."""
+
+
+R = TypeVar("R", bound=RegularizerState)
+
+
+class Regularizer(Generic[R]):
+    """Does nothing; subclasses override what they are about.
+
+    Subclasses are frozen dataclasses, whose fields are their options, registered by name in `REGULARIZERS`. `begin`
+    makes the state of one search, and the other methods are given that state.
+    """
+
+    warmup_epochs: ClassVar[int | None] = None
+    """Epochs in which alpha is not moved, if the regularizer has a say in it."""
 
     factorised: ClassVar[bool] = False
     """Whether alpha is to be operation times rule given the operation."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    @property
+    def where(self) -> str:
+        """What an error message begins with."""
+        return f"regularizer {REGULARIZERS.name_of(self)}"
 
-    def accept(self, strategy: Strategy) -> None:
+    def begin(self, context: Context) -> R:
+        """Makes the state of a new search. Raises InputError if the regularizer does not go with that search."""
+        return RegularizerState()  # type: ignore[return-value]
+
+    def accept(self, strategy: Strategy[Any]) -> None:
         """Raises InputError if it cannot go with this strategy."""
 
-    def penalty(self, shares: EdgeWeights) -> Tensor | float:
-        """Added to the loss that alpha follows; shares (..., edges, candidates) to (...)."""
+    def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
+        """Returns what is added to the loss that alpha follows; shares (..., edges, candidates) to (...)."""
         return 0.0
 
-    def after_epoch(self, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
-        """Whether the search is to stop, and numbers for the records."""
+    def after_epoch(self, state: R, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
+        """Returns whether the search is to stop, and numbers for the records."""
         return False, {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-REGULARIZERS: Registry[Callable[..., Regularizer]] = Registry("regularizer")
+REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer")
 
 
 @REGULARIZERS.register("warmup")
-class Warmup(Regularizer):
+@dataclass(frozen=True)
+class Warmup(Regularizer[RegularizerState]):
     """Alpha stays as it is for the first epochs (in place of the strategy's own share of them)."""
 
-    def __init__(self, context: Context, epochs: int = 15) -> None:
-        super().__init__(context)
-        check_whole("regularizer warmup: epochs", epochs, 0)
-        if epochs >= context.epochs:
+    epochs: int = 15
+
+    def __post_init__(self) -> None:
+        check_whole(f"{self.where}: epochs", self.epochs, 0)
+
+    @property
+    def warmup_epochs(self) -> int:  # type: ignore[override]
+        return self.epochs
+
+    def begin(self, context: Context) -> RegularizerState:
+        if self.epochs >= context.epochs:
             raise InputError(
-                f"regularizer warmup: epochs: expected fewer than the {context.epochs} of the search, found {epochs}; "
+                f"{self.where}: epochs: expected fewer than the {context.epochs} of the search, found {self.epochs}; "
                 f"use warmup(epochs={context.epochs - 1}) or more --epochs"
             )
-        self.warmup_epochs = epochs
+        return super().begin(context)
 
 
 @REGULARIZERS.register("factorised")
-class Factorised(Regularizer):
+@dataclass(frozen=True)
+class Factorised(Regularizer[RegularizerState]):
     """Alpha as operation times rule given the operation, so that many rules do not outweigh one operation."""
 
     factorised = True
@@ -90,26 +120,40 @@ class Factorised(Regularizer):
 Level = Literal["pair", "operation", "rule"]
 
 
-@REGULARIZERS.register("entropy")
-class Entropy(Regularizer):
-    """Adds weight times the mean entropy of the edges' shares: of pairs, of operations, or of rules given these."""
+class EntropyState(RegularizerState):
+    """Which candidates are of which operation: (edges, candidates, operations) bool per cell type."""
 
-    def __init__(self, context: Context, weight: float = 0.1, level: Level = "pair") -> None:
-        """A positive weight drives alpha to single candidates, a negative one keeps it even."""
-        super().__init__(context)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
-            raise InputError(f"regularizer entropy: weight: expected a number, found {weight!r}")
-        if level not in get_args(Level):
-            raise unknown_name("level of the entropy regularizer", str(level), get_args(Level))
-        self.weight, self.level = weight, level
+    def __init__(self, context: Context) -> None:
         self.members = {t: grouped_by_operation(rows).to(context.device) for t, rows in context.table.rows.items()}
 
-    def penalty(self, shares: EdgeWeights) -> Tensor:
+
+@REGULARIZERS.register("entropy")
+@dataclass(frozen=True)
+class Entropy(Regularizer[EntropyState]):
+    """Adds weight times the mean entropy of the edges' shares: of pairs, of operations, or of rules given these.
+
+    A positive weight drives alpha to single candidates, a negative one keeps it even.
+    """
+
+    weight: float = 0.1
+    level: Level = "pair"
+
+    def __post_init__(self) -> None:
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+            raise InputError(f"{self.where}: weight: expected a number, found {weight!r}")
+        if self.level not in get_args(Level):
+            raise unknown_name("level of the entropy regularizer", str(self.level), get_args(Level))
+
+    def begin(self, context: Context) -> EntropyState:
+        return EntropyState(context)
+
+    def penalty(self, state: EntropyState, shares: EdgeWeights) -> Tensor:
         entropies = []
         for t, own in shares.items():
             normalised = own / own.sum(-1, keepdim=True)
             pairs = _entropy(normalised)
-            operations = _entropy(torch.einsum("...ec,eco->...eo", normalised, self.members[t].to(own)))
+            operations = _entropy(torch.einsum("...ec,eco->...eo", normalised, state.members[t].to(own)))
             # H(operation, rule) = H(operation) + H(rule | operation)
             entropies.append({"pair": pairs, "operation": operations, "rule": pairs - operations}[self.level])
         return self.weight * torch.cat(entropies, dim=-1).mean(-1)
@@ -121,65 +165,81 @@ def _entropy(shares: Tensor) -> Tensor:
 
 
 @REGULARIZERS.register("skip_stop")
-class SkipStop(Regularizer):
+@dataclass(frozen=True)
+class SkipStop(Regularizer[RegularizerState]):
     """Stops once the normal cell would have that many skip connections (DARTS+, Liang 2019, arXiv 1909.06035)."""
 
-    def __init__(self, context: Context, most: int = 2) -> None:
-        super().__init__(context)
-        check_whole("regularizer skip_stop: most", most)
-        self.most = most
+    most: int = 2
 
-    def after_epoch(self, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
+    def __post_init__(self) -> None:
+        check_whole(f"{self.where}: most", self.most)
+
+    def after_epoch(self, state: RegularizerState, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
         cell = next(iter(search.cells().values()))  # the first type is the one that most layers have
         skips = sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
         return skips >= self.most, {"regularizer/skips": float(skips)}
 
 
+class EigenvalueState(RegularizerState):
+    """The eigenvalues measured so far, and alpha's parameters at the last measurements."""
+
+    def __init__(self) -> None:
+        self.measured: list[float] = []
+        self.snapshots: list[dict[str, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": list(self.measured), "snapshots": list(self.snapshots)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.measured, self.snapshots = list(saved["measured"]), list(saved["snapshots"])
+
+
 @REGULARIZERS.register("eigenvalue_stop")
-class EigenvalueStop(Regularizer):
+@dataclass(frozen=True)
+class EigenvalueStop(Regularizer[EigenvalueState]):
     """Stops when the dominant eigenvalue of the validation loss' Hessian in alpha has grown (Zela 2020, 1909.09656).
 
     It is measured every few epochs. Once its mean over a window exceeds `factor` times the mean `lag` measurements
     before, the search ends with the alpha of then.
     """
 
-    def __init__(self, context: Context, factor: float = 1.3, window: int = 5, lag: int = 4, every: int = 1) -> None:
-        super().__init__(context)
-        check_number("regularizer eigenvalue_stop: factor", factor, above=0)
-        for name, value in {"window": window, "lag": lag, "every": every}.items():
-            check_whole(f"regularizer eigenvalue_stop: {name}", value)
-        self.factor, self.window, self.lag, self.every = factor, window, lag, every
-        self.measured: list[float] = []
-        self.snapshots: list[dict[str, Tensor]] = []
+    factor: float = 1.3
+    window: int = 5
+    lag: int = 4
+    every: int = 1
 
-    def accept(self, strategy: Strategy) -> None:
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: factor", self.factor, above=0)
+        for option in ("window", "lag", "every"):
+            check_whole(f"{self.where}: {option}", getattr(self, option))
+
+    def begin(self, context: Context) -> EigenvalueState:
+        return EigenvalueState()
+
+    def accept(self, strategy: Strategy[Any]) -> None:
         if not isinstance(strategy, GradientStrategy):
             raise InputError(
-                "regularizer eigenvalue_stop: expected a strategy that moves alpha along a gradient, found "
-                f"{name_of(strategy)}; leave the regularizer out"
+                f"{self.where}: expected a strategy that moves alpha along a gradient, found "
+                f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
             )
 
-    def after_epoch(self, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
-        strategy = search.strategy
+    def after_epoch(self, state: EigenvalueState, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
+        strategy, alpha = search.strategy, search.strategy_state
         assert isinstance(strategy, GradientStrategy)
+        assert isinstance(alpha, AlphaState)
         if (epoch + 1) % self.every:
             return False, {}
-        self.measured.append(dominant_eigenvalue(strategy, search.validation_loss))
-        self.snapshots = [*self.snapshots, strategy.values()][-self.lag - 1 :]
-        numbers = {"regularizer/eigenvalue": self.measured[-1]}
-        if len(self.measured) <= self.lag:
+        measured = state.measured
+        measured.append(dominant_eigenvalue(strategy, alpha, search.validation_loss))
+        state.snapshots = [*state.snapshots, alpha.values()][-self.lag - 1 :]
+        numbers = {"regularizer/eigenvalue": measured[-1]}
+        if len(measured) <= self.lag:
             return False, numbers
-        now, then = (_mean_of_last(self.measured[: len(self.measured) - back], self.window) for back in (0, self.lag))
+        now, then = (_mean_of_last(measured[: len(measured) - back], self.window) for back in (0, self.lag))
         if now <= self.factor * then:
             return False, numbers
-        strategy.put(self.snapshots[0])
+        alpha.put(state.snapshots[0])
         return True, numbers
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"measured": list(self.measured), "snapshots": list(self.snapshots)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.measured, self.snapshots = list(state["measured"]), list(state["snapshots"])
 
 
 def _mean_of_last(values: list[float], window: int) -> float:
@@ -190,35 +250,59 @@ def _mean_of_last(values: list[float], window: int) -> float:
 STEP_OF_DIFFERENCES = 1e-2
 
 
-def dominant_eigenvalue(strategy: GradientStrategy, loss: Callable[[EdgeWeights], Tensor]) -> float:
-    """The largest eigenvalue of the Hessian of `loss(edge weights)` in alpha, by Lanczos' method (ARPACK).
+def dominant_eigenvalue(strategy: GradientStrategy, state: AlphaState, loss: Callable[[EdgeWeights], Tensor]) -> float:
+    """Find the largest eigenvalue of the Hessian of `loss(edge weights)` in alpha, to about 1 %.
 
     Its products with vectors are central differences of gradients, since rules have no second derivative.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    parameters = list(strategy.parameters.values())
-    before = strategy.values()
+    parameters = list(state.parameters.values())
+    before = state.values()
     sizes = [parameter.numel() for parameter in parameters]
 
     def gradient_at(offset: Tensor) -> Tensor:
         pieces = zip(before.items(), offset.split(sizes), strict=True)
-        strategy.put({name: value + piece.view_as(value) for (name, value), piece in pieces})
-        gradients = torch.autograd.grad(loss(strategy.mean_weights()), parameters)
+        state.put({name: value + piece.view_as(value) for (name, value), piece in pieces})
+        gradients = torch.autograd.grad(loss(strategy.mean_weights(state)), parameters)
         return torch.cat([gradient.flatten() for gradient in gradients])
 
-    def product(vector: np.ndarray) -> np.ndarray:
-        direction = torch.from_numpy(vector.ravel() / np.linalg.norm(vector)).to(parameters[0])
+    def product(unit: np.ndarray) -> np.ndarray:
+        direction = torch.from_numpy(unit).to(parameters[0])
         plus, minus = (gradient_at(sign * STEP_OF_DIFFERENCES * direction) for sign in (1, -1))
-        scaled = (plus - minus).double().cpu().numpy() / (2 * STEP_OF_DIFFERENCES)
-        return np.asarray(scaled * np.linalg.norm(vector))
+        return (plus - minus).double().cpu().numpy() / (2 * STEP_OF_DIFFERENCES)
 
-    n = sum(sizes)
     try:
-        operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
-        # A fixed start, so that a resumed search measures the same.
-        start = np.random.default_rng(0).standard_normal(n)
-        found = eigsh(operator, k=1, which="LA", v0=start, ncv=min(n, 12), tol=1e-2, return_eigenvectors=False)
+        return largest_eigenvalue(product, sum(sizes))
     finally:
-        strategy.put(before)
-    return float(found[0])
+        state.put(before)
+
+
+def largest_eigenvalue(
+    product: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float = 1e-2, least: int = 12
+) -> float:
+    """Find the largest eigenvalue of a symmetric matrix (n, n) from its products with unit vectors (n,).
+
+    Lanczos' method (1950), every vector orthogonalized against all before it: alpha has a few hundred entries at most.
+    It ends where the residual is within `tolerance`, relative, but not before `least` products.
+
+    >>> matrix = np.diag([1.0, 5.0, -9.0])
+    >>> round(largest_eigenvalue(lambda x: matrix @ x, 3), 6)
+    5.0
+    """
+    # A fixed start, so that a resumed search measures the same.
+    start = np.random.default_rng(0).standard_normal(n)
+    basis = (start / np.linalg.norm(start))[None]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    while True:
+        image = product(basis[-1])
+        diagonal.append(float(image @ basis[-1]))
+        for _ in range(2):  # once leaves what rounding brings back
+            image = image - basis.T @ (basis @ image)
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        rest = float(np.linalg.norm(image))
+        converged = rest * abs(vectors[-1, -1]) <= tolerance * abs(values[-1])
+        exhausted = len(basis) == n or rest <= 1e-10 * np.abs(values).max()
+        if exhausted or (converged and len(basis) >= least):
+            return float(values[-1])
+        beside.append(rest)
+        basis = np.vstack([basis, image / rest])

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from darts_bio.data.batches import Normalisation
 from darts_bio.distributed import rank, world_size
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
+from darts_bio.modes import frozen, in_mode
 from darts_bio.registry import Registry
 from darts_bio.rules import true_gradients
 from darts_bio.runtime import autocast, generator, send
-from darts_bio.training.undisturbed import undisturbed
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Of what a network gives in training, and targets."""
@@ -43,8 +43,7 @@ class Adversary:
     """Whether the images as they are pass through the network as well: before the climb, and in training."""
 
     def __post_init__(self) -> None:
-        name = next((name for name in ADVERSARIES if ADVERSARIES.get(name) is type(self)), type(self).__name__)
-        where = f"--adversarial {name}"
+        where = f"--adversarial {ADVERSARIES.name_of(self)}"
         check_number(f"{where}: eps", self.eps, above=0, below=256)
         check_number(f"{where}: step", self.step, above=0, below=256)
         check_whole(f"{where}: steps", self.steps)
@@ -148,8 +147,7 @@ class AdversarialExamples:
         low, high = torch.maximum(x - bound, self._black), torch.minimum(x + bound, self._white)
         example = torch.clamp(x + bound * start, low, high)
         exact = true_gradients(self._network) if adversary.gradient == "true" else contextlib.nullcontext()
-        with undisturbed(self._network, training=False), exact:
-            self._network.requires_grad_(False)
+        with in_mode(self._network, training=False), frozen(self._network), exact:
             with torch.no_grad():
                 clean = self._logits(x) if adversary.needs_clean else None
             for _ in range(adversary.steps):

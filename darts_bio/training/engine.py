@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from darts_bio.distributed import first_says, gathered, rank
 from darts_bio.errors import InputError, first_line
+from darts_bio.modes import in_mode
 from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
 from darts_bio.training.run_folder import RunFolder
 
@@ -130,32 +131,74 @@ class Progress:
         return self.step * self.epochs == self.epoch * self.steps
 
 
-class Listener(Protocol):
-    """Where the numbers go."""
+class Listener:
+    """What hears of a run: subclass it and write the methods that you want. It must not change what it is told of.
+
+    >>> class Losses(Listener):
+    ...     def __init__(self) -> None:
+    ...         self.losses: list[float] = []
+    ...     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+    ...         self.losses.append(numbers["train/loss"])
+    """
 
     def on_start(self, progress: Progress) -> None:
-        """Before the first step; `progress.step` updates were made before."""
+        """Hear that the run begins, or goes on: `progress.step` updates were made before."""
 
     def on_step(self, progress: Progress, images: int) -> None:
-        """After each step of `images` images."""
+        """Hear of a step of `images` images."""
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
-        """Every `log_every` steps: means since the last record, and the learning rates."""
+        """Hear, every `log_every` steps, the means since the last record, and the learning rates."""
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-        """After each epoch: means over it, and what was measured at its end."""
+        """Hear, after each epoch, the means over it and what was measured at its end."""
 
 
-class Silent:
-    """A listener that lets the numbers pass."""
+class Listeners(Listener):
+    """Several listeners as one, which hear of everything in their order."""
 
-    def on_start(self, progress: Progress) -> None: ...
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
 
-    def on_step(self, progress: Progress, images: int) -> None: ...
+    def on_start(self, progress: Progress) -> None:
+        for listener in self.listeners:
+            listener.on_start(progress)
 
-    def on_record(self, progress: Progress, numbers: Numbers) -> None: ...
+    def on_step(self, progress: Progress, images: int) -> None:
+        for listener in self.listeners:
+            listener.on_step(progress, images)
 
-    def on_epoch(self, progress: Progress, numbers: Numbers) -> None: ...
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        for listener in self.listeners:
+            listener.on_record(progress, numbers)
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        for listener in self.listeners:
+            listener.on_epoch(progress, numbers)
+
+
+class Pace:
+    """How fast a run goes: seconds, steps and images since it began here."""
+
+    def __init__(self) -> None:
+        self.began, self.steps, self.images = time.monotonic(), 0, 0
+
+    def count(self, images: int) -> None:
+        """Count a step of `images` images."""
+        self.steps += 1
+        self.images += images
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.seconds, 1e-9)
+
+    def seconds_left(self, steps: int) -> float:
+        """Estimate the seconds that so many further steps take."""
+        return self.seconds / max(1, self.steps) * steps
 
 
 @dataclass(frozen=True)
@@ -221,6 +264,8 @@ def fit(
         epoch_means.clear()
         listener.on_epoch(progress, last)
 
+    if state is None:
+        save()  # so that a run which has records has a checkpoint, too
     steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
     if not ended:  # the run was stopped within the end of an epoch, which is made anew
@@ -267,6 +312,17 @@ def fit(
             save()
             saved_at = time.monotonic()
     return Outcome(last, t == steps or (t % task.steps_per_epoch == 0 and task.finished), t)
+
+
+def run_epoch(task: Task, epoch: int) -> Numbers:
+    """Make all steps of an epoch, counted from 0, and its end; return what was measured there.
+
+    For experiments that keep no run: nothing is recorded, saved or stopped.
+    """
+    task.begin_epoch(epoch)
+    for t in range(epoch * task.steps_per_epoch, (epoch + 1) * task.steps_per_epoch):
+        task.step(t)
+    return task.end_epoch(epoch)
 
 
 @contextlib.contextmanager
@@ -349,13 +405,11 @@ def loss_and_accuracy(prefix: str, logits: Tensor, labels: Tensor) -> dict[str, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none") -> Numbers:
-    """Loss and accuracy in evaluation mode. Mode, feedback and random state are left as they were."""
-    training = model.training
-    model.eval()
+    """Measure loss and accuracy in evaluation mode. Modes, feedback and random state are left as they were."""
     meters = Meters()
-    for x, labels in batches:
-        with autocast(x.device, amp):
-            logits = model(x)
-        meters.add(loss_and_accuracy(prefix, logits, labels))
-    model.train(training)
+    with in_mode(model, training=False):
+        for x, labels in batches:
+            with autocast(x.device, amp):
+                logits = model(x)
+            meters.add(loss_and_accuracy(prefix, logits, labels))
     return meters.read()

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from darts_bio.config import FitConfig, TrainingConfig
+from darts_bio.config import FitConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.rules import learned_feedback
-
-
-def cosine(start: float, end: float, progress: float) -> float:
-    """From `start` at progress 0 to `end` at progress 1 along half a cosine (arXiv 1608.03983, without restarts).
-
-    >>> [round(cosine(0.025, 0.001, p), 4) for p in (0, 0.5, 1)]
-    [0.025, 0.013, 0.001]
-    """
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def learning_rate(config: FitConfig, epoch: int) -> float:
-    """Of an epoch counted from 0: a cosine over all epochs in a search, what the options say in a training.
-
-    A warm-up takes the place of the schedule's first epochs, and does not put it off.
-    """
-    progress = epoch / config.epochs
-    if not isinstance(config, TrainingConfig):
-        return cosine(config.lr, config.lr_min, progress)
-    scale = config.batch_size / config.lr_batch if config.lr_batch else 1.0
-    peak, last = scale * config.lr, scale * config.lr_min
-    if epoch < config.warmup:
-        return peak * (epoch + 1) / config.warmup
-    if config.schedule == "exponential":
-        return peak * config.lr_decay**epoch
-    return cosine(peak, last, progress) if config.schedule == "cosine" else last + (peak - last) * (1 - progress)
+from darts_bio.training.schedules import learning_rate
 
 
 class WeightOptimizer:
@@ -49,7 +23,9 @@ class WeightOptimizer:
     """
 
     def __init__(self, model: nn.Module, config: FitConfig) -> None:
-        """Raises InputError for an optimiser that timm does not have, or that does not take these options."""
+        """Raises InputError for an optimiser that timm does not have, or that does not take these options, and for a
+        schedule that there is not."""
+        learning_rate(config, config.epochs - 1)
         self.config = config
         feedback = learned_feedback(model)
         apart = set(map(id, feedback))

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.command_line import class_of_file, import_plugins, read_yaml
-from darts_bio.config import CONFIG_FILE, SCRIPTS, RetrainConfig, TrainingConfig
+from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
+from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
 from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import InMemory, Source, open_source
 from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
+from darts_bio.invocation import named
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import draw_feedback
 from darts_bio.runtime import autocast, derive_seed, seeded
@@ -30,19 +31,15 @@ from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 def config_of_run(folder: Path) -> TrainingConfig:
-    """The options of a training, its plug-ins imported. Raises InputError if the folder is not that of one."""
+    """Read the options of a training. Raises InputError if the folder is not that of one, or lacks its plug-ins."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise InputError(
-            f"{folder}: expected the run folder of evaluate/train_cifar.py or train_imagenet.py, found no "
-            f"{CONFIG_FILE} there"
-        )
-    kind = class_of_file(path, RetrainConfig)
+        raise InputError(f"{folder}: expected the run folder of a training, found no {CONFIG_FILE} there")
+    kind = kind_of(path, RetrainConfig)
     if not issubclass(kind, TrainingConfig):
-        raise InputError(f"{folder}: expected the run folder of a training, found a run of {SCRIPTS[kind]}")
-    config = kind(**read_yaml(path, kind))
-    import_plugins(config.plugin)
-    return config
+        raise InputError(f"{folder}: expected the run folder of a training, found a run of {named(kind.command)}")
+    refuse_missing_plugins(folder)
+    return kind(**read_yaml(path, kind))
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:

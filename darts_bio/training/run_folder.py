@@ -14,16 +14,15 @@ import io
 import itertools
 import json
 import os
-import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from darts_bio.command_line import read_yaml
 from darts_bio.config import CONFIG_FILE, RunConfig
+from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
@@ -71,15 +70,13 @@ class RunFolder:
     `kind` is search or train; `command` is the one that began the run.
     """
 
-    def __init__(self, path: Path, kind: str, config: RunConfig, command: Sequence[str]) -> None:
-        self.path, self.kind, self.config, self.command = path, kind, config, shlex.join(command)
+    def __init__(self, path: Path, kind: str, config: RunConfig, command: str) -> None:
+        self.path, self.kind, self.config, self.command = path, kind, config, command
         self.checkpoint_path = path / CHECKPOINT_FILE
         self.genotype_path = path / GENOTYPE_FILE
 
     @classmethod
-    def open(
-        cls, kind: str, config: RunConfig, command: Sequence[str], *, genotype: Genotype | None = None
-    ) -> RunFolder:
+    def open(cls, kind: str, config: RunConfig, command: str, *, genotype: Genotype | None = None) -> RunFolder:
         """Makes a new folder, with the genotype that is trained if there is one; or with `--resume` opens the old one.
         Of several processes the first does, and alone writes to it.
 
@@ -93,7 +90,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def _open(cls, kind: str, config: RunConfig, command: Sequence[str], genotype: Genotype | None) -> RunFolder:
+    def _open(cls, kind: str, config: RunConfig, command: str, genotype: Genotype | None) -> RunFolder:
         if config.resume:
             assert config.out is not None  # the configuration was read from there
             folder = cls(Path(config.out), kind, config, command)
@@ -118,9 +115,17 @@ class RunFolder:
     def load(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None if the run ended before it wrote one.
 
-        Raises InputError if it is damaged, or belongs to another configuration.
+        Raises InputError if it is damaged, if it belongs to another configuration, and if it is missing though the run
+        has come further than its beginning.
         """
         if not self.checkpoint_path.exists():
+            if (self.path / METRICS_FILE).exists():
+                records = read_records(self.path / METRICS_FILE)
+                told = f"tells of step {records[-1]['step']}" if records else "says that the run had begun"
+                raise InputError(
+                    f"{self.checkpoint_path}: missing, though {METRICS_FILE} beside it {told}; put it back, or begin "
+                    "anew in another --out"
+                )
             return None
         state = read_checkpoint(self.checkpoint_path, self.kind)
         self._refuse_differences(self.checkpoint_path, state["config"])
@@ -165,13 +170,13 @@ def is_filled(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
-def read_records(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl that are of `step` or before it; none if there is no such file."""
+def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
+    """Read the records of a run's metrics.jsonl, or those of `step` and before; none if there is no such file."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):  # a line that a crash has cut off was written after the checkpoint
             records.append(json.loads(line))
-    return [record for record in records if record["step"] <= step]
+    return [record for record in records if step is None or record["step"] <= step]
 
 
 def checkpoint_of(source: Path) -> Path:

@@ -31,6 +31,7 @@ from darts_bio.strategies import (
     Objective,
     Regularizer,
     Strategy,
+    StrategyState,
     detached,
     frozen,
 )
@@ -70,15 +71,17 @@ class Search:
         self.images_per_step = 2 * config.batch_size
         self.table = self.space.table(config.rules)
         context = Context(self.space, self.table, config.seed, device, self.epochs, self.steps_per_epoch)
-        self.regularizers: list[Regularizer] = [REGULARIZERS.build(spec, context) for spec in config.regularizers]
+        self.regularizers: list[Regularizer[Any]] = [REGULARIZERS.build(spec) for spec in config.regularizers]
+        self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
-        self.strategy: Strategy = STRATEGIES.build(config.strategy, context)
+        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
+        self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
         asked = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
         if len(asked) > 1:
             raise InputError(f"--regularizers: expected one warmup, found {len(asked)}; leave out all but one")
-        self.warmup_epochs = asked[0] if asked else round(self.strategy.warmup * self.epochs)
+        self.warmup_epochs = asked[0] if asked else round(self.strategy.warmup_share(self.epochs) * self.epochs)
         self.objective = Objective(
             config.objective,
             self.space,
@@ -112,7 +115,7 @@ class Search:
                 f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; leave it out"
             )
         if world_size() > 1 and not self.strategy.measures:
-            measuring = ", ".join(name for name in STRATEGIES if getattr(STRATEGIES.get(name), "measures", False))
+            measuring = ", ".join(name for name in STRATEGIES if STRATEGIES.get(name).measures)
             raise InputError(
                 f"torchrun: strategy {config.strategy} has nothing that {world_size()} processes could share; only "
                 f"those that measure individuals have ({measuring}). Run it as one process"
@@ -125,7 +128,7 @@ class Search:
         task = read_checkpoint(folder / CHECKPOINT_FILE, "search").get("task", {})
         try:
             self.supernet.load_state_dict(task["supernet"])
-            self.strategy.begin_with(task["strategy"])
+            self.strategy_state.begin_with(task["strategy"])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"--supernet {folder}: that run's supernet is not one of this search ({first_line(error)}); use its "
@@ -143,7 +146,7 @@ class Search:
 
     def notes(self) -> list[str]:
         """What the user is to know of this search before it begins."""
-        notes = self.strategy.notes(self.config.rules)
+        notes = self.strategy.notes(self.strategy_state, self.config.rules)
         if self.strategy.finished:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
@@ -152,7 +155,7 @@ class Search:
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
-        self.strategy.begin_epoch(epoch)
+        self.strategy.begin_epoch(self.strategy_state, epoch)
 
     def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
         train_batch, valid_batch = self.train_batches.batch(t), self.valid_batches.batch(t)
@@ -167,8 +170,8 @@ class Search:
             self.optimizer.virtual_step,
         )
         moves = t // self.steps_per_epoch >= self.warmup_epochs
-        valid_logits = self.strategy.step(bilevel) if moves else None
-        loss, logits = self._weight_loss(train_batch, detached(self.strategy.edge_weights()))
+        valid_logits = self.strategy.update(self.strategy_state, bilevel) if moves else None
+        loss, logits = self._weight_loss(train_batch, detached(self.strategy.edge_weights(self.strategy_state)))
         self.optimizer.step(loss)
         draw_feedback(self.supernet, self.config.seed, t + 1)
         numbers = loss_and_accuracy("train", logits, train_batch[1])
@@ -188,7 +191,8 @@ class Search:
             return self._weight_loss(batch, edge_weights)
 
     def _penalty(self, shares: EdgeWeights) -> Tensor:
-        return self.objective.penalty(shares) + sum(r.penalty(shares) for r in self.regularizers)
+        regularizers = zip(self.regularizers, self.regularizer_states, strict=True)
+        return self.objective.penalty(shares) + sum(r.penalty(state, shares) for r, state in regularizers)
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         numbers: Numbers = {}
@@ -200,10 +204,10 @@ class Search:
                     raise Interrupted
                 return self._measure(weights, first, batches)
 
-            numbers |= self.strategy.end_epoch(epoch, measure)
+            numbers |= self.strategy.end_epoch(self.strategy_state, epoch, measure)
             lookout = _Lookout(self, first)
-            for regularizer in self.regularizers:
-                ends, own = regularizer.after_epoch(epoch, lookout)
+            for regularizer, state in zip(self.regularizers, self.regularizer_states, strict=True):
+                ends, own = regularizer.after_epoch(state, epoch, lookout)
                 self.stopped = self.stopped or ends
                 numbers |= own
         return numbers
@@ -252,12 +256,12 @@ class Search:
             return torch.vmap(lambda weights: self.supernet(x, weights))(dict(edge_weights)).float()
 
     def learning_rates(self) -> Numbers:
-        rates = {"weights": self.optimizer.lr, **self.strategy.learning_rates()}
+        rates = {"weights": self.optimizer.lr, **self.strategy_state.learning_rates()}
         return {f"lr/{name}": rate for name, rate in rates.items()}
 
     def genotype(self) -> Genotype:
         """The genotype that alpha stands for now."""
-        cells = self.space.derive(self.strategy.final_weights(), self.table)
+        cells = self.space.derive(self.strategy.final_weights(self.strategy_state), self.table)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronise(self) -> None:
@@ -267,16 +271,16 @@ class Search:
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "strategy": self.strategy.state_dict(),
-            "regularizers": [regularizer.state_dict() for regularizer in self.regularizers],
+            "strategy": self.strategy_state.state_dict(),
+            "regularizers": [regularizer.state_dict() for regularizer in self.regularizer_states],
             "stopped": self.stopped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.strategy.load_state_dict(state["strategy"])
-        for regularizer, saved in zip(self.regularizers, state["regularizers"], strict=True):
+        self.strategy_state.load_state_dict(state["strategy"])
+        for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]
 
@@ -287,7 +291,7 @@ class _Lookout:
     def __init__(self, search: Search, number: int) -> None:
         """`number` is that of the validation batch."""
         self._search, self._number = search, number
-        self.strategy = search.strategy
+        self.strategy, self.strategy_state = search.strategy, search.strategy_state
 
     def cells(self) -> dict[str, Cell]:
         return dict(self._search.genotype().cells)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError
 from darts_bio.networks import Network, build_network
 from darts_bio.spaces import Genotype, from_json
@@ -64,6 +65,7 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
     be imported before. Raises InputError if the folder holds no whole checkpoint of a training.
     """
     path = checkpoint_of(Path(source))
+    refuse_missing_plugins(path.parent)
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]

@@ -1,4 +1,4 @@
-"""What a measurement of robustness leaves: report.md, results.json, two figures, and the same in TensorBoard."""
+"""What a measurement of robustness leaves: report.md, results.json and two figures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import platform
 import re
 import statistics
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -18,8 +16,8 @@ from darts_bio import __version__
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
+from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
-from darts_bio.monitoring.monitor import Console, clock
 from darts_bio.reports.card import CARD_FILE, markdown_table
 from darts_bio.runtime import hardware
 from darts_bio.training.run_folder import RunFolder, write_text
@@ -27,69 +25,18 @@ from darts_bio.training.run_folder import RunFolder, write_text
 RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
 
 
-class RobustnessMonitor(Console):
-    """Says how far a measurement is, and writes what it found."""
-
-    def __init__(self, folder: RunFolder, measured: Measurement, console: TextIO = sys.stderr) -> None:
-        super().__init__(folder, console)
-        self.measured = measured
-
-    def on_start(self, subjects: Sequence[Subject]) -> None:
-        self._steps, self._began = self.measured.steps, self.measured.done
-        self._done = self._began
-        for subject in subjects:
-            self.say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
-        self.say(f"{len(self.measured.images)} test images, {self._steps} batches to do")
-        self.open_bar(self._began, self._steps, "batch")
-        self.open_events()
-
-    def on_batch(self, job: Job) -> None:
-        """After each batch; says what a job found, and between long ones how far it is."""
-        assert self._bar is not None
-        self._bar.update()
-        self._done += 1
-        index, rows = self.measured.subject(job), self.measured.found[job.key]
-        if len(rows) == len(index) and job.kind in ("attack", "corruption") and not job.most:
-            share = rows.sum().item() / len(self.measured.images)
-            self.say(f"{_in_words(job)}: {100 * share:.2f} % right  {self._progress()}")
-        elif self.line_is_due:
-            self.say(f"{_in_words(job)}: {len(rows)} of {len(index)} images  {self._progress()}")
-
-    def _progress(self) -> str:
-        seconds = time.monotonic() - self._started_at
-        left = seconds / max(1, self._done - self._began) * (self._steps - self._done)
-        return f"({self._done} of {self._steps} batches, {clock(left)} left)"
-
-    def write_report(self, subjects: Sequence[Subject], seconds: float) -> list[Doubt]:
-        """Writes all files, and returns the doubts."""
-        found = [*_of_logs(subjects), *doubts(self.measured)]
-        accuracy = draw_accuracy(subjects, self.measured)
-        examples = draw_examples(subjects, self.measured)
-        text = report(subjects, self.measured, found, self.folder, seconds)
-        path = self.folder.path
-        write_text(path / RESULTS_FILE, _json(results(subjects, self.measured, found)))
-        write_text(path / ACCURACY_FIGURE, accuracy.svg())
-        write_text(path / EXAMPLES_FIGURE, examples.svg())
-        write_text(path / CARD_FILE, text)
-        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred times that.
-        whole = all(float(eps).is_integer() for eps in self.measured.plan.eps)
-        for subject in subjects:
-            for job in _attacks(self.measured, subject.name):
-                step = round(job.level if whole else 100 * job.level)
-                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", self.measured.accuracy(job), step)
-        self.image("accuracy", accuracy.image(), 0)
-        self.image("examples", examples.image(), 0)
-        self.text("report", text, 0)
-        self.flush()
-        return found
-
-
-def _in_words(job: Job) -> str:
-    if job.kind == "corruption":
-        return f"{job.network}  {job.what}, severity {job.level:g}"
-    level = f" eps {job.level:g}/255" if job.level else ""
-    side = {"none": "", "true": ", true gradient", "rule": ", rule's gradient"}[job.gradients]
-    return f"{job.network}  {job.what}{level}{side}" if job.what else f"{job.network}  {job.kind}"
+def write_report(
+    subjects: Sequence[Subject], measured: Measurement, folder: RunFolder, seconds: float
+) -> tuple[list[Doubt], Drawing, Drawing, str]:
+    """Write all files of a measurement; return the doubts, the two figures and the text of the report."""
+    found = [*_of_logs(subjects), *doubts(measured)]
+    accuracy, examples = draw_accuracy(subjects, measured), draw_examples(subjects, measured)
+    text = report(subjects, measured, found, folder, seconds)
+    write_text(folder.path / RESULTS_FILE, _json(results(subjects, measured, found)))
+    write_text(folder.path / ACCURACY_FIGURE, accuracy.svg())
+    write_text(folder.path / EXAMPLES_FIGURE, examples.svg())
+    write_text(folder.path / CARD_FILE, text)
+    return found, accuracy, examples, text
 
 
 def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
@@ -101,8 +48,8 @@ def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
     ]
 
 
-def _attacks(measured: Measurement, name: str) -> list[Job]:
-    """The network's attacks on all images."""
+def attacks_on(measured: Measurement, name: str) -> list[Job]:
+    """List the network's attacks on all images."""
     return [job for job in measured.jobs if job.kind == "attack" and job.network == name and not job.most]
 
 

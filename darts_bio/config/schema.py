@@ -1,73 +1,69 @@
-"""What a run is made of, once: frozen dataclasses from which the command line, the YAML files and the checks follow.
+"""What each command is told: frozen dataclasses of options, with the protocol of DARTS (arXiv 1806.09055) as defaults.
 
-The defaults are the protocol of DARTS (arXiv 1806.09055). This module imports no PyTorch, so that `--help` answers at
-once.
+This module imports no PyTorch, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, Literal
 
 import yaml
 
+from darts_bio.config.options import check_values, configuration, flag, option, plain
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import canonical_spec
 
 CONFIG_FILE = "config.yaml"
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    below: float | None = None,
-    metavar: str | None = None,
-    identity: bool = True,
-) -> Any:
-    """A field of a configuration.
+@configuration("plug-ins")
+class CommandConfig:
+    """What every command can be told. Raises InputError for a value that cannot be meant."""
 
-    `minimum` is the least value, `below` a bound that is not reached. `identity` says whether a checkpoint of one value
-    is of no use under another; where it is False the value may change when a run is resumed.
-    """
-    metadata = {"help": help, "minimum": minimum, "below": below, "metavar": metavar, "identity": identity}
-    return field(default=default, metadata=metadata)
+    command: ClassVar[str]
+    """Its name: `darts-bio NAME`."""
+
+    plugin: tuple[str, ...] = option(
+        (), "modules of yours to import first, such as my_package.my_rule", metavar="A,B,...", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What all runs have in common. Raises InputError for a value that is out of bounds."""
+@configuration("this run")
+class RunConfig(CommandConfig):
+    """What all runs, which write a folder, have in common."""
 
-    seed: int = option(0, "fixes all that is drawn at random", minimum=0)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N", identity=False)
+    seed: int = option(
+        0, "fixes all that is drawn: weights, feedback, alpha, images' order and augmentation", minimum=0
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME", identity=False)
     out: str | None = option(
         None, "run folder, new or empty (default: runs/KIND-DATASET-TIME)", metavar="DIR", identity=False
     )
-    resume: bool = option(False, "go on with the run in --out from its checkpoint", identity=False)
-    plugin: tuple[str, ...] = option((), "modules to import first, such as my_package.my_rule", identity=False)
+    resume: bool | Literal["auto"] = option(
+        False, "go on with the run in --out from its checkpoint; auto: if there is one, else begin", identity=False
+    )
 
     @property
     def about(self) -> str:
         """What the run is of, in a word for its folder's name."""
         return ""
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            _check(f.name, getattr(self, f.name), f.metadata)
-
     def identity(self) -> dict[str, Any]:
         """The values that a checkpoint is bound to, as plain data."""
         names = [f.name for f in fields(self) if f.metadata["identity"]]
-        return {name: _plain(value) for name, value in asdict(self).items() if name in names}
+        return {name: plain(value) for name, value in asdict(self).items() if name in names}
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
-        """How the identity of an earlier run differs from this one's, an option an entry: "channels was 8, is 16".
+        """Say how the identity of an earlier run differs from this one's, an option an entry: "channels was 8, is 16".
 
         An option that it lacks is newer than that run, and had its default then.
         """
-        defaults = {f.name: _plain(f.default) for f in fields(self)}
+        defaults = {f.name: plain(f.default) for f in fields(self)}
         return [
             f"{name} was {identity.get(name, defaults[name])}, is {here}"
             for name, here in self.identity().items()
@@ -75,24 +71,38 @@ class RunConfig:
         ]
 
     def to_yaml(self) -> str:
-        """Every value but where this run lies, as `--config` and `--resume` read it."""
-        values = {k: _plain(v) for k, v in asdict(self).items() if k not in ("out", "resume")}
+        """Write every value but where this run lies, as `--config` and `--resume` read it."""
+        values = {k: plain(v) for k, v in asdict(self).items() if k not in ("out", "resume")}
         return yaml.safe_dump(values, sort_keys=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitConfig(RunConfig):
-    """What all runs that fit weights to a data set have in common."""
+@configuration("data")
+class DataConfig(RunConfig):
+    """What a run that fits weights is told of its data."""
 
     dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
     data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
     train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
 
+    @property
+    def about(self) -> str:
+        return self.dataset.replace("/", "-")
+
+
+@configuration("network")
+class NetworkConfig(DataConfig):
+    """What it is told of the network."""
+
     channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
     layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
 
+
+@configuration("training of the weights")
+class WeightsConfig(NetworkConfig):
+    """What it is told of the training of the weights."""
+
     epochs: int = option(50, "passes over the training images", minimum=1)
-    batch_size: int = option(64, "images a step", minimum=2)
+    batch_size: int = option(64, "images a step, of all processes together", minimum=2)
     optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
     lr: float = option(0.025, "learning rate of the weights at the start of its schedule", minimum=0)
     lr_min: float = option(0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0)
@@ -100,17 +110,18 @@ class FitConfig(RunConfig):
     weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
     clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
 
-    seed: int = option(0, "fixes weights, feedback, alpha, the order of the data and its augmentation", minimum=0)
+
+@configuration("this run")
+class FitConfig(WeightsConfig):
+    """What all runs that fit weights to a data set have in common."""
+
+    seeds: int = option(1, "make this many runs, of seeds --seed, --seed + 1, ...", minimum=1, identity=False)
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
     graphs: bool = option(True, "on a GPU, replay the passes of the network as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
 
-    @property
-    def about(self) -> str:
-        return self.dataset.replace("/", "-")
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration("images")
 class SmallImagesConfig(FitConfig):
     """Of runs on images that lie in memory as one tensor, and are augmented there."""
 
@@ -120,9 +131,11 @@ class SmallImagesConfig(FitConfig):
     cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration("search")
 class SearchConfig(SmallImagesConfig):
     """A search. The defaults are those of DARTS on CIFAR-10."""
+
+    command = "search"
 
     space: str = option("darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC")
     rules: tuple[str, ...] = option(
@@ -153,31 +166,30 @@ class SearchConfig(SmallImagesConfig):
         super().__post_init__()
         if not self.rules:
             raise InputError("--rules: expected at least one learning rule, found none; use for example --rules fa,usf")
-        object.__setattr__(self, "rules", tuple(map(canonical_spec, self.rules)))
-        object.__setattr__(self, "objective", tuple(map(canonical_spec, self.objective)))
-        object.__setattr__(self, "regularizers", tuple(map(canonical_spec, self.regularizers)))
-        object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
         for name in ("rules", "objective", "regularizers"):
+            object.__setattr__(self, name, tuple(map(canonical_spec, getattr(self, name))))
             _refuse_repeated(name, getattr(self, name))
+        object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
+        if self.table is not None and canonical_spec(self.space).partition("(")[0] != "nb201":
+            raise InputError(f"--table: expected --space nb201, whose cells it knows, found {self.space}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration("recipe")
 class TrainingConfig(FitConfig):
     """A genotype's network trained from scratch."""
-
-    stem: ClassVar[str]
-    """The network's form, of `networks.STEMS`."""
 
     genotype: str = option(
         "",
         "a shipped name, a JSON file, a search's run folder, DARTS-style or NAS-Bench-201 text; required",
         metavar="X",
+        group="data",
     )
+    stem: str = option("cifar", "what stands before the cells: cifar, imagenet or one of yours", metavar="NAME")
     protocol: str = option(
         "auto", "recipe of what is not given; auto: of the data set or the space, else darts", metavar="NAME"
     )
-    schedule: Literal["cosine", "linear", "exponential"] = option(
-        "cosine", "how the learning rate falls from one epoch to the next"
+    schedule: str = option(
+        "cosine", "how the learning rate goes from one epoch to the next: cosine, linear, exponential", metavar="NAME"
     )
     lr_decay: float = option(0.97, "factor of the learning rate an epoch, of the exponential schedule", minimum=0)
     lr_batch: int = option(0, "batch size --lr is meant for: it is scaled with the batch size; 0: as it is", minimum=0)
@@ -205,7 +217,6 @@ class TrainingConfig(FitConfig):
     alignment_every: int = option(
         0, "measure how near learning is to backpropagation every N epochs; 0 for never", minimum=0, identity=False
     )
-    seeds: int = option(1, "train this many networks, of seeds --seed, --seed + 1, ...", minimum=1, identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,34 +233,29 @@ class TrainingConfig(FitConfig):
             raise InputError(f"--warmup: expected fewer than the {self.epochs} epochs there are, found {self.warmup}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration(
+    "images", channels=36, layers=20, epochs=600, batch_size=96, lr_min=0.0, cutout=16,
+)  # fmt: skip
 class RetrainConfig(TrainingConfig, SmallImagesConfig):
-    """On small images. The defaults are those of DARTS on CIFAR-10."""
+    """A training on small images. The defaults are those of DARTS on CIFAR-10."""
 
-    stem = "cifar"
-
-    channels: int = option(36, "channels of a node in the first cell; each reduction doubles them", minimum=2)
-    layers: int = option(20, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
-    epochs: int = option(600, "passes over the training images", minimum=1)
-    batch_size: int = option(96, "images a step, of all processes together", minimum=2)
-    lr_min: float = option(0.0, "learning rate of the weights at the end of a cosine or a line", minimum=0)
-    cutout: int = option(16, "side of the square blanked at random; 0 for none", minimum=0)
+    command = "train"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration(
+    "images", dataset="", stem="imagenet", channels=48, layers=14, epochs=250, batch_size=128, schedule="exponential",
+    lr=0.1, lr_min=0.0, weight_decay=3e-5, label_smoothing=0.1, drop_path=0.0,
+)  # fmt: skip
 class ImageNetConfig(TrainingConfig):
-    """On ImageNet, or other images of its kind. The defaults are those of DARTS."""
+    """A training on ImageNet, or other images of its kind. The defaults are those of DARTS."""
 
-    stem = "imagenet"
+    command = "train-imagenet"
 
-    dataset: str = option(
-        "",
-        "timm's name of the data set, such as hfds/NAME or wds/NAME; by default a folder or tar files",
-        metavar="NAME",
+    train_split: str = option("train", "the part, or folder, that is trained on", metavar="NAME", group="data")
+    test_split: str = option("validation", "the part, or folder, that is measured on", metavar="NAME", group="data")
+    num_classes: int | None = option(
+        None, "classes, if not as many as there are class folders", minimum=1, group="data"
     )
-    train_split: str = option("train", "the part, or folder, that is trained on", metavar="NAME")
-    test_split: str = option("validation", "the part, or folder, that is measured on", metavar="NAME")
-    num_classes: int | None = option(None, "classes, if not as many as there are class folders", minimum=1)
     image_size: int = option(224, "side of the images", minimum=8)
     crop_share: float = option(0.875, "side that is measured over the shorter side of the image", minimum=0.1)
     color_jitter: float = option(
@@ -259,23 +265,12 @@ class ImageNetConfig(TrainingConfig):
     )
     flip: bool = option(True, "mirror images at random")
 
-    channels: int = option(48, "channels of a node in the first cell; each reduction doubles them", minimum=2)
-    layers: int = option(14, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
-    epochs: int = option(250, "passes over the training images", minimum=1)
-    batch_size: int = option(128, "images a step, of all processes together", minimum=2)
-    schedule: Literal["cosine", "linear", "exponential"] = option(
-        "exponential", "how the learning rate falls from one epoch to the next"
-    )
-    lr: float = option(0.1, "learning rate of the weights at the start of its schedule", minimum=0)
-    lr_min: float = option(0.0, "learning rate of the weights at the end of a cosine or a line", minimum=0)
-    weight_decay: float = option(3e-5, "weight decay of the weights", minimum=0)
-    label_smoothing: float = option(0.1, "share of a label that is spread over all classes", minimum=0, below=1)
-    drop_path: float = option(0.0, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration("attacks")
 class RobustnessConfig(RunConfig):
     """Attacks on trained networks."""
+
+    command = "robustness"
 
     checkpoint: tuple[str, ...] = option(
         (), "run folders of trainings, side by side; of one with several seeds all of them; required", metavar="RUN,..."
@@ -316,137 +311,110 @@ class RobustnessConfig(RunConfig):
             _refuse_repeated(name, getattr(self, name))
 
 
-PRESETS: Mapping[type[RunConfig], Mapping[str, Mapping[str, Any]]] = {
-    SearchConfig: {
-        # Sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape.
-        "digits": {
-            "space": "darts(nodes=2)",
-            "strategy": "darts(lr=0.01)",
-            "channels": 8,
-            "layers": 3,
-            "epochs": 6,
-            "batch_size": 64,
-            "lr": 0.1,
-            "crop_padding": 1,
-            "flip": False,
-            "log_every": 5,
-        },
-        # The benchmark's network, and its augmentation of 16x16 images (arXiv 2001.00326).
-        "nb201": {"layers": 15},
-        "imagenet16-120": {"crop_padding": 2},
-    },
-    RetrainConfig: {
-        "darts": {},
-        # A short recipe of today's usual parts; what it reaches has not been measured.
-        "fast": {
-            "epochs": 100,
-            "batch_size": 128,
-            "optimizer": "nesterov",
-            "lr": 0.1,
-            "warmup": 5,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "drop_path": 0.1,
-            "ema": 0.999,
-            "amp": "bf16",
-        },
-        "digits": {
-            "channels": 16,
-            "layers": 3,
-            "epochs": 30,
-            "batch_size": 64,
-            "lr": 0.1,
-            "crop_padding": 1,
-            "flip": False,
-            "cutout": 0,
-            "auxiliary": 0.0,
-            "drop_path": 0.0,
-            "log_every": 10,
-        },
-        # Images of 16x16 are too small for an auxiliary head.
-        "imagenet16-120": {"crop_padding": 2, "cutout": 0, "auxiliary": 0.0},
-        # The benchmark's training (arXiv 2001.00326).
-        "nb201": {
-            "channels": 16,
-            "layers": 15,
-            "epochs": 200,
-            "batch_size": 256,
-            "optimizer": "nesterov",
-            "lr": 0.1,
-            "weight_decay": 5e-4,
-            "clip": 0.0,
-            "cutout": 0,
-            "auxiliary": 0.0,
-            "drop_path": 0.0,
-        },
-    },
-    ImageNetConfig: {
-        "darts": {},
-        # The other published schedule (arXiv 1904.12760, 1907.05737).
-        "p_darts": {"batch_size": 1024, "schedule": "linear", "lr": 0.5, "warmup": 5},
-        # Today's usual parts; what it reaches has not been measured.
-        "modern": {
-            "epochs": 300,
-            "batch_size": 1024,
-            "optimizer": "nesterov",
-            "schedule": "cosine",
-            "lr": 0.5,
-            "warmup": 5,
-            "mixup": 0.1,
-            "auto_augment": "rand-m5-mstd0.5",
-            "color_jitter": 0.0,
-            "ema": 0.9999,
-            "amp": "bf16",
-        },
-    },
-    RobustnessConfig: {},
+@configuration("measurement")
+class AlignmentConfig(CommandConfig):
+    """How near a trained network's learning is to backpropagation."""
+
+    command = "alignment"
+
+    checkpoint: str = option("", "the run folder of a training; required", metavar="RUN")
+    data_dir: str | None = option(None, "where the data lie, if not where the run found them", metavar="DIR")
+    batches: int = option(8, "training batches to measure on", minimum=2)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise InputError("--checkpoint is required: the run folder of a training")
+
+
+@configuration("what is written")
+class ExportConfig(CommandConfig):
+    """A trained network in the forms of other libraries."""
+
+    command = "export"
+
+    source: str = option("", "run folder of a training, or its checkpoint.pt", metavar="RUN", positional=True)
+    onnx: str | None = option(None, "ONNX model", metavar="FILE")
+    program: str | None = option(None, "program for torch.export.load", metavar="FILE.pt2")
+    hub: str | None = option(None, 'new folder for timm.create_model("local-dir:DIR") or the Hub', metavar="DIR")
+    batch: int | None = option(None, "fix the number of images at once (default: any)", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.onnx or self.program or self.hub):
+            raise InputError("export: expected something to write; give --onnx FILE, --program FILE.pt2 or --hub DIR")
+        if self.batch is not None and not (self.onnx or self.program):
+            raise InputError("--batch: expected together with --onnx or --program, found neither")
+
+
+@configuration("what is shown")
+class GenotypeConfig(CommandConfig):
+    """A genotype, shown and drawn, or what the shipped ones cost."""
+
+    command = "genotype"
+
+    source: str | None = option(
+        None,
+        "a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text",
+        metavar="X",
+        positional=True,
+    )
+    json: str | None = option(None, "write it as a genotype file", metavar="FILE")
+    svg: str | None = option(None, "draw its cells", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source is None and (self.json or self.svg):
+            raise InputError("genotype: --json and --svg need a genotype X to write")
+
+
+@configuration("network")
+class AuditConfig(CommandConfig):
+    """Which layers of a genotype's network transport weights."""
+
+    command = "audit"
+
+    source: str = option("", "a genotype, named as for `genotype`", metavar="X", positional=True)
+    channels: int = option(36, "channels of a node in the first cell", minimum=2)
+    layers: int = option(20, "cells stacked", minimum=1)
+
+
+@configuration("what is shown")
+class RulesConfig(CommandConfig):
+    """The table of learning rules, or the page of one."""
+
+    command = "rules"
+
+    name: str | None = option(None, "the name of a rule", metavar="RULE", positional=True)
+
+
+@configuration("what is shown")
+class ListConfig(CommandConfig):
+    """Every name that an option takes."""
+
+    command = "list"
+
+
+@configuration("what is run")
+class TimmConfig(CommandConfig):
+    """A script of timm's, run with this package's models registered."""
+
+    command = "timm"
+
+    script: str = option("", "your copy of timm's train.py, validate.py, ...", metavar="SCRIPT", positional=True)
+    arguments: tuple[str, ...] = option((), "the script's own, as it takes them", metavar="ARGS", positional=True)
+
+
+RUNS: Mapping[str, type[RunConfig]] = {
+    cls.command: cls for cls in (SearchConfig, RetrainConfig, ImageNetConfig, RobustnessConfig)
 }
-"""Values by the name of a protocol, a data set or a space, for what is not given."""
-
-
-SCRIPTS: Mapping[type[RunConfig], str] = {
-    SearchConfig: "search/run.py",
-    RetrainConfig: "evaluate/train_cifar.py",
-    ImageNetConfig: "evaluate/train_imagenet.py",
-    RobustnessConfig: "evaluate/robustness.py",
-}
-
-
-C = TypeVar("C", bound=RunConfig)
-
-
-def class_of(options: Collection[str], expected: type[C], *others: type[C]) -> type[C]:
-    """Which configuration an earlier run's options are of: that which knows most of them, in doubt the first."""
-    return max((expected, *others), key=lambda cls: len({f.name for f in fields(cls)}.intersection(options)))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def flag(name: str) -> str:
-    """The option of a field, as the command line has it."""
-    return "--" + name.replace("_", "-")
+"""The configurations of commands that write a run folder, by the command's name."""
 
 
 def _refuse_repeated(name: str, given: Sequence[Any]) -> None:
-    """Raises InputError if an option holds something twice."""
+    """Raise InputError if an option holds something twice."""
     twice = sorted({value for value in given if given.count(value) > 1})
     if twice:
         what = "rule" if name == "rules" else "of them"
-        raise InputError(f"--{name}: expected each {what} once, found {', '.join(map(str, twice))} more than once")
-
-
-def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    if isinstance(value, tuple):
-        for item in value:
-            _check(name, item, metadata)
-        return
-    minimum, below = metadata["minimum"], metadata["below"]
-    if value is None or (minimum is None and below is None):
-        return
-    # Written so that "not a number" fails both.
-    low_enough = below is None or value < below
-    if not (value >= minimum and low_enough and value != float("inf")):
-        bounds = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        raise InputError(f"{flag(name)}: expected {bounds}, found {value}")
+        raise InputError(f"{flag(name)}: expected each {what} once, found {', '.join(map(str, twice))} more than once")

@@ -1,0 +1,146 @@
+"""The command `darts-bio`: `darts-bio COMMAND ...`, and the same as `python -m darts_bio COMMAND ...`.
+
+One parser and one contract about errors for all commands: what cannot be used is one line on standard error and exit
+code 2, and nothing is overwritten. No PyTorch is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from darts_bio import __version__
+from darts_bio.cli.parser import help_width, parse
+from darts_bio.config import (
+    AlignmentConfig,
+    AuditConfig,
+    CommandConfig,
+    ExportConfig,
+    GenotypeConfig,
+    ImageNetConfig,
+    ListConfig,
+    RetrainConfig,
+    RobustnessConfig,
+    RulesConfig,
+    SearchConfig,
+    TimmConfig,
+)
+from darts_bio.errors import InputError, unknown_name
+from darts_bio.plugins import import_plugins
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it takes, where the function that runs it lies ("module:function"), and lines about it."""
+
+    config: type[CommandConfig]
+    run: str
+    summary: str
+    about: str = ""
+    """Examples and remarks, shown by `--help` below the options."""
+
+    @property
+    def name(self) -> str:
+        return self.config.command
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            SearchConfig,
+            "darts_bio.cli.run:search",
+            "search cells over (operation, learning rule) pairs, and write the genotype found",
+        ),
+        Command(
+            RetrainConfig,
+            "darts_bio.cli.run:train",
+            "train a genotype's network from scratch on small images, and measure it on the test images",
+        ),
+        Command(
+            ImageNetConfig,
+            "darts_bio.cli.run:train",
+            "train a genotype's network from scratch on ImageNet, or on images of its kind",
+        ),
+        Command(
+            RobustnessConfig,
+            "darts_bio.cli.run:robustness",
+            "attack trained networks, and say how far the result can be believed",
+        ),
+        Command(
+            AlignmentConfig,
+            "darts_bio.cli.run:alignment",
+            "measure how near a trained network's learning is to backpropagation, layer by layer",
+        ),
+        Command(
+            ExportConfig,
+            "darts_bio.cli.tools:export",
+            "write a trained network as an ONNX model, a program of torch.export or a folder of timm's",
+            "ONNX models and programs take float pixels (N, C, H, W) in [0, 1], since the run's normalization is "
+            "inside, and give logits. timm's folder takes images as timm normalizes them.",
+        ),
+        Command(
+            GenotypeConfig,
+            "darts_bio.cli.tools:show_genotype",
+            "show, import or draw a genotype, or show the table of shipped ones",
+        ),
+        Command(AuditConfig, "darts_bio.cli.tools:show_audit", "show which layers of a network transport weights"),
+        Command(ListConfig, "darts_bio.cli.tools:list_names", "list every name that an option takes"),
+        Command(RulesConfig, "darts_bio.cli.tools:show_rules", "show the table of learning rules, or the page of one"),
+        Command(
+            TimmConfig, "darts_bio.cli.tools:run_timm", "run a script of timm's with this package's models registered"
+        ),
+    )
+}
+"""All commands, by name."""
+
+
+def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
+    """Run a command line, by default that of this process, and return the exit code.
+
+    `command` says which command it is of where the words do not, as in the scripts of a checkout.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if command is None:
+            if not words or words[0] in ("-h", "--help"):
+                print(_overview())
+                return 0
+            if words[0] in ("-V", "--version"):
+                print(f"darts-bio {__version__}")
+                return 0
+            command, *words = words
+            if command not in COMMANDS:
+                raise unknown_name("command", command, COMMANDS)
+        chosen = COMMANDS[command]
+        config = parse(chosen.config, words, f"{chosen.summary[0].upper()}{chosen.summary[1:]}.", chosen.about)
+        import_plugins(config.plugin)
+        module, _, function = chosen.run.partition(":")
+        code: int = getattr(importlib.import_module(module), function)(config)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the run takes signals itself, or a second one
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _overview() -> str:
+    import textwrap
+
+    width = help_width()
+    lines = ["usage: darts-bio COMMAND [OPTIONS]   (also: python -m darts_bio COMMAND)", ""]
+    for command in COMMANDS.values():
+        text = textwrap.wrap(command.summary, width - 18)
+        lines += [f"  {command.name:15} {text[0]}", *(" " * 18 + line for line in text[1:])]
+    return "\n".join(
+        [*lines, "", "`darts-bio COMMAND --help` shows the options of one, `darts-bio --version` the version."]
+    )

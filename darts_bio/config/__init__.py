@@ -1,0 +1,50 @@
+"""What a run is made of: options declared once, protocols, and files of options."""
+
+from darts_bio.config.options import configuration, flag, option
+from darts_bio.config.protocols import PROTOCOLS, Protocol
+from darts_bio.config.schema import (
+    CONFIG_FILE,
+    RUNS,
+    AlignmentConfig,
+    AuditConfig,
+    CommandConfig,
+    ExportConfig,
+    FitConfig,
+    GenotypeConfig,
+    ImageNetConfig,
+    ListConfig,
+    RetrainConfig,
+    RobustnessConfig,
+    RulesConfig,
+    RunConfig,
+    SearchConfig,
+    SmallImagesConfig,
+    TimmConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "PROTOCOLS",
+    "RUNS",
+    "AlignmentConfig",
+    "AuditConfig",
+    "CommandConfig",
+    "ExportConfig",
+    "FitConfig",
+    "GenotypeConfig",
+    "ImageNetConfig",
+    "ListConfig",
+    "Protocol",
+    "RetrainConfig",
+    "RobustnessConfig",
+    "RulesConfig",
+    "RunConfig",
+    "SearchConfig",
+    "SmallImagesConfig",
+    "TimmConfig",
+    "TrainingConfig",
+    "configuration",
+    "flag",
+    "option",
+]

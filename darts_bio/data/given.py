@@ -1,0 +1,99 @@
+"""Images that a user hands over in Python, as the data sets of this package hold theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import DATASETS, ImageData, check_data
+from darts_bio.errors import InputError
+
+GIVEN = "given"
+"""The name of such a data set in configurations."""
+
+
+@DATASETS.register(GIVEN)
+def given(data_dir: Any, image_size: Any) -> ImageData:
+    """Images that were handed over in Python; not to be had from a command line."""
+    raise InputError(
+        "data set given: the images of this run were handed over in Python; go on with it there, by "
+        "darts_bio.search(...) or train(...) with the same images, out=... and resume=True"
+    )
+
+
+def image_data(train: Any, test: Any = None) -> ImageData:
+    """Make a data set of images and labels.
+
+    `train` and `test` are each a pair (images, labels) or a map-style dataset of (image, label) pairs. Images are all
+    of one size: tensors or arrays (N, C, H, W), or of each sample (C, H, W); a sample's NumPy array or PIL image is
+    (H, W, C) or (H, W). Values are bytes from 0 to 255, or floats from 0 to 1, which are rounded to bytes. Labels are
+    whole numbers from 0. Names of classes are the dataset's `classes`, where it has such.
+
+    Raises InputError for anything else. Without `test` there are no images to measure a result on.
+
+    >>> images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+    >>> data = image_data((images, labels))
+    >>> tuple(data.train.images.shape), data.classes, len(data.test)
+    ((8, 1, 4, 4), ('0', '1'), 0)
+    """
+    if isinstance(train, ImageData):
+        return train
+    own = _split(train, "dataset")
+    other = own[:0] if test is None else _split(test, "test")
+    names = tuple(map(str, getattr(train, "classes", ())))
+    highest = max(int(split.labels.max()) for split in (own, other) if len(split)) if len(own) else 0
+    data = ImageData(own, other, names or tuple(map(str, range(highest + 1))))
+    check_data(data, GIVEN, test=test is not None)
+    return data
+
+
+def _split(source: Any, name: str) -> Split:
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        images, labels = source
+        return Split(_bytes(torch.as_tensor(np.asarray(images)), name), _whole(labels, name))
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise InputError(
+            f"{name}: expected the name of a data set, a pair (images, labels) or a map-style dataset, found "
+            f"{type(source).__name__}"
+        )
+    samples = [source[i] for i in range(len(source))]
+    if not all(isinstance(sample, (tuple, list)) and len(sample) == 2 for sample in samples):
+        raise InputError(
+            f"{name}: expected samples (image, label), found {type(samples[0]).__name__ if samples else 'none'}"
+        )
+    images = [_sample(image) for image, _ in samples]
+    if len({image.shape for image in images}) != 1:
+        shapes = sorted({tuple(image.shape) for image in images})
+        raise InputError(f"{name}: expected images of one size, found {shapes[:4]}; resize them first")
+    return Split(_bytes(torch.stack(images), name), _whole([label for _, label in samples], name))
+
+
+def _sample(image: Any) -> Tensor:
+    """Lay one image out as (C, H, W)."""
+    if isinstance(image, Tensor):
+        return image
+    array = torch.from_numpy(np.array(image))  # PIL images and arrays count channels last
+    return array.unsqueeze(0) if array.dim() == 2 else array.permute(2, 0, 1)
+
+
+def _bytes(images: Tensor, name: str) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images.contiguous()
+    if not images.is_floating_point() or not len(images) or images.min() < 0 or images.max() > 1:
+        low, high = (images.min().item(), images.max().item()) if images.numel() else ("-", "-")
+        raise InputError(
+            f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} from {low} to {high}; "
+            "hand them over before they are normalized"
+        )
+    return (images * 255).round().to(torch.uint8).contiguous()
+
+
+def _whole(labels: Any, name: str) -> Tensor:
+    values = torch.as_tensor(np.asarray(labels))
+    if values.is_floating_point() or values.dim() != 1:
+        raise InputError(f"{name}: expected labels (N,) of whole numbers, found {values.dtype} {tuple(values.shape)}")
+    return values.long()

@@ -1,0 +1,114 @@
+"""A run in TensorBoard: its numbers, and pictures of what it searches or trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from darts_bio.evaluation.alignment import Alignment
+from darts_bio.evaluation.robustness import Measurement
+from darts_bio.evaluation.subjects import Subject
+from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.drawing import Drawing
+from darts_bio.figures.heat_map import draw_edge_weights
+from darts_bio.monitoring.tensorboard import TensorBoard
+from darts_bio.reports.robustness import attacks_on
+from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.retrain import Retraining
+from darts_bio.training.run_folder import RunFolder
+from darts_bio.training.search import Search
+
+
+class FitBoard(TensorBoard, Listener):
+    """The numbers of a search or a training, a scalar each."""
+
+    charts: dict[str, dict[str, list[str]]] = {}
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.path)
+        self.folder = folder
+
+    def on_start(self, progress: Progress) -> None:
+        """Open the events; what earlier ones say of steps that will be made anew is dropped."""
+        self.open_events(progress.step + 1 if self.folder.config.resume else None)
+        self.layout(self.charts)
+        self.text("run", f"`{self.folder.command}`\n\n```yaml\n{self.folder.config.to_yaml()}```", progress.step)
+
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        for name, value in numbers.items():
+            self.scalar(name, value, progress.step)
+        self.flush()
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        for name, value in numbers.items():
+            self.scalar(f"epoch/{name.replace('/', '_')}", value, progress.step)
+        self.flush()
+
+
+class SearchBoard(FitBoard):
+    """A search: after each epoch alpha as histograms, edge weights as heat maps, and the present cells."""
+
+    charts = {"search": {name: [f"train/{name}", f"valid/{name}"] for name in ("loss", "accuracy")}}
+
+    def __init__(self, search: Search, folder: RunFolder) -> None:
+        super().__init__(folder)
+        self.search = search
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        super().on_epoch(progress, numbers)
+        search, step = self.search, progress.step
+        for cell_type, alpha in search.strategy_state.alpha.items():
+            self.histogram(f"alpha/{cell_type}", alpha.detach().cpu()[search.table.mask(cell_type)], step)
+        for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
+            title, rows = f"edge weights, {cell_type} cell", search.table.rows[cell_type]
+            heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
+            self.image(f"edge_weights/{cell_type}", heat_map.image(), step)
+        genotype = search.genotype()
+        self.image("cells", draw_genotype(genotype).image(), step)
+        self.text("genotype", f"```\n{genotype}\n```", step)
+
+
+class TrainingBoard(FitBoard):
+    """A training: the cells that are trained, and the alignment of each layer where it is measured."""
+
+    charts = {"training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}}
+
+    def __init__(self, training: Retraining, folder: RunFolder, alignment: Callable[[], Alignment | None]) -> None:
+        """`alignment` gives what was measured in the epoch that ends, if it was."""
+        super().__init__(folder)
+        self.training, self._alignment = training, alignment
+
+    def on_start(self, progress: Progress) -> None:
+        super().on_start(progress)
+        genotype = self.training.genotype
+        if genotype is not None:
+            self.image("cells", draw_genotype(genotype).image(), progress.step)
+            self.text("genotype", f"```\n{genotype}\n```", progress.step)
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        super().on_epoch(progress, numbers)
+        alignment = self._alignment()
+        for layer in alignment.layers if alignment is not None else ():
+            for name in ("feedback_angle", "error_angle", "gradient_cosine", "gradient_variance"):
+                value = getattr(layer, name)
+                if value is not None:
+                    self.scalar(f"{name}/{layer.depth:03}.{layer.name}", value, progress.step)
+
+
+class RobustnessBoard(TensorBoard):
+    """A measurement of robustness: the accuracy of each network under each attack against eps, figures, the report."""
+
+    def show(
+        self, subjects: Sequence[Subject], measured: Measurement, accuracy: Drawing, examples: Drawing, report: str
+    ) -> None:
+        """Write the events of a measurement that is done."""
+        self.open_events()
+        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred times that.
+        whole = all(float(eps).is_integer() for eps in measured.plan.eps)
+        for subject in subjects:
+            for job in attacks_on(measured, subject.name):
+                step = round(job.level if whole else 100 * job.level)
+                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", measured.accuracy(job), step)
+        self.image("accuracy", accuracy.image(), 0)
+        self.image("examples", examples.image(), 0)
+        self.text("report", report, 0)
+        self.flush()

@@ -1,0 +1,81 @@
+"""What the supernet and the discrete network share: stem, the inputs of each cell, the cells, head and classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError
+from darts_bio.networks.skeletons import SKELETONS, Before, Skeleton
+from darts_bio.networks.stems import STEMS, Stem
+from darts_bio.rules import RULES, LearningRule, RuleLinear, connect_output
+from darts_bio.spaces import Space
+
+
+class CellNetwork(nn.Module):
+    """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is, and run the cells.
+
+    The stem makes two outputs of an image, (older, newer). From then on each cell takes what `inputs` prepares of the
+    outputs of the two before it:
+
+        older, newer = newer, cell(inputs(older, newer))
+
+    At every reduction the size is halved and the channels are doubled. `make_cell(cell_type, channels)` builds a cell;
+    `multiplier` holds how many nodes' outputs each cell type concatenates. Maps are channels last in memory
+    (`memory_format`), in which depthwise convolutions are fastest on CPUs.
+
+    Raises InputError for odd channels, or for counts below 1.
+    """
+
+    memory_format = torch.channels_last
+
+    def __init__(
+        self,
+        space: Space,
+        layers: int,
+        make_cell: Callable[[str, int], nn.Module],
+        multiplier: dict[str, int],
+        *,
+        channels: int,
+        num_classes: int,
+        in_channels: int,
+        backbone_rule: str,
+        supernet: bool,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise InputError(
+                f"channels: expected an even number of at least 2, since the factorised reduction halves them, "
+                f"found {channels}; use --channels {max(2, channels + channels % 2)}"
+            )
+        for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
+            if value < 1:
+                raise InputError(f"{name}: expected at least 1, found {value}")
+        rule: LearningRule = RULES.build(backbone_rule)
+        skeleton: Skeleton = SKELETONS.get(space.skeleton)()
+        self.plan, reductions = space.plan(layers), space.reductions(layers)
+        self.stem: Stem = STEMS.get(stem)(in_channels, channels, skeleton.stem_multiplier * channels, rule)
+        self.inputs = nn.ModuleList()
+        self.cells = nn.ModuleList()
+        self.widths: list[int] = []
+        entry = self.stem.entry
+        c_older, c_newer, after_reduction = entry.c_older, entry.c_newer, entry.halved_once
+        for layer, cell_type in enumerate(self.plan):
+            reduces = layer in reductions
+            channels *= 2 if reduces else 1
+            before = Before(c_older, c_newer, halves=reduces, halved_once=after_reduction)
+            self.inputs.append(skeleton.inputs(before, channels, rule, supernet))
+            self.cells.append(make_cell(cell_type, channels))
+            c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduces
+            self.widths.append(c_newer)
+        self.head = skeleton.head(c_newer)
+        self.classifier = RuleLinear(c_newer, num_classes, rule=rule)
+        self.output_error = connect_output(self, num_classes)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Turn the last cell's output (N, C, h, w) into logits (N, num_classes)."""
+        logits = self.classifier(self.head(features).mean((2, 3)))
+        return logits if self.output_error is None else self.output_error.watch(logits)

@@ -1,0 +1,84 @@
+"""The report of a search, report.md: what it found, how, and how its numbers went."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from darts_bio import __version__
+from darts_bio.config import SearchConfig
+from darts_bio.networks import parameters
+from darts_bio.reports.card import markdown_table
+from darts_bio.runtime import hardware
+from darts_bio.spaces import Genotype
+from darts_bio.training.run_folder import RunFolder
+from darts_bio.training.search import Search
+
+
+def search_card(
+    search: Search, folder: RunFolder, genotype: Genotype, epochs: Sequence[Mapping[str, Any]], finished: bool
+) -> str:
+    """Write the report of one search in Markdown; `epochs` are its numbers as metrics.jsonl has them."""
+    config = search.config
+    state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
+    lines = [f"# Search on {config.dataset}, seed {config.seed}{state}", "", "## Genotype", "", "```", str(genotype)]
+    lines += ["```", "", "![cells](cells.svg)", ""]
+    if epochs:
+        rows = [_row(numbers) for numbers in epochs]
+        head = ("epoch", "train loss", "train accuracy, %", "validation loss", "validation accuracy, %")
+        lines += ["## Numbers", "", "Of the supernet, which all candidates share: no measure of the genotype.", ""]
+        lines += [*markdown_table(head, rows), ""]
+    lines += ["## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip(), "```", ""]
+    lines += ["## Data and machine", "", f"- data: {search.subject['data set']}"]
+    lines += [f"- supernet of {parameters(search.supernet):,} weights"]
+    if epochs:
+        last = epochs[-1]
+        lines.append(f"- {last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s)")
+    lines += [_machine(search.device)]
+    return "\n".join(lines) + "\n"
+
+
+def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, Any]) -> str:
+    """Write the report of several searches: where their genotypes agree. `results` holds a SearchResult a seed."""
+    lines = [f"# Search on {config.dataset}, {len(results)} seeds", "", "## Genotypes", ""]
+    for seed, result in results.items():
+        lines += [f"### [seed {seed}](seed-{seed}/report.md)", "", "```", str(result.genotype), "```", ""]
+    lines += ["## Agreement", "", "How many of the genotypes hold each edge with its candidate:", ""]
+    counts = Counter(
+        (cell_type, edge.node, edge.input, str(edge.candidate))
+        for result in results.values()
+        for cell_type, cell in result.genotype.cells.items()
+        for edge in cell.edges
+    )
+    rows = [
+        (cell_type, f"{source} -> {node}", candidate, str(count))
+        for (cell_type, node, source, candidate), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
+    lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:
+    def shown(name: str, form: str, scale: float = 1.0) -> str:
+        return form.format(scale * numbers[name]) if name in numbers else "-"
+
+    return (
+        str(numbers["epoch"]),
+        shown("train/loss", "{:.4f}"),
+        shown("train/accuracy", "{:.2f}", 100),
+        shown("valid/loss", "{:.4f}"),
+        shown("valid/accuracy", "{:.2f}", 100),
+    )
+
+
+def _machine(device: torch.device) -> str:
+    return (
+        f"- {hardware(device)}; {datetime.date.today().isoformat()}; darts_bio {__version__}, PyTorch "
+        f"{torch.__version__}, Python {platform.python_version()}"
+    )

@@ -1,0 +1,162 @@
+"""A search, from its configuration to the genotype."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darts_bio import __version__
+from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.distributed import process_group, rank
+from darts_bio.figures.cells import draw_genotype
+from darts_bio.monitoring.boards import SearchBoard
+from darts_bio.networks import STEMS, AuxiliaryHead, parameters
+from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.search import search_card, search_seeds_card
+from darts_bio.runs.files import epochs_of
+from darts_bio.runs.options import complete
+from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
+from darts_bio.runtime import select_device
+from darts_bio.spaces import Genotype, Nb201Table
+from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.run_folder import RunFolder, write_text
+from darts_bio.training.search import Search
+
+CELLS_FIGURE = "cells.svg"
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult(Result):
+    """What a search left: the genotype found, the numbers of each epoch, the run folder.
+
+    `known` holds the accuracies of the cell in percent, where a table of NAS-Bench-201 was given. `next_options` are
+    those by which a training of the genotype fits the images that were searched on.
+    """
+
+    genotype: Genotype
+    known: Mapping[str, float] | None
+    next_options: Mapping[str, Any]
+
+
+def search(
+    config: SearchConfig, command: str, data: ImageData | None = None, watching: Watching | None = None
+) -> SearchResult | SeedResults[SearchResult]:
+    """Search as the configuration says, alone or with the other processes of torchrun.
+
+    `data` takes the place of the data set that the configuration names. `command` is what the run is stamped with.
+    Raises InputError for bad input.
+    """
+    watching = watching or Watching()
+    with process_group():
+        config = settled(config)
+        table = None if config.table is None else Nb201Table(Path(config.table))
+        device = select_device(config.device)
+        images = data or load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+
+        def run(own: SearchConfig, open_folder: Callable[[], RunFolder], number: int) -> SearchResult:
+            task = Search(own, images, device)
+            return _perform(task, open_folder(), watching, images, table, (own.seed, number, config.seeds))
+
+        def open_folder(own: SearchConfig) -> RunFolder:
+            return RunFolder.open("search", own, command)
+
+        if config.seeds == 1:
+            return run(config, lambda: open_folder(config), 0)
+        whole, results = each_seed(config, open_folder, run)
+        if rank() == 0:
+            write_text(whole.path / CARD_FILE, search_seeds_card(config, command, results))
+        return SeedResults(whole.path, results)
+
+
+def _perform(
+    task: Search,
+    folder: RunFolder,
+    watching: Watching,
+    data: ImageData,
+    table: Nb201Table | None,
+    seed: tuple[int, int, int],
+) -> SearchResult:
+    def introduction(progress: Progress) -> list[str]:
+        tables = ", ".join(
+            f"{cell_type} {edges} edges x {candidates} candidates"
+            for cell_type in task.table.rows
+            for edges, candidates in [task.table.shape(cell_type)]
+        )
+        return [
+            f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in {progress.epochs} epochs; "
+            f"supernet of {parameters(task.supernet):,} weights ({tables})",
+            *task.notes(),
+            *beginning(progress, folder, watching, seed),
+        ]
+
+    files = SearchFiles(task, folder)
+    outcome, exit_code = perform(task, folder, [files], watching, introduction, lambda: SearchBoard(task, folder))
+    epochs = epochs_of(folder, outcome.step)
+    genotype = task.genotype()
+    if rank() == 0:
+        genotype = files.write(outcome.step, outcome.finished)
+        write_text(folder.path / CARD_FILE, search_card(task, folder, genotype, epochs, outcome.finished))
+    known = None if table is None else table.accuracies(genotype)
+    return SearchResult(
+        folder.path,
+        epochs,
+        outcome.step,
+        outcome.finished,
+        exit_code,
+        genotype,
+        known,
+        fitting_options(folder.path, task.config, data),
+    )
+
+
+class SearchFiles(Listener):
+    """The genotype of a search and its figure, as they stand after each epoch."""
+
+    def __init__(self, search: Search, folder: RunFolder) -> None:
+        self.search, self.folder = search, folder
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        self.write(progress.step, progress.step == progress.steps)
+
+    def write(self, step: int, finished: bool) -> Genotype:
+        """Write genotype.json and cells.svg as they stand after `step` steps, and return the genotype."""
+        note = {} if finished else {"note": "of a search that has not finished"}
+        genotype = self.search.genotype().with_provenance(
+            command=self.folder.command,
+            **self.search.config.identity(),
+            steps=step,
+            **note,
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            versions={"darts_bio": __version__, "torch": torch.__version__},
+        )
+        write_text(self.folder.genotype_path, genotype.to_json())
+        write_text(self.folder.path / CELLS_FIGURE, draw_genotype(genotype).svg())
+        return genotype
+
+
+def fitting_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
+    """Give the options by which `train` trains the genotype in `folder` on the images that were searched on.
+
+    Beside the data they are what the recipe would not have fitted: a batch larger than the data set, a square or a
+    rim larger than the images, an auxiliary head on images that are too small for one.
+    """
+    own = {f.name for f in fields(RetrainConfig)}
+    shared = ("dataset", "data_dir", "image_size", "plugin")
+    options = {name: value for name in shared if name in own and (value := getattr(config, name)) not in (None, ())}
+    recipe = complete(RetrainConfig, {"genotype": str(folder), **options})
+    side = min(data.image_size)
+    if recipe.cutout >= side:
+        options["cutout"] = side // 2
+    if recipe.crop_padding >= side:
+        options["crop_padding"] = side // 8
+    if recipe.auxiliary and side < AuxiliaryHead.least_image_behind(STEMS.get(recipe.stem)):
+        options["auxiliary"] = 0.0
+    if recipe.batch_size > len(data.train):
+        options["batch_size"] = len(data.train)
+    return options

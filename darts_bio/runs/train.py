@@ -1,0 +1,181 @@
+"""A training, from its configuration to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from darts_bio.config import RetrainConfig, TrainingConfig
+from darts_bio.data.datasets import ImageData
+from darts_bio.data.sources import InMemory, open_source
+from darts_bio.distributed import process_group, rank, world_size
+from darts_bio.evaluation.alignment import Alignment, training_alignment
+from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.curves import draw_curves
+from darts_bio.monitoring.boards import TrainingBoard
+from darts_bio.networks import Network, parameters
+from darts_bio.reports.card import CARD_FILE, model_card, seeds_card
+from darts_bio.runs.files import epochs_of
+from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
+from darts_bio.runtime import select_device
+from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
+from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.retrain import Retraining, new_network
+from darts_bio.training.run_folder import RunFolder, write_text
+
+ALIGNMENT_BATCHES = 4
+"""Training batches that `--alignment-every` measures on."""
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult(Result):
+    """What a training left: the network of the last epoch, in evaluation mode on the run's device, and its accuracy.
+
+    With `ema` the network is the averaged one. `accuracy`, in [0, 1], is that on the test images after the last epoch;
+    `measured` says of which network. Nothing is chosen by the test images.
+    """
+
+    network: Network
+    genotype: Genotype
+    accuracy: float
+    measured: str
+    parameters: int
+
+
+def train(
+    config: TrainingConfig,
+    command: str,
+    genotype: Genotype | None = None,
+    data: ImageData | None = None,
+    watching: Watching | None = None,
+) -> TrainResult | SeedResults[TrainResult]:
+    """Train the network of a genotype, or one for each seed, alone or with the other processes of torchrun.
+
+    `genotype` and `data` take the places of those that the configuration names. `command` is what the run is stamped
+    with. Raises InputError for bad input.
+    """
+    watching = watching or Watching()
+    with process_group():
+        config = settled(config)
+        device = select_device(config.device)
+        if config.out and config.resume:
+            # A run keeps the genotype it began with, whatever has become of the file it was read from.
+            genotype = read_genotype(Path(config.out, GENOTYPE_FILE))
+        chosen = genotype or load_genotype(config.genotype)
+
+        def run(own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int) -> TrainResult:
+            if data is None:
+                source = open_source(own, device)
+            else:
+                assert isinstance(own, RetrainConfig)
+                source = InMemory(data, own, device)
+            try:
+                task = Retraining(own, new_network(own, chosen, source), source, device)
+                return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))
+            finally:
+                source.close()
+
+        def open_folder(own: TrainingConfig) -> RunFolder:
+            return RunFolder.open("train", own, command, genotype=chosen)
+
+        if config.seeds == 1:
+            return run(config, lambda: open_folder(config), 0)
+        whole, results = each_seed(config, open_folder, run)
+        if rank() == 0 and all(result.finished for result in results.values()):
+            write_text(whole.path / CARD_FILE, seeds_card(config, command, results))
+        return SeedResults(whole.path, results)
+
+
+def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]) -> TrainResult:
+    def introduction(progress: Progress) -> list[str]:
+        config = task.config
+        if progress.step == progress.steps:
+            return [f"{folder.path}: done already, after {progress.epochs} epochs"]
+        lines = [
+            f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} steps in "
+            f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters"
+        ]
+        if task.began_with != world_size():
+            lines.append(
+                f"goes on in {world_size()} process(es) where there were {task.began_with}: batch norms see other "
+                "parts of a batch from here on"
+            )
+        return [*lines, *beginning(progress, folder, watching, seed)]
+
+    meter = AlignmentMeter(task)
+    outcome, exit_code = perform(
+        task,
+        folder,
+        [CellsFigure(task, folder)],
+        watching,
+        introduction,
+        lambda: TrainingBoard(task, folder, lambda: meter.latest),
+        news=_Damaged(task),
+        extra=meter,
+    )
+    if rank() == 0:
+        write_report(task, folder, outcome.step)
+    network = task.network if task.averaged is None else task.averaged.module
+    assert isinstance(network, Network)
+    assert task.genotype is not None
+    return TrainResult(
+        folder.path,
+        epochs_of(folder, outcome.step),
+        outcome.step,
+        outcome.finished,
+        exit_code,
+        network.eval(),
+        task.genotype,
+        outcome.numbers.get(task.result, float("nan")),
+        task.result_in_words,
+        parameters(task.network),
+    )
+
+
+class AlignmentMeter:
+    """Measures the alignment with backpropagation after the epochs that `--alignment-every` names, and the last one."""
+
+    def __init__(self, training: Retraining) -> None:
+        self._training = training
+        self.latest: Alignment | None = None
+        """That of the epoch which has just ended; None if it was not measured then."""
+
+    def __call__(self, progress: Progress) -> Numbers:
+        """Measure, if it is time, and return the summary."""
+        every, self.latest = self._training.config.alignment_every, None
+        if every == 0 or (progress.epoch % every and progress.epoch != progress.epochs):
+            return {}
+        self.latest = training_alignment(self._training, ALIGNMENT_BATCHES)
+        return {f"alignment/{name}": value for name, value in self.latest.summary().items()}
+
+
+class CellsFigure(Listener):
+    """The figure of the cells that are trained, written at the start."""
+
+    def __init__(self, training: Retraining, folder: RunFolder) -> None:
+        self._genotype, self._path = training.genotype, folder.path / "cells.svg"
+
+    def on_start(self, progress: Progress) -> None:
+        if self._genotype is not None:
+            write_text(self._path, draw_genotype(self._genotype).svg())
+
+
+class _Damaged:
+    """Names each file that could not be read, once."""
+
+    def __init__(self, training: Retraining) -> None:
+        self._training, self._named = training, set[str]()
+
+    def __call__(self) -> list[str]:
+        new = {name: why for name, why in self._training.damaged.items() if name not in self._named}
+        self._named |= new.keys()
+        return [f"passed over, since it cannot be read: {name} ({why})" for name, why in new.items()]
+
+
+def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
+    """Write curves.svg and the model card report.md as they stand after `step` steps, if an epoch has ended."""
+    records = epochs_of(folder, step)
+    if records:
+        write_text(folder.path / "curves.svg", draw_curves(records).svg())
+        write_text(folder.path / CARD_FILE, model_card(training, folder, records))

@@ -1,0 +1,226 @@
+"""The Python functions: their results, their folders, and what they refuse; and that a command does the same."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import StopAfter
+from torch.utils.data import Dataset
+
+import darts_bio
+from darts_bio.api import SearchResult, TrainResult
+from darts_bio.cli import main
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.data.given import image_data
+from darts_bio.errors import InputError
+from darts_bio.runs.running import SeedResults
+from darts_bio.training.engine import Numbers, Progress
+
+QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
+SMALL: dict[str, Any] = {"channels": 2, "layers": 3, "batch_size": 8, "epochs": 1, "crop_padding": 1, "flip": False}
+SEARCH: dict[str, Any] = {**SMALL, "space": "darts(nodes=1)", "rules": ("usf", "fa"), "strategy": "darts(lr=0.05)"}
+TRAIN: dict[str, Any] = {**SMALL, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0, "lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=48)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    out = tmp_path_factory.mktemp("api") / "search"
+    result = darts_bio.search("digits", train_images=48, out=str(out), **SEARCH, **QUIET)
+    assert isinstance(result, SearchResult)
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(found: SearchResult, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    out = tmp_path_factory.mktemp("api") / "train"
+    result = darts_bio.train(found, train_images=48, out=str(out), **TRAIN, **QUIET)
+    assert isinstance(result, TrainResult)
+    return result
+
+
+class Pairs(Dataset):
+    """A map-style dataset of (image, label), images as a function says."""
+
+    def __init__(self, data: ImageData, image: Any) -> None:
+        self.images, self.labels, self.classes = data.train.images, data.train.labels, list(data.classes)
+        self._image = image
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self._image(self.images[i]), int(self.labels[i])
+
+
+class TestSearch:
+    def test_the_folder_is_whole_without_any_monitor(self, found: SearchResult) -> None:
+        files = {"config.yaml", "genotype.json", "cells.svg", "metrics.jsonl", "checkpoint.pt", "report.md"}
+        assert {path.name for path in found.folder.iterdir()} == files
+        assert darts_bio.load_genotype(found.folder) == found.genotype
+        assert found.finished
+        assert [numbers["step"] for numbers in found.epochs] == [found.step]
+
+    def test_the_command_finds_the_same_bit_for_bit(
+        self, found: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = {**SEARCH, "train_images": 48, "rules": "usf,fa", "flip": None}
+        words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        assert main(["search", *words, "--no-flip", "--out", str(tmp_path / "run")]) == 0
+        assert str(found.genotype) in capsys.readouterr().out
+        assert same_numbers(darts_bio.load_run(tmp_path / "run").epochs, found.epochs)
+        one, other = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (found.folder, tmp_path / "run"))
+        assert all(torch.equal(v, other["task"]["supernet"][k]) for k, v in one["task"]["supernet"].items())
+
+    @pytest.mark.parametrize("form", ["tensors", "arrays", "floats", "tensors of a dataset", "PIL images", "prepared"])
+    def test_images_that_are_handed_over(self, form: str, found: SearchResult, data: ImageData, tmp_path: Path) -> None:
+        from PIL import Image
+
+        images, labels = data.train.images, data.train.labels
+        given: Any = {
+            "tensors": (images, labels),
+            "arrays": (images.numpy(), labels.tolist()),
+            "floats": (images / 255, labels.int()),
+            "tensors of a dataset": Pairs(data, lambda image: image),
+            "PIL images": Pairs(data, lambda image: Image.fromarray(image[0].numpy())),
+            "prepared": data,
+        }[form]
+        result = darts_bio.search(given, out=str(tmp_path / "run"), **SEARCH, log_every=5, **QUIET)
+        assert isinstance(result, SearchResult)
+        assert result.genotype == found.genotype
+        assert same_numbers(result.epochs, found.epochs)
+
+    def test_a_run_on_given_images_goes_on_with_them_alone(self, data: ImageData, tmp_path: Path) -> None:
+        options: dict[str, Any] = {**SEARCH, "epochs": 2, "out": str(tmp_path / "run"), **QUIET}
+        pair = (data.train.images, data.train.labels)
+        stopped = darts_bio.search(pair, listener=StopAfter(4), **options)
+        assert not stopped.finished
+        assert stopped.exit_code == 128 + signal.SIGINT
+        with pytest.raises(InputError, match="handed over in Python; go on with it there"):
+            darts_bio.search("given", resume=True, **options)
+        with pytest.raises(InputError, match="the data set of this run has changed"):
+            darts_bio.search((255 - data.train.images, data.train.labels), resume=True, **options)
+        whole = darts_bio.search(pair, **{**options, "out": str(tmp_path / "whole")})
+        resumed = darts_bio.search(pair, resume="auto", **options)
+        assert isinstance(resumed, SearchResult)
+        assert isinstance(whole, SearchResult)
+        assert (resumed.finished, resumed.genotype) == (True, whole.genotype)
+        assert same_numbers(resumed.epochs, whole.epochs)
+
+    def test_a_listener_hears_of_everything(self, data: ImageData, tmp_path: Path) -> None:
+        heard: list[tuple[str, int]] = []
+
+        class Told(darts_bio.Listener):
+            def on_start(self, progress: Progress) -> None:
+                heard.append(("start", progress.step))
+
+            def on_record(self, progress: Progress, numbers: Numbers) -> None:
+                assert numbers["train/loss"] > 0
+                heard.append(("record", progress.step))
+
+            def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+                heard.append(("epoch", progress.step))
+
+        darts_bio.search(data, out=str(tmp_path / "run"), listener=Told(), log_every=2, **SEARCH, **QUIET)
+        assert heard == [("start", 0), ("record", 2), ("epoch", 3)]
+
+    def test_several_seeds(self, data: ImageData, tmp_path: Path) -> None:
+        result = darts_bio.search(data, out=str(tmp_path / "run"), seeds=2, seed=3, **SEARCH, **QUIET)
+        assert isinstance(result, SeedResults)
+        assert list(result.seeds) == [3, 4]
+        assert result.finished
+        report = (result.folder / "report.md").read_text()
+        assert "# Search on given, 2 seeds" in report
+        assert "seed: 3\n" in report
+        assert "seeds: 2\n" in report
+        for seed, own in result.seeds.items():
+            assert own.folder == result.folder / f"seed-{seed}"
+            assert str(own.genotype) in report
+
+
+class TestTrain:
+    def test_the_folder_is_whole_and_the_accuracy_is_the_networks(self, trained: TrainResult, data: ImageData) -> None:
+        files = {"config.yaml", "genotype.json", "cells.svg", "metrics.jsonl", "checkpoint.pt", "report.md"}
+        assert {path.name for path in trained.folder.iterdir()} == files | {"curves.svg"}
+        assert not trained.network.training
+        logits = darts_bio.load_run(trained.folder).trained().on_pixels()(data.test.images / 255)
+        assert trained.accuracy == (logits.argmax(1) == data.test.labels).double().mean().item()
+        assert repr(trained).startswith(f"TrainResult({str(trained.folder)!r}, 1 epochs; train/loss=")
+
+    def test_on_images_that_are_handed_over(self, found: SearchResult, trained: TrainResult, data: ImageData,
+                                            tmp_path: Path) -> None:  # fmt: skip
+        pairs = [(split.images, split.labels) for split in (data.train, data.test)]
+        result = darts_bio.train(found.genotype, pairs[0], test=pairs[1], out=str(tmp_path / "run"), log_every=10,
+                                 **TRAIN, **QUIET)  # fmt: skip
+        assert isinstance(result, TrainResult)
+        assert same_numbers(result.epochs, trained.epochs)
+        with pytest.raises(InputError, match=r"train: expected test images beside those of `dataset`; give test="):
+            darts_bio.train(found, pairs[0], **TRAIN, **QUIET)
+        with pytest.raises(InputError, match="test: expected together with images in `dataset`, found 'digits'"):
+            darts_bio.train(found, "digits", test=pairs[1], **TRAIN, **QUIET)
+
+    def test_alignment_and_attacks(self, trained: TrainResult, tmp_path: Path) -> None:
+        aligned = darts_bio.align(trained, batches=2)
+        assert aligned.numbers.is_file()
+        attacked = darts_bio.attack(trained, attacks="fgsm", eps="4", images=20, out=str(tmp_path / "run"), **QUIET)
+        assert attacked.finished
+        assert attacked.numbers["networks"][0]["clean_all_test_images"] == trained.accuracy
+        files = {"config.yaml", "checkpoint.pt", "report.md", "results.json", "accuracy.svg", "examples.svg"}
+        assert {path.name for path in attacked.folder.iterdir()} == files
+
+    def test_a_run_is_read_back(self, found: SearchResult, trained: TrainResult) -> None:
+        run = darts_bio.load_run(trained.folder)
+        assert (run.kind, run.genotype, run.options["channels"]) == ("train", found.genotype, 2)
+        assert run.epochs == trained.epochs
+        with pytest.raises(InputError, match=r"expected a run folder, found no config.yaml there"):
+            darts_bio.load_run(trained.folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chanels": 8}, "unknown option 'chanels': did you mean 'channels'"),
+        ({"lr": "much"}, "--lr: expected a number, found 'much'"),
+        ({"lr": -1}, "--lr: expected at least 0, found -1"),
+        ({"channels": 2.5}, "--channels: expected a whole number, found 2.5"),
+        ({"flip": "no"}, "--flip: expected true or false, found 'no'"),
+        ({"amp": "bf15"}, "unknown value of --amp 'bf15'"),
+        ({"rules": []}, "--rules: expected at least one learning rule"),
+        ({"resume": True}, "--resume needs --out DIR"),
+        ({"dataset": "cifar11"}, "unknown data set 'cifar11'"),
+        ({"dataset": 5}, "dataset: expected the name of a data set, a pair .images, labels. or a map-style dataset"),
+        ({"dataset": (torch.randn(4, 1, 8, 8), [0, 1, 0, 1])}, "expected images of bytes, or of floats from 0 to 1"),
+        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0.5] * 4)}, "expected labels .N,. of whole numbers"),
+        ({"dataset": (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])}, r"expected uint8 \(N, C, H, W\)"),
+        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 1])}, r"expected uint8 \(N, C, H, W\)"),
+    ],
+)
+def test_bad_input_from_python(options: dict[str, Any], message: str, tmp_path: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        darts_bio.search(**options, **QUIET)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_different_sizes_are_refused(data: ImageData) -> None:
+    sizes = iter(range(8, 100))
+    with pytest.raises(InputError, match="expected images of one size, found .*resize them first"):
+        image_data(Pairs(data, lambda image: torch.zeros(1, 8, next(sizes))))
+
+
+def same_numbers(one: Any, other: Any) -> bool:
+    """Tell whether the epochs of two runs are equal, but for the time that they took."""
+    time = ("seconds", "images_per_second")
+    kept = [[{k: v for k, v in numbers.items() if k not in time} for numbers in epochs] for epochs in (one, other)]
+    return kept[0] == kept[1]

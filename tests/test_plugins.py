@@ -1,0 +1,212 @@
+"""One module outside the repository adds a member of every kind, and the commands use them all.
+
+No file of the package is touched: the module is named by --plugin, or is an entry point of an installed package.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import call, refused
+
+from darts_bio.cli import main
+
+MEMBERS = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from darts_bio.config import PROTOCOLS, Protocol
+from darts_bio.data.datasets import DATASETS, load_data
+from darts_bio.evaluation.attacks import ATTACKS, Attack
+from darts_bio.evaluation.corruptions import CORRUPTIONS
+from darts_bio.networks import STEMS
+from darts_bio.networks.stems import CifarStem
+from darts_bio.rules import RULES, LearningRule, RuleConv2d
+from darts_bio.spaces import SPACES, TEXT_FORMS, TextForm, load_genotype
+from darts_bio.spaces.darts import DartsSpace
+from darts_bio.spaces.operations import operation
+from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES, Regularizer
+from darts_bio.strategies.darts import Darts
+from darts_bio.training.adversarial import ADVERSARIES, PGD
+from darts_bio.training.schedules import SCHEDULES
+
+
+@RULES.register("my_rule")
+@dataclass(frozen=True)
+class Half(LearningRule):
+    """Half of the weight."""
+
+    elementwise = True
+
+    def kernel(self, weight, state):
+        return 0.5 * weight
+
+
+@operation("my_operation")
+def my_operation(channels, stride, rule, supernet):
+    """A 3x3 convolution."""
+    return nn.Sequential(RuleConv2d(channels, channels, 3, stride, 1, bias=False, rule=rule),
+                         nn.BatchNorm2d(channels, affine=not supernet))
+
+
+@SPACES.register("my_space")
+@dataclass(frozen=True)
+class Tiny(DartsSpace):
+    """One node a cell."""
+
+    nodes: int = 1
+    operations: tuple = ("none", "skip_connect", "my_operation")
+
+
+@STRATEGIES.register("my_strategy")
+@dataclass(frozen=True)
+class Quick(Darts):
+    """First-order DARTS at another rate."""
+
+    lr: float = 0.1
+
+
+@REGULARIZERS.register("my_regularizer")
+@dataclass(frozen=True)
+class Even(Regularizer):
+    """Adds the sum of squared shares."""
+
+    def penalty(self, state, shares):
+        return 0.1 * sum(share.square().sum((-2, -1)) for share in shares.values())
+
+
+@COSTS.register("my_cost")
+def my_cost(place):
+    """One a weighted candidate."""
+    return float(place.candidate.rule is not None)
+
+
+@DATASETS.register("my_data")
+def my_data(data_dir, image_size):
+    """Fewer digits."""
+    return load_data("digits", train_images=48)
+
+
+@ATTACKS.register("my_attack")
+@dataclass(frozen=True)
+class Brighter(Attack):
+    """Adds eps."""
+
+    white_box = False
+
+    def build(self, library, model, eps, classes, seed):
+        return lambda pixels, labels: (pixels + eps).clamp(0, 1)
+
+
+@ADVERSARIES.register("my_adversary")
+@dataclass(frozen=True)
+class OneStep(PGD):
+    """PGD of one step."""
+
+    eps: float = 8.0
+    step: float = 8.0
+    steps: int = 1
+
+
+@CORRUPTIONS.register("my_corruption")
+def my_corruption(pixels, severity, sources):
+    """Darker."""
+    return pixels * (1 - severity / 10)
+
+
+@SCHEDULES.register("my_schedule")
+def my_schedule(peak, last, epoch, config):
+    """Half of the rate in the second half."""
+    return peak if epoch < config.epochs / 2 else peak / 2
+
+
+PROTOCOLS.register("my_protocol")(Protocol("quick", {"train": {"epochs": 2, "batch_size": 8, "auxiliary": 0.0,
+    "cutout": 0, "drop_path": 0.0, "crop_padding": 1, "schedule": "my_schedule", "adversarial": "my_adversary",
+    "stem": "my_stem", "log_every": 1, "channels": 2, "layers": 3, "lr": 0.05}}))
+PROTOCOLS.register("my_data")(Protocol("its search", {"search": {"epochs": 1, "batch_size": 8, "channels": 2,
+    "layers": 3, "crop_padding": 1, "space": "my_space", "strategy": "my_strategy", "rules": ("my_rule", "fa")}}))
+
+
+@STEMS.register("my_stem")
+class Stem(CifarStem):
+    """CIFAR's, by another name."""
+
+
+TEXT_FORMS.register("my_text")(TextForm("my:NAME", "darts", lambda text: text.startswith("my:"),
+                                        lambda text: load_genotype(text.removeprefix("my:"))))
+'''
+KINDS = [
+    f"my_{kind}"
+    for kind in ("rule", "operation", "space", "strategy", "regularizer", "cost", "data", "attack", "adversary")
+    + ("corruption", "schedule", "protocol", "stem", "text")
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "members.py").write_text(MEMBERS)
+    return folder
+
+
+def test_every_kind_of_member_from_one_module(place: Path) -> None:
+    """In one process a command, as its user would call them."""
+    listed = call("-m", "darts_bio", "list", "--plugin", "members", cwd=place)
+    assert all(f"  {name}" in listed.stdout for name in KINDS), listed.stderr
+    searching = (
+        "search --plugin members --dataset my_data --regularizers my_regularizer --objective my_cost(weight=0.1)"
+    )
+    done = call("-m", "darts_bio", *searching.split(), "--out", "found", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "--plugin members" in done.stdout  # in the printed next command
+    cells = json.loads((place / "found" / "genotype.json").read_text())["cells"]
+    assert {edge["op"] for cell in cells.values() for edge in cell["edges"]} <= {"skip_connect", "my_operation"}
+    training = "train --plugin members --genotype found --dataset my_data --protocol my_protocol --out trained"
+    done = call("-m", "darts_bio", *training.split(), cwd=place)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (place / "trained" / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["lr/weights"] for record in records if record["event"] == "record"]
+    assert sorted(set(rates)) == [0.025, 0.05]
+    attacking = (
+        "robustness --plugin members --checkpoint trained --attacks my_attack --eps 8 --corruptions my_corruption"
+    )
+    done = call("-m", "darts_bio", *attacking.split(), "--images", "20", "--out", "attacked", cwd=place)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((place / "attacked" / "results.json").read_text())["networks"][0]
+    assert {attack["attack"] for attack in numbers["attacks"]} >= {"my_attack"}
+    assert {row["corruption"] for row in numbers["corruptions"]} == {"my_corruption"}
+    shown = call("-m", "darts_bio", "genotype", "my:darts_v2", "--plugin", "members", cwd=place)
+    assert "sep_conv_3x3:bp" in shown.stdout
+    # A run folder names its plug-ins, and never brings them.
+    for words in ("export trained --hub h", "robustness --checkpoint trained", "alignment --checkpoint trained",
+                  "search --out found --resume", "train --out trained --resume"):  # fmt: skip
+        said = refused(call("-m", "darts_bio", *words.split(), cwd=place))
+        assert "was made with the plug-in members, code that no run folder can bring" in said
+        assert "add --plugin members" in said
+    done = call("-m", "darts_bio", "export", "trained", "--hub", "h", "--plugin", "members", cwd=place)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_installed_package_brings_its_members(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = place / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[darts_bio]\nextra = extra_members\n")
+    (place / "extra_members.py").write_text(
+        "from darts_bio.config import PROTOCOLS, Protocol\nPROTOCOLS.register('of_a_package')(Protocol('x', {}))\n"
+    )
+    monkeypatch.syspath_prepend(str(place))
+    assert main(["list"]) == 0
+    assert "of_a_package" in capsys.readouterr().out
+    (place / "extra_members.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.delitem(__import__("sys").modules, "extra_members")
+    assert main(["list"]) == 2
+    assert "the plug-in extra of an installed package: its import failed with RuntimeError (broken)" in (
+        capsys.readouterr().err
+    )
