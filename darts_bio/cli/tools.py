@@ -119,7 +119,7 @@ def export(config: ExportConfig) -> int:
         refuse_missing_onnx()
     trained = load_trained(config.source)
     if hub:
-        save_for_hub(trained, Path(hub), logged_accuracy(arguments.source, trained))
+        save_for_hub(trained, Path(hub), logged_accuracy(config.source, trained))
         print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
     if not (onnx or program):
         return 0
