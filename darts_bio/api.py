@@ -195,14 +195,15 @@ def _asked(
     elif test is not None:
         raise InputError(f"test: expected together with images in `dataset`, found {dataset!r}, which brings its own")
     options = {"dataset": dataset, **options}
-    return _complete(kind, options), data, _called(name, options)
+    space = None if genotype is None else genotype.space
+    return _complete(kind, options, space), data, _called(name, options)
 
 
-def _complete(kind: type[C], options: dict[str, Any]) -> C:
+def _complete(kind: type[C], options: dict[str, Any], space: str | None = None) -> C:
     for name in options:
         if name not in (known := kind.__dataclass_fields__):
             raise unknown_name("option", name, known)
-    made: C = complete(kind, options)
+    made: C = complete(kind, options, space=space)
     return made
 
 

@@ -34,6 +34,10 @@ def install_hint(extra: str) -> str:
     return f"{command} && pip install --no-deps torchattacks" if extra == "attacks" else command
 
 
+LONGEST_LIST = 300
+"""Characters of the known names that a message lists."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with close matches suggested.
 
@@ -43,7 +47,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+    listed = ", ".join(known)
+    if len(listed) > LONGEST_LIST:  # a line is to be read
+        listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
+    return InputError(f"unknown {kind} {name[:80]!r}{hint} (known: {listed})")
 
 
 def check_number(

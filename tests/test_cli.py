@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ class TestHelp:
             main([command, "--help"])
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= columns
-        for name, field in COMMANDS[command].config.__dataclass_fields__.items():
+        for field in fields(COMMANDS[command].config):
             assert field.metadata["group"] + ":" in shown
-            assert field.metadata["positional"] or f"--{name.replace('_', '-')}" in shown
+            assert field.metadata["positional"] or f"--{field.name.replace('_', '-')}" in shown
 
     def test_the_overview_and_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == main(["--help"]) == 0

@@ -139,11 +139,13 @@ class Stem(CifarStem):
 TEXT_FORMS.register("my_text")(TextForm("my:NAME", "darts", lambda text: text.startswith("my:"),
                                         lambda text: load_genotype(text.removeprefix("my:"))))
 '''
-KINDS = [
+KINDS = tuple(
     f"my_{kind}"
-    for kind in ("rule", "operation", "space", "strategy", "regularizer", "cost", "data", "attack", "adversary")
-    + ("corruption", "schedule", "protocol", "stem", "text")
-]
+    for kind in (
+        *("rule", "operation", "space", "strategy", "regularizer", "cost", "data"),
+        *("attack", "adversary", "corruption", "schedule", "protocol", "stem", "text"),
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
     attacking = (
         "robustness --plugin members --checkpoint trained --attacks my_attack --eps 8 --corruptions my_corruption"
     )
-    done = call("-m", "darts_bio", *attacking.split(), "--images", "20", "--out", "attacked", cwd=place)
+    done = call("-m", "darts_bio", *attacking.split(), "--images", "300", "--out", "attacked", cwd=place)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((place / "attacked" / "results.json").read_text())["networks"][0]
     assert {attack["attack"] for attack in numbers["attacks"]} >= {"my_attack"}
@@ -187,7 +189,7 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
         said = refused(call("-m", "darts_bio", *words.split(), cwd=place))
         assert "was made with the plug-in members, code that no run folder can bring" in said
         assert "add --plugin members" in said
-    done = call("-m", "darts_bio", "export", "trained", "--hub", "h", "--plugin", "members", cwd=place)
+    done = call("-m", "darts_bio", "alignment", "--checkpoint", "trained", "--plugin", "members", cwd=place)
     assert done.returncode == 0, done.stderr
 
 

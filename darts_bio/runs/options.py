@@ -18,8 +18,11 @@ from darts_bio.plugins import import_plugins
 C = TypeVar("C", bound=CommandConfig)
 
 
-def complete(cls: type[C], given: dict[str, Any], file: str | None = None) -> C:
-    """Make the configuration of the options that are given, and of a file's: protocols and defaults fill the rest."""
+def complete(cls: type[C], given: dict[str, Any], file: str | None = None, space: str | None = None) -> C:
+    """Make the configuration of the options that are given, and of a file's: protocols and defaults fill the rest.
+
+    `space` is that which the run is about, where the options do not tell.
+    """
     if file is not None:
         written = read_yaml(Path(file), cls)
         if written.pop("plugin", ()):
@@ -33,7 +36,7 @@ def complete(cls: type[C], given: dict[str, Any], file: str | None = None) -> C:
         folder = Path(given["out"])
         if resume is True or (folder / CONFIG_FILE).is_file():
             return cls(**{**read_run(folder, cls), **given})
-    return cls(**{**preset(cls, given, lambda values: space_of(cls, values)), **given})
+    return cls(**{**preset(cls, given, lambda values: space or space_of(cls, values)), **given})
 
 
 def space_of(cls: type[CommandConfig], values: Mapping[str, Any]) -> str:
