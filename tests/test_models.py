@@ -532,6 +532,7 @@ def test_the_card_of_a_folder_is_what_the_hub_reads(run: Path, tmp_path: Path) -
     for line in (
         "# Model card for hub",
         "| images | 1x8x8 |",
+        f"| rule of stem, preprocessing and classifier | `{trained.genotype.backbone_rule}` |",
         f"| parameters | {parameters(trained.network):,} |",
         f"| test accuracy | {100 * accuracy:.2f} % |",
         *str(trained.genotype).splitlines(),

@@ -46,6 +46,7 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         "classes": f"{trained.form['num_classes']:,}",
         "form": f"{trained.form['layers']} cells, {trained.form['channels']} channels, {trained.form['stem']} stem",
         "parameters": f"{_parameters(trained):,}",
+        "rule of stem, preprocessing and classifier": f"`{trained.genotype.backbone_rule}`",
         "weight updates": f"{trained.step:,}",
     }
     if accuracy is not None:
