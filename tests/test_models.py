@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import subprocess
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models import group_parameters
+import yaml
+from huggingface_hub import ModelCard
+from timm.models import create_feature_extractor, group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor
 
@@ -23,9 +26,10 @@ from darts_bio.data.batches import Normalisation, in_order
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.interop.export import export_program, inference_network, save_for_hub, write_program
-from darts_bio.networks import build_network
+from darts_bio.interop.hub_card import hub_card, logged_accuracy
+from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
-from darts_bio.spaces import load_genotype
+from darts_bio.spaces import load_genotype, shipped_names
 from darts_bio.training.engine import evaluate
 from darts_bio.training.run_folder import FORMAT
 from darts_bio.training.trained import load_trained
@@ -64,6 +68,56 @@ def test_models_are_there_by_name() -> None:
         assert model.get_submodule(model.pretrained_cfg["classifier"]) is model.get_classifier()
 
 
+def test_every_shipped_genotype_is_a_model_by_name_with_each_stem() -> None:
+    named = {f"{genotype}_{stem}": genotype for genotype in shipped_names() for stem in ("cifar", "imagenet")}
+    assert {"bionas_darts_cifar", "darts_v2_imagenet"} <= set(named)
+    assert timm.list_models(module="timm_models") == sorted([CIFAR, IMAGENET, *named])
+    assert set(timm.list_models(name_matches_cfg=True)) >= set(named)
+    for name, genotype in named.items():
+        model = timm.create_model(name, channels=4, layers=3)
+        assert model.genotype == load_genotype(genotype)
+        assert model.form["stem"] == name.rpartition("_")[2]
+        general = create(f"darts_bio_{model.form['stem']}", genotype)
+        assert model.state_dict().keys() == general.state_dict().keys()
+        different = {"architecture": general.pretrained_cfg["architecture"]}
+        assert {**model.pretrained_cfg, **different} == general.pretrained_cfg
+        assert model.pretrained_cfg["architecture"] == name
+    assert timm.create_model("darts_v2_cifar", channels=4, layers=3, rule="fa").genotype.backbone_rule == "fa"
+    with pytest.raises(InputError, match="genotype: darts_v2_cifar is the network of darts_v2; .* use darts_bio_cifar"):
+        create("darts_v2_cifar", "darts_v1")
+    assert timm.models.is_model_in_modules("darts_v2_cifar", ["timm_models"])
+
+
+def test_a_genotype_is_the_default() -> None:
+    for name in (CIFAR, IMAGENET):
+        assert timm.create_model(name, channels=4, layers=3).genotype == load_genotype("bionas_darts")
+    assert sum(p.numel() for p in timm.create_model("darts_v2_cifar").parameters()) == 3_349_342
+    with pytest.raises(InputError, match="genotype: expected a name, .* found None; with timm's scripts: --model-kw"):
+        darts_bio.models.TimmNetwork()
+
+
+@pytest.mark.parametrize("rule", [None, "kolen_pollack", "dfa", "brsf"])
+def test_a_device_and_a_type_are_chosen_as_for_timms_own_models(rule: str | None) -> None:
+    def created(**options: Any) -> Any:
+        torch.manual_seed(0)
+        return create(rule=rule, **options)
+
+    plain, half = created(), created(device="cpu", dtype=torch.bfloat16)
+    assert weights(half).keys() == weights(plain).keys()
+    for name, value in plain.to(torch.bfloat16).state_dict().items():
+        assert torch.equal(half.state_dict()[name], value)
+    y = half(images().bfloat16())
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    half.reset_classifier(7)
+    assert half.get_classifier().weight.dtype == torch.bfloat16
+    meta = created(device=torch.device("meta"))
+    assert {value.device.type for value in meta.state_dict().values()} == {"meta"}
+    assert meta(images().to("meta")).shape == (2, 10)
+    maps = created(features_only=True, dtype=torch.float64)(images().double())
+    assert {features.dtype for features in maps} == {torch.float64}
+
+
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_a_model_is_the_network_of_build_network(stem: str) -> None:
     form = {"channels": 4, "layers": 3, "num_classes": 10, "stem": stem}
@@ -92,7 +146,7 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"genotype": "darts_v3"}, "unknown genotype 'darts_v3': did you mean"),
-        ({"genotype": None}, "genotype: expected a name, .* found None; with timm's scripts: --model-kwargs genotype="),
+        ({"genotype": 3}, "genotype: expected a name, .* found 3; with timm's scripts: --model-kwargs genotype="),
         ({"genotype": {"format": 1}}, "genotype: the field 'space' is missing"),
         ({"genotype": {"format": object()}}, "genotype: expected the content of a genotype file"),
         ({"genotype": "{"}, "genotype: not a JSON file"),
@@ -104,6 +158,10 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
         ({"drop_path_rate": 1.0}, "drop path: expected a probability"),
         ({"global_pool": "max"}, "global_pool: expected 'avg', or '' without a classifier, found 'max'"),
         ({"global_pool": ""}, "global_pool: expected 'avg'"),
+        ({"device": "gpu"}, "device: expected a device such as cpu or cuda:0, found 'gpu'"),
+        ({"device": []}, "device: expected a device such as cpu or cuda:0, found \\[\\]"),
+        ({"dtype": "float16"}, "dtype: expected a floating-point type such as torch.bfloat16, found 'float16'"),
+        ({"dtype": torch.int64}, "dtype: expected a floating-point type such as torch.bfloat16, found torch.int64"),
         ({"drop_block_rate": 0.1}, "unknown option of a darts_bio model 'drop_block_rate'"),
         ({"features_only": True, "out_indices": (7,)}, "indices: expected a number of features up to 4, or places"),
         ({"features_only": True, "out_indices": 0}, "indices: expected a number of features up to 4, or places"),
@@ -157,6 +215,71 @@ def test_features_are_those_of_the_whole_model() -> None:
     assert len(model.cells) == 1
     assert torch.equal(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], every[1])
     assert model.num_classes == 0
+
+
+# Tracing
+
+
+@pytest.mark.parametrize(
+    ("name", "genotype", "rule"),
+    [
+        (CIFAR, "bionas_darts", None),
+        (IMAGENET, "bionas_darts", None),
+        (CIFAR, NB201, None),
+        *((CIFAR, "darts_v2", rule) for rule in ("bp", "kolen_pollack", "brsf", "dfa", "hebbian", "predictive")),
+    ],
+)
+def test_a_traced_network_computes_learns_and_renews_as_the_model(name: str, genotype: str, rule: str | None) -> None:
+    model = create(name, genotype, rule=rule, drop_path_rate=0.3, drop_rate=0.1)
+    logits = "watched" if model.watched is not None else "classifier"
+    traced = create_feature_extractor(copy.deepcopy(model), {logits: "y"})
+    assert traced.state_dict().keys() == model.state_dict().keys()
+    x = images(side=33)  # odd, so that halving it pads
+    for _ in range(3):
+        outputs = []
+        for network in (model, traced):
+            torch.manual_seed(1)
+            y = network(x)
+            y = y if isinstance(y, Tensor) else y["y"]
+            network.zero_grad()
+            y.square().sum().backward()
+            outputs.append(y)
+        assert torch.equal(*outputs)
+        others = dict(traced.named_parameters())
+        assert all(torch.equal(p.grad, others[n].grad) for n, p in model.named_parameters() if p.grad is not None)
+        assert all(torch.equal(value, weights(traced)[name]) for name, value in weights(model).items())
+    assert torch.equal(traced.eval()(x)["y"], model.eval()(x))
+    copied = copy.deepcopy(traced).train()
+    before = weights(traced)
+    copied(x)
+    assert all(torch.equal(value, before[name]) for name, value in weights(traced).items())
+    renewed = [name for name, value in weights(copied).items() if "feedback" in name and not value.equal(before[name])]
+    assert bool(renewed) == (model.renewal is not None)
+
+
+def test_tracing_is_no_training_pass() -> None:
+    model = create(rule="brsf")
+    create_feature_extractor(model, ["classifier"])
+    assert model.passes == 0
+    assert model.training
+
+
+@pytest.mark.parametrize("name", [CIFAR, IMAGENET])
+@pytest.mark.parametrize("genotype", ["bionas_darts", NB201])
+def test_features_are_the_same_by_a_graph_and_by_hooks(name: str, genotype: str) -> None:
+    def seeded(**options: Any) -> Any:
+        torch.manual_seed(0)
+        return create(name, genotype, **options).eval()
+
+    x = images(side=64)
+    expected = seeded().forward_intermediates(x, intermediates_only=True)
+    for kind in ("fx", "hook"):
+        features = seeded(features_only=True, feature_cls=kind)
+        assert features.feature_info.channels() == [y.shape[1] for y in expected]
+        assert all(torch.equal(*pair) for pair in zip(features(x), expected, strict=True))
+    few = seeded(features_only=True, feature_cls="fx", out_indices=(1, -1))(x)
+    assert torch.equal(few[0], expected[1])
+    assert torch.equal(few[1], expected[-1])
 
 
 # Heads
@@ -281,9 +404,11 @@ def checkpoint(
     folder: Path,
     genotype: str = "bionas_darts",
     change: Callable[[dict[str, Any]], object] = lambda task: None,
+    config: dict[str, Any] | None = None,
     **form: Any,
 ) -> Path:
-    """One as a training writes it, of a network that has seen a few images, with its task `change`d."""
+    """One as a training writes it, of a network that has seen a few images, with its task `change`d, of a run with the
+    options of `config`."""
     form = {"channels": 4, "layers": 3, "num_classes": 5, "in_channels": 3, "auxiliary": False, "stem": "cifar", **form}
     loaded = load_genotype(genotype)
     loaded = loaded if form.pop("rule", None) is None else loaded.with_rule("dfa")
@@ -302,7 +427,8 @@ def checkpoint(
     }
     change(task)
     path = folder / "checkpoint.pt"
-    torch.save({"format": FORMAT, "kind": "train", "config": {"seed": 2}, "command": "", "step": 3, "task": task}, path)
+    stamp = {"format": FORMAT, "kind": "train", "config": {"seed": 2, **(config or {})}, "command": "", "step": 3}
+    torch.save({**stamp, "task": task}, path)
     return path
 
 
@@ -375,7 +501,7 @@ def said(capsys: pytest.CaptureFixture[str], *command: Any, code: int = 0) -> st
 def test_a_run_becomes_a_folder_of_timms(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "new" / "hub"
     assert "timm.create_model" in said(capsys, "export", run, "--hub", folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["label_names"] == list("0123456789")
     trained, x = load_trained(run), images(3, 1, 8)
     model = created(folder).eval()
@@ -389,6 +515,81 @@ def test_a_run_becomes_a_folder_of_timms(run: Path, tmp_path: Path, capsys: pyte
     maps = created(folder, features_only=True).eval()(x)
     assert all(torch.equal(*pair) for pair in zip(maps, model.forward_intermediates(x)[1], strict=True))
     assert "exists and is not empty" in said(capsys, "export", run, "--hub", folder, code=2)
+
+
+def test_the_card_of_a_folder_is_what_the_hub_reads(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "--hub", str(tmp_path / "hub")]) == 0
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    accuracy = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test/accuracy"]
+    assert (card.data.library_name, card.data.license) == ("timm", "apache-2.0")
+    assert card.data.pipeline_tag == "image-classification"
+    assert {"timm", "darts_bio"} <= set(card.data.tags)
+    assert (card.data.datasets, card.data.metrics, card.data.model_name) == (["digits"], ["accuracy"], "hub")
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_name) == ("digits", "accuracy", "test accuracy")
+    assert result.metric_value == pytest.approx(accuracy, abs=1e-6)
+    trained = load_trained(run)
+    for line in (
+        "# Model card for hub",
+        "| images | 1x8x8 |",
+        f"| rule of stem, preprocessing and classifier | `{trained.genotype.backbone_rule}` |",
+        f"| parameters | {parameters(trained.network):,} |",
+        f"| test accuracy | {100 * accuracy:.2f} % |",
+        *str(trained.genotype).splitlines(),
+    ):
+        assert line in card.text
+    recipe = yaml.safe_load(card.text.partition("```yaml")[2].partition("```")[0])
+    assert recipe.items() <= trained.config.items()
+    assert "genotype" not in recipe  # it may be a path
+
+
+@pytest.mark.parametrize(
+    ("config", "data_set"),
+    [
+        ({"dataset": "cifar10"}, "cifar10"),
+        ({"dataset": "hfds/timm/mini-imagenet"}, "timm/mini-imagenet"),
+        ({"dataset": "folder"}, None),
+        ({"dataset": ""}, None),
+        ({}, None),
+    ],
+)
+def test_a_card_names_no_more_than_is_known(tmp_path: Path, config: dict[str, Any], data_set: str | None) -> None:
+    trained = load_trained(checkpoint(tmp_path, config=config, auxiliary=True))
+    assert logged_accuracy(tmp_path, trained) is None  # without metrics.jsonl
+    data = ModelCard(hub_card(trained, "it")).data
+    assert (data.datasets, data.metrics, data.eval_results) == (data_set and [data_set], None, None)
+    data = ModelCard(hub_card(trained, "it", 0.5)).data
+    assert (data.eval_results[0].metric_value, data.eval_results[0].dataset_type) == (0.5, data_set or "imagefolder")
+
+
+def test_the_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
+    numbers = {"test/accuracy": 0.25, "test_averaged/accuracy": 0.5}
+    trained = load_trained(checkpoint(tmp_path))
+    for step, accuracy in ((2, None), (3, 0.25), (4, 0.25)):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"event": "epoch", "step": step, **numbers}) + "\n")
+            file.write(json.dumps({"event": "step", "step": step, "train/accuracy": 1.0}) + "\n")
+        assert logged_accuracy(tmp_path, trained) == logged_accuracy(tmp_path / "checkpoint.pt", trained) == accuracy
+    averaged = load_trained(checkpoint(tmp_path, config={"ema": 0.9}))
+    assert logged_accuracy(tmp_path, averaged) == 0.5
+    assert "| test accuracy of the averaged network | 50.00 % |" in hub_card(averaged, "it", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("stem", "config", "crop_pct"),
+    [
+        ("imagenet", {"crop_share": 0.75}, 0.75),
+        ("imagenet", {"crop_share": 1.0}, 1.0),
+        ("imagenet", {}, 0.875),
+        ("cifar", {}, 1.0),
+    ],
+)
+def test_a_folder_has_images_cropped_as_the_run_did(
+    tmp_path: Path, stem: str, config: dict[str, Any], crop_pct: float
+) -> None:
+    save_for_hub(load_trained(checkpoint(tmp_path, stem=stem, config=config)), tmp_path / "hub")
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == crop_pct
+    assert timm.data.resolve_model_data_config(created(tmp_path / "hub"))["crop_pct"] == crop_pct
 
 
 @pytest.mark.parametrize(
@@ -483,7 +684,7 @@ def test_bad_runs_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "hub").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(run, "--hub", tmp_path / "file" / "hub")
-    assert "cannot be written" in refused(run, "--program", tmp_path / "none" / "m.pt2")
+    assert "expected a file in a folder that exists" in refused(run, "--program", tmp_path / "none" / "m.pt2")
 
 
 # timm's scripts

@@ -110,6 +110,7 @@ def _refuse_existing(*paths: str | None) -> None:
 def export(config: ExportConfig) -> int:
     """Write a trained network in the forms that are asked for, and print which."""
     from darts_bio.interop.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
+    from darts_bio.interop.hub_card import logged_accuracy
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = config.onnx, config.program, config.hub
@@ -118,7 +119,7 @@ def export(config: ExportConfig) -> int:
         refuse_missing_onnx()
     trained = load_trained(config.source)
     if hub:
-        save_for_hub(trained, Path(hub))
+        save_for_hub(trained, Path(hub), logged_accuracy(config.source, trained))
         print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
     if not (onnx or program):
         return 0

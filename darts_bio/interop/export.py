@@ -78,14 +78,14 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         temporary.write_bytes(model.model_proto.SerializeToString())
 
 
-def save_for_hub(trained: Trained, directory: Path) -> None:
-    """Writes a trained network as a folder of timm's, weights and config.json.
+def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = None) -> None:
+    """Writes a trained network as a folder of timm's: weights, config.json, and a README.md for Hugging Face's Hub.
 
     After `import darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the network, and
     so does `"hf-hub:NAME"` where the folder was uploaded. (timm 1.0.20 reads no safetensors from folders: there, add
     `pretrained_cfg_overlay={"source": "", "file": "DIRECTORY/model.safetensors"}`.) Feedback goes with it, the
-    auxiliary head does not. Raises InputError if the folder is not new and empty, cannot be written, or the network has
-    a stem of its own.
+    auxiliary head does not. `accuracy`, in [0, 1], is that on the test images, for the README.md; None if unknown.
+    Raises InputError if the folder is not new and empty, cannot be written, or the network has a stem of its own.
     """
     from safetensors.torch import save
     from timm import create_model
@@ -93,6 +93,7 @@ def save_for_hub(trained: Trained, directory: Path) -> None:
     # save_for_hf around it asks for a huggingface_hub that fits timm, which a folder on disk has no use for.
     from timm.models._hub import save_config_for_hf
 
+    from darts_bio.interop.hub_card import CARD_FILE, hub_card
     from darts_bio.interop.timm_models import default_cfgs
 
     form, variant = trained.form, f"darts_bio_{trained.form['stem']}"
@@ -106,13 +107,15 @@ def save_for_hub(trained: Trained, directory: Path) -> None:
         "in_chans": form["in_channels"],
         "seed": trained.config.get("seed", 0),
     }
-    used = {
+    used: dict[str, Any] = {
         "input_size": (form["in_channels"], *trained.image_size),
         "num_classes": form["num_classes"],
         "mean": trained.mean,
         "std": trained.std,
         "pool_size": None,
     }
+    if "crop_share" in trained.config:  # of images that lay in files; others are measured whole, as their stem has it
+        used["crop_pct"] = trained.config["crop_share"]
     with torch.random.fork_rng(devices=[]):
         model = create_model(variant, pretrained_cfg_overlay=used, **arguments)
     weights = trained.network.state_dict()
@@ -128,6 +131,7 @@ def save_for_hub(trained: Trained, directory: Path) -> None:
             labels: Any = {"label_names": list(trained.classes)}
             config: Any = partial / "config.json"  # text by its annotation, which timm 1.0.20 does not take
             save_config_for_hf(model, config, model_config=labels, model_args=arguments)
+            (partial / CARD_FILE).write_text(hub_card(trained, directory.name, accuracy), encoding="utf-8")
             partial.replace(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
