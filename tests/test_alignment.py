@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "other" / "checkpoint.pt")
     for arguments, message in (
         (("--checkpoint", str(tmp_path / "other")), "checkpoint.pt: does not fit the run"),
-        (("--checkpoint", str(tmp_path / "nowhere")), "expected the run folder of evaluate/train_cifar.py"),
+        (("--checkpoint", str(tmp_path / "nowhere")), "expected the run folder of a training"),
         (("--checkpoint", str(tmp_path / "run"), "--batches", "1"), "--batches: expected at least 2"),
     ):
         failed = command(*arguments)

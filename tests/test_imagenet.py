@@ -82,7 +82,9 @@ def test_stopped_within_an_epoch_and_resumed_it_is_the_same(images: Path, tmp_pa
     whole = run(images, tmp_path / "whole", **options)
     for stop_after in (2, 2, None):
         parts = run(images, tmp_path / "parts", stop_after, workers=workers, **options)
-    assert parts == whole
+    assert (parts.step, parts.finished, parts.accuracy) == (whole.step, True, whole.accuracy)
+    weights = parts.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.network.state_dict().items())
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
