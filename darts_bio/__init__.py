@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from darts_bio.version import __version__
 
 _HOMES = {
+    "InputError": "darts_bio.errors",
     "Listener": "darts_bio.training.engine",
     "align": "darts_bio.api",
     "attack": "darts_bio.api",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from darts_bio.api import load_run as load_run
     from darts_bio.api import search as search
     from darts_bio.api import train as train
+    from darts_bio.errors import InputError as InputError
     from darts_bio.networks import build_network as build_network
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert

@@ -6,7 +6,7 @@ Their keyword options are those of the commands (`darts-bio search --help`), wit
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from darts_bio.data.datasets import ImageData
 from darts_bio.data.given import GIVEN, image_data
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.runs.alignment import AlignmentResult, measure_alignment_of_run
+from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
 from darts_bio.runs.robustness import RobustnessResult, measure_robustness
 from darts_bio.runs.running import Result, SeedResults, Watching
@@ -65,6 +66,7 @@ def search(
     >>> sorted(found.genotype.cells), found.finished, len(found.epochs)
     (['normal', 'reduce'], True, 1)
     """
+    _check_listener(listener)
     config, data, command = _asked("search", SearchConfig, dataset, None, options)
     return run_search(config, command, data, _watching(progress, tensorboard, listener))
 
@@ -81,8 +83,9 @@ def train(
 ) -> TrainResult | SeedResults[TrainResult]:
     """Train the network of a genotype from scratch, and measure it on the test images.
 
-    `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the name of a data set;
-    or a pair (images, labels) or a map-style dataset, with `test` of the same kind to measure on. With
+    `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the name of a data set,
+    or a pair (images, labels) or a map-style dataset, with `test` of the same kind to measure on; what of the recipe
+    does not fit such images, and is not given, is cut down to them (cutout, auxiliary head, batch). With
     `stem="imagenet"` images are read from files, as by `darts-bio train-imagenet`. All other options are those of
     `darts-bio train`; `progress`, `tensorboard` and `listener` are as in `search`.
 
@@ -97,7 +100,12 @@ def train(
     >>> type(trained.network).__name__, trained.accuracy == trained.epochs[-1]["test/accuracy"]
     ('Network', True)
     """
+    _check_listener(listener)
     chosen: Genotype | None = None
+    if not isinstance(genotype, (str, Path, Genotype, SearchResult)):
+        raise InputError(
+            f"genotype: expected a result of search, a genotype, or a name, file or run folder, found {genotype!r:.80}"
+        )
     if isinstance(genotype, SearchResult):
         genotype = genotype.genotype
     if isinstance(genotype, Genotype):
@@ -106,17 +114,20 @@ def train(
     if kind is ImageNetConfig and dataset == "digits":
         dataset = ""
     options = {"genotype": _spelled(chosen) if chosen is not None else str(genotype), **options}
-    config, data, command = _asked("train", kind, dataset, test, options, chosen)
-    if data is not None and not len(data.test):
+    if test is None and not isinstance(dataset, (str, ImageData)):
         raise InputError("train: expected test images beside those of `dataset`; give test=(images, labels)")
+    config, data, command = _asked("train", kind, dataset, test, options, chosen)
     return run_train(config, command, chosen, data, _watching(progress, tensorboard, listener))
 
 
-def attack(runs: Any, *, progress: bool = True, tensorboard: bool = True, **options: Any) -> RobustnessResult:
+def attack(
+    runs: Any, dataset: Any = None, *, test: Any = None, progress: bool = True, tensorboard: bool = True, **options: Any
+) -> RobustnessResult:
     """Attack trained networks, and tell how far the result can be believed.
 
     `runs` is a result of `train`, a run folder, or several of either. The options are those of `darts-bio robustness`
-    (attacks, eps, gradients, images, corruptions, transfer, ...). Needs torchattacks: pip install 'darts-bio[attacks]'.
+    (attacks, eps, gradients, images, corruptions, transfer, ...). Images that were handed over to the training are
+    handed over again, by `dataset` and `test`. Needs torchattacks (`darts_bio.errors.install_hint("attacks")`).
 
     Returns all numbers, the doubts about them and the run folder. Raises InputError for bad input.
     """
@@ -124,16 +135,18 @@ def attack(runs: Any, *, progress: bool = True, tensorboard: bool = True, **opti
     options = {"checkpoint": tuple(str(_folder(run)) for run in several), **options}
     config = _complete(RobustnessConfig, options)
     console = sys.stderr if progress else None
-    return measure_robustness(config, _called("attack", options), console, tensorboard)
+    return measure_robustness(config, _called("attack", options), console, tensorboard, _given(dataset, test))
 
 
-def align(run: Any, **options: Any) -> AlignmentResult:
+def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) -> AlignmentResult:
     """Measure how near a trained network's learning is to backpropagation, layer by layer.
 
     `run` is a result of `train` or a run folder. The options are those of `darts-bio alignment` (batches, data_dir,
-    device). Returns the table, also written into the run folder. Raises InputError for bad input.
+    device). Images that were handed over to the training are handed over again, by `dataset` and `test`. Returns the
+    table, also written into the run folder. Raises InputError for bad input.
     """
-    return measure_alignment_of_run(_complete(AlignmentConfig, {"checkpoint": str(_folder(run)), **options}))
+    config = _complete(AlignmentConfig, {"checkpoint": str(_folder(run)), **options})
+    return measure_alignment_of_run(config, _given(dataset, test))
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,7 @@ def load_run(folder: str | Path) -> Run:
     >>> darts_bio.load_run(out).genotype == found.genotype
     True
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder}: expected a run folder, found no {CONFIG_FILE} there")
@@ -196,7 +209,20 @@ def _asked(
         raise InputError(f"test: expected together with images in `dataset`, found {dataset!r}, which brings its own")
     options = {"dataset": dataset, **options}
     space = None if genotype is None else genotype.space
-    return _complete(kind, options, space), data, _called(name, options)
+    config = _complete(kind, options, space)
+    if data is not None and not config.resume:
+        fitting = {option: value for option, value in misfits(config, data).items() if option not in options}
+        config = replace(config, **fitting)
+    return config, data, _called(name, options)
+
+
+def _given(dataset: Any, test: Any) -> ImageData | None:
+    return None if dataset is None else image_data(dataset, test)
+
+
+def _check_listener(listener: Any) -> None:
+    if not (listener is None or isinstance(listener, Listener)):
+        raise InputError(f"listener: expected an object of a subclass of darts_bio.Listener, found {listener!r:.80}")
 
 
 def _complete(kind: type[C], options: dict[str, Any], space: str | None = None) -> C:
@@ -212,7 +238,11 @@ def _watching(progress: bool, tensorboard: bool, listener: Listener | None) -> W
 
 
 def _folder(run: Any) -> Path:
-    return run.folder if isinstance(run, (Result, Run, SeedResults)) else Path(run)
+    if isinstance(run, (Result, Run, SeedResults)):
+        return run.folder
+    if not isinstance(run, (str, Path)):
+        raise InputError(f"run: expected a result or the name of a run folder, found {run!r:.80}")
+    return Path(run)
 
 
 def _spelled(genotype: Genotype) -> str:

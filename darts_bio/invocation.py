@@ -71,6 +71,22 @@ def line(command: str, *options: str, launcher: Sequence[str] = ("python",)) -> 
     return shlex.join([*(["uv", "run"] if by_uv() else []), *started, *words, *options])
 
 
+def called(launcher: Sequence[str]) -> str:
+    """Write the command line that began this process, for what is stamped with it.
+
+    >>> import sys; before, sys.argv = sys.argv, ["/home/me/.venv/bin/darts-bio", "search", "--seed", "1"]
+    >>> called(["python"])
+    'darts-bio search --seed 1'
+    >>> sys.argv = before
+    """
+    program, *words = sys.argv
+    path = PurePath(program)
+    if path.name == "darts-bio":
+        return shlex.join(["darts-bio", *words])
+    module = path.parts[-2:] == ("darts_bio", "__main__.py")
+    return shlex.join([*launcher, *(["-m", "darts_bio"] if module else [program]), *words])
+
+
 def by_uv() -> bool:
     """Tell whether `uv run` started this, which leaves its path in the environment."""
     return "UV" in os.environ

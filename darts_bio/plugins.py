@@ -44,6 +44,10 @@ def _import(module: str, asked: str) -> None:
                 f"{asked}: its import failed with {type(error).__name__} ({first_line(error)}), raised at "
                 f"{_users_line(error)}"
             ) from error
+        if module.endswith(".py"):
+            raise InputError(
+                f"{asked}: expected a module's name, not a file's; write {module.removesuffix('.py')}"
+            ) from None
         raise InputError(
             f"{asked}: cannot be imported ({first_line(error)}); expected a module, such as my_package.my_rule, that "
             "is installed or lies in the working directory"

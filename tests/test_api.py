@@ -111,7 +111,7 @@ class TestSearch:
         stopped = darts_bio.search(pair, listener=StopAfter(4), **options)
         assert not stopped.finished
         assert stopped.exit_code == 128 + signal.SIGINT
-        with pytest.raises(InputError, match="handed over in Python; go on with it there"):
+        with pytest.raises(InputError, match="handed over in Python; go on with it, or measure it, there"):
             darts_bio.search("given", resume=True, **options)
         with pytest.raises(InputError, match="the data set of this run has changed"):
             darts_bio.search((255 - data.train.images, data.train.labels), resume=True, **options)
@@ -174,6 +174,35 @@ class TestTrain:
         with pytest.raises(InputError, match="test: expected together with images in `dataset`, found 'digits'"):
             darts_bio.train(found, "digits", test=pairs[1], **TRAIN, **QUIET)
 
+    def test_a_recipe_is_cut_down_to_images_that_are_handed_over(self, found: SearchResult, tmp_path: Path) -> None:
+        """Of 12x12: no auxiliary head, a smaller cutout, and no larger batch than there are images; and what is given
+        holds. Measured on them too."""
+        pairs = [(torch.rand(30, 3, 12, 12), torch.arange(30) % 3) for _ in range(2)]
+        sizes: dict[str, Any] = {"epochs": 1, "channels": 2, "layers": 3, **QUIET}
+        result = darts_bio.train(found, pairs[0], test=pairs[1], out=str(tmp_path / "run"), **sizes)
+        assert isinstance(result, TrainResult)
+        options = darts_bio.load_run(result.folder).options
+        assert [options[name] for name in ("cutout", "auxiliary", "batch_size")] == [6, 0.0, 30]
+        assert darts_bio.align(result, pairs[0], test=pairs[1], batches=2).numbers.is_file()
+        attacked = darts_bio.attack(result, *pairs[:1], test=pairs[1], attacks="fgsm", eps="4", images=20,
+                                    out=str(tmp_path / "attacked"), **QUIET)  # fmt: skip
+        assert attacked.finished
+        with pytest.raises(InputError, match=r"go on with it, or measure it, there, by .* align or attack"):
+            darts_bio.align(result)
+        with pytest.raises(InputError, match="--cutout: expected less than 12, the side of the images, found 16"):
+            darts_bio.train(found, pairs[0], test=pairs[1], cutout=16, **sizes)
+        with pytest.raises(InputError, match="test: expected labels from 0 to 2, as in `dataset`, found 3"):
+            darts_bio.train(found, pairs[0], test=(pairs[1][0], pairs[1][1] + 1), **QUIET)
+
+    @pytest.mark.parametrize("wrong", [3, None, ["darts_v2"]])
+    def test_what_is_no_genotype_and_no_run(self, wrong: Any) -> None:
+        with pytest.raises(
+            InputError, match="genotype: expected a result of search, a genotype, or a name, file or run"
+        ):
+            darts_bio.train(wrong, **QUIET)
+        with pytest.raises(InputError, match="run: expected a result or the name of a run folder, found"):
+            darts_bio.load_run(wrong)
+
     def test_alignment_and_attacks(self, trained: TrainResult, tmp_path: Path) -> None:
         aligned = darts_bio.align(trained, batches=2)
         assert aligned.numbers.is_file()
@@ -206,8 +235,23 @@ class TestTrain:
         ({"dataset": 5}, "dataset: expected the name of a data set, a pair .images, labels. or a map-style dataset"),
         ({"dataset": (torch.randn(4, 1, 8, 8), [0, 1, 0, 1])}, "expected images of bytes, or of floats from 0 to 1"),
         ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0.5] * 4)}, "expected labels .N,. of whole numbers"),
-        ({"dataset": (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])}, r"expected uint8 \(N, C, H, W\)"),
-        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 1])}, r"expected uint8 \(N, C, H, W\)"),
+        (
+            {"dataset": (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])},
+            r"expected images \(N, C, H, W\) and as many",
+        ),
+        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 1])}, r"found \(4, 1, 8, 8\) and \(2,\)"),
+        (
+            {"dataset": (np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1])},
+            "channels seem to stand last; hand over",
+        ),
+        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [1, 2, 1, 2])}, "each of them there; found none of class 0"),
+        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 0, 0, 0])}, "of 2 classes or more, .* found 1 class"),
+        (
+            {"dataset": (torch.full((4, 1, 8, 8), float("nan")), [0, 1, 0, 1])},
+            "floats from 0 to 1, .* nan to nan",
+        ),
+        ({"dataset": torch.zeros(4, 1, 8, 8)}, "dataset: expected a pair .images, labels., found Tensor alone"),
+        ({"listener": print}, "listener: expected an object of a subclass of darts_bio.Listener"),
     ],
 )
 def test_bad_input_from_python(options: dict[str, Any], message: str, tmp_path: Path,

@@ -388,7 +388,7 @@ def test_the_public_face() -> None:
     import darts_bio
 
     assert darts_bio.build_network is build_network
-    runs = {"search", "train", "attack", "align", "load_run", "Listener"}
+    runs = {"search", "train", "attack", "align", "load_run", "Listener", "InputError"}
     models = {"load_genotype", "build_network", "convert", "audit", "draw_feedback", "true_gradients"}
     assert set(darts_bio.__all__) == {"__version__"} | runs | models
     assert all(hasattr(darts_bio, name) for name in darts_bio.__all__)

@@ -40,6 +40,7 @@ from darts_bio.training.schedules import SCHEDULES
 class Half(LearningRule):
     """Half of the weight."""
 
+    transports_weights = True
     elementwise = True
 
     def kernel(self, weight, state):

@@ -92,6 +92,8 @@ def _add(group: Any, cls: type[CommandConfig], f: Any, protocols: Mapping[str, M
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

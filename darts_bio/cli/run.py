@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 
 from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig, flag
 from darts_bio.config.options import plain
 from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.errors import install_hint
-from darts_bio.invocation import line
+from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
 from darts_bio.runs.alignment import measure_alignment_of_run
 from darts_bio.runs.robustness import measure_robustness
@@ -20,15 +19,10 @@ from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, text_of
 
 
-def _command() -> str:
-    """Write the command line that began this process."""
-    return shlex.join([*launcher(), *sys.argv])
-
-
 def search(config: SearchConfig) -> int:
     """Search, print the genotypes found, and the command that trains each."""
     with process_group():
-        result = run_search(config, _command(), watching=Watching(sys.stderr, tensorboard=True))
+        result = run_search(config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True))
         if rank() > 0:
             return result.exit_code
         if isinstance(result, SeedResults):
@@ -82,7 +76,7 @@ def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder
 def train(config: TrainingConfig) -> int:
     """Train, and print the result."""
     with process_group():
-        result = run_train(config, _command(), watching=Watching(sys.stderr, tensorboard=True))
+        result = run_train(config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True))
         if rank() > 0:
             return result.exit_code
         if not result.finished:
@@ -101,7 +95,7 @@ def train(config: TrainingConfig) -> int:
 
 def robustness(config: RobustnessConfig) -> int:
     """Attack, and print where the report lies."""
-    result = measure_robustness(config, _command(), sys.stderr, tensorboard=True)
+    result = measure_robustness(config, called(launcher()), sys.stderr, tensorboard=True)
     if not result.finished:
         _say_resume(config, str(result.folder))
         return result.exit_code

@@ -20,8 +20,8 @@ GIVEN = "given"
 def given(data_dir: Any, image_size: Any) -> ImageData:
     """Images that were handed over in Python; not to be had from a command line."""
     raise InputError(
-        "data set given: the images of this run were handed over in Python; go on with it there, by "
-        "darts_bio.search(...) or train(...) with the same images, out=... and resume=True"
+        "data set given: the images of this run were handed over in Python; go on with it, or measure it, there, by "
+        "darts_bio.search, train, align or attack with the same images (dataset=..., test=...)"
     )
 
 
@@ -45,16 +45,36 @@ def image_data(train: Any, test: Any = None) -> ImageData:
     own = _split(train, "dataset")
     other = own[:0] if test is None else _split(test, "test")
     names = tuple(map(str, getattr(train, "classes", ())))
-    highest = max(int(split.labels.max()) for split in (own, other) if len(split)) if len(own) else 0
-    data = ImageData(own, other, names or tuple(map(str, range(highest + 1))))
+    classes = names or tuple(map(str, range(int(own.labels.max()) + 1 if len(own) else 0)))
+    absent = sorted(set(range(len(classes))) - set(own.labels.tolist()))
+    if len(classes) < 2 or (absent and not names):
+        found = f"none of class {absent[0]}" if absent else f"{len(classes)} class"
+        raise InputError(f"dataset: expected labels from 0 on, of 2 classes or more, each of them there; found {found}")
+    if len(other) and int(other.labels.max()) >= len(classes):
+        raise InputError(
+            f"test: expected labels from 0 to {len(classes) - 1}, as in `dataset`, found {int(other.labels.max())}"
+        )
+    if len(other) and other.images.shape[1:] != own.images.shape[1:]:
+        raise InputError(
+            f"test: expected images of {tuple(own.images.shape[1:])} (channels, height, width), as in `dataset`, found "
+            f"{tuple(other.images.shape[1:])}"
+        )
+    data = ImageData(own, other, classes)
     check_data(data, GIVEN, test=test is not None)
     return data
 
 
 def _split(source: Any, name: str) -> Split:
     if isinstance(source, (tuple, list)) and len(source) == 2:
-        images, labels = source
-        return Split(_bytes(torch.as_tensor(np.asarray(images)), name), _whole(labels, name))
+        images, labels = torch.as_tensor(np.asarray(source[0])), _whole(source[1], name)
+        if images.dim() != 4 or len(images) != len(labels):
+            raise InputError(
+                f"{name}: expected images (N, C, H, W) and as many labels (N,), found {tuple(images.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        return Split(_bytes(images, name), labels)
+    if isinstance(source, (Tensor, np.ndarray)):
+        raise InputError(f"{name}: expected a pair (images, labels), found {type(source).__name__} alone")
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise InputError(
             f"{name}: expected the name of a data set, a pair (images, labels) or a map-style dataset, found "
@@ -65,11 +85,11 @@ def _split(source: Any, name: str) -> Split:
         raise InputError(
             f"{name}: expected samples (image, label), found {type(samples[0]).__name__ if samples else 'none'}"
         )
-    images = [_sample(image) for image, _ in samples]
-    if len({image.shape for image in images}) != 1:
-        shapes = sorted({tuple(image.shape) for image in images})
+    each = [_sample(image) for image, _ in samples]
+    if len({image.shape for image in each}) != 1:
+        shapes = sorted({tuple(image.shape) for image in each})
         raise InputError(f"{name}: expected images of one size, found {shapes[:4]}; resize them first")
-    return Split(_bytes(torch.stack(images), name), _whole([label for _, label in samples], name))
+    return Split(_bytes(torch.stack(each), name), _whole([label for _, label in samples], name))
 
 
 def _sample(image: Any) -> Tensor:
@@ -81,9 +101,15 @@ def _sample(image: Any) -> Tensor:
 
 
 def _bytes(images: Tensor, name: str) -> Tensor:
+    if images.shape[1] > 4 >= images.shape[3]:
+        raise InputError(
+            f"{name}: expected images (N, C, H, W), found {tuple(images.shape)}, whose channels seem to stand last; "
+            "hand over images.permute(0, 3, 1, 2)"
+        )
     if images.dtype == torch.uint8:
         return images.contiguous()
-    if not images.is_floating_point() or not len(images) or images.min() < 0 or images.max() > 1:
+    # Written so that "not a number" fails.
+    if not (images.is_floating_point() and len(images) and images.min() >= 0 and images.max() <= 1):
         low, high = (images.min().item(), images.max().item()) if images.numel() else ("-", "-")
         raise InputError(
             f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} from {low} to {high}; "

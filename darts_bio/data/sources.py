@@ -56,6 +56,17 @@ class Source(Protocol):
         """Ends the processes that read, if there are any."""
 
 
+def source_of(config: TrainingConfig, device: torch.device, data: ImageData | None = None) -> Source:
+    """Open what a training is fed with: images that were handed over, or those that its options name.
+
+    Raises InputError as `open_source` does.
+    """
+    if data is None:
+        return open_source(config, device)
+    assert isinstance(config, RetrainConfig)
+    return InMemory(data, config, device)
+
+
 def open_source(config: TrainingConfig, device: torch.device) -> Source:
     """The images that a training's configuration names, for this process.
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from darts_bio.data.batches import Split
-from darts_bio.data.datasets import drawn
-from darts_bio.data.sources import Labelled, Source, open_source
+from darts_bio.data.datasets import ImageData, drawn
+from darts_bio.data.sources import Labelled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import audit
 from darts_bio.training.engine import evaluate
@@ -45,9 +45,17 @@ class Subject:
 
 
 def load_subjects(
-    checkpoints: Sequence[str], device: torch.device, *, data_dir: str | None, images: int, seed: int
+    checkpoints: Sequence[str],
+    device: torch.device,
+    *,
+    data_dir: str | None,
+    images: int,
+    seed: int,
+    data: ImageData | None = None,
 ) -> tuple[list[Subject], Split]:
-    """The networks of run folders, and `images` of their test images (uint8), drawn by the seed, on the device.
+    """Read the networks of run folders, and `images` of their test images (uint8), drawn by the seed, on the device.
+
+    The images are those of the runs, or of `data`.
 
     Raises InputError if a folder holds no training, or the test images differ from one to the next.
     """
@@ -59,7 +67,7 @@ def load_subjects(
     subjects: list[Subject] = []
     shared: Split | None = None
     for (folder, _), name, group in zip(places, names, groups, strict=True):
-        subject, split = _load(folder, name, group, device, data_dir, images, seed)
+        subject, split = _load(folder, name, group, device, data_dir, images, seed, data)
         if shared is not None and not (
             subject.trained.classes == subjects[0].trained.classes
             and torch.equal(split.images, shared.images)
@@ -98,11 +106,18 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _load(
-    folder: Path, name: str, group: str, device: torch.device, data_dir: str | None, images: int, seed: int
+    folder: Path,
+    name: str,
+    group: str,
+    device: torch.device,
+    data_dir: str | None,
+    images: int,
+    seed: int,
+    data: ImageData | None,
 ) -> tuple[Subject, Split]:
     config = config_of_run(folder)
     trained = load_trained(folder)
-    source = open_source(replace(config, data_dir=data_dir or config.data_dir), device)
+    source = source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
     try:
         if source.classes != trained.classes or source.image_size != trained.image_size:
             raise InputError(

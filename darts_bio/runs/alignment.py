@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darts_bio.config import AlignmentConfig
+from darts_bio.data.datasets import ImageData
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.alignment import draw_alignment
 from darts_bio.runtime import select_device
@@ -25,13 +26,15 @@ class AlignmentResult:
     figure: Path | None
 
 
-def measure_alignment_of_run(config: AlignmentConfig) -> AlignmentResult:
+def measure_alignment_of_run(config: AlignmentConfig, data: ImageData | None = None) -> AlignmentResult:
     """Measure a trained network on training batches of its own run, and write the result into the run's folder.
+
+    `data` are the run's images, where they were handed over.
 
     Raises InputError if the folder holds no training.
     """
     folder = Path(config.checkpoint)
-    training = Retraining.of_run(folder, select_device(config.device), config.data_dir)
+    training = Retraining.of_run(folder, select_device(config.device), config.data_dir, data)
     try:
         alignment = training_alignment(training, config.batches)
     finally:

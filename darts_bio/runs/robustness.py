@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from darts_bio.config import CONFIG_FILE, RobustnessConfig
+from darts_bio.data.datasets import ImageData
 from darts_bio.distributed import process_group, world_size
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import torchattacks
@@ -41,11 +42,16 @@ class RobustnessResult:
 
 
 def measure_robustness(
-    config: RobustnessConfig, command: str, console: TextIO | None = None, tensorboard: bool = False
+    config: RobustnessConfig,
+    command: str,
+    console: TextIO | None = None,
+    tensorboard: bool = False,
+    data: ImageData | None = None,
 ) -> RobustnessResult:
     """Attack the networks of the configuration's checkpoints, or go on with that.
 
-    `command` is what the run is stamped with. Raises InputError for bad input.
+    `command` is what the run is stamped with; `data` are the networks' images, where they were handed over. Raises
+    InputError for bad input.
     """
     with process_group():
         if world_size() > 1:
@@ -66,7 +72,7 @@ def measure_robustness(
     torchattacks()  # before the networks are read: it may not be installed
     device = select_device(config.device)
     subjects, images = load_subjects(
-        config.checkpoint, device, data_dir=config.data_dir, images=config.images, seed=config.seed
+        config.checkpoint, device, data_dir=config.data_dir, images=config.images, seed=config.seed, data=data
     )
     networks = {subject.name: subject.model for subject in subjects}
     measured = Measurement(networks, images, plan, batch_size=config.batch_size, seed=config.seed)

@@ -173,5 +173,6 @@ def beginning(progress: Progress, folder: RunFolder, watching: Watching, seed: t
     if progress.step:
         lines.append(f"goes on from step {progress.step} of {progress.steps}")
     if watching.tensorboard:
-        lines.append(f"watch: {watch_line(folder.path.parent)}")
+        # A folder that was named may lie among anything.
+        lines.append(f"watch: {watch_line(folder.path if folder.config.out else folder.path.parent)}")
     return lines

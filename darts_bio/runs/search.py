@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.data.given import GIVEN
 from darts_bio.distributed import process_group, rank
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.monitoring.boards import SearchBoard
-from darts_bio.networks import STEMS, AuxiliaryHead, parameters
+from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.search import search_card, search_seeds_card
 from darts_bio.runs.files import epochs_of
+from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
 from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
 from darts_bio.runtime import select_device
@@ -111,7 +113,7 @@ def _perform(
         exit_code,
         genotype,
         known,
-        fitting_options(folder.path, task.config, data),
+        next_options(folder.path, task.config, data),
     )
 
 
@@ -140,23 +142,10 @@ class SearchFiles(Listener):
         return genotype
 
 
-def fitting_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
-    """Give the options by which `train` trains the genotype in `folder` on the images that were searched on.
-
-    Beside the data they are what the recipe would not have fitted: a batch larger than the data set, a square or a
-    rim larger than the images, an auxiliary head on images that are too small for one.
-    """
-    own = {f.name for f in fields(RetrainConfig)}
+def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
+    """Give the options by which `train` trains the genotype in `folder` on the images that were searched on."""
     shared = ("dataset", "data_dir", "image_size", "plugin")
-    options = {name: value for name in shared if name in own and (value := getattr(config, name)) not in (None, ())}
-    recipe = complete(RetrainConfig, {"genotype": str(folder), **options})
-    side = min(data.image_size)
-    if recipe.cutout >= side:
-        options["cutout"] = side // 2
-    if recipe.crop_padding >= side:
-        options["crop_padding"] = side // 8
-    if recipe.auxiliary and side < AuxiliaryHead.least_image_behind(STEMS.get(recipe.stem)):
-        options["auxiliary"] = 0.0
-    if recipe.batch_size > len(data.train):
-        options["batch_size"] = len(data.train)
-    return options
+    options = {name: value for name in shared if (value := getattr(config, name)) not in (None, ())}
+    if config.dataset == GIVEN:  # they are handed over again
+        return {}
+    return options | misfits(complete(RetrainConfig, {"genotype": str(folder), **options}), data)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from darts_bio.config import RetrainConfig, TrainingConfig
+from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
-from darts_bio.data.sources import InMemory, open_source
+from darts_bio.data.sources import source_of
 from darts_bio.distributed import process_group, rank, world_size
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
@@ -65,11 +65,7 @@ def train(
         chosen = genotype or load_genotype(config.genotype)
 
         def run(own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int) -> TrainResult:
-            if data is None:
-                source = open_source(own, device)
-            else:
-                assert isinstance(own, RetrainConfig)
-                source = InMemory(data, own, device)
+            source = source_of(own, device, data)
             try:
                 task = Retraining(own, new_network(own, chosen, source), source, device)
                 return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))

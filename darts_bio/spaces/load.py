@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.genotype import TEXT_FORMS, Genotype, from_json, shipped_folder, shipped_names
@@ -35,6 +36,7 @@ def load_genotype(source: str | Path) -> Genotype:
     except OSError:  # too long for a path
         is_folder = is_file = False
     if is_folder:
+        refuse_missing_plugins(path)
         path = path / GENOTYPE_FILE
         if not path.exists():
             raise InputError(f"{path.parent}: no {GENOTYPE_FILE} in this folder; has its search ended an epoch?")

@@ -15,7 +15,7 @@ from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
 from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
 from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
-from darts_bio.data.sources import InMemory, Source, open_source
+from darts_bio.data.sources import InMemory, Source, source_of
 from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.invocation import named
@@ -136,14 +136,17 @@ class Retraining:
         return cls(config, new_network(config, genotype, source), source, device)
 
     @classmethod
-    def of_run(cls, folder: Path, device: torch.device, data_dir: str | None = None) -> Retraining:
-        """A run as its checkpoint holds it, with the data of `data_dir` (by default where the run found them).
+    def of_run(
+        cls, folder: Path, device: torch.device, data_dir: str | None = None, data: ImageData | None = None
+    ) -> Retraining:
+        """Read a run as its checkpoint holds it, with the data of `data_dir` (by default where the run found them), or
+        those that were handed over.
 
         Raises InputError if the folder holds no retraining, or one of other data.
         """
         config, checkpoint = config_of_run(folder), checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
-        source = open_source(replace(config, data_dir=data_dir or config.data_dir), device)
+        source = source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
         network = new_network(config, read_genotype(folder / GENOTYPE_FILE), source)
         training = cls(config, network, source, device)
         with fitting(checkpoint):
