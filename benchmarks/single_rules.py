@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many, from 0")
     parser.add_argument("--device", default="auto", metavar="NAME")
     parser.add_argument("--json", default=None, metavar="FILE", help="where the numbers go (default: in results)")
-    for name in ("epochs", "batch-size", "channels", "layers"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help="default: that of the data set's protocol")
+    for size in ("epochs", "batch-size", "channels", "layers"):
+        parser.add_argument(f"--{size}", type=int, metavar="N", help="default: that of the data set's protocol")
     recipe: dict[str, Any] = vars(parser.parse_args())
-    genotype, dataset = darts_bio.load_genotype(recipe.pop("genotype")), recipe.pop("dataset")
+    name, dataset = recipe.pop("genotype"), recipe.pop("dataset")
+    genotype = darts_bio.load_genotype(name)
     data = load_data(dataset, recipe.pop("data_dir"), train_images=recipe.pop("train_images"))
     seeds, path = range(recipe.pop("seeds")), recipe.pop("json")
     # Images that are handed over have no protocol of their own.
@@ -64,8 +65,8 @@ def main() -> None:
         print(f"| {rule} | {spread(values)} |")
     numbers = {
         "clock": "wall",
-        "config": {name: value for name, value in options.items() if name not in ("seed", "seeds", "device")}
-        | {"genotype": str(genotype), "dataset": dataset, "train_images": len(data.train)},
+        "config": {key: value for key, value in options.items() if key not in ("seed", "seeds", "device")}
+        | {"genotype": name, "dataset": dataset, "train_images": len(data.train)},
         "test_error_percent": errors,
         "seconds": round(time.monotonic() - start),
     }
