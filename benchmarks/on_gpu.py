@@ -86,6 +86,7 @@ def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     masking = [sys.executable, str(HERE / "masking.py"), *device, "--out", str(out / "masking")]
     masking += ["--results", str(out / "masking-report")]
     tiny = ["--dataset", "digits", "--channels", "4", "--epochs", "2", "--train-images", "500", "--images", "20"]
+    tiny += ["--seeds", "1", "--networks", "bp,fa"]
     whole = ["--channels", "32", "--epochs", "30", "--train-images", "50000", "--images", "1000"]
     stages["masking"] = [*masking, *(tiny if quick else [*whole, "--data-dir", arguments.data_dir])]
     return stages
