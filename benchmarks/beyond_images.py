@@ -13,27 +13,29 @@ all (`frozen`).
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import RESULTS, run, timing_device, write_timings
+from measuring import RESULTS, run, spread, timing_device, write_timings
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from darts_bio.data.datasets import DIGITS
 from darts_bio.errors import InputError
+from darts_bio.modes import in_mode
 from darts_bio.rules import RULES, convert, draw_feedback
 from darts_bio.runtime import derive_seed, generator
+from darts_bio.training.engine import run_epoch
 
 OPTIMIZERS = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "lion": 5e-4}
 """Learning rates, those of common use; none was tuned on these data."""
 
 SHARP = "hebbian(temperature=10.0)"
 FROZEN = "frozen"
+BATCH = 64
 
 Data = tuple[Tensor, Tensor]
 
@@ -71,40 +73,57 @@ def sequence_model() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
 
 
-TASKS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Sequential]]] = {
+KINDS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Sequential]]] = {
     "table": (table, table_model),
     "sequence": (sequence, sequence_model),
 }
 
 
-def test_error(task: str, rule: str, optimizer: str, seed: int, epochs: int) -> float:
-    """In %, after training on four fifths of the data in batches of 64."""
-    load, build = TASKS[task]
-    x, labels = load()
-    order = torch.randperm(len(x), generator=generator("cpu", "split", seed))
-    test, train = order[: len(x) // 5], order[len(x) // 5 :]
-    torch.manual_seed(derive_seed("weights", seed))
-    plain = build()
-    readout = str(len(list(plain.children())) - 1)
-    model: nn.Module = plain
-    if rule == FROZEN:
-        plain[:-1].requires_grad_(False)
-    else:
-        model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = create_optimizer_v2(learning, optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
-    update = 0
-    for epoch in range(epochs):
-        shuffled = train[torch.randperm(len(train), generator=generator("cpu", "order", seed, epoch))]
-        for part in shuffled.split(64)[:-1]:
-            steps.zero_grad()
-            F.cross_entropy(model(x[part]), labels[part]).backward()
-            steps.step()
-            update += 1
-            draw_feedback(model, seed, update)
-    model.eval()
-    with torch.no_grad():
-        return 100 * (model(x[test]).argmax(1) != labels[test]).float().mean().item()
+class Fitting:
+    """A task of the training loop: a model, fitted to four fifths of some data in batches of 64 by one of timm's
+    optimizers. What does not fill a batch is left out of an epoch; the rest is measured on after it."""
+
+    def __init__(self, kind: str, rule: str, optimizer: str, seed: int) -> None:
+        load, build = KINDS[kind]
+        self.x, self.labels = load()
+        self.seed = seed
+        order = torch.randperm(len(self.x), generator=generator("cpu", "split", seed))
+        self.test, self.train = order[: len(self.x) // 5], order[len(self.x) // 5 :]
+        self.steps_per_epoch = (len(self.train) - 1) // BATCH
+        torch.manual_seed(derive_seed("weights", seed))
+        plain = build()
+        readout = str(len(list(plain.children())) - 1)
+        self.model: nn.Module = plain
+        if rule == FROZEN:
+            plain[:-1].requires_grad_(False)
+        else:
+            self.model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = create_optimizer_v2(learning, optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
+
+    def begin_epoch(self, epoch: int) -> None:
+        order = torch.randperm(len(self.train), generator=generator("cpu", "order", self.seed, epoch))
+        self.batches = self.train[order].split(BATCH)
+
+    def step(self, t: int) -> None:
+        part = self.batches[t % self.steps_per_epoch]
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(self.x[part]), self.labels[part]).backward()
+        self.optimizer.step()
+        draw_feedback(self.model, self.seed, t + 1)
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        with in_mode(self.model, training=False):
+            wrong = self.model(self.x[self.test]).argmax(1) != self.labels[self.test]
+        return {"test/error": wrong.float().mean().item()}
+
+
+def test_error(kind: str, rule: str, optimizer: str, seed: int, epochs: int) -> float:
+    """Train and return the error of the last epoch, in %."""
+    fitting = Fitting(kind, rule, optimizer, seed)
+    measured = [run_epoch(fitting, epoch) for epoch in range(epochs)]
+    return 100 * measured[-1]["test/error"]
 
 
 def main() -> None:
@@ -115,16 +134,16 @@ def main() -> None:
     arguments = parser.parse_args()
     device = timing_device("cpu")
     errors: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for task in TASKS:
-        print(f"\n| {task} | " + " | ".join(OPTIMIZERS) + " |\n|" + "---|" * (len(OPTIMIZERS) + 1))
-        errors[task] = {}
+    for kind in KINDS:
+        print(f"\n| {kind} | " + " | ".join(OPTIMIZERS) + " |\n|" + "---|" * (len(OPTIMIZERS) + 1))
+        errors[kind] = {}
         for rule in (*RULES, SHARP, FROZEN):
             own = {
-                optimizer: [test_error(task, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
+                optimizer: [test_error(kind, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
                 for optimizer in OPTIMIZERS
             }
-            errors[task][rule] = own
-            texts = [f"{statistics.mean(e):.1f} +- {statistics.stdev(e):.1f}" for e in own.values()]
+            errors[kind][rule] = own
+            texts = [spread(values, 1) for values in own.values()]
             print(f"| {rule} | " + " | ".join(texts) + " |", flush=True)
     path = Path(arguments.json) if arguments.json else RESULTS / "beyond_images-cpu.json"
     sizes = {"epochs": arguments.epochs, "seeds": arguments.seeds, "learning_rates": OPTIMIZERS}

@@ -12,19 +12,17 @@ Needs matplotlib.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS
+from measuring import RESULTS, run, spread, write_timings
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import load_data
-from darts_bio.runtime import hardware
+from darts_bio.training.engine import run_epoch
 from darts_bio.training.search import Search
 
 SIZE = "population=20, samples=1, batches=8, novelty=0"
@@ -34,6 +32,10 @@ LABELS = {"best": "best of a generation", "mean": "its mean", "architecture": "t
 
 
 def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
+    """Make that many generations on the warm supernet of a seed; return the fitness after each of them.
+
+    Raises InputError if there are no more of them than epochs of warm-up: both follow one schedule.
+    """
     config = SearchConfig(
         space="darts(nodes=2)",
         strategy=f"eg({options})",
@@ -43,14 +45,12 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
         crop_padding=1,
         flip=False,
         epochs=generations,
-        regularizers=("warmup(epochs=0)",),
+        regularizers=(f"warmup(epochs={WARM_EPOCHS})",),  # no generation is made while the weights are trained
         seed=seed,
     )
     search = Search(config, load_data("digits"), torch.device("cpu"))
     for epoch in range(WARM_EPOCHS):
-        search.begin_epoch(epoch)
-        for t in range(epoch * search.steps_per_epoch, (epoch + 1) * search.steps_per_epoch):
-            search.step(t)
+        run_epoch(search, epoch)
     best, mean, architecture = [], [], []
     strategy: Any = search.strategy
     state: Any = search.strategy_state
@@ -73,8 +73,10 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--generations", type=int, default=25)
+    parser.add_argument("--generations", type=int, default=25, help=f"more than {WARM_EPOCHS}")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go, and the figure (default: in results)")
     arguments = parser.parse_args()
+    path = Path(arguments.json) if arguments.json else RESULTS / "evolution.json"
     runs = {
         kind: [fitness(options, seed, arguments.generations) for seed in range(arguments.seeds)]
         for kind, options in KINDS.items()
@@ -85,17 +87,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for kind, own in runs.items():
         ends = [[run[name][place] for run in own] for name in ("best", "architecture") for place in (0, -1)]
-        cells = [f"{statistics.mean(e):.3f} +- {statistics.stdev(e):.3f}" for e in ends]
+        cells = [spread(values, 3) for values in ends]
         axes = statistics.mean(run["axes"]["most"] / run["axes"]["least"] for run in own)
         print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "hardware": hardware(torch.device("cpu")),
-        "versions": {"torch": torch.__version__},
-        "runs": runs,
-    }
-    (RESULTS / "evolution.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(runs, RESULTS / "evolution.svg")
+    write_timings(path, torch.device("cpu"), {"runs": runs})
+    draw(runs, path.with_suffix(".svg"))
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
@@ -123,4 +119,4 @@ def draw(runs: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

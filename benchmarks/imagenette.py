@@ -11,61 +11,66 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, options, run, write_timings
+from measuring import RESULTS, command, options, run, spread, write_timings
 from torch import nn
 
-from darts_bio.config import CONFIG_FILE, ImageNetConfig
-from darts_bio.data.sources import Source, open_source
-from darts_bio.monitoring.report import TrainingMonitor
-from darts_bio.networks import multiply_adds, parameters
+from darts_bio.config import ImageNetConfig, TrainingConfig
+from darts_bio.data.sources import Source
+from darts_bio.networks import multiply_adds
 from darts_bio.registry import split_specs
-from darts_bio.runtime import derive_seed, select_device, stop_on_signals
-from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import fit
-from darts_bio.training.retrain import Retraining, new_network
-from darts_bio.training.run_folder import RunFolder
+from darts_bio.runs.running import Watching
+from darts_bio.runs.train import TrainResult, train
+from darts_bio.runtime import derive_seed, select_device
+from darts_bio.spaces import Genotype, load_genotype
 
 RECIPE: dict[str, Any] = {"schedule": "cosine", "lr": 0.1, "batch_size": 64, "auxiliary": 0.0, "log_every": 20}
 
 
-def build(config: ImageNetConfig, source: Source) -> nn.Module:
-    """A genotype's network, its rule after a colon if it is to be another (darts_v2:fa), or a model of timm's."""
-    name, _, rule = config.genotype.partition(":")
-    if name == "resnet18":
-        import timm
+def resnet18(config: TrainingConfig, source: Source) -> nn.Module:
+    """Build timm's ResNet-18, its weights drawn by the seed."""
+    import timm
 
-        torch.manual_seed(derive_seed("weights", config.seed))
-        return timm.create_model(name, num_classes=len(source.classes)).to(memory_format=torch.channels_last)
-    genotype = load_genotype(name)
-    return new_network(config, genotype.with_rule(rule) if rule else genotype, source)
+    torch.manual_seed(derive_seed("weights", config.seed))
+    return timm.create_model("resnet18", num_classes=len(source.classes)).to(memory_format=torch.channels_last)
 
 
-def train(config: ImageNetConfig, device: torch.device) -> dict[str, Any] | None:
-    """The result of a run; None if it was stopped."""
-    source = open_source(config, device)
-    network = build(config, source)
-    training = Retraining(config, network, source, device)
-    folder = RunFolder.open("train", config, ["python", *sys.argv])
-    with stop_on_signals() as stop, TrainingMonitor(training, folder) as monitor:
-        outcome = fit(training, folder, monitor, stop, log_every=config.log_every)
-        monitor.write_report(outcome.step)
-        seconds = monitor.records_up_to(outcome.step)[-1]["seconds"]
-    source.close()
-    if not outcome.finished:
+OTHERS: dict[str, Callable[[TrainingConfig, Source], nn.Module]] = {"resnet18": resnet18}
+"""Networks that are no genotype's, by the name in --networks."""
+
+
+def genotype_of(name: str) -> Genotype | None:
+    """Read a genotype, its rule after a colon if it is to be another (darts_v2:fa); None for a network of OTHERS."""
+    if name in OTHERS:
         return None
+    name, _, rule = name.partition(":")
+    genotype = load_genotype(name)
+    return genotype.with_rule(rule) if rule else genotype
+
+
+def trained(config: ImageNetConfig, device: torch.device) -> dict[str, Any]:
+    """Train, or go on, and return the result; exit if the run is stopped."""
+    name = config.genotype
+    watching = Watching(sys.stderr, tensorboard=True)
+    result = train(config, command(), genotype_of(name), watching=watching, network=OTHERS.get(name))
+    assert isinstance(result, TrainResult)
+    if not result.finished:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(result.exit_code)
+    last, network = result.epochs[-1], result.network
     shape = (1, 3, config.image_size, config.image_size)
     return {
-        "network": config.genotype,
+        "network": name,
         "seed": config.seed,
-        "test_accuracy_percent": 100 * outcome.numbers["test/accuracy"],
-        "train_loss": outcome.numbers["train/loss"],
-        "parameters": parameters(network),
+        "test_accuracy_percent": 100 * result.accuracy,
+        "train_loss": last["train/loss"],
+        "parameters": result.parameters,
         "multiply_adds": multiply_adds(network, lambda: network(torch.zeros(shape, device=device))),
-        "seconds": seconds,
+        "seconds": last["seconds"],
     }
 
 
@@ -88,23 +93,19 @@ def main() -> None:
                 seed=seed,
                 device=arguments.device,
                 out=str(out),
-                resume=(out / CONFIG_FILE).exists(),
+                resume="auto",
                 **RECIPE,
                 **sizes,
             )
-            found = train(config, device)
-            if found is None:
-                sys.exit("stopped; the same command goes on")
-            runs.append(found)
+            runs.append(trained(config, device))
             write_timings(path, device, {"clock": "wall", "recipe": RECIPE, "sizes": sizes, "runs": runs})
     print("| network | parameters | multiply-adds | test accuracy, % | n | s a run |\n|---|---|---|---|---|---|")
     for name in split_specs(arguments.networks):
         own = [found for found in runs if found["network"] == name]
         accuracies = [found["test_accuracy_percent"] for found in own]
-        spread = f" +- {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
         print(
             f"| {name} | {own[0]['parameters']:,} | {own[0]['multiply_adds'] / 1e6:.1f} M | "
-            f"{statistics.mean(accuracies):.2f}{spread} | {len(own)} | "
+            f"{spread(accuracies)} | {len(own)} | "
             f"{statistics.mean(found['seconds'] for found in own):.0f} |"
         )
 

@@ -7,9 +7,10 @@ import datetime
 import json
 import platform
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,21 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
     return sum(size for size, _ in held.values())
 
 
+def command() -> str:
+    """Write the command line that began this process."""
+    return shlex.join(["python", *sys.argv])
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Write the mean of some values, and of several their sample standard deviation."""
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
 def write_timings(path: Path, device: torch.device, numbers: dict[str, Any]) -> None:
     """Writes the numbers with the command, date, hardware, clock and versions that they belong to."""
     result = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(device),
         "clock": "process CPU time" if device.type == "cpu" else "wall",

@@ -55,6 +55,10 @@ LONG = ("search", "fast")
 
 def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     """The stages that are scripts."""
+
+    def run_folder(name: str) -> list[str]:
+        return ["--out", str(out / name), "--resume", "auto"]
+
     quick, device = arguments.quick, ["--device", arguments.device]
     step = [sys.executable, str(HERE / "search_step.py"), *device, "--nets", "reference,batched,low memory,replayed"]
     tiny = ["--channels", "4", "--layers", "3", "--batch-size", "2", "--image-size", "8", "--steps", "2"]
@@ -69,7 +73,7 @@ def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     small = ["--channels", "4", "--layers", "3", "--batch-size", "4", "--steps", "4"]
     stages["training"] = [sys.executable, str(HERE / "training_step.py"), *device]
     stages["training"] += [*(small if quick else protocol), "--json", str(out / "training_step.json")]
-    search = [sys.executable, str(ROOT / "search" / "run.py"), *device, "--out", str(out / "search")]
+    search = [sys.executable, str(ROOT / "search" / "run.py"), *device, *run_folder("search")]
     cifar = ["--dataset", "cifar10", "--data-dir", arguments.data_dir, "--amp", "bf16"]
     cifar += ["--space", "darts(layout=paper)"]
     stages["search"] = [*search, *(["--epochs", "2"] if quick else cifar)]
@@ -78,9 +82,11 @@ def commands(arguments: argparse.Namespace, out: Path) -> dict[str, list[str]]:
     stages["speed"] += ["--json", str(out / "training_speed.json")]
     fast = [sys.executable, str(ROOT / "evaluate" / "train_cifar.py"), *device, "--genotype", "darts_v2"]
     protocol = ["--dataset", "cifar10", "--data-dir", arguments.data_dir, "--protocol", "fast"]
-    stages["fast"] = [*fast, "--out", str(out / "fast"), *(["--epochs", "2"] if quick else protocol)]
+    stages["fast"] = [*fast, *run_folder("fast"), *(["--epochs", "2"] if quick else protocol)]
     masking = [sys.executable, str(HERE / "masking.py"), *device, "--out", str(out / "masking")]
+    masking += ["--results", str(out / "masking-report")]
     tiny = ["--dataset", "digits", "--channels", "4", "--epochs", "2", "--train-images", "500", "--images", "20"]
+    tiny += ["--seeds", "1", "--networks", "bp,fa"]
     whole = ["--channels", "32", "--epochs", "30", "--train-images", "50000", "--images", "1000"]
     stages["masking"] = [*masking, *(tiny if quick else [*whole, "--data-dir", arguments.data_dir])]
     return stages
@@ -168,9 +174,7 @@ def main() -> None:
         if name == "layouts":
             states[name] = {"done": True, "milliseconds": layouts(arguments)}
         else:
-            command = list(stages[name])
-            if name in LONG and (out / name / "checkpoint.pt").exists():
-                command.append("--resume")
+            command = stages[name]
             print(f"\n$ {shlex.join(command)}", flush=True)
             start, before = time.monotonic(), states.get(name, {"seconds": 0.0, "calls": 0})
             code = run_for(command, left)

@@ -6,32 +6,31 @@
 The network of He 2016 (arXiv 1512.03385, section 4.2; projections as shortcuts), converted whole by `convert`. Every
 rule gets the same recipe and the same seeds; a local rule gets the readout trained by its exact gradient, since it sees
 no labels. The literature (BioTorch's table, 200 epochs, test error in %): bp 8.63, usf 10.05, brsf 11.02, frsf 11.2,
-fa 32.16, dfa 45.94. A run that is done is kept in --json and not made again.
+fa 32.16, dfa 45.94. A run that is done is kept in --json and not made again;
+its seconds include the measurement on the test images after each epoch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from measuring import RESULTS, run, write_timings
+from measuring import RESULTS, command, run, spread, write_timings
 from torch import Tensor, nn
 
-from darts_bio.config import RetrainConfig
-from darts_bio.data.batches import Augmentation, Batches, Normalisation, in_order
+from darts_bio.config import RetrainConfig, TrainingConfig
 from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.data.given import GIVEN
+from darts_bio.data.sources import Source
 from darts_bio.registry import split_specs
-from darts_bio.rules import RULES, convert, draw_feedback
-from darts_bio.runtime import autocast, derive_seed, select_device
-from darts_bio.training.engine import evaluate
-from darts_bio.training.optim import WeightOptimizer
+from darts_bio.rules import RULES, convert
+from darts_bio.runs.train import TrainResult, train
+from darts_bio.runtime import derive_seed, select_device
 
 PUBLISHED = {"bp": 8.63, "usf": 10.05, "brsf": 11.02, "frsf": 11.2, "fa": 32.16, "dfa": 45.94}
 
@@ -52,8 +51,15 @@ class Block(nn.Module):
         return (y + self.shortcut(x)).relu()
 
 
-def resnet20(num_classes: int = 10) -> nn.Sequential:
-    """Images (N, 3, 32, 32) to logits (N, num_classes)."""
+class ResNet20(nn.Sequential):
+    """Images (N, 3, 32, 32) to logits (N, num_classes), computed with the maps' channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+def resnet20(num_classes: int = 10) -> ResNet20:
+    """Build the network, its layers by names that patterns of `convert` match."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     c_in = 16
     for c_out, stride in ((16, 1), (32, 2), (64, 2)):
@@ -62,43 +68,48 @@ def resnet20(num_classes: int = 10) -> nn.Sequential:
             c_in = c_out
     names = ["stem", "norm", "relu", *(f"block{i}" for i in range(9)), "pool", "flatten", "fc"]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)]
-    model = nn.Sequential()
+    model = ResNet20()
     for name, layer in zip(names, layers, strict=True):
         model.add_module(name, layer)
     return model
 
 
-def train(rule: str, seed: int, data: ImageData, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Trains once; the result is the last epoch's test error in %, and the training loss of that epoch."""
-    config = RetrainConfig(
-        genotype="resnet20", lr=0.1, weight_decay=5e-4, epochs=arguments.epochs, batch_size=128, clip=0.0
-    )
-    torch.manual_seed(derive_seed("weights", seed))
+def trained(rule: str, seed: int, data: ImageData, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train once; return the last epoch's test error in %, and the mean training loss in that epoch."""
     patterns = {"fc": "bp", "*": rule} if RULES.build(rule).local else {"*": rule}
-    model = convert(resnet20(len(data.classes)), patterns, seed=seed)
-    model.to(device, memory_format=torch.channels_last)
-    optimizer = WeightOptimizer(model, config)
-    normalisation = Normalisation.of(data.train.images)
-    batches = Batches(data.train, 128, normalisation, Augmentation(4, True, 0), seed=seed, name="train", device=device)
-    start = time.monotonic()
-    for epoch in range(arguments.epochs):
-        optimizer.begin_epoch(epoch)
-        losses = []
-        for t in range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch):
-            x, labels = batches.batch(t)
-            with autocast(device, arguments.amp):
-                logits = model(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), labels)
-            optimizer.step(loss)
-            draw_feedback(model, seed, t + 1)
-            losses.append(loss.detach())
-    test = evaluate(model, in_order(data.test.to(device), 500, normalisation.to(device)), prefix="test")
+
+    def network(config: TrainingConfig, source: Source) -> nn.Module:
+        torch.manual_seed(derive_seed("weights", config.seed))
+        converted = convert(resnet20(len(source.classes)), patterns, seed=config.seed)
+        return converted.to(memory_format=torch.channels_last)
+
+    with tempfile.TemporaryDirectory() as place:
+        config = RetrainConfig(
+            genotype="resnet20",
+            dataset=GIVEN,
+            lr=0.1,
+            weight_decay=5e-4,
+            epochs=arguments.epochs,
+            batch_size=128,
+            clip=0.0,
+            cutout=0,
+            auxiliary=0.0,
+            amp=arguments.amp,
+            seed=seed,
+            device=arguments.device,
+            out=place,
+        )
+        result = train(config, command(), data=data, network=network)
+    assert isinstance(result, TrainResult)
+    if not result.finished:
+        sys.exit(result.exit_code)
+    last = result.epochs[-1]
     return {
         "rule": rule,
         "seed": seed,
-        "test_error_percent": 100 * (1 - test["test/accuracy"]),
-        "train_loss": torch.stack(losses).mean().item(),
-        "seconds": round(time.monotonic() - start),
+        "test_error_percent": 100 * (1 - result.accuracy),
+        "train_loss": last["train/loss"],
+        "seconds": round(last["seconds"]),
     }
 
 
@@ -127,14 +138,13 @@ def main() -> None:
         for rule in rules:
             if any(done["rule"] == rule and done["seed"] == seed for done in runs):
                 continue
-            runs.append(train(rule, seed, data, arguments, device))
+            runs.append(trained(rule, seed, data, arguments))
             print(f"seed {seed}  {rule:14} {runs[-1]}", file=sys.stderr)
             write_timings(path, device, {"sizes": sizes, "runs": runs})
     print("| rule | test error, % (mean +- std) | n | published, 200 epochs |\n|---|---|---|---|")
     for rule in rules:
         errors = [done["test_error_percent"] for done in runs if done["rule"] == rule]
-        spread = f" +- {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-        print(f"| {rule} | {statistics.mean(errors):.2f}{spread} | {len(errors)} | {PUBLISHED.get(rule, '')} |")
+        print(f"| {rule} | {spread(errors)} | {len(errors)} | {PUBLISHED.get(rule, '')} |")
 
 
 if __name__ == "__main__":

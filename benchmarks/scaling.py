@@ -83,8 +83,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME")
     for name, default in {"channels": 8, "layers": 5, "batch-size": 8, "image-size": 16, "steps": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go, and the figure (default: in results)")
     arguments = parser.parse_args()
     device = timing_device(arguments.device)
+    path = Path(arguments.json) if arguments.json else RESULTS / f"scaling-{device.type}.json"
     sizes = argparse.Namespace(**vars(arguments), space="darts", rules=",".join(NAMES[:4]), nets="batched", amp="none")
     found: dict[str, dict[Any, dict[str, float]]] = {}
     for name, values in points(sizes).items():
@@ -100,10 +102,9 @@ def main() -> None:
             relative = seconds / first["seconds"]
             kept = own["kept_bytes"] / 1e9
             print(f"| {value} | {seconds:.3f} | {relative:.2f} | {own['kernels']} | {kept:.3f} |", flush=True)
-    base = RESULTS / f"scaling-{device.type}"
-    write_timings(base.with_suffix(".json"), device, {"points": found})
+    write_timings(path, device, {"points": found})
     try:
-        draw(found, base.with_suffix(".svg"), hardware(device))
+        draw(found, path.with_suffix(".svg"), hardware(device))
     except ImportError:
         print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
 

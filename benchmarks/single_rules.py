@@ -5,71 +5,75 @@
 
 The literature's order (Xiao 2018, arXiv 1811.03567; BioNAS, arXiv 2507.13485): bp and usf best, then brsf and frsf,
 which are alike, and far behind fa. Every rule gets the same genotype, stem and classifier included, the same recipe
-and the same seeds. Writes benchmarks/results/single_rules-DATASET.json.
+(what is not given is that of the data set) and the same seeds. Writes benchmarks/results/single_rules-DATASET.json.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import shlex
-import statistics
+import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from darts_bio.command_line import run_script
+from measuring import RESULTS, run, spread, write_timings
+
+import darts_bio
 from darts_bio.config import RetrainConfig
-from darts_bio.errors import InputError
+from darts_bio.config.protocols import values_of
+from darts_bio.data.datasets import load_data
+from darts_bio.runtime import select_device
 
 RULES = ("bp", "usf", "brsf", "frsf", "fa")
-SEEDS = 5
 
 
-def main(config: RetrainConfig) -> int:
-    from dataclasses import replace
-
-    import torch
-
-    from darts_bio.data.datasets import load_data
-    from darts_bio.runtime import select_device
-    from darts_bio.spaces import load_genotype
-    from darts_bio.training.retrain import Retraining
-
-    if config.out or config.resume:
-        raise InputError("single_rules: expected neither --out nor --resume, since it keeps no run; leave them out")
-    device = select_device(config.device)
-    genotype = load_genotype(config.genotype)
-    data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], argument_default=argparse.SUPPRESS)
+    parser.add_argument("--genotype", default="darts_v1", metavar="X")
+    parser.add_argument("--dataset", default="digits", metavar="NAME")
+    parser.add_argument("--data-dir", default=None, metavar="DIR")
+    parser.add_argument("--train-images", type=int, default=None, metavar="N", help="train on this many images only")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many, from 0")
+    parser.add_argument("--device", default="auto", metavar="NAME")
+    parser.add_argument("--json", default=None, metavar="FILE", help="where the numbers go (default: in results)")
+    for size in ("epochs", "batch-size", "channels", "layers"):
+        parser.add_argument(f"--{size}", type=int, metavar="N", help="default: that of the data set's protocol")
+    recipe: dict[str, Any] = vars(parser.parse_args())
+    name, dataset = recipe.pop("genotype"), recipe.pop("dataset")
+    genotype = darts_bio.load_genotype(name)
+    data = load_data(dataset, recipe.pop("data_dir"), train_images=recipe.pop("train_images"))
+    seeds, path = range(recipe.pop("seeds")), recipe.pop("json")
+    # Images that are handed over have no protocol of their own.
+    recipe["protocol"] = dataset if dataset in values_of(RetrainConfig.command) else "darts"
     errors: dict[str, list[float]] = {rule: [] for rule in RULES}
+    options: dict[str, Any] = {}
     start = time.monotonic()
-    for seed in range(config.seed, config.seed + SEEDS):
+    for seed in seeds:
         for rule in RULES:
-            task = Retraining.of_genotype(replace(config, seed=seed), genotype.with_rule(rule), data, device)
-            for epoch in range(task.epochs):
-                task.begin_epoch(epoch)
-                for t in range(epoch * task.steps_per_epoch, (epoch + 1) * task.steps_per_epoch):
-                    task.step(t)
-            errors[rule].append(100 * (1 - task.end_epoch(task.epochs - 1)["test/accuracy"]))
+            with tempfile.TemporaryDirectory() as place:
+                result = darts_bio.train(
+                    genotype.with_rule(rule), data, seed=seed, out=place, progress=False, tensorboard=False, **recipe
+                )
+                options = darts_bio.load_run(place).options
+            if not result.finished:
+                sys.exit(result.exit_code)
+            errors[rule].append(100 * (1 - result.accuracy))
             print(f"seed {seed}  {rule:5} test error {errors[rule][-1]:6.2f} %", file=sys.stderr)
-    print(f"| rule | test error, % (mean +- std, n = {SEEDS}) |\n|---|---|")
+    print(f"| rule | test error, % (mean +- std, n = {len(seeds)}) |\n|---|---|")
     for rule, values in errors.items():
-        print(f"| {rule} | {statistics.mean(values):.2f} +- {statistics.stdev(values):.2f} |")
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "config": config.identity(),
+        print(f"| {rule} | {spread(values)} |")
+    numbers = {
+        "clock": "wall",
+        "config": {key: value for key, value in options.items() if key not in ("seed", "seeds", "device")}
+        | {"genotype": name, "dataset": dataset, "train_images": len(data.train)},
         "test_error_percent": errors,
         "seconds": round(time.monotonic() - start),
-        "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path = Path(__file__).parent / "results" / f"single_rules-{config.dataset}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {path}", file=sys.stderr)
-    return 0
+    write_timings(
+        Path(path) if path else RESULTS / f"single_rules-{dataset}.json", select_device(recipe["device"]), numbers
+    )
 
 
 if __name__ == "__main__":
-    chosen = any(argument.partition("=")[0] in ("--genotype", "--config") for argument in sys.argv)
-    arguments = sys.argv[1:] if chosen else ["--genotype", "darts_v1", *sys.argv[1:]]
-    sys.exit(run_script(RetrainConfig, main, (__doc__ or "").split("\n")[0], arguments))
+    run(main)

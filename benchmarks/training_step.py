@@ -67,7 +67,8 @@ def main() -> None:
     for rule in RULES:
         spread = ""
         if rule in ratios:
-            low, middle, high = statistics.quantiles(ratios[rule], n=4)
+            own = ratios[rule]
+            low, middle, high = statistics.quantiles(own, n=4) if len(own) > 1 else 3 * own
             spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
         print(f"| {rule} | {statistics.median(seconds[rule]):.3f} | {spread} |")
     numbers = {

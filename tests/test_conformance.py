@@ -39,6 +39,7 @@ from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
+from darts_bio.training.engine import run_epoch
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
@@ -343,10 +344,7 @@ class TestANewSpaceAndStrategy:
             options = SMALL | {"regularizers": ("even(weight=2.0)",), "rules": ("fa", "usf")}
             search = Search(SearchConfig(space="tiny", strategy="sharp(lr=0.1)", **options), data, CPU)
             before = {t: w.clone() for t, w in search.strategy.final_weights(search.strategy_state).items()}
-            search.begin_epoch(0)
-            for t in range(search.steps_per_epoch):
-                search.step(t)
-            search.end_epoch(0)
+            run_epoch(search, 0)
             after = search.strategy.final_weights(search.strategy_state)
             assert all(not torch.equal(weights, before[t]) for t, weights in after.items())
             assert len(search.genotype().cells["normal"].edges) == 2

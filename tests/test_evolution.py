@@ -197,9 +197,7 @@ class TestOnTheSupernet:
     def test_fitness_rises_over_generations_and_the_covariance_adapts(self, data: ImageData) -> None:
         task = search(data, "eg(population=12, samples=1, batches=2, novelty=0)", epochs=40)
         for number in range(3):
-            task.begin_epoch(number)
-            for t in range(number * task.steps_per_epoch, (number + 1) * task.steps_per_epoch):
-                task.step(t)
+            epoch(task, number)
         own, state = task.strategy, task.strategy_state
         assert isinstance(state, EgState)
         # At weights that stay, on batches that stay.

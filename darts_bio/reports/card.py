@@ -53,14 +53,9 @@ def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any])
     lines = [f"# {_title(config)}, {len(results)} seeds", "", "## Result", ""]
     lines += [f"**{first.measured}: {spread(list(accuracies.values()))}**", ""]
     lines += [*markdown_table(("seed", f"{first.measured}, %"), rows), "", "## Network", ""]
-    lines += [
-        f"{first.parameters:,} parameters, the auxiliary head included",
-        "",
-        "```",
-        str(first.genotype),
-        "```",
-        "",
-    ]
+    lines += [f"{first.parameters:,} parameters, the auxiliary head included", ""]
+    if first.genotype is not None:
+        lines += ["```", str(first.genotype), "```", ""]
     lines += [*_recipe(config, command), "", "The reports of the seeds hold all else."]
     return "\n".join(lines) + "\n"
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from torch import nn
 
 from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
-from darts_bio.data.sources import source_of
+from darts_bio.data.sources import Source, source_of
 from darts_bio.distributed import process_group, rank, world_size
+from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
-from darts_bio.networks import Network, parameters
+from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE, model_card, seeds_card
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
@@ -32,12 +36,13 @@ ALIGNMENT_BATCHES = 4
 class TrainResult(Result):
     """What a training left: the network of the last epoch, in evaluation mode on the run's device, and its accuracy.
 
-    With `ema` the network is the averaged one. `accuracy`, in [0, 1], is that on the test images after the last epoch;
+    `network` is that of `genotype`, a `Network`, unless `train` was given one of another kind: then `genotype` is None.
+    With `ema` it is the averaged one. `accuracy`, in [0, 1], is that on the test images after the last epoch;
     `measured` says of which network. Nothing is chosen by the test images.
     """
 
-    network: Network
-    genotype: Genotype
+    network: nn.Module
+    genotype: Genotype | None
     accuracy: float
     measured: str
     parameters: int
@@ -49,25 +54,37 @@ def train(
     genotype: Genotype | None = None,
     data: ImageData | None = None,
     watching: Watching | None = None,
+    network: Callable[[TrainingConfig, Source], nn.Module] | None = None,
 ) -> TrainResult | SeedResults[TrainResult]:
     """Train the network of a genotype, or one for each seed, alone or with the other processes of torchrun.
 
     `genotype` and `data` take the places of those that the configuration names. `command` is what the run is stamped
-    with. Raises InputError for bad input.
+    with. `network` makes one of another kind in the place of a genotype's, from the options of a seed's run and its
+    images: normalized images (N, C, H, W) to logits (N, classes), or to a pair of them and an auxiliary head's. The
+    run then has no genotype, and its configuration's only names the network. Raises InputError for bad input.
     """
     watching = watching or Watching()
     with process_group():
         config = settled(config)
         device = select_device(config.device)
-        if config.out and config.resume:
-            # A run keeps the genotype it began with, whatever has become of the file it was read from.
-            genotype = read_genotype(Path(config.out, GENOTYPE_FILE))
-        chosen = genotype or load_genotype(config.genotype)
+        if network is not None:
+            make, chosen = network, None
+        else:
+            if config.out and config.resume:
+                # A run keeps the genotype it began with, whatever has become of the file it was read from.
+                genotype = read_genotype(Path(config.out, GENOTYPE_FILE))
+            chosen = genotype or load_genotype(config.genotype)
+            make = partial(_network_of, chosen)
 
         def run(own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int) -> TrainResult:
             source = source_of(own, device, data)
             try:
-                task = Retraining(own, new_network(own, chosen, source), source, device)
+                made = make(own, source)
+                if own.auxiliary and "auxiliary" not in dict(made.named_children()):
+                    raise InputError(
+                        f"--auxiliary: expected 0, since this network has no auxiliary head, found {own.auxiliary}"
+                    )
+                task = Retraining(own, made, source, device)
                 return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))
             finally:
                 source.close()
@@ -81,6 +98,10 @@ def train(
         if rank() == 0 and all(result.finished for result in results.values()):
             write_text(whole.path / CARD_FILE, seeds_card(config, command, results))
         return SeedResults(whole.path, results)
+
+
+def _network_of(genotype: Genotype, config: TrainingConfig, source: Source) -> nn.Module:
+    return new_network(config, genotype, source)
 
 
 def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]) -> TrainResult:
@@ -114,9 +135,7 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
     )
     if rank() == 0:
         write_report(task, folder, outcome.step)
-    network = task.network if task.averaged is None else task.averaged.module
-    assert isinstance(network, Network)
-    assert task.genotype is not None
+    network: nn.Module = task.network if task.averaged is None else task.averaged.module
     return TrainResult(
         folder.path,
         epochs_of(folder, outcome.step),
