@@ -6,7 +6,7 @@ The supernet is trained for a few epochs with equal edge weights, then eg makes 
 batches, with and without (`published=True`, on one of these batches) a covariance that lives on. Novelty is left out,
 so that fitness is the negative validation loss alone; and the loss of the architecture itself is measured on eight
 other batches (of the same images, drawn otherwise). n seeds; the figure shows their mean and, as bands, their range.
-Needs matplotlib.
+It needs matplotlib.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from measuring import RESULTS, run, spread, write_timings
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import load_data
+from darts_bio.errors import install_hint
 from darts_bio.training.engine import run_epoch
 from darts_bio.training.search import Search
 
@@ -91,7 +92,10 @@ def main() -> None:
         axes = statistics.mean(run["axes"]["most"] / run["axes"]["least"] for run in own)
         print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
     write_timings(path, torch.device("cpu"), {"runs": runs})
-    draw(runs, path.with_suffix(".svg"))
+    try:
+        draw(runs, path.with_suffix(".svg"))
+    except ImportError:
+        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
