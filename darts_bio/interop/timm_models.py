@@ -130,7 +130,7 @@ class TimmNetwork(Network):
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
         renews = any(carrier.rule.renews for _, carrier in rule_carriers(self))
-        self.renewal = Renewal(self) if renews else None
+        self.renewal = Renewal(self.renew_feedback) if renews else None
         self.to(**placement)
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ timm hands the types registered here to its tracers; register your own by `timm.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from timm.models import register_notrace_module
@@ -18,9 +18,6 @@ from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.compilers import Uncompiled
 from darts_bio.rules.dfa import OutputError
 from darts_bio.spaces.operations import EvenAndOdd, Zero
-
-if TYPE_CHECKING:
-    from darts_bio.interop.timm_models import TimmNetwork
 
 for module in (RuleCarrier, DropPath, EvenAndOdd, Zero):
     register_notrace_module(module)
@@ -37,14 +34,15 @@ class Renewal(nn.Module):
     its own mode, which is that of the graph it is part of.
     """
 
-    def __init__(self, network: TimmNetwork) -> None:
+    def __init__(self, renew: Callable[[], None]) -> None:
+        """`renew` is the network's own method, which a copy of the network copies with it."""
         super().__init__()
         uncompiled.prepare()
-        self._network = (network,)  # in a tuple, since the network is no part of this module
+        self._renew = renew
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
-            uncompiled(self._network[0].renew_feedback)
+            uncompiled(self._renew)
         return x
 
 
