@@ -34,7 +34,7 @@ def process_group() -> Iterator[None]:
     Each takes the GPU of its number on its machine, if there are any. Where one process fails, the others end with an
     InputError that says why that one did. Raises InputError if the environment does not say where they meet.
     """
-    if not _several():
+    if not _several() or dist.is_initialized():  # within another such context
         yield
         return
     local, number, world = _who()

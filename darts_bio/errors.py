@@ -50,7 +50,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     listed = ", ".join(known)
     if len(listed) > LONGEST_LIST:  # a line is to be read
         listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
-    return InputError(f"unknown {kind} {name[:80]!r}{hint} (known: {listed})")
+    return InputError(f"unknown {kind} {name[:240]!r}{hint} (known: {listed})")
 
 
 def check_number(

@@ -46,35 +46,36 @@ def training(data: ImageData, **options: Any) -> Retraining:
 
 class TestProtocols:
     def test_a_protocol_gives_what_is_not_given(self) -> None:
-        words = ["--genotype", "x", "--dataset", "cifar10", "--protocol", "fast", "--epochs", "7"]
+        words = ["--genotype", "darts_v2", "--dataset", "cifar10", "--protocol", "fast", "--epochs", "7"]
         config = parse(RetrainConfig, words, "")
         assert (config.epochs, config.ema, config.label_smoothing, config.amp) == (7, 0.999, 0.1, "bf16")
 
     def test_one_that_is_named_goes_before_the_data_sets(self) -> None:
-        config = parse(RetrainConfig, ["--genotype", "x", "--protocol", "darts"], "")
-        assert config == replace(RetrainConfig(genotype="x"), protocol="darts")
-        assert parse(RetrainConfig, ["--genotype", "x"], "").epochs == 30
+        config = parse(RetrainConfig, ["--genotype", "darts_v2", "--protocol", "darts"], "")
+        assert config == replace(RetrainConfig(genotype="darts_v2"), protocol="darts")
+        assert parse(RetrainConfig, ["--genotype", "darts_v2"], "").epochs == 30
 
     def test_of_imagenet(self) -> None:
         """As published: 250 epochs, C=48, 14 cells; batch 128, .1 x 0.97 an epoch, or batch 1024, .5, linear."""
-        config = parse(ImageNetConfig, ["--genotype", "x"], "")
+        config = parse(ImageNetConfig, ["--genotype", "darts_v2"], "")
         expected: dict[str, Any] = {"channels": 48, "layers": 14, "epochs": 250, "batch_size": 128, "lr": 0.1}
         expected |= {"weight_decay": 3e-5, "label_smoothing": 0.1, "auxiliary": 0.4, "clip": 5.0, "drop_path": 0.0}
         assert {name: getattr(config, name) for name in expected} == expected
         assert [learning_rate(config, e) for e in (0, 1, 249)] == pytest.approx([0.1, 0.097, 0.1 * 0.97**249])
-        other = parse(ImageNetConfig, ["--genotype", "x", "--protocol", "p_darts"], "")
+        other = parse(ImageNetConfig, ["--genotype", "darts_v2", "--protocol", "p_darts"], "")
         assert (other.batch_size, other.channels) == (1024, 48)
         rates = [learning_rate(other, e) for e in (0, 4, 5, 125, 249)]
         assert rates == pytest.approx([0.1, 0.5, 0.5 * 245 / 250, 0.25, 0.5 / 250])
 
     def test_of_nas_bench_201_on_its_small_images(self) -> None:
-        config = parse(RetrainConfig, ["--genotype", "x", "--dataset", "imagenet16-120"], "", lambda values: "nb201")
+        cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|"
+        config = parse(RetrainConfig, ["--genotype", cell, "--dataset", "imagenet16-120"])
         assert (config.crop_padding, config.cutout, config.auxiliary) == (2, 0, 0.0)
         assert (config.epochs, config.batch_size, config.optimizer) == (200, 256, "nesterov")
 
     def test_an_unknown_one(self) -> None:
         with pytest.raises(InputError, match="unknown protocol 'fst': did you mean 'fast'"):
-            parse(RetrainConfig, ["--genotype", "x", "--protocol", "fst"], "")
+            parse(RetrainConfig, ["--genotype", "darts_v2", "--protocol", "fst"], "")
 
 
 class TestSchedules:

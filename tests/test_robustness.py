@@ -299,7 +299,7 @@ class TestScript:
             ("", "--checkpoint is required: one or several run folders of trainings, separated by commas"),
             (
                 "--checkpoint nowhere",
-                "nowhere: expected the run folder of evaluate/train_cifar.py or train_im",
+                "nowhere: expected the run folder of a training, found no config.yaml",
             ),
             ("--checkpoint bp,bp", "--checkpoint: expected each of them once, found bp more than once"),
             ("--checkpoint bp,bp/seed-0", "--checkpoint: expected each run once, found bp, bp/seed-0"),
@@ -310,9 +310,12 @@ class TestScript:
             ("--checkpoint fa --eps eight", "--eps: expected a number, found 'eight'"),
             ("--checkpoint fa --corruptions fog", "unknown corruption 'fog'"),
             ("--checkpoint fa --transfer fgsn", "unknown attack 'fgsn': did you mean 'fgsm'"),
-            ("--checkpoint attacked", "attacked: expected the run folder of a training, found a run of evaluate/robu"),
+            (
+                "--checkpoint attacked",
+                "attacked: expected the run folder of a training, found a run of .*evaluate/robu",
+            ),
             ("--checkpoint fa --out bp", "--out bp: exists and is not empty"),
-            ("--out fa --resume", "--resume: fa is a run of evaluate/train_cifar.py; go on with it by that script"),
+            ("--out fa --resume", "--resume: fa is a run of .*evaluate/train_cifar.py; go on with it by that comm"),
             ("--out attacked --resume --eps 9", r"attacked: a run of another configuration \(eps was "),
         ],
     )

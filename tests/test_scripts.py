@@ -90,14 +90,14 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     assert str(load_genotype(tmp_path / "run")) in found.stdout
     assert "genotype: run/genotype.json" in found.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
-    assert names == {"config", "genotype", "cells", "metrics", "events", "checkpoint"}
+    assert names == {"config", "genotype", "cells", "metrics", "events", "checkpoint", "report"}
     provenance = load_genotype(tmp_path / "run").provenance
     assert {"command", "seed", "dataset", "strategy", "date", "versions"} <= set(provenance)
     following = re.search(r"next, train it: (.*)", found.stdout)
     assert following is not None
     words = shlex.split(following[1])
-    assert words[: words.index("evaluate/train_cifar.py")] in (["python"], ["uv", "run"])
-    arguments = words[words.index("evaluate/train_cifar.py") + 1 :]
+    assert words[: words.index(TRAIN)] in (["python"], ["uv", "run"])  # as SEARCH was called, by its whole path
+    arguments = words[words.index(TRAIN) + 1 :]
     trained = call(TRAIN, *arguments, *shlex.split("--epochs 1 --channels 2 --train-images 64 --out t"), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     accuracy = re.search(r"test accuracy: +([\d.]+) % after 1 epochs", trained.stdout)
