@@ -6,7 +6,7 @@ Their keyword options are those of the commands (`darts-bio search --help`), wit
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +20,11 @@ from darts_bio.config import (
     SearchConfig,
 )
 from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
-from darts_bio.data.datasets import ImageData
+from darts_bio.data.datasets import DATASETS, ImageData
 from darts_bio.data.given import GIVEN, image_data
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.runs.alignment import AlignmentResult, measure_alignment_of_run
+from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
 from darts_bio.runs.robustness import RobustnessResult, measure_robustness
@@ -34,7 +35,6 @@ from darts_bio.runs.train import TrainResult
 from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.engine import Listener, Numbers
-from darts_bio.training.run_folder import METRICS_FILE, read_records
 from darts_bio.training.trained import Trained, load_trained
 
 C = TypeVar("C", bound=Any)
@@ -86,8 +86,8 @@ def train(
     `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the name of a data set,
     or a pair (images, labels) or a map-style dataset, with `test` of the same kind to measure on; what of the recipe
     does not fit such images, and is not given, is cut down to them (cutout, auxiliary head, batch). With
-    `stem="imagenet"` images are read from files, as by `darts-bio train-imagenet`. All other options are those of
-    `darts-bio train`; `progress`, `tensorboard` and `listener` are as in `search`.
+    `stem="imagenet"` and none of our data sets images are read from files, as by `darts-bio train-imagenet`. All other
+    options are those of `darts-bio train`; `progress`, `tensorboard` and `listener` are as in `search`.
 
     Returns the network, its test accuracy, the numbers of each epoch and the run folder; for several `seeds` a
     `SeedResults` of such. Raises InputError for bad input.
@@ -101,19 +101,18 @@ def train(
     ('Network', True)
     """
     _check_listener(listener)
-    chosen: Genotype | None = None
     if not isinstance(genotype, (str, Path, Genotype, SearchResult)):
         raise InputError(
             f"genotype: expected a result of search, a genotype, or a name, file or run folder, found {genotype!r:.80}"
         )
     if isinstance(genotype, SearchResult):
         genotype = genotype.genotype
-    if isinstance(genotype, Genotype):
-        chosen, genotype = genotype, genotype.to_json()
-    kind: type[RetrainConfig | ImageNetConfig] = ImageNetConfig if options.get("stem") == "imagenet" else RetrainConfig
-    if kind is ImageNetConfig and dataset == "digits":
-        dataset = ""
-    options = {"genotype": _spelled(chosen) if chosen is not None else str(genotype), **options}
+    chosen = genotype if isinstance(genotype, Genotype) else None
+    kind: type[RetrainConfig | ImageNetConfig] = RetrainConfig
+    ours = not isinstance(dataset, str) or (dataset in DATASETS and dataset != "digits")
+    if options.get("stem") == "imagenet" and not ours:
+        kind, dataset = ImageNetConfig, "" if dataset == "digits" else dataset
+    options = {"genotype": str(genotype) if chosen is None else _spelled(chosen), **options}
     if test is None and not isinstance(dataset, (str, ImageData)):
         raise InputError("train: expected test images beside those of `dataset`; give test=(images, labels)")
     config, data, command = _asked("train", kind, dataset, test, options, chosen)
@@ -188,12 +187,11 @@ def load_run(folder: str | Path) -> Run:
     kind: type[RunConfig] = kind_of(path, SearchConfig)
     refuse_missing_plugins(folder)
     file = folder / GENOTYPE_FILE
-    epochs = [record for record in read_records(folder / METRICS_FILE) if record["event"] == "epoch"]
     return Run(
         folder,
         kind.command,
         read_yaml(path, kind),
-        tuple({key: value for key, value in record.items() if key != "event"} for record in epochs),
+        epochs_of(folder),
         read_genotype(file) if file.is_file() else None,
     )
 
@@ -210,14 +208,20 @@ def _asked(
     options = {"dataset": dataset, **options}
     space = None if genotype is None else genotype.space
     config = _complete(kind, options, space)
-    if data is not None and not config.resume:
+    begun = bool(config.resume) and Path(config.out or "", CONFIG_FILE).is_file()  # "auto" may begin
+    if data is not None and not begun:
         fitting = {option: value for option, value in misfits(config, data).items() if option not in options}
         config = replace(config, **fitting)
     return config, data, _called(name, options)
 
 
 def _given(dataset: Any, test: Any) -> ImageData | None:
-    return None if dataset is None else image_data(dataset, test)
+    """The images that a training was handed over, if they are handed over again; both parts of them."""
+    if dataset is None and test is None:
+        return None
+    if isinstance(dataset, str) or not (isinstance(dataset, ImageData) or (dataset is not None and test is not None)):
+        raise InputError("dataset, test: expected both as they were handed over to the training, or neither of them")
+    return image_data(dataset, test)
 
 
 def _check_listener(listener: Any) -> None:
@@ -226,8 +230,9 @@ def _check_listener(listener: Any) -> None:
 
 
 def _complete(kind: type[C], options: dict[str, Any], space: str | None = None) -> C:
+    known = {field.name for field in fields(kind)}
     for name in options:
-        if name not in (known := kind.__dataclass_fields__):
+        if name not in known:
             raise unknown_name("option", name, known)
     made: C = complete(kind, options, space=space)
     return made

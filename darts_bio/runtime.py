@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -164,9 +165,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Within it the first SIGINT or SIGTERM only sets the request; another, a second later or more, acts as it always
     does. (One Ctrl-C may arrive twice: from the terminal, and passed on by what started this process.)
 
-    A signal that whoever started this process has it ignore (a shell, for its background jobs) stays ignored.
+    A signal that whoever started this process has it ignore (a shell, for its background jobs) stays ignored. Outside
+    the main thread, where Python lets nobody take signals, the request is never set.
     """
     request, requested_at = StopRequest(), 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     previous = {s: handler for s, handler in previous.items() if handler is not signal.SIG_IGN}
 

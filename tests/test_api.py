@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ class TestSearch:
         darts_bio.search(data, out=str(tmp_path / "run"), listener=Told(), log_every=2, **SEARCH, **QUIET)
         assert heard == [("start", 0), ("record", 2), ("epoch", 3)]
 
+    def test_each_seed_is_the_run_that_it_is_alone(self, tmp_path: Path) -> None:
+        """Of images that the seed draws; and in another thread than the main one, which takes no signals."""
+        options: dict[str, Any] = {**SEARCH, "train_images": 48, **QUIET}
+        both = darts_bio.search("digits", seeds=2, out=str(tmp_path / "both"), **options)
+        with ThreadPoolExecutor() as threads:
+            one = threads.submit(darts_bio.search, "digits", seed=1, out=str(tmp_path / "one"), **options).result()
+        assert isinstance(both, SeedResults)
+        assert isinstance(one, SearchResult)
+        assert both.seeds[1].genotype.cells == one.genotype.cells
+        assert same_numbers(both.seeds[1].epochs, one.epochs)
+        again = darts_bio.search("digits", resume=True, out=str(both.seeds[1].folder))
+        assert again.finished
+
     def test_several_seeds(self, data: ImageData, tmp_path: Path) -> None:
         result = darts_bio.search(data, out=str(tmp_path / "run"), seeds=2, seed=3, **SEARCH, **QUIET)
         assert isinstance(result, SeedResults)
@@ -189,6 +203,12 @@ class TestTrain:
         assert attacked.finished
         with pytest.raises(InputError, match=r"go on with it, or measure it, there, by .* align or attack"):
             darts_bio.align(result)
+        with pytest.raises(InputError, match="dataset, test: expected both as they were handed over to the training"):
+            darts_bio.attack(result, pairs[0], **QUIET)
+        with pytest.raises(InputError, match="dataset, test: expected both"):
+            darts_bio.align(result, "digits", test=pairs[1])
+        begun = darts_bio.train(found, pairs[0], test=pairs[1], out=str(tmp_path / "auto"), resume="auto", **sizes)
+        assert darts_bio.load_run(begun.folder).options["cutout"] == 6
         with pytest.raises(InputError, match="--cutout: expected less than 12, the side of the images, found 16"):
             darts_bio.train(found, pairs[0], test=pairs[1], cutout=16, **sizes)
         with pytest.raises(InputError, match="test: expected labels from 0 to 2, as in `dataset`, found 3"):
@@ -224,6 +244,7 @@ class TestTrain:
     ("options", "message"),
     [
         ({"chanels": 8}, "unknown option 'chanels': did you mean 'channels'"),
+        ({"command": "x"}, "unknown option 'command'"),
         ({"lr": "much"}, "--lr: expected a number, found 'much'"),
         ({"lr": -1}, "--lr: expected at least 0, found -1"),
         ({"channels": 2.5}, "--channels: expected a whole number, found 2.5"),

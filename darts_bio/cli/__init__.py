@@ -28,7 +28,6 @@ from darts_bio.config import (
     TimmConfig,
 )
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.plugins import import_plugins
 from darts_bio.version import __version__
 
 
@@ -117,7 +116,6 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
                 raise unknown_name("command", command, COMMANDS)
         chosen = COMMANDS[command]
         config = parse(chosen.config, words, f"{chosen.summary[0].upper()}{chosen.summary[1:]}.", chosen.about)
-        import_plugins(config.plugin)
         module, _, function = chosen.run.partition(":")
         code: int = getattr(importlib.import_module(module), function)(config)
         sys.stdout.flush()

@@ -57,14 +57,9 @@ def _next(result: SearchResult) -> str:
 
 
 def _word(value: object) -> str:
+    """Write an option's value as the command line reads it."""
     value = plain(value)
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder: str) -> None:

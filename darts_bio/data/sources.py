@@ -59,11 +59,12 @@ class Source(Protocol):
 def source_of(config: TrainingConfig, device: torch.device, data: ImageData | None = None) -> Source:
     """Open what a training is fed with: images that were handed over, or those that its options name.
 
-    Raises InputError as `open_source` does.
+    Raises InputError as `open_source` does, and for images that were handed over to a training from files.
     """
     if data is None:
         return open_source(config, device)
-    assert isinstance(config, RetrainConfig)
+    if not isinstance(config, RetrainConfig):
+        raise InputError("dataset: expected none, since this training reads its images from files")
     return InMemory(data, config, device)
 
 

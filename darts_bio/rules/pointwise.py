@@ -4,7 +4,7 @@ A 1x1 window at stride s reads every s-th pixel and no other, so both ways give 
 keeps clear of a fault of oneDNN, which PyTorch's CPU convolutions run on: the weight gradient of a strided 1x1
 convolution with channels last in memory overruns its workspace where there are fewer channels than a vector has lanes
 (16 with AVX-512, 8 with AVX2), and then crashes, hangs, or is wrong in silence (uxlfoundation/oneDNN#6035, open with
-oneDNN 3.13). Seen with PyTorch 2.11 to 2.15: `nn.Conv2d(8, 4, 1, stride=2)` on (16, 8, 56, 56).
+oneDNN 3.13). Seen with PyTorch 2.11 and 2.15: `nn.Conv2d(8, 4, 1, stride=2)` on (16, 8, 56, 56).
 
 Layers under learning rules and all networks of this package are kept clear of it; `warn_of_strided_pointwise` finds the
 layers of other models that are not.

@@ -7,6 +7,7 @@ end seconds and images_per_second. All but these last two is the same whether or
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from darts_bio.training.engine import Listener, Numbers, Pace, Progress
 from darts_bio.training.run_folder import METRICS_FILE, RunFolder, read_records, write_text, writing
@@ -46,10 +47,10 @@ class MetricsFile(Listener):
             file.write(json.dumps(record) + "\n")
 
 
-def epochs_of(folder: RunFolder, step: int) -> tuple[Numbers, ...]:
-    """Read the numbers of each epoch up to `step` from a run's metrics.jsonl."""
+def epochs_of(folder: Path, step: int | None = None) -> tuple[Numbers, ...]:
+    """Read the numbers of each epoch, or of those up to `step`, from the metrics.jsonl of a run's folder."""
     return tuple(
         {key: value for key, value in record.items() if key != "event"}
-        for record in read_records(folder.path / METRICS_FILE, step)
+        for record in read_records(folder / METRICS_FILE, step)
         if record["event"] == "epoch"
     )

@@ -59,9 +59,9 @@ def search(
         config = settled(config)
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
-        images = data or load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
 
         def run(own: SearchConfig, open_folder: Callable[[], RunFolder], number: int) -> SearchResult:
+            images = data or load_data(own.dataset, own.data_dir, own.image_size, own.train_images, own.seed)
             task = Search(own, images, device)
             return _perform(task, open_folder(), watching, images, table, (own.seed, number, config.seeds))
 
@@ -99,7 +99,7 @@ def _perform(
 
     files = SearchFiles(task, folder)
     outcome, exit_code = perform(task, folder, [files], watching, introduction, lambda: SearchBoard(task, folder))
-    epochs = epochs_of(folder, outcome.step)
+    epochs = epochs_of(folder.path, outcome.step)
     genotype = task.genotype()
     if rank() == 0:
         genotype = files.write(outcome.step, outcome.finished)
@@ -144,8 +144,9 @@ class SearchFiles(Listener):
 
 def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
     """Give the options by which `train` trains the genotype in `folder` on the images that were searched on."""
+    if config.dataset == GIVEN:  # they are handed over again, and fitted to then
+        return {}
     shared = ("dataset", "data_dir", "image_size", "plugin")
     options = {name: value for name in shared if (value := getattr(config, name)) not in (None, ())}
-    if config.dataset == GIVEN:  # they are handed over again
-        return {}
-    return options | misfits(complete(RetrainConfig, {"genotype": str(folder), **options}), data)
+    # The space is told: another process than the first may be here before the genotype is written.
+    return options | misfits(complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space), data)

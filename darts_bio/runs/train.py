@@ -138,7 +138,7 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
     network: nn.Module = task.network if task.averaged is None else task.averaged.module
     return TrainResult(
         folder.path,
-        epochs_of(folder, outcome.step),
+        epochs_of(folder.path, outcome.step),
         outcome.step,
         outcome.finished,
         exit_code,
@@ -192,7 +192,7 @@ class _Damaged:
 
 def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
     """Write curves.svg and the model card report.md as they stand after `step` steps, if an epoch has ended."""
-    records = epochs_of(folder, step)
+    records = epochs_of(folder.path, step)
     if records:
         write_text(folder.path / "curves.svg", draw_curves(records).svg())
         write_text(folder.path / CARD_FILE, model_card(training, folder, records))
