@@ -9,7 +9,8 @@ A step is the pass for alpha, the pass for w, the two updates and the draw of th
 process. The reference does what published DARTS codes do: candidates summed one by one, and all gradients in both
 passes; the others freeze w while alpha is moved, as search/run.py does.
 
-The net `replayed` is the batched one with its passes replayed as CUDA graphs; on a CPU it is the same as that.
+The net `replayed` is the batched one with both passes and updates replayed as CUDA graphs; on a CPU it is the same as
+that.
 
 A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted over a step with
 two images on a CPU: the number does not depend on the batch. Activations kept are the bytes that autograd holds
@@ -35,11 +36,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.reference import ReferenceCell
-from darts_bio.rules import draw_feedback
+from darts_bio.rules import Renewal
 from darts_bio.runtime import autocast
 from darts_bio.spaces import SPACES
 from darts_bio.strategies import frozen
-from darts_bio.training.graphs import on_device
+from darts_bio.training.graphs import Recorder
 
 CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell, "replayed": MixedCell}
 NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
@@ -60,10 +61,12 @@ class Step:
             num_classes=10,
             cell=CELLS[which],
         ).to(device)
-        self.passes = on_device(self.net, device, graphs=which == "replayed")
+        self.run = Recorder(device, graphs=which == "replayed")
+        self.renewal = Renewal(self.net, 0)
+        self.run.generators = self.renewal.generators
         rows = self.net.table.rows
         self.alpha = {t: torch.zeros(self.net.table.shape(t), device=device, requires_grad=True) for t in rows}
-        self.adam = torch.optim.Adam(self.alpha.values(), lr=3e-4, foreach=True)
+        self.adam = torch.optim.Adam(self.alpha.values(), lr=3e-4, foreach=True, capturable=self.run.records)
         self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, weight_decay=3e-4, foreach=True)
         shape = (sizes.batch_size, 3, sizes.image_size, sizes.image_size)
         self.batches = [
@@ -78,26 +81,37 @@ class Step:
         if frozen_alpha:
             weights = {t: w.detach() for t, w in weights.items()}
         with autocast(self.device, self.amp) if self.device.type != "meta" else contextlib.nullcontext():
-            logits = self.passes(x, weights)
+            logits = self.net(x, weights)
         return F.cross_entropy(logits.float(), labels)
 
     def alpha_pass(self) -> None:
-        self.adam.zero_grad()
+        self.run(self._move_alpha)
+
+    def _move_alpha(self) -> None:
         with contextlib.nullcontext() if self.which == "reference" else frozen(self.net):
-            self.loss(0, frozen_alpha=False).backward()
+            _differentiate(self.loss(0, frozen_alpha=False), self.adam)
         self.adam.step()
 
     def weight_pass(self) -> None:
-        self.sgd.zero_grad()
-        self.loss(1, frozen_alpha=True).backward()
+        self.run(self._move_weights)
+        self.updates += 1
+        self.renewal(self.updates, self.run)
+
+    def _move_weights(self) -> None:
+        _differentiate(self.loss(1, frozen_alpha=True), self.sgd)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0, foreach=True)
         self.sgd.step()
-        self.updates += 1
-        draw_feedback(self.net, 0, self.updates)
 
     def __call__(self) -> None:
         self.alpha_pass()
         self.weight_pass()
+
+
+def _differentiate(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter its gradient, in a way that can be recorded."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        parameter.grad = gradient
 
 
 class KernelCount(TorchDispatchMode):

@@ -11,8 +11,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ import torch
 from darts_bio.distributed import summed, world_size
 from darts_bio.errors import InputError
 from darts_bio.version import __version__
+
+T = TypeVar("T")
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -53,9 +56,34 @@ def select_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cuda":
+        if device.index is not None:  # what names no device (streams, generators) is meant for this one
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return device
+
+
+Run = Callable[..., Any]
+"""Maps a function and the tensors it is to be called with to what it returns: `call`, or a recorder of CUDA graphs
+(`training.graphs.Recorder`)."""
+
+
+def call(function: Callable[..., T], *inputs: torch.Tensor, situation: Hashable = ()) -> T:
+    """Return what the function returns; `situation` is what a recorder would have to know beside the inputs."""
+    return function(*inputs)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `state_dict` returned, perhaps on another kind of device: how the optimizer computes stays as it is."""
+    form = ("foreach", "fused", "capturable", "differentiable")
+    groups, rates = [], []
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        rate = own["lr"].fill_(saved["lr"]) if isinstance(own["lr"], torch.Tensor) else float(saved["lr"])
+        groups.append({**saved, **{name: own[name] for name in form if name in own}})
+        rates.append(rate)
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 @contextlib.contextmanager
@@ -113,6 +141,12 @@ def worker_count(asked: int | None) -> int:
 def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device. From page-locked memory, for which Python need not wait until the GPU is idle."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def fill(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Put a CPU tensor's values into a tensor on any device, in place. As `send`, Python does not wait for the GPU."""
+    on_gpu = target.device.type == "cuda"
+    target.copy_(values.pin_memory() if on_gpu else values, non_blocking=on_gpu)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

@@ -1,76 +1,33 @@
-"""Passes that are replayed as CUDA graphs: what makes a new recording, and, on a GPU, that they change nothing."""
+"""Steps that are replayed as CUDA graphs: that this changes nothing, and that what would is told."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from tape import TapeRecorder
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData
 from darts_bio.errors import InputError
-from darts_bio.networks import FoldedCell, MixedCell, SuperNet, build_network
-from darts_bio.rules import draw_feedback, true_gradients
-from darts_bio.runtime import autocast
-from darts_bio.spaces import SPACES, load_genotype
-from darts_bio.strategies import frozen
-from darts_bio.training.graphs import Replayed
+from darts_bio.networks import build_network
+from darts_bio.rules import RULES
+from darts_bio.spaces import load_genotype
+from darts_bio.training import retrain as retrain_module
+from darts_bio.training import search as search_module
+from darts_bio.training.graphs import Recorder, Trace
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def supernet(cell: type = MixedCell) -> SuperNet:
-    torch.manual_seed(0)
-    space = SPACES.build("darts(nodes=2)")
-    net = SuperNet(space, ("fa", "usf", "brsf"), channels=4, layers=3, num_classes=5, cell=cell)
-    draw_feedback(net, 1)
-    return net
-
-
-def edge_weights(net: SuperNet, requires_grad: bool = True) -> dict[str, Tensor]:
-    source, device = torch.Generator().manual_seed(2), next(net.parameters()).device
-    shapes = {t: net.table.shape(t) for t in net.table.rows}
-    return {
-        t: torch.rand(s, generator=source).softmax(1).to(device).requires_grad_(requires_grad)
-        for t, s in shapes.items()
-    }
-
-
-class Recorder:
-    """Stands for `torch.cuda.make_graphed_callables`: warms up as it does, and replays by running the module."""
-
-    def __init__(self) -> None:
-        self.recorded: list[tuple[bool, ...]] = []
-
-    def __call__(self, module: nn.Module, samples: tuple[Tensor, ...], *, allow_unused_input: bool, pool: Any) -> None:
-        plain = module.forward
-        flags = tuple(sample.requires_grad for sample in samples)
-        self.recorded.append(flags)
-        for _ in range(3):
-            inputs = [i for i in (*samples, *module.parameters()) if i.requires_grad]
-            output = plain(*samples)
-            outputs = output if isinstance(output, tuple) else (output,)
-            torch.autograd.grad([o.sum() for o in outputs], inputs, allow_unused=allow_unused_input)
-
-        def replay(*inputs: Tensor) -> Any:
-            assert tuple(i.requires_grad for i in inputs) == flags
-            return plain(*inputs)
-
-        module.forward = replay  # type: ignore[method-assign]
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    stand_in = Recorder()
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", stand_in)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return stand_in
 
 
 def images(n: int = 64) -> ImageData:
@@ -83,14 +40,16 @@ def images(n: int = 64) -> ImageData:
 
 
 def search(device: str = "cpu", **options: Any) -> Search:
-    sizes = {"space": "darts(nodes=2)", "channels": 4, "layers": 3, "batch_size": 8, "epochs": 2}
-    return Search(SearchConfig(rules=("fa", "brsf"), **sizes, **options), images(), torch.device(device))
+    sizes = {"space": "darts(nodes=1)", "channels": 4, "layers": 3, "batch_size": 8, "epochs": 2}
+    return Search(SearchConfig(rules=("fa", "brsf"), **(sizes | options)), images(), torch.device(device))
 
 
-def retraining(device: str = "cpu", **options: Any) -> Retraining:
+def retraining(device: str = "cpu", rule: str = "", **options: Any) -> Retraining:
     sizes = {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 2, "auxiliary": 0.4, "drop_path": 0.5}
-    config = RetrainConfig(genotype="bionas_darts", **sizes, **options)
-    return Retraining.of_genotype(config, load_genotype("bionas_darts"), images(), torch.device(device))
+    config = RetrainConfig(genotype="bionas_darts", **(sizes | options))
+    genotype = load_genotype("bionas_darts")
+    genotype = genotype.with_rule(rule) if rule else genotype
+    return Retraining.of_genotype(config, genotype, images(), torch.device(device))
 
 
 def numbers(task: Search | Retraining, steps: int) -> list[float]:
@@ -99,96 +58,190 @@ def numbers(task: Search | Retraining, steps: int) -> list[float]:
     for t in range(steps):
         if t % task.steps_per_epoch == 0:
             task.begin_epoch(t // task.steps_per_epoch)
-        losses.append(task.step(t)["train/loss"][0].item())
+        losses.append(task.step(t)["train"].totals[0].item())
     return losses
 
 
-class TestRecordings:
-    """On the CPU, with a stand-in for PyTorch's recording."""
+STRATEGIES = ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"]
 
-    def test_a_search_records_each_of_its_two_passes_once(self, recorder: Recorder) -> None:
-        plain, task = search(), search()
-        task.passes = Replayed(task.supernet)
-        assert numbers(task, 6) == numbers(plain, 6)
-        assert recorder.recorded == [(False, True, True), (False, False, False)]
-        expected = plain.supernet.state_dict()
-        for name, value in task.supernet.state_dict().items():
-            assert torch.equal(value, expected[name]), name
 
-    def test_a_retraining_records_anew_where_drop_path_begins(self, recorder: Recorder) -> None:
-        plain, task = retraining(), retraining()
-        task.passes = Replayed(task.network)
-        torch.manual_seed(3)
-        expected = numbers(plain, 2 * plain.steps_per_epoch)
-        torch.manual_seed(3)
-        assert numbers(task, 2 * task.steps_per_epoch) == expected
-        assert len(recorder.recorded) == 2
+def pair(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[Any]:
+    """The same task twice: recorded on tapes, and run as it is."""
+    tasks = []
+    for tapes in (True, False):
+        for module in (search_module, retrain_module):
+            monkeypatch.setattr(module, "Recorder", lambda device, graphs, tapes=tapes: TapeRecorder(tapes))
+        torch.manual_seed(5)
+        tasks.append(make())
+    return tasks
 
-    def test_what_python_chooses_is_a_situation_of_its_own(self, recorder: Recorder) -> None:
-        net = supernet()
-        replayed, x, weights = Replayed(net), torch.randn(4, 3, 8, 8), edge_weights(net)
-        replayed(x, weights)
-        replayed(x + 1, weights)
-        assert len(recorder.recorded) == 1
-        with true_gradients(net):
-            replayed(x, weights)
-        with frozen(net):
-            replayed(x, weights)
-        with autocast(torch.device("cpu"), "bf16"):
-            replayed(x, weights)
-        replayed(x[:2], weights)
-        net.eval()
-        replayed(x, weights)
-        assert len(recorder.recorded) == 6
 
-    def test_without_gradients_nothing_is_recorded(self, recorder: Recorder) -> None:
-        net = supernet()
-        with torch.no_grad():
-            Replayed(net)(torch.randn(4, 3, 8, 8), edge_weights(net))
-        assert recorder.recorded == []
+def assert_equal_after(tasks: list[Any], epochs: int = 3) -> None:
+    """All that is measured, and all that is saved, is the same bit for bit."""
+    outcomes = []
+    for task in tasks:
+        torch.manual_seed(3)  # drop path draws from the default generator
+        losses = numbers(task, epochs * task.steps_per_epoch)
+        outcomes.append((losses, [x for x in tree_leaves(task.state_dict()) if isinstance(x, Tensor)]))
+    (losses, state), (expected, expected_state) = outcomes
+    assert losses == expected
+    for one, other in zip(state, expected_state, strict=True):
+        assert torch.equal(one, other)
 
-    def test_what_cannot_be_recorded_is_one_line(self, monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+
+class TestOnTapes:
+    """On the CPU, with recordings that know as little of Python as a GPU's (`tape.py`)."""
+
+    @pytest.mark.parametrize("strategy", [*STRATEGIES, "darts_pt(share=0.34, batches=1)", "eg(population=4)"])
+    def test_a_search(self, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+        options = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",), "cutout": 4, "epochs": 3}
+        tasks = pair(monkeypatch, lambda: search(**options))
+        assert_equal_after(tasks)
+        assert set(tasks[0].run.recorded) >= {"_drawn", "_weight_gradients", "_update"}
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"objective": ("parameters(weight=0.1)",), "regularizers": ("entropy", "factorised", "warmup(epochs=1)")},
+            {"memory": "low"},
+            {"amp": "bf16", "arch_gradient": "true"},
+            {"optimizer": "adamw"},
+        ],
+    )
+    def test_a_search_with_options(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+        assert_equal_after(pair(monkeypatch, lambda: search(epochs=3, **options)))
+
+    @pytest.mark.parametrize("rule", list(RULES))
+    def test_a_retraining(self, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+        tasks = pair(monkeypatch, lambda: retraining(rule=rule, epochs=3))
+        assert_equal_after(tasks)
+        # Drop path begins with the second epoch, which is another situation.
+        assert tasks[0].run.recorded.count("_gradients") == 2
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"accumulate": 2, "ema": 0.9},
+            {"adversarial": "pgd(steps=2, step=8)"},
+            {"adversarial": "trades(steps=2, step=8)"},
+            {"mixup": 0.2},
+            {"amp": "bf16"},
+        ],
+    )
+    def test_a_retraining_with_options(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+        assert_equal_after(pair(monkeypatch, lambda: retraining(epochs=3, **options)))
+
+    def test_a_search_goes_on_where_it_was_saved(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, other = (pair(monkeypatch, lambda: search(strategy="gdas", regularizers=(), epochs=3))[0] for _ in "ab")
+        numbers(task, 5)
+        saved = copy.deepcopy(task.state_dict())
+        other.load_state_dict(saved)
+        for t in range(5, 8):
+            for each in (task, other):
+                if t % each.steps_per_epoch == 0 or t == 5:
+                    each.begin_epoch(t // each.steps_per_epoch)
+                each.step(t)
+        for one, another in zip(tree_leaves(task.state_dict()), tree_leaves(other.state_dict()), strict=True):
+            assert not isinstance(one, Tensor) or torch.equal(one, another)
+
+
+class TestRecorder:
+    def test_inputs_of_other_shapes_and_situations_are_recorded_anew(self) -> None:
+        run, x = TapeRecorder(tapes=True), torch.arange(4.0)
+        for _ in range(4):
+            assert torch.equal(run(torch.square, x), x**2)
+            assert torch.equal(run(torch.square, x[:2]), x[:2] ** 2)
+            assert torch.equal(run(torch.square, x, situation="another"), x**2)
+            x = x + 1
+        assert run.recorded == ["square"] * 3
+
+    def test_an_output_is_read_where_it_lies(self) -> None:
+        run = TapeRecorder(tapes=True)
+        for number in range(5):
+            y = run(torch.square, torch.full((2,), float(number)))
+            assert run(torch.neg, y).tolist() == [-float(number**2)] * 2
+        assert run(torch.neg, torch.ones(2)).tolist() == [-1.0, -1.0]
+
+    def test_a_number_that_changes_from_step_to_step_is_told(self) -> None:
+        run, steps = TapeRecorder(tapes=True), iter(range(9))
+
+        def scaled(x: Tensor) -> Tensor:
+            return x * next(steps)
+
+        run(scaled, torch.ones(2))
+        run(scaled, torch.ones(2))
+        with pytest.raises(InputError, match=r"aten.mul.Tensor \(2,\) 1, then aten.mul.Tensor \(2,\) 2.*--no-graphs"):
+            run(scaled, torch.ones(2))
+
+    def test_a_number_that_changes_from_epoch_to_epoch_is_told(self) -> None:
+        run, epoch = TapeRecorder(tapes=True), 1
+
+        def scaled(x: Tensor) -> Tensor:
+            return x * epoch
+
+        for _ in range(4):
+            run(scaled, torch.ones(2))
+        epoch = 2
+        assert run(scaled, torch.ones(2)).tolist() == [1, 1]  # frozen, as on a GPU
+        run.check_again()
+        with pytest.raises(InputError, match="changes from one to the next"):
+            run(scaled, torch.ones(2))
+
+    def test_a_tensor_on_the_cpu_is_told(self) -> None:
+        with pytest.raises(RuntimeError, match=r"aten.mul.Tensor reads a tensor on the CPU"), Trace(from_cpu=False):
+            torch.ones(2, device="meta") * torch.ones(2)
+
+    def test_what_cannot_be_recorded_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-        monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
-        net = supernet()
+        for name in ("graph", "graph_pool_handle", "Stream", "CUDAGraph", "device"):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, **kwargs: contextlib.nullcontext())
         with pytest.raises(InputError, match="not permitted when stream is capturing.*--no-graphs"):
-            Replayed(net)(torch.randn(4, 3, 8, 8), edge_weights(net))
+            Recorder(torch.device("cuda")).capture(refuse, ())
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Within it whatever waits for the GPU raises RuntimeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode is called a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @gpu
 class TestOnGpu:
+    """What needs a GPU's numbers. What it does (launches, waits, errors) is tested without one: `test_stand_in.py`."""
+
     @pytest.fixture(autouse=True)
     def _float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
             monkeypatch.setattr(backend, "allow_tf32", False)
 
     @pytest.mark.parametrize("amp", ["none", "bf16"])
-    @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
-    def test_replayed_equals_plain(self, cell: type, amp: str) -> None:
-        net, device = supernet(cell).cuda(), torch.device("cuda")
-        replayed, weights = Replayed(net), edge_weights(net)
-        bound = 1e-3 if amp == "none" else 5e-2
-        for step in range(3):
-            draw_feedback(net, 1, step + 1)
-            x = torch.randn(8, 3, 16, 16, device=device)
-            outcomes = []
-            for call in (replayed, net):
-                net.zero_grad()
-                with autocast(device, amp):
-                    logits = call(x, weights)
-                loss = F.cross_entropy(logits.float(), torch.arange(8, device=device) % 5)
-                alpha = torch.autograd.grad(loss, list(weights.values()), retain_graph=call is net)
-                outcomes.append([logits.detach().float(), *(a.clone() for a in alpha)])
-            for one, other in zip(*outcomes, strict=True):
-                assert (one - other).norm() <= bound * other.norm()
+    @pytest.mark.parametrize("memory", ["full", "low"])
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_a_search_equals_one_without_graphs(self, strategy: str, memory: str, amp: str) -> None:
+        options = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",), "memory": memory, "amp": amp}
+        one, other = (numbers(search("cuda", graphs=graphs, **options), 6) for graphs in (True, False))
+        assert one == pytest.approx(other, rel=1e-2 if amp == "none" else 5e-2)
 
-    @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas"])
-    def test_a_search_equals_one_without_graphs(self, strategy: str) -> None:
-        options: dict[str, Any] = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",)}
-        one, other = (numbers(search("cuda", graphs=graphs, **options), 4) for graphs in (True, False))
+    @pytest.mark.parametrize("rule", list(RULES))
+    def test_a_retraining_equals_one_without_graphs(self, rule: str) -> None:
+        one, other = (numbers(retraining("cuda", rule, graphs=graphs, drop_path=0.0), 6) for graphs in (True, False))
         assert one == pytest.approx(other, rel=1e-2)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_a_step_of_a_search_does_not_wait_for_the_gpu(self, strategy: str) -> None:
+        task = search("cuda", amp="bf16", strategy=strategy, regularizers=("warmup(epochs=0)",), batch_size=4)
+        task.begin_epoch(0)
+        for t in range(task.steps_per_epoch):
+            with no_waiting() if t > 3 else contextlib.nullcontext():
+                task.step(t)
 
     def test_individuals_are_measured_together(self) -> None:
         task = search("cuda")
@@ -198,26 +251,13 @@ class TestOnGpu:
         task.together = 1
         assert torch.allclose(losses, task._measure(stacked, 0, 1)[0], rtol=1e-2)
 
-    def test_an_epoch_of_a_search_does_not_wait_for_the_gpu(self) -> None:
-        task = search("cuda", amp="bf16")
-        task.begin_epoch(0)
-        for t in range(2):
-            task.step(t)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for t in range(2, task.steps_per_epoch):
-                task.step(t)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    def test_a_retraining_learns_through_its_graphs(self) -> None:
-        task = retraining("cuda", lr=0.05)
-        losses = numbers(task, 2 * task.steps_per_epoch)
-        assert all(map(torch.isfinite, torch.tensor(losses)))
-        assert len(task.passes._recordings) == 2  # type: ignore[attr-defined]
-
     def test_drop_path_draws_anew_at_each_replay(self) -> None:
         net = build_network(load_genotype("bionas_darts"), channels=4, layers=3, num_classes=5).cuda()
         net.set_drop_path(0.5)
-        replayed, x = Replayed(net), torch.randn(4, 3, 16, 16, device="cuda")
-        assert not torch.equal(replayed(x), replayed(x))
+        run, x = Recorder(torch.device("cuda")), torch.randn(4, 3, 16, 16, device="cuda")
+
+        def pixels(x: Tensor) -> Tensor:
+            return net(x).detach()
+
+        outputs = [run(pixels, x).clone() for _ in range(5)]
+        assert not torch.equal(outputs[3], outputs[4])

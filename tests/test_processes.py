@@ -98,8 +98,8 @@ def test_two_processes_train_as_one_does_that_passes_the_batch_in_two_parts(plac
     for t in range(12):
         if t % 4 == 0:
             task.begin_epoch(t // 4)
-        total, count = task.step(t)["train/loss"]
-        losses.append(total.item() / count)
+        sums = task.step(t)["train"]
+        losses.append(sums.totals[0].item() / sums.count)
     assert [record["train/loss"] for record in numbers(whole, "record")] == pytest.approx(losses, rel=2e-4)
     weights = state(whole)["task"]["network"]
     for name, parameter in task.network.named_parameters():

@@ -114,7 +114,7 @@ class TestLoss:
         task, plain = training(data, label_smoothing=0.2), training(data)
         for one in (task, plain):
             one.begin_epoch(0)
-        assert torch.equal(task.step(0)["train/loss"][0], plain.step(0)["train/loss"][0])
+        assert torch.equal(task.step(0)["train"].totals, plain.step(0)["train"].totals)
 
 
 class TestMixing:
@@ -147,12 +147,12 @@ class TestMixing:
     def test_in_a_training_accuracy_is_that_of_the_larger_share(self, data: ImageData) -> None:
         task = training(data, mixup=0.5, lr=0.0)
         task.begin_epoch(0)
-        numbers = task.step(0)
+        loss, correct = task.step(0)["train"].totals.float()
         mirror = training(data, mixup=0.5)
         x, targets = mirror.mixing(0, *mirror.source.batch(0))  # type: ignore[misc]
         logits = mirror.network(x)
-        assert numbers["train/accuracy"][0] == (logits.argmax(1) == targets.argmax(1)).sum()
-        torch.testing.assert_close(numbers["train/loss"][0], F.cross_entropy(logits, targets, reduction="sum"))
+        assert correct == (logits.argmax(1) == targets.argmax(1)).sum()
+        torch.testing.assert_close(loss, F.cross_entropy(logits, targets, reduction="sum"))
 
 
 class TestAveraging:
@@ -187,30 +187,11 @@ class TestAccumulation:
         layers[1].load_state_dict(layers[0].state_dict())
         one, other = (WeightOptimizer(layer, replace(CONFIG, clip=0.1)) for layer in layers)
         x = torch.randn(4, 3, dtype=torch.float64)
-        one.step(layers[0](x).square().sum())
-        other.step_over(layers[1](part).square().sum() for part in x.chunk(4))
+        one.differentiate([layers[0](x).square().sum()])
+        other.differentiate(layers[1](part).square().sum() for part in x.chunk(4))
+        for optimizer in (one, other):
+            optimizer.update()
         torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-12, atol=0)
-
-    def test_a_gradient_whose_memory_is_used_again(self) -> None:
-        """As a CUDA graph's is: the second pass overwrites what the first one gave."""
-        shared = torch.empty(3)
-
-        class Reused(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, weight: torch.Tensor, factor: float) -> torch.Tensor:
-                ctx.factor = factor
-                return weight.sum() * factor
-
-            @staticmethod
-            def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor, None]:
-                return shared.fill_(ctx.factor).detach(), None
-
-        layer = torch.nn.Linear(3, 1, bias=False)
-        before = layer.weight.detach().clone()
-        optimizer = WeightOptimizer(layer, replace(CONFIG, lr=1.0, weight_decay=0.0, momentum=0.0, clip=0.0))
-        optimizer.begin_epoch(0)
-        optimizer.step_over(Reused.apply(layer.weight.view(3), factor) for factor in (1.0, 2.0))
-        torch.testing.assert_close(before - layer.weight, torch.full((1, 3), 3.0))
 
     def test_the_loss_is_that_of_the_whole_batch(self, data: ImageData) -> None:
         """Of a network in which samples do not meet: the batch norms are those of evaluation."""
@@ -220,7 +201,7 @@ class TestAccumulation:
             task.begin_epoch(0)
             task.network.eval()
             steps.append((task.step(0), [p.detach().clone() for p in task.network.parameters()]))
-        torch.testing.assert_close(steps[0][0]["train/loss"][0], steps[1][0]["train/loss"][0])
+        torch.testing.assert_close(steps[0][0]["train"].totals, steps[1][0]["train"].totals)
         torch.testing.assert_close(steps[0][1], steps[1][1], rtol=1e-4, atol=1e-6)
 
 

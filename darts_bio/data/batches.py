@@ -15,7 +15,7 @@ from torch import Tensor
 
 from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator, send
+from darts_bio.runtime import Run, call, fill, generator
 
 Measured = Literal["valid", "test"]
 """Images that are never trained on: those held out of the training images, or the test images."""
@@ -78,7 +78,8 @@ class Batches:
     """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
 
     `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal parts of that batch.
-    `altered(t)` may give the images of that part, uint8, in the place of those of the split.
+    `altered(t)` may give the images of that part, uint8, in the place of those of the split. What is computed on the
+    device is handed to `run`, which may record it (`training.graphs`); a batch is then good until the next one.
     Raises InputError if a batch is larger than the split, or the augmentation larger than the images.
     """
 
@@ -94,8 +95,15 @@ class Batches:
         device: torch.device,
         share: tuple[int, int] = (0, 1),
         altered: Callable[[int], Tensor] | None = None,
+        run: Run = call,
     ) -> None:
-        self._order = ShuffledOrder(len(split), batch_size, seed=seed, name=name, device=device, share=share)
+        self.run = run
+        here = torch.device("cpu")
+        self._order = ShuffledOrder(len(split), batch_size, seed=seed, name=name, device=here, share=share)
+        self._widths = [1, 2, int(augmentation.flip), 2 * bool(augmentation.cutout)]
+        own = len(range(batch_size)[self._order.share])
+        self._draws = torch.zeros(own, sum(self._widths), dtype=torch.int64, device=device)
+        """A row an image: its number, its shift (2), whether it is mirrored, the center of what is cut out (2)."""
         smallest = min(split.images.shape[2:])
         for option, value in (("--cutout", augmentation.cutout), ("--crop-padding", augmentation.crop_padding)):
             if value >= smallest:
@@ -106,35 +114,48 @@ class Batches:
         self._padding, self._altered = (augmentation.crop_padding,) * 4, altered
         self._images = torch.nn.functional.pad(split.images, self._padding).to(device)
         self._labels = split.labels.to(device)
-        self._side = torch.tensor(split.images.shape[2:])
+        self._size = tuple(split.images.shape[2:])
+        self._side = torch.tensor(self._size)
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Return batch t: images (N, C, H, W) float32 and labels (N,)."""
         source = generator("cpu", "augment", *self._stream, t)
-        index, augmentation = self._order.indices(t), self._augmentation
-        (height, width), n = self._side.tolist(), self._order.batch_size
+        augmentation, n = self._augmentation, self._order.batch_size
         # Drawn for the whole batch, so that a part of it does not depend on how many parts there are.
-        shift = self._own(torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source))
+        draws = [torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source)]
+        if augmentation.flip:
+            draws.append((torch.rand(n, 1, generator=source) < 0.5).long())
+        if augmentation.cutout:
+            draws.append((torch.rand(n, 2, generator=source) * self._side).long())
+        # All in one tensor, which is one copy to a GPU.
+        own = torch.cat(draws, dim=1)[self._order.share]
+        fill(self._draws, torch.cat([self._order.indices(t).unsqueeze(1), own], dim=1))
+        altered = [] if self._altered is None else [self._altered(t)]
+        batch: tuple[Tensor, Tensor] = self.run(self._drawn, *altered)
+        return batch
+
+    def _drawn(self, altered: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make the batch that was drawn, of the split's images or of those that were altered."""
+        augmentation, (height, width) = self._augmentation, self._size
+        index, shift, mirrored, center = self._draws.split(
+            [1, 2, int(augmentation.flip), 2 * bool(augmentation.cutout)], 1
+        )
+        index = index.squeeze(1)
+        images, of_images = self._images, index
+        if altered is not None:
+            images = torch.nn.functional.pad(altered, self._padding)
+            of_images = torch.arange(len(index), device=self._device)
         rows = torch.arange(height, device=self._device) + shift[:, :1]
         columns = torch.arange(width, device=self._device).expand(len(index), -1)
         if augmentation.flip:
-            mirrored = self._own(torch.rand(n, 1, generator=source) < 0.5)
-            columns = torch.where(mirrored, width - 1 - columns, columns)
+            columns = torch.where(mirrored.bool(), width - 1 - columns, columns)
         columns = columns + shift[:, 1:]
         channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
-        images, of_images = self._images, index
-        if self._altered is not None:
-            images = torch.nn.functional.pad(self._altered(t), self._padding)
-            of_images = torch.arange(len(index), device=self._device)
         pixels = images[of_images.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
         x = self._normalisation(pixels)
         if augmentation.cutout:
-            centre = self._own((torch.rand(n, 2, generator=source) * self._side).long())
-            x = x * ~_square(centre, augmentation.cutout, height, width)
+            x = x * ~_square(center, augmentation.cutout, height, width)
         return x, self._labels[index]
-
-    def _own(self, draws: Tensor) -> Tensor:
-        return send(draws[self._order.share], self._device)
 
 
 def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -29,7 +29,7 @@ from darts_bio.data.datasets import IMAGE_SUFFIXES, drawn, eight_bits, split_off
 from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.transforms import IMAGENET_MEAN, IMAGENET_STD, centre_transform, training_transform
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import worker_count
+from darts_bio.runtime import Run, call, worker_count
 
 EVALUATION_BATCH = 256
 
@@ -133,6 +133,7 @@ class ImageFiles:
         train, test = open_parts(root, config.dataset, config.train_split, config.test_split)
         self.classes = _class_names(train, test, config.num_classes)
         self.image_size = (config.image_size, config.image_size)
+        self.run: Run = call
         self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self._identity = _identity(train, test, self.classes)
         workers = worker_count(config.workers)
@@ -171,7 +172,7 @@ class ImageFiles:
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """This process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
         images, labels = self._train.batch(t)
-        return self.normalisation(images), labels
+        return self.run(self.normalisation, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """This process' share of the images held out, or of the test images, each once."""

@@ -20,7 +20,7 @@ from darts_bio.data.streams import ImageStream
 from darts_bio.data.transforms import policy_transform
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
-from darts_bio.runtime import worker_count
+from darts_bio.runtime import Run, worker_count
 
 Labelled = tuple[Tensor, Tensor]
 """Normalised images (N, C, H, W) float32 and labels (N,) int64, on the device."""
@@ -38,6 +38,8 @@ class Source(Protocol):
     normalisation: Normalisation
     per_epoch: int
     """Batches an epoch; what does not fill one is left out."""
+    run: Run
+    """What runs the computations on the device (`runtime.call`, or a recorder)."""
 
     @property
     def damaged(self) -> Mapping[str, str]:
@@ -136,6 +138,14 @@ class InMemory:
         )
         self.per_epoch = self._batches.per_epoch
         self.damaged: Mapping[str, str] = {}
+
+    @property
+    def run(self) -> Run:
+        return self._batches.run
+
+    @run.setter
+    def run(self, run: Run) -> None:
+        self._batches.run = run
 
     def _altered(self, t: int) -> Tensor:
         assert self._loader is not None

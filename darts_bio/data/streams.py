@@ -20,7 +20,7 @@ from darts_bio.data.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_pack
 from darts_bio.data.loader import Workers
 from darts_bio.data.transforms import IMAGENET_MEAN, IMAGENET_STD, centre_transform, training_transform
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator, worker_count
+from darts_bio.runtime import Run, call, generator, worker_count
 
 
 class ImageStream:
@@ -67,6 +67,7 @@ class ImageStream:
         self.per_epoch = images // batch_size
         self.classes = tuple(map(str, range(config.num_classes)))
         self.image_size = (config.image_size, config.image_size)
+        self.run: Run = call
         self.normalisation = Normalisation(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)).to(device)
         self.damaged: dict[str, str] = {}
         self._identity = f"{images} images a pass of {dataset}, {config.train_split}; measured on {config.test_split}"
@@ -87,7 +88,7 @@ class ImageStream:
         self._next = -1
         images, labels = next(self._batches)
         self._next = t + 1
-        return self.normalisation(images), labels
+        return self.run(self.normalisation, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """This process' share of the test images. Nothing is held out."""

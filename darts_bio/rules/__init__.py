@@ -7,6 +7,7 @@ from darts_bio.rules import predictive as _predictive  # noqa: F401
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule, Operator
 from darts_bio.rules.carriers import (
     DirectOperation,
+    Renewal,
     RuleCarrier,
     connect_output,
     draw_feedback,
@@ -25,6 +26,7 @@ __all__ = [
     "InitialLaw",
     "LearningRule",
     "Operator",
+    "Renewal",
     "RuleCarrier",
     "RuleConv2d",
     "RuleLayer",

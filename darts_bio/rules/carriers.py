@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
-from darts_bio.runtime import generator
+from darts_bio.runtime import derive_seed, generator
 
 PREFIX = "feedback_"
 
@@ -184,19 +184,58 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
 
     With update = 0 every rule draws; later only those that renew their feedback do (brsf, weight_mirror). Each draw
     depends on (seed, name, update) alone, name being where the rule's carrier stands in the model: not on the order of
-    calls, and not on any global generator, which is left untouched. So a training loop calls it once after each weight
-    update, a resumed run draws what an uninterrupted one would have drawn, and evaluation draws nothing.
+    calls, and not on any global generator, which is left untouched. (On a GPU what is renewed is drawn there, from one
+    generator for the whole model.) So a training loop calls it once after each weight update, a resumed run draws what
+    an uninterrupted one would have drawn, and evaluation draws nothing.
     """
-    for wrapped, carrier in rule_carriers(model):
-        # As named in the model itself, not in what torch.compile or DistributedDataParallel wraps around it.
-        name = wrapped.replace("_orig_mod.", "").removeprefix("module.")
-        if not carrier.feedback:
-            continue
-        if update == 0:
-            draw_first(carrier, seed, name)
-        elif carrier.rule.renews:
-            device = next(iter(carrier.feedback.values())).device
-            carrier.renew_feedback(generator(device, "feedback", seed, name, update))
+    if update > 0:
+        Renewal(model, seed)(update)
+        return
+    for name, carrier in _with_feedback(model):
+        draw_first(carrier, seed, name)
+
+
+def _with_feedback(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
+    """Yield the carriers that have feedback, as they are named in the model itself, not in what torch.compile or
+    DistributedDataParallel wraps around it."""
+    for name, carrier in rule_carriers(model):
+        if carrier.feedback:
+            yield name.replace("_orig_mod.", "").removeprefix("module."), carrier
+
+
+class Renewal:
+    """What `draw_feedback` does after an update, for a loop that makes many: `renewal(update)`.
+
+    `run` is handed a function, which on a GPU draws from `generators` and depends on nothing else that changes: it may
+    record it (`training.graphs`).
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self._seed = seed
+        carriers = [(name, carrier) for name, carrier in _with_feedback(model) if carrier.rule.renews]
+        self._there = [carrier for _, carrier in carriers if _device(carrier).type == "cuda"]
+        self._here = [(name, carrier) for name, carrier in carriers if _device(carrier).type != "cuda"]
+        # One for all on a GPU: a recorded generator costs two kernels at each replay.
+        self.generators = [torch.Generator(device) for device in dict.fromkeys(map(_device, self._there))]
+
+    def __call__(self, update: int, run: Callable[[Callable[[], None]], Any] | None = None) -> None:
+        """Renew all that is renewed, as it stands after `update` weight updates."""
+        for name, carrier in self._here:
+            carrier.renew_feedback(generator(_device(carrier), "feedback", self._seed, name, update))
+        if self._there:
+            for source in self.generators:
+                source.manual_seed(derive_seed("feedback", self._seed, update))
+            self._renew() if run is None else run(self._renew)
+
+    def _renew(self) -> None:
+        sources = {source.device: source for source in self.generators}
+        for carrier in self._there:
+            carrier.renew_feedback(sources[_device(carrier)])
+
+
+def _device(carrier: RuleCarrier) -> torch.device:
+    """Return where its feedback lies."""
+    return next(iter(carrier.feedback.values())).device
 
 
 def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:

@@ -38,7 +38,8 @@ All individuals of a call meet the same batches, with batch norm by each batch's
 class Context:
     """What a strategy knows of the search it serves.
 
-    `factorised` asks for alpha as operation times rule given the operation, where the strategy has an alpha.
+    `factorised` asks for alpha as operation times rule given the operation, where the strategy has an alpha. `recorded`
+    says that steps are recorded as CUDA graphs (see `Strategy.descends`).
     """
 
     space: Space
@@ -48,6 +49,7 @@ class Context:
     epochs: int
     steps_per_epoch: int
     factorised: bool = False
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Bilevel:
     architecture_loss: Loss
     penalty: Callable[[EdgeWeights, Mapping[str, Tensor]], Tensor]
     weights: Sequence[nn.Parameter]
-    virtual_step: Callable[[Sequence[Tensor]], tuple[list[Tensor], float]]
+    virtual_step: Callable[[Sequence[Tensor]], tuple[list[Tensor], float | Tensor]]
 
     @contextlib.contextmanager
     def frozen_weights(self) -> Iterator[None]:
@@ -103,6 +105,11 @@ class StrategyState(ABC):
     def learning_rates(self) -> dict[str, float]:
         """Returns the rates at which alpha moves now, by name, for the records."""
         return {}
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """The generators on the search's device that edge weights are drawn from; `Strategy.prepare` seeds them."""
+        return ()
 
 
 S = TypeVar("S", bound=StrategyState)
@@ -148,19 +155,32 @@ class Strategy(ABC, Generic[S]):
         """Notes which epoch begins, counted from 0; called again when a run goes on within an epoch."""
         state.epoch = epoch
 
+    def descends(self, state: S) -> bool:
+        """Returns whether alpha follows a gradient in the present epoch: once a step, by `gradients` and `move`.
+
+        On a GPU these two and `edge_weights` are recorded then (`training.graphs`): they may depend on nothing that
+        changes but tensors that change in place. What else they need, `prepare` puts into such tensors.
+        """
+        return False
+
+    def prepare(self, state: S) -> None:
+        """Puts into the state what the next edge weights depend on beside alpha: a sample's noise, a temperature.
+
+        Called before each pass that moves alpha, and before each one that moves w.
+        """
+
     @abstractmethod
     def edge_weights(self, state: S) -> EdgeWeights:
-        """Returns what the supernet is lent, (edges, candidates) per cell type, zero where the table is padded.
+        """Returns what the supernet is lent, (edges, candidates) per cell type, zero where the table is padded."""
 
-        A strategy that samples draws anew at each call.
-        """
+    def gradients(self, state: S, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+        """Returns the gradients that alpha follows, in the order of the state's parameters, and the validation logits
+        (N, classes) that were seen, detached. w is as before."""
+        raise NotImplementedError(f"{type(self).__name__}.gradients")
 
-    @abstractmethod
-    def update(self, state: S, bilevel: Bilevel) -> Tensor | None:
-        """Moves alpha once, before the weights' own step.
-
-        Returns the validation logits (N, classes) it saw, detached; None if it saw none.
-        """
+    def move(self, state: S, gradients: Sequence[Tensor]) -> None:
+        """Moves alpha once along its gradients, before the weights' own step."""
+        raise NotImplementedError(f"{type(self).__name__}.move")
 
     def end_epoch(self, state: S, epoch: int, measure: Measure) -> dict[str, float]:
         """Does what is due after an epoch's last step, once the warm-up is over. Returns numbers for the records."""

@@ -49,16 +49,11 @@ class Darts(GradientStrategy):
             "step; feedback is held fixed while the term is measured"
         ]
 
-    def update(self, state: AlphaState, bilevel: Bilevel) -> Tensor:
-        if self.order == 1:
-            return super().update(state, bilevel)
-        gradients, logits = self.second_order_gradients(state, bilevel)
-        state.move(gradients)
-        return logits
+    def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+        return super().gradients(state, bilevel) if self.order == 1 else self.second_order_gradients(state, bilevel)
 
     def second_order_gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[list[Tensor], Tensor]:
-        """Returns the gradients of the state's parameters, in their order, and the validation logits (N, classes) after
-        the virtual step. w is as before."""
+        """Returns what `gradients` does, of the loss after the virtual step."""
         weights, parameters = list(bilevel.weights), list(state.parameters.values())
         before = [weight.detach().clone() for weight in weights]
         loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))

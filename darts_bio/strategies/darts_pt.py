@@ -56,6 +56,10 @@ class PerturbationState(StrategyState):
     def learning_rates(self) -> dict[str, float]:
         return self.base.learning_rates()
 
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        return self.base.generators
+
 
 @STRATEGIES.register("darts_pt")
 @dataclass(frozen=True)
@@ -120,8 +124,18 @@ class DartsPt(Strategy[PerturbationState]):
     def edge_weights(self, state: PerturbationState) -> EdgeWeights:
         return self.trainer.edge_weights(state.base) if self.trains(state) else self.final_weights(state)
 
-    def update(self, state: PerturbationState, bilevel: Bilevel) -> Tensor | None:
-        return self.trainer.update(state.base, bilevel) if self.trains(state) else None
+    def descends(self, state: PerturbationState) -> bool:
+        return self.trains(state) and self.trainer.descends(state.base)
+
+    def prepare(self, state: PerturbationState) -> None:
+        if self.trains(state):
+            self.trainer.prepare(state.base)
+
+    def gradients(self, state: PerturbationState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+        return self.trainer.gradients(state.base, bilevel)
+
+    def move(self, state: PerturbationState, gradients: Sequence[Tensor]) -> None:
+        self.trainer.move(state.base, gradients)
 
     def end_epoch(self, state: PerturbationState, epoch: int, measure: Measure) -> dict[str, float]:
         """Makes the choices that are due: evenly over the epochs that remain, the last after the last one."""

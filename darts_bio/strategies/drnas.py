@@ -12,15 +12,26 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Gamma
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 SMALLEST = 1e-5
 """Of a concentration and of a draw: below it their logarithms are lost in float32."""
+
+
+class DirichletState(AlphaState):
+    """Alpha, and the generator, on the search's device, that its next sample is drawn from."""
+
+    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
+        super().__init__(strategy, context)
+        self.source = torch.Generator(context.device)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [self.source]
 
 
 @STRATEGIES.register("drnas")
@@ -49,15 +60,20 @@ class DrNas(GradientStrategy):
     def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
         return {t: _normalised(c * state.masks[t]) for t, c in self.concentrations(state).items()}
 
+    def begin(self, context: Context) -> DirichletState:
+        return DirichletState(self, context)
+
+    def prepare(self, state: AlphaState) -> None:
+        assert isinstance(state, DirichletState)
+        state.source.manual_seed(int(torch.randint(2**62, (), generator=state.next_draw())))
+
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
-        seed, device = int(torch.randint(2**62, (), generator=state.next_draw())), state.context.device
+        assert isinstance(state, DirichletState)
         drawn = {}
-        # The distribution takes no generator: it draws from the default one, which is put back.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for t, concentration in self.concentrations(state).items():
-                draws = Gamma(concentration, torch.ones_like(concentration)).rsample().clamp_min(SMALLEST)
-                drawn[t] = _normalised(draws * state.masks[t])
+        for t, concentration in self.concentrations(state).items():
+            # As torch.distributions.Gamma draws, which takes no generator.
+            draws = torch._standard_gamma(concentration, generator=state.source).clamp_min(SMALLEST)
+            drawn[t] = _normalised(draws * state.masks[t])
         return drawn
 
     def own_penalty(self, state: AlphaState) -> Tensor:

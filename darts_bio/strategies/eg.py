@@ -31,7 +31,6 @@ from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import derive_seed, generator
 from darts_bio.strategies.base import (
     STRATEGIES,
-    Bilevel,
     Context,
     Measure,
     Strategy,
@@ -218,9 +217,6 @@ class Eg(Strategy[EgState]):
 
     def edge_weights(self, state: EgState) -> EdgeWeights:
         return state.weights
-
-    def update(self, state: EgState, bilevel: Bilevel) -> None:
-        return None
 
     def scale(self, state: EgState, epoch: int) -> float:
         """Returns s of an epoch, on its way from `sigma` to `sigma_min`; in the published way it does not fall."""

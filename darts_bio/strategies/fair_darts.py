@@ -14,8 +14,17 @@ from torch import Tensor
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
+
+
+class FairState(AlphaState):
+    """Alpha, and per cell type the numbers of the candidates that there are, in its flattened (edges, candidates)."""
+
+    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
+        super().__init__(strategy, context)
+        # Numbers, since to select by a mask Python has to wait for how many there are.
+        self.present = {t: mask.flatten().nonzero().squeeze(1) for t, mask in self.masks.items()}
 
 
 @STRATEGIES.register("fair_darts")
@@ -35,8 +44,12 @@ class FairDarts(GradientStrategy):
     def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
         return {t: logits.sigmoid() * state.masks[t] for t, logits in state.alpha.items()}
 
+    def begin(self, context: Context) -> FairState:
+        return FairState(self, context)
+
     def own_penalty(self, state: AlphaState) -> Tensor:
-        sigmoids = torch.cat([logits.sigmoid()[state.masks[t]] for t, logits in state.alpha.items()])
+        assert isinstance(state, FairState)
+        sigmoids = torch.cat([logits.sigmoid().flatten()[state.present[t]] for t, logits in state.alpha.items()])
         return -self.zero_one * (sigmoids - 0.5).square().mean()
 
     @torch.no_grad()

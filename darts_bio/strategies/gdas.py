@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, masked_softmax, one_hot_like
-from darts_bio.strategies.gradient import AlphaState, GradientStrategy, gumbel
+from darts_bio.strategies.base import STRATEGIES, Context, one_hot_like
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelState
 
 
 @STRATEGIES.register("gdas")
@@ -34,11 +34,13 @@ class Gdas(GradientStrategy):
         """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
         return self.tau + (self.tau_min - self.tau) * state.epoch / max(1, state.context.epochs - 1)
 
+    def begin(self, context: Context) -> GumbelState:
+        return GumbelState(self, context)
+
+    def prepare(self, state: AlphaState) -> None:
+        assert isinstance(state, GumbelState)
+        state.sample(self.temperature(state))
+
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
-        tau, source = self.temperature(state), state.next_draw()
-        drawn = {}
-        for t, logits in state.alpha.items():
-            soft = masked_softmax((logits + gumbel(logits, source)) / tau, state.masks[t])
-            hard = one_hot_like(soft, soft.argmax(1))
-            drawn[t] = hard + soft - soft.detach()
-        return drawn
+        assert isinstance(state, GumbelState)
+        return {t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in state.soft_sample().items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.runtime import generator, send
+from darts_bio.runtime import fill, generator, load_optimizer
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
 from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState, masked_softmax
 
@@ -33,6 +33,8 @@ class AlphaState(StrategyState):
             lr=strategy.lr,
             betas=(strategy.betas[0], strategy.betas[1]),
             weight_decay=strategy.weight_decay,
+            capturable=context.recorded,
+            fused=context.recorded or None,
         )
         self.draws = 0
 
@@ -44,12 +46,6 @@ class AlphaState(StrategyState):
         """Returns a generator on the CPU for the next sample: a function of the seed and of how many came before."""
         self.draws += 1
         return generator("cpu", "strategy", self.context.seed, self.draws)
-
-    def move(self, gradients: Sequence[Tensor]) -> None:
-        """Takes one step of Adam along the gradients of `parameters`, given in their order."""
-        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
 
     def values(self) -> dict[str, Tensor]:
         """Returns copies of the parameters as they are now."""
@@ -66,7 +62,7 @@ class AlphaState(StrategyState):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.put(saved["parameters"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(self.optimizer, saved["optimizer"])
         self.draws = saved["draws"]
 
     def learning_rates(self) -> dict[str, float]:
@@ -118,19 +114,47 @@ class GradientStrategy(Strategy[AlphaState]):
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
         return loss + bilevel.penalty(self.shares(state), state.alpha) + self.own_penalty(state), logits
 
-    def update(self, state: AlphaState, bilevel: Bilevel) -> Tensor:
+    def descends(self, state: AlphaState) -> bool:
+        return True
+
+    def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
         with bilevel.frozen_weights():
             loss, logits = self.validation_loss(state, bilevel)
             gradients = torch.autograd.grad(loss, list(state.parameters.values()))
-        state.move(gradients)
-        return logits.detach()
+        return gradients, logits.detach()
+
+    def move(self, state: AlphaState, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        state.optimizer.step()
 
     @torch.no_grad()
     def final_weights(self, state: AlphaState) -> EdgeWeights:
         return self.mean_weights(state)
 
 
-def gumbel(like: Tensor, source: torch.Generator) -> Tensor:
-    """Draws standard Gumbel noise, shaped like `like`."""
-    uniform = torch.rand(like.shape, generator=source).clamp_(1e-10, 1 - 1e-7)
-    return send((-(-uniform.log()).log()).to(like.dtype), like.device)
+class GumbelState(AlphaState):
+    """Alpha, and what its sample is made with: Gumbel noise (edges, candidates) per cell type, and a temperature."""
+
+    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
+        super().__init__(strategy, context)
+        sizes = [mask.numel() for mask in self.masks.values()]
+        # In one tensor, which is one copy to a GPU.
+        self._drawn = torch.ones(sum(sizes) + 1, device=context.device)
+        *noises, temperature = self._drawn.split([*sizes, 1])
+        self.noise = {t: noise.view_as(self.masks[t]) for t, noise in zip(self.masks, noises, strict=True)}
+        self.temperature = temperature.squeeze(0)
+
+    def sample(self, temperature: float) -> None:
+        """Draws the noise of the next sample, and sets its temperature."""
+        source = self.next_draw()
+        uniform = [torch.rand(mask.shape, generator=source).clamp_(1e-10, 1 - 1e-7) for mask in self.masks.values()]
+        noises = [-(-draw.log()).log() for draw in uniform]
+        fill(self._drawn, torch.cat([*(noise.flatten() for noise in noises), torch.tensor([temperature])]))
+
+    def soft_sample(self) -> dict[str, Tensor]:
+        """Returns the sample per cell type (edges, candidates): softmax((alpha + noise) / temperature)."""
+        return {
+            t: masked_softmax((logits + self.noise[t]) / self.temperature, self.masks[t])
+            for t, logits in self.alpha.items()
+        }

@@ -15,7 +15,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
 from darts_bio.spaces import Genotype, Space, load_genotype
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Strategy, StrategyState
+from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
 
 
 class RandomState(StrategyState):
@@ -59,9 +59,6 @@ class Random(Strategy[RandomState]):
 
     def edge_weights(self, state: RandomState) -> EdgeWeights:
         return state.weights
-
-    def update(self, state: RandomState, bilevel: Bilevel) -> None:
-        return None
 
     def final_weights(self, state: RandomState) -> EdgeWeights:
         return state.weights

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, masked_softmax
-from darts_bio.strategies.gradient import AlphaState, GradientStrategy, gumbel
+from darts_bio.strategies.base import STRATEGIES, Context
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelState
 
 
 @STRATEGIES.register("snas")
@@ -32,10 +32,14 @@ class Snas(GradientStrategy):
         """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
         return self.tau * (self.tau_min / self.tau) ** (state.epoch / max(1, state.context.epochs - 1))
 
+    def begin(self, context: Context) -> GumbelState:
+        return GumbelState(self, context)
+
+    def prepare(self, state: AlphaState) -> None:
+        assert isinstance(state, GumbelState)
+        state.sample(self.temperature(state))
+
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
-        tau, source = self.temperature(state), state.next_draw()
+        assert isinstance(state, GumbelState)
         # A constant added to all logits of an edge changes nothing, so alpha does as well as log softmax(alpha).
-        return {
-            t: masked_softmax((logits + gumbel(logits, source)) / tau, state.masks[t])
-            for t, logits in state.alpha.items()
-        }
+        return state.soft_sample()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from darts_bio.distributed import first_says, gathered, rank
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
-from darts_bio.runtime import StopRequest, autocast, rng_state, set_rng_state
+from darts_bio.runtime import StopRequest, autocast, rng_state, send, set_rng_state
 from darts_bio.training.run_folder import RunFolder
 
 SAVE_EVERY_S = 300.0
@@ -35,34 +35,51 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Several numbers, each summed over `count` values: `totals` (numbers,) float64, in the order of `names`."""
+
+    names: tuple[str, ...]
+    totals: Tensor
+    count: int
+
+
 class Meters:
     """Running means by name, over all processes. Sums stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._begun: dict[str, float] = {}
+        """Sums that were loaded, until more is added to them."""
         self._counts: dict[str, int] = {}
 
-    def add(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
-        """Adds, by name, `count` values that sum to `total` (a scalar, detached)."""
-        for name, (total, count) in sums.items():
-            total = total.double()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._counts[name] = self._counts.get(name, 0) + count
+    def add(self, *several: Sums) -> None:
+        """Add to the sums of the same names: on a GPU by one kernel."""
+        for sums in several:
+            if sums.names not in self._sums:
+                begun = torch.tensor([self._begun.pop(name, 0.0) for name in sums.names], dtype=torch.float64)
+                self._sums[sums.names] = send(begun, sums.totals.device)
+            for name in sums.names:
+                self._counts[name] = self._counts.get(name, 0) + sums.count
+        torch._foreach_add_([self._sums[sums.names] for sums in several], [sums.totals for sums in several])
 
     def read(self) -> Numbers:
-        """The means since the last `clear`. All processes have to read alike."""
+        """Return the means since the last `clear`. All processes have to read alike."""
         return {name: total / count for name, (total, count) in self._totals().items()}
 
     def _totals(self) -> dict[str, tuple[float, int]]:
+        mine = dict(self._begun)
+        for names, sums in self._sums.items():
+            mine |= zip(names, sums.tolist(), strict=True)
         totals: dict[str, tuple[float, int]] = {}
-        for own in gathered({name: (total.item(), self._counts[name]) for name, total in self._sums.items()}):
+        for own in gathered({name: (total, self._counts[name]) for name, total in mine.items()}):
             for name, (total, count) in own.items():
                 before = totals.get(name, (0.0, 0))
                 totals[name] = (before[0] + total, before[1] + count)
         return totals
 
     def clear(self) -> None:
-        self._sums, self._counts = {}, {}
+        self._sums, self._begun, self._counts = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         totals = self._totals()
@@ -72,8 +89,7 @@ class Meters:
         """What all processes had together becomes the first one's."""
         self.clear()
         if rank() == 0:
-            self._sums = {name: torch.as_tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
-            self._counts = dict(state["counts"])
+            self._begun, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
@@ -96,8 +112,8 @@ class Task(Protocol):
     def begin_epoch(self, epoch: int) -> None:
         """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
 
-    def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
-        """Update t, counted from 0 over all epochs. Returns the sum of each number and the count it is over."""
+    def step(self, t: int) -> Mapping[str, Sums]:
+        """Make update t, counted from 0 over all epochs. Return what was measured in it, by the name of the images."""
 
     def learning_rates(self) -> Numbers: ...
 
@@ -292,8 +308,8 @@ def fit(
                 f"the GPU's memory does not suffice for a step ({first_line(error)}); try a smaller --batch-size or "
                 "fewer --channels"
             ) from None
-        record.add(sums)
-        epoch_means.add(sums)
+        record.add(*sums.values())
+        epoch_means.add(*sums.values())
         t += 1
         progress = Progress(t, steps, epoch + 1, task.epochs)
         listener.on_step(progress, task.images_per_step)
@@ -390,17 +406,20 @@ def _finite_tensors(state: dict[str, Any], t: int) -> None:
 
 
 @torch.no_grad()
-def loss_and_accuracy(prefix: str, logits: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, int]]:
-    """Cross entropy and accuracy (in [0, 1]) of logits (N, classes), as sums with their count, for `Meters`.
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return cross entropy and correct answers of logits (N, classes), each summed over the images: (2,) float64.
 
     labels: (N,), or the classes' shares (N, classes), the largest of which counts as the label.
     """
-    logits, n = logits.detach().float(), len(labels)
+    logits = logits.detach().float()
     likeliest = labels if labels.dim() == 1 else labels.argmax(1)
-    return {
-        f"{prefix}/loss": (F.cross_entropy(logits, labels, reduction="sum"), n),
-        f"{prefix}/accuracy": ((logits.argmax(1) == likeliest).sum(), n),
-    }
+    loss, correct = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == likeliest).sum()
+    return torch.stack([loss.double(), correct.double()])
+
+
+def measured(prefix: str, loss_and_accuracy: Tensor, count: int) -> Sums:
+    """Name what `loss_and_accuracy` returned for `count` images; the accuracy is in [0, 1]."""
+    return Sums((f"{prefix}/loss", f"{prefix}/accuracy"), loss_and_accuracy, count)
 
 
 @torch.no_grad()
@@ -411,5 +430,5 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, pref
         for x, labels in batches:
             with autocast(x.device, amp):
                 logits = model(x)
-            meters.add(loss_and_accuracy(prefix, logits, labels))
+            meters.add(measured(prefix, loss_and_accuracy(logits, labels), len(labels)))
     return meters.read()

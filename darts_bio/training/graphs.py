@@ -1,103 +1,195 @@
-"""A network's two passes as CUDA graphs: recorded once, then replayed with no Python between the kernels.
+"""Functions of tensors as CUDA graphs: run twice, then recorded, then replayed with no Python between the kernels.
 
 A step of a search is thousands of small kernels, and a GPU that waits for Python to launch each of them idles most of
-the time. All that changes from step to step changes in place, outside the graphs: weights (by the optimiser), feedback
-(`draw_feedback`, which therefore needs no generator inside them), drop path's probability. What is chosen by Python in
-the forward pass makes a recording of its own: see `_situation`.
+the time. So a task puts what a step computes into functions, and runs them through a `Recorder`:
+
+    call 1, 2    the function runs as it is: steps like any other, in which libraries choose their kernels
+    call 3       it is recorded (which computes nothing), and the recording is replayed
+    call 4, ...  its inputs are copied to where the recording reads them, and it is replayed
+
+What a recording cannot see is Python. Whatever differs from step to step must be an input, or a tensor that changes in
+place: weights, feedback, the learning rate, drop path's probability, a strategy's noise. A number that Python computes
+anew in each step would stay for ever what it was in call 3. What calls 2 and 3 ask of PyTorch is therefore compared:
+where a number or a shape differs, or a tensor is read from the CPU, the run ends with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from darts_bio.errors import InputError, first_line
-from darts_bio.networks import EdgeWeights
-from darts_bio.networks.cells import DropPath
-from darts_bio.rules import rule_carriers
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 
+REGISTERS_GENERATORS = TorchVersion(torch.__version__) >= "2.14"
+"""Whether PyTorch notices by itself which generators a recording draws from; asked to, it then only warns."""
 
-class _Pass(nn.Module):
-    """The network as a function of tensors alone. PyTorch puts a recording in the place of this module's `forward`."""
-
-    def __init__(self, network: nn.Module, cell_types: tuple[str, ...]) -> None:
-        super().__init__()
-        self.network, self.cell_types = network, cell_types
-        self.training = network.training
-
-    def forward(self, x: Tensor, *edge_weights: Tensor) -> Any:
-        if not self.cell_types:
-            return self.network(x)
-        return self.network(x, dict(zip(self.cell_types, edge_weights, strict=True)))
+RUNS_BEFORE = 2
+"""Runs of a function before it is recorded."""
 
 
-class Replayed:
-    """A network whose passes are replayed on a GPU. Called like the network, with images and, for a supernet, edge
-    weights, all of the same shapes at each call.
+Call = tuple[Any, ...]
+"""An operation of PyTorch, the shapes of its tensors, and its other arguments."""
 
-    The first call in a situation records it. Recordings share their memory, so a backward pass has to follow its
-    forward pass before the next one, and a gradient is good until the next pass. Without gradients (evaluation), and
-    with feedback that is held, the network runs as it is.
+
+class Recorder:
+    """Runs functions of tensors; on a GPU, if `graphs` says so, it replays what they did.
+
+    Recordings share their memory but for inputs and outputs. An output is good until the same function runs again.
+    `generators` are those on the GPU that functions draw from, beside PyTorch's default one: seed them before a call.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self._carriers = [carrier for _, carrier in rule_carriers(network)]
-        self._drops = [module for module in network.modules() if isinstance(module, DropPath)]
-        self._recordings: dict[Hashable, nn.Module] = {}
+    def __init__(self, device: torch.device, *, graphs: bool = True) -> None:
+        self.device = device
+        self.records = graphs and device.type == "cuda"
+        self.generators: Sequence[torch.Generator] = ()
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._outputs: set[int] = set()
+        """The outputs of recordings, which these keep."""
         self._pool: Any = None
+        self._stream: Any = None
 
-    def __call__(self, x: Tensor, edge_weights: EdgeWeights | None = None) -> Any:
-        inputs = {} if edge_weights is None else dict(edge_weights)
-        if not torch.is_grad_enabled() or any(carrier.held is not None for carrier in self._carriers):
-            return self.network(x, inputs) if inputs else self.network(x)
-        tensors = (x, *inputs.values())
-        situation = (tuple(inputs), self._situation(tensors))
-        if situation not in self._recordings:
-            self._recordings[situation] = self._record(tuple(inputs), tensors)
-        output = self._recordings[situation](*tensors)
-        # The recording's own output is overwritten at its next replay.
-        return tuple(part.clone() for part in output) if isinstance(output, tuple) else output.clone()
+    def __call__(self, function: Callable[..., Any], *inputs: Tensor, situation: Hashable = ()) -> Any:
+        """Return what `function(*inputs)` returns: tensors, in tuples and dicts if there are several.
 
-    def _situation(self, tensors: tuple[Tensor, ...]) -> Hashable:
-        """All that Python looks at in a forward pass, beside the values of tensors."""
-        device = tensors[0].device.type
-        return (
-            self.network.training,
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors),
-            tuple(parameter.requires_grad for parameter in self.network.parameters()),
-            tuple(carrier.exact for carrier in self._carriers),
-            any(drop.probability > 0 for drop in self._drops),
-        )
+        `situation` holds what else Python looks at in it; another one makes a recording of its own, as do inputs of
+        other shapes. Raises InputError if the function cannot be recorded, or would not be the same when replayed.
+        """
+        if not self.records:
+            return function(*inputs)
+        key = (function, situation, tuple((x.shape, x.dtype) for x in inputs))
+        recording = self._recordings.setdefault(key, _Recording())
+        if recording.runs < RUNS_BEFORE:
+            return recording.run(function, inputs)
+        if recording.graph is None:
+            # What another recording gives lies where it lay, so it is read there; anything else is copied.
+            recording.inputs = tuple(x if id(x) in self._outputs else x.detach().clone() for x in inputs)
+            recording.graph, recording.output, calls = self.capture(function, recording.inputs)
+            recording.compare(calls)
+            self._outputs |= {id(x) for x in tree_leaves(recording.output) if isinstance(x, Tensor)}
+        return recording.replay(inputs)
 
-    def _record(self, cell_types: tuple[str, ...], tensors: tuple[Tensor, ...]) -> nn.Module:
-        samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
-        module = _Pass(self.network, cell_types)
-        buffers = list(self.network.buffers())
-        before = [buffer.clone() for buffer in buffers]
+    def check_again(self) -> None:
+        """Have each function run as it is once more, at its next call, and compared with its recording.
+
+        What Python changes only from epoch to epoch shows then.
+        """
+        for recording in self._recordings.values():
+            recording.runs = min(recording.runs, RUNS_BEFORE - 1)
+
+    def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Graph, Any, list[Call]]:
+        """Record the function on these inputs. Return the recording, the output it writes to, and the calls it holds.
+
+        Raises InputError if that cannot be.
+        """
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
+        graph = torch.cuda.CUDAGraph()
+        if not REGISTERS_GENERATORS:
+            for source in self.generators:
+                graph.register_generator_state(source)
         try:
-            with torch.random.fork_rng([tensors[0].device] if tensors[0].is_cuda else []):
-                torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True, pool=self._pool)
+            # A loader's thread may pin memory meanwhile, which only the capturing thread must not do.
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                Trace(from_cpu=False) as trace,
+            ):
+                output = function(*inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise InputError(
-                f"the network's passes cannot be recorded as CUDA graphs ({first_line(error)}); a plug-in may wait for "
-                "the GPU or copy from the CPU in its forward pass. Mend it, or use --no-graphs"
+                f"the step cannot be recorded as a CUDA graph ({first_line(error)}); a plug-in may wait for the GPU or "
+                "copy from the CPU in it. Mend it, or use --no-graphs"
             ) from None
-        for buffer, value in zip(buffers, before, strict=True):  # the passes before the recording moved statistics
-            buffer.copy_(value)
-        return module
+        return graph, output, trace.calls
 
 
-def on_device(network: nn.Module, device: torch.device, graphs: bool) -> Callable[..., Any]:
-    """The network as a run calls it in training: replayed where that is asked for and there is a GPU."""
+class Graph(Protocol):
+    """A recording: `replay` computes again what was recorded, from and to the same memory."""
+
+    def replay(self) -> None: ...
+
+
+@dataclass
+class _Recording:
+    """A function's recording, and before there is one, how often it ran and the calls to PyTorch that it made."""
+
+    runs: int = 0
+    calls: list[Call] | None = None
+    graph: Graph | None = None
+    inputs: tuple[Tensor, ...] = ()
+    output: Any = None
+
+    def run(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        """Run the function as it is. The last time before the recording its calls are noted."""
+        self.runs += 1
+        if self.runs < RUNS_BEFORE:
+            return function(*inputs)
+        with Trace() as trace:
+            output = function(*inputs)
+        self.compare(trace.calls)
+        return output
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> Any:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            if given is not mine:
+                mine.copy_(given, non_blocking=True)
+        assert self.graph is not None
+        self.graph.replay()
+        return self.output
+
+    def compare(self, calls: list[Call]) -> None:
+        """Raise InputError if the calls are not those of the run before."""
+        before, self.calls = self.calls, calls
+        if before is None or before == calls:
+            return
+        pairs = itertools.zip_longest(before, calls, fillvalue=("nothing",))
+        then, now = next(pair for pair in pairs if pair[0] != pair[1])
+        raise InputError(
+            "a recorded step would not be the same step: what Python computes changes from one to the next "
+            f"({_in_words(then)}, then {_in_words(now)}). Let the plug-in keep it in a tensor that changes in place, "
+            "or use --no-graphs"
+        )
+
+
+def _in_words(call: Call) -> str:
+    return " ".join(str(tuple(value) if isinstance(value, torch.Size) else value) for value in call)
+
+
+class Trace(TorchDispatchMode):
+    """Notes the calls to PyTorch. Raises RuntimeError for one that reads a tensor on the CPU, unless `from_cpu`."""
+
+    def __init__(self, from_cpu: bool = True) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._from_cpu = from_cpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call: list[Any] = [func]
+        for value in tree_leaves((args, kwargs or {})):
+            if isinstance(value, Tensor):
+                call.append(value.shape)
+                if value.device.type == "cpu" and not self._from_cpu:
+                    raise RuntimeError(f"{func} reads a tensor on the CPU, whose values would be kept for ever")
+            elif isinstance(value, (bool, int, float, str, torch.dtype)):
+                call.append(value)
+        if func is not torch.ops.aten.detach.default:  # PyTorch calls it or not, by who else holds a tensor
+            self.calls.append(tuple(call))
+        return func(*args, **(kwargs or {}))
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to where it is trained, and warn of layers that are not safe there."""
+    network.to(device)
     warn_of_strided_pointwise(network)
-    return Replayed(network) if graphs and device.type == "cuda" else network
+    return network

@@ -20,12 +20,21 @@ from darts_bio.distributed import average, gathered, refuse_drift, world_size
 from darts_bio.errors import InputError
 from darts_bio.invocation import named
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
-from darts_bio.rules import draw_feedback
+from darts_bio.rules import Renewal
 from darts_bio.runtime import autocast, derive_seed, seeded
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples, logits_of
-from darts_bio.training.engine import Numbers, evaluate, fitting, loss_and_accuracy, never, refuse_other_subject
-from darts_bio.training.graphs import on_device
+from darts_bio.training.engine import (
+    Numbers,
+    Sums,
+    evaluate,
+    fitting,
+    loss_and_accuracy,
+    measured,
+    never,
+    refuse_other_subject,
+)
+from darts_bio.training.graphs import Recorder, on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
@@ -109,14 +118,16 @@ class Retraining:
                 f"{config.accumulate} part(s) each, found {config.batch_size}; use for example "
                 f"--batch-size {max(1, round(config.batch_size / parts)) * parts}"
             )
-        self.network = network.to(device)
+        self.network = network
         self.examples = self._against(config) if config.adversarial else None
-        # Where two passes come before one backward pass, they cannot be replayed.
-        twice = self.examples is not None and self.examples.adversary.needs_clean
-        self.passes = on_device(self.network, device, config.graphs and not twice)
-        self.optimizer = WeightOptimizer(self.network, config)
+        on_device(self.network, device)
+        self.run = source.run = Recorder(device, graphs=config.graphs)
+        self.renewal = Renewal(self.network, config.seed)
+        self.run.generators = self.renewal.generators
+        self.optimizer = WeightOptimizer(self.network, config, self.run)
         self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
         self.averaged = self._average() if config.ema else None
+        self.drops_paths = False
         self.began_with = world_size()
         """How many processes made the steps so far."""
         self._damaged: dict[str, str] = {}
@@ -170,16 +181,42 @@ class Retraining:
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         if self.config.drop_path and isinstance(self.network, Network):
-            self.network.set_drop_path(self.config.drop_path * epoch / self.epochs)
+            probability = self.config.drop_path * epoch / self.epochs
+            self.network.set_drop_path(probability)
+            self.drops_paths = probability > 0
+        if epoch == 2:  # drop path begins with the second epoch: it makes recordings of its own
+            self.run.check_again()
 
-    def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
+    def step(self, t: int) -> dict[str, Sums]:
+        """Move the weights, then renew the feedback. What is computed in between is run by the recorder."""
         x, labels = self.source.batch(t)
         targets = labels
         if self.mixing is not None:
             x, targets = self.mixing(t, x, labels)
+        drawn: list[Tensor] = []
+        if self.examples is not None:
+            # By several processes they are made with the same statistics, however long ago these were averaged.
+            average(_statistics(self.network))
+            drawn.append(self.examples.starts(t, x))
+        seen = self.run(self._gradients, x, targets, *drawn, situation=self.drops_paths)
+        self.optimizer.update()
+        if self.averaged is not None:
+            self.averaged.update(self.network, t + 1)
+        self.renewal(t + 1, self.run)
+        return {"train": measured("train", seen, len(labels))}
+
+    def _gradients(self, x: Tensor, targets: Tensor, *starts: Tensor) -> Tensor:
+        """Compute the weights' gradients, by parts of the batch, and return what it was worth.
+
+        `starts` says where adversarial examples begin. All are made before the first pass in training, which moves the
+        statistics of batch norms that they are made with.
+        """
         count = self.config.accumulate
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
-        examples = self._made(t, x, parts)
+        examples: list[Tensor | None] = [None] * count
+        if self.examples is not None:
+            starting = starts[0].chunk(count)
+            examples = [self.examples.made(*part, start) for part, start in zip(parts, starting, strict=True)]
         outputs: list[Tensor] = []
 
         def losses() -> Iterator[Tensor]:
@@ -188,26 +225,8 @@ class Retraining:
                 outputs.append(logits.detach())
                 yield loss / count
 
-        if count == 1:
-            self.optimizer.step(next(losses()))
-        else:
-            self.optimizer.step_over(losses())
-        if self.averaged is not None:
-            self.averaged.update(self.network, t + 1)
-        draw_feedback(self.network, self.config.seed, t + 1)
-        return loss_and_accuracy("train", torch.cat(outputs), targets)
-
-    def _made(self, t: int, x: Tensor, parts: list[tuple[Tensor, Tensor]]) -> list[Tensor | None]:
-        """The adversarial examples of step t for each part of the images x; None for each without an adversary.
-
-        All are made before the first pass in training, which moves the statistics of batch norms that they are made
-        with; by several processes with the same ones, however long ago these were averaged.
-        """
-        if self.examples is None:
-            return [None] * len(parts)
-        average(_statistics(self.network))
-        starts = self.examples.starts(t, x).chunk(len(parts))
-        return [self.examples.made(*part, start) for part, start in zip(parts, starts, strict=True)]
+        self.optimizer.differentiate(losses())
+        return loss_and_accuracy(torch.cat(outputs), targets)
 
     def _pass(self, x: Tensor, targets: Tensor, example: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logits that are counted, and the loss. Against an adversary these are the examples', unless it needs the
@@ -223,7 +242,7 @@ class Retraining:
 
     def _forward(self, x: Tensor) -> Any:
         with autocast(self.device, self.config.amp):
-            return self.passes(x)
+            return self.network(x)
 
     def loss(self, output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """Cross entropy of what the network gives in training, the auxiliary head's by its weight.

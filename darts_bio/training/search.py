@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from darts_bio.distributed import from_first, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
-from darts_bio.rules import RULES, draw_feedback, true_gradients
+from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
 from darts_bio.runtime import autocast, derive_seed
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
@@ -35,8 +35,8 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
-from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, never
-from darts_bio.training.graphs import on_device
+from darts_bio.training.engine import Interrupted, Numbers, Sums, loss_and_accuracy, measured, never
+from darts_bio.training.graphs import Recorder, on_device
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
@@ -49,6 +49,7 @@ class Search:
 
     def __init__(self, config: SearchConfig, data: ImageData, device: torch.device) -> None:
         self.config, self.device, self.epochs = config, device, config.epochs
+        self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
         for rule in (*config.rules, config.backbone_rule):
             RULES.build(rule)
@@ -63,6 +64,7 @@ class Search:
                 seed=config.seed,
                 name=name,
                 device=device,
+                run=self.run,
             )
             for name, half in zip(("train", "valid"), halves(data.train, config.seed), strict=True)
         )
@@ -70,7 +72,9 @@ class Search:
         self.steps_per_epoch = self.train_batches.per_epoch
         self.images_per_step = 2 * config.batch_size
         self.table = self.space.table(config.rules)
-        context = Context(self.space, self.table, config.seed, device, self.epochs, self.steps_per_epoch)
+        context = Context(
+            self.space, self.table, config.seed, device, self.epochs, self.steps_per_epoch, recorded=self.run.records
+        )
         self.regularizers: list[Regularizer[Any]] = [REGULARIZERS.build(spec) for spec in config.regularizers]
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
@@ -102,10 +106,12 @@ class Search:
             backbone_rule=config.backbone_rule,
             partial=self.strategy.partial,
             cell=FoldedCell if config.memory == "low" else MixedCell,
-        ).to(device)
+        )
+        on_device(self.supernet, device)
         draw_feedback(self.supernet, config.seed)
-        self.passes = on_device(self.supernet, device, config.graphs)
-        self.optimizer = WeightOptimizer(self.supernet, config)
+        self.renewal = Renewal(self.supernet, config.seed)
+        self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
+        self.optimizer = WeightOptimizer(self.supernet, config, self.run)
         # A pass of autograd Functions of its own cannot be batched.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
@@ -156,32 +162,60 @@ class Search:
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         self.strategy.begin_epoch(self.strategy_state, epoch)
+        if epoch == 1:
+            self.run.check_again()
 
-    def step(self, t: int) -> dict[str, tuple[Tensor, int]]:
-        train_batch, valid_batch = self.train_batches.batch(t), self.valid_batches.batch(t)
+    def step(self, t: int) -> dict[str, Sums]:
+        """Move alpha, then w, then renew the feedback. What is computed in between is run by the recorder."""
+        train, valid = self.train_batches.batch(t), self.valid_batches.batch(t)
+        strategy, state = self.strategy, self.strategy_state
+        sums: dict[str, Sums] = {}
+        descends = strategy.descends(state)
+        if descends and t // self.steps_per_epoch >= self.warmup_epochs:
+            strategy.prepare(state)
+            gradients, seen = self.run(self._alpha_gradients, *train, *valid)
+            self.run(self._move_alpha, *gradients)
+            sums["valid"] = measured("valid", seen, len(valid[1]))
+        strategy.prepare(state)
+        lent = self.run(self._edge_weights) if descends else self._edge_weights()
+        seen = self.run(self._weight_gradients, *train, *lent)
+        self.optimizer.update()
+        self.renewal(t + 1, self.run)
+        return {"train": measured("train", seen, len(train[1]))} | sums
+
+    def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """The gradients that alpha follows, and what the validation batch was worth."""
+        x, labels, valid_x, valid_labels = batches
         bilevel = Bilevel(
             self.supernet,
-            train_batch,
-            valid_batch,
+            (x, labels),
+            (valid_x, valid_labels),
             self._weight_loss,
             self._architecture_loss,
             self._penalty,
             self.optimizer.weights,
             self.optimizer.virtual_step,
         )
-        moves = t // self.steps_per_epoch >= self.warmup_epochs
-        valid_logits = self.strategy.update(self.strategy_state, bilevel) if moves else None
-        loss, logits = self._weight_loss(train_batch, detached(self.strategy.edge_weights(self.strategy_state)))
-        self.optimizer.step(loss)
-        draw_feedback(self.supernet, self.config.seed, t + 1)
-        numbers = loss_and_accuracy("train", logits, train_batch[1])
-        if valid_logits is not None:
-            numbers |= loss_and_accuracy("valid", valid_logits, valid_batch[1])
-        return numbers
+        gradients, logits = self.strategy.gradients(self.strategy_state, bilevel)
+        return tuple(gradients), loss_and_accuracy(logits, valid_labels)
+
+    def _move_alpha(self, *gradients: Tensor) -> None:
+        self.strategy.move(self.strategy_state, gradients)
+
+    def _edge_weights(self) -> tuple[Tensor, ...]:
+        """What the supernet is lent while w is trained, in the order of its cell types."""
+        lent = detached(self.strategy.edge_weights(self.strategy_state))
+        return tuple(lent[t] for t in self.table.rows)
+
+    def _weight_gradients(self, x: Tensor, labels: Tensor, *lent: Tensor) -> Tensor:
+        """Compute w's gradients, and return what the training batch was worth."""
+        loss, logits = self._weight_loss((x, labels), dict(zip(self.table.rows, lent, strict=True)))
+        self.optimizer.differentiate([loss])
+        return loss_and_accuracy(logits, labels)
 
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.amp):
-            logits = self.passes(batch[0], edge_weights)
+            logits = self.supernet(batch[0], edge_weights)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in float32 at least
         return F.cross_entropy(logits, batch[1]), logits
 
