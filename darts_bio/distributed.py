@@ -11,8 +11,8 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -199,22 +199,51 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
         dist.all_reduce(flat)
         flat /= world_size()
         parts = flat.split([tensor.numel() for tensor in members])
-        for tensor, part in zip(members, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        # A few kernels, where a supernet has thousands of tensors.
+        torch._foreach_copy_(members, [part.view_as(own) for own, part in zip(members, parts, strict=True)])
+
+
+class _OfAll(torch.autograd.Function):
+    """What it is given; the gradient that comes back is the mean over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        means = tuple(gradient.clone() for gradient in gradients)
+        average(means)
+        return means
+
+
+def mean_of_all(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], at: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the mean over all processes of `function(at)`, a scalar, and has its gradient at `at`, which is the same
+    in all, be the mean as well. For where whoever differentiates it knows nothing of processes."""
+    if world_size() == 1:
+        return function(at)
+    own = function(_OfAll.apply(*at))
+    mean = own.detach().clone()
+    average([mean])
+    return mean + (own - own.detach())
 
 
 @torch.no_grad()
-def refuse_drift(tensors: Sequence[torch.Tensor]) -> None:
-    """Raises InputError if these tensors, which all processes compute alike, are not the same in all."""
-    if world_size() == 1:
+def refuse_drift(tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Raises InputError if these tensors, which all processes compute alike, are not the same in all. They are named by
+    what they are, in the plural."""
+    named = [(name, tensor) for name, own in tensors.items() for tensor in own]
+    if world_size() == 1 or not named:
         return
     # What has diverged alike is not for here.
-    sums = torch.stack([tensor.double().sum() for tensor in tensors]).cpu().nan_to_num()
+    sums = torch.stack([tensor.double().sum().cpu() for _, tensor in named]).nan_to_num()
     most, least = sums.clone(), sums.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    if not torch.equal(most, least):
+    apart = dict.fromkeys(name for (name, _), differ in zip(named, most != least, strict=True) if differ)
+    if apart:
         raise InputError(
-            "the processes have drifted apart: their weights are no longer the same; run all on the same kind of "
-            "device and with the same versions"
+            f"the processes have drifted apart: {' and '.join(apart)} are no longer the same in all; run all on the "
+            "same kind of device and with the same versions, and have a plug-in average what it moves along "
+            "(darts_bio.distributed.average)"
         )

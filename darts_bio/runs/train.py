@@ -25,6 +25,7 @@ from darts_bio.runs.running import Result, SeedResults, Watching, beginning, eac
 from darts_bio.runtime import select_device
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.parallel import shared_otherwise
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder, write_text
 
@@ -116,10 +117,7 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
             lines.append(f"this genotype is {note}")
         if task.began_with != world_size():
-            lines.append(
-                f"goes on in {world_size()} process(es) where there were {task.began_with}: batch norms see other "
-                "parts of a batch from here on"
-            )
+            lines.append(shared_otherwise(task.began_with, world_size()))
         return [*lines, *beginning(progress, folder, watching, seed)]
 
     meter = AlignmentMeter(task)

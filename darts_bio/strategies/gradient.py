@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darts_bio.distributed import average
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator, send
@@ -75,7 +76,8 @@ class AlphaState(StrategyState):
 
 @dataclass(frozen=True)
 class GradientStrategy(Strategy[AlphaState]):
-    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties.
+    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties, which is the mean
+    over all processes.
 
     Subclasses say how alpha becomes edge weights, and which weights it stands for. `init` is the standard deviation of
     alpha at the start.
@@ -122,6 +124,7 @@ class GradientStrategy(Strategy[AlphaState]):
         with bilevel.frozen_weights():
             loss, logits = self.validation_loss(state, bilevel)
             gradients = torch.autograd.grad(loss, list(state.parameters.values()))
+        average(gradients)
         state.move(gradients)
         return logits.detach()
 

@@ -1,9 +1,13 @@
-"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1)."""
+"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1).
+
+Of several processes each takes its share of both batches, and the gradients of alpha and of w are averaged before they
+are followed. Where a strategy measures individuals, each process measures some, and trains w on whole batches.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from torch import Tensor
 from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalisation
 from darts_bio.data.datasets import ImageData, halves
-from darts_bio.distributed import from_first, rank, summed, world_size
+from darts_bio.distributed import from_first, mean_of_all, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
@@ -38,6 +42,7 @@ from darts_bio.strategies import (
 from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, never
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.parallel import share_of_a_batch, shared_otherwise, synchronise, tensors_in
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -54,6 +59,13 @@ class Search:
             RULES.build(rule)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
+        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
+        # Where individuals are measured, by each process some, all train w alike.
+        self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
+        """This process' part of each batch: its number, and how many parts there are."""
+        self.began_with = self.share[1]
+        """Into how many parts the batches of the steps so far were shared out."""
+        share_of_a_batch(config.batch_size, self.share[1])
         self.train_batches, self.valid_batches = (
             Batches(
                 half,
@@ -63,6 +75,7 @@ class Search:
                 seed=config.seed,
                 name=name,
                 device=device,
+                share=self.share,
             )
             for name, half in zip(("train", "valid"), halves(data.train, config.seed), strict=True)
         )
@@ -74,7 +87,6 @@ class Search:
         self.regularizers: list[Regularizer[Any]] = [REGULARIZERS.build(spec) for spec in config.regularizers]
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
-        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
@@ -114,12 +126,6 @@ class Search:
             raise InputError(
                 f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; leave it out"
             )
-        if world_size() > 1 and not self.strategy.measures:
-            measuring = ", ".join(name for name in STRATEGIES if STRATEGIES.get(name).measures)
-            raise InputError(
-                f"torchrun: strategy {config.strategy} has nothing that {world_size()} processes could share; only "
-                f"those that measure individuals have ({measuring}). Run it as one process"
-            )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
@@ -151,6 +157,13 @@ class Search:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
             notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
+        if self.share[1] > 1 and not self.strategy.finished:
+            notes.append(
+                f"each of {self.share[1]} processes takes {self.config.batch_size // self.share[1]} of a "
+                f"batch's {self.config.batch_size} images"
+            )
+        if self.began_with != self.share[1]:
+            notes.append(shared_otherwise(self.began_with, self.share[1]))
         return notes
 
     def begin_epoch(self, epoch: int) -> None:
@@ -266,7 +279,8 @@ class Search:
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronise(self) -> None:
-        """Nothing differs: all processes train alike."""
+        """Averages batch norms' statistics over the processes, and makes sure that nothing else differs."""
+        synchronise([self.supernet], {"alpha and what moves it": tensors_in(self.strategy_state.state_dict())})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -275,6 +289,7 @@ class Search:
             "strategy": self.strategy_state.state_dict(),
             "regularizers": [regularizer.state_dict() for regularizer in self.regularizer_states],
             "stopped": self.stopped,
+            "processes": self.share[1],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -284,6 +299,7 @@ class Search:
         for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]
+        self.began_with = state.get("processes", 1)
 
 
 class _Lookout:
@@ -299,5 +315,9 @@ class _Lookout:
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
         supernet, (x, labels) = self._search.supernet, self._search.valid_batches.batch(self._number)
+
+        def loss(weights: Sequence[Tensor]) -> Tensor:
+            return F.cross_entropy(supernet(x, dict(zip(edge_weights, weights, strict=True))).float(), labels)
+
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
-            return F.cross_entropy(supernet(x, edge_weights).float(), labels)
+            return mean_of_all(loss, list(edge_weights.values()))
