@@ -7,11 +7,6 @@ edge weights and what is drawn, none of what averages, moves or exchanges.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import multiprocessing
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from searching import search
+from several import several
 from torch import Tensor
 
 from darts_bio.data.datasets import load_data
-from darts_bio.distributed import process_group, rank
+from darts_bio.distributed import process_group
 from darts_bio.rules import draw_feedback, held_feedback, true_gradients
 from darts_bio.strategies.regularizers import dominant_eigenvalue
 from darts_bio.training.engine import Meters
@@ -62,11 +58,8 @@ def weights_of(task: Search) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in task.supernet.state_dict().items() if value.is_floating_point()}
 
 
-def one_of_several(number: int, count: int, port: int, file: Path) -> None:
+def each_strategy(number: int, count: int, file: Path) -> None:
     """What each of several processes does."""
-    torch.set_num_threads(1)
-    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
     found: dict[str, Any] = {}
     with process_group():
         for strategy in CASES:
@@ -82,28 +75,17 @@ def one_of_several(number: int, count: int, port: int, file: Path) -> None:
             if strategy == "darts" and count == 2:
                 loss = _Lookout(task, STEPS).validation_loss
                 found[strategy]["eigenvalue"] = dominant_eigenvalue(task.strategy, state, loss)  # type: ignore[arg-type]
-        if rank() == 0:
+        if number == 0:
             torch.save(found, file)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """How many processes searched, and what they left, by strategy."""
-    count, file = request.param, tmp_path_factory.mktemp("parallel") / "found"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # Now PyTorch has imported what it imports late, and a fork need not.
-    importlib.import_module("torch.distributed.nn.functional")
-    in_float64("darts").step(0)
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    processes = [context.Process(target=one_of_several, args=(i, count, port, file)) for i in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * count
-    return count, torch.load(file, weights_only=True)
+    count, place = request.param, tmp_path_factory.mktemp("parallel")
+    ended = several(count, each_strategy, count, place / "found", place=place)
+    assert [process.code for process in ended] == [0] * count, ended
+    return count, torch.load(place / "found", weights_only=True)
 
 
 class Oracle:
