@@ -190,6 +190,23 @@ FIND = shlex.split(
 SPACE = ["--space", "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"]
 
 
+# Kills process 1 at step 6, the first time that it comes there.
+ONCE = """
+import os, signal
+from darts_bio.training.search import Search
+
+whole = Search.step
+
+def step(self, t):
+    if t == 6 and os.environ["RANK"] == "1" and not os.path.exists("killed"):
+        os.mkdir("killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, t)
+
+Search.step = step
+"""
+
+
 def search_of(number: int, words: list[list[str]], killed: int | None = None) -> None:
     """What one of several processes does: the command, with its own words; process 1 is killed at step `killed`."""
     whole = Search.step
@@ -250,17 +267,10 @@ class TestSearch:
 
     @pytest.mark.slow
     def test_an_elastic_restart_goes_on_and_ends_the_same(self, searches: Path) -> None:
-        plugin = PLUGIN.replace("training.retrain import Retraining", "training.search import Search as Retraining")
-        once = plugin.replace('os.environ.get("RANK") == "1"', 'os.environ["RANK"] == "1" and once()')
-        once += "\ndef once():\n    os.mkdir('killed')\n    return True\n"
-        once = once.replace("and once()", "and not os.path.exists('killed') and once()")
-        (searches / "once.py").write_text(once)
+        (searches / "once.py").write_text(ONCE)
         words = [*FIND, *SPACE, "--out", "elastic", "--resume", "auto", "--plugin", "once"]
         command = torchrun(SEARCH, *words)
-        done = subprocess.run(
-            [*command[:3], "--max-restarts", "1", *command[3:]],
-            cwd=searches, capture_output=True, text=True, timeout=300, env=os.environ | {"HOW": "kill"},
-        )  # fmt: skip
+        done = call(*command[:3], "--max-restarts", "1", *command[3:], cwd=searches, python=False)
         assert done.returncode == 0, done.stderr
         assert (searches / "killed").exists()
         assert "goes on from step 4 of 12" in done.stderr
@@ -313,6 +323,7 @@ class TestSearch:
             (tmp_path / run / "report.md").read_text().partition("## Recipe")[0] for run in ("spread", "alone")
         ]
         assert agreement[0] == agreement[1]
+        assert "2 processes, each with other seeds; shown are the searches of the first" in ended[0].errors
         assert ended[1].output == ended[1].errors == ""
 
     def test_fewer_seeds_than_processes(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def search(
             )
         if spread and rank() > 0:  # one writes to the terminal; TensorBoard shows all
             watching = replace(watching, console=None)
+        remark = f"{world_size()} processes, each with other seeds; shown are the searches of the first"
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
         with first_before_the_others():  # it may download
@@ -87,7 +88,15 @@ def search(
         def run(own: SearchConfig, open_folder: Callable[[], RunFolder], number: int) -> SearchResult:
             images = first if data is not None or own.seed == config.seed else _images_of(own)
             task = Search(own, images, device)
-            return _perform(task, open_folder(), watching, images, table, (own.seed, number, config.seeds))
+            return _perform(
+                task,
+                open_folder(),
+                watching,
+                images,
+                table,
+                (own.seed, number, config.seeds),
+                [remark] if spread else [],
+            )
 
         def open_folder(own: SearchConfig) -> RunFolder:
             return RunFolder.open("search", own, command)
@@ -111,6 +120,7 @@ def _perform(
     data: ImageData,
     table: Nb201Table | None,
     seed: tuple[int, int, int],
+    remarks: Sequence[str],
 ) -> SearchResult:
     def introduction(progress: Progress) -> list[str]:
         tables = ", ".join(
@@ -123,6 +133,7 @@ def _perform(
             f"supernet of {parameters(task.supernet):,} weights ({tables})",
             *task.notes(),
             *beginning(progress, folder, watching, seed),
+            *remarks,
         ]
 
     files = SearchFiles(task, folder)
