@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,14 +36,6 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
     """Return the running means and variances of batch norms."""
     ends = ("running_mean", "running_var")
     return [buffer for name, buffer in network.named_buffers() if name.rpartition(".")[2] in ends]
-
-
-def tensors_in(state: Any) -> list[Tensor]:
-    """Return all floating-point tensors in a state of plain values, in its order."""
-    if isinstance(state, Tensor):
-        return [state] if state.is_floating_point() else []
-    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
-    return [tensor for value in inner for tensor in tensors_in(value)]
 
 
 def synchronise(networks: Iterable[nn.Module], further: Mapping[str, Sequence[Tensor]]) -> None:

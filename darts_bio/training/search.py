@@ -39,10 +39,10 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
-from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, never
+from darts_bio.training.engine import Interrupted, Numbers, loss_and_accuracy, named_tensors, never
 from darts_bio.training.graphs import on_device
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import share_of_a_batch, shared_otherwise, synchronise, tensors_in
+from darts_bio.training.parallel import share_of_a_batch, shared_otherwise, synchronise
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -280,7 +280,8 @@ class Search:
 
     def synchronise(self) -> None:
         """Averages batch norms' statistics over the processes, and makes sure that nothing else differs."""
-        synchronise([self.supernet], {"alpha and what moves it": tensors_in(self.strategy_state.state_dict())})
+        of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
+        synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
         return {
