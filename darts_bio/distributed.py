@@ -71,7 +71,9 @@ def process_group() -> Iterator[None]:
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     try:
-        store = _store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
+        store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
+        # After an elastic restart the store still holds where the processes before were to be found.
+        store = _store = dist.PrefixStore(f"darts_bio/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
