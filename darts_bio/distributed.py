@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import itertools
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,8 +25,17 @@ T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """For a process that neither answers nor has ended; one that has ended is noticed at once."""
+AT_THE_START = datetime.timedelta(minutes=1)
+"""For a process that does not say what it was started with, though all have met."""
+AS_LONG_AS_IT_TAKES = datetime.timedelta(days=1000)
 REASON_S = 5.0
-REASON, BLAMED = "darts_bio/reason", "darts_bio/failures"
+REASON, BLAMED, LEFT, TOLD = (f"darts_bio/{name}" for name in ("reason", "failures", "left", "told"))
+
+_store: dist.Store | None = None
+"""Where the processes of the group left texts for each other."""
+_comparisons = itertools.count()
+_apart = False
+"""Whether this process is alone for a while, though there are others."""
 
 
 @contextlib.contextmanager
@@ -32,8 +43,10 @@ def process_group() -> Iterator[None]:
     """Within it the processes that torchrun or srun started know each other; alone, there is nothing to do.
 
     Each takes the GPU of its number on its machine, if there are any. Where one process fails, the others end with an
-    InputError that says why that one did. Raises InputError if the environment does not say where they meet.
+    InputError that says why that one did. Raises InputError if the environment does not say where they meet, and if
+    they have not all come there within TIMEOUT.
     """
+    global _store
     if not _several() or dist.is_initialized():  # within another such context
         yield
         return
@@ -55,16 +68,27 @@ def process_group() -> Iterator[None]:
     # needs the compiler, it would keep the group and its threads alive until the interpreter ends, which a thread that
     # still lets go of a tensor then aborts.
     importlib.import_module("torch.distributed.nn.functional")
-    store = next(dist.rendezvous("env://"))[0]
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    try:
+        store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
+        # After an elastic restart the store still holds where the processes before were to be found.
+        store = _store = dist.PrefixStore(f"darts_bio/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"process {number}: the {world} processes did not all come to {where} within {TIMEOUT.total_seconds():.0f} "
+            f"s ({first_line(error)}); see whether each was started, and whether MASTER_ADDR and MASTER_PORT are the "
+            "same in all"
+        ) from None
     try:
         yield
     except Exception as error:
         # torchrun sends it as soon as one has failed; this one still has to say why it ends.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         theirs = _reason_of_another(store, number, error)
+        _leave(store, number, world)
         if theirs is None:
             raise
         if isinstance(error, InputError) and theirs.endswith(f": {error}"):  # the same in all: one line is enough
@@ -107,12 +131,29 @@ def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str 
     return "another one ended without a word (killed, perhaps for its memory)" if lost else None
 
 
+def _leave(store: dist.Store, number: int, world: int) -> None:
+    """Has the first process, where it keeps the store, wait until the others have read there why they end."""
+    with contextlib.suppress(RuntimeError):
+        store.set(f"{LEFT}/{number}", "")
+        if number == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            _missing(store, LEFT, range(1, world), datetime.timedelta(seconds=REASON_S))
+
+
 def _has_lost_another(error: Exception) -> bool:
     """Whether what failed is an exchange with another process."""
     signs = ("gloo", "nccl", "connection", "socket", "timed out")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
     )
+
+
+def _missing(store: dist.Store, place: str, numbers: Sequence[int], within: datetime.timedelta) -> list[int]:
+    """The numbers for which nothing has come to lie at `place` within that time."""
+    until, missing = time.monotonic() + within.total_seconds(), list(numbers)
+    # Asked again and again: a store's own way to wait leaves a broken connection once the time is over.
+    while (missing := [i for i in missing if not store.check([f"{place}/{i}"])]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return missing
 
 
 def launcher() -> list[str]:
@@ -128,12 +169,55 @@ def launcher() -> list[str]:
 
 def rank() -> int:
     """The number of this process; 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _apart else 0
 
 
 def world_size() -> int:
     """How many processes there are; 1 where this one is alone."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _apart else 1
+
+
+@contextlib.contextmanager
+def apart(alone: bool = True) -> Iterator[None]:
+    """Within it this process is one of one, as if there were no others; with alone=False, one of all again."""
+    global _apart
+    before, _apart = _apart, alone
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def patient_group() -> Any:
+    """A group for `gathered`, in which processes wait for each other however long that takes; one that ends is noticed
+    at once. All have to ask for it together."""
+    return dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if world_size() > 1 else None
+
+
+def refuse_differences(told: Mapping[str, str], within: datetime.timedelta = AT_THE_START) -> None:
+    """Raises InputError, in all processes, if these texts, by what they are about, are not the same in all, and if one
+    has not told its own within that time."""
+    if world_size() == 1:
+        return
+    assert _store is not None
+    place, numbers = f"{TOLD}/{next(_comparisons)}", range(world_size())
+    _store.set(f"{place}/{rank()}", json.dumps(dict(told)))
+    silent = _missing(_store, place, numbers, within)
+    everyone: list[dict[str, str]] = [json.loads(_store.get(f"{place}/{i}")) for i in numbers if i not in silent]
+    if silent:
+        raise InputError(
+            f"process {', '.join(map(str, silent))} did not say within {within.total_seconds():.0f} s what it was "
+            "started with; start all by the same command, and see what that one does"
+        )
+    first = everyone[0]
+    for i, theirs in enumerate(everyone):
+        for name in {**first, **theirs}:
+            if theirs.get(name) != first.get(name):
+                found = [f"{own.get(name, 'nothing'):.80} in process {j}" for j, own in ((0, first), (i, theirs))]
+                raise InputError(
+                    f"{name}: expected the same in all processes, found {' and '.join(found)}; start all by the same "
+                    "command, with the same code and data"
+                )
 
 
 @contextlib.contextmanager
@@ -170,12 +254,12 @@ def first_says(flag: bool) -> bool:
     return bool(flags)
 
 
-def gathered(value: T) -> list[T]:
-    """Every process' value (plain numbers and texts), in the order of their numbers."""
+def gathered(value: T, group: Any = None) -> list[T]:
+    """Every process' value (plain data), in the order of their numbers; those of all, unless a `group` is given."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values  # type: ignore[return-value]
 
 
@@ -199,22 +283,51 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
         dist.all_reduce(flat)
         flat /= world_size()
         parts = flat.split([tensor.numel() for tensor in members])
-        for tensor, part in zip(members, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        # A few kernels, where a supernet has thousands of tensors.
+        torch._foreach_copy_(members, [part.view_as(own) for own, part in zip(members, parts, strict=True)])
+
+
+class _OfAll(torch.autograd.Function):
+    """What it is given; the gradient that comes back is the mean over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        means = tuple(gradient.clone() for gradient in gradients)
+        average(means)
+        return means
+
+
+def mean_of_all(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], at: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the mean over all processes of `function(at)`, a scalar, and has its gradient at `at`, which is the same
+    in all, be the mean as well. For where whoever differentiates it knows nothing of processes."""
+    if world_size() == 1:
+        return function(at)
+    own = function(_OfAll.apply(*at))
+    mean = own.detach().clone()
+    average([mean])
+    return mean + (own - own.detach())
 
 
 @torch.no_grad()
-def refuse_drift(tensors: Sequence[torch.Tensor]) -> None:
-    """Raises InputError if these tensors, which all processes compute alike, are not the same in all."""
-    if world_size() == 1:
+def refuse_drift(tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Raises InputError if these tensors, which all processes compute alike, are not the same in all. They are named by
+    what they are, in the plural."""
+    named = [(name, tensor) for name, own in tensors.items() for tensor in own]
+    if world_size() == 1 or not named:
         return
     # What has diverged alike is not for here.
-    sums = torch.stack([tensor.double().sum() for tensor in tensors]).cpu().nan_to_num()
+    sums = torch.stack([tensor.double().sum().cpu() for _, tensor in named]).nan_to_num()
     most, least = sums.clone(), sums.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    if not torch.equal(most, least):
+    apart = dict.fromkeys(name for (name, _), differ in zip(named, most != least, strict=True) if differ)
+    if apart:
         raise InputError(
-            "the processes have drifted apart: their weights are no longer the same; run all on the same kind of "
-            "device and with the same versions"
+            f"the processes have drifted apart: {' and '.join(apart)} are no longer the same in all; run all on the "
+            "same kind of device and with the same versions, and have a plug-in average what it moves along "
+            "(darts_bio.distributed.average)"
         )

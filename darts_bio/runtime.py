@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -118,6 +119,14 @@ def made_by() -> str:
     """Name the day and the versions that made a number, for the reports that quote it."""
     day = datetime.date.today().isoformat()
     return f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def code_identity() -> str:
+    """Name the versions of this package and of PyTorch, with a digest of this package's files, in a line."""
+    digest, home = hashlib.blake2b(digest_size=8), Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
+        digest.update(path.relative_to(home).as_posix().encode() + path.read_bytes())
+    return f"PyTorch {torch.__version__}, darts_bio {__version__}, digest {digest.hexdigest()}"
 
 
 def _processor() -> str:

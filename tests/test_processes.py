@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shlex
@@ -14,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several as several_processes
 import torch
-from commands import TRAIN, call, torchrun
+from commands import SEARCH, TRAIN, call, torchrun
+from PIL import Image
+from several import LAUNCHERS, several
 
+from darts_bio import distributed
+from darts_bio.cli import main
 from darts_bio.config import RetrainConfig
 from darts_bio.data import sources
 from darts_bio.data.batches import Augmentation, Batches, Normalisation
 from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
-from darts_bio.distributed import first_says, gathered, process_group, summed, text_from_first
+from darts_bio.distributed import first_says, gathered, process_group, refuse_differences, summed, text_from_first
 from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
@@ -30,6 +36,7 @@ from darts_bio.spaces import load_genotype
 from darts_bio.training import retrain
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import read_checkpoint
+from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
 RUN = shlex.split(
@@ -174,6 +181,195 @@ def test_one_that_dies_ends_the_others_within_a_minute(
     assert reason in done.stderr
     assert ("error: the cable was pulled" in done.stderr) == (how == "fail")
     assert state(place / how)["step"] == 4
+
+
+FIND = shlex.split(
+    "--epochs 3 --channels 4 --layers 3 --train-images 64 --batch-size 8 --rules fa,brsf --crop-padding 1 --lr 0.01 "
+    "--device cpu --log-every 1"
+)
+SPACE = ["--space", "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"]
+
+
+# Kills process 1 at step 6, the first time that it comes there.
+ONCE = """
+import os, signal
+from darts_bio.training.search import Search
+
+whole = Search.step
+
+def step(self, t):
+    if t == 6 and os.environ["RANK"] == "1" and not os.path.exists("killed"):
+        os.mkdir("killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, t)
+
+Search.step = step
+"""
+
+
+def search_of(
+    number: int, words: list[list[str]], killed: int | None = None, failing: int | None = None, at: int = 6
+) -> None:
+    """What one of several processes does: the command, with its own words. At step `at` the process `killed` is killed,
+    and the process `failing` fails."""
+    whole = Search.step
+
+    def step(self: Search, t: int) -> Any:
+        if t == at and number == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if t == at and number == failing:
+            raise InputError("the cable was pulled")
+        return whole(self, t)
+
+    if (killed, failing) != (None, None):
+        Search.step = step  # type: ignore[method-assign]
+    sys.exit(main(words[number], command="search"))
+
+
+def task_of(run: Path) -> dict[str, Any]:
+    return dict(read_checkpoint(run / "checkpoint.pt", "search")["task"])
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same search by two processes, as torchrun starts them and as srun does."""
+    place = tmp_path_factory.mktemp("search")
+    for launcher in LAUNCHERS:
+        words = [*FIND, *SPACE, "--out", launcher]
+        ended = several(2, search_of, [words] * 2, place=place, launcher=launcher)
+        assert [process.code for process in ended] == [0, 0], ended
+        assert "each of 2 processes takes 4 of a batch's 8 images" in ended[0].errors
+        assert ended[1].output == ended[1].errors == ""
+    return place
+
+
+class TestSearch:
+    def test_a_start_by_srun_is_one_by_torchrun(self, searches: Path) -> None:
+        assert same(task_of(searches / "srun"), task_of(searches / "torchrun"))
+        assert load_genotype(searches / "srun") == load_genotype(searches / "torchrun")
+        report = (searches / "srun" / "report.md").read_text()
+        assert "srun python" in report
+
+    def test_it_is_another_search_than_that_of_one_process(self, searches: Path) -> None:
+        """Whose batch norms see whole batches; its losses are near."""
+        assert main([*FIND, *SPACE, "--out", str(searches / "alone")], command="search") == 0
+        names = ("train/loss", "valid/loss")
+        alone, shared = (numbers(searches / run, "record") for run in ("alone", "torchrun"))
+        assert [one["step"] for one in alone] == [other["step"] for other in shared]
+        for one, other in zip(alone, shared, strict=True):
+            assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=0.3)
+        assert not same(task_of(searches / "alone"), task_of(searches / "torchrun"))
+
+    @pytest.mark.slow
+    def test_an_elastic_restart_goes_on_and_ends_the_same(self, searches: Path) -> None:
+        (searches / "once.py").write_text(ONCE)
+        words = [*FIND, *SPACE, "--out", "elastic", "--resume", "auto", "--plugin", "once"]
+        command = torchrun(SEARCH, *words)
+        done = call(*command[:3], "--max-restarts", "1", *command[3:], cwd=searches, python=False)
+        assert done.returncode == 0, done.stderr
+        assert (searches / "killed").exists()
+        assert "goes on from step 4 of 12" in done.stderr
+        assert same(task_of(searches / "elastic"), task_of(searches / "torchrun"))
+
+    def test_one_that_is_killed_ends_the_other_with_a_reason(self, searches: Path) -> None:
+        start = time.monotonic()
+        words = [*FIND, *SPACE, "--out", "killed-one"]
+        first, second = several(2, search_of, [words] * 2, 1, place=searches)
+        assert time.monotonic() - start < 60
+        assert (first.code, second.code) == (2, -signal.SIGKILL)
+        assert "error: process 0 ends, since another one ended without a word (killed, perhaps for" in first.errors
+        assert read_checkpoint(searches / "killed-one" / "checkpoint.pt", "search")["step"] == 4
+
+    @pytest.mark.parametrize(
+        ("other", "reason"),
+        [
+            (["--lr", "0.02"], "--lr: expected the same in all processes, found 0.01 in process 0 and 0.02 in process"),
+            (["--resume", "auto"], "--resume: expected the same in all processes, found False in process 0 and auto"),
+            (["--data-dir", "other"], "the data set: expected the same in all processes, found 4 + 2 images of 3x8x8"),
+        ],
+    )
+    def test_processes_that_were_started_otherwise(self, tmp_path: Path, other: list[str], reason: str) -> None:
+        words = [*FIND, *SPACE, "--out", "run"]
+        if "--data-dir" in other:
+            for folder, images in (("data", 2), ("other", 3)):
+                for part in ("train", "val"):
+                    for name in ("a", "b"):
+                        (tmp_path / folder / part / name).mkdir(parents=True)
+                        for i in range(images if part == "train" else 1):
+                            Image.new("L", (8, 8), i).save(tmp_path / folder / part / name / f"{i}.png")
+            words = shlex.split("--dataset folder --image-size 8 --data-dir data --batch-size 2 --out run")
+        ended = several(2, search_of, [words, [*words, *other]], place=tmp_path)
+        assert [process.code for process in ended] == [2, 2]
+        assert any(f"error: {reason}" in process.errors for process in ended), ended
+        assert all("without a word" not in process.errors for process in ended)
+        assert not (tmp_path / "run").exists()
+
+    def test_the_first_ends_with_the_reason_of_the_one_that_fails(self, tmp_path: Path) -> None:
+        words = [*FIND, *SPACE, "--out", "run"]
+        first, second = several(2, search_of, [words] * 2, None, 1, 1, place=tmp_path, launcher="srun")
+        assert (first.code, second.code) == (2, 2)
+        assert second.errors == "error: the cable was pulled\n"
+        assert "error: process 0 ends, since process 1 failed: the cable was pulled. The last" in first.errors
+
+    def test_seeds_are_spread_over_processes(self, tmp_path: Path) -> None:
+        """Three seeds by two processes are what one process makes of each, bit for bit."""
+        words = [*FIND, *SPACE, "--epochs", "2", "--seeds", "3", "--seed", "5"]
+        ended = several(2, search_of, [[*words, "--out", "spread"]] * 2, place=tmp_path)
+        assert [process.code for process in ended] == [0, 0], ended
+        assert main([*words, "--out", str(tmp_path / "alone")], command="search") == 0
+        for seed in ("seed-5", "seed-6", "seed-7"):
+            assert same(task_of(tmp_path / "spread" / seed), task_of(tmp_path / "alone" / seed))
+            assert numbers(tmp_path / "spread" / seed, "record")
+            assert f"seed {seed[-1]}:" in ended[0].output
+        agreement = [
+            (tmp_path / run / "report.md").read_text().partition("## Recipe")[0] for run in ("spread", "alone")
+        ]
+        assert agreement[0] == agreement[1]
+        assert "2 processes, each with other seeds; shown are the searches of the first" in ended[0].errors
+        assert ended[1].output == ended[1].errors == ""
+
+    def test_fewer_seeds_than_processes(self, tmp_path: Path) -> None:
+        words = [*FIND, *SPACE, "--seeds", "2", "--out", "run"]
+        ended = several(3, search_of, [words] * 3, place=tmp_path)
+        assert [process.code for process in ended] == [2, 2, 2]
+        expected = "error: --seeds: expected at least one for each of 3 processes, found 2; start 2 processes, or use"
+        assert any(expected in process.errors for process in ended)
+        assert not (tmp_path / "run").exists()
+
+
+def told(number: int, silent: int | None) -> None:
+    with process_group():
+        if number == silent:
+            time.sleep(3)
+            return
+        refuse_differences({"x": "1"}, datetime.timedelta(seconds=1))
+
+
+def test_a_process_that_does_not_say_what_it_was_started_with(tmp_path: Path) -> None:
+    ended = several(3, told, None, place=tmp_path)
+    assert [process.code for process in ended] == [0, 0, 0]
+    ended = several(3, told, 2, place=tmp_path)
+    assert all(process.code in (1, 2) for process in ended[:2])
+    expected = "InputError: process 2 did not say within 1 s what it was started with"
+    assert any(expected in process.errors for process in ended[:2])
+
+
+def test_a_process_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "TIMEOUT", datetime.timedelta(seconds=2))
+    monkeypatch.setattr(several_processes, "_variables", lambda *_: {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+    (ended,) = several(1, told, None, place=tmp_path)
+    assert "InputError: process 0: the 2 processes did not all come to localhost:" in ended.errors
+    assert "see whether each was started, and whether MASTER_ADDR and MASTER_PORT are the same" in ended.errors
 
 
 class Two:

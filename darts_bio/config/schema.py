@@ -158,6 +158,13 @@ class SearchConfig(SmallImagesConfig):
         "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
     )
     backbone_rule: str = option("bp", "learning rule of stem, preprocessing and classifier", metavar="RULE")
+    share: Literal["seeds", "batch"] = option(
+        "seeds",
+        "what processes of torchrun share out, where there are several --seeds: seeds: each search is one process' "
+        "alone; batch: all share each batch of a search, one search after the other, as with a single seed",
+        identity=False,
+        group="this run",
+    )
     memory: Literal["normal", "low"] = option(
         "normal", "low: the supernet keeps 40 % less, at a quarter to a third more time"
     )

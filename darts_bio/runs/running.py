@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, TextIO, TypeVar
 
-from darts_bio.config import CONFIG_FILE, FitConfig
+from darts_bio.config import CONFIG_FILE, FitConfig, flag
 from darts_bio.config.files import read_yaml
-from darts_bio.distributed import first_says, rank
+from darts_bio.distributed import (
+    apart,
+    first_says,
+    gathered,
+    patient_group,
+    rank,
+    refuse_differences,
+    world_size,
+)
 from darts_bio.errors import InputError
 from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import FitConsole
 from darts_bio.runs.files import MetricsFile
-from darts_bio.runtime import stop_on_signals
+from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
 from darts_bio.training.run_folder import RunFolder, write_text
 
@@ -71,6 +79,16 @@ class SeedResults(Generic[R]):
     @property
     def exit_code(self) -> int:
         return max(result.exit_code for result in self.seeds.values())
+
+
+OF_A_MACHINE = ("data_dir", "device", "workers")
+"""Options that may differ from machine to machine."""
+
+
+def refuse_other_start(config: FitConfig) -> None:
+    """Raise InputError, in all processes, if they were not all started with the same options and code."""
+    options = {flag(name): str(value) for name, value in asdict(config).items() if name not in OF_A_MACHINE}
+    refuse_differences({"the command": config.command, "the code": code_identity(), **options})
 
 
 def settled(config: C) -> C:
@@ -137,32 +155,43 @@ class _Extended(Listeners):
 
 
 def each_seed(
-    config: C, open_folder: Callable[[C], RunFolder], run: Callable[[C, Callable[[], RunFolder], int], R]
+    config: C,
+    open_folder: Callable[[C], RunFolder],
+    run: Callable[[C, Callable[[], RunFolder], int], R],
+    spread: bool = False,
 ) -> tuple[RunFolder, dict[int, R]]:
     """Make a run for each seed, in a folder `seed-N` of its own; those that are there are gone on with.
 
     `run(config, open, number)` makes the one of that number and opens its folder once it stands, so that bad input
-    leaves nothing behind. Stops after a run that was stopped.
+    leaves nothing behind. Stops after a run that was stopped. With `spread` the runs are shared out: each process makes
+    some, as if it were alone, and at the end all are told of all; the results are plain data then.
     """
     whole: RunFolder | None = None
     results: dict[int, R] = {}
-    for number, seed in enumerate(range(config.seed, config.seed + config.seeds)):
-        own = replace(config, seed=seed, seeds=1)
+    group = patient_group() if spread else None
+    own_numbers = range(config.seeds)[rank() :: world_size()] if spread else range(config.seeds)
+    with apart(spread):
+        for number in own_numbers:
+            own = replace(config, seed=config.seed + number, seeds=1)
 
-        def opened(own: C = own) -> RunFolder:
-            nonlocal whole
-            if whole is None:
-                whole = open_folder(config)
-                if rank() == 0:  # there may be more seeds than when the run began
-                    write_text(whole.path / CONFIG_FILE, config.to_yaml())
-            path = whole.path / f"seed-{own.seed}"
-            begun = first_says((path / CONFIG_FILE).exists())
-            return open_folder(replace(own, out=str(path), resume=begun))
+            def opened(own: C = own) -> RunFolder:
+                nonlocal whole
+                if whole is None:
+                    with apart(False):
+                        whole = open_folder(config)
+                        if rank() == 0:  # there may be more seeds than when the run began
+                            write_text(whole.path / CONFIG_FILE, config.to_yaml())
+                path = whole.path / f"seed-{own.seed}"
+                begun = first_says((path / CONFIG_FILE).exists())
+                return open_folder(replace(own, out=str(path), resume=begun))
 
-        results[seed] = run(own, opened, number)
-        if not results[seed].finished:
-            break
+            results[own.seed] = run(own, opened, number)
+            if not results[own.seed].finished:
+                break
     assert whole is not None
+    if spread:
+        everyone = gathered(results, group)
+        results = dict(sorted((seed, result) for theirs in everyone for seed, result in theirs.items()))
     return whole, results
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import GIVEN
-from darts_bio.distributed import process_group, rank
+from darts_bio.distributed import TIMEOUT, first_before_the_others, process_group, rank, refuse_differences, world_size
+from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.monitoring.boards import SearchBoard
 from darts_bio.networks import parameters
@@ -22,7 +23,16 @@ from darts_bio.reports.search import search_card, search_seeds_card
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
-from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
+from darts_bio.runs.running import (
+    Result,
+    SeedResults,
+    Watching,
+    beginning,
+    each_seed,
+    perform,
+    refuse_other_start,
+    settled,
+)
 from darts_bio.runtime import select_device
 from darts_bio.spaces import Genotype, Nb201Table
 from darts_bio.training.engine import Listener, Numbers, Progress
@@ -51,29 +61,56 @@ def search(
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search as the configuration says, alone or with the other processes of torchrun.
 
+    Several processes share each batch; or, where there are several seeds, the searches, unless `share` says otherwise.
     `data` takes the place of the data set that the configuration names. `command` is what the run is stamped with.
     Raises InputError for bad input.
     """
     watching = watching or Watching()
     with process_group():
+        refuse_other_start(config)
         config = settled(config)
+        spread = config.share == "seeds" and config.seeds > 1 and world_size() > 1
+        if spread and config.seeds < world_size():
+            raise InputError(
+                f"--seeds: expected at least one for each of {world_size()} processes, found {config.seeds}; start "
+                f"{config.seeds} processes, or use --share batch to have all share each search"
+            )
+        if spread and rank() > 0:  # one writes to the terminal; TensorBoard shows all
+            watching = replace(watching, console=None)
+        remark = f"{world_size()} processes, each with other seeds; shown are the searches of the first"
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
+        with first_before_the_others():  # it may download
+            first = data or _images_of(config)
+        if world_size() > 1:
+            refuse_differences({"the data set": first.identity()}, within=TIMEOUT)
 
         def run(own: SearchConfig, open_folder: Callable[[], RunFolder], number: int) -> SearchResult:
-            images = data or load_data(own.dataset, own.data_dir, own.image_size, own.train_images, own.seed)
+            images = first if data is not None or own.seed == config.seed else _images_of(own)
             task = Search(own, images, device)
-            return _perform(task, open_folder(), watching, images, table, (own.seed, number, config.seeds))
+            return _perform(
+                task,
+                open_folder(),
+                watching,
+                images,
+                table,
+                (own.seed, number, config.seeds),
+                [remark] if spread else [],
+            )
 
         def open_folder(own: SearchConfig) -> RunFolder:
             return RunFolder.open("search", own, command)
 
         if config.seeds == 1:
             return run(config, lambda: open_folder(config), 0)
-        whole, results = each_seed(config, open_folder, run)
+        whole, results = each_seed(config, open_folder, run, spread)
         if rank() == 0:
             write_text(whole.path / CARD_FILE, search_seeds_card(config, command, results))
         return SeedResults(whole.path, results)
+
+
+def _images_of(config: SearchConfig) -> ImageData:
+    return load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
 
 
 def _perform(
@@ -83,6 +120,7 @@ def _perform(
     data: ImageData,
     table: Nb201Table | None,
     seed: tuple[int, int, int],
+    remarks: Sequence[str],
 ) -> SearchResult:
     def introduction(progress: Progress) -> list[str]:
         tables = ", ".join(
@@ -95,6 +133,7 @@ def _perform(
             f"supernet of {parameters(task.supernet):,} weights ({tables})",
             *task.notes(),
             *beginning(progress, folder, watching, seed),
+            *remarks,
         ]
 
     files = SearchFiles(task, folder)

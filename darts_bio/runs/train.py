@@ -12,7 +12,7 @@ from torch import nn
 from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import Source, source_of
-from darts_bio.distributed import process_group, rank, world_size
+from darts_bio.distributed import TIMEOUT, process_group, rank, refuse_differences, world_size
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
@@ -21,10 +21,20 @@ from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE, model_card, seeds_card
 from darts_bio.runs.files import epochs_of
-from darts_bio.runs.running import Result, SeedResults, Watching, beginning, each_seed, perform, settled
+from darts_bio.runs.running import (
+    Result,
+    SeedResults,
+    Watching,
+    beginning,
+    each_seed,
+    perform,
+    refuse_other_start,
+    settled,
+)
 from darts_bio.runtime import select_device
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.parallel import shared_otherwise
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder, write_text
 
@@ -65,6 +75,7 @@ def train(
     """
     watching = watching or Watching()
     with process_group():
+        refuse_other_start(config)
         config = settled(config)
         device = select_device(config.device)
         if network is not None:
@@ -85,6 +96,7 @@ def train(
                         f"--auxiliary: expected 0, since this network has no auxiliary head, found {own.auxiliary}"
                     )
                 task = Retraining(own, made, source, device)
+                refuse_differences({f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT)
                 return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))
             finally:
                 source.close()
@@ -116,10 +128,7 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
             lines.append(f"this genotype is {note}")
         if task.began_with != world_size():
-            lines.append(
-                f"goes on in {world_size()} process(es) where there were {task.began_with}: batch norms see other "
-                "parts of a batch from here on"
-            )
+            lines.append(shared_otherwise(task.began_with, world_size()))
         return [*lines, *beginning(progress, folder, watching, seed)]
 
     meter = AlignmentMeter(task)

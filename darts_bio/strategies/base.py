@@ -131,6 +131,9 @@ class Strategy(ABC, Generic[S]):
     measures: ClassVar[bool] = False
     """Whether it measures individuals between epochs: work that several processes can share."""
 
+    exchanges: ClassVar[bool] = False
+    """Whether `gradients` averages something over processes by itself; what it returns is averaged in any case."""
+
     finished: ClassVar[bool] = False
     """Whether no further epoch would change what is derived."""
 

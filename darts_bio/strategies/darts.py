@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from darts_bio.distributed import average
 from darts_bio.errors import InputError
 from darts_bio.rules import RULES, held_feedback
 from darts_bio.strategies.base import STRATEGIES, Bilevel, detached
@@ -39,6 +40,10 @@ class Darts(GradientStrategy):
             raise InputError(f"{self.where}: order: expected 1 or 2, found {self.order!r}")
         super().__post_init__()
 
+    @property
+    def exchanges(self) -> bool:  # type: ignore[override]
+        return self.order == 2
+
     def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
         other = [rule for rule in rules if not RULES.build(rule).transports_weights]
         if self.order == 1 or not other:
@@ -53,16 +58,21 @@ class Darts(GradientStrategy):
         return super().gradients(state, bilevel) if self.order == 1 else self.second_order_gradients(state, bilevel)
 
     def second_order_gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[list[Tensor], Tensor]:
-        """Returns what `gradients` does, of the loss after the virtual step."""
+        """Returns what `gradients` does, of the loss after the virtual step.
+
+        Each gradient is the mean over all processes, so that the virtual step and v are the same in all.
+        """
         weights, parameters = list(bilevel.weights), list(state.parameters.values())
         before = [weight.detach().clone() for weight in weights]
         loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))
-        after, rate = bilevel.virtual_step(_kept(torch.autograd.grad(loss, weights, allow_unused=True), weights))
+        along = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
+        after, rate = bilevel.virtual_step(along)
         try:
             _put(weights, after)
             loss, logits = self.validation_loss(state, bilevel)
             found = torch.autograd.grad(loss, [*parameters, *weights], allow_unused=True)
-            own, v = _kept(found[: len(parameters)], parameters), _kept(found[len(parameters) :], weights)
+            gradients = _averaged(found, [*parameters, *weights])
+            own, v = gradients[: len(parameters)], gradients[len(parameters) :]
             size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
             _put(weights, before)
             with held_feedback(bilevel.supernet), bilevel.frozen_weights():
@@ -70,16 +80,19 @@ class Darts(GradientStrategy):
                 for sign in (1, -1):
                     _put(weights, [w + sign * size * direction for w, direction in zip(before, v, strict=True)])
                     loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights(state))
-                    sides.append(_kept(torch.autograd.grad(loss, parameters), parameters))
+                    sides.append(_averaged(torch.autograd.grad(loss, parameters), parameters))
         finally:
             _put(weights, before)
         gradients = [g - rate * (plus - minus) / (2 * size) for g, plus, minus in zip(own, *sides, strict=True)]
         return gradients, logits.detach()
 
 
-def _kept(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Copies, since a replayed pass writes its gradients to one place; zeros where a weight has no part in the loss."""
-    return [torch.zeros_like(w) if g is None else g.clone() for g, w in zip(gradients, like, strict=True)]
+def _averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """The means over all processes, as copies, since a replayed pass writes its gradients to one place; zeros where a
+    weight has no part in the loss."""
+    kept = [torch.zeros_like(w) if g is None else g.clone() for g, w in zip(gradients, like, strict=True)]
+    average(kept)
+    return kept
 
 
 @torch.no_grad()

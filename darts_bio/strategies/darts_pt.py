@@ -91,6 +91,10 @@ class DartsPt(Strategy[PerturbationState]):
     def partial(self) -> int:  # type: ignore[override]
         return self.trainer.partial
 
+    @property
+    def exchanges(self) -> bool:  # type: ignore[override]
+        return self.trainer.exchanges
+
     def base_epochs(self, epochs: int) -> int:
         """Returns for how many epochs of a search, from the first on, the base strategy trains the supernet."""
         return math.ceil(self.share * epochs)

@@ -71,7 +71,8 @@ class AlphaState(StrategyState):
 
 @dataclass(frozen=True)
 class GradientStrategy(Strategy[AlphaState]):
-    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties.
+    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties, which is the mean
+    over all processes.
 
     Subclasses say how alpha becomes edge weights, and which weights it stands for. `init` is the standard deviation of
     alpha at the start.

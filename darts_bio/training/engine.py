@@ -379,22 +379,22 @@ def _finite(numbers: Numbers, t: int) -> Numbers:
     return numbers
 
 
+def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield all floating-point tensors in a state of plain values, by where they stand in it."""
+    if isinstance(state, Tensor) and state.is_floating_point():
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, (list, tuple)):
+        for i, value in enumerate(state):
+            yield from named_tensors(value, f"{name}[{i}]")
+
+
 def _finite_tensors(state: dict[str, Any], t: int) -> None:
     """Raises InputError if a tensor anywhere in `state` holds a value that is not finite."""
-    names, flags = [], []
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            names.append(name)
-            flags.append(value.isfinite().all())
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                walk(item, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                walk(item, f"{name}[{i}]")
-
-    walk(state, "")
+    found = dict(named_tensors(state))
+    names, flags = list(found), [tensor.isfinite().all() for tensor in found.values()]
     by_device: dict[torch.device, list[int]] = {}
     for i, flag in enumerate(flags):
         by_device.setdefault(flag.device, []).append(i)

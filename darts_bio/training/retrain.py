@@ -16,7 +16,7 @@ from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
 from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import InMemory, Source, source_of
-from darts_bio.distributed import average, gathered, refuse_drift, world_size
+from darts_bio.distributed import average, gathered, world_size
 from darts_bio.errors import InputError
 from darts_bio.invocation import named
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
@@ -36,6 +36,7 @@ from darts_bio.training.engine import (
 )
 from darts_bio.training.graphs import Recorder, on_device
 from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.parallel import running_statistics, share_of_a_batch, synchronise
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
@@ -111,13 +112,7 @@ class Retraining:
     def __init__(self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device) -> None:
         """Raises InputError if the batch cannot be shared out, and for options that do not go together."""
         self.config, self.device, self.epochs, self.source = config, device, config.epochs, source
-        parts = world_size() * config.accumulate
-        if config.batch_size % parts:
-            raise InputError(
-                f"--batch-size: expected a multiple of {parts}, since {world_size()} process(es) share it in "
-                f"{config.accumulate} part(s) each, found {config.batch_size}; use for example "
-                f"--batch-size {max(1, round(config.batch_size / parts)) * parts}"
-            )
+        share_of_a_batch(config.batch_size, world_size(), config.accumulate)
         self.network = network
         self.examples = self._against(config) if config.adversarial else None
         on_device(self.network, device)
@@ -196,7 +191,7 @@ class Retraining:
         drawn: list[Tensor] = []
         if self.examples is not None:
             # By several processes they are made with the same statistics, however long ago these were averaged.
-            average(_statistics(self.network))
+            average(running_statistics(self.network))
             drawn.append(self.examples.starts(t, x))
         seen = self.run(self._gradients, x, targets, *drawn, situation=self.drops_paths)
         self.optimizer.update()
@@ -267,18 +262,9 @@ class Retraining:
     def synchronise(self) -> None:
         """Averages batch norms' statistics over the processes, and makes sure that nothing else differs.
 
-        They are linear in what the batches bring, so that it makes no difference how often they are averaged.
-        (Adversarial examples do depend on them, and have them averaged at each step.)
+        (Adversarial examples depend on these statistics, and have them averaged at each step.)
         """
-        networks = [self.network] if self.averaged is None else [self.network, self.averaged.module]
-        for network in networks:
-            statistics = _statistics(network)
-            average(statistics)
-            apart = set(map(id, statistics))
-            refuse_drift(
-                [p for p in network.parameters()]
-                + [b for b in network.buffers() if id(b) not in apart and b.is_floating_point()]
-            )
+        synchronise([self.network] if self.averaged is None else [self.network, self.averaged.module], {})
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         parts: list[Measured] = ["valid"] if self.config.holdout else ["test"]
@@ -327,9 +313,3 @@ class Retraining:
         self.began_with = state.get("processes", 1)
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
-
-
-def _statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of batch norms."""
-    norms = (norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
-    return [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]

@@ -1,4 +1,8 @@
-"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1)."""
+"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1).
+
+Of several processes each takes its share of both batches, and the gradients of alpha and of w are averaged before they
+are followed. Where a strategy measures individuals, each process measures some, and trains w on whole batches.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from torch import Tensor
 from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalisation
 from darts_bio.data.datasets import ImageData, halves
-from darts_bio.distributed import from_first, rank, summed, world_size
+from darts_bio.distributed import average, from_first, mean_of_all, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
-from darts_bio.runtime import autocast, derive_seed
+from darts_bio.runtime import autocast, call, derive_seed
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
     REGULARIZERS,
@@ -35,9 +39,18 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
-from darts_bio.training.engine import Interrupted, Numbers, Sums, loss_and_accuracy, measured, never
+from darts_bio.training.engine import (
+    Interrupted,
+    Numbers,
+    Sums,
+    loss_and_accuracy,
+    measured,
+    named_tensors,
+    never,
+)
 from darts_bio.training.graphs import Recorder, on_device
 from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.parallel import share_of_a_batch, shared_otherwise, synchronise
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -55,6 +68,13 @@ class Search:
             RULES.build(rule)
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
+        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
+        # Where individuals are measured, by each process some, all train w alike.
+        self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
+        """This process' part of each batch: its number, and how many parts there are."""
+        self.began_with = self.share[1]
+        """Into how many parts the batches of the steps so far were shared out."""
+        share_of_a_batch(config.batch_size, self.share[1])
         self.train_batches, self.valid_batches = (
             Batches(
                 half,
@@ -65,6 +85,7 @@ class Search:
                 name=name,
                 device=device,
                 run=self.run,
+                share=self.share,
             )
             for name, half in zip(("train", "valid"), halves(data.train, config.seed), strict=True)
         )
@@ -78,7 +99,6 @@ class Search:
         self.regularizers: list[Regularizer[Any]] = [REGULARIZERS.build(spec) for spec in config.regularizers]
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
-        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
@@ -120,12 +140,6 @@ class Search:
             raise InputError(
                 f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; leave it out"
             )
-        if world_size() > 1 and not self.strategy.measures:
-            measuring = ", ".join(name for name in STRATEGIES if STRATEGIES.get(name).measures)
-            raise InputError(
-                f"torchrun: strategy {config.strategy} has nothing that {world_size()} processes could share; only "
-                f"those that measure individuals have ({measuring}). Run it as one process"
-            )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
@@ -157,6 +171,13 @@ class Search:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
             notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
+        if self.share[1] > 1 and not self.strategy.finished:
+            notes.append(
+                f"each of {self.share[1]} processes takes {self.config.batch_size // self.share[1]} of a "
+                f"batch's {self.config.batch_size} images"
+            )
+        if self.began_with != self.share[1]:
+            notes.append(shared_otherwise(self.began_with, self.share[1]))
         return notes
 
     def begin_epoch(self, epoch: int) -> None:
@@ -173,7 +194,10 @@ class Search:
         descends = strategy.descends(state)
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
             strategy.prepare(state)
-            gradients, seen = self.run(self._alpha_gradients, *train, *valid)
+            # What meets other processes within cannot be recorded.
+            run = call if strategy.exchanges and self.share[1] > 1 else self.run
+            gradients, seen = run(self._alpha_gradients, *train, *valid)
+            average(gradients)
             self.run(self._move_alpha, *gradients)
             sums["valid"] = measured("valid", seen, len(valid[1]))
         strategy.prepare(state)
@@ -300,7 +324,9 @@ class Search:
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronise(self) -> None:
-        """Nothing differs: all processes train alike."""
+        """Averages batch norms' statistics over the processes, and makes sure that nothing else differs."""
+        of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
+        synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -309,6 +335,7 @@ class Search:
             "strategy": self.strategy_state.state_dict(),
             "regularizers": [regularizer.state_dict() for regularizer in self.regularizer_states],
             "stopped": self.stopped,
+            "processes": self.share[1],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -318,6 +345,7 @@ class Search:
         for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]
+        self.began_with = state.get("processes", 1)
 
 
 class _Lookout:
@@ -333,5 +361,9 @@ class _Lookout:
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
         supernet, (x, labels) = self._search.supernet, self._search.valid_batches.batch(self._number)
+
+        def loss(weights: Sequence[Tensor]) -> Tensor:
+            return F.cross_entropy(supernet(x, dict(zip(edge_weights, weights, strict=True))).float(), labels)
+
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
-            return F.cross_entropy(supernet(x, edge_weights).float(), labels)
+            return mean_of_all(loss, list(edge_weights.values()))
