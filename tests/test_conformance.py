@@ -182,6 +182,18 @@ class TestEveryRule:
         text = load_genotype("darts_v1").to_json().replace('"bp"', f'"{rule}"')
         train_a_little(from_json(text, "x"), data)
 
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)"])
+    def test_as_the_rule_of_a_searchs_backbone(self, strategy: str, rule: str, data: ImageData) -> None:
+        """While alpha is moved the stem's weights are frozen, and so is feedback that is learned."""
+        config = SearchConfig(space=PAIR, rules=("fa",), backbone_rule=rule, strategy=strategy, **SMALL)
+        search = Search(config, data, CPU)
+        stem = next(layer for _, layer in rule_layers(search.supernet))
+        before = [p.detach().clone() for p in stem.parameters()]
+        search.begin_epoch(0)
+        search.step(0)
+        assert all(not torch.equal(p, old) for p, old in zip(stem.parameters(), before, strict=True))
+
 
 class TestEveryOptimizer:
     @pytest.mark.parametrize("rule", RULES)
