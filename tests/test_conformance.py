@@ -182,6 +182,36 @@ class TestEveryRule:
         text = load_genotype("darts_v1").to_json().replace('"bp"', f'"{rule}"')
         train_a_little(from_json(text, "x"), data)
 
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)"])
+    def test_as_the_rule_of_a_searchs_backbone(self, strategy: str, rule: str, data: ImageData) -> None:
+        """While alpha is moved the stem's weights are frozen, and so is feedback that is learned."""
+        config = SearchConfig(space=PAIR, rules=("fa",), backbone_rule=rule, strategy=strategy, **SMALL)
+        search = Search(config, data, CPU)
+        stem = next(layer for _, layer in rule_layers(search.supernet))
+        before = [p.detach().clone() for p in stem.parameters()]
+        search.begin_epoch(0)
+        search.step(0)
+        assert all(not torch.equal(p, old) for p, old in zip(stem.parameters(), before, strict=True))
+
+    @pytest.mark.parametrize("memory", ["normal", "low"])
+    def test_together_in_a_search_that_goes_on_from_its_state(self, memory: str, data: ImageData) -> None:
+        options = SMALL | {"epochs": 2}
+        config = SearchConfig(space=PAIR, rules=tuple(RULES), strategy="darts(order=2)", memory=memory, **options)
+        search, other = Search(config, data, CPU), Search(config, data, CPU)
+        search.begin_epoch(0)
+        search.step(0)
+        file = io.BytesIO()
+        torch.save(search.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        for task in (search, other):
+            task.begin_epoch(0)
+            task.step(1)
+        for name, value in search.supernet.state_dict().items():
+            assert value.isfinite().all()
+            assert torch.equal(value, other.supernet.state_dict()[name])
+
 
 class TestEveryOptimizer:
     @pytest.mark.parametrize("rule", RULES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,27 @@ from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
 from darts_bio.networks.mixed import FoldedCell, MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
 from darts_bio.networks.reference import ReferenceCell
-from darts_bio.rules import RULES, InitialLaw, LearningRule, RuleConv2d, draw_feedback, true_gradients
+from darts_bio.rules import (
+    RULES,
+    InitialLaw,
+    LearningRule,
+    RuleCarrier,
+    RuleConv2d,
+    draw_feedback,
+    held_feedback,
+    true_gradients,
+)
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
 from darts_bio.spaces.operations import batch_norm, operation, pointwise
 
-EVERY = ("bp", "fa", "usf", "frsf", "brsf")
+ELEMENTWISE = ("bp", "fa", "usf", "frsf", "brsf")
+OTHERS = tuple(rule for rule in RULES if rule not in ELEMENTWISE)
+FURTHER = (  # options that change what is batched
+    *("fa(scale=match)", "usf(scale=match)", "brsf(scale=match)", "kolen_pollack(scale=match)"),
+    *("weight_mirror(scale=match)", "hebbian(error=W, temperature=3.0)", "hebbian(form=oja)"),
+    *("predictive(steps=1, error=W)", "predictive(steps=0)"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,26 +80,42 @@ class Twins:
     @torch.no_grad()
     def give_feedback(self) -> None:
         """Copies the feedback of the batched layers to those that they stand for, and that of all others."""
-        modules = dict(self.reference.named_modules())
-        places = {id(layer): cell for cell, layer in stacked(self.fast)}
-        for shared in self.fast.feedback:
-            first = 0
-            for layer in shared.layers:
-                size = layer.weight.numel() // len(layer.rules)
-                edges = len(layer.names) // len(layer.rules)
-                for number, name in enumerate(layer.names):
-                    target = modules[f"{places[id(layer)]}.{name}"]
-                    carrier = shared.flat[number // edges]
-                    assert carrier.rule == target.rule
-                    start = first + number % edges * (size // edges)
-                    for key, value in carrier.feedback.items():
-                        own = target.feedback[key]
-                        own.copy_(value[start : start + own.numel()].view_as(own))
-                first += size
+        for flat, rows, target in self.carriers():
+            for key, value in flat.feedback.items():
+                own = target.feedback[key]
+                own.copy_(
+                    value[rows.start : rows.start + own.numel()].view_as(own) if value.dim() == 1 else value[rows]
+                )
         theirs = dict(self.reference.named_buffers())
         for name, buffer in self.fast.named_buffers():
-            if ".feedback_" in name and not name.startswith("feedback."):
+            if ".feedback_" in name and not name.startswith("feedback.") and ".direct." not in name:
                 theirs[self.reference_name(name)].copy_(buffer)
+
+    def carriers(self) -> Iterator[tuple[RuleCarrier, slice, RuleCarrier]]:
+        """A carrier of the batched net that stands for many, the rows in its feedback that belong to one of these, and
+        that one in the reference."""
+        modules: dict[str, Any] = dict(self.reference.named_modules())
+        places = {id(layer): cell for cell, layer in stacked(self.fast)}
+        for shared in self.fast.feedback:
+            for number, flat in enumerate(shared.flat):
+                first = 0
+                for layer in [shared.layers[i] for i in getattr(flat, "order", ())]:
+                    edges = len(layer.names) // len(layer.rules)
+                    size = layer.weight.numel() // len(layer.names)
+                    for name in layer.names[number * edges :][:edges]:
+                        target = modules[f"{places[id(layer)]}.{name}"]
+                        assert flat.rule == target.rule
+                        yield flat, slice(first, first + size), target
+                        first += size
+        blocks = [(f"cells.{i}", block) for i, cell in enumerate(self.fast.cells) for block in cell.blocks]
+        for cell, block in blocks:
+            lowest = [layer for layer in block.modules() if isinstance(layer, StackedConv2d) and layer.shared]
+            names = {f"{cell}.{name.split('.operation')[0]}": None for layer in lowest for name in layer.names}
+            for direct in block.direct:
+                members = [modules[name] for name in names if getattr(modules[name], "rule", None) == direct.rule]
+                assert len(members) == direct.members
+                for number, target in enumerate(members):
+                    yield direct, slice(5 * number, 5 * number + 5), target
 
     def reference_name(self, name: str) -> str:
         """Where what runs one by one, and all outside the cells, stands in the reference."""
@@ -131,9 +163,16 @@ class Twins:
             count += one.numel()
         theirs = dict(self.reference.named_parameters())
         for name, parameter in self.fast.named_parameters():
-            if not name.startswith("cells.") or ".single." in name:
+            if not name.startswith(("cells.", "feedback.")) or ".single." in name:
                 near(parameter.grad, theirs[self.reference_name(name)].grad, rel)
                 count += parameter.numel()
+        for flat, rows, target in self.carriers():
+            for key in flat.rule.learned:
+                own, expected = flat.feedback[key].grad, target.feedback[key].grad
+                assert (own is None) == (expected is None)  # where it carries no error, it learns nothing
+                if own is not None:
+                    near(own[rows], expected.flatten(), rel)
+                count += rows.stop - rows.start
         assert count == sum(p.numel() for p in self.reference.parameters())
         for statistic in ("running_mean", "running_var"):
             for one, other in self.pairs(lambda layer: getattr(layer, statistic), StackedBatchNorm):  # noqa: B023
@@ -153,19 +192,19 @@ def near(one: Tensor, other: Tensor, rel: float) -> None:
 
 class TestEquivalence:
     @pytest.mark.parametrize("layout", ["clean", "paper"])
-    @pytest.mark.parametrize("rules", [EVERY, *((rule,) for rule in EVERY)], ids="-".join)
+    @pytest.mark.parametrize("rules", [ELEMENTWISE, *((rule,) for rule in ELEMENTWISE)], ids="-".join)
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_float64(self, rules: tuple[str, ...], layout: str, cell: type) -> None:
         Twins.of(f"darts(layout={layout}, nodes=2)", rules, cell=cell).equal(1e-11)
 
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_the_whole_cell(self, cell: type) -> None:
-        Twins.of("darts", EVERY, cell=cell).equal(1e-11)
+        Twins.of("darts", ELEMENTWISE, cell=cell).equal(1e-11)
 
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     @pytest.mark.parametrize("partial", [1, 2])
     def test_nb201(self, cell: type, partial: int) -> None:
-        Twins.of("nb201", EVERY, cell=cell, partial=partial).equal(1e-11, (9, 8))
+        Twins.of("nb201", ELEMENTWISE, cell=cell, partial=partial).equal(1e-11, (9, 8))
 
     @pytest.mark.parametrize("size", [(7, 9), (8, 7), (12, 10)])
     def test_any_size(self, size: tuple[int, int]) -> None:
@@ -186,7 +225,7 @@ class TestEquivalence:
     @pytest.mark.parametrize("partial", [2, 4])
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_partial_channels(self, cell: type, partial: int, size: tuple[int, int]) -> None:
-        Twins.of("darts(nodes=3)", EVERY, cell=cell, partial=partial).equal(1e-11, size)
+        Twins.of("darts(nodes=3)", ELEMENTWISE, cell=cell, partial=partial).equal(1e-11, size)
 
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_exact_gradients(self, cell: type) -> None:
@@ -207,7 +246,7 @@ class TestEquivalence:
 
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_frozen_weights_leave_the_gradient_of_the_edge_weights(self, cell: type) -> None:
-        twins = Twins.of("darts(nodes=2)", EVERY, cell=cell)
+        twins = Twins.of("darts(nodes=2)", ELEMENTWISE, cell=cell)
         x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
         (_, expected), _ = twins.losses(x, weights)
         twins.fast.requires_grad_(False)
@@ -231,6 +270,103 @@ class TestEquivalence:
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in twins.fast.parameters())
         high = twins.fast(x, weights)
         assert (low.float() - high).norm() < 0.1 * high.norm()
+
+
+FEW = "darts(nodes=2, operations=(skip_connect, sep_conv_3x3, dil_conv_5x5))"
+TIGHT = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3, dil_conv_3x3))"
+
+
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+class TestOtherRules:
+    """Rules that are not elementwise, stacked beside one that is.
+
+    In float64 to 1e-9: some of their gradients are small differences, in which rounding counts for more.
+    """
+
+    @pytest.mark.parametrize("rule", [*OTHERS, *FURTHER])
+    def test_float64(self, rule: str, cell: type) -> None:
+        twins = Twins.of(FEW, ("usf", rule), cell=cell)
+        assert not any(len(block.single) for layers in twins.fast.cells for block in layers.blocks)
+        twins.equal(1e-9)
+
+    @pytest.mark.parametrize("rule", OTHERS)
+    def test_nothing_but_it(self, rule: str, cell: type) -> None:
+        Twins.of(TIGHT, (rule,), cell=cell).equal(1e-9, (9, 7))
+
+    @pytest.mark.parametrize(("space", "partial"), [("nb201(operations=(skip_connect, nor_conv_3x3))", 1), (TIGHT, 2)])
+    def test_all_in_other_spaces(self, space: str, partial: int, cell: type) -> None:
+        Twins.of(space, tuple(RULES), cell=cell, partial=partial).equal(1e-9, (9, 8))
+
+    def test_after_updates(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, ("brsf(scale=match)", "weight_mirror", "weight_mirror(scale=match)"), cell=cell)
+        draw_feedback(twins.fast, 3, update=1)
+        twins.give_feedback()
+        twins.equal(1e-9)
+
+    def test_exact_gradients(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, tuple(RULES), cell=cell)
+        with true_gradients(twins.fast), true_gradients(twins.reference):
+            twins.equal(1e-9)
+
+    def test_evaluation(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, ("fa", *OTHERS), cell=cell)
+        twins.fast.eval()
+        twins.reference.eval()
+        twins.equal(1e-9)
+        x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
+        with torch.no_grad():
+            near(twins.fast(x, weights), twins.reference(x, weights), 1e-11)
+
+    def test_batch_statistics(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, ("fa", *OTHERS), cell=cell)
+        before = {name: buffer.clone() for name, buffer in twins.fast.named_buffers()}
+        with twins.fast.batch_statistics(), twins.reference.batch_statistics():
+            twins.equal(1e-9)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in twins.fast.named_buffers())
+
+    def test_frozen_weights_leave_the_gradient_of_the_edge_weights(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, ("fa", *OTHERS), cell=cell)
+        x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
+        (_, expected), _ = twins.losses(x, weights)
+        twins.fast.requires_grad_(False)
+        loss = F.cross_entropy(twins.fast(x, weights), torch.arange(3))
+        for one, other in zip(torch.autograd.grad(loss, list(weights.values())), expected, strict=True):
+            near(one, other, 1e-9)
+
+    def test_held_feedback(self, cell: type) -> None:
+        """Weights move and feedback does not, as while the second order of darts is measured."""
+        twins = Twins.of(TIGHT, ("fa", "usf(scale=match)", *OTHERS), cell=cell)
+        with held_feedback(twins.fast), held_feedback(twins.reference), torch.no_grad():
+            for net in (twins.fast, twins.reference):
+                for parameter in net.parameters():
+                    parameter.neg_()
+            with torch.enable_grad():
+                twins.equal(1e-9)
+
+    def test_bfloat16_follows_float32(self, cell: type) -> None:
+        twins = Twins.of(TIGHT, ("fa", *OTHERS), torch.float32, cell)
+        x, weights = torch.randn(8, 3, 16, 16), twins.edge_weights()
+        found = []
+        for dtype in (torch.bfloat16, torch.float32):
+            twins.fast.zero_grad()
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                logits = twins.fast(x, weights)
+            F.cross_entropy(logits.float(), torch.arange(8) % 5).backward()
+            gradients = [parameter.grad for parameter in twins.fast.parameters()]
+            assert {gradient.dtype for gradient in gradients} == {torch.float32}
+            found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        assert F.cosine_similarity(*found, dim=0) > 0.97
+
+
+def test_individuals_together() -> None:
+    """torch.vmap over edge weights, as eg and darts_pt measure."""
+    twins = Twins.of(TIGHT, ("fa", "usf(scale=match)", *OTHERS))
+    x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), [twins.edge_weights() for _ in range(2)]
+    with torch.no_grad(), twins.fast.batch_statistics(), twins.reference.batch_statistics():
+        both = {t: torch.stack([w[t] for w in weights]) for t in weights[0]}
+        found = torch.vmap(lambda own: twins.fast(x, own))(both)
+        for one, own in zip(found, weights, strict=True):
+            near(one, twins.reference(x, own), 1e-11)
 
 
 def short_search(twins: Twins, space: str, steps: int) -> list[dict]:

@@ -9,7 +9,7 @@ weights is one stacked layer for all edges and rules, and zeros are left out:
 
 The weight of a candidate is the gain of its last batch norm. All is exact: equal to `reference.ReferenceCell`, from
 which it is built, up to rounding. Candidates that cannot be stacked (an operation made of other layers, a rule that is
-not elementwise) run one by one, as there.
+not `batched`) run one by one, as there.
 
 Tensors are channels last in memory: on CPUs depthwise convolutions are several times faster so.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,9 @@ from torch import Tensor, nn
 
 from darts_bio.networks.folded import FoldedMixture
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
-from darts_bio.rules import RuleConv2d
+from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, rule_carriers
 from darts_bio.rules.pointwise import sampled
-from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.rules.stacked import StackedConv2d, StackedDirect
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
 from darts_bio.spaces.operations import EvenAndOdd, Zero, even_pixels, odd_pixels
@@ -97,8 +98,8 @@ class FoldedNorm(nn.Module):
         return self._folded(x, weights, edges)
 
     def _folded(self, x: Tensor, gains: Tensor, outputs: int) -> Tensor:
-        weight, kernel = self.convolution.weight, self.convolution.kernel
-        kernel = weight if kernel is None else kernel
+        weight, kernel = self.convolution.lent()
+        self.convolution.note(x, weight.to(x.dtype))
         y, mean, variance, *_ = FoldedMixture.apply(x, weight, kernel, gains, outputs, self.norm.eps)
         self.norm.follow(mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
         return y
@@ -107,10 +108,10 @@ class FoldedNorm(nn.Module):
 class StackedEvenAndOdd(nn.Module):
     """`EvenAndOdd` of M members on the same input: (N, C, H, W) to (N, M*C', H', W')."""
 
-    def __init__(self, members: Sequence[EvenAndOdd], names: Sequence[str]) -> None:
+    def __init__(self, members: Sequence[EvenAndOdd], names: Sequence[str], rules: Sequence[LearningRule]) -> None:
         super().__init__()
         self.even, self.odd = (
-            StackedConv2d([getattr(m, half) for m in members], [f"{name}.{half}" for name in names], shared=True)
+            StackedConv2d([getattr(m, half) for m in members], [f"{name}.{half}" for name in names], rules, shared=True)
             for half in ("even", "odd")
         )
         self.members = len(members)
@@ -122,7 +123,11 @@ class StackedEvenAndOdd(nn.Module):
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """(name, layer) of a module that is layers in a row."""
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    if isinstance(module, DirectOperation) and all(
+        c.rule == RULES.build("bp") for _, c in rule_carriers(module.operation)
+    ):
+        yield from _leaves(module.operation, f"{name}.operation")
+    elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for child, layer in module.named_children():
             yield from _leaves(layer, f"{name}.{child}")
     else:
@@ -136,33 +141,46 @@ def _plain_norm(layer: nn.Module) -> bool:
     )
 
 
-def _stackable(layers: Sequence[nn.Module]) -> bool:
+def _rules(layers: Sequence[nn.Module], direct: Sequence[LearningRule | None]) -> list[LearningRule]:
+    """The rules of layers, some in operations that are under a direct rule themselves."""
+    return [
+        cast(RuleConv2d, layer).rule if outer is None else outer for layer, outer in zip(layers, direct, strict=True)
+    ]
+
+
+def _stackable(layers: Sequence[nn.Module], direct: Sequence[LearningRule | None]) -> bool:
     """Whether they are convolutions that can stand side by side, in the order (rule, edge)."""
     for layer in layers:
         if (
             type(layer) is not RuleConv2d
-            or not layer.rule.elementwise
+            or layer.rule.direct
             or layer.bias is not None
             or layer.padding_mode != "zeros"
             or isinstance(layer.padding, str)
         ):
             return False
+    rules = _rules(layers, direct)
     shapes = {(c.weight.shape, c.stride, c.padding, c.dilation, c.groups) for c in layers}
-    runs = {len(list(run)) for _, run in groupby(layer.rule for layer in layers)}
-    return len(shapes) == len(runs) == 1
+    runs = {len(list(run)) for _, run in groupby(rules)}
+    return all(rule.batched for rule in rules) and len(shapes) == len(runs) == 1
 
 
-def _stack_layer(layers: Sequence[nn.Module], names: Sequence[str], shared: bool) -> nn.Module | None:
-    """Layers of the same place in M members as one; None if that cannot be. `shared`: they have one common input."""
+def _stack_layer(
+    layers: Sequence[nn.Module], names: Sequence[str], direct: Sequence[LearningRule | None], shared: bool
+) -> nn.Module | None:
+    """Layers of the same place in M members as one; None if that cannot be. `direct`: the rules of members that are
+    direct as a whole. `shared`: they have one common input."""
     kinds = {type(layer) for layer in layers}
     if kinds == {nn.ReLU}:
         return nn.ReLU()
     if all(map(_plain_norm, layers)):
         return StackedBatchNorm(layers, names)  # type: ignore[arg-type]
-    if _stackable(layers):
-        return StackedConv2d(layers, names, shared)  # type: ignore[arg-type]
-    if kinds == {EvenAndOdd} and shared and all(map(_stackable, zip(*(c.children() for c in layers), strict=True))):
-        return StackedEvenAndOdd(layers, names)  # type: ignore[arg-type]
+    if _stackable(layers, direct):
+        return StackedConv2d(layers, names, _rules(layers, direct), shared)  # type: ignore[arg-type]
+    if kinds == {EvenAndOdd} and shared:
+        halves = list(zip(*(layer.children() for layer in layers), strict=True))
+        if all(_stackable(half, direct) for half in halves):
+            return StackedEvenAndOdd(layers, names, _rules(halves[0], direct))  # type: ignore[arg-type]
     return None
 
 
@@ -184,12 +202,13 @@ class StackedOperation(nn.Module):
     ) -> StackedOperation | None:
         """Of its members in the order (rule, edge); None if they cannot be stacked."""
         members = [list(_leaves(module, name)) for module, name in zip(modules, names, strict=True)]
+        direct = [module.rule if isinstance(module, DirectOperation) else None for module in modules]
         if len({len(leaves) for leaves in members}) > 1:
             return None
         layers: list[nn.Module] = []
         shared = True
         for place in zip(*members, strict=True):
-            layer = _stack_layer([leaf for _, leaf in place], [name for name, _ in place], shared)
+            layer = _stack_layer([leaf for _, leaf in place], [name for name, _ in place], direct, shared)
             if layer is None or (shared and isinstance(layer, StackedBatchNorm)):
                 return None
             shared = shared and isinstance(layer, nn.ReLU)
@@ -292,21 +311,33 @@ class SourceBlock(nn.Module):
         for column, candidate in enumerate(row):
             if candidate is not None and (not zeros[column] or all(zeros)):
                 columns.setdefault(candidate.op, []).append(column)
+        direct: list[DirectOperation] = []
         for own in columns.values():
             part, taken = _batch(edges, names, own, folded)
             if part is not None:
                 self.batched.append(part)
-                self.lanes += [(e, column) for column in taken for e in range(len(edges))]
-                self.counts.append(len(taken) * len(edges))
+                lanes = [(e, column) for column in taken for e in range(len(edges))]
+                self.lanes += lanes
+                self.counts.append(len(lanes))
+                candidates = [edges[e][column] for e, column in lanes]
+                direct += [candidate for candidate in candidates if isinstance(candidate, DirectOperation)]
             alone += [(e, column) for column in own if column not in taken for e in range(len(edges))]
         self.alone = tuple(e for e, _ in alone)
         self.single.extend(edges[e][column] for e, column in alone)
         self.names = tuple(f"{names[e]}.{column}" for e, column in alone)
         self.lanes += alone
         self.counts += [1] * len(alone)
+        self.direct = nn.ModuleList(
+            StackedDirect(rule, len(list(own)), direct[0].channels)
+            for rule, own in groupby(sorted((operation.rule for operation in direct), key=str))
+        )
+        """One for each direct rule that stacked candidates are under."""
 
     def forward(self, x: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
         """`weights`: those of the lanes, split by `counts` into the block's parts. Each edge brings (N, C, H', W')."""
+        plain = x
+        for carrier in self.direct:
+            x = carrier(x)
         rectified = x.relu()
         total: Tensor | None = None
         for part, own in zip(self.batched, weights, strict=False):
@@ -314,7 +345,7 @@ class SourceBlock(nn.Module):
             total = y if total is None else total + y
         brought = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3))) if total is not None else {}
         for e, module, weight in zip(self.alone, self.single, weights[len(self.batched) :], strict=True):
-            y = weight * module(x)
+            y = weight * module(plain)
             brought[e] = brought[e] + y if e in brought else y
         return brought
 

@@ -85,4 +85,7 @@ class SuperNet(CellNetwork):
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
             older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type])
-        return self.classify(newer)
+        logits = self.classify(newer)
+        for shared in self.feedback:
+            logits = cast(SharedFeedback, shared).settle(logits)
+        return logits

@@ -32,7 +32,7 @@ def rule_page(name: str) -> str:
         "carries the error by the values of W (weight transport)": member.transports_weights,
         "learns by the error that arrives": not member.local,
         "renews its feedback after each weight update (`draw_feedback(model, seed, update)`)": member.renews,
-        "is batched in the supernet": member.elementwise,
+        "is batched in the supernet": member.batched,
     }
     lines += [f"- {text}: {'yes' if fact else 'no'}" for text, fact in facts.items()]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)) + "\n"

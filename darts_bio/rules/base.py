@@ -11,9 +11,9 @@ Batch norm, ReLU, pooling and additions keep their exact derivative under every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,12 @@ class InitialLaw:
 
 
 class Operator(Protocol):
-    """A layer as a linear map of x, and the maps that belong to it. x and y are batched."""
+    """A layer as a linear map of x, and the maps that belong to it. x and y are batched.
+
+    In the supernet it may stand for M equal layers side by side: x and y hold their channels and the weight their
+    output channels one layer after the other. The maps, sums over samples or positions, and what is done to each entry
+    need not know; what brings the channels of a layer together is asked for here.
+    """
 
     @property
     def channel(self) -> int:
@@ -60,6 +65,19 @@ class Operator(Protocol):
 
     def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
         """conv_w(x, dy), shaped like the weight: the ordinary weight gradient."""
+
+    def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
+        """`function(y, channel)`, shaped like its y, of each layer's y by itself; `channel` is the dimension that
+        counts that layer's channels."""
+
+    def energies(self, values: Tensor) -> Tensor:
+        """The sum of the squares of values, shaped like x or y, over each sample of each layer."""
+
+    def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
+        """values + lengths * direction, with a length for each sample of each layer, as `energies` has them."""
+
+    def energy(self, y: Tensor) -> Tensor:
+        """The sum of the squares of y over each layer, of a shape that spreads over its weight."""
 
 
 class LearningRule:
@@ -78,13 +96,34 @@ class LearningRule:
     elementwise: ClassVar[bool] = False
     """Whether `kernel` treats each weight by itself, with state that is a scalar or shaped like the weight. Then the
     weights of many layers may be handed to it in one flat tensor, with a law whose bound and std are tensors of that
-    shape: the supernet batches the candidates of such a rule, and runs those of another one by one."""
+    shape: the supernet batches the candidates of such a rule."""
+
+    stacks: ClassVar[bool] = False
+    """Whether the supernet may treat M layers of one shape at once under a rule that is not elementwise:
+
+    - `kernel` and `renew` are run under torch.vmap over weights and state (M, *shape), the law and the generator being
+      common to all; state is a scalar or shaped like the weight, and drawn entry by entry;
+    - under a `local` rule, `update` is handed an operator that stands for M layers, and `kernel` is W or None;
+    - under a `direct` rule, the state `kernel` of M times as many outputs is that of M layers, one below the other.
+
+    A subclass that overrides one of these methods has to say it anew: candidates of a rule that says nothing are run
+    one by one."""
 
     local: ClassVar[bool] = False
     """Whether the weight's gradient is `update`, not the ordinary one. The bias then stays as it is."""
 
     direct: ClassVar[bool] = False
     """Whether the layer's input receives the error at the model's output, projected by the state `kernel`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "stacks" not in vars(cls) and not vars(cls).keys().isdisjoint(("state", "renew", "kernel", "update")):
+            cls.stacks = False
+
+    @property
+    def batched(self) -> bool:
+        """Whether the supernet computes the candidates of this rule together."""
+        return self.elementwise or self.stacks
 
     @property
     def redraws(self) -> bool:

@@ -78,7 +78,11 @@ class RuleCarrier(nn.Module):
     @torch.no_grad()
     def renew_feedback(self, source: torch.Generator) -> None:
         """What the rule does to its state after a weight update, in place, with draws from `source`."""
-        self._keep(self.rule.renew(self.carried_weight, self.feedback, self.initial_law, source))
+        self._keep(self.renewed(source))
+
+    def renewed(self, source: torch.Generator) -> dict[str, Tensor]:
+        """The rule's state after a weight update."""
+        return self.rule.renew(self.carried_weight, self.feedback, self.initial_law, source)
 
     def _keep(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
@@ -90,7 +94,11 @@ class RuleCarrier(nn.Module):
         if self.held is not None and not self.exact:
             return self.held
         with torch.set_grad_enabled(bool(self.rule.learned) and torch.is_grad_enabled()):
-            return weight if self.exact else self.rule.kernel(weight, self.feedback)
+            return weight if self.exact else self.kernel_of(weight)
+
+    def kernel_of(self, weight: Tensor) -> Tensor | None:
+        """The rule's kernel for the weight that it is about."""
+        return self.rule.kernel(weight, self.feedback)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), f"rule={self.rule}")))

@@ -41,6 +41,7 @@ class DirectFeedbackAlignment(FeedbackAlignment):
     direct = True
     # B is not shaped like W, so neither kernels in flat tensors nor those of W's norm can be formed.
     elementwise = False
+    stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +122,25 @@ class DirectError(torch.autograd.Function):
         else:
             dx.copy_(projected(ctx.source, kernel, ctx.like, ctx.channel))
         return dy, dx, None, None, None
+
+
+class DirectInput(torch.autograd.Function):
+    """x (N, C, *positions) as it is; beside the error that comes down to it, it receives e B."""
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor, source: OutputError) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, kernel, ctx.source = inputs
+        ctx.save_for_backward(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+        first_derivative_only()
+        (kernel,) = ctx.saved_tensors
+        return dx + projected(ctx.source, kernel, dx, 1).to(dx.dtype), None, None
 
 
 def projected(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> Tensor:

@@ -71,6 +71,8 @@ class FeedbackAlignment(Feedback):
     which works in shallow nets and fails in deep convolutional ones (Bartunov 2018, arXiv 1807.04587).
     """
 
+    stacks = True
+
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": law.sample(generator)}
 
@@ -89,6 +91,8 @@ class UniformSignFeedback(Feedback):
     30 degrees from W at the start. s does not follow W; `scale=match` does.
     """
 
+    stacks = True
+
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"scale": torch.as_tensor(law.std)}
 
@@ -105,6 +109,8 @@ class FixedRandomSignFeedback(Feedback):
     Cost: that of bp, and one pass over W a step; |M| is as large as W.
     When: signs are shared and magnitudes are not. 41 degrees from W at the start.
     """
+
+    stacks = True
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"magnitude": law.sample(generator).abs_()}
@@ -141,6 +147,7 @@ class KolenPollack(FeedbackAlignment):
     """
 
     learned = ("kernel",)
+    stacks = True
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         own = state["kernel"]
@@ -166,6 +173,7 @@ class WeightMirror(FeedbackAlignment):
     samples: int = 64
     renews = True
     elementwise = False
+    stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

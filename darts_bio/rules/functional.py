@@ -11,7 +11,7 @@ kernel in the place of the weight that it saved (`through_kernel`): no Python st
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +197,7 @@ class FeedbackProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, kernel: Tensor, members: int) -> Tensor:
-        return _products(x, matrices(weight, members).transpose(1, 2))
+        return products(x, matrices(weight, members).transpose(1, 2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -208,7 +208,7 @@ class FeedbackProducts(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         x, kernel = ctx.saved_tensors
-        dx = _products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
+        dx = products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
         dw = None
         if x is not None:
             dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(kernel.shape)
@@ -225,7 +225,7 @@ def rows(x: Tensor, members: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, members, x.shape[1] // members).transpose(0, 1)
 
 
-def _products(x: Tensor, matrices: Tensor) -> Tensor:
+def products(x: Tensor, matrices: Tensor) -> Tensor:
     """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H, W)."""
     (n, _, h, w), (m, _, c) = x.shape, matrices.shape
     y = x.new_empty(n, h, w, m * c)
@@ -264,8 +264,26 @@ class FeedbackLinear(torch.autograd.Function):
         return dx, dw if wants_w else None, db, dw if wants_kernel else None
 
 
+class Single:
+    """What an `rules.base.Operator` that stands for one layer answers about each layer."""
+
+    channel: int
+
+    def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
+        return function(y, self.channel)
+
+    def energies(self, values: Tensor) -> Tensor:
+        return values.square().flatten(1).sum(1)
+
+    def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
+        return values + lengths.view(-1, *[1] * (values.dim() - 1)) * direction
+
+    def energy(self, y: Tensor) -> Tensor:
+        return y.square().sum()
+
+
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Single):
     """A convolution as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
 
     stride: tuple[int, ...]
@@ -289,7 +307,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(Single):
     """A linear layer as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
 
     channel = -1

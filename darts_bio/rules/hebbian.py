@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
@@ -56,6 +55,7 @@ class Hebbian(LocalRule):
 
     form: Form = "soft"
     temperature: float = 1.0
+    stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class Hebbian(LocalRule):
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
         u = operator.apply(x, weight)
-        y = self.responses(u, operator.channel)
+        y = operator.each(self.responses, u)
         others = [dim for dim in range(u.dim()) if dim != operator.channel % u.dim()]
         decay = (y * u).mean(others).view(-1, *[1] * (weight.dim() - 1))
         return decay * weight - operator.correlation(x, y, weight) / (u.numel() // weight.shape[0])
@@ -75,5 +75,6 @@ class Hebbian(LocalRule):
         """y, shaped like u."""
         if self.form == "oja":
             return u
-        winner = torch.zeros_like(u).scatter_(channel, u.argmax(channel, keepdim=True), 1)
-        return (self.temperature * u).softmax(channel) * (2 * winner - 1)
+        winner = u.argmax(channel, keepdim=True)
+        shares = (self.temperature * u).softmax(channel)
+        return shares.neg().scatter_(channel, winner, shares.gather(channel, winner))

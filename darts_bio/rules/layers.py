@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule, Operator
-from darts_bio.rules.carriers import DirectCarrier
+from darts_bio.rules.carriers import PREFIX, DirectCarrier
 from darts_bio.rules.functional import (
     Convolution,
     FeedbackConvolution,
@@ -74,8 +74,9 @@ class RuleLayer(DirectCarrier):
             return self.sent_directly(self.plain.forward(self, x.detach()), x)
         if rule.local:
             return self.local_pass(x)
-        # Feedback that is learned learns in the lowest layer too.
-        kernel = self.transport(self.weight) if x.requires_grad or rule.learned else self.weight
+        # Feedback that is learned learns in the lowest layer too, unless it is frozen with the weights.
+        learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)
+        kernel = self.transport(self.weight) if x.requires_grad or learns else self.weight
         if kernel is self.weight:
             return self.plain.forward(self, x)
         assert kernel is not None  # only local rules send nothing

@@ -31,6 +31,7 @@ class PredictiveCoding(LocalRule):
     """
 
     steps: int = 4
+    stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,11 +45,7 @@ class PredictiveCoding(LocalRule):
         for _ in range(self.steps):
             slope = operator.apply(error, weight)
             change = operator.transposed(slope, x, weight)
-            length = _per_sample(slope.square()) / _per_sample(change.square()).clamp_min(tiny)
-            y = y + length.view(-1, *[1] * (y.dim() - 1)) * slope
-            error = error - length.view(-1, *[1] * (x.dim() - 1)) * change
-        return operator.correlation(error, y, weight) / -y.square().sum().clamp_min(tiny)
-
-
-def _per_sample(values: Tensor) -> Tensor:
-    return values.flatten(1).sum(1)
+            lengths = operator.energies(slope) / operator.energies(change).clamp_min(tiny)
+            y = operator.moved(y, lengths, slope)
+            error = operator.moved(error, -lengths, change)
+        return operator.correlation(error, y, weight) / -operator.energy(y).clamp_min(tiny)
