@@ -152,6 +152,7 @@ class Oracle:
     def step(self, t: int) -> dict[str, float]:
         train, valid = self.task.train_batches.batch(t), self.task.valid_batches.batch(t)
         order = getattr(self.strategy, "order", 1)
+        self.strategy.prepare(self.state)
         valid_loss, gradients = self.second_order(train, valid) if order == 2 else self.of_alpha(valid)
         beta, gamma = self.strategy.betas
         for a, g, (first, second) in zip(self.alpha, gradients, self.moments, strict=True):
@@ -160,6 +161,7 @@ class Oracle:
             second.mul_(gamma).add_((1 - gamma) * g * g)
             step = (first / (1 - beta ** (t + 1))) / ((second / (1 - gamma ** (t + 1))).sqrt() + 1e-8)
             a.data -= self.strategy.lr * step
+        self.strategy.prepare(self.state)
         edges = {name: w.detach() for name, w in self.strategy.edge_weights(self.state).items()}
         train_loss, found = self.gradients(train, edges, self.moved)
         norm = torch.cat([g.flatten() for g in found[: len(self.weights)]]).norm()
