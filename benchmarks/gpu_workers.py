@@ -7,10 +7,12 @@ it; the next process imports PyTorch meanwhile.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -64,14 +66,16 @@ class Worker:
         self.process = context.Process(target=_serve, args=(theirs, place, module), daemon=True)
         self.process.start()
         theirs.close()
+        self.place = place
         self.used = False
         self._ready = False
 
     def ready(self) -> bool:
-        """Whether it has imported everything and waits to be told. Raises EOFError if it has died on the way."""
+        """Whether it has imported everything and waits to be told; not if it has died on the way."""
         if not self._ready and self.connection.poll():
-            self.connection.recv()
-            self._ready = True
+            with contextlib.suppress(EOFError, ConnectionError):
+                self.connection.recv()
+                self._ready = True
         return self._ready
 
     def tell(self, order: Order) -> None:
@@ -84,6 +88,19 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGTERM)
 
+    def death(self) -> str:
+        """Say how a process ended that did not answer, and where it was: the innermost calls of its Python code."""
+        self.process.join(5)
+        code = self.process.exitcode or 0
+        words = f"its process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        crash = _crash_file(self.place, self.process.pid)
+        text = crash.read_text(encoding="utf-8", errors="replace") if crash.exists() else ""
+        _, _, current = text.partition("Current thread")
+        frames = re.findall(r'File ".*?([^/"]+)", line (\d+) in (\S+)', current.partition("\n\n")[0])
+        return words + (
+            " at " + " < ".join(f"{file}:{line} {name}" for file, line, name in frames[:6]) if frames else ""
+        )
+
     def end(self) -> None:
         """End it at once, with all that it has started."""
         if self.process.pid is not None:
@@ -92,10 +109,16 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+        _crash_file(self.place, self.process.pid).unlink(missing_ok=True)
+
+
+def _crash_file(place: Place, process: int | None) -> Path:
+    return place.keep / f"crash-{process}.txt"
 
 
 def _serve(connection: Connection, place: Place, module: str) -> None:
     os.setpgrp()  # a group of its own, which ends as a whole; Ctrl-C meets the parent alone
+    faulthandler.enable(_crash_file(place, os.getpid()).open("w", encoding="utf-8"))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     measures: dict[Item, Measure] = importlib.import_module(module).measures(place.small)
     by_name = {item.name: measure for item, measure in measures.items()}
