@@ -208,9 +208,10 @@ class Call:
             while True:
                 decisions = [] if self.stopped else self.decisions()
                 chosen = next((decision for decision in decisions if decision.seconds), None)
-                if chosen is not None and self._may_begin(chosen.item):
-                    self._begin(chosen)
-                elif self.busy:
+                worker = self._worker(chosen.item) if chosen is not None else None
+                if chosen is not None and worker is not None:
+                    self._begin(chosen, worker)
+                elif self.busy or chosen is not None:
                     self._watch()
                 else:
                     return [d for d in self.decisions() if not d.seconds or self.stopped]
@@ -224,45 +225,39 @@ class Call:
         alone = any(not running.item.together for running in self.busy.values())
         return item.together and not alone and len(self.busy) < self.at_once
 
-    def _begin(self, decision: Decision) -> None:
-        item, left = decision.item, self.end - time.monotonic()
-        worker = self._worker(item, left)
-        if worker is None:
-            return
+    def _begin(self, decision: Decision, worker: Worker) -> None:
+        item, now = decision.item, time.monotonic()
         before = self.record.entries.get(item.name, {}).get("result", {})
         needed = self.record.entries.get(item.after, {}).get("result", {})
-        now = time.monotonic()
-        seconds = min(decision.seconds, self.end - now)
         self.record.begin(item.name)
         self.tried.add(item.name)
-        worker.tell(Order(item.name, seconds, before, needed))
+        worker.tell(Order(item.name, decision.seconds, before, needed))
         # One that goes on in the next call ends itself.
-        self.busy[worker] = Running(item, now, now + seconds + (GRACE_S if item.least else 0.0))
+        self.busy[worker] = Running(item, now, now + decision.seconds + (GRACE_S if item.least else 0.0))
+        if not self.idle:  # the next one imports meanwhile
+            self.idle.append(Worker(self.place, "on_gpu"))
 
-    def _worker(self, item: Item, left: float) -> Worker | None:
-        """One that is ready: that has done nothing yet, if time is to be measured. None if the time ends before."""
+    def _worker(self, item: Item) -> Worker | None:
+        """One that waits to be told, and has done nothing yet if time is to be measured; None while there is none."""
+        if not self._may_begin(item):
+            return None
         if not item.together:
             for worker in [worker for worker in self.idle if worker.used]:
                 self.idle.remove(worker)
                 worker.end()
-        if not self.idle:
+        while len(self.idle) < (self.at_once - len(self.busy) if item.together else 1):
             self.idle.append(Worker(self.place, "on_gpu"))
-        worker = self.idle.pop(0)
-        while not worker.ready():
-            alive = worker.process.is_alive()
-            if self.stopped or time.monotonic() > self.end or not alive:
-                worker.end()
-                if alive or self.stopped:  # a signal to the whole group may end it while it imports
-                    return None
+        for worker in self.idle:
+            if worker.ready():
+                self.idle.remove(worker)
+                return worker
+            if not worker.process.is_alive() and not self.stopped:
                 raise InputError("a process that was to measure died at its start; see its message above")
-            wait([worker.connection, worker.process.sentinel], 0.5)
-        if not self.idle:  # the next one imports meanwhile
-            self.idle.append(Worker(self.place, "on_gpu"))
-        return worker
+        return None
 
     def _watch(self) -> None:
         """Hear of what ends, and cut off what takes too long."""
-        wait([w.connection for w in self.busy], 0.5)
+        wait([w.connection for w in self.busy or self.idle], 0.5)
         for worker, running in list(self.busy.items()):
             found = self._heard(worker, running)
             if found is None:
@@ -425,7 +420,10 @@ def table(entries: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
         entry = entries.get(name, {"outcome": "not begun"})
         words = entry["outcome"] + (f": {entry['error']}" if "error" in entry else "")
         if entry["outcome"] in ("done", "unfinished") and name in found:
-            words = measured(found[name]) + (" (not to its end)" if entry["outcome"] == "unfinished" else "")
+            try:
+                words = measured(found[name]) + (" (not to its end)" if entry["outcome"] == "unfinished" else "")
+            except (LookupError, TypeError, ValueError) as error:  # a result that other code has written
+                words = f"{entry['outcome']}; of another form ({type(error).__name__}: {error}), see the results"
         rows.append({"item": name, "measured": words, "expected": expected(found)})
     return rows
 

@@ -156,6 +156,12 @@ def test_records_of_two_calls_are_brought_together(monkeypatch: pytest.MonkeyPat
     assert set(both.states()) == {"b: batch norms"}  # what failed is tried again
     both.save()
     assert json.loads(one.read_text()) == json.loads(other.read_text())
+    rows = {row["item"]: row["measured"] for row in json.loads(one.read_text())["table"]}
+    assert rows["b: batch norms"] == ""  # no rows, no rates
+    both.entries["b: batch norms"]["result"] = {}  # as other code may have written it: no call ends by that
+    both.save()
+    rows = {row["item"]: row["measured"] for row in json.loads(one.read_text())["table"]}
+    assert rows["b: batch norms"].startswith("done; of another form")
     with pytest.raises(on_gpu.InputError, match="holds results of some GPU, found another GPU here; move it away"):
         on_gpu.Record([one], "another GPU", False)
 
