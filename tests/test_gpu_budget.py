@@ -166,6 +166,25 @@ def test_records_of_two_calls_are_brought_together(monkeypatch: pytest.MonkeyPat
         on_gpu.Record([one], "another GPU", False)
 
 
+def test_cifar10_arrives_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_data = importlib.import_module("gpu_data")
+    drawn = gpu_data.random_images(50, 32)
+    monkeypatch.setattr(gpu_data, "load_data", lambda name, data_dir: drawn)
+    assert len(gpu_data.pack(tmp_path / "parts", None)) == gpu_data.PARTS
+    keep = tmp_path / "keep"
+    assert gpu_data.training_images(keep, True)[1] == gpu_data.RANDOM
+    for call, there in (("1", 4), ("2", 8), ("2", 8), ("3", 12)):
+        gpu_data.collect(tmp_path / "parts" / call, keep)
+        assert gpu_data.arrived(keep) == (there, 12)
+    data, words = gpu_data.training_images(keep, False)
+    assert words == gpu_data.NAME
+    assert data.train.images.equal(drawn.train.images)
+    assert data.train.labels.equal(drawn.train.labels)
+    with pytest.raises(gpu_data.InputError, match="expected a folder of parts"):
+        gpu_data.collect(tmp_path / "nowhere", keep)
+
+
 @pytest.mark.slow
 def test_a_call_that_is_killed_loses_only_what_it_was_at(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--device", "cpu", "--dry-run", "--stages", "b"]
