@@ -74,13 +74,16 @@ def code_digest() -> str:
 class Record:
     """What has been found so far, by item: outcome, result or error, seconds, tries. Saved whole after each change."""
 
-    def __init__(self, files: list[Path], machine: str, small: bool) -> None:
-        """Begin with what the files hold. Raises InputError if that is of another machine."""
+    def __init__(self, files: list[Path], machine: str, small: bool, earlier: Path | None = None) -> None:
+        """Begin with what the files, which are written, hold, and what `earlier`, which is only read, does.
+
+        Raises InputError if that is of another machine.
+        """
         self.files, self.code = files, code_digest()
         self.machine, self.small = machine, small
         self.entries: dict[str, dict[str, Any]] = {}
         self.calls: list[dict[str, Any]] = []
-        for file in files:
+        for file in [*files, *([earlier] if earlier else [])]:
             if file.exists():
                 self._merge(file)
 
@@ -456,8 +459,10 @@ def main() -> None:
         gpu_data.collect(Path(arguments.parts), keep)
     device = select_device(arguments.device)
     own = keep / "on_gpu.json"
-    shown = Path(arguments.json) if arguments.json else own if arguments.dry_run else RESULTS / "on_gpu.json"
-    record = Record([own, *([shown.resolve()] if shown.resolve() != own else [])], hardware(device), arguments.dry_run)
+    # On a machine that starts bare the results of earlier calls are those that the checkout brings.
+    earlier = None if arguments.dry_run else RESULTS / "on_gpu.json"
+    shown = Path(arguments.json).resolve() if arguments.json else earlier or own
+    record = Record([own, *([shown] if shown != own else [])], hardware(device), arguments.dry_run, earlier)
     items = [item for item in measures(arguments.dry_run) if item.stage in stages]
     there, parts = gpu_data.arrived(keep)
     waiting = {}

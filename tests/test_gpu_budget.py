@@ -149,6 +149,8 @@ def test_records_of_two_calls_are_brought_together(monkeypatch: pytest.MonkeyPat
         first.end(name, {"outcome": outcome, "seconds": 2.0, "result": {"rows": []}})
     second = on_gpu.Record([other], "some GPU", False)
     second.begin("b: batch norms")  # and was killed
+    bare = on_gpu.Record([tmp_path / "new.json"], "some GPU", False, earlier=one)
+    assert bare.states() == first.states()
     both = on_gpu.Record([other, one], "some GPU", False)
     assert both.states()["b: batch norms"].outcome == "done"
     assert both.states()["b: kernels fp32"].outcome == "failed"
