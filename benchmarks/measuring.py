@@ -53,6 +53,27 @@ def stopwatch(device: torch.device) -> Callable[[], float]:
     return now
 
 
+def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
+    """Seconds that the device takes for a call, by its own clock: the median, after three that count for nothing."""
+    for _ in range(3):
+        call()
+    if device.type == "cpu":
+        now = stopwatch(device)
+        times = []
+        for _ in range(repeats):
+            start = now()
+            call()
+            times.append(now() - start)
+        return max(statistics.median(times), 1e-9)  # a clock may stand still meanwhile
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for first, last in marks:
+        first.record()
+        call()
+        last.record()
+    torch.cuda.synchronize(device)
+    return max(statistics.median(first.elapsed_time(last) / 1000 for first, last in marks), 1e-9)
+
+
 def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
     """What autograd holds after `forward()`, each storage once, without the parameters of `net`."""
     own = {p.untyped_storage()._cdata for p in net.parameters()}
