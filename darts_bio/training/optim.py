@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from darts_bio.config import FitConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.optimizers import SGD
 from darts_bio.rules import learned_feedback
 from darts_bio.training.schedules import learning_rate
 
@@ -100,9 +101,7 @@ class WeightOptimizer:
 def _make(parameters: list[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         # foreach: all parameters in a few calls, where a supernet has thousands.
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-        )
+        return SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
     from timm.optim import create_optimizer_v2, list_optimizers
 
     names = [str(name) for name in list_optimizers()]
