@@ -61,10 +61,25 @@ def select_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within it the default generators of Python, NumPy and PyTorch's CPU start from `seed`; then all is as before."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    with generators_kept():
+        seed_generators(seed)
+        yield
+
+
+def seed_generators(seed: int) -> None:
+    """Start the default generators of Python, NumPy and PyTorch's CPU from `seed`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the default generators of Python, NumPy and PyTorch's CPU back at the end to where they stand now.
+
+    That takes several times as long as `seed_generators`, so who seeds them often does it within one of these.
+    """
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
