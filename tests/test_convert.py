@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -249,6 +250,15 @@ class TestAudit:
     def test_learned_feedback_and_tied_weights_count_once(self) -> None:
         assert audit(convert(small(), "kolen_pollack")).parameters == audit(small()).parameters == 985
         assert audit(Tied()).parameters == 16 + 4 + 4
+
+    def test_time_grows_as_the_layers_do(self) -> None:
+        def seconds(layers: int) -> float:
+            model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(layers)))
+            began = time.process_time()
+            audit(model)
+            return time.process_time() - began
+
+        assert seconds(4000) < 32 * min(seconds(250) for _ in range(3))  # 16 times the layers
 
     def test_of_networks(self) -> None:
         from darts_bio.networks import build_network

@@ -30,6 +30,7 @@ from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.sources import open_source
 from darts_bio.data.streams import ImageStream
 from darts_bio.errors import InputError
+from darts_bio.runtime import derive_seed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one core
@@ -111,6 +112,19 @@ class TestSeededLoader:
         draws = torch.cat(forward).flatten(1)[:, 1:]
         assert len(draws.unique(dim=0)) == len(draws)
         assert no_children()
+
+    def test_each_sample_starts_all_generators_from_a_seed_of_its_own(self) -> None:
+        for t, x in enumerate(images(loader(Numbers(11)), range(3))):
+            for i, (index, *draws) in enumerate(x.flatten(1).tolist()):
+                seed = derive_seed("augment", 0, "train", 4 * t + i)
+                expected = (random.Random(seed), np.random.RandomState(seed % 2**32), torch.Generator())
+                expected[2].manual_seed(seed)
+                assert 0 <= index < 11
+                assert draws == [
+                    expected[0].randrange(256),
+                    expected[1].randint(256),
+                    int(torch.randint(256, (), generator=expected[2])),
+                ]
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_two_processes_read_the_halves_of_what_one_would(self, workers: int) -> None:

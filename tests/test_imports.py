@@ -22,6 +22,7 @@ ORDER = [
     "distributed",
     "runtime",
     "modes",
+    "optimizers",
     "rules",
     "spaces",
     "networks",

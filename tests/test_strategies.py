@@ -289,6 +289,10 @@ class TestRandom:
             seen |= {e.candidate.rule for e in cells["normal"].edges if e.candidate.op == "sep_conv_3x3"}
         assert seen == set(rules)
 
+    def test_half_precision_on_a_cpu_is_said_to_be_slow(self, data: ImageData) -> None:
+        (note,) = search(data, "darts", amp="bf16").notes()
+        assert note.startswith("--amp bf16 on a CPU")
+
     def test_what_would_have_no_say_is_refused(self, data: ImageData, tmp_path: Any) -> None:
         given: list[dict[str, Any]] = [{"regularizers": ("skip_stop",)}, {"objective": ("parameters(weight=1)",)}]
         for options in [*given, {"supernet": str(tmp_path)}]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import derive_seed, seeded
+from darts_bio.runtime import derive_seed, generators_kept, seed_generators
 
 IN_A_ROW = 100
 """Damaged samples one after the other at which a training gives up."""
@@ -166,7 +166,8 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
 
     def __getitem__(self, keys: list[Key]) -> tuple[Tensor, Tensor, dict[str, str]]:
         damaged: dict[str, str] = {}
-        samples = [sample for key in keys if (sample := self._read(*key, damaged)) is not None]
+        with generators_kept():
+            samples = [sample for key in keys if (sample := self._read(*key, damaged)) is not None]
         if not samples:
             return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), damaged
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
@@ -181,8 +182,8 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
         seed = derive_seed("augment", *self._stream, position)
         for i in range(self._tries):
             try:
-                with seeded(seed):
-                    return self._items[(index + i) % len(self._items)]
+                seed_generators(seed)
+                return self._items[(index + i) % len(self._items)]
             except Damaged as error:
                 damaged[error.name] = error.reason
         return None

@@ -12,6 +12,7 @@ from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.reports.robustness import attacks_on
+from darts_bio.spaces import Genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
@@ -52,6 +53,7 @@ class SearchBoard(FitBoard):
     def __init__(self, search: Search, folder: RunFolder) -> None:
         super().__init__(folder)
         self.search = search
+        self._shown: Genotype | None = None
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         super().on_epoch(progress, numbers)
@@ -63,7 +65,9 @@ class SearchBoard(FitBoard):
             heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), step)
         genotype = search.genotype()
-        self.image("cells", draw_genotype(genotype).image(), step)
+        if genotype != self._shown:  # the last picture stands for the steps after it, and painting one takes long
+            self.image("cells", draw_genotype(genotype).image(), step)
+            self._shown = genotype
         self.text("genotype", f"```\n{genotype}\n```", step)
 
 

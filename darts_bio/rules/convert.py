@@ -119,12 +119,13 @@ def _gpus(layer: nn.Module) -> list[torch.device]:
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, layer) of all that has weights which carry an error, in the model's order; each once."""
-    inside: list[str] = []
+    outer: str | None = None
     for name, module in model.named_modules():
-        if any(name.startswith(outer) for outer in inside):
+        # What lies in a module follows it: of those before, only the last opaque one may hold this.
+        if outer is not None and name.startswith(outer):
             continue
         if isinstance(module, OPAQUE):
-            inside.append(name + ".")  # the projections in it are no layers that are called
+            outer = name + "."  # the projections in it are no layers that are called
             yield name, module
         elif isinstance(module, PLAIN_TYPES):
             yield name, module
@@ -281,13 +282,12 @@ def audit(model: nn.Module) -> Audit:
 
     Within an operation under a direct rule the error is exact, and what lies above its lowest layer is counted so.
     """
-    learned = {id(parameter) for parameter in learned_feedback(model)}
-    seen: set[int] = set()
+    counted = {id(parameter) for parameter in learned_feedback(model)}  # feedback is no weight
 
     def own(module: nn.Module) -> int:
         """Parameters that were not counted before: a tied weight counts once."""
-        new = [p for p in module.parameters() if id(p) not in learned | seen]
-        seen.update(map(id, new))
+        new = [p for p in module.parameters() if id(p) not in counted]
+        counted.update(map(id, new))
         return sum(p.numel() for p in new)
 
     direct = {

@@ -161,6 +161,7 @@ class SearchFiles(Listener):
 
     def __init__(self, search: Search, folder: RunFolder) -> None:
         self.search, self.folder = search, folder
+        self._drawn: Genotype | None = None
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         self.write(progress.step, progress.step == progress.steps)
@@ -177,7 +178,9 @@ class SearchFiles(Listener):
             versions={"darts_bio": __version__, "torch": torch.__version__},
         )
         write_text(self.folder.genotype_path, genotype.to_json())
-        write_text(self.folder.path / CELLS_FIGURE, draw_genotype(genotype).svg())
+        if genotype != self._drawn:
+            write_text(self.folder.path / CELLS_FIGURE, draw_genotype(genotype).svg())
+            self._drawn = genotype
         return genotype
 
 

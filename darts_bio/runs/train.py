@@ -31,7 +31,7 @@ from darts_bio.runs.running import (
     refuse_other_start,
     settled,
 )
-from darts_bio.runtime import select_device
+from darts_bio.runtime import precision_notes, select_device
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.parallel import shared_otherwise
@@ -123,7 +123,8 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
             return [f"{folder.path}: done already, after {progress.epochs} epochs"]
         lines = [
             f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} steps in "
-            f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters"
+            f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters",
+            *precision_notes(task.device, config.amp),
         ]
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
             lines.append(f"this genotype is {note}")

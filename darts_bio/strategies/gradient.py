@@ -11,7 +11,8 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.runtime import fill, generator, load_optimizer
+from darts_bio.optimizers import Adam, load_optimizer
+from darts_bio.runtime import fill, generator
 from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
 from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState, masked_softmax
 
@@ -28,7 +29,7 @@ class AlphaState(StrategyState):
         self.masks = self._alpha.masks
         """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = self._alpha.parameters | dict(further or {})
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             list(self.parameters.values()),
             lr=strategy.lr,
             betas=(strategy.betas[0], strategy.betas[1]),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from darts_bio.config import FitConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.optimizers import SGD, load_optimizer
 from darts_bio.rules import learned_feedback
-from darts_bio.runtime import call, load_optimizer
+from darts_bio.runtime import call
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.schedules import learning_rate
 
@@ -114,7 +115,7 @@ class WeightOptimizer:
 
 def _make(parameters: list[nn.Parameter], config: FitConfig, recorded: bool) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
-        sgd = torch.optim.SGD(
+        sgd = SGD(
             parameters,
             lr=config.lr,
             momentum=config.momentum,

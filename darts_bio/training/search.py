@@ -24,7 +24,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
-from darts_bio.runtime import autocast, call, derive_seed
+from darts_bio.runtime import autocast, call, derive_seed, precision_notes
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
     REGULARIZERS,
@@ -167,6 +167,7 @@ class Search:
     def notes(self) -> list[str]:
         """What the user is to know of this search before it begins."""
         notes = self.strategy.notes(self.strategy_state, self.config.rules)
+        notes += precision_notes(self.device, self.config.amp)
         if self.strategy.finished:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:

@@ -1,0 +1,89 @@
+"""The optimizers are PyTorch's own, without what imports its compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_bio.optimizers import SGD, Adam, Eager
+
+OPTIONS: list[tuple[type, type, dict[str, Any]]] = [
+    (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True}),
+    (Adam, torch.optim.Adam, {"lr": 0.01, "betas": (0.5, 0.999), "weight_decay": 1e-3}),
+]
+
+
+def stepped(kind: type, options: dict[str, Any], steps: int, state: dict[str, Any] | None = None) -> Any:
+    """Parameters after so many steps along drawn gradients, and the optimizer's state; it may go on from `state`."""
+    source = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(shape, generator=source).requires_grad_() for shape in ((3, 4), (5,), (2, 2, 2))]
+    optimizer = kind(parameters, **options)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in parameters)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=source)
+        optimizer.step()
+    assert torch.is_grad_enabled()
+    return [parameter.detach() for parameter in parameters], optimizer.state_dict()
+
+
+@pytest.mark.parametrize(("own", "plain", "options"), OPTIONS, ids=lambda value: getattr(value, "__name__", ""))
+def test_steps_and_states_are_those_of_pytorch(own: type, plain: type, options: dict[str, Any]) -> None:
+    ours, theirs = stepped(own, options, 5), stepped(plain, options, 5)
+    assert all(map(torch.equal, ours[0], theirs[0]))
+    assert str(ours[1]) == str(theirs[1])
+    ours, theirs = stepped(own, options, 2, theirs[1]), stepped(plain, options, 2, ours[1])
+    assert all(map(torch.equal, ours[0], theirs[0]))
+
+
+class Bare(torch.optim.Optimizer):
+    """An optimizer whose methods have no wrapper, as a later PyTorch may have them."""
+
+    def __init__(self, params: list[Tensor], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= self.defaults["lr"] * parameter.grad
+
+
+def test_a_method_without_a_wrapper_is_called_itself() -> None:
+    class Own(Eager, Bare): ...
+
+    (weight,), _ = stepped_by_one(Own)
+    torch.testing.assert_close(weight, torch.tensor([1.5, 1.0]))
+
+
+def stepped_by_one(kind: Any) -> tuple[list[Tensor], Any]:
+    weight = torch.tensor([2.0, 2.0], requires_grad=True)
+    optimizer = kind([weight], lr=0.5)
+    weight.grad = torch.tensor([1.0, 2.0])
+    optimizer.step()
+    return [weight.detach()], optimizer
+
+
+def test_a_step_of_a_search_needs_no_compiler() -> None:
+    """Its import takes as long as that of PyTorch itself."""
+    code = (
+        "import sys, torch\n"
+        "from darts_bio.optimizers import SGD, Adam\n"
+        "w = torch.ones(2, requires_grad=True)\n"
+        "for kind in (SGD, Adam):\n"
+        "    optimizer = kind([w], lr=0.1)\n"
+        "    w.grad = torch.ones(2)\n"
+        "    optimizer.step()\n"
+        "    optimizer.load_state_dict(optimizer.state_dict())\n"
+        "    optimizer.zero_grad()\n"
+        "assert w.grad is None\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
