@@ -2,13 +2,15 @@
 
     python -m stand_in.cases < CASES.json
 
-Reads the keyword arguments of `outcome` for each case by its name, and prints its outcome by the same name.
+Reads the keyword arguments of `outcome` for each case by its name; prints a line [name, outcome] for each.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from stand_in.device import counters, incidents, no_waits
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
@@ -24,11 +27,9 @@ from darts_bio.errors import first_line
 from darts_bio.spaces import load_genotype
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
-from stand_in.device import counters, incidents, no_waits
 
 STEADY = 2
 """The first step that is like all that follow: both passes have been recorded, the optimizers have their state."""
-NB201 = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
 
 
 def images(n: int = 64, side: int = 32) -> ImageData:
@@ -40,9 +41,10 @@ def images(n: int = 64, side: int = 32) -> ImageData:
 
 def search(device: str = "cuda", **options: Any) -> Search:
     """On a small space, with alpha moved from the first step on."""
-    sizes = {"space": "darts(nodes=1)", "channels": 4, "layers": 3, "batch_size": 8, "epochs": 3}
+    sizes = {"space": "darts(nodes=1)", "channels": 8, "layers": 3, "batch_size": 8, "epochs": 3}
     rest = {"rules": ("fa", "brsf"), "regularizers": ("warmup(epochs=0)",)}
-    return Search(SearchConfig(**(sizes | rest | options)), images(), torch.device(device))
+    config = SearchConfig(**(sizes | rest | options))
+    return Search(config, images(8 * config.batch_size), torch.device(device))
 
 
 def training(
@@ -86,19 +88,47 @@ class Meter:
         return found
 
 
-def outcome(kind: str, ends: bool = False, **options: Any) -> dict[str, Any]:
+def busy_neighbor(task: Any) -> None:
+    """Have another thread pin memory in each forward pass that is recorded, as a DataLoader's may at any time."""
+    network = task.supernet if isinstance(task, Search) else task.network
+    kept: list[torch.Tensor] = []
+
+    def pin(*_: Any) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            # Larger than what PyTorch keeps for the next one, so that CUDA is asked.
+            pinned = threading.Thread(
+                target=lambda: kept.append(torch.empty((1 << 22) + (1 << 22) * len(kept)).pin_memory())
+            )
+            pinned.start()
+            pinned.join()
+
+    network.register_forward_pre_hook(pin)
+
+
+def outcome(kind: str, ends: bool = False, neighbor: bool = False, **options: Any) -> dict[str, Any]:
     """Run steps of a search or training, up to the second epoch of the latter, whose drop path makes another recording.
 
-    `ends` ends an epoch too. Returns "error" (a line, or None) and "where" it came from; "steady", what `Meter` counted
-    in one steady step; "waits", the line that PyTorch raised where the next step would have waited for the device, or
-    None; "incidents", "warnings" and "recordings" of all.
+    `ends` ends an epoch too; `neighbor` is `busy_neighbor`. Returns "error" (a line, or None), the "stage" it came from
+    (start, steps or end) and "where"; "steady", what `Meter` counted in one steady step; "waits", the line that PyTorch
+    raised where the next step would have waited for the device, or None; "host_s", CPU seconds of this thread in each
+    of the steady steps; "incidents", "warnings" and "recordings" of all.
     """
     found: dict[str, Any] = {"error": None, "waits": None, "recordings": 0}
     incidents()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            _steps(KINDS[kind](**options), ends, found)
+            found["stage"] = "start"
+            task = KINDS[kind](**options)
+            if neighbor:
+                busy_neighbor(task)
+            found["stage"] = "steps"
+            _steps(task, found)
+            if ends:
+                found["stage"] = "end"
+                task.synchronise()
+                task.end_epoch(task.epochs - 1)
+                task.load_state_dict(task.state_dict())
         except Exception as error:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "darts_bio" in frame.filename]
             found["error"] = f"{type(error).__name__}: {first_line(error)}"
@@ -108,7 +138,7 @@ def outcome(kind: str, ends: bool = False, **options: Any) -> dict[str, Any]:
     return found
 
 
-def _steps(task: Any, ends: bool, found: dict[str, Any]) -> None:
+def _steps(task: Any, found: dict[str, Any]) -> None:
     meter = Meter(task)
     task.begin_epoch(0)
     for t in range(STEADY + 1):
@@ -122,22 +152,24 @@ def _steps(task: Any, ends: bool, found: dict[str, Any]) -> None:
         if "synchroniz" not in str(error):
             raise
         found["waits"] = first_line(error)
+    found["host_s"] = []
+    for _ in range(3):
+        start = time.thread_time()
+        task.step(STEADY + 1)
+        found["host_s"].append(time.thread_time() - start)
     if isinstance(task, Retraining):
         task.begin_epoch(1)
         task.step(task.steps_per_epoch)
-        task.step(task.steps_per_epoch + 1)
     found["recordings"] = len(getattr(task.passes, "_recordings", ()))
-    if ends:
-        task.synchronise()
-        task.end_epoch(task.epochs - 1)
-        task.load_state_dict(task.state_dict())
 
 
 def main() -> None:
     # Some warnings come once a process: each case is to hear its own.
     torch.set_warn_always(True)
+    torch.set_num_threads(1)
     cases = json.load(sys.stdin)
-    json.dump({name: outcome(**case) for name, case in cases.items()}, sys.stdout)
+    for name, case in cases.items():
+        print(json.dumps([name, outcome(**case)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def start(*arguments: str, devices: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments on the stand-in; options are those of `subprocess.run`."""
-    command = [sys.executable, *arguments]
+    command = [sys.executable, "-X", "faulthandler", *arguments]
     return subprocess.run(command, env=environment(devices), capture_output=True, text=True, **options)
 
 
@@ -121,8 +122,8 @@ def counters() -> dict[str, int]:
 
 
 def kernels() -> dict[str, tuple[int, int]]:
-    """Return how often each kernel was launched outside captures, and recorded, since the last call, by its mangled name
-    (`c++filt` makes it readable)."""
+    """Return how often each kernel was launched outside captures, and how often recorded, since the last call, by its
+    mangled name (`c++filt` makes it readable)."""
     lines = _library().stand_in_kernels().decode().splitlines()
     found: dict[str, tuple[int, int]] = {}
     for launched, captured, name in (line.split(" ", 2) for line in lines):
@@ -139,8 +140,10 @@ def incidents() -> list[str]:
 @contextmanager
 def no_waits() -> Iterator[None]:
     """Within it PyTorch raises where it would wait for the device."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

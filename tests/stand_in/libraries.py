@@ -12,8 +12,8 @@ from pathlib import Path
 
 IMPORTING = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
 OURS = re.compile(r"(cublas|cudnn|cuda(?=[A-Z])|cu(?=[A-Z])(?!File))\w+")
-"""Names of the runtime, the driver, cuBLAS and cuDNN. (cuFile, cuFFT, cuSPARSE, NCCL and others stay as they are: they are
-loaded, and not called.)"""
+"""Names of the runtime, the driver, cuBLAS and cuDNN. (cuFile, cuFFT, cuSPARSE, NCCL and others stay as they are: they
+are loaded, and not called.)"""
 LEFT = re.compile(r"cu(blas|dnn)\w*(Version|ErrorString|StatusString|StatusName)\w*")
 """What needs no GPU, and is left to the real library."""
 
