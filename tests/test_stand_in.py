@@ -293,14 +293,15 @@ def test_a_step_at_full_size_costs_python_little(full_size: Outcome) -> None:
     assert min(full_size["host_s"]) <= 0.02
 
 
-def test_the_tests_for_a_gpu_run() -> None:
+@pytest.mark.parametrize("tests", ["TestOnAnyDevice", pytest.param("TestValuesOnGpu", marks=pytest.mark.slow)])
+def test_the_tests_for_a_gpu_run(tests: str) -> None:
     """Those of `test_graphs.py`. Where values matter they may fail, by a comparison and by nothing else."""
     file = Path(__file__).with_name("test_graphs.py")
-    done = device.start("-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rA", str(file))
-    assert " passed" in done.stdout, done.stdout + done.stderr
-    assert "skipped" not in done.stdout
-    wrong = re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)::(.*)", done.stdout, re.MULTILINE)
-    assert [what for where, what in wrong if where != "TestValuesOnGpu" or " - assert " not in what] == []
+    done = device.start("-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rA", f"{file}::{tests}")
+    assert re.search(r"^(PASSED|FAILED) ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert "SKIPPED" not in done.stdout
+    wrong = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
+    assert [line for line in wrong if tests != "TestValuesOnGpu" or " - assert " not in line] == []
 
 
 RULES_OF_CAPTURE = """
