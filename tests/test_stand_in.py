@@ -21,8 +21,8 @@ from stand_in import device
 from darts_bio.rules import RULES
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
 
-REASON = device.why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+if (reason := device.why_not()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 Case = dict[str, Any]
 Outcome = dict[str, Any]
