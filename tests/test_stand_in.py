@@ -276,7 +276,7 @@ def test_the_whole_matrix(strategy: str) -> None:
 def full_size() -> Outcome:
     """Of the search of the protocol on CIFAR-10."""
     sizes = {"channels": 16, "layers": 8, "batch_size": 64, "space": "darts(layout=paper)"}
-    found = measured({"full": searching(amp="bf16", rules=["fa", "usf", "brsf", "frsf"], **sizes)})["full"]
+    found = measured({"full": searching(timed=3, amp="bf16", rules=["fa", "usf", "brsf", "frsf"], **sizes)})["full"]
     assert found["error"] is None, found
     return found
 

@@ -105,13 +105,13 @@ def busy_neighbor(task: Any) -> None:
     network.register_forward_pre_hook(pin)
 
 
-def outcome(kind: str, ends: bool = False, neighbor: bool = False, **options: Any) -> dict[str, Any]:
+def outcome(kind: str, ends: bool = False, neighbor: bool = False, timed: int = 0, **options: Any) -> dict[str, Any]:
     """Run steps of a search or training, up to the second epoch of the latter, whose drop path makes another recording.
 
     `ends` ends an epoch too; `neighbor` is `busy_neighbor`. Returns "error" (a line, or None), the "stage" it came from
     (start, steps or end) and "where"; "steady", what `Meter` counted in one steady step; "waits", the line that PyTorch
     raised where the next step would have waited for the device, or None; "host_s", CPU seconds of this thread in each
-    of the steady steps; "incidents", "warnings" and "recordings" of all.
+    of `timed` further steps; "incidents", "warnings" and "recordings" of all.
     """
     found: dict[str, Any] = {"error": None, "waits": None, "recordings": 0}
     incidents()
@@ -123,7 +123,7 @@ def outcome(kind: str, ends: bool = False, neighbor: bool = False, **options: An
             if neighbor:
                 busy_neighbor(task)
             found["stage"] = "steps"
-            _steps(task, found)
+            _steps(task, found, timed)
             if ends:
                 found["stage"] = "end"
                 task.synchronise()
@@ -138,7 +138,7 @@ def outcome(kind: str, ends: bool = False, neighbor: bool = False, **options: An
     return found
 
 
-def _steps(task: Any, found: dict[str, Any]) -> None:
+def _steps(task: Any, found: dict[str, Any], timed: int) -> None:
     meter = Meter(task)
     task.begin_epoch(0)
     for t in range(STEADY + 1):
@@ -153,7 +153,7 @@ def _steps(task: Any, found: dict[str, Any]) -> None:
             raise
         found["waits"] = first_line(error)
     found["host_s"] = []
-    for _ in range(3):
+    for _ in range(timed):
         start = time.thread_time()
         task.step(STEADY + 1)
         found["host_s"].append(time.thread_time() - start)
