@@ -51,7 +51,7 @@ class Recorder:
         self.device = device
         self.records = graphs and device.type == "cuda"
         self.generators: Sequence[torch.Generator] = ()
-        self._recordings: dict[Hashable, _Recording] = {}
+        self.recordings: dict[Hashable, _Recording] = {}
         self._outputs: set[int] = set()
         """The outputs of recordings, which these keep."""
         self._pool: Any = None
@@ -66,7 +66,7 @@ class Recorder:
         if not self.records:
             return function(*inputs)
         key = (function, situation, tuple((x.shape, x.dtype) for x in inputs))
-        recording = self._recordings.setdefault(key, _Recording())
+        recording = self.recordings.setdefault(key, _Recording())
         if recording.runs < RUNS_BEFORE:
             return recording.run(function, inputs)
         if recording.graph is None:
@@ -82,7 +82,7 @@ class Recorder:
 
         What Python changes only from epoch to epoch shows then.
         """
-        for recording in self._recordings.values():
+        for recording in self.recordings.values():
             recording.runs = min(recording.runs, RUNS_BEFORE - 1)
 
     def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Graph, Any, list[Call]]:
