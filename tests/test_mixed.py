@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
@@ -25,7 +26,7 @@ from darts_bio.rules import (
     held_feedback,
     true_gradients,
 )
-from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.rules.stacked import CastTogether, StackedConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
 from darts_bio.spaces.operations import batch_norm, operation, pointwise
 
@@ -581,3 +582,35 @@ def test_feedback_that_is_learned_is_batched_and_gets_the_weights_gradients(cell
     for name, gradient in reference.items():
         if name.startswith("cells.") and name.endswith("feedback_kernel"):
             near(gradient, reference[name.replace("feedback_kernel", "weight")], 1e-14)
+
+
+class TestCasts:
+    """Under autocast the stacked layers' weights and kernels are cast together."""
+
+    def test_is_what_each_would_be_by_itself(self) -> None:
+        weights = [torch.randn(shape, requires_grad=True) for shape in ((4, 2, 3, 3), (5, 1, 1, 1))]
+        down = [torch.randn(weight.shape, dtype=torch.bfloat16) for weight in weights]
+        together = CastTogether.apply(torch.bfloat16, *weights)
+        found = torch.autograd.grad([(c * d).sum() for c, d in zip(together, down, strict=True)], weights)
+        for weight, cast, gradient, error in zip(weights, together, found, down, strict=True):
+            assert torch.equal(cast, weight.bfloat16())
+            assert torch.equal(gradient, error.float())
+
+    def test_a_pass_casts_less_often_than_it_convolves(self) -> None:
+        class Calls(TorchDispatchMode):
+            def __init__(self) -> None:
+                super().__init__()
+                self.names: list[str] = []
+
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                self.names.append(func._schema.name)
+                return func(*args, **(kwargs or {}))
+
+        net = SuperNet(SPACES.build("darts"), ("fa", "usf"), channels=4, layers=4, num_classes=5)
+        layers = sum(isinstance(module, StackedConv2d) for module in net.modules())
+        weights = {t: torch.rand(net.table.shape(t)).softmax(1) for t in net.table.rows}
+        with Calls() as calls:
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                loss = net(torch.randn(2, 3, 8, 8), weights).float().square().sum()
+            torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+        assert calls.names.count("aten::_to_copy") < layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darts_bio.optimizers import SGD, Adam, Eager
+from darts_bio.optimizers import SGD, Adam, Eager, load_optimizer
 
 OPTIONS: list[tuple[type, type, dict[str, Any]]] = [
     (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True}),
@@ -87,3 +88,31 @@ def test_a_step_of_a_search_needs_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("saved_fused", "fused"), [(False, True), (True, False)])
+def test_a_state_goes_on_in_an_optimizer_of_another_form(saved_fused: bool, fused: bool) -> None:
+    """As a run does that goes on with CUDA graphs, whose rate is a tensor, or without."""
+
+    def sgd(fused: bool) -> tuple[torch.Tensor, SGD]:
+        weight = torch.arange(4.0, dtype=torch.float64).requires_grad_()
+        optimizer = SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.01, foreach=not fused, fused=fused)
+        if fused:
+            optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+        return weight, optimizer
+
+    def step(weight: torch.Tensor, optimizer: SGD) -> None:
+        weight.grad = weight.detach().cos()
+        optimizer.step()
+
+    (one, before), (other, after) = sgd(saved_fused), sgd(fused)
+    for _ in range(3):
+        step(one, before)
+    with torch.no_grad():
+        other.copy_(one)
+    load_optimizer(after, copy.deepcopy(before.state_dict()))
+    assert after.param_groups[0]["fused"] is fused
+    assert isinstance(after.param_groups[0]["lr"], torch.Tensor) == fused
+    for weight, optimizer in ((one, before), (other, after)):
+        step(weight, optimizer)
+    torch.testing.assert_close(one, other, rtol=1e-7, atol=0)

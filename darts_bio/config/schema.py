@@ -117,7 +117,7 @@ class FitConfig(WeightsConfig):
 
     seeds: int = option(1, "make this many runs, of seeds --seed, --seed + 1, ...", minimum=1, identity=False)
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
-    graphs: bool = option(True, "on a GPU, replay the passes of the network as CUDA graphs", identity=False)
+    graphs: bool = option(True, "on a GPU, replay steps as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,15 @@ from darts_bio.spaces.base import Row
 from darts_bio.spaces.operations import EvenAndOdd, Zero, even_pixels, odd_pixels
 
 WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
+
+
+class LaneWeights(NamedTuple):
+    """The weights of L candidates on edges: `each` (L,), `factors` (L,) in the dtype of the maps, which so keep theirs,
+    and `by_channel` (L*C,), every one C times."""
+
+    each: Tensor
+    factors: Tensor
+    by_channel: Tensor
 
 
 class StackedBatchNorm(nn.Module):
@@ -62,12 +71,9 @@ class StackedBatchNorm(nn.Module):
         self.get_buffer("running_mean").lerp_(mean, self.momentum)
         self.get_buffer("running_var").lerp_(variance * (pixels / max(1, pixels - 1)), self.momentum)
 
-    def mix(self, x: Tensor, weights: Tensor, edges: int) -> Tensor:
-        """Normalised, times the members' weights (R*E,), summed over the rules: (N, H, W, E, C)."""
-        members = len(self.names)
-        # Contiguous even for a single member: batch norm's backward pass on CPUs does not look at its strides.
-        gain = weights.unsqueeze(1).expand(-1, x.shape[1] // members).flatten().contiguous()
-        return by_member(self(x, gain), members).unflatten(3, (-1, edges)).sum(3)
+    def mix(self, x: Tensor, weights: LaneWeights, edges: int) -> Tensor:
+        """Normalised, times the members' weights, summed over the rules: (N, H, W, E, C)."""
+        return by_member(self(x, weights.by_channel), len(self.names)).unflatten(3, (-1, edges)).sum(3)
 
 
 def by_member(y: Tensor, members: int) -> Tensor:
@@ -82,6 +88,7 @@ class FoldedNorm(nn.Module):
     def __init__(self, convolution: StackedConv2d, norm: StackedBatchNorm) -> None:
         super().__init__()
         self.convolution, self.norm = convolution, norm
+        convolution.casts = False  # a variance is a difference: the product that has it is made in float32
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, M*I, H, W) to (N, M*C, H, W)."""
@@ -91,11 +98,11 @@ class FoldedNorm(nn.Module):
         gains = torch.ones(members, dtype=self.convolution.weight.dtype, device=x.device)
         return self._folded(x, gains, members).flatten(3).permute(0, 3, 1, 2)
 
-    def mix(self, x: Tensor, weights: Tensor, edges: int) -> Tensor:
-        """As that of the batch norm, of the convolution's output."""
+    def mix(self, x: Tensor, weights: LaneWeights, edges: int) -> Tensor:
+        """Convolved, then as `StackedBatchNorm.mix`."""
         if not self.training:
             return self.norm.mix(self.convolution(x), weights, edges)
-        return self._folded(x, weights, edges)
+        return self._folded(x, weights.each, edges)
 
     def _folded(self, x: Tensor, gains: Tensor, outputs: int) -> Tensor:
         weight, kernel = self.convolution.lent()
@@ -220,7 +227,7 @@ class StackedOperation(nn.Module):
             layers.append(layer)
         return None if shared else cls(layers, len(modules), edges)
 
-    def forward(self, x: Tensor, rectified: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rectified: Tensor, weights: LaneWeights) -> Tensor:
         """`rectified` is ReLU(x)."""
         y = rectified if self.rectified else x
         spread, parts = self.spread, 1
@@ -237,7 +244,7 @@ class StackedOperation(nn.Module):
             return put_together(last.mix(y, weights, self.edges), parts)
         y = last(y, spread) if isinstance(last, StackedConv2d) else last(y)
         by_rule = by_member(y, self.members).unflatten(3, (-1, self.edges))
-        return put_together((by_rule * weights.view(-1, self.edges, 1)).sum(3), parts)
+        return put_together((by_rule * weights.factors.view(-1, self.edges, 1)).sum(3), parts)
 
 
 def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
@@ -287,9 +294,11 @@ class SharedOperation(nn.Module):
         known = all(type(leaf) in WEIGHTLESS or _plain_norm(leaf) for leaf in leaves)
         return cls(modules[0], names, edges) if known else None
 
-    def forward(self, x: Tensor, rectified: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rectified: Tensor, weights: LaneWeights) -> Tensor:
         y = self.module(x).permute(0, 2, 3, 1)
-        return y.unsqueeze(3) * weights.view(-1, self.edges).sum(0).unsqueeze(1)
+        by_candidate = weights.factors.view(-1, self.edges)
+        shares = by_candidate[0] if len(by_candidate) == 1 else by_candidate.sum(0)
+        return y.unsqueeze(3) * shares.unsqueeze(1)
 
 
 class SourceBlock(nn.Module):
@@ -333,7 +342,7 @@ class SourceBlock(nn.Module):
         )
         """One for each direct rule that stacked candidates are under."""
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> dict[int, Tensor]:
+    def forward(self, x: Tensor, weights: Sequence[LaneWeights]) -> dict[int, Tensor]:
         """`weights`: those of the lanes, split by `counts` into the block's parts. Each edge brings (N, C, H', W')."""
         plain = x
         for carrier in self.direct:
@@ -345,7 +354,7 @@ class SourceBlock(nn.Module):
             total = y if total is None else total + y
         brought = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3))) if total is not None else {}
         for e, module, weight in zip(self.alone, self.single, weights[len(self.batched) :], strict=True):
-            y = weight * module(plain)
+            y = weight.factors * module(plain)
             brought[e] = brought[e] + y if e in brought else y
         return brought
 
@@ -431,12 +440,13 @@ class MixedCell(nn.Module):
             self.wiring.append((source, space.stride(cell_type, source), targets))
             order += [indices[e] * len(row) + column for e, column in block.lanes]
         self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.channels = channels // partial
         masks = torch.tensor([[candidate is not None for candidate in row] for row in rows])
         self.partial = PartialChannels(partial, masks) if partial > 1 else None
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
         """states: the inputs (N, C, H, W); weights: (edges, candidates)."""
-        lanes = iter(weights.flatten().index_select(0, self.get_buffer("order")).split(self.counts))
+        lanes = self._lane_weights(weights, states[0].dtype)
         nodes = dict(enumerate(states))
         brought: dict[int, Tensor] = {}
         passed: dict[int, Tensor] = {}
@@ -460,6 +470,15 @@ class MixedCell(nn.Module):
             for e, y in block(x, own).items():
                 _add(brought, targets[e][0], y)
         return torch.cat([output(node) for node in self.outputs], dim=1)
+
+    def _lane_weights(self, weights: Tensor, dtype: torch.dtype) -> Iterator[LaneWeights]:
+        """The weights (edges, candidates) in the order in which the parts of the blocks are handed theirs; the maps are
+        of that dtype."""
+        each = weights.flatten().index_select(0, self.get_buffer("order"))
+        # A batch norm wants its gain by channel and contiguous: for all of the cell at once, not in each part.
+        by_channel = each.unsqueeze(1).expand(-1, self.channels).reshape(-1)
+        sizes = [count * self.channels for count in self.counts]
+        return map(LaneWeights, each.split(self.counts), each.to(dtype).split(self.counts), by_channel.split(sizes))
 
 
 def _add(sums: dict[int, Tensor], node: int, y: Tensor) -> None:

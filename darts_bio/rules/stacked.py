@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class StackedConv2d(nn.Module):
         self.own_groups = int(first.groups)
         self.kernel: Tensor | None = None
         self.lent_weight: Tensor | None = None
+        self.casts = True
+        """Whether its products are made in autocast's dtype."""
         self.notes = False
         self.noted: Noted | None = None
 
@@ -238,6 +240,26 @@ def member_shape(layer: StackedConv2d) -> tuple[int, ...]:
     return (len(layer.weight) // len(layer.names), *layer.weight.shape[1:])
 
 
+class CastTogether(torch.autograd.Function):
+    """Tensors of any shapes in another dtype, as views of one; their gradients come back in the dtypes of before."""
+
+    @staticmethod
+    def forward(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(dtype)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return tuple(part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).to(ctx.dtype)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        return None, *(part.view(gradient.shape) for gradient, part in zip(gradients, parts, strict=True))
+
+
 class SharedFeedback(nn.Module):
     """The feedback of stacked layers that have the same rules. `lend` puts their kernels together in a few operations
     for the whole network, however many layers there are, and `settle` has them learn by the rules that are local."""
@@ -264,6 +286,7 @@ class SharedFeedback(nn.Module):
         for layer, kernel in zip(self.layers, kernels.split(sizes), strict=True):
             layer.kernel = kernel.view_as(layer.weight)
         self._lend_weights()
+        self._cast(kernels)
 
     def _lend_weights(self) -> None:
         """Has the weights' rows under local rules learn by these, if they learn at all."""
@@ -276,6 +299,22 @@ class SharedFeedback(nn.Module):
         *lent, self.slot = LentWeights.apply(numbers, len(self.flat), *own)
         for layer, weight in zip(self.layers, lent, strict=True):
             layer.lent_weight, layer.notes = weight, self.training
+
+    def _cast(self, kernels: Tensor) -> None:
+        """Under autocast, lends what layers would each cast by themselves: cast together, in a few kernels."""
+        device = kernels.device.type
+        layers = [layer for layer in self.layers if layer.casts]
+        if device == "meta" or not torch.is_autocast_enabled(device) or not layers or kernels.dtype == torch.float64:
+            return
+        dtype = torch.get_autocast_dtype(device)
+        if torch.is_grad_enabled():
+            lent = CastTogether.apply(dtype, *(layer.lent()[0] for layer in layers))
+            for layer, weight in zip(layers, lent, strict=True):
+                layer.lent_weight = weight
+        sizes = [layer.weight.numel() for layer in self.layers]
+        for layer, kernel in zip(self.layers, kernels.to(dtype).split(sizes), strict=True):
+            if layer.casts:
+                layer.kernel = kernel.view_as(layer.weight)
 
     def settle(self, logits: Tensor) -> Tensor:
         """The logits of the pass that `lend` was called for, in whose backward pass local rules are asked."""

@@ -67,7 +67,8 @@ class WeightOptimizer:
             for i, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:
                     sums[i] = sums[i] + gradient if i in sums else gradient
-        torch._foreach_copy_([self._kept[i] for i in sums], list(sums.values()))
+        # Flat, since only tensors of the same strides are copied together; those of dimensions of size 1 differ.
+        torch._foreach_copy_([self._kept[i].view(-1) for i in sums], [g.reshape(-1) for g in sums.values()])
         for i, parameter in enumerate(self.parameters):
             parameter.grad = self._kept[i] if i in sums else None
 
