@@ -3,8 +3,11 @@
 DARTS_BIO_TEST_THREADS=2 runs them with two (`instruction_sets.sh` does).
 """
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -15,6 +18,12 @@ settings.register_profile(
 )
 settings.load_profile("repository")
 torch.set_num_threads(int(os.environ.get("DARTS_BIO_TEST_THREADS", "1")))
+# Tests start many processes. What the first has compiled of the libraries' Python the others read, also where the
+# environment forbids to write it, or where these lie: that is half of a start.
+if "PYTHONPYCACHEPREFIX" not in os.environ:
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="bytecode-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell starts its background jobs with Ctrl-C ignored, which they and all they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

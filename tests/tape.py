@@ -1,9 +1,10 @@
 """CUDA graphs without a GPU: a recorder whose recordings are lists of PyTorch's calls, played back on the CPU.
 
 As a CUDA graph, a tape knows no Python: each call is made again with the numbers it had, from the same tensors and to
-the same tensors. Making a tape computes nothing that stays: what was written to is put back, as a GPU that only records
-leaves it. What a recorded step would do wrong on a GPU (a number that is frozen, a tensor that is replaced where it
-should change in place, an output that is read too late) it does wrong here as well.
+the same tensors. Making a tape computes nothing that stays: what was written to is put back, as a GPU that only
+records leaves it. What a tape has made in between is spoiled once it was played. So what a recorded step would do wrong
+on a GPU (a number that is frozen, a tensor that is replaced where it should change in place, an output that is read too
+late) it does wrong here as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from darts_bio.training.graphs import Call, Recorder, Trace
+from darts_bio.training.graphs import Call, Recorder, Trace, put
 
 
 class Tape(Trace):
@@ -69,6 +70,14 @@ class Tape(Trace):
                 out = func(*args, **kwargs)
                 for mine, new in zip(outputs, [x for x in tree_leaves(out) if isinstance(x, Tensor)], strict=False):
                     mine.copy_(new)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Spoil what the tape has made: other recordings share that memory, and may be played before it is read."""
+        for *_, outputs in self._played:
+            for mine in outputs:
+                if mine.is_floating_point():
+                    mine.fill_(torch.nan)
 
 
 class TapeRecorder(Recorder):
@@ -84,9 +93,11 @@ class TapeRecorder(Recorder):
             return function(*inputs)
         return super().__call__(function, *inputs, situation=situation)
 
-    def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tape, Any, list[Call]]:
+    def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], output: Any) -> tuple[Tape, list[Call]]:
         self.recorded.append(function.__name__)
         with Tape() as tape:
-            output = function(*inputs)
+            returned = function(*inputs)
+            calls = list(tape.calls)
+            put(returned, output)
         tape.put_back()
-        return tape, output, tape.calls
+        return tape, calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from darts_bio.spaces import load_genotype
 from darts_bio.training import retrain as retrain_module
 from darts_bio.training import search as search_module
 from darts_bio.training.graphs import Recorder, Trace
+from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
@@ -183,9 +185,49 @@ class TestRecorder:
             run(scaled, torch.ones(2))
         epoch = 2
         assert run(scaled, torch.ones(2)).tolist() == [1, 1]  # frozen, as on a GPU
-        run.check_again()
+        run.begin_epoch()
         with pytest.raises(InputError, match="changes from one to the next"):
             run(scaled, torch.ones(2))
+
+    def test_each_recording_is_checked_once_at_the_first_epoch_after_it(self) -> None:
+        run, runs = TapeRecorder(tapes=True), []
+
+        def noted(x: Tensor) -> Tensor:
+            runs.append(len(x))
+            return x + 1
+
+        for epoch in range(4):
+            run.begin_epoch()
+            for _ in range(4):
+                run(noted, torch.ones(2))
+                if epoch > 0:
+                    run(noted, torch.ones(3))
+        # Twice as it is, once recorded, once checked: and the other one an epoch later.
+        assert (runs.count(2), runs.count(3)) == (4, 4)
+
+    def test_what_is_recorded_keeps_nothing_alive_but_its_tensors(self) -> None:
+        class Task:
+            def doubled(self, x: Tensor) -> Tensor:
+                return 2 * x
+
+        run, task = TapeRecorder(tapes=True), Task()
+        for _ in range(4):
+            run(task.doubled, torch.ones(2))
+        gone = weakref.ref(task)
+        del task
+        assert gone() is None
+
+    def test_a_network_in_channels_last(self) -> None:
+        net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = WeightOptimizer(net, RetrainConfig(genotype="x", clip=0.0), TapeRecorder(tapes=True))
+        loss = net(torch.randn(2, 3, 8, 8)).square().sum()
+        expected = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+        optimizer.differentiate([loss])
+        assert all(
+            torch.equal(p.grad, g) for p, g in zip(net.parameters(), expected, strict=True) if p.grad is not None
+        )
+        assert net.weight.grad is not None
+        assert net.weight.grad.stride() == net.weight.stride()
 
     def test_a_tensor_on_the_cpu_is_told(self) -> None:
         with pytest.raises(RuntimeError, match=r"aten.mul.Tensor reads a tensor on the CPU"), Trace(from_cpu=False):
@@ -198,7 +240,7 @@ class TestRecorder:
         for name in ("graph", "graph_pool_handle", "Stream", "CUDAGraph", "device"):
             monkeypatch.setattr(torch.cuda, name, lambda *args, **kwargs: contextlib.nullcontext())
         with pytest.raises(InputError, match="not permitted when stream is capturing.*--no-graphs"):
-            Recorder(torch.device("cuda")).capture(refuse, ())
+            Recorder(torch.device("cuda")).capture(refuse, (), None)
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ class TestWhatUsersBring:
 
     def test_a_plug_ins_operation_is_warned_of_before_it_trains(self) -> None:
         with pytest.warns(UserWarning, match="oneDNN#6035"):
-            on_device(self.model(), torch.device("cpu"), graphs=True)
+            on_device(self.model(), torch.device("cpu"))
 
     @pytest.mark.parametrize(
         "layer",

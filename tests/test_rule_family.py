@@ -388,7 +388,8 @@ class TestKolenPollack:
         config = RetrainConfig(genotype="x", clip=0.1, lr=1.0, momentum=0.0, weight_decay=0.0)
         before = [p.detach().clone() for p in model.parameters()]
         optimizer = WeightOptimizer(model, config)
-        optimizer.step(model(noise((4, 6), 1)).square().sum())
+        optimizer.differentiate([model(noise((4, 6), 1)).square().sum()])
+        optimizer.update()
         moved = {id(p): p.detach() - b for p, b in zip(model.parameters(), before, strict=True)}
         norm = torch.stack([moved[id(p)].norm() for p in optimizer.weights]).norm()
         assert norm.item() == pytest.approx(0.1, rel=1e-4)

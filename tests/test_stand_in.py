@@ -46,12 +46,11 @@ def training(**options: Any) -> Case:
 def _searches() -> dict[str, Case]:
     found = {}
     for spec in STRATEGY_SPECS:
-        found[spec] = searching(spec, ends=spec != "eg")
-        found[f"{spec} bf16"] = searching(spec, amp="bf16")
-    for spec in ("darts", "darts(order=2)"):
-        found[f"{spec} low memory, bf16"] = searching(spec, memory="low", amp="bf16")
-    found["darts low memory"] = searching(memory="low")
-    found["darts no graphs, bf16"] = searching(graphs=False, amp="bf16")
+        found[spec] = searching(spec, ends=spec != "eg", amp="bf16")
+    found["float32"] = searching()
+    found["low memory"] = searching("darts(order=2)", memory="low", amp="bf16")
+    found["low memory, float32"] = searching(memory="low")
+    found["no graphs"] = searching(graphs=False, amp="bf16")
     costs = ["parameters(weight=0.1)", "multiply_adds(weight=0.1)", "weight_transport(weight=0.1)"]
     found["objective"] = searching(rules=["fa", "bp"], objective=costs)
     for name in REGULARIZERS:
@@ -72,17 +71,14 @@ def _searches() -> dict[str, Case]:
 def _searches_by_rule() -> dict[str, Case]:
     found = {}
     for rule in RULE_SPECS:
-        found[rule] = searching(rules=[rule])
-        found[f"{rule} bf16"] = searching(rules=[rule], amp="bf16")
-        found[f"backbone rule {rule}"] = searching(rules=["bp"], backbone_rule=rule)
+        found[rule] = searching(rules=[rule], backbone_rule=rule, amp="bf16")
     return found
 
 
 def _trainings() -> dict[str, Case]:
     found = {"plain": training(ends=True), "bf16": training(amp="bf16"), "no graphs": training(graphs=False)}
     for rule in RULE_SPECS:
-        found[f"rule {rule}"] = training(rule=rule)
-        found[f"rule {rule} bf16"] = training(rule=rule, amp="bf16")
+        found[f"rule {rule}"] = training(rule=rule, amp="bf16")
     for rule in ("hebbian", "predictive"):
         found[f"rule {rule} no graphs, bf16"] = training(rule=rule, amp="bf16", graphs=False)
     fast = {"optimizer": "nesterov", "lr": 0.1, "label_smoothing": 0.1, "ema": 0.999, "warmup": 1}
@@ -93,8 +89,7 @@ def _trainings() -> dict[str, Case]:
     found["accumulate 2"] = training(accumulate=2)
     found["accumulate 4 bf16"] = training(accumulate=4, amp="bf16")
     for spec in ("pgd(eps=8, steps=4)", "trades(eps=8, steps=4, beta=6)", "pgd(eps=8, steps=4, gradient='rule')"):
-        found[f"against {spec}"] = training(adversarial=spec)
-        found[f"against {spec} bf16"] = training(adversarial=spec, amp="bf16")
+        found[f"against {spec}"] = training(adversarial=spec, amp="bf16")
     found["against pgd, accumulate 2"] = training(adversarial="pgd(eps=8, steps=4)", accumulate=2)
     found["ema"] = training(ends=True, ema=0.99)
     found["no clip"] = training(clip=0.0)

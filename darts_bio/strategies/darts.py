@@ -88,8 +88,7 @@ class Darts(GradientStrategy):
 
 
 def _averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """The means over all processes, as copies, since a replayed pass writes its gradients to one place; zeros where a
-    weight has no part in the loss."""
+    """Returns the means over all processes, as copies; zeros where a weight has no part in the loss."""
     kept = [torch.zeros_like(w) if g is None else g.clone() for g, w in zip(gradients, like, strict=True)]
     average(kept)
     return kept

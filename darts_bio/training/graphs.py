@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from darts_bio.errors import InputError, first_line
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
@@ -43,7 +43,8 @@ Call = tuple[Any, ...]
 class Recorder:
     """Runs functions of tensors; on a GPU, if `graphs` says so, it replays what they did.
 
-    Recordings share their memory but for inputs and outputs. An output is good until the same function runs again.
+    Recordings share the memory in between. What a function returns lies outside of that, since recordings may be
+    replayed in another order than they were made: it is good until the same function runs again.
     `generators` are those on the GPU that functions draw from, beside PyTorch's default one: seed them before a call.
     """
 
@@ -65,28 +66,34 @@ class Recorder:
         """
         if not self.records:
             return function(*inputs)
-        key = (function, situation, tuple((x.shape, x.dtype) for x in inputs))
+        # Not the bound method itself: the recordings would keep the task, and its network, alive.
+        owner, body = getattr(function, "__self__", None), getattr(function, "__func__", function)
+        key = (body, id(owner), situation, tuple((x.shape, x.dtype) for x in inputs))
         recording = self.recordings.setdefault(key, _Recording())
         if recording.runs < RUNS_BEFORE:
             return recording.run(function, inputs)
         if recording.graph is None:
             # What another recording gives lies where it lay, so it is read there; anything else is copied.
             recording.inputs = tuple(x if id(x) in self._outputs else x.detach().clone() for x in inputs)
-            recording.graph, recording.output, calls = self.capture(function, recording.inputs)
+            recording.graph, calls = self.capture(function, recording.inputs, recording.output)
             recording.compare(calls)
             self._outputs |= {id(x) for x in tree_leaves(recording.output) if isinstance(x, Tensor)}
         return recording.replay(inputs)
 
-    def check_again(self) -> None:
-        """Have each function run as it is once more, at its next call, and compared with its recording.
+    def begin_epoch(self) -> None:
+        """Have each function that was recorded since the last call run as it is once more, the next time, and compared.
 
         What Python changes only from epoch to epoch shows then.
         """
         for recording in self.recordings.values():
-            recording.runs = min(recording.runs, RUNS_BEFORE - 1)
+            if recording.graph is not None and not recording.checked:
+                recording.runs, recording.checked = RUNS_BEFORE - 1, True
 
-    def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Graph, Any, list[Call]]:
-        """Record the function on these inputs. Return the recording, the output it writes to, and the calls it holds.
+    def capture(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], output: Any
+    ) -> tuple[Graph, list[Call]]:
+        """Record the function on these inputs, what it returns copied to `output`. Return the recording, and the calls
+        that it holds.
 
         Raises InputError if that cannot be.
         """
@@ -101,9 +108,10 @@ class Recorder:
             with (
                 torch.cuda.device(self.device),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-                Trace(from_cpu=False) as trace,
             ):
-                output = function(*inputs)
+                with Trace(from_cpu=False) as trace:
+                    returned = function(*inputs)
+                put(returned, output)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -111,7 +119,14 @@ class Recorder:
                 f"the step cannot be recorded as a CUDA graph ({first_line(error)}); a plug-in may wait for the GPU or "
                 "copy from the CPU in it. Mend it, or use --no-graphs"
             ) from None
-        return graph, output, trace.calls
+        return graph, trace.calls
+
+
+def put(returned: Any, output: Any) -> None:
+    """Copy the tensors of a structure to those of another one of the same form."""
+    for mine, value in zip(tree_leaves(output), tree_leaves(returned), strict=True):
+        if isinstance(mine, Tensor):
+            mine.copy_(value)
 
 
 class Graph(Protocol):
@@ -122,9 +137,11 @@ class Graph(Protocol):
 
 @dataclass
 class _Recording:
-    """A function's recording, and before there is one, how often it ran and the calls to PyTorch that it made."""
+    """A function's recording, and before there is one, how often it ran, the calls to PyTorch that it made, and where
+    its output is to lie. `checked` says that it was, or is about to be, compared with a run of a later epoch."""
 
     runs: int = 0
+    checked: bool = False
     calls: list[Call] | None = None
     graph: Graph | None = None
     inputs: tuple[Tensor, ...] = ()
@@ -138,6 +155,8 @@ class _Recording:
         with Trace() as trace:
             output = function(*inputs)
         self.compare(trace.calls)
+        if self.graph is None:
+            self.output = tree_map(lambda x: torch.empty_like(x) if isinstance(x, Tensor) else x, output)
         return output
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Any:
@@ -182,7 +201,7 @@ class Trace(TorchDispatchMode):
                 if value.device.type == "cpu" and not self._from_cpu:
                     raise RuntimeError(f"{func} reads a tensor on the CPU, whose values would be kept for ever")
             elif isinstance(value, (bool, int, float, str, torch.dtype)):
-                call.append(value)
+                call.append(value if value == value else "nan")
         if func is not torch.ops.aten.detach.default:  # PyTorch calls it or not, by who else holds a tensor
             self.calls.append(tuple(call))
         return func(*args, **(kwargs or {}))

@@ -67,8 +67,12 @@ class WeightOptimizer:
             for i, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:
                     sums[i] = sums[i] + gradient if i in sums else gradient
-        # Flat, since only tensors of the same strides are copied together; those of dimensions of size 1 differ.
-        torch._foreach_copy_([self._kept[i].view(-1) for i in sums], [g.reshape(-1) for g in sums.values()])
+        # Flat, since only tensors of the same strides are copied together, and those of dimensions of size 1 differ.
+        pairs = [(self._kept[i], gradient) for i, gradient in sums.items()]
+        flat = [(mine.view(-1), g.reshape(-1)) for mine, g in pairs if mine.is_contiguous()]
+        for same in (flat, [(mine, g) for mine, g in pairs if not mine.is_contiguous()]):
+            if same:
+                torch._foreach_copy_([mine for mine, _ in same], [gradient for _, gradient in same])
         for i, parameter in enumerate(self.parameters):
             parameter.grad = self._kept[i] if i in sums else None
 

@@ -179,8 +179,7 @@ class Retraining:
             probability = self.config.drop_path * epoch / self.epochs
             self.network.set_drop_path(probability)
             self.drops_paths = probability > 0
-        if epoch == 2:  # drop path begins with the second epoch: it makes recordings of its own
-            self.run.check_again()
+        self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
         """Move the weights, then renew the feedback. What is computed in between is run by the recorder."""

@@ -184,8 +184,7 @@ class Search:
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         self.strategy.begin_epoch(self.strategy_state, epoch)
-        if epoch == 1:
-            self.run.check_again()
+        self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
         """Move alpha, then w, then renew the feedback. What is computed in between is run by the recorder."""
@@ -196,7 +195,7 @@ class Search:
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
             strategy.prepare(state)
             # What meets other processes within cannot be recorded.
-            run = call if strategy.exchanges and self.share[1] > 1 else self.run
+            run = call if strategy.exchanges and world_size() > 1 else self.run
             gradients, seen = run(self._alpha_gradients, *train, *valid)
             average(gradients)
             self.run(self._move_alpha, *gradients)
