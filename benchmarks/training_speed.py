@@ -6,8 +6,8 @@
 In one process, taking turns at every step, in an order that turns too: the genotype under its rules and under bp, as
 evaluate/train_cifar.py trains them; and the same network in the plain loop of published codes: images one by one
 through torchvision's transforms and a DataLoader, maps with their channels first, a loop over the parameters in
-clipping and in SGD, the loss read at each step, no recorded graphs. Auxiliary head, cutout and drop path are those of
-the middle of training.
+clipping and in SGD, the loss read at each step, no recorded graphs; and that loop with two flags changed, channels last
+and all parameters at once (`foreach`). Auxiliary head, cutout and drop path are those of the middle of training.
 """
 
 from __future__ import annotations
@@ -51,19 +51,21 @@ class Cutout:
 
 
 class PlainLoop:
-    """The training as a script of published codes writes it."""
+    """The training as a script of published codes writes it; `tuned` is that with channels last and `foreach`."""
 
-    def __init__(self, config: RetrainConfig, genotype: Genotype, workers: int, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self, config: RetrainConfig, genotype: Genotype, workers: int, device: torch.device, tuned: bool
+    ) -> None:
+        self.config, self.device, self.tuned = config, device, tuned
         self.network: Network = build_network(
             genotype, channels=config.channels, layers=config.layers, auxiliary=config.auxiliary > 0
         ).to(device)
-        self.network.memory_format = torch.contiguous_format
+        self.network.memory_format = torch.channels_last if tuned else torch.contiguous_format
         for drop in self.network.modules():
             if isinstance(drop, DropPath):
                 drop.probability = config.drop_path / 2
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=False
+            self.network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=tuned
         )
         self.batches = self._batches(workers)
 
@@ -84,7 +86,7 @@ class PlainLoop:
         logits, auxiliary = self.network(x)
         loss = F.cross_entropy(logits, labels) + self.config.auxiliary * F.cross_entropy(auxiliary, labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=False)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip, foreach=self.tuned)
         self.optimizer.step()
         draw_feedback(self.network, self.config.seed, t + 1)
         loss.item()
@@ -110,18 +112,19 @@ def main() -> None:
     tasks: dict[str, Any] = {
         "under its rules": Retraining.of_genotype(config, genotype, data, device),
         "under bp": Retraining.of_genotype(config, genotype.with_rule("bp"), data, device),
-        "under its rules, plain loop": PlainLoop(config, genotype, arguments.workers, device),
+        "under its rules, plain loop": PlainLoop(config, genotype, arguments.workers, device, tuned=False),
+        "under its rules, tuned loop": PlainLoop(config, genotype, arguments.workers, device, tuned=True),
     }
     names = list(tasks)
     for name in names[:2]:
         tasks[name].begin_epoch(config.epochs // 2)
     now = stopwatch(device)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for t in range(arguments.steps + 2):
+    for t in range(arguments.steps + 3):
         for name in names[t % len(names) :] + names[: t % len(names)]:
             start = now()
             tasks[name].step(t)
-            if t >= 2:  # the first steps allocate, and record graphs
+            if t >= 3:  # the first steps allocate, and record graphs
                 seconds[name].append(now() - start)
     rates = {name: config.batch_size / statistics.median(values) for name, values in seconds.items()}
     plain = seconds[names[2]]
