@@ -24,7 +24,9 @@ class FairState(AlphaState):
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(strategy, context)
         # Numbers, since to select by a mask Python has to wait for how many there are.
-        self.present = {t: mask.flatten().nonzero().squeeze(1) for t, mask in self.masks.items()}
+        self.present = {
+            t: context.table.mask(t).flatten().nonzero().squeeze(1).to(context.device) for t in context.table.rows
+        }
 
 
 @STRATEGIES.register("fair_darts")

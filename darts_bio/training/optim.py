@@ -79,7 +79,7 @@ class WeightOptimizer:
     def update(self) -> None:
         """Make one update along the gradients that the parameters hold."""
         average([p.grad for p in self.parameters if p.grad is not None])
-        if self._kept and isinstance(self.optimizer, torch.optim.SGD):
+        if self._kept and isinstance(self.optimizer, SGD):  # not timm's, whose rates are numbers
             self._run(self._update)
         else:
             self._update()
