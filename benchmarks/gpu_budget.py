@@ -38,7 +38,7 @@ class Item:
 
 @dataclass(frozen=True)
 class State:
-    """What is known of an item: how the last try ended and its seconds, the tries, and the seconds of all of them."""
+    """Holds what is known of an item: how the last try ended and its seconds, the tries, and their seconds in all."""
 
     outcome: Outcome
     last: float

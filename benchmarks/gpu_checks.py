@@ -33,7 +33,7 @@ from darts_bio.training.search import Search
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = {"none": 1e-3, "bf16": 5e-2}
-"""Of the losses' relative difference between replayed and eager steps, as in tests/test_graphs.py."""
+"""The largest relative difference that losses of replayed and eager steps may have, as in tests/test_graphs.py."""
 
 # Their least sizes: what is to be seen is that they run.
 SPECS = {"eg": "eg(population=4, samples=1, batches=1)", "darts_pt": "darts_pt(share=0.5, batches=1)"}
@@ -245,7 +245,7 @@ def cases() -> list[Case]:
 
 
 def measures(small: bool) -> dict[Item, Measure]:
-    """What the stage consists of, in order of worth."""
+    """List the items of the stage, in order of worth."""
     found: dict[Item, Measure] = {
         Item("a: versions", 3, together=True): versions,
         Item("a: ceilings", 8): ceilings,

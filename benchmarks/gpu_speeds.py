@@ -375,7 +375,7 @@ SEARCH_ITEM = Item("d: search of pairs on CIFAR-10", 540, least=45, after=STEP_I
 
 
 def measures(small: bool) -> dict[Item, Measure]:
-    """What the stages consist of, in order of worth."""
+    """List the items of the stages, in order of worth."""
     found: dict[Item, Measure] = {
         Item(STEP_ITEM, 30): partial(search_speed, amp="bf16", graphs=True),
         Item("b: search fp32 replayed", 30): partial(search_speed, amp="none", graphs=True),

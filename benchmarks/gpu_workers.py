@@ -27,7 +27,7 @@ import torch
 from gpu_budget import Item
 
 GRACE_S = 15.0
-"""What a measurement that ends itself in good order, once its seconds are over, may take for that."""
+"""Seconds that a measurement may take to end itself in good order, once its own are over."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be measured, in how many seconds.
+    """Says what is to be measured, in how many seconds.
 
     `before` is the result of an earlier call that did not come to an end, `needed` that of the item it comes after.
     """

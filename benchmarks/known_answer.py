@@ -134,6 +134,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
+    begin()
     truth_path, path = RESULTS / "known_answer-truth.json", RESULTS / "known_answer.json"
     truth, result = read(truth_path), read(path)
     found: dict[str, dict[str, Any]] = result.get("searches", {})
@@ -188,7 +189,7 @@ def main() -> int:
         path,
         {
             "command": shlex.join(["python", *sys.argv]),
-            "hardware": f"{hardware(torch.device('cpu'))} each of {arguments.processes} processes",
+            "hardware": f"{hardware(torch.device('cpu'))} in each of {arguments.processes} processes",
             "images": IMAGES,
             "training": TRAINING,
             "searching": SEARCHING,

@@ -55,7 +55,7 @@ AT_ONCE = 6
 """Measurements at most that are made together, where there are two cores for each."""
 
 RESERVE_S = 15.0
-"""What a call takes before it can measure, and at its end: imports, ending processes, the table."""
+"""Seconds that a call takes before it can measure, and at its end: imports, ending processes, the table."""
 
 
 def measures(small: bool) -> dict[Item, Measure]:
@@ -72,7 +72,7 @@ def code_digest() -> str:
 
 
 class Record:
-    """What has been found so far, by item: outcome, result or error, seconds, tries. Saved whole after each change."""
+    """Keeps what has been found, by item: outcome, result or error, seconds, tries. Saved whole after each change."""
 
     def __init__(self, files: list[Path], machine: str, small: bool, earlier: Path | None = None) -> None:
         """Begin with what the files, which are written, hold, and what `earlier`, which is only read, does.
@@ -103,7 +103,7 @@ class Record:
         self.calls += [call for call in calls if call not in self.calls]
 
     def states(self) -> dict[str, State]:
-        """What the plan has to know. What failed with other code than this is as if it had never been tried."""
+        """Return what the plan has to know. What failed with other code than this is as if it had never been tried."""
         return {
             name: State(e["outcome"], e["last"], e["tries"], e["spent"])
             for name, e in self.entries.items()
@@ -186,7 +186,7 @@ class Call:
         self.idle: list[Worker] = []
 
     def stop(self, number: int, frame: Any) -> None:
-        """Of a signal: what can end in good order does so, and nothing more is begun."""
+        """Answer a signal: what can end in good order does so, and nothing more is begun."""
         self.stopped = True
         for worker, running in self.busy.items():
             worker.ask_to_stop()
@@ -304,7 +304,7 @@ def _short(value: Any) -> str:
 
 
 STEP_BYTES, NAIVE_BYTES = 405e9, 520e9
-"""What a step at the protocol's size reads and writes in float32, counted: batched, and one module a candidate."""
+"""Bytes that a step at the protocol's size moves in float32, counted: batched, and one module a candidate."""
 
 LAUNCH_S, NAIVE_KERNELS, COPY_GB_S = 5e-6, 119_000, 4300.0
 STEPS = 50 * 390
@@ -408,7 +408,7 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
 
 
 def table(entries: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """What was measured beside what had been expected: a row for each item, one for all small cases together."""
+    """Return what was measured beside what had been expected: a row for each item, one for all small cases together."""
     found = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
     cases = gpu_checks.summary(entries)
     together = f"{cases['compared']} of {cases['cases']} ran both ways, {len(cases['apart'])} of them beyond the bound"

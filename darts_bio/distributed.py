@@ -288,7 +288,7 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
 
 
 class _OfAll(torch.autograd.Function):
-    """What it is given; the gradient that comes back is the mean over all processes."""
+    """Gives what it is given; the gradient that comes back is the mean over all processes."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

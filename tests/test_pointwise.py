@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from darts_bio.config import RetrainConfig
+from darts_bio.data.datasets import load_data
+from darts_bio.data.sources import InMemory
 from darts_bio.networks import SuperNet, build_network
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import RULES, RuleConv2d, convert, true_gradients
@@ -23,7 +26,7 @@ from darts_bio.rules.layers import RuleConv1d, RuleConv3d
 from darts_bio.rules.pointwise import sampled, warn_of_strided_pointwise
 from darts_bio.spaces import OPERATIONS, SPACES, load_genotype
 from darts_bio.spaces.operations import FactorizedReduction
-from darts_bio.training.graphs import on_device
+from darts_bio.training.retrain import Retraining
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the fault is of x86 processors")
@@ -187,8 +190,10 @@ class TestWhatUsersBring:
         assert len(caught) == 1
 
     def test_a_plug_ins_operation_is_warned_of_before_it_trains(self) -> None:
+        data, cpu = load_data("digits", train_images=32), torch.device("cpu")
+        config = RetrainConfig(genotype="darts_v1", batch_size=8, cutout=0)
         with pytest.warns(UserWarning, match="oneDNN#6035"):
-            on_device(self.model(), torch.device("cpu"))
+            Retraining(config, nn.Sequential(*list(self.model())[:3]), InMemory(data, config, cpu), cpu)
 
     @pytest.mark.parametrize(
         "layer",

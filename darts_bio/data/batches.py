@@ -98,8 +98,7 @@ class Batches:
         run: Run = call,
     ) -> None:
         self.run = run
-        here = torch.device("cpu")
-        self._order = ShuffledOrder(len(split), batch_size, seed=seed, name=name, device=here, share=share)
+        self._order = ShuffledOrder(len(split), batch_size, seed=seed, name=name, share=share)
         self._widths = [1, 2, int(augmentation.flip), 2 * bool(augmentation.cutout)]
         own = len(range(batch_size)[self._order.share])
         self._draws = torch.zeros(own, sum(self._widths), dtype=torch.int64, device=device)
@@ -137,9 +136,7 @@ class Batches:
     def _drawn(self, altered: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make the batch that was drawn, of the split's images or of those that were altered."""
         augmentation, (height, width) = self._augmentation, self._size
-        index, shift, mirrored, center = self._draws.split(
-            [1, 2, int(augmentation.flip), 2 * bool(augmentation.cutout)], 1
-        )
+        index, shift, mirrored, center = self._draws.split(self._widths, dim=1)
         index = index.squeeze(1)
         images, of_images = self._images, index
         if altered is not None:

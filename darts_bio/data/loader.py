@@ -71,9 +71,7 @@ class SeededLoader:
         """A batch is of `batch_size` samples; of `share` = (rank, processes), which divides it, this process reads its
         part. Raises InputError if a batch is larger than all samples together.
         """
-        # On the CPU, where the samples are read.
-        cpu = torch.device("cpu")
-        order = ShuffledOrder(len(items), batch_size, seed=seed, name=name, device=cpu, share=share)
+        order = ShuffledOrder(len(items), batch_size, seed=seed, name=name, share=share)
         self.per_epoch, self._own_size = order.per_epoch, order.share.stop - order.share.start
         self._keys, self._tries = _Keys(order), min(IN_A_ROW, len(items))
         self._workers = _reading(_Batches(items, seed, name, tries=self._tries), self._keys, workers, device)

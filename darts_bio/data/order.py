@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
-from darts_bio.runtime import generator, send
+from darts_bio.runtime import generator
 
 
 class ShuffledOrder:
@@ -15,7 +15,7 @@ class ShuffledOrder:
     `indices(t)` depends on (seed, name of the stream, t) alone. With `share` = (i, n) it is the i-th of n equal parts
     of that batch. Raises InputError if a batch is larger than all samples together.
 
-    >>> order = ShuffledOrder(10, 4, seed=0, name="train", device=torch.device("cpu"), share=(1, 2))
+    >>> order = ShuffledOrder(10, 4, seed=0, name="train", share=(1, 2))
     >>> order.per_epoch, order.share, len(order.indices(7))
     (2, slice(2, 4, None), 2)
     """
@@ -27,7 +27,6 @@ class ShuffledOrder:
         *,
         seed: int,
         name: str,
-        device: torch.device,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size > samples:
@@ -37,14 +36,14 @@ class ShuffledOrder:
         number, parts = share
         self.samples, self.batch_size, self.per_epoch = samples, batch_size, samples // batch_size
         self.share = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
-        self._stream, self._device = (seed, name), device
+        self._stream = (seed, name)
         self._epoch, self._shuffled = -1, torch.empty(0)
 
     def indices(self, t: int) -> Tensor:
-        """Return this part of batch t: the numbers of its samples (n,) int64, on the device."""
+        """Return this part of batch t: the numbers of its samples (n,) int64."""
         epoch, position = divmod(t, self.per_epoch)
         if epoch != self._epoch:
-            # Random draws are made on the CPU, so that a seed means the same on every device.
-            shuffled = torch.randperm(self.samples, generator=generator("cpu", "order", *self._stream, epoch))
-            self._epoch, self._shuffled = epoch, send(shuffled, self._device)
+            # Drawn on the CPU, so that a seed means the same on every device.
+            self._shuffled = torch.randperm(self.samples, generator=generator("cpu", "order", *self._stream, epoch))
+            self._epoch = epoch
         return self._shuffled[position * self.batch_size : (position + 1) * self.batch_size][self.share]

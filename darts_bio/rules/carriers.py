@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
-from darts_bio.runtime import derive_seed, generator
+from darts_bio.runtime import Run, call, derive_seed, generator
 
 PREFIX = "feedback_"
 
@@ -212,10 +212,10 @@ def _with_feedback(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
 
 
 class Renewal:
-    """What `draw_feedback` does after an update, for a loop that makes many: `renewal(update)`.
+    """Renews the feedback of a model as `draw_feedback` does, in a loop that makes many updates: `renewal(update)`.
 
-    `run` is handed a function, which on a GPU draws from `generators` and depends on nothing else that changes: it may
-    record it (`training.graphs`).
+    What is drawn on a GPU is handed to `run`, which may record it (`training.graphs`): it draws from `generators`, and
+    depends on nothing else that changes.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
@@ -226,14 +226,14 @@ class Renewal:
         # One for all on a GPU: a recorded generator costs two kernels at each replay.
         self.generators = [torch.Generator(device) for device in dict.fromkeys(map(_device, self._there))]
 
-    def __call__(self, update: int, run: Callable[[Callable[[], None]], Any] | None = None) -> None:
+    def __call__(self, update: int, run: Run = call) -> None:
         """Renew all that is renewed, as it stands after `update` weight updates."""
         for name, carrier in self._here:
             carrier.renew_feedback(generator(_device(carrier), "feedback", self._seed, name, update))
         if self._there:
             for source in self.generators:
                 source.manual_seed(derive_seed("feedback", self._seed, update))
-            self._renew() if run is None else run(self._renew)
+            run(self._renew)
 
     def _renew(self) -> None:
         sources = {source.device: source for source in self.generators}

@@ -265,7 +265,7 @@ class FeedbackLinear(torch.autograd.Function):
 
 
 class Single:
-    """What an `rules.base.Operator` that stands for one layer answers about each layer."""
+    """Answers, for a `rules.base.Operator` that stands for one layer, what is asked about each layer."""
 
     channel: int
 

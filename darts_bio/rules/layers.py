@@ -32,14 +32,18 @@ from darts_bio.rules.functional import (
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast would give a tensor, None where it leaves it as it is: elsewhere, and float64."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:  # "meta" has no autocast
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom Function."""
-    kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # on "meta" there is no autocast
-        return [x, *others]
-    dtype = torch.get_autocast_dtype(kind)
-    # Autocast leaves float64 alone.
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
+    dtypes = [None if t is None else autocast_dtype(t) for t in (x, *others)]
+    return [t if t is None or dtype is None else t.to(dtype) for t, dtype in zip((x, *others), dtypes, strict=True)]
 
 
 class RuleLayer(DirectCarrier):

@@ -142,8 +142,8 @@ class LentWeights(torch.autograd.Function):
 
 
 class Noted(NamedTuple):
-    """What a stacked layer of M members has seen: x (N, M*C, H, W), or (N, C, H, W) where all members share it, the
-    weight that it multiplied x by, and the geometry of one member."""
+    """Holds what a stacked layer of M members has seen: x (N, M*C, H, W), or (N, C, H, W) where all members share it,
+    the weight that it multiplied x by, and the geometry of one member."""
 
     x: Tensor
     weight: Tensor
@@ -192,7 +192,7 @@ class LocalUpdates(torch.autograd.Function):
 
 
 def local_updates(rules: Sequence[LearningRule | None], noted: Sequence[Noted], samples: int) -> list[Tensor]:
-    """What each rule that is not None wants of its members of each layer, layer by layer and rule by rule.
+    """Return what each rule that is not None wants of its members of each layer, layer by layer and rule by rule.
 
     Layers of one geometry are brought together.
     """

@@ -18,7 +18,7 @@ from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.carriers import DirectCarrier, RuleCarrier
 from darts_bio.rules.dfa import DirectInput, OutputError, direct_law, uncompiled
 from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts, pointwise_products
-from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
+from darts_bio.rules.layers import RuleConv2d, autocast_dtype, in_autocast_dtype
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
 from darts_bio.rules.side_by_side import LentWeights, LocalUpdates, Noted
 
@@ -110,7 +110,7 @@ class FlatFeedback(RuleCarrier):
     """
 
     def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
-        """Of the rule of that number."""
+        """Begin with the feedback of the rule of that number, in `layers[0].rules`."""
         super().__init__(rule=layers[0].rules[rule])
         self.layers, self.number = tuple(layers), rule  # a tuple: they have their home, and their names, in the cells
         self.order = list(range(len(layers)))
@@ -302,11 +302,9 @@ class SharedFeedback(nn.Module):
 
     def _cast(self, kernels: Tensor) -> None:
         """Under autocast, lends what layers would each cast by themselves: cast together, in a few kernels."""
-        device = kernels.device.type
-        layers = [layer for layer in self.layers if layer.casts]
-        if device == "meta" or not torch.is_autocast_enabled(device) or not layers or kernels.dtype == torch.float64:
+        layers, dtype = [layer for layer in self.layers if layer.casts], autocast_dtype(kernels)
+        if not layers or dtype is None:
             return
-        dtype = torch.get_autocast_dtype(device)
         if torch.is_grad_enabled():
             lent = CastTogether.apply(dtype, *(layer.lent()[0] for layer in layers))
             for layer, weight in zip(layers, lent, strict=True):

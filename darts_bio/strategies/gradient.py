@@ -35,7 +35,7 @@ class AlphaState(StrategyState):
             betas=(strategy.betas[0], strategy.betas[1]),
             weight_decay=strategy.weight_decay,
             capturable=context.recorded,
-            fused=context.recorded or None,
+            fused=context.recorded or None,  # None is PyTorch's own choice
         )
         self.draws = 0
 

@@ -10,7 +10,9 @@ the time. So a task puts what a step computes into functions, and runs them thro
 What a recording cannot see is Python. Whatever differs from step to step must be an input, or a tensor that changes in
 place: weights, feedback, the learning rate, drop path's probability, a strategy's noise. A number that Python computes
 anew in each step would stay for ever what it was in call 3. What calls 2 and 3 ask of PyTorch is therefore compared:
-where a number or a shape differs, or a tensor is read from the CPU, the run ends with the reason.
+where a number or a shape differs, or a tensor is read from the CPU, the run ends with the reason. With the first epoch
+that begins after a function was recorded it runs as it is once more and is compared again, for what Python changes from
+epoch to epoch.
 """
 
 from __future__ import annotations
@@ -21,13 +23,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from darts_bio.errors import InputError, first_line
-from darts_bio.rules.pointwise import warn_of_strided_pointwise
 
 REGISTERS_GENERATORS = TorchVersion(torch.__version__) >= "2.14"
 """Whether PyTorch notices by itself which generators a recording draws from; asked to, it then only warns."""
@@ -205,10 +206,3 @@ class Trace(TorchDispatchMode):
         if func is not torch.ops.aten.detach.default:  # PyTorch calls it or not, by who else holds a tensor
             self.calls.append(tuple(call))
         return func(*args, **(kwargs or {}))
-
-
-def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to where it is trained, and warn of layers that are not safe there."""
-    network.to(device)
-    warn_of_strided_pointwise(network)
-    return network

@@ -10,19 +10,15 @@ from darts_bio.distributed import average, refuse_drift
 from darts_bio.errors import InputError
 
 
-def share_of_a_batch(batch_size: int, processes: int, parts: int = 1) -> int:
-    """Return how many images a process passes through the network at once, which takes its share in so many parts.
-
-    Raises InputError if the batch cannot be shared out evenly: then the mean over processes would not be that over
-    images.
-    """
+def refuse_uneven_shares(batch_size: int, processes: int, parts: int = 1) -> None:
+    """Raise InputError if the processes, each of which passes its share of a batch through the network in so many
+    parts, cannot share it out evenly: then the mean over processes would not be that over images."""
     whole = processes * parts
     if batch_size % whole:
         raise InputError(
             f"--batch-size: expected a multiple of {whole}, since {processes} process(es) share it in {parts} part(s) "
             f"each, found {batch_size}; use for example --batch-size {max(1, round(batch_size / whole)) * whole}"
         )
-    return batch_size // whole
 
 
 def shared_otherwise(before: int, now: int) -> str:

@@ -21,6 +21,7 @@ from darts_bio.errors import InputError
 from darts_bio.invocation import named
 from darts_bio.networks import STEMS, AuxiliaryHead, Network, build_network
 from darts_bio.rules import Renewal
+from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import autocast, derive_seed, seeded
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples, logits_of
@@ -34,9 +35,9 @@ from darts_bio.training.engine import (
     never,
     refuse_other_subject,
 )
-from darts_bio.training.graphs import Recorder, on_device
+from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import running_statistics, share_of_a_batch, synchronise
+from darts_bio.training.parallel import refuse_uneven_shares, running_statistics, synchronise
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
@@ -112,10 +113,10 @@ class Retraining:
     def __init__(self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device) -> None:
         """Raises InputError if the batch cannot be shared out, and for options that do not go together."""
         self.config, self.device, self.epochs, self.source = config, device, config.epochs, source
-        share_of_a_batch(config.batch_size, world_size(), config.accumulate)
+        refuse_uneven_shares(config.batch_size, world_size(), config.accumulate)
         self.network = network
         self.examples = self._against(config) if config.adversarial else None
-        on_device(self.network, device)
+        warn_of_strided_pointwise(self.network.to(device))
         self.run = source.run = Recorder(device, graphs=config.graphs)
         self.renewal = Renewal(self.network, config.seed)
         self.run.generators = self.renewal.generators

@@ -24,6 +24,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
+from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import autocast, call, derive_seed, precision_notes
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
@@ -48,9 +49,9 @@ from darts_bio.training.engine import (
     named_tensors,
     never,
 )
-from darts_bio.training.graphs import Recorder, on_device
+from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import share_of_a_batch, shared_otherwise, synchronise
+from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, synchronise
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -74,7 +75,7 @@ class Search:
         """This process' part of each batch: its number, and how many parts there are."""
         self.began_with = self.share[1]
         """Into how many parts the batches of the steps so far were shared out."""
-        share_of_a_batch(config.batch_size, self.share[1])
+        refuse_uneven_shares(config.batch_size, self.share[1])
         self.train_batches, self.valid_batches = (
             Batches(
                 half,
@@ -127,7 +128,7 @@ class Search:
             partial=self.strategy.partial,
             cell=FoldedCell if config.memory == "low" else MixedCell,
         )
-        on_device(self.supernet, device)
+        warn_of_strided_pointwise(self.supernet.to(device))
         draw_feedback(self.supernet, config.seed)
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
@@ -161,7 +162,7 @@ class Search:
 
     @property
     def finished(self) -> bool:
-        """Whether no further epoch is wanted: by the strategy, or by a regulariser."""
+        """Whether no further epoch is wanted: by the strategy, or by a regularizer."""
         return self.strategy.finished or self.stopped
 
     def notes(self) -> list[str]:
