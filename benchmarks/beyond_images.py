@@ -1,13 +1,14 @@
-"""Learning rules on what is not an image, under several optimizers: a table of numbers and a sequence, by `convert`.
+"""Learning rules on what is not an image, under several optimizers: a table of numbers and a
+sequence, by `convert`.
 
     python benchmarks/beyond_images.py
 
-The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer data: pip install scikit-learn), three
-linear layers. The sequence: the handwritten digits as eight rows, one after the other, eight values each; three
-one-dimensional convolutions.
-A fifth of the data is held out; the results are test errors in %, the mean over seeds. A local rule gets the readout
-trained by its exact gradient, since it sees no labels; beside it stands the same readout on layers that do not learn at
-all (`frozen`).
+The table: 30 measurements of each of 569 tumours (scikit-learn's breast cancer data: pip install
+scikit-learn), three linear layers. The sequence: the handwritten digits as eight rows, one after
+the other, eight values each; three one-dimensional convolutions. A fifth of the data is held out;
+the results are test errors in %, the mean over seeds. A local rule gets the readout trained by its
+exact gradient, since it sees no labels; beside it stands the same readout on layers that do not
+learn at all (`frozen`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def table() -> Data:
     try:
         from sklearn.datasets import load_breast_cancer
     except ImportError:
-        raise InputError("the table needs scikit-learn's breast cancer data: pip install scikit-learn") from None
+        raise InputError(
+            "the table needs scikit-learn's breast cancer data: pip install scikit-learn"
+        ) from None
     found = load_breast_cancer()
     x = torch.tensor(found.data, dtype=torch.float32)
     return (x - x.mean(0)) / x.std(0), torch.tensor(found.target)
@@ -61,7 +64,14 @@ def sequence() -> Data:
 
 def table_model() -> nn.Sequential:
     return nn.Sequential(
-        *(nn.Linear(30, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()),
+        *(
+            nn.Linear(30, 64),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+            nn.Linear(64, 64),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+        ),
         nn.Linear(64, 2),
     )
 
@@ -80,8 +90,10 @@ KINDS: dict[str, tuple[Callable[[], Data], Callable[[], nn.Sequential]]] = {
 
 
 class Fitting:
-    """A task of the training loop: a model, fitted to four fifths of some data in batches of 64 by one of timm's
-    optimizers. What does not fill a batch is left out of an epoch; the rest is measured on after it."""
+    """A task of the training loop: a model, fitted to four fifths of some data in batches of 64 by
+    one of timm's optimizers. What does not fill a batch is left out of an epoch; the rest is
+    measured on after it.
+    """
 
     def __init__(self, kind: str, rule: str, optimizer: str, seed: int) -> None:
         load, build = KINDS[kind]
@@ -97,12 +109,18 @@ class Fitting:
         if rule == FROZEN:
             plain[:-1].requires_grad_(False)
         else:
-            self.model = convert(plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed)
+            self.model = convert(
+                plain, {readout: "bp", "*": rule} if RULES.build(rule).local else rule, seed=seed
+            )
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = create_optimizer_v2(learning, optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3)
+        self.optimizer = create_optimizer_v2(
+            learning, optimizer, OPTIMIZERS[optimizer], weight_decay=5e-3
+        )
 
     def begin_epoch(self, epoch: int) -> None:
-        order = torch.randperm(len(self.train), generator=generator("cpu", "order", self.seed, epoch))
+        order = torch.randperm(
+            len(self.train), generator=generator("cpu", "order", self.seed, epoch)
+        )
         self.batches = self.train[order].split(BATCH)
 
     def step(self, t: int) -> None:
@@ -130,7 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--epochs", type=int, default=10, metavar="N")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)"
+    )
     arguments = parser.parse_args()
     device = timing_device("cpu")
     errors: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -139,7 +159,10 @@ def main() -> None:
         errors[kind] = {}
         for rule in (*RULES, SHARP, FROZEN):
             own = {
-                optimizer: [test_error(kind, rule, optimizer, s, arguments.epochs) for s in range(arguments.seeds)]
+                optimizer: [
+                    test_error(kind, rule, optimizer, s, arguments.epochs)
+                    for s in range(arguments.seeds)
+                ]
                 for optimizer in OPTIMIZERS
             }
             errors[kind][rule] = own

@@ -1,12 +1,14 @@
-"""eg on a supernet whose weights stay: how the best and the mean fitness of a generation rise, and the figure of it.
+"""eg on a supernet whose weights stay: how the best and the mean fitness of a generation rise, and
+the figure of it.
 
     python benchmarks/evolution.py                      the digits; writes results/evolution.json and evolution.svg
 
-The supernet is trained for a few epochs with equal edge weights, then eg makes its generations on the same validation
-batches, with and without (`published=True`, on one of these batches) a covariance that lives on. Novelty is left out,
-so that fitness is the negative validation loss alone; and the loss of the architecture itself is measured on eight
-other batches (of the same images, drawn otherwise). n seeds; the figure shows their mean and, as bands, their range.
-It needs matplotlib.
+The supernet is trained for a few epochs with equal edge weights, then eg makes its generations on
+the same validation batches, with and without (`published=True`, on one of these batches) a
+covariance that lives on. Novelty is left out, so that fitness is the negative validation loss
+alone; and the loss of the architecture itself is measured on eight other batches (of the same
+images, drawn otherwise). n seeds; the figure shows their mean and, as bands, their range. It needs
+matplotlib.
 """
 
 from __future__ import annotations
@@ -29,11 +31,16 @@ from darts_bio.training.search import Search
 SIZE = "population=20, samples=1, batches=8, novelty=0"
 KINDS = {"eg": SIZE, "eg, published": f"{SIZE}, published=True"}
 WARM_EPOCHS = 6
-LABELS = {"best": "best of a generation", "mean": "its mean", "architecture": "the architecture, other batches"}
+LABELS = {
+    "best": "best of a generation",
+    "mean": "its mean",
+    "architecture": "the architecture, other batches",
+}
 
 
 def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
-    """Make that many generations on the warm supernet of a seed; return the fitness after each of them.
+    """Make that many generations on the warm supernet of a seed; return the fitness after each of
+    them.
 
     Raises InputError if there are no more of them than epochs of warm-up: both follow one schedule.
     """
@@ -46,7 +53,9 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
         crop_padding=1,
         flip=False,
         epochs=generations,
-        regularizers=(f"warmup(epochs={WARM_EPOCHS})",),  # no generation is made while the weights are trained
+        regularizers=(
+            f"warmup(epochs={WARM_EPOCHS})",
+        ),  # no generation is made while the weights are trained
         seed=seed,
     )
     search = Search(config, load_data("digits"), torch.device("cpu"))
@@ -56,13 +65,17 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
     strategy: Any = search.strategy
     state: Any = search.strategy_state
     for generation in range(generations):
-        numbers = strategy.end_epoch(state, generation, lambda weights, batches: search._measure(weights, 0, batches))
+        numbers = strategy.end_epoch(
+            state, generation, lambda weights, batches: search._measure(weights, 0, batches)
+        )
         best.append(numbers["evolution/best_fitness"])
         mean.append(numbers["evolution/mean_fitness"])
         alone = {t: weights.unsqueeze(0) for t, weights in strategy.edge_weights(state).items()}
         architecture.append(-search._measure(alone, 1000, 8)[0].item())
     scales = state.samplers[0].scales
-    print(f"seed {seed}  {options:30} best fitness {best[0]:.3f} to {best[-1]:.3f}", file=sys.stderr)
+    print(
+        f"seed {seed}  {options:30} best fitness {best[0]:.3f} to {best[-1]:.3f}", file=sys.stderr
+    )
     return {
         "best": best,
         "mean": mean,
@@ -75,7 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--generations", type=int, default=25, help=f"more than {WARM_EPOCHS}")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go, and the figure (default: in results)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the numbers go, and the figure (default: in results)"
+    )
     arguments = parser.parse_args()
     path = Path(arguments.json) if arguments.json else RESULTS / "evolution.json"
     runs = {
@@ -83,11 +98,16 @@ def main() -> None:
         for kind, options in KINDS.items()
     }
     print(
-        "| | best fitness, first | last | the architecture's, first | last | axes of the distribution, most / least |"
+        "| | best fitness, first | last | the architecture's, first | last | axes of the "
+        "distribution, most / least |"
     )
     print("|---|---|---|---|---|---|")
     for kind, own in runs.items():
-        ends = [[run[name][place] for run in own] for name in ("best", "architecture") for place in (0, -1)]
+        ends = [
+            [run[name][place] for run in own]
+            for name in ("best", "architecture")
+            for place in (0, -1)
+        ]
         cells = [spread(values, 3) for values in ends]
         axes = statistics.mean(run["axes"]["most"] / run["axes"]["least"] for run in own)
         print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")

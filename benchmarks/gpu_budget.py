@@ -1,4 +1,6 @@
-"""Which measurements fit into the minutes that a GPU is lent for: the plan of on_gpu.py, a function of plain values."""
+"""Which measurements fit into the minutes that a GPU is lent for: the plan of on_gpu.py, a function
+of plain values.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 PATIENCE = 2.0
-"""A measurement is cut off where it takes longer than this many times what it was expected to, and SLACK_S."""
+"""A measurement is cut off where it takes longer than this many times what it was expected to, and
+SLACK_S."""
 
 SLACK_S = 10.0
 MOST_TRIES = 3
@@ -20,9 +23,10 @@ Outcome = Literal["done", "failed", "unfinished", "cut off", "begun"]
 class Item:
     """A measurement. `name` is "STAGE: words", STAGE a letter.
 
-    `seconds` is how long it is expected to take. `least` is from how many on it is worth going on, for one that has a
-    state of its own to go on from; None for one that is made in one go. `together`: other such ones may run meanwhile,
-    since no time is measured. `after` names the item whose result it needs.
+    `seconds` is how long it is expected to take. `least` is from how many on it is worth going on,
+    for one that has a state of its own to go on from; None for one that is made in one go.
+    `together`: other such ones may run meanwhile, since no time is measured. `after` names the item
+    whose result it needs.
     """
 
     name: str
@@ -38,7 +42,9 @@ class Item:
 
 @dataclass(frozen=True)
 class State:
-    """Holds what is known of an item: how the last try ended and its seconds, the tries, and their seconds in all."""
+    """Holds what is known of an item: how the last try ended and its seconds, the tries, and their
+    seconds in all.
+    """
 
     outcome: Outcome
     last: float
@@ -48,7 +54,9 @@ class State:
 
 @dataclass(frozen=True)
 class Decision:
-    """That an item is made, with the `seconds` it is granted, or that it is not (0 seconds), and why."""
+    """That an item is made, with the `seconds` it is granted, or that it is not (0 seconds), and
+    why.
+    """
 
     item: Item
     seconds: float = 0.0
@@ -56,7 +64,9 @@ class Decision:
 
 
 def needed(item: Item, state: State | None) -> float:
-    """Seconds that an item takes, as far as is known: one that did not end in time is believed to take twice that."""
+    """Seconds that an item takes, as far as is known: one that did not end in time is believed to
+    take twice that.
+    """
     if item.least is None and state is not None and state.outcome in ("cut off", "unfinished"):
         return max(item.seconds, 2 * state.last)
     return item.seconds
@@ -75,11 +85,12 @@ def plan(
 ) -> list[Decision]:
     """Decide what becomes of each item that is not done, in the order in which they are to be made.
 
-    That is the order of `items`, but for those by which a stage takes more than its share of the time: these come
-    last, so that no stage starves those after it. `shares` holds the seconds of each stage, of all calls together, and
-    `states` what earlier calls, and this one, have come to. An item goes on at the seconds that are left, if these
-    suffice. `at_once` items that are made together take a share of the time each. `tried` were made in this call
-    already; `waiting` says why items cannot be made yet.
+    That is the order of `items`, but for those by which a stage takes more than its share of the
+    time: these come last, so that no stage starves those after it. `shares` holds the seconds of
+    each stage, of all calls together, and `states` what earlier calls, and this one, have come to.
+    An item goes on at the seconds that are left, if these suffice. `at_once` items that are made
+    together take a share of the time each. `tried` were made in this call already; `waiting` says
+    why items cannot be made yet.
     """
     own = {item.name for item in items}
     used = {stage: 0.0 for stage in shares}
@@ -112,7 +123,11 @@ def plan(
         else:
             wanted = seconds_needed if item.least is None else item.least
             more = "" if item.least is None else f" at least, {seconds_needed:.0f} s in all"
-            decisions.append(Decision(item, why=f"needs about {wanted:.0f} s{more}; {max(0.0, left):.0f} s are left"))
+            decisions.append(
+                Decision(
+                    item, why=f"needs about {wanted:.0f} s{more}; {max(0.0, left):.0f} s are left"
+                )
+            )
     return decisions
 
 
@@ -126,7 +141,12 @@ def _reason(
     """Say why an item is not made whatever the time; empty if nothing stands against it."""
     if state is not None and state.outcome == "failed":
         return "failed with this code; it is tried again once the code has changed"
-    if state is not None and state.outcome == "begun" and state.tries >= MOST_TRIES and item.least is None:
+    if (
+        state is not None
+        and state.outcome == "begun"
+        and state.tries >= MOST_TRIES
+        and item.least is None
+    ):
         return f"begun {state.tries} times, and the machine or this program went away each time"
     if item.name in tried:
         return f"{state.outcome if state else 'tried'} in this call; goes on in the next"

@@ -1,4 +1,6 @@
-"""The first stage of on_gpu.py: what the machine is, that everything runs on it, and that replaying changes nothing."""
+"""The first stage of on_gpu.py: what the machine is, that everything runs on it, and that replaying
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,14 @@ from darts_bio.training.search import Search
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = {"none": 1e-3, "bf16": 5e-2}
-"""The largest relative difference that losses of replayed and eager steps may have, as in tests/test_graphs.py."""
+"""The largest relative difference that losses of replayed and eager steps may have, as in
+tests/test_graphs.py."""
 
 # Their least sizes: what is to be seen is that they run.
-SPECS = {"eg": "eg(population=4, samples=1, batches=1)", "darts_pt": "darts_pt(share=0.5, batches=1)"}
+SPECS = {
+    "eg": "eg(population=4, samples=1, batches=1)",
+    "darts_pt": "darts_pt(share=0.5, batches=1)",
+}
 SPECS |= {"pc_darts": "pc_darts(k=2)", "pgd": "pgd(steps=4)", "trades": "trades(steps=4)"}
 
 
@@ -49,7 +55,15 @@ def versions(place: Place, order: Order) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
     }
     found["python"] = platform.python_version()
-    for package in ("timm", "torchvision", "tensorboard", "numpy", "pytest", "cmaes", "torchattacks"):
+    for package in (
+        "timm",
+        "torchvision",
+        "tensorboard",
+        "numpy",
+        "pytest",
+        "cmaes",
+        "torchattacks",
+    ):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -61,16 +75,24 @@ def versions(place: Place, order: Order) -> dict[str, Any]:
     if shutil.which("nvidia-smi"):
         asked = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
         told = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
-        found["nvidia-smi"] = {"asked": asked, "told": told.stdout.strip() or told.stderr.strip()[:200]}
+        found["nvidia-smi"] = {
+            "asked": asked,
+            "told": told.stdout.strip() or told.stderr.strip()[:200],
+        }
     else:
         found["nvidia-smi"] = "missing"
     return found
 
 
 def ceilings(place: Place, order: Order) -> dict[str, Any]:
-    """Measure what the device can do: bytes that a copy reads and writes, operations of a matrix product."""
+    """Measure what the device can do: bytes that a copy reads and writes, operations of a matrix
+    product.
+    """
     device = select_device(place.device)
     count, side = (2**16, 64) if place.small else (2**29, 8192)
     source, target = torch.rand(count, device=device), torch.empty(count, device=device)
@@ -85,41 +107,72 @@ def ceilings(place: Place, order: Order) -> dict[str, Any]:
     ):
         torch.set_float32_matmul_precision(precision)
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        found[f"{name}_tflop_s"] = 2 * side**3 / median_seconds(lambda a=a, b=b: a @ b, device) / 1e12
+        found[f"{name}_tflop_s"] = (
+            2 * side**3 / median_seconds(lambda a=a, b=b: a @ b, device) / 1e12
+        )
     return found
 
 
 def gpu_tests(place: Place, order: Order) -> dict[str, Any]:
-    """Run the test files that have tests for a GPU. What was found stays found where the time ends before they do."""
+    """Run the test files that have tests for a GPU. What was found stays found where the time ends
+    before they do.
+    """
     mark = "skipif(not torch.cuda.is_available()"
-    files = sorted(str(p) for p in (ROOT / "tests").glob("test_*.py") if mark in p.read_text(encoding="utf-8"))
-    command = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=", "-m", "", "-p", "no:cacheprovider", "--tb=short"]
+    files = sorted(
+        str(p) for p in (ROOT / "tests").glob("test_*.py") if mark in p.read_text(encoding="utf-8")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-o",
+        "addopts=",
+        "-m",
+        "",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+    ]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "1" if place.small else "4"]
     if place.small:
         command += ["-k", "TestOnGpu or without_gradients"]
     log, over = place.keep / "gpu-tests.log", False
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen([*command, *files], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, *files], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             code: int | None = process.wait(order.seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             code, over = None, True
-    return told_by_pytest(log.read_text(encoding="utf-8", errors="replace")) | {"code": code, "unfinished": over}
+    return told_by_pytest(log.read_text(encoding="utf-8", errors="replace")) | {
+        "code": code,
+        "unfinished": over,
+    }
 
 
 def told_by_pytest(log: str) -> dict[str, Any]:
-    """Read the outcome of each test from `pytest -v`, with or without xdist; keep the end of what it said."""
+    """Read the outcome of each test from `pytest -v`, with or without xdist; keep the end of what
+    it said.
+    """
     word = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
     outcomes: dict[str, str] = {}
     for line in log.splitlines():
-        if found := re.match(rf"(?:\[gw\d+\] \[ *\d+%\] {word} (\S+::.+))|(?:(\S+::.+?) {word}\b)", line):
+        if found := re.match(
+            rf"(?:\[gw\d+\] \[ *\d+%\] {word} (\S+::.+))|(?:(\S+::.+?) {word}\b)", line
+        ):
             name, said = (found[2], found[1]) if found[2] else (found[3], found[4])
             outcomes[name.strip()] = said
     counts = {said: list(outcomes.values()).count(said) for said in sorted(set(outcomes.values()))}
     wrong = [name for name, said in outcomes.items() if said in ("FAILED", "ERROR")]
-    return {"counts": counts, "wrong": wrong, "end": log[-6000:] if wrong or not outcomes else log[-400:]}
+    return {
+        "counts": counts,
+        "wrong": wrong,
+        "end": log[-6000:] if wrong or not outcomes else log[-400:],
+    }
 
 
 @dataclass(frozen=True)
@@ -144,7 +197,10 @@ class Case:
         options = {**sizes, "crop_padding": 1, "graphs": graphs, **self.options}
         data = random_images(24 if small else 64, 8 if small else 32)
         if not self.trained_rule:
-            nodes = {"space": f"darts(nodes={1 if small else 2})", "regularizers": ("warmup(epochs=0)",)}
+            nodes = {
+                "space": f"darts(nodes={1 if small else 2})",
+                "regularizers": ("warmup(epochs=0)",),
+            }
             if self.options.get("strategy") == "random":  # which refuses what has no say
                 del nodes["regularizers"]
             return Search(SearchConfig(**{**nodes, **options}), data, device)
@@ -169,9 +225,13 @@ class Case:
                 message = f"{way}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 raise RuntimeError(message) from error
         losses, states = zip(*tried.values(), strict=True)
-        found["losses"] = {way: [_plain(loss) for loss in own] for way, own in zip(tried, losses, strict=True)}
+        found["losses"] = {
+            way: [_plain(loss) for loss in own] for way, own in zip(tried, losses, strict=True)
+        }
         pairs = list(zip(*losses, strict=True))
-        found["losses_differ_by"] = _plain(max((abs(a - b) / abs(a) if a else abs(b) for a, b in pairs), default=0.0))
+        found["losses_differ_by"] = _plain(
+            max((abs(a - b) / abs(a) if a else abs(b) for a, b in pairs), default=0.0)
+        )
         if any(map(math.isnan, (loss for own in losses for loss in own))):
             found["losses_differ_by"] = "nan"
         for part in ("weights", "strategy"):
@@ -194,7 +254,9 @@ def _first_steps(task: Search | Retraining) -> tuple[list[float], dict[str, Tens
             task.end_epoch(task.epochs - 1)
     state = task.state_dict()
     network = state.get("supernet", state.get("network"))
-    return losses, dict(_tensors(network, "weights")) | dict(_tensors(state.get("strategy"), "strategy"))
+    return losses, dict(_tensors(network, "weights")) | dict(
+        _tensors(state.get("strategy"), "strategy")
+    )
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -222,7 +284,9 @@ def _plain(value: float) -> float | str:
 
 
 def cases() -> list[Case]:
-    """Every strategy, rule and adversary, in both precisions, and searches in both kinds of memory."""
+    """Every strategy, rule and adversary, in both precisions, and searches in both kinds of
+    memory.
+    """
     found: list[Case] = []
     strategies = [*(SPECS.get(name, name) for name in STRATEGIES), "darts(order=2)"]
     for memory in ("normal", "low"):
@@ -232,13 +296,21 @@ def cases() -> list[Case]:
                 found.append(Case(f"search by {strategy}, {amp}, memory {memory}", options=options))
     for amp in ("none", "bf16"):
         for rule in (*RULES, "usf(scale='match')"):
-            found.append(Case(f"search under {rule}, {amp}", options={"rules": (rule,), "amp": amp}))
+            found.append(
+                Case(f"search under {rule}, {amp}", options={"rules": (rule,), "amp": amp})
+            )
         for rule in RULES:
-            found.append(Case(f"training under {rule}, {amp}", trained_rule=rule, options={"amp": amp}))
+            found.append(
+                Case(f"training under {rule}, {amp}", trained_rule=rule, options={"amp": amp})
+            )
         for name in ADVERSARIES:
             adversary = SPECS.get(name, name)
             options = {"amp": amp}
-            found.append(Case(f"training against {name}, {amp}", adversary, trained_rule="fa", options=options))
+            found.append(
+                Case(
+                    f"training against {name}, {amp}", adversary, trained_rule="fa", options=options
+                )
+            )
     for rule in RULES:
         found.append(Case(f"search with backbone {rule}", options={"backbone_rule": rule}))
     return found
@@ -263,9 +335,21 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     `results` holds the record's entries by name; those of other items are passed over.
     """
     own = {f"a: {case.name}" for case in cases()}
-    compared = {n: entry["result"] for n, entry in results.items() if n in own and entry["outcome"] == "done"}
-    apart = {n: r["losses_differ_by"] for n, r in compared.items() if not _within(r["losses_differ_by"], r["bound"])}
-    failed = {n: e.get("error", "") for n, e in results.items() if n in own and e["outcome"] in ("failed", "cut off")}
+    compared = {
+        n: entry["result"]
+        for n, entry in results.items()
+        if n in own and entry["outcome"] == "done"
+    }
+    apart = {
+        n: r["losses_differ_by"]
+        for n, r in compared.items()
+        if not _within(r["losses_differ_by"], r["bound"])
+    }
+    failed = {
+        n: e.get("error", "")
+        for n, e in results.items()
+        if n in own and e["outcome"] in ("failed", "cut off")
+    }
     return {"cases": len(own), "compared": len(compared), "apart": apart, "failed": failed}
 
 

@@ -1,7 +1,8 @@
-"""Processes in which on_gpu.py measures: an illegal access to the GPU's memory, or a hang, costs one measurement.
+"""Processes in which on_gpu.py measures: an illegal access to the GPU's memory, or a hang, costs
+one measurement.
 
-A measurement of time has a process of its own, so that neither the memory nor the profiler of the one before is left in
-it; the next process imports PyTorch meanwhile.
+A measurement of time has a process of its own, so that neither the memory nor the profiler of the
+one before is left in it; the next process imports PyTorch meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ GRACE_S = 15.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is measured: the device, whether at the smallest sizes, and the folder that lasts between calls."""
+    """Where it is measured: the device, whether at the smallest sizes, and the folder that lasts
+    between calls.
+    """
 
     device: str
     small: bool
@@ -43,7 +46,8 @@ class Place:
 class Order:
     """Says what is to be measured, in how many seconds.
 
-    `before` is the result of an earlier call that did not come to an end, `needed` that of the item it comes after.
+    `before` is the result of an earlier call that did not come to an end, `needed` that of the item
+    it comes after.
     """
 
     name: str
@@ -53,7 +57,8 @@ class Order:
 
 
 Measure = Callable[[Place, Order], dict[str, Any]]
-"""A measurement: a result of plain values. One that has to go on in another call says so by `unfinished=True` in it."""
+"""A measurement: a result of plain values. One that has to go on in another call says so by
+`unfinished=True` in it."""
 
 
 class Worker:
@@ -61,7 +66,9 @@ class Worker:
 
     def __init__(self, place: Place, module: str) -> None:
         """`module` is that whose `measures(small)` gives the measurements of the items."""
-        context = multiprocessing.get_context("spawn")  # a fork would share what has been done to the GPU
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would share what has been done to the GPU
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, place, module), daemon=True)
         self.process.start()
@@ -71,7 +78,9 @@ class Worker:
         self._ready = False
 
     def ready(self) -> bool:
-        """Whether it has imported everything and waits to be told; not if it has died on the way."""
+        """Whether it has imported everything and waits to be told; not if it has died on the
+        way.
+        """
         if not self._ready and self.connection.poll():
             with contextlib.suppress(EOFError, ConnectionError):
                 self.connection.recv()
@@ -89,16 +98,24 @@ class Worker:
                 os.kill(self.process.pid, signal.SIGTERM)
 
     def death(self) -> str:
-        """Say how a process ended that did not answer, and where it was: the innermost calls of its Python code."""
+        """Say how a process ended that did not answer, and where it was: the innermost calls of its
+        Python code.
+        """
         self.process.join(5)
         code = self.process.exitcode or 0
-        words = f"its process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        words = (
+            f"its process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        )
         crash = _crash_file(self.place, self.process.pid)
         text = crash.read_text(encoding="utf-8", errors="replace") if crash.exists() else ""
         _, _, current = text.partition("Current thread")
-        frames = re.findall(r'File ".*?([^/"]+)", line (\d+) in (\S+)', current.partition("\n\n")[0])
+        frames = re.findall(
+            r'File ".*?([^/"]+)", line (\d+) in (\S+)', current.partition("\n\n")[0]
+        )
         return words + (
-            " at " + " < ".join(f"{file}:{line} {name}" for file, line, name in frames[:6]) if frames else ""
+            " at " + " < ".join(f"{file}:{line} {name}" for file, line, name in frames[:6])
+            if frames
+            else ""
         )
 
     def end(self) -> None:
@@ -122,7 +139,9 @@ def _serve(connection: Connection, place: Place, module: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     measures: dict[Item, Measure] = importlib.import_module(module).measures(place.small)
     by_name = {item.name: measure for item, measure in measures.items()}
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimizer imports PyTorch's compiler, for seconds
+    torch.optim.SGD(
+        [torch.zeros(1, requires_grad=True)]
+    )  # the first optimizer imports PyTorch's compiler, for seconds
     with contextlib.suppress(EOFError, BrokenPipeError):
         connection.send("ready")
         while True:
@@ -137,10 +156,20 @@ def outcome(measure: Measure, place: Place, order: Order) -> dict[str, Any]:
         result = measure(place, order)
         json.dumps(result)
     except Exception as error:
-        where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-6:]]
-        found = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"[:600], "where": " > ".join(where)}
+        where = [
+            f"{Path(f.filename).name}:{f.lineno}"
+            for f in traceback.extract_tb(error.__traceback__)[-6:]
+        ]
+        found = {
+            "outcome": "failed",
+            "error": f"{type(error).__name__}: {error}"[:600],
+            "where": " > ".join(where),
+        }
     else:
-        found = {"outcome": "unfinished" if result.pop("unfinished", False) else "done", "result": result}
+        found = {
+            "outcome": "unfinished" if result.pop("unfinished", False) else "done",
+            "result": result,
+        }
     return found | {"seconds": time.monotonic() - start}
 
 

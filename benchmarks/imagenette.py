@@ -1,10 +1,11 @@
-"""Accuracy on Imagenette under one recipe and budget: 14-cell networks of genotypes beside timm's ResNet-18.
+"""Accuracy on Imagenette under one recipe and budget: 14-cell networks of genotypes beside timm's
+ResNet-18.
 
     python benchmarks/imagenette.py --data-dir imagenette --seeds 2 --device cpu
     python benchmarks/imagenette.py --data-dir imagenette --image-size 128 --channels 48 --epochs 100 --device cuda
 
-Every network gets the same images, order, augmentation, optimiser, schedule and number of epochs. A run lies in --out;
-one that was stopped goes on, one that is done is not made again.
+Every network gets the same images, order, augmentation, optimiser, schedule and number of epochs. A
+run lies in --out; one that was stopped goes on, one that is done is not made again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from darts_bio.runs.train import TrainResult, train
 from darts_bio.runtime import derive_seed, select_device
 from darts_bio.spaces import Genotype, load_genotype
 
-RECIPE: dict[str, Any] = {"schedule": "cosine", "lr": 0.1, "batch_size": 64, "auxiliary": 0.0, "log_every": 20}
+RECIPE: dict[str, Any] = {
+    "schedule": "cosine",
+    "lr": 0.1,
+    "batch_size": 64,
+    "auxiliary": 0.0,
+    "log_every": 20,
+}
 
 
 def resnet18(config: TrainingConfig, source: Source) -> nn.Module:
@@ -36,7 +43,9 @@ def resnet18(config: TrainingConfig, source: Source) -> nn.Module:
     import timm
 
     torch.manual_seed(derive_seed("weights", config.seed))
-    return timm.create_model("resnet18", num_classes=len(source.classes)).to(memory_format=torch.channels_last)
+    return timm.create_model("resnet18", num_classes=len(source.classes)).to(
+        memory_format=torch.channels_last
+    )
 
 
 OTHERS: dict[str, Callable[[TrainingConfig, Source], nn.Module]] = {"resnet18": resnet18}
@@ -44,7 +53,9 @@ OTHERS: dict[str, Callable[[TrainingConfig, Source], nn.Module]] = {"resnet18": 
 
 
 def genotype_of(name: str) -> Genotype | None:
-    """Read a genotype, its rule after a colon if it is to be another (darts_v2:fa); None for a network of OTHERS."""
+    """Read a genotype, its rule after a colon if it is to be another (darts_v2:fa); None for a
+    network of OTHERS.
+    """
     if name in OTHERS:
         return None
     name, _, rule = name.partition(":")
@@ -56,7 +67,9 @@ def trained(config: ImageNetConfig, device: torch.device) -> dict[str, Any]:
     """Train, or go on, and return the result; exit if the run is stopped."""
     name = config.genotype
     watching = Watching(sys.stderr, tensorboard=True)
-    result = train(config, command(), genotype_of(name), watching=watching, network=OTHERS.get(name))
+    result = train(
+        config, command(), genotype_of(name), watching=watching, network=OTHERS.get(name)
+    )
     assert isinstance(result, TrainResult)
     if not result.finished:
         print("stopped; the same command goes on", file=sys.stderr)
@@ -76,13 +89,19 @@ def trained(config: ImageNetConfig, device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     parser = options(__doc__, "auto", image_size=64, channels=24, epochs=6, seeds=2, workers=1)
-    parser.add_argument("--data-dir", default="imagenette", metavar="DIR", help="with the folders train and val")
-    parser.add_argument("--networks", default="bionas_darts,bionas_darts:bp,resnet18", metavar="A,B,...")
+    parser.add_argument(
+        "--data-dir", default="imagenette", metavar="DIR", help="with the folders train and val"
+    )
+    parser.add_argument(
+        "--networks", default="bionas_darts,bionas_darts:bp,resnet18", metavar="A,B,..."
+    )
     parser.add_argument("--out", default="runs/imagenette", metavar="DIR", help="the runs' folder")
     arguments = parser.parse_args()
     device = select_device(arguments.device)
     path = Path(arguments.json) if arguments.json else RESULTS / f"imagenette-{device.type}.json"
-    sizes = {name: getattr(arguments, name) for name in ("image_size", "channels", "epochs", "workers")}
+    sizes = {
+        name: getattr(arguments, name) for name in ("image_size", "channels", "epochs", "workers")
+    }
     runs = []
     for seed in range(arguments.seeds):
         for name in split_specs(arguments.networks):
@@ -98,8 +117,13 @@ def main() -> None:
                 **sizes,
             )
             runs.append(trained(config, device))
-            write_timings(path, device, {"clock": "wall", "recipe": RECIPE, "sizes": sizes, "runs": runs})
-    print("| network | parameters | multiply-adds | test accuracy, % | n | s a run |\n|---|---|---|---|---|---|")
+            write_timings(
+                path, device, {"clock": "wall", "recipe": RECIPE, "sizes": sizes, "runs": runs}
+            )
+    print(
+        "| network | parameters | multiply-adds | test accuracy, % | n | s a run "
+        "|\n|---|---|---|---|---|---|"
+    )
     for name in split_specs(arguments.networks):
         own = [found for found in runs if found["network"] == name]
         accuracies = [found["test_accuracy_percent"] for found in own]

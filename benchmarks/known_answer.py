@@ -1,15 +1,18 @@
-"""Every search strategy on a problem whose answer is known: the rank of the cell it finds among all cells.
+"""Every search strategy on a problem whose answer is known: the rank of the cell it finds among all
+cells.
 
     python benchmarks/known_answer.py                   trains all cells, runs every strategy, prints the table
     python benchmarks/known_answer.py --seeds 10        more searches; what is done is kept
 
-The space is `darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))` under the rules bp and fa: 4 x 4
-normal and 5 x 5 reduce cells, 400 genotypes. Each is trained on 400 digits in a small network, three times; its rank is
-that of its mean test loss. A strategy searches with the network's size and data, and with its own published
-hyper-parameters: none is tuned on this problem (pc_darts takes k=2, since 4 channels cannot be divided by 8).
+The space is `darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))` under the rules
+bp and fa: 4 x 4 normal and 5 x 5 reduce cells, 400 genotypes. Each is trained on 400 digits in a
+small network, three times; its rank is that of its mean test loss. A strategy searches with the
+network's size and data, and with its own published hyper-parameters: none is tuned on this problem
+(pc_darts takes k=2, since 4 channels cannot be divided by 8).
 
-p is the probability that as many uniformly drawn genotypes have a mean rank as good or better; where it is not below
-0.05 the table says so. Writes benchmarks/results/known_answer-truth.json and known_answer.json.
+p is the probability that as many uniformly drawn genotypes have a mean rank as good or better;
+where it is not below 0.05 the table says so. Writes benchmarks/results/known_answer-truth.json and
+known_answer.json.
 """
 
 from __future__ import annotations
@@ -77,7 +80,9 @@ def genotypes() -> dict[str, Any]:
 
 
 def key(genotype: Any) -> str:
-    return " | ".join(str(edge.candidate) for cell in genotype.cells.values() for edge in cell.edges)
+    return " | ".join(
+        str(edge.candidate) for cell in genotype.cells.values() for edge in cell.edges
+    )
 
 
 def begin() -> None:
@@ -98,7 +103,9 @@ def train(name: str) -> tuple[str, list[float]]:
     losses = []
     for seed in TRUTH_SEEDS:
         with tempfile.TemporaryDirectory() as place:
-            result = darts_bio.train(genotypes()[name], images(), seed=seed, out=place, **QUIET, **TRAINING)
+            result = darts_bio.train(
+                genotypes()[name], images(), seed=seed, out=place, **QUIET, **TRAINING
+            )
         losses.append(result.epochs[-1]["test/loss"])
     return name, losses
 
@@ -107,7 +114,9 @@ def search(strategy: str, seed: int) -> tuple[str, int, str, float]:
     """The genotype that a strategy finds, and the seconds it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        result = darts_bio.search(images(), strategy=strategy, seed=seed, out=place, **QUIET, **SEARCHING)
+        result = darts_bio.search(
+            images(), strategy=strategy, seed=seed, out=place, **QUIET, **SEARCHING
+        )
     return strategy, seed, key(result.genotype), time.monotonic() - start
 
 
@@ -159,7 +168,10 @@ def main() -> int:
             found.setdefault(strategy, {})[str(seed)] = {"cell": name, "seconds": round(seconds, 1)}
             write(path, {"searches": found})
             print(f"seed {seed}  {strategy:20} rank {order.index(name) + 1}", file=sys.stderr)
-    print(f"| strategy | mean rank of {len(names)} (n = {arguments.seeds}) | ranks | mean test loss | p | s a search |")
+    print(
+        f"| strategy | mean rank of {len(names)} (n = {arguments.seeds}) | ranks | mean test loss "
+        "| p | s a search |"
+    )
     print("|---|---|---|---|---|---|")
     table = {}
     for strategy in STRATEGIES:
@@ -177,8 +189,13 @@ def main() -> int:
         }
         table[strategy] = row
         verdict = f"{p:.3f}" if p < 0.05 else f"{p:.2f}: no better than random"
-        mean, listed = f"{row['mean_rank']:.0f} +- {row['std_rank']:.0f}", ", ".join(map(str, sorted(ranks)))
-        print(f"| `{strategy}` | {mean} | {listed} | {loss:.3f} | {verdict} | {row['seconds']:.0f} |")
+        mean, listed = (
+            f"{row['mean_rank']:.0f} +- {row['std_rank']:.0f}",
+            ", ".join(map(str, sorted(ranks))),
+        )
+        print(
+            f"| `{strategy}` | {mean} | {listed} | {loss:.3f} | {verdict} | {row['seconds']:.0f} |"
+        )
     losses = [statistics.mean(truth[name]) for name in order]
     noise = statistics.mean(statistics.stdev(values) for values in truth.values())
     print(

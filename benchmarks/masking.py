@@ -1,12 +1,14 @@
-"""What robustness measured through a rule's own backward is worth: one small network, a rule at a time.
+"""What robustness measured through a rule's own backward is worth: one small network, a rule at a
+time.
 
     python benchmarks/masking.py --data-dir data --device cpu
     python benchmarks/masking.py --data-dir data --device cpu --networks bp-1,bp-4 --out runs/controls
     python benchmarks/masking.py --data-dir data --channels 32 --epochs 30 --train-images 50000 --images 1000   a GPU
 
-Trains the same small residual network under each rule, and under a mixture of them, with the same recipe and seeds;
-then attacks all by `darts_bio.attack`, with the exact gradient and with the rule's. bp-4 is bp for 4 epochs: a
-control that has fitted less. Runs lie in --out; those that are done are not made again.
+Trains the same small residual network under each rule, and under a mixture of them, with the same
+recipe and seeds; then attacks all by `darts_bio.attack`, with the exact gradient and with the
+rule's. bp-4 is bp for 4 epochs: a control that has fitted less. Runs lie in --out; those that are
+done are not made again.
 """
 
 from __future__ import annotations
@@ -56,28 +58,45 @@ def main() -> None:
     parser.add_argument("--device", default="auto", metavar="NAME")
     for name, default in {"channels": 16, "epochs": 10, "train-images": 20000, "seeds": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
-    parser.add_argument("--images", type=int, default=300, metavar="N", help="test images that are attacked")
+    parser.add_argument(
+        "--images", type=int, default=300, metavar="N", help="test images that are attacked"
+    )
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
     parser.add_argument("--networks", default=",".join(RULES), metavar="A,B,...")
     parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
-    parser.add_argument("--results", metavar="DIR", help="where the report goes (default: benchmarks/results)")
+    parser.add_argument(
+        "--results", metavar="DIR", help="where the report goes (default: benchmarks/results)"
+    )
     arguments = parser.parse_args()
-    sizes = {name: getattr(arguments, name) for name in ("channels", "epochs", "train_images", "seeds")}
+    sizes = {
+        name: getattr(arguments, name) for name in ("channels", "epochs", "train_images", "seeds")
+    }
     networks = split_specs(arguments.networks)
 
     common = {"data_dir": arguments.data_dir, "device": arguments.device, "resume": "auto"}
     trained = []
     for name in networks:
         rule, _, epochs = name.partition("-")
-        genotype = darts_bio.load_genotype(MIXED) if rule == "mixed" else darts_bio.load_genotype(CELL).with_rule(rule)
+        genotype = (
+            darts_bio.load_genotype(MIXED)
+            if rule == "mixed"
+            else darts_bio.load_genotype(CELL).with_rule(rule)
+        )
         own = {"epochs": int(epochs), "warmup": min(1, int(epochs) - 1)} if epochs else {}
         options = RECIPE | sizes | own | common
-        trained.append(darts_bio.train(genotype, arguments.dataset, out=str(Path(arguments.out, name)), **options))
+        trained.append(
+            darts_bio.train(
+                genotype, arguments.dataset, out=str(Path(arguments.out, name)), **options
+            )
+        )
         if not trained[-1].finished:
             sys.exit(trained[-1].exit_code)
     attacked = darts_bio.attack(
-        trained, images=arguments.images, out=str(Path(arguments.out, "robustness")), **ATTACKS | common
+        trained,
+        images=arguments.images,
+        out=str(Path(arguments.out, "robustness")),
+        **ATTACKS | common,
     )
     if not attacked.finished:
         sys.exit(attacked.exit_code)

@@ -1,4 +1,6 @@
-"""What the benchmarks share: the device, a stopwatch, what stands beside every number, and how they end."""
+"""What the benchmarks share: the device, a stopwatch, what stands beside every number, and how they
+end.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def options(doc: str | None, device: str, **sizes: int) -> argparse.ArgumentParser:
-    """A parser with --device, --json and an option for each size; the first line of `doc` describes it."""
+    """A parser with --device, --json and an option for each size; the first line of `doc` describes
+    it.
+    """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--device", default=device, metavar="NAME")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)"
+    )
     for name, default in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default, metavar="N")
     return parser
@@ -54,7 +60,9 @@ def stopwatch(device: torch.device) -> Callable[[], float]:
 
 
 def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
-    """Seconds that the device takes for a call, by its own clock: the median, after three that count for nothing."""
+    """Seconds that the device takes for a call, by its own clock: the median, after three that
+    count for nothing.
+    """
     for _ in range(3):
         call()
     if device.type == "cpu":
@@ -82,7 +90,10 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            held[storage._cdata] = (storage.nbytes(), storage)  # the storage itself, lest another takes its address
+            held[storage._cdata] = (
+                storage.nbytes(),
+                storage,
+            )  # the storage itself, lest another takes its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -103,7 +114,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def write_timings(path: Path, device: torch.device, numbers: dict[str, Any]) -> None:
-    """Writes the numbers with the command, date, hardware, clock and versions that they belong to."""
+    """Writes the numbers with the command, date, hardware, clock and versions that they belong
+    to.
+    """
     result = {
         "command": command(),
         "date": datetime.date.today().isoformat(),

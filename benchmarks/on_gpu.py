@@ -1,4 +1,5 @@
-"""The first minutes on a GPU: all that has to be seen there, in order of worth, in as many calls as it takes.
+"""The first minutes on a GPU: all that has to be seen there, in order of worth, in as many calls as
+it takes.
 
     python benchmarks/on_gpu.py --minutes 9                        again with the same --keep until nothing is left
     python benchmarks/on_gpu.py --minutes 9 --stages b,c           some of the stages only
@@ -16,11 +17,11 @@ Stages, with their shares of the time (written for one NVIDIA H200 and 16 cores,
     d   9 min   the search of pairs on CIFAR-10: 50 epochs if a step takes at most 55 ms, else 5 and a projection;
                 without the data 5 epochs on random images
 
-What does not fit into the minutes that are left is passed over, with a word, and made in the next call; what has ended
-is never made again (remove it from the results to have it made anew), what failed once the code has changed. Results
-are written after each measurement, to --keep and to --json: a call that is killed loses the measurement it was at, and
-the search no more than the steps since its last checkpoint. At the end a table shows what was expected beside what was
-measured.
+What does not fit into the minutes that are left is passed over, with a word, and made in the next
+call; what has ended is never made again (remove it from the results to have it made anew), what
+failed once the code has changed. Results are written after each measurement, to --keep and to
+--json: a call that is killed loses the measurement it was at, and the search no more than the steps
+since its last checkpoint. At the end a table shows what was expected beside what was measured.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ AT_ONCE = 6
 """Measurements at most that are made together, where there are two cores for each."""
 
 RESERVE_S = 15.0
-"""Seconds that a call takes before it can measure, and at its end: imports, ending processes, the table."""
+"""Seconds that a call takes before it can measure, and at its end: imports, ending processes, the
+table."""
 
 
 def measures(small: bool) -> dict[Item, Measure]:
@@ -72,10 +74,15 @@ def code_digest() -> str:
 
 
 class Record:
-    """Keeps what has been found, by item: outcome, result or error, seconds, tries. Saved whole after each change."""
+    """Keeps what has been found, by item: outcome, result or error, seconds, tries. Saved whole
+    after each change.
+    """
 
-    def __init__(self, files: list[Path], machine: str, small: bool, earlier: Path | None = None) -> None:
-        """Begin with what the files, which are written, hold, and what `earlier`, which is only read, does.
+    def __init__(
+        self, files: list[Path], machine: str, small: bool, earlier: Path | None = None
+    ) -> None:
+        """Begin with what the files, which are written, hold, and what `earlier`, which is only
+        read, does.
 
         Raises InputError if that is of another machine.
         """
@@ -93,17 +100,22 @@ class Record:
             there = (found["hardware"], found["dry_run"])
             entries, calls = dict(found["items"]), list(found["calls"])
         except (LookupError, TypeError, ValueError):
-            raise InputError(f"{file}: expected results of this script, found something else; move it away") from None
+            raise InputError(
+                f"{file}: expected results of this script, found something else; move it away"
+            ) from None
         if there != (self.machine, self.small):
             raise InputError(
-                f"{file}: holds results of {there[0]}{' (a dry run)' if there[1] else ''}, found {self.machine} here; "
+                f"{file}: holds results of {there[0]}{' (a dry run)' if there[1] else ''}, found "
+                f"{self.machine} here; "
                 "move it away, or name another --keep or --json"
             )
         self.entries = merged(self.entries, entries)
         self.calls += [call for call in calls if call not in self.calls]
 
     def states(self) -> dict[str, State]:
-        """Return what the plan has to know. What failed with other code than this is as if it had never been tried."""
+        """Return what the plan has to know. What failed with other code than this is as if it had
+        never been tried.
+        """
         return {
             name: State(e["outcome"], e["last"], e["tries"], e["spent"])
             for name, e in self.entries.items()
@@ -151,8 +163,12 @@ class Record:
             os.replace(temporary, file)
 
 
-def merged(one: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Bring two records of the same measurements together: what is done stands, else what is newer."""
+def merged(
+    one: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Bring two records of the same measurements together: what is done stands, else what is
+    newer.
+    """
 
     def rank(entry: dict[str, Any]) -> tuple[bool, str]:
         return entry["outcome"] == "done", entry["at"]
@@ -177,7 +193,9 @@ class Running:
 class Call:
     """One call: makes what fits until its minutes are over, each measurement in a worker."""
 
-    def __init__(self, place: Place, items: list[Item], record: Record, end: float, waiting: dict[str, str]) -> None:
+    def __init__(
+        self, place: Place, items: list[Item], record: Record, end: float, waiting: dict[str, str]
+    ) -> None:
         self.place, self.items, self.record, self.waiting = place, items, record, waiting
         self.end, self.stopped = end, False
         self.at_once = max(1, min(AT_ONCE, worker_count(None) // 2))
@@ -236,12 +254,16 @@ class Call:
         self.tried.add(item.name)
         worker.tell(Order(item.name, decision.seconds, before, needed))
         # One that goes on in the next call ends itself.
-        self.busy[worker] = Running(item, now, now + decision.seconds + (GRACE_S if item.least else 0.0))
+        self.busy[worker] = Running(
+            item, now, now + decision.seconds + (GRACE_S if item.least else 0.0)
+        )
         if not self.idle:  # the next one imports meanwhile
             self.idle.append(Worker(self.place, "on_gpu"))
 
     def _worker(self, item: Item) -> Worker | None:
-        """One that waits to be told, and has done nothing yet if time is to be measured; None while there is none."""
+        """One that waits to be told, and has done nothing yet if time is to be measured; None while
+        there is none.
+        """
         if not self._may_begin(item):
             return None
         if not item.together:
@@ -255,7 +277,9 @@ class Call:
                 self.idle.remove(worker)
                 return worker
             if not worker.process.is_alive() and not self.stopped:
-                raise InputError("a process that was to measure died at its start; see its message above")
+                raise InputError(
+                    "a process that was to measure died at its start; see its message above"
+                )
         return None
 
     def _watch(self) -> None:
@@ -280,7 +304,10 @@ class Call:
                 found: dict[str, Any] = worker.connection.recv()
             except (EOFError, ConnectionError):
                 if self.stopped:
-                    return {"outcome": "cut off", "seconds": 0.0}  # says nothing of how long it takes
+                    return {
+                        "outcome": "cut off",
+                        "seconds": 0.0,
+                    }  # says nothing of how long it takes
                 return {"outcome": "failed", "seconds": seconds, "error": worker.death()}
             return found
         if time.monotonic() > running.ends:
@@ -296,7 +323,9 @@ def said(name: str, entry: Mapping[str, Any]) -> str:
         if isinstance(v, (int, float)) or (isinstance(v, str) and len(v) < 60)
     }
     words = entry.get("error") or ", ".join(f"{k} {_short(v)}" for k, v in short.items())
-    return f"{name}: {entry['outcome']} after {entry['last']:.1f} s{'; ' if words else ''}{words}"[:400]
+    return f"{name}: {entry['outcome']} after {entry['last']:.1f} s{'; ' if words else ''}{words}"[
+        :400
+    ]
 
 
 def _short(value: Any) -> str:
@@ -304,27 +333,35 @@ def _short(value: Any) -> str:
 
 
 STEP_BYTES, NAIVE_BYTES = 405e9, 520e9
-"""Bytes that a step at the protocol's size moves in float32, counted: batched, and one module a candidate."""
+"""Bytes that a step at the protocol's size moves in float32, counted: batched, and one module a
+candidate."""
 
 LAUNCH_S, NAIVE_KERNELS, COPY_GB_S = 5e-6, 119_000, 4300.0
 STEPS = 50 * 390
 
 
 def _bound(found: Mapping[str, Any], moved: float) -> float:
-    """Milliseconds in which the memory moves so many bytes: at the measured bandwidth, else at COPY_GB_S."""
+    """Milliseconds in which the memory moves so many bytes: at the measured bandwidth, else at
+    COPY_GB_S.
+    """
     return moved / (found.get("a: ceilings", {}).get("copy_gb_s") or COPY_GB_S) / 1e6
 
 
 def _step(result: Mapping[str, Any]) -> str:
     peak = f", {result['peak_bytes'] / 1e9:.1f} GB at most" if "peak_bytes" in result else ""
-    return f"{1000 * result['running_s']:.1f} ms a step, host {1000 * result['host_s']:.1f} ms{peak}"
+    return (
+        f"{1000 * result['running_s']:.1f} ms a step, host {1000 * result['host_s']:.1f} ms{peak}"
+    )
 
 
 def _kernels(result: Mapping[str, Any]) -> str:
     if "missing" in result:
         return str(result["missing"])
     share = result["kernels_s"] / result["step_s"]
-    first = "; ".join(f"{row['calls']} x {row['kernel'][:40]} {row['us'] / 1000:.1f} ms" for row in result["top"][:3])
+    first = "; ".join(
+        f"{row['calls']} x {row['kernel'][:40]} {row['us'] / 1000:.1f} ms"
+        for row in result["top"][:3]
+    )
     return f"{result['kernels']} kernels, {result['copies']} copies, busy for {share:.0%} of the step; {first}"
 
 
@@ -342,7 +379,9 @@ def _rates(result: Mapping[str, Any]) -> str:
 def _ratios(result: Mapping[str, Any]) -> str:
     times = f"bp {1000 * result['median_s']['bp']:.1f} ms"
     ratios = [f"{rule} {ratio:.3f}" for rule, ratio in result["ratio_to_bp"].items()]
-    return ", ".join([times, *ratios, *(f"{rule} failed: {error}" for rule, error in result["errors"].items())])
+    return ", ".join(
+        [times, *ratios, *(f"{rule} failed: {error}" for rule, error in result["errors"].items())]
+    )
 
 
 def _whole(result: Mapping[str, Any]) -> str:
@@ -358,14 +397,22 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
     (
         "a: ceilings",
         lambda r: ", ".join(f"{n} {r[n]:.0f}" for n in r if n.endswith("_s")),
-        lambda f: "copy 4,300 GB/s; products 790 TFLOP/s in bf16; by the datasheet (dense) 67 in fp32, 495 in TF32",
+        lambda f: (
+            "copy 4,300 GB/s; products 790 TFLOP/s in bf16; by the datasheet (dense) 67 in fp32, "
+            "495 in TF32"
+        ),
     ),
-    ("a: tests", lambda r: ", ".join(f"{n} {k.lower()}" for k, n in r["counts"].items()), lambda f: "none failed"),
+    (
+        "a: tests",
+        lambda r: ", ".join(f"{n} {k.lower()}" for k, n in r["counts"].items()),
+        lambda f: "none failed",
+    ),
     (
         "b: search fp32 reference",
         _step,
         lambda f: (
-            f"{NAIVE_KERNELS:,} launches x 5 us = {1e3 * NAIVE_KERNELS * LAUNCH_S:.0f} ms, to 3 x that; memory "
+            f"{NAIVE_KERNELS:,} launches x 5 us = {1e3 * NAIVE_KERNELS * LAUNCH_S:.0f} ms, to 3 x "
+            "that; memory "
             f"alone {_bound(f, NAIVE_BYTES):.0f} ms"
         ),
     ),
@@ -384,11 +431,16 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
         "b: search bf16 replayed",
         _step,
         lambda f: (
-            f"{_bound(f, STEP_BYTES / 2):.0f} ms if all were bf16; 52 to 71 ms by traffic, 83 to 120 ms with "
+            f"{_bound(f, STEP_BYTES / 2):.0f} ms if all were bf16; 52 to 71 ms by traffic, 83 to "
+            "120 ms with "
             "17,032 nodes; host 20 ms; 8.2 GB"
         ),
     ),
-    ("b: search bf16 replayed, memory low", _step, lambda f: "1.25 to 1.33 x the time, 0.6 x what is kept"),
+    (
+        "b: search bf16 replayed, memory low",
+        _step,
+        lambda f: "1.25 to 1.33 x the time, 0.6 x what is kept",
+    ),
     ("b: kernels bf16", _kernels, lambda f: "17,032 nodes (stand-in, November 26); aim 10,000"),
     ("b: kernels fp32", _kernels, lambda f: "13,689 nodes (stand-in, November 26)"),
     (
@@ -396,19 +448,40 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
         _rates,
         lambda f: "at least half of a copy's rate in bf16 NHWC, else bf16 is no gain",
     ),
-    ("b: batched products", _rates, lambda f: "half of a copy's rate; the weight's gradient less, 16 blocks on 132"),
+    (
+        "b: batched products",
+        _rates,
+        lambda f: "half of a copy's rate; the weight's gradient less, 16 blocks on 132",
+    ),
     ("b: batch norms", _rates, lambda f: "half of a copy's rate"),
     ("c: training bf16, its rules", _ratios, lambda f: "1.02 x bp (on a CPU)"),
-    ("c: training bf16, adversarial", _step, lambda f: "8 passes to one: about 8 x a plain eager step"),
+    (
+        "c: training bf16, adversarial",
+        _step,
+        lambda f: "8 passes to one: about 8 x a plain eager step",
+    ),
     ("c: training fp32, its rules", _ratios, lambda f: "1.02 x bp (on a CPU)"),
-    ("c: training fp32, adversarial", _step, lambda f: "8 passes to one: about 8 x a plain eager step"),
-    *((name, _ratios, lambda f: "1.05 x bp at most for the feedback family") for name in gpu_speeds.rule_items()),
-    ("d: search of pairs on CIFAR-10", _whole, lambda f: "50 epochs: 17 to 23 min by traffic, 27 to 39 with its nodes"),
+    (
+        "c: training fp32, adversarial",
+        _step,
+        lambda f: "8 passes to one: about 8 x a plain eager step",
+    ),
+    *(
+        (name, _ratios, lambda f: "1.05 x bp at most for the feedback family")
+        for name in gpu_speeds.rule_items()
+    ),
+    (
+        "d: search of pairs on CIFAR-10",
+        _whole,
+        lambda f: "50 epochs: 17 to 23 min by traffic, 27 to 39 with its nodes",
+    ),
 ]
 
 
 def table(entries: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """Return what was measured beside what had been expected: a row for each item, one for all small cases together."""
+    """Return what was measured beside what had been expected: a row for each item, one for all
+    small cases together.
+    """
     found = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
     cases = gpu_checks.summary(entries)
     together = f"{cases['compared']} of {cases['cases']} ran both ways, {len(cases['apart'])} of them beyond the bound"
@@ -424,8 +497,14 @@ def table(entries: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
         words = entry["outcome"] + (f": {entry['error']}" if "error" in entry else "")
         if entry["outcome"] in ("done", "unfinished") and name in found:
             try:
-                words = measured(found[name]) + (" (not to its end)" if entry["outcome"] == "unfinished" else "")
-            except (LookupError, TypeError, ValueError) as error:  # a result that other code has written
+                words = measured(found[name]) + (
+                    " (not to its end)" if entry["outcome"] == "unfinished" else ""
+                )
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:  # a result that other code has written
                 words = f"{entry['outcome']}; of another form ({type(error).__name__}: {error}), see the results"
         rows.append({"item": name, "measured": words, "expected": expected(found)})
     return rows
@@ -433,26 +512,37 @@ def table(entries: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=9.0, metavar="M", help="what this call may take in all")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, metavar="M", help="what this call may take in all"
+    )
     parser.add_argument("--stages", default="a,b,c,d", metavar="A,B", help="of a, b, c, d")
     parser.add_argument("--device", default="cuda", metavar="NAME")
-    parser.add_argument("--keep", default="runs/on-gpu", metavar="DIR", help="what lasts between calls")
-    parser.add_argument("--json", metavar="FILE", help="results (default: benchmarks/results/on_gpu.json)")
+    parser.add_argument(
+        "--keep", default="runs/on-gpu", metavar="DIR", help="what lasts between calls"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="results (default: benchmarks/results/on_gpu.json)"
+    )
     parser.add_argument("--parts", metavar="DIR", help="parts of CIFAR-10 that this call brings")
-    parser.add_argument("--dry-run", action="store_true", help="the smallest sizes, to try the script")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="the smallest sizes, to try the script"
+    )
     parser.add_argument("--pack", metavar="DIR", help="write CIFAR-10 in parts there, and end")
     parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies, for --pack")
     arguments = parser.parse_args()
     if arguments.pack:
         files = gpu_data.pack(Path(arguments.pack), arguments.data_dir)
         print(
-            f"{len(files)} parts of {max(f.stat().st_size for f in files) / 2**20:.1f} MiB in {arguments.pack}/1 to 3"
+            f"{len(files)} parts of {max(f.stat().st_size for f in files) / 2**20:.1f} MiB in "
+            f"{arguments.pack}/1 to 3"
         )
         return
     end = time.monotonic() + 60 * arguments.minutes - RESERVE_S
     stages = arguments.stages.split(",")
     if unknown := [stage for stage in stages if stage not in SHARES]:
-        raise InputError(f"--stages: expected some of {', '.join(SHARES)}, found {', '.join(unknown)}")
+        raise InputError(
+            f"--stages: expected some of {', '.join(SHARES)}, found {', '.join(unknown)}"
+        )
     keep = Path(arguments.keep).resolve()
     keep.mkdir(parents=True, exist_ok=True)
     if arguments.parts:
@@ -462,16 +552,22 @@ def main() -> None:
     # On a machine that starts bare the results of earlier calls are those that the checkout brings.
     earlier = None if arguments.dry_run else RESULTS / "on_gpu.json"
     shown = Path(arguments.json).resolve() if arguments.json else earlier or own
-    record = Record([own, *([shown] if shown != own else [])], hardware(device), arguments.dry_run, earlier)
+    record = Record(
+        [own, *([shown] if shown != own else [])], hardware(device), arguments.dry_run, earlier
+    )
     items = [item for item in measures(arguments.dry_run) if item.stage in stages]
     there, parts = gpu_data.arrived(keep)
     waiting = {}
     if 0 < there < parts:
-        waiting[gpu_speeds.SEARCH_ITEM.name] = f"{there} of {parts} parts of CIFAR-10 have arrived; waits for all"
+        waiting[gpu_speeds.SEARCH_ITEM.name] = (
+            f"{there} of {parts} parts of CIFAR-10 have arrived; waits for all"
+        )
     call = Call(Place(arguments.device, arguments.dry_run, keep), items, record, end, waiting)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, call.stop)
-    record.calls.append({"command": command(), "at": _now(), "code": record.code, "minutes": arguments.minutes})
+    record.calls.append(
+        {"command": command(), "at": _now(), "code": record.code, "minutes": arguments.minutes}
+    )
     passed_over = call()
     record.save()
     rows = table(record.entries)

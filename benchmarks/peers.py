@@ -4,11 +4,12 @@
     python benchmarks/peers.py --darts ANYWHERE                                        C=8, 5 cells, 8 images of 16x16
     python benchmarks/peers.py --darts ANYWHERE --channels 16 --layers 8 --image-size 32 --steps 5
 
-The published code is run as it is: its `Network` of `cnn/model_search.py`, its `Architect` (first order), and the loop
-of its `train_search.py`. It is of 2018 and wants a GPU, so while its network is made `Tensor.cuda` gives a tensor on
-the CPU. It has eight operations under backpropagation, as ours has here under `bp`. Naive pairs are one module a
-candidate under four rules, summed in Python, all gradients in both passes; ours are batched (`search_step.py`). All
-take turns, on noise, with one thread; seconds are CPU time.
+The published code is run as it is: its `Network` of `cnn/model_search.py`, its `Architect` (first
+order), and the loop of its `train_search.py`. It is of 2018 and wants a GPU, so while its network
+is made `Tensor.cuda` gives a tensor on the CPU. It has eight operations under backpropagation, as
+ours has here under `bp`. Naive pairs are one module a candidate under four rules, summed in Python,
+all gradients in both passes; ours are batched (`search_step.py`). All take turns, on noise, with
+one thread; seconds are CPU time.
 """
 
 from __future__ import annotations
@@ -39,19 +40,31 @@ class Published:
     def __init__(self, clone: Path, sizes: argparse.Namespace) -> None:
         folder = clone / "cnn"
         if not (folder / "model_search.py").is_file():
-            raise InputError(f"--darts {clone}: expected a clone of quark0/darts, found no cnn/model_search.py there")
+            raise InputError(
+                f"--darts {clone}: expected a clone of quark0/darts, found no cnn/model_search.py "
+                "there"
+            )
         sys.path.insert(0, str(folder))
         with mock.patch.object(Tensor, "cuda", lambda tensor, *_: tensor):
-            search, architect = (importlib.import_module(name) for name in ("model_search", "architect"))
+            search, architect = (
+                importlib.import_module(name) for name in ("model_search", "architect")
+            )
             torch.manual_seed(0)
             criterion = nn.CrossEntropyLoss()
             self.net = search.Network(sizes.channels, 10, sizes.layers, criterion)
-        settings = {"momentum": 0.9, "weight_decay": 3e-4, "arch_learning_rate": 3e-4, "arch_weight_decay": 1e-3}
+        settings = {
+            "momentum": 0.9,
+            "weight_decay": 3e-4,
+            "arch_learning_rate": 3e-4,
+            "arch_weight_decay": 1e-3,
+        }
         self.architect = architect.Architect(self.net, argparse.Namespace(**settings))
         self.sgd = torch.optim.SGD(self.net.parameters(), 1e-3, momentum=0.9, weight_decay=3e-4)
         self.criterion = criterion
         shape = (sizes.batch_size, 3, sizes.image_size, sizes.image_size)
-        self.batches = [(torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)) for _ in range(2)]
+        self.batches = [
+            (torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)) for _ in range(2)
+        ]
 
     def __call__(self) -> None:
         (x, labels), (valid_x, valid_labels) = self.batches
@@ -68,10 +81,14 @@ def main() -> None:
     sizes = parser.parse_args()
     device = timing_device(sizes.device)
     if device.type != "cpu":
-        raise InputError(f"--device {sizes.device}: expected cpu, where seconds of one process can be compared")
+        raise InputError(
+            f"--device {sizes.device}: expected cpu, where seconds of one process can be compared"
+        )
 
     def ours(which: str, space: str, rules: str) -> Step:
-        return Step(which, argparse.Namespace(**vars(sizes), space=space, rules=rules, amp="none"), device)
+        return Step(
+            which, argparse.Namespace(**vars(sizes), space=space, rules=rules, amp="none"), device
+        )
 
     steps: dict[str, Any] = {
         "published DARTS": Published(Path(sizes.darts), sizes),
@@ -96,7 +113,9 @@ def main() -> None:
         print(f"| {theirs} | {' | '.join(f'{s:.3f}' for s in medians)} | {statistics.median(own):.2f} "
               f"({own[0]:.2f} to {own[-1]:.2f}) |")  # fmt: skip
     path = Path(sizes.json) if sizes.json else RESULTS / f"peers-{sizes.image_size}px-cpu.json"
-    named = {key: value for key, value in vars(sizes).items() if key not in ("device", "json", "darts")}
+    named = {
+        key: value for key, value in vars(sizes).items() if key not in ("device", "json", "darts")
+    }
     write_timings(path, device, {"sizes": named, "seconds": seconds, "ratios": ratios})
 
 

@@ -3,11 +3,12 @@
     python benchmarks/resnet20.py --data-dir data --train-images 10000 --epochs 10
     python benchmarks/resnet20.py --data-dir data --epochs 200 --seeds 3 --device cuda
 
-The network of He 2016 (arXiv 1512.03385, section 4.2; projections as shortcuts), converted whole by `convert`. Every
-rule gets the same recipe and the same seeds; a local rule gets the readout trained by its exact gradient, since it sees
-no labels. The literature (BioTorch's table, 200 epochs, test error in %): bp 8.63, usf 10.05, brsf 11.02, frsf 11.2,
-fa 32.16, dfa 45.94. A run that is done is kept in --json and not made again;
-its seconds include the measurement on the test images after each epoch.
+The network of He 2016 (arXiv 1512.03385, section 4.2; projections as shortcuts), converted whole by
+`convert`. Every rule gets the same recipe and the same seeds; a local rule gets the readout trained
+by its exact gradient, since it sees no labels. The literature (BioTorch's table, 200 epochs, test
+error in %): bp 8.63, usf 10.05, brsf 11.02, frsf 11.2, fa 32.16, dfa 45.94. A run that is done is
+kept in --json and not made again; its seconds include the measurement on the test images after each
+epoch.
 """
 
 from __future__ import annotations
@@ -40,10 +41,15 @@ class Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
         self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
         same = c_in == c_out and stride == 1
-        projection = [] if same else [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)]
+        projection = (
+            [] if same else [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)]
+        )
         self.shortcut = nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +66,11 @@ class ResNet20(nn.Sequential):
 
 def resnet20(num_classes: int = 10) -> ResNet20:
     """Build the network, its layers by names that patterns of `convert` match."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+    ]
     c_in = 16
     for c_out, stride in ((16, 1), (32, 2), (64, 2)):
         for i in range(3):
@@ -75,7 +85,9 @@ def resnet20(num_classes: int = 10) -> ResNet20:
 
 
 def trained(rule: str, seed: int, data: ImageData, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once; return the last epoch's test error in %, and the mean training loss in that epoch."""
+    """Train once; return the last epoch's test error in %, and the mean training loss in that
+    epoch.
+    """
     patterns = {"fc": "bp", "*": rule} if RULES.build(rule).local else {"*": rule}
 
     def network(config: TrainingConfig, source: Source) -> nn.Module:
@@ -117,16 +129,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
     parser.add_argument("--data-dir", default="data", metavar="DIR")
-    parser.add_argument("--train-images", type=int, metavar="N", help="train on this many images only")
+    parser.add_argument(
+        "--train-images", type=int, metavar="N", help="train on this many images only"
+    )
     parser.add_argument("--rules", default=",".join(RULES), metavar="A,B,...")
     parser.add_argument("--epochs", type=int, default=10, metavar="N")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many, from 0")
     parser.add_argument("--device", default="auto", metavar="NAME")
     parser.add_argument("--amp", default="none", choices=("none", "bf16"))
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the numbers go (default: benchmarks/results)"
+    )
     arguments = parser.parse_args()
     device = select_device(arguments.device)
-    path = Path(arguments.json) if arguments.json else RESULTS / f"resnet20-{arguments.dataset}-{device.type}.json"
+    path = (
+        Path(arguments.json)
+        if arguments.json
+        else RESULTS / f"resnet20-{arguments.dataset}-{device.type}.json"
+    )
     sizes = {key: getattr(arguments, key) for key in ("dataset", "train_images", "epochs", "amp")}
     runs: list[dict[str, Any]] = []
     if path.exists():

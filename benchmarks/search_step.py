@@ -1,22 +1,24 @@
-"""What a step of the search costs: the batched supernets against the reference, a module a candidate.
+"""What a step of the search costs: the batched supernets against the reference, a module a
+candidate.
 
     python benchmarks/search_step.py                                                     C=8, 5 cells, 8 images of 16x16
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32             the protocol's net, 8 images
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --steps 0     counted only
     python benchmarks/search_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --device cuda --amp bf16
 
-A step is the pass for alpha, the pass for w, the two updates and the draw of the feedback. All nets take turns in one
-process. The reference does what published DARTS codes do: candidates summed one by one, and all gradients in both
-passes; the others freeze w while alpha is moved, as search/run.py does.
+A step is the pass for alpha, the pass for w, the two updates and the draw of the feedback. All nets
+take turns in one process. The reference does what published DARTS codes do: candidates summed one
+by one, and all gradients in both passes; the others freeze w while alpha is moved, as search/run.py
+does.
 
-The net `replayed` is the batched one with both passes and updates replayed as CUDA graphs; on a CPU it is the same as
-that.
+The net `replayed` is the batched one with both passes and updates replayed as CUDA graphs; on a CPU
+it is the same as that.
 
-A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted over a step with
-two images on a CPU: the number does not depend on the batch. Activations kept are the bytes that autograd holds
-between forward and backward pass of the weights, parameters left out, in float32 on the `meta` device, which computes
-shapes only. Peak memory is that of the GPU, or the largest resident memory of a process that runs one net alone, its
-libraries included.
+A kernel is a call of PyTorch's dispatcher that computes something (no view, no allocation), counted
+over a step with two images on a CPU: the number does not depend on the batch. Activations kept are
+the bytes that autograd holds between forward and backward pass of the weights, parameters left out,
+in float32 on the `meta` device, which computes shapes only. Peak memory is that of the GPU, or the
+largest resident memory of a process that runs one net alone, its libraries included.
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ from darts_bio.spaces import SPACES
 from darts_bio.strategies import frozen
 from darts_bio.training.graphs import Recorder
 
-CELLS = {"reference": ReferenceCell, "batched": MixedCell, "low memory": FoldedCell, "replayed": MixedCell}
+CELLS = {
+    "reference": ReferenceCell,
+    "batched": MixedCell,
+    "low memory": FoldedCell,
+    "replayed": MixedCell,
+}
 NOTHING_COMPUTED = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "_record_function")
 
 
@@ -65,12 +72,21 @@ class Step:
         self.renewal = Renewal(self.net, 0)
         self.run.generators = self.renewal.generators
         rows = self.net.table.rows
-        self.alpha = {t: torch.zeros(self.net.table.shape(t), device=device, requires_grad=True) for t in rows}
-        self.adam = torch.optim.Adam(self.alpha.values(), lr=3e-4, foreach=True, capturable=self.run.records)
-        self.sgd = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, weight_decay=3e-4, foreach=True)
+        self.alpha = {
+            t: torch.zeros(self.net.table.shape(t), device=device, requires_grad=True) for t in rows
+        }
+        self.adam = torch.optim.Adam(
+            self.alpha.values(), lr=3e-4, foreach=True, capturable=self.run.records
+        )
+        self.sgd = torch.optim.SGD(
+            self.net.parameters(), lr=1e-3, momentum=0.9, weight_decay=3e-4, foreach=True
+        )
         shape = (sizes.batch_size, 3, sizes.image_size, sizes.image_size)
         self.batches = [
-            (torch.randn(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device))
+            (
+                torch.randn(shape, device=device),
+                torch.zeros(shape[0], dtype=torch.long, device=device),
+            )
             for _ in range(2)
         ]
         self.updates = 0
@@ -80,7 +96,11 @@ class Step:
         weights = {t: a.softmax(1) for t, a in self.alpha.items()}
         if frozen_alpha:
             weights = {t: w.detach() for t, w in weights.items()}
-        with autocast(self.device, self.amp) if self.device.type != "meta" else contextlib.nullcontext():
+        with (
+            autocast(self.device, self.amp)
+            if self.device.type != "meta"
+            else contextlib.nullcontext()
+        ):
             logits = self.net(x, weights)
         return F.cross_entropy(logits.float(), labels)
 
@@ -110,7 +130,9 @@ class Step:
 def _differentiate(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Give each parameter its gradient, in a way that can be recorded."""
     parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+    ):
         parameter.grad = gradient
 
 
@@ -123,7 +145,9 @@ class KernelCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
-        view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        view = bool(returns) and all(
+            r.alias_info is not None and not r.alias_info.is_write for r in returns
+        )
         if not view and not func._schema.name.split("::")[1].startswith(NOTHING_COMPUTED):
             self.kernels += 1
         return func(*args, **(kwargs or {}))
@@ -144,7 +168,9 @@ def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[s
     """Seconds of the passes of each net, which take turns."""
     steps = {which: Step(which, sizes, device) for which in sizes.nets.split(",")}
     now = stopwatch(device)
-    seconds: dict[str, dict[str, list[float]]] = {which: {"alpha": [], "weights": []} for which in steps}
+    seconds: dict[str, dict[str, list[float]]] = {
+        which: {"alpha": [], "weights": []} for which in steps
+    }
     for turn in range(sizes.steps + 1):
         for which, step in steps.items():
             start = now()
@@ -163,7 +189,9 @@ def _alone(which: str, sizes: argparse.Namespace, device: str, answer: Any) -> N
     step()
     step()
     if device == "cpu":
-        status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage inherits the parent's
+        status = Path("/proc/self/status").read_text(
+            encoding="ascii"
+        )  # getrusage inherits the parent's
         answer.put(int(status.split("VmHWM:")[1].split()[0]) * 1024)
     else:
         answer.put(torch.cuda.max_memory_allocated(device))
@@ -187,12 +215,20 @@ def main() -> None:
     parser.add_argument("--nets", default=",".join(CELLS), metavar="A,B")
     parser.add_argument("--device", default="cpu", metavar="NAME")
     parser.add_argument("--amp", default="none", choices=["none", "bf16"])
-    for name, default in {"channels": 8, "layers": 5, "batch-size": 8, "image-size": 16, "steps": 7}.items():
+    for name, default in {
+        "channels": 8,
+        "layers": 5,
+        "batch-size": 8,
+        "image-size": 16,
+        "steps": 7,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     sizes = parser.parse_args()
     device = timing_device(sizes.device)
-    nets: dict[str, dict[str, Any]] = {which: dict(count(which, sizes)) for which in sizes.nets.split(",")}
+    nets: dict[str, dict[str, Any]] = {
+        which: dict(count(which, sizes)) for which in sizes.nets.split(",")
+    }
     if sizes.steps:
         for which, passes in timings(sizes, device).items():
             total = [a + w for a, w in zip(passes["alpha"], passes["weights"], strict=True)]
@@ -200,7 +236,10 @@ def main() -> None:
         for which in nets:
             if device.type == "cuda" or Path("/proc/self/status").exists():
                 nets[which]["peak_bytes"] = peak_bytes(which, sizes, device)
-    print("| net | kernels a step | kept activations, GB | s a step: alpha + weights (median) | peak memory, GB |")
+    print(
+        "| net | kernels a step | kept activations, GB | s a step: alpha + weights (median) | peak "
+        "memory, GB |"
+    )
     print("|---|---|---|---|---|")
     for which, found in nets.items():
         timed = peak = "-"
@@ -208,18 +247,27 @@ def main() -> None:
             parts = [statistics.median(found["seconds"][name]) for name in ("alpha", "weights")]
             timed = f"{parts[0]:.3f} + {parts[1]:.3f} = {found['median_s']:.3f}"
             peak = f"{found['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in found else "-"
-        print(f"| {which} | {found['kernels']} | {found['kept_bytes'] / 1e9:.2f} | {timed} | {peak} |")
+        print(
+            f"| {which} | {found['kernels']} | {found['kept_bytes'] / 1e9:.2f} | {timed} | {peak} |"
+        )
     ratios = {}
     if sizes.steps and "reference" in nets:
-        total = {which: [a + w for a, w in zip(*n["seconds"].values(), strict=True)] for which, n in nets.items()}
+        total = {
+            which: [a + w for a, w in zip(*n["seconds"].values(), strict=True)]
+            for which, n in nets.items()
+        }
         for which in [which for which in nets if which != "reference"]:
-            own = sorted(slow / fast for slow, fast in zip(total["reference"], total[which], strict=True))
+            own = sorted(
+                slow / fast for slow, fast in zip(total["reference"], total[which], strict=True)
+            )
             ratios[which] = statistics.median(own)
             spread = f"median of {len(own)}; {own[0]:.2f} to {own[-1]:.2f}"
             print(f"\nreference / {which}: {ratios[which]:.2f} ({spread})")
     if sizes.json:
         write_timings(
-            Path(sizes.json), device, {"batch_size": sizes.batch_size, "ratio_to_reference": ratios, "nets": nets}
+            Path(sizes.json),
+            device,
+            {"batch_size": sizes.batch_size, "ratio_to_reference": ratios, "nets": nets},
         )
 
 

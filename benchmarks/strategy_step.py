@@ -1,11 +1,13 @@
-"""What a step of each search strategy costs: seconds and activations kept, beside first-order darts, in one process.
+"""What a step of each search strategy costs: seconds and activations kept, beside first-order
+darts, in one process.
 
     python benchmarks/strategy_step.py                                              C=16, 5 cells, 16 images of 16x16
     python benchmarks/strategy_step.py --channels 16 --layers 8 --image-size 32 --batch-size 64 --device cuda
 
-A step is `Search.step`: alpha, w, feedback; the strategies take turns, on noise. Activations kept are the bytes that
-autograd holds between the forward and the backward pass of the weights, parameters left out. eg and darts_pt move
-nothing in a step; what they do between epochs is a number of forward passes, measured for one individual.
+A step is `Search.step`: alpha, w, feedback; the strategies take turns, on noise. Activations kept
+are the bytes that autograd holds between the forward and the backward pass of the weights,
+parameters left out. eg and darts_pt move nothing in a step; what they do between epochs is a number
+of forward passes, measured for one individual.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData
 from darts_bio.training.search import Search
 
-STRATEGIES = ("darts", "darts(order=2)", "pc_darts(k=2)", "pc_darts", "gdas", "snas", "drnas", "fair_darts")
+STRATEGIES = (
+    "darts",
+    "darts(order=2)",
+    "pc_darts(k=2)",
+    "pc_darts",
+    "gdas",
+    "snas",
+    "drnas",
+    "fair_darts",
+)
 
 
 def main() -> None:
@@ -32,7 +43,13 @@ def main() -> None:
     parser.add_argument("--space", default="darts", metavar="SPEC")
     parser.add_argument("--device", default="cpu", metavar="NAME")
     parser.add_argument("--amp", default="none", choices=["none", "bf16"])
-    for name, default in {"channels": 16, "layers": 5, "batch-size": 16, "image-size": 16, "steps": 7}.items():
+    for name, default in {
+        "channels": 16,
+        "layers": 5,
+        "batch-size": 16,
+        "image-size": 16,
+        "steps": 7,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     sizes = parser.parse_args()
@@ -45,10 +62,16 @@ def main() -> None:
     common: dict[str, Any] = {
         name: getattr(sizes, name) for name in ("channels", "layers", "batch_size", "space", "amp")
     }
-    common |= {"rules": tuple(sizes.rules.split(",")), "epochs": 100, "regularizers": ("warmup(epochs=0)",)}
+    common |= {
+        "rules": tuple(sizes.rules.split(",")),
+        "epochs": 100,
+        "regularizers": ("warmup(epochs=0)",),
+    }
     searches = {s: Search(SearchConfig(strategy=s, **common), data, device) for s in STRATEGIES}
     now, seconds = stopwatch(device), {s: [] for s in STRATEGIES}
-    before = 1 if device.type == "cpu" else 3  # the first one allocates; on a GPU the third is recorded
+    before = (
+        1 if device.type == "cpu" else 3
+    )  # the first one allocates; on a GPU the third is recorded
     for turn in range(sizes.steps + before):
         for strategy, search in searches.items():
             if turn == 0:
@@ -58,29 +81,53 @@ def main() -> None:
             if turn >= before:
                 seconds[strategy].append(now() - start)
     found: dict[str, Any] = {}
-    print("| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB | relative |")
+    print(
+        "| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB "
+        "| relative |"
+    )
     print("|---|---|---|---|---|")
     for strategy, search in searches.items():
-        weights = {t: w.detach() for t, w in search.strategy.edge_weights(search.strategy_state).items()}
+        weights = {
+            t: w.detach() for t, w in search.strategy.edge_weights(search.strategy_state).items()
+        }
         batch = search.train_batches.batch(0)
-        kept = kept_bytes(search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w))
-        ratios = sorted(own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True))
-        found[strategy] = {"seconds": seconds[strategy], "kept_bytes": kept, "ratio": statistics.median(ratios)}
+        kept = kept_bytes(
+            search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w)
+        )
+        ratios = sorted(
+            own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True)
+        )
+        found[strategy] = {
+            "seconds": seconds[strategy],
+            "kept_bytes": kept,
+            "ratio": statistics.median(ratios),
+        }
         share = kept / found["darts"]["kept_bytes"]
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         print(
-            f"| `{strategy}` | {statistics.median(seconds[strategy]):.3f} | {spread} | {kept / 1e6:.0f} | {share:.2f} |"
+            f"| `{strategy}` | {statistics.median(seconds[strategy]):.3f} | {spread} | "
+            f"{kept / 1e6:.0f} | {share:.2f} |"
         )
     plain = searches["darts"]
-    single = {t: w.detach().unsqueeze(0) for t, w in plain.strategy.edge_weights(plain.strategy_state).items()}
+    single = {
+        t: w.detach().unsqueeze(0)
+        for t, w in plain.strategy.edge_weights(plain.strategy_state).items()
+    }
     passes = []
     for _ in range(sizes.steps):
         start = now()
         plain._measure(single, 0, 1)
         passes.append(now() - start)
-    print(f"\none individual on one batch (eg, darts_pt): {statistics.median(passes):.3f} s, median of {len(passes)}")
+    print(
+        f"\none individual on one batch (eg, darts_pt): {statistics.median(passes):.3f} s, median "
+        f"of {len(passes)}"
+    )
     if sizes.json:
-        write_timings(Path(sizes.json), device, {"sizes": vars(sizes), "strategies": found, "individual": passes})
+        write_timings(
+            Path(sizes.json),
+            device,
+            {"sizes": vars(sizes), "strategies": found, "individual": passes},
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What a learning rule costs: the time of a training step under each rule, relative to backpropagation.
+"""What a learning rule costs: the time of a training step under each rule, relative to
+backpropagation.
 
     python benchmarks/training_step.py                                            C=16, 8 cells, 16 images of 32x32
     python benchmarks/training_step.py --channels 36 --layers 20 --batch-size 96 --device cuda
 
-One network a rule, the same genotype and weights, in one process; the rules take turns at every step, in an order that
-turns too, so that what else the machine does meets all alike. Prints medians and their ratios to bp, and writes
-benchmarks/results/training_step-DEVICE.json, or what --json names.
+One network a rule, the same genotype and weights, in one process; the rules take turns at every
+step, in an order that turns too, so that what else the machine does meets all alike. Prints medians
+and their ratios to bp, and writes benchmarks/results/training_step-DEVICE.json, or what --json
+names.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def main() -> None:
     )
     data = random_images(4 * arguments.batch_size, arguments.image_size)
     genotype = load_genotype(arguments.genotype)
-    tasks = {rule: Retraining.of_genotype(config, genotype.with_rule(rule), data, device) for rule in RULES}
+    tasks = {
+        rule: Retraining.of_genotype(config, genotype.with_rule(rule), data, device)
+        for rule in RULES
+    }
     for task in tasks.values():
         task.begin_epoch(0)
     now = stopwatch(device)
@@ -61,9 +66,14 @@ def main() -> None:
             if t >= 2:  # the first steps allocate
                 seconds[rule].append(now() - start)
     ratios = {
-        rule: [own / bp for own, bp in zip(seconds[rule], seconds["bp"], strict=True)] for rule in RULES if rule != "bp"
+        rule: [own / bp for own, bp in zip(seconds[rule], seconds["bp"], strict=True)]
+        for rule in RULES
+        if rule != "bp"
     }
-    print(f"| rule | seconds a step (median of {arguments.steps}) | ratio to bp: median (quartiles) |\n|---|---|---|")
+    print(
+        f"| rule | seconds a step (median of {arguments.steps}) | ratio to bp: median (quartiles) "
+        "|\n|---|---|---|"
+    )
     for rule in RULES:
         spread = ""
         if rule in ratios:
@@ -72,7 +82,9 @@ def main() -> None:
             spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
         print(f"| {rule} | {statistics.median(seconds[rule]):.3f} | {spread} |")
     numbers = {
-        "sizes": {key: value for key, value in vars(arguments).items() if key not in ("device", "json")},
+        "sizes": {
+            key: value for key, value in vars(arguments).items() if key not in ("device", "json")
+        },
         "seconds": seconds,
         "median_ratio_to_bp": {rule: statistics.median(values) for rule, values in ratios.items()},
     }

@@ -1,4 +1,5 @@
-"""darts_bio: architecture search over (operation, learning rule) pairs, after BioNAS (arXiv 2507.13485).
+"""darts_bio: architecture search over (operation, learning rule) pairs, after BioNAS (arXiv
+2507.13485).
 
     import darts_bio
 

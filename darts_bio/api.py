@@ -1,6 +1,7 @@
 """The Python functions of this package: what the commands do, from a program or a notebook.
 
-Their keyword options are those of the commands (`darts-bio search --help`), with the same protocols and defaults.
+Their keyword options are those of the commands (`darts-bio search --help`), with the same protocols
+and defaults.
 """
 
 from __future__ import annotations
@@ -50,13 +51,15 @@ def search(
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search cells over (operation, learning rule) pairs.
 
-    `dataset` is the name of a data set, a pair (images, labels) or a map-style dataset (see `data.given.image_data`).
-    `progress` shows the run on standard error; `tensorboard` writes its events; `listener` hears of each step, record
-    and epoch. All other options are those of `darts-bio search`, such as epochs, rules, strategy, space, channels,
-    layers, seed, seeds, device, out, resume.
+    `dataset` is the name of a data set, a pair (images, labels) or a map-style dataset (see
+    `data.given.image_data`). `progress` shows the run on standard error; `tensorboard` writes its
+    events; `listener` hears of each step, record and epoch. All other options are those of
+    `darts-bio search`, such as epochs, rules, strategy, space, channels, layers, seed, seeds,
+    device, out, resume.
 
-    Returns the genotype found, the numbers of each epoch and the run folder; for several `seeds` a `SeedResults` of
-    such. Ctrl-C ends the run after the present step: the result says `finished=False`, and `resume=True` goes on.
+    Returns the genotype found, the numbers of each epoch and the run folder; for several `seeds` a
+    `SeedResults` of such. Ctrl-C ends the run after the present step: the result says
+    `finished=False`, and `resume=True` goes on.
 
     Raises InputError for bad input.
 
@@ -83,14 +86,15 @@ def train(
 ) -> TrainResult | SeedResults[TrainResult]:
     """Train the network of a genotype from scratch, and measure it on the test images.
 
-    `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the name of a data set,
-    or a pair (images, labels) or a map-style dataset, with `test` of the same kind to measure on; what of the recipe
-    does not fit such images, and is not given, is cut down to them (cutout, auxiliary head, batch). With
-    `stem="imagenet"` and none of our data sets images are read from files, as by `darts-bio train-imagenet`. All other
-    options are those of `darts-bio train`; `progress`, `tensorboard` and `listener` are as in `search`.
+    `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the
+    name of a data set, or a pair (images, labels) or a map-style dataset, with `test` of the same
+    kind to measure on; what of the recipe does not fit such images, and is not given, is cut down
+    to them (cutout, auxiliary head, batch). With `stem="imagenet"` and none of our data sets images
+    are read from files, as by `darts-bio train-imagenet`. All other options are those of `darts-bio
+    train`; `progress`, `tensorboard` and `listener` are as in `search`.
 
-    Returns the network, its test accuracy, the numbers of each epoch and the run folder; for several `seeds` a
-    `SeedResults` of such. Raises InputError for bad input.
+    Returns the network, its test accuracy, the numbers of each epoch and the run folder; for
+    several `seeds` a `SeedResults` of such. Raises InputError for bad input.
 
     >>> import darts_bio, tempfile
     >>> trained = darts_bio.train(
@@ -103,7 +107,8 @@ def train(
     _check_listener(listener)
     if not isinstance(genotype, (str, Path, Genotype, SearchResult)):
         raise InputError(
-            f"genotype: expected a result of search, a genotype, or a name, file or run folder, found {genotype!r:.80}"
+            "genotype: expected a result of search, a genotype, or a name, file or run folder, "
+            f"found {genotype!r:.80}"
         )
     if isinstance(genotype, SearchResult):
         genotype = genotype.genotype
@@ -114,19 +119,28 @@ def train(
         kind, dataset = ImageNetConfig, "" if dataset == "digits" else dataset
     options = {"genotype": str(genotype) if chosen is None else _spelled(chosen), **options}
     if test is None and not isinstance(dataset, (str, ImageData)):
-        raise InputError("train: expected test images beside those of `dataset`; give test=(images, labels)")
+        raise InputError(
+            "train: expected test images beside those of `dataset`; give test=(images, labels)"
+        )
     config, data, command = _asked("train", kind, dataset, test, options, chosen)
     return run_train(config, command, chosen, data, _watching(progress, tensorboard, listener))
 
 
 def attack(
-    runs: Any, dataset: Any = None, *, test: Any = None, progress: bool = True, tensorboard: bool = True, **options: Any
+    runs: Any,
+    dataset: Any = None,
+    *,
+    test: Any = None,
+    progress: bool = True,
+    tensorboard: bool = True,
+    **options: Any,
 ) -> RobustnessResult:
     """Attack trained networks, and tell how far the result can be believed.
 
-    `runs` is a result of `train`, a run folder, or several of either. The options are those of `darts-bio robustness`
-    (attacks, eps, gradients, images, corruptions, transfer, ...). Images that were handed over to the training are
-    handed over again, by `dataset` and `test`. Needs torchattacks (`darts_bio.errors.install_hint("attacks")`).
+    `runs` is a result of `train`, a run folder, or several of either. The options are those of
+    `darts-bio robustness` (attacks, eps, gradients, images, corruptions, transfer, ...). Images
+    that were handed over to the training are handed over again, by `dataset` and `test`. Needs
+    torchattacks (`darts_bio.errors.install_hint("attacks")`).
 
     Returns all numbers, the doubts about them and the run folder. Raises InputError for bad input.
     """
@@ -134,15 +148,18 @@ def attack(
     options = {"checkpoint": tuple(str(_folder(run)) for run in several), **options}
     config = _complete(RobustnessConfig, options)
     console = sys.stderr if progress else None
-    return measure_robustness(config, _called("attack", options), console, tensorboard, _given(dataset, test))
+    return measure_robustness(
+        config, _called("attack", options), console, tensorboard, _given(dataset, test)
+    )
 
 
 def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) -> AlignmentResult:
     """Measure how near a trained network's learning is to backpropagation, layer by layer.
 
-    `run` is a result of `train` or a run folder. The options are those of `darts-bio alignment` (batches, data_dir,
-    device). Images that were handed over to the training are handed over again, by `dataset` and `test`. Returns the
-    table, also written into the run folder. Raises InputError for bad input.
+    `run` is a result of `train` or a run folder. The options are those of `darts-bio alignment`
+    (batches, data_dir, device). Images that were handed over to the training are handed over again,
+    by `dataset` and `test`. Returns the table, also written into the run folder. Raises InputError
+    for bad input.
     """
     config = _complete(AlignmentConfig, {"checkpoint": str(_folder(run)), **options})
     return measure_alignment_of_run(config, _given(dataset, test))
@@ -152,8 +169,8 @@ def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) ->
 class Run:
     """A run as its folder holds it.
 
-    `kind` is the command that made it, `options` those of its configuration, `epochs` the numbers of each epoch;
-    `genotype` is that found or trained, if there is one.
+    `kind` is the command that made it, `options` those of its configuration, `epochs` the numbers
+    of each epoch; `genotype` is that found or trained, if there is one.
     """
 
     folder: Path
@@ -163,8 +180,9 @@ class Run:
     genotype: Genotype | None
 
     def trained(self) -> Trained:
-        """Read the trained network from the checkpoint, with what it takes to use it. Raises InputError if there is
-        none: the run is no training, or has not ended an epoch."""
+        """Read the trained network from the checkpoint, with what it takes to use it. Raises
+        InputError if there is none: the run is no training, or has not ended an epoch.
+        """
         return load_trained(self.folder)
 
 
@@ -197,36 +215,62 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _asked(
-    name: str, kind: type[C], dataset: Any, test: Any, options: dict[str, Any], genotype: Genotype | None = None
+    name: str,
+    kind: type[C],
+    dataset: Any,
+    test: Any,
+    options: dict[str, Any],
+    genotype: Genotype | None = None,
 ) -> tuple[C, ImageData | None, str]:
-    """The configuration, the images if they were handed over, and the call as it would be written."""
+    """The configuration, the images if they were handed over, and the call as it would be
+    written.
+    """
     data = None
     if not isinstance(dataset, str):
         data, dataset = image_data(dataset, test), GIVEN
     elif test is not None:
-        raise InputError(f"test: expected together with images in `dataset`, found {dataset!r}, which brings its own")
+        raise InputError(
+            f"test: expected together with images in `dataset`, found {dataset!r}, which brings "
+            "its own"
+        )
     options = {"dataset": dataset, **options}
     space = None if genotype is None else genotype.space
     config = _complete(kind, options, space)
-    begun = bool(config.resume) and Path(config.out or "", CONFIG_FILE).is_file()  # "auto" may begin
+    begun = (
+        bool(config.resume) and Path(config.out or "", CONFIG_FILE).is_file()
+    )  # "auto" may begin
     if data is not None and not begun:
-        fitting = {option: value for option, value in misfits(config, data).items() if option not in options}
+        fitting = {
+            option: value
+            for option, value in misfits(config, data).items()
+            if option not in options
+        }
         config = replace(config, **fitting)
     return config, data, _called(name, options)
 
 
 def _given(dataset: Any, test: Any) -> ImageData | None:
-    """The images that a training was handed over, if they are handed over again; both parts of them."""
+    """The images that a training was handed over, if they are handed over again; both parts of
+    them.
+    """
     if dataset is None and test is None:
         return None
-    if isinstance(dataset, str) or not (isinstance(dataset, ImageData) or (dataset is not None and test is not None)):
-        raise InputError("dataset, test: expected both as they were handed over to the training, or neither of them")
+    if isinstance(dataset, str) or not (
+        isinstance(dataset, ImageData) or (dataset is not None and test is not None)
+    ):
+        raise InputError(
+            "dataset, test: expected both as they were handed over to the training, or neither of "
+            "them"
+        )
     return image_data(dataset, test)
 
 
 def _check_listener(listener: Any) -> None:
     if not (listener is None or isinstance(listener, Listener)):
-        raise InputError(f"listener: expected an object of a subclass of darts_bio.Listener, found {listener!r:.80}")
+        raise InputError(
+            "listener: expected an object of a subclass of darts_bio.Listener, found "
+            f"{listener!r:.80}"
+        )
 
 
 def _complete(kind: type[C], options: dict[str, Any], space: str | None = None) -> C:

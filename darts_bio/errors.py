@@ -1,7 +1,7 @@
 """The one exception that means "what you gave cannot be used", and its wording.
 
-The entry scripts print an `InputError` as one line and end with exit code 2; every other exception is a defect of
-this package and keeps its traceback.
+The entry scripts print an `InputError` as one line and end with exit code 2; every other exception
+is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what was expected, what was found, how to mend it."""
+    """Something the user gave cannot be used. The message says what was expected, what was found,
+    how to mend it.
+    """
 
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line: its kind if it says nothing."""
     text = getattr(error, "strerror", None) or str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:160]
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[
+        :160
+    ]
 
 
 def install_hint(extra: str) -> str:
-    """Name the command that installs what an extra of this package needs, in a checkout as from a wheel.
+    """Name the command that installs what an extra of this package needs, in a checkout as from a
+    wheel.
 
-    torchattacks stands by itself: it asks for a requests of 2021, which it never imports, and `--no-deps` leaves the
-    one that is installed alone.
+    torchattacks stands by itself: it asks for a requests of 2021, which it never imports, and
+    `--no-deps` leaves the one that is installed alone.
 
     >>> install_hint("plot")
     "pip install 'darts-bio[plot]'"
@@ -54,9 +59,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def check_number(
-    where: str, value: Any, *, least: float = 0, above: float | None = None, below: float = float("inf")
+    where: str,
+    value: Any,
+    *,
+    least: float = 0,
+    above: float | None = None,
+    below: float = float("inf"),
 ) -> None:
-    """Raises InputError unless it is a number of at least `least` (or above `above`) and below `below`."""
+    """Raises InputError unless it is a number of at least `least` (or above `above`) and below
+    `below`.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and (value >= least if above is None else value > above) and value < below):
         lower = f"of at least {least}" if above is None else f"above {above}"

@@ -1,7 +1,8 @@
 """How this program was called, so that the commands it prints can be called in the same form.
 
-A command has three forms: `darts-bio search` where the package is installed, `python -m darts_bio search`, and the
-scripts of a checkout, `python search/run.py`. From Python none of them was used; then the first is printed.
+A command has three forms: `darts-bio search` where the package is installed, `python -m darts_bio
+search`, and the scripts of a checkout, `python search/run.py`. From Python none of them was used;
+then the first is printed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def named(command: str) -> str:
 
 
 def line(command: str, *options: str, launcher: Sequence[str] = ("python",)) -> str:
-    """Write the whole command, as a shell reads it, with what launches it: `launcher` is python, torchrun or srun.
+    """Write the whole command, as a shell reads it, with what launches it: `launcher` is python,
+    torchrun or srun.
 
     >>> import sys; before, sys.argv = sys.argv, ["/usr/bin/darts-bio"]
     >>> line("train", "--genotype", "my run").removeprefix("uv run ")

@@ -1,7 +1,8 @@
-"""Changes to a model that last for a while: its mode, what of it is trained, or anything that a measurement does to it.
+"""Changes to a model that last for a while: its mode, what of it is trained, or anything that a
+measurement does to it.
 
-`restored` is what the others are made of, here and where a module has a switch of its own (`rules.true_gradients`,
-`SuperNet.batch_statistics`).
+`restored` is what the others are made of, here and where a module has a switch of its own
+(`rules.true_gradients`, `SuperNet.batch_statistics`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def restored(objects: Iterable[nn.Module | Tensor], attribute: str) -> Iterator[
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode, and each of its modules back into its own mode at the end."""
+    """Put the model into training or evaluation mode, and each of its modules back into its own
+    mode at the end.
+    """
     with restored(model.modules(), "training"):
         model.train(training)
         yield
@@ -42,7 +45,9 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Compute no gradient of the model's parameters within; those that were frozen before stay so."""
+    """Compute no gradient of the model's parameters within; those that were frozen before stay
+    so.
+    """
     with restored(model.parameters(), "requires_grad"):
         model.requires_grad_(False)
         yield
@@ -50,10 +55,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode, and its modes, buffers (batch norm statistics, feedback) and
-    .grad back at the end. The values of parameters are not looked after.
+    """Put the model into training or evaluation mode, and its modes, buffers (batch norm
+    statistics, feedback) and .grad back at the end. The values of parameters are not looked after.
 
-    All buffers are copied for that. `in_mode` is enough for a pass in evaluation mode, which changes none of them.
+    All buffers are copied for that. `in_mode` is enough for a pass in evaluation mode, which
+    changes none of them.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with in_mode(model, training=training), restored(model.parameters(), "grad"):

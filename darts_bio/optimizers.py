@@ -1,9 +1,10 @@
 """PyTorch's SGD and Adam, without the compiler.
 
-`torch.optim` wraps the methods below so that `torch.compile` leaves them alone, and the first call of such a wrapper
-imports the compiler, which takes as long as the import of PyTorch itself. Here what stands inside the wrapper is called
-(`inspect.unwrap`: wrappers name it as `__wrapped__`), so that the numbers are PyTorch's own, bit for bit. Nothing of
-that is for use within a function that is compiled.
+`torch.optim` wraps the methods below so that `torch.compile` leaves them alone, and the first call
+of such a wrapper imports the compiler, which takes as long as the import of PyTorch itself. Here
+what stands inside the wrapper is called (`inspect.unwrap`: wrappers name it as `__wrapped__`), so
+that the numbers are PyTorch's own, bit for bit. Nothing of that is for use within a function that
+is compiled.
 """
 
 from __future__ import annotations
@@ -51,11 +52,17 @@ class Adam(Eager, torch.optim.Adam):
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `state_dict` returned, perhaps on another kind of device: how the optimizer computes stays as it is."""
+    """Load what `state_dict` returned, perhaps on another kind of device: how the optimizer
+    computes stays as it is.
+    """
     form = ("foreach", "fused", "capturable", "differentiable")
     groups, rates = [], []
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        rate = own["lr"].fill_(saved["lr"]) if isinstance(own["lr"], torch.Tensor) else float(saved["lr"])
+        rate = (
+            own["lr"].fill_(saved["lr"])
+            if isinstance(own["lr"], torch.Tensor)
+            else float(saved["lr"])
+        )
         groups.append({**saved, **{name: own[name] for name in form if name in own}})
         rates.append(rate)
     optimizer.load_state_dict({**state, "param_groups": groups})

@@ -1,6 +1,8 @@
-"""Users' modules, whose decorators register what they add: named by --plugin, or of installed packages.
+"""Users' modules, whose decorators register what they add: named by --plugin, or of installed
+packages.
 
-An installed package names its modules as entry points of the group `darts_bio`, which are imported at each start:
+An installed package names its modules as entry points of the group `darts_bio`, which are imported
+at each start:
 
     [project.entry-points.darts_bio]
     my_rules = "my_package.my_rules"
@@ -23,7 +25,8 @@ GROUP = "darts_bio"
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import these modules, and those of installed packages. The working directory is searched as well.
+    """Import these modules, and those of installed packages. The working directory is searched as
+    well.
 
     Raises InputError, naming the module and the line, if an import fails.
     """
@@ -41,25 +44,32 @@ def _import(module: str, asked: str) -> None:
     except Exception as error:
         if not isinstance(error, ImportError):
             raise InputError(
-                f"{asked}: its import failed with {type(error).__name__} ({first_line(error)}), raised at "
+                f"{asked}: its import failed with {type(error).__name__} ({first_line(error)}), "
+                "raised at "
                 f"{_users_line(error)}"
             ) from error
         if module.endswith(".py"):
             raise InputError(
-                f"{asked}: expected a module's name, not a file's; write {module.removesuffix('.py')}"
+                f"{asked}: expected a module's name, not a file's; write "
+                f"{module.removesuffix('.py')}"
             ) from None
         raise InputError(
-            f"{asked}: cannot be imported ({first_line(error)}); expected a module, such as my_package.my_rule, that "
+            f"{asked}: cannot be imported ({first_line(error)}); expected a module, such as "
+            "my_package.my_rule, that "
             "is installed or lies in the working directory"
         ) from None
 
 
 def _users_line(error: BaseException) -> str:
-    """Say where an import went wrong: the last line of it that is not of this package or of Python's importing."""
+    """Say where an import went wrong: the last line of it that is not of this package or of
+    Python's importing.
+    """
     own = str(Path(__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [
-        f for f in frames if not f.filename.startswith((own, "<frozen importlib")) and "importlib" not in f.filename
+        f
+        for f in frames
+        if not f.filename.startswith((own, "<frozen importlib")) and "importlib" not in f.filename
     ]
     if isinstance(error, SyntaxError) and error.filename:  # it has no frame of its own
         return f"{error.filename}:{error.lineno}"

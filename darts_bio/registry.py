@@ -1,7 +1,7 @@
 """Named, extensible families: learning rules, operations, spaces, strategies, data sets.
 
-A member is registered by a decorator and asked for by name or by a spec, `name` or `name(option=value, ...)`.
-A spec is data: it is parsed, never evaluated.
+A member is registered by a decorator and asked for by name or by a spec, `name` or
+`name(option=value, ...)`. A spec is data: it is parsed, never evaluated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     ('darts', {'layout': 'paper', 'operations': ('none', 'skip_connect')})
     """
     expected = (
-        "expected 'name' or 'name(option=value, ...)', where a path or other text stands in quotes, found "
+        "expected 'name' or 'name(option=value, ...)', where a path or other text stands in "
+        "quotes, found "
         f"{spec[:LONGEST_SPEC]!r}"
     )
     if len(spec) > LONGEST_SPEC:
@@ -53,7 +54,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         try:
             options[keyword.arg] = _value(keyword.value)
         except (ValueError, TypeError, MemoryError, RecursionError):
-            raise InputError(f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list") from None
+            raise InputError(
+                f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list"
+            ) from None
     return node.func.id, options
 
 
@@ -103,8 +106,8 @@ def split_specs(text: str) -> tuple[str, ...]:
 class Registry(Generic[T]):
     """One family. `kind` is its name in error messages.
 
-    Names are Python identifiers, so that a spec can hold them. `hyphens` admits hyphens inside them as well: for
-    families that are asked for by `get` alone.
+    Names are Python identifiers, so that a spec can hold them. `hyphens` admits hyphens inside them
+    as well: for families that are asked for by `get` alone.
 
     >>> colours = Registry("colour")
     >>> @colours.register("red")
@@ -122,11 +125,15 @@ class Registry(Generic[T]):
         self._members: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[M], M]:
-        """Decorator that adds a member. Raises ValueError if the name is taken or none that can be asked for."""
+        """Decorator that adds a member. Raises ValueError if the name is taken or none that can be
+        asked for.
+        """
         checked = name[:1] + name[1:].replace("-", "_") if self._hyphens else name
         if not checked.isidentifier():
             but = ", hyphens aside" if self._hyphens else ""
-            raise ValueError(f"the name of a {self.kind} must be a Python identifier{but}, found {name!r}")
+            raise ValueError(
+                f"the name of a {self.kind} must be a Python identifier{but}, found {name!r}"
+            )
         if name in self._members:
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
@@ -153,7 +160,9 @@ class Registry(Generic[T]):
         return tuple(self._members)
 
     def get(self, name: str) -> T:
-        """The member itself. Raises InputError, with close matches, if there is none of that name."""
+        """The member itself. Raises InputError, with close matches, if there is none of that
+        name.
+        """
         if name not in self._members:
             raise unknown_name(self.kind, name, self._members)
         return self._members[name]
@@ -161,7 +170,8 @@ class Registry(Generic[T]):
     def name_of(self, member: Any) -> str:
         """Returns the name a member is registered by, given the member or an instance of it.
 
-        Of several names it is the first; of something that is not registered it is the name in Python.
+        Of several names it is the first; of something that is not registered it is the name in
+        Python.
         """
         for name, known in self._members.items():
             if known is member or known is type(member):
@@ -169,18 +179,22 @@ class Registry(Generic[T]):
         return str(getattr(member, "__name__", type(member).__name__))
 
     def spec(self, built: Any) -> str:
-        """Writes a dataclass that `build` made as its spec: its name, and the options that differ from their defaults.
+        """Writes a dataclass that `build` made as its spec: its name, and the options that differ
+        from their defaults.
 
         `build` makes an equal one of it.
         """
         declared = [field for field in fields(built) if field.init] if is_dataclass(built) else []
         values = {field.name: getattr(built, field.name) for field in declared}
         return write_spec(
-            self.name_of(built), {f.name: values[f.name] for f in declared if values[f.name] != f.default}
+            self.name_of(built),
+            {f.name: values[f.name] for f in declared if values[f.name] != f.default},
         )
 
     def build(self, spec: str) -> Any:
-        """Calls the member with the spec's options. Raises InputError for an option it does not have."""
+        """Calls the member with the spec's options. Raises InputError for an option it does not
+        have.
+        """
         name, options = parse_spec(spec)
         member: Any = self.get(name)
         everything = inspect.signature(member).parameters.values()
@@ -189,10 +203,14 @@ class Registry(Generic[T]):
         known = ", ".join(p.name for p in parameters) or "none"
         for option in options:
             if not takes_any and option not in {p.name for p in parameters}:
-                raise InputError(f"{self.kind} {name!r} has no option {option!r} (its options: {known})")
+                raise InputError(
+                    f"{self.kind} {name!r} has no option {option!r} (its options: {known})"
+                )
         for p in parameters:
             if p.default is p.empty and p.name not in options:
-                raise InputError(f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)")
+                raise InputError(
+                    f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)"
+                )
         return member(**options)
 
     def options(self, name: str) -> dict[str, Any]:
@@ -202,5 +220,8 @@ class Registry(Generic[T]):
 
     def summaries(self) -> dict[str, str]:
         """Name -> the member's `summary`, or the first line of its docstring, for listings."""
-        texts = {name: getattr(m, "summary", None) or inspect.getdoc(m) or "" for name, m in self._members.items()}
+        texts = {
+            name: getattr(m, "summary", None) or inspect.getdoc(m) or ""
+            for name, m in self._members.items()
+        }
         return {name: text.split("\n")[0].strip() for name, text in texts.items()}

@@ -6,7 +6,8 @@
     python evaluate/train_cifar.py --genotype X --out RUN --resume              go on with a run that was stopped
     torchrun --nproc-per-node 8 evaluate/train_cifar.py --genotype X ...        the same on eight GPUs
 
-The result is the last epoch's accuracy. Test images are only measured on: nothing is chosen by them.
+The result is the last epoch's accuracy. Test images are only measured on: nothing is chosen by
+them.
 """
 
 import sys

@@ -5,9 +5,10 @@
     torchrun --nproc-per-node 8 evaluate/train_imagenet.py --genotype X --data-dir imagenet --protocol p_darts
     python evaluate/train_imagenet.py --genotype X --out RUN --resume          go on with a run that was stopped
 
---data-dir holds train/CLASS/*.jpg and val/CLASS/*.jpg, or tar files of these; --dataset names what else timm reads.
-The result is the last epoch's accuracy on val; nothing is chosen by it. Compare genotypes under one protocol only: of
-the two published ones the second is 1.3 points better for the same genotype.
+--data-dir holds train/CLASS/*.jpg and val/CLASS/*.jpg, or tar files of these; --dataset names what
+else timm reads. The result is the last epoch's accuracy on val; nothing is chosen by it. Compare
+genotypes under one protocol only: of the two published ones the second is 1.3 points better for the
+same genotype.
 """
 
 import sys

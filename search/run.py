@@ -7,8 +7,9 @@
     torchrun --nproc-per-node 8 search/run.py ...                   one search on eight GPUs
     torchrun --nproc-per-node 8 search/run.py ... --seeds 8         eight searches, one a GPU
 
-The run folder receives config.yaml, genotype.json, cells.svg, metrics.jsonl, TensorBoard events and a checkpoint.
-Ctrl-C or SIGTERM ends the run after the present step; `--resume` then goes on as if it had not been stopped.
+The run folder receives config.yaml, genotype.json, cells.svg, metrics.jsonl, TensorBoard events and
+a checkpoint. Ctrl-C or SIGTERM ends the run after the present step; `--resume` then goes on as if
+it had not been stopped.
 """
 
 import sys

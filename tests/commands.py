@@ -1,4 +1,6 @@
-"""The commands as subprocesses, for tests that meet them as their users do, and runs that are stopped."""
+"""The commands as subprocesses, for tests that meet them as their users do, and runs that are
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,23 @@ SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_
 IMAGENET = str(ROOT / "evaluate" / "train_imagenet.py")
 
 
-def call(*command: str, cwd: Path | None = None, python: bool = True) -> subprocess.CompletedProcess[str]:
+def call(
+    *command: str, cwd: Path | None = None, python: bool = True
+) -> subprocess.CompletedProcess[str]:
     prefix = [sys.executable] if python else []
     return subprocess.run([*prefix, *command], capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
-def here(script: str, words: str, place: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> str:
-    """The one line of a script's refusal, run within this process, which saves seconds of imports."""
+def here(
+    script: str,
+    words: str,
+    place: Path,
+    patch: pytest.MonkeyPatch,
+    capture: pytest.CaptureFixture[str],
+) -> str:
+    """The one line of a script's refusal, run within this process, which saves seconds of
+    imports.
+    """
     patch.chdir(place)
     patch.setattr(sys, "argv", [script, *shlex.split(words)])
     patch.setattr(sys, "path", [str(Path(script).parent), *sys.path])
@@ -36,7 +48,15 @@ def here(script: str, words: str, place: Path, patch: pytest.MonkeyPatch, captur
 
 def torchrun(*command: str) -> list[str]:
     """The command that runs a script in two processes of this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *command,
+    ]
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

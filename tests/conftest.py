@@ -14,17 +14,22 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "repository", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "repository",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repository")
 torch.set_num_threads(int(os.environ.get("DARTS_BIO_TEST_THREADS", "1")))
-# Tests start many processes. What the first has compiled of the libraries' Python the others read, also where the
-# environment forbids to write it, or where these lie: that is half of a start.
+# Tests start many processes. What the first has compiled of the libraries' Python the others read,
+# also where the environment forbids to write it, or where these lie: that is half of a start.
 if "PYTHONPYCACHEPREFIX" not in os.environ:
     os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="bytecode-")
     atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# A shell starts its background jobs with Ctrl-C ignored, which they and all they start would inherit.
+# A shell starts its background jobs with Ctrl-C ignored, which they and all they start would
+# inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

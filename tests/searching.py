@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 PAIR = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
 
 
-def context(space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any) -> Context:
+def context(
+    space: str = "darts", rules: tuple[str, ...] = ("fa", "usf"), epochs: int = 10, **options: Any
+) -> Context:
     built = SPACES.build(space)
     return Context(built, built.table(rules), options.pop("seed", 0), CPU, epochs, 5, **options)
 
@@ -30,6 +32,17 @@ def begin(spec: str, *args: Any, **options: Any) -> tuple[Any, Any]:
 
 def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:
     """On the smallest space, under two rules."""
-    config: dict[str, Any] = {"space": PAIR, "rules": ("fa", "usf"), "epochs": 4, "strategy": strategy}
-    sizes: dict[str, Any] = {"crop_padding": 1, "channels": 8, "layers": 3, "batch_size": 8, "lr": 0.05}
+    config: dict[str, Any] = {
+        "space": PAIR,
+        "rules": ("fa", "usf"),
+        "epochs": 4,
+        "strategy": strategy,
+    }
+    sizes: dict[str, Any] = {
+        "crop_padding": 1,
+        "channels": 8,
+        "layers": 3,
+        "batch_size": 8,
+        "lr": 0.05,
+    }
     return Search(SearchConfig(**(sizes | config | options)), data, CPU)

@@ -32,10 +32,17 @@ class Ended:
 
 
 def several(
-    count: int, work: Callable[..., Any], *args: Any, place: Path, launcher: str = "torchrun", seconds: float = 120
+    count: int,
+    work: Callable[..., Any],
+    *args: Any,
+    place: Path,
+    launcher: str = "torchrun",
+    seconds: float = 120,
 ) -> list[Ended]:
-    """Have `count` processes do `work(number, *args)` in the folder `place`, each with the variables that the launcher
-    sets, and return how they ended; those that have not ended after so many seconds are killed."""
+    """Have `count` processes do `work(number, *args)` in the folder `place`, each with the
+    variables that the launcher sets, and return how they ended; those that have not ended after so
+    many seconds are killed.
+    """
     # So that a fork need not import it.
     importlib.import_module("torch.distributed.nn.functional")
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -45,7 +52,10 @@ def several(
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     started = []
     for number in range(count):
-        variables = _variables(launcher, number, count) | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        variables = _variables(launcher, number, count) | {
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
         process = context.Process(target=_process, args=(work, number, args, place, variables))
         process.start()
         started.append(process)
@@ -55,24 +65,39 @@ def several(
         if process.exitcode is None:
             process.kill()
             process.join()
-    written = [[(place / f"{number}.{kind}").read_text() for kind in ("out", "err")] for number in range(count)]
-    return [Ended(process.exitcode, *texts) for process, texts in zip(started, written, strict=True)]
+    written = [
+        [(place / f"{number}.{kind}").read_text() for kind in ("out", "err")]
+        for number in range(count)
+    ]
+    return [
+        Ended(process.exitcode, *texts) for process, texts in zip(started, written, strict=True)
+    ]
 
 
 def _variables(launcher: str, number: int, count: int) -> dict[str, str]:
     if launcher == "torchrun":
         return {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
-    numbers = {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NTASKS": count, "SLURM_STEP_NUM_TASKS": count}
+    numbers = {
+        "SLURM_PROCID": number,
+        "SLURM_LOCALID": number,
+        "SLURM_NTASKS": count,
+        "SLURM_STEP_NUM_TASKS": count,
+    }
     return {name: str(value) for name, value in numbers.items()}
 
 
-def _process(work: Callable[..., Any], number: int, args: Any, place: Path, variables: dict[str, str]) -> None:
+def _process(
+    work: Callable[..., Any], number: int, args: Any, place: Path, variables: dict[str, str]
+) -> None:
     torch.set_num_threads(1)
     os.chdir(place)
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         del os.environ[name]
     os.environ.update(variables)
-    with (place / f"{number}.out").open("w") as sys.stdout, (place / f"{number}.err").open("w") as sys.stderr:
+    with (
+        (place / f"{number}.out").open("w") as sys.stdout,
+        (place / f"{number}.err").open("w") as sys.stderr,
+    ):
         try:
             work(number, *args)
         except Exception:

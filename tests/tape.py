@@ -1,10 +1,12 @@
-"""CUDA graphs without a GPU: a recorder whose recordings are lists of PyTorch's calls, played back on the CPU.
+"""CUDA graphs without a GPU: a recorder whose recordings are lists of PyTorch's calls, played back
+on the CPU.
 
-As a CUDA graph, a tape knows no Python: each call is made again with the numbers it had, from the same tensors and to
-the same tensors. Making a tape computes nothing that stays: what was written to is put back, as a GPU that only
-records leaves it. What a tape has made in between is spoiled once it was played. So what a recorded step would do wrong
-on a GPU (a number that is frozen, a tensor that is replaced where it should change in place, an output that is read too
-late) it does wrong here as well.
+As a CUDA graph, a tape knows no Python: each call is made again with the numbers it had, from the
+same tensors and to the same tensors. Making a tape computes nothing that stays: what was written to
+is put back, as a GPU that only records leaves it. What a tape has made in between is spoiled once
+it was played. So what a recorded step would do wrong on a GPU (a number that is frozen, a tensor
+that is replaced where it should change in place, an output that is read too late) it does wrong
+here as well.
 """
 
 from __future__ import annotations
@@ -31,14 +33,21 @@ class Tape(Trace):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        given = (
+            dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+            | kwargs
+        )
         written = [
             value
             for argument in func._schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write and argument.name in given
+            if argument.alias_info is not None
+            and argument.alias_info.is_write
+            and argument.name in given
             for value in tree_leaves(given[argument.name])
         ]
-        if "batch_norm" in str(func):  # its schema does not say that it writes the running statistics
+        if "batch_norm" in str(
+            func
+        ):  # its schema does not say that it writes the running statistics
             written += [value for value in args[3:5] if isinstance(value, Tensor)]
         for source in given.values():
             if isinstance(source, torch.Generator):
@@ -68,12 +77,16 @@ class Tape(Trace):
         with torch.no_grad():
             for func, args, kwargs, outputs in self._played:
                 out = func(*args, **kwargs)
-                for mine, new in zip(outputs, [x for x in tree_leaves(out) if isinstance(x, Tensor)], strict=False):
+                for mine, new in zip(
+                    outputs, [x for x in tree_leaves(out) if isinstance(x, Tensor)], strict=False
+                ):
                     mine.copy_(new)
             self._leave()
 
     def _leave(self) -> None:
-        """Spoil what the tape has made: other recordings share that memory, and may be played before it is read."""
+        """Spoil what the tape has made: other recordings share that memory, and may be played
+        before it is read.
+        """
         for *_, outputs in self._played:
             for mine in outputs:
                 if mine.is_floating_point():
@@ -93,7 +106,9 @@ class TapeRecorder(Recorder):
             return function(*inputs)
         return super().__call__(function, *inputs, situation=situation)
 
-    def capture(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], output: Any) -> tuple[Tape, list[Call]]:
+    def capture(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], output: Any
+    ) -> tuple[Tape, list[Call]]:
         self.recorded.append(function.__name__)
         with Tape() as tape:
             returned = function(*inputs)

@@ -1,4 +1,6 @@
-"""Training on adversarial examples: how they are made, what is learned from them, and that it helps."""
+"""Training on adversarial examples: how they are made, what is learned from them, and that it
+helps.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ from darts_bio.training.trained import load_trained
 
 CPU = torch.device("cpu")
 CELL = "|nor_conv_3x3:{0}~0|+|none~0|none~1|+|none~0|nor_conv_3x3:{0}~1|none~2|"
-SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}
+SMALL: dict[str, Any] = {
+    "channels": 4,
+    "layers": 3,
+    "batch_size": 16,
+    "crop_padding": 1,
+    "flip": False,
+    "cutout": 0,
+}
 SMALL |= {"auxiliary": 0.0, "drop_path": 0.0, "lr": 0.05, "epochs": 2, "clip": 0.0}
 CONFIG = RetrainConfig(genotype="x", **SMALL)
 
@@ -59,8 +68,9 @@ def made(task: Retraining, t: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether examples are the same, but for pixels whose slope is so near 0 that its sign hangs on the order in which
-    a batch of another size is summed."""
+    """Whether examples are the same, but for pixels whose slope is so near 0 that its sign hangs on
+    the order in which a batch of another size is summed.
+    """
     return one.shape == other.shape and (one - other).abs().lt(1e-4).float().mean().item() > 0.99
 
 
@@ -78,14 +88,19 @@ class TestExamples:
 
         @torch.no_grad()
         def harm(images: Tensor) -> float:
-            """What the adversary climbs: the loss, or how far predictions are from those on clean images."""
+            """What the adversary climbs: the loss, or how far predictions are from those on clean
+            images.
+            """
             logits = task.network(images).log_softmax(1)
             if adversary.startswith("pgd"):
                 return F.nll_loss(logits, labels).item()
-            return F.kl_div(logits, task.network(x).log_softmax(1), reduction="batchmean", log_target=True).item()
+            return F.kl_div(
+                logits, task.network(x).log_softmax(1), reduction="batchmean", log_target=True
+            ).item()
 
-        # Changes of the same size without a gradient. In d pixels the slope along its own signs is about sqrt(2 d / pi)
-        # standard deviations of the slope along random ones, here 6, so none of 50 comes near.
+        # Changes of the same size without a gradient. In d pixels the slope along its own signs is
+        # about sqrt(2 d / pi) standard deviations of the slope along random ones, here 6, so none
+        # of 50 comes near.
         source = torch.Generator().manual_seed(0)
         signs = [torch.randint(2, x.shape, generator=source) * 2.0 - 1 for _ in range(50)]
         drawn = [harm(((before + 30 / 255 * sign).clamp(0, 1) - mean) / std) for sign in signs]
@@ -99,7 +114,9 @@ class TestExamples:
         required = [p.requires_grad for p in task.network.parameters()]
         draws = torch.get_rng_state()
         made(task)
-        assert all(torch.equal(value, state[name]) for name, value in task.network.state_dict().items())
+        assert all(
+            torch.equal(value, state[name]) for name, value in task.network.state_dict().items()
+        )
         assert all(module.training for module in task.network.modules())
         assert [p.requires_grad for p in task.network.parameters()] == required
         assert all(p.grad is None for p in task.network.parameters())
@@ -108,7 +125,12 @@ class TestExamples:
     def test_by_the_true_gradient_or_the_rules(self, data: ImageData, adversary: str) -> None:
         ruled = adversary.replace(")", ", gradient=rule)")
         for rule, alike in (("bp", True), ("fa", False)):
-            assert torch.equal(made(training(data, adversary, rule))[2], made(training(data, ruled, rule))[2]) == alike
+            assert (
+                torch.equal(
+                    made(training(data, adversary, rule))[2], made(training(data, ruled, rule))[2]
+                )
+                == alike
+            )
 
     def test_drawn_by_the_seed_and_the_step(self, data: ImageData, adversary: str) -> None:
         task = training(data, adversary)
@@ -141,7 +163,9 @@ class TestExamples:
             parts.append(example)
         assert alike(torch.cat(parts), examples)
 
-    def test_in_parts_they_are_the_same(self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_parts_they_are_the_same(
+        self, data: ImageData, adversary: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """What a step makes, whether it passes the batch through at once or in parts."""
         before, found = trained(training(data, adversary), 20).network.state_dict(), []
         for count in (1, 2):
@@ -167,10 +191,18 @@ class TestExamples:
         task, events = training(data, adversary), []
         assert task.examples is not None
         own = task.examples.made
-        means = {id(b) for name, b in task.network.named_buffers() if name.endswith(("running_mean", "running_var"))}
+        means = {
+            id(b)
+            for name, b in task.network.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        }
         assert means
-        monkeypatch.setattr(retrain, "average", lambda tensors: events.append(set(map(id, tensors)) == means))
-        monkeypatch.setattr(task.examples, "made", lambda *given: events.append("made") or own(*given))
+        monkeypatch.setattr(
+            retrain, "average", lambda tensors: events.append(set(map(id, tensors)) == means)
+        )
+        monkeypatch.setattr(
+            task.examples, "made", lambda *given: events.append("made") or own(*given)
+        )
         task.step(0)
         assert events == [True, "made"]
 
@@ -204,7 +236,9 @@ class TestClosedForms:
     def test_one_long_step_of_pgd_on_a_linear_model_is_its_sign(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
-        normalisation = Normalisation(torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor([0.2, 0.3, 0.1]).double())
+        normalisation = Normalisation(
+            torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor([0.2, 0.3, 0.1]).double()
+        )
         adversary = ADVERSARIES.build("pgd(eps=25.5, step=255, steps=1)")
         pixels, labels = torch.rand(5, 3, 2, 2).double(), torch.tensor([0, 1, 2, 1, 0])
         mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
@@ -227,8 +261,12 @@ class TestClosedForms:
         assert torch.allclose(loss, expected, atol=1e-5)
 
     @pytest.mark.parametrize("rule", ["brsf", "dfa"])
-    def test_each_of_the_two_passes_of_trades_is_sent_its_own_error(self, data: ImageData, rule: str) -> None:
-        """As if each were descended alone; dfa's layers read the output's error from one place in both."""
+    def test_each_of_the_two_passes_of_trades_is_sent_its_own_error(
+        self, data: ImageData, rule: str
+    ) -> None:
+        """As if each were descended alone; dfa's layers read the output's error from one place in
+        both.
+        """
         task = trained(training(data, "trades(eps=40, step=10)", rule), 20)
         task.optimizer.optimizer.zero_grad()
         x, labels, example = made(task)
@@ -238,7 +276,9 @@ class TestClosedForms:
         together = torch.autograd.grad(loss, weights)
         outputs = [task.network(images).detach().requires_grad_() for images in (x, example)]
         clean, moved = outputs
-        errors = torch.autograd.grad(task.examples.adversary.loss(moved, clean, labels, task.loss), outputs)
+        errors = torch.autograd.grad(
+            task.examples.adversary.loss(moved, clean, labels, task.loss), outputs
+        )
         for images, error in zip((x, example), errors, strict=True):
             task.network(images).backward(error)
         for weight, gradient in zip(weights, together, strict=True):
@@ -259,21 +299,28 @@ class TestClosedForms:
         adversary = ADVERSARIES.build("pgd(gradient=rule)")
         x, start = torch.full((4, 3, 2, 2), 0.5), torch.rand(4, 3, 2, 2)
         examples = AdversarialExamples(adversary, model, normalisation, seed=0, amp="none")
-        assert torch.allclose(examples.made(x, torch.tensor([0, 1, 2, 0]), start), x + start * 8 / 255)
+        assert torch.allclose(
+            examples.made(x, torch.tensor([0, 1, 2, 0]), start), x + start * 8 / 255
+        )
 
 
 @pytest.mark.parametrize("adversary", ["pgd(steps=4)", "trades(steps=4)"])
 @pytest.mark.parametrize(
-    "options", [{"mixup": 0.4}, {"accumulate": 2}, {"amp": "bf16"}, {"ema": 0.9}, {"drop_path": 0.2}]
+    "options",
+    [{"mixup": 0.4}, {"accumulate": 2}, {"amp": "bf16"}, {"ema": 0.9}, {"drop_path": 0.2}],
 )
-def test_with_the_other_parts_of_a_recipe(data: ImageData, adversary: str, options: dict[str, Any]) -> None:
+def test_with_the_other_parts_of_a_recipe(
+    data: ImageData, adversary: str, options: dict[str, Any]
+) -> None:
     task = training(data, adversary, **options)
     task.begin_epoch(1)
     before = [p.clone() for p in task.network.parameters()]
     sums = task.step(0)["train"]
     assert torch.isfinite(sums.totals).all()
     assert sums.count == 16
-    assert any(not torch.equal(p, q) for p, q in zip(task.network.parameters(), before, strict=True))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(task.network.parameters(), before, strict=True)
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -289,7 +336,8 @@ def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
     blocked = gradient == "rule" and rule in ("hebbian", "predictive")
     assert bool(sent.any()) != blocked
     task.network.train()
-    # At a pixel that is neither black nor white, a step of twice eps ends at the bound on the side of the slope.
+    # At a pixel that is neither black nor white, a step of twice eps ends at the bound on the side
+    # of the slope.
     normalisation = task.source.normalisation
     pixels = x * normalisation.std + normalisation.mean
     inner = (pixels > 0.05) & (pixels < 0.95)
@@ -300,7 +348,9 @@ def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
 
 
 def test_it_makes_a_network_robust(tmp_path: Any) -> None:
-    """Against attacks that follow the true gradient, under a rule; the same budget without it gives far less."""
+    """Against attacks that follow the true gradient, under a rule; the same budget without it gives
+    far less.
+    """
     data = load_data("digits")
     left = {}
     for adversary in ("", "pgd(eps=20, step=7, steps=4)"):
@@ -328,7 +378,9 @@ def test_steps_that_just_reach_the_bound_are_not_refused() -> None:
 def test_a_run_of_before_there_was_the_option_goes_on_without_it_only() -> None:
     old = {name: value for name, value in CONFIG.identity().items() if name != "adversarial"}
     assert CONFIG.differences(old) == []
-    assert replace(CONFIG, adversarial=" pgd( eps=4)").differences(old) == ["adversarial was , is pgd(eps=4)"]
+    assert replace(CONFIG, adversarial=" pgd( eps=4)").differences(old) == [
+        "adversarial was , is pgd(eps=4)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -337,8 +389,14 @@ def test_a_run_of_before_there_was_the_option_goes_on_without_it_only() -> None:
         ("pdg", "unknown adversary 'pdg': did you mean 'pgd'"),
         ("pgd(beta=3)", "adversary 'pgd' has no option 'beta'"),
         ("pgd(eps=0)", "--adversarial pgd: eps: expected a number above 0 and below 256, found 0"),
-        ("pgd(steps=2.5)", "--adversarial pgd: steps: expected a whole number of at least 1, found 2.5"),
-        ("pgd(steps=3)", "--adversarial pgd: 3 steps of 2/255 end before eps 8/255; take more or longer ones"),
+        (
+            "pgd(steps=2.5)",
+            "--adversarial pgd: steps: expected a whole number of at least 1, found 2.5",
+        ),
+        (
+            "pgd(steps=3)",
+            "--adversarial pgd: 3 steps of 2/255 end before eps 8/255; take more or longer ones",
+        ),
         ("pgd(gradient=false)", "unknown gradient of --adversarial pgd 'false'"),
         ("trades(beta=0)", "--adversarial trades: beta: expected a number above 0, found 0"),
     ],

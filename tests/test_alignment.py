@@ -27,7 +27,9 @@ ROOT = Path(__file__).parent.parent
 
 def model_and_batches(rule: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    plain = nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)
+    )
     batches = [(torch.randn(8, 6).double(), torch.randint(0, 3, (8,))) for _ in range(4)]
     return convert(plain.double(), rule, seed=1), batches
 
@@ -55,7 +57,9 @@ def test_feedback_alignment_by_hand() -> None:
     found = measure_alignment(model, batches, F.cross_entropy)
     weight, kernel = model[5].weight.detach(), model[5].feedback["kernel"]
     assert found.layers[2].feedback_angle == pytest.approx(angle(kernel, weight))
-    assert found.layers[2].feedback_norm_ratio == pytest.approx((kernel.norm() / weight.norm()).item())
+    assert found.layers[2].feedback_norm_ratio == pytest.approx(
+        (kernel.norm() / weight.norm()).item()
+    )
     cosines, gradients, exact = [], [], []
     parameters = [model[i].weight for i in (0, 3, 5)]
     twin = convert(model, "bp")
@@ -66,13 +70,23 @@ def test_feedback_alignment_by_hand() -> None:
         gradients.append(torch.autograd.grad(F.cross_entropy(model(x), labels), parameters))
         own = [twin[i].weight for i in (0, 3, 5)]
         exact.append(torch.autograd.grad(F.cross_entropy(twin(x), labels), own))
-    assert found.layers[2].error_angle == pytest.approx(math.degrees(math.acos(sum(cosines) / len(cosines))))
+    assert found.layers[2].error_angle == pytest.approx(
+        math.degrees(math.acos(sum(cosines) / len(cosines)))
+    )
     for i, layer in enumerate(found.layers):
         g, e = (torch.stack([side[i] for side in sides]).flatten(1) for sides in (gradients, exact))
-        assert layer.gradient_cosine == pytest.approx(F.cosine_similarity(g.mean(0), e.mean(0), dim=0).item())
-        assert layer.gradient_variance == pytest.approx((g.var(0).sum() / g.mean(0).square().sum()).item())
-        assert layer.exact_gradient_variance == pytest.approx((e.var(0).sum() / e.mean(0).square().sum()).item())
-    assert found.layers[2].gradient_cosine == pytest.approx(1)  # the top layer learns by the true error
+        assert layer.gradient_cosine == pytest.approx(
+            F.cosine_similarity(g.mean(0), e.mean(0), dim=0).item()
+        )
+        assert layer.gradient_variance == pytest.approx(
+            (g.var(0).sum() / g.mean(0).square().sum()).item()
+        )
+        assert layer.exact_gradient_variance == pytest.approx(
+            (e.var(0).sum() / e.mean(0).square().sum()).item()
+        )
+    assert found.layers[2].gradient_cosine == pytest.approx(
+        1
+    )  # the top layer learns by the true error
     assert found.gradient_cosine is not None
     assert found.layers[0].gradient_cosine < 0.99  # type: ignore[operator]
     assert "all weights" in str(found)
@@ -81,14 +95,18 @@ def test_feedback_alignment_by_hand() -> None:
 def test_angles_of_the_signs_are_of_the_true_values() -> None:
     """frsf 41 degrees and usf 30, where unsigned magnitudes would give 90."""
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(256, 3))
+    plain = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(256, 3)
+    )
     batches = [(torch.randn(2, 3, 6, 6), torch.tensor([0, 1])) for _ in range(2)]
     for rule, expected in (("usf", 30), ("frsf", 41.4), ("brsf", 41.4), ("fa", 90)):
         found = measure_alignment(convert(plain, rule), batches, F.cross_entropy)
         assert found.layers[1].feedback_angle == pytest.approx(expected, abs=1.5)
 
 
-@pytest.mark.parametrize("rule", ["bp", "fa", "brsf", "kolen_pollack", "weight_mirror", "dfa", "hebbian", "predictive"])
+@pytest.mark.parametrize(
+    "rule", ["bp", "fa", "brsf", "kolen_pollack", "weight_mirror", "dfa", "hebbian", "predictive"]
+)
 def test_measuring_disturbs_nothing(rule: str) -> None:
     model, batches = model_and_batches(rule)
     model.eval()
@@ -111,14 +129,33 @@ def test_what_cannot_be_measured_is_said() -> None:
         measure_alignment(nn.Linear(2, 2), batches, F.cross_entropy)
 
 
-SIZES: dict[str, Any] = {"channels": 4, "layers": 3, "epochs": 2, "batch_size": 16, "train_images": 64, "cutout": 0}
+SIZES: dict[str, Any] = {
+    "channels": 4,
+    "layers": 3,
+    "epochs": 2,
+    "batch_size": 16,
+    "train_images": 64,
+    "cutout": 0,
+}
 
 
 def trained(out: Path, **options: Any) -> TrainResult:
     config = RetrainConfig(
-        genotype="darts_v1", out=str(out), auxiliary=0.0, drop_path=0.3, crop_padding=1, log_every=2, **SIZES, **options
+        genotype="darts_v1",
+        out=str(out),
+        auxiliary=0.0,
+        drop_path=0.3,
+        crop_padding=1,
+        log_every=2,
+        **SIZES,
+        **options,
     )
-    result = train(config, "test", load_genotype("darts_v1").with_rule("brsf"), watching=Watching(tensorboard=True))
+    result = train(
+        config,
+        "test",
+        load_genotype("darts_v1").with_rule("brsf"),
+        watching=Watching(tensorboard=True),
+    )
     assert isinstance(result, TrainResult)
     return result
 
@@ -127,9 +164,14 @@ def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     plain, watched = trained(tmp_path / "plain"), trained(tmp_path / "watched", alignment_every=1)
-    for (name, a), b in zip(plain.network.state_dict().items(), watched.network.state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        plain.network.state_dict().items(), watched.network.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), name
-    records = [json.loads(line) for line in (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()
+    ]
     epochs = [record for record in records if record["event"] == "epoch"]
     assert len(epochs) == 2
     assert all(0 < record["alignment/gradient_cosine"] < 1 for record in epochs)
@@ -146,7 +188,9 @@ def test_the_command(tmp_path: Path) -> None:
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / "evaluate" / "alignment.py"), *arguments], capture_output=True, text=True
+            [sys.executable, str(ROOT / "evaluate" / "alignment.py"), *arguments],
+            capture_output=True,
+            text=True,
         )
 
     done = command("--checkpoint", str(tmp_path / "run"), "--batches", "2")
@@ -169,7 +213,10 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments, message in (
         (("--checkpoint", str(tmp_path / "other")), "checkpoint.pt: does not fit the run"),
         (("--checkpoint", str(tmp_path / "nowhere")), "expected the run folder of a training"),
-        (("--checkpoint", str(tmp_path / "run"), "--batches", "1"), "--batches: expected at least 2"),
+        (
+            ("--checkpoint", str(tmp_path / "run"), "--batches", "1"),
+            "--batches: expected at least 2",
+        ),
     ):
         failed = command(*arguments)
         assert failed.returncode == 2

@@ -1,4 +1,6 @@
-"""The Python functions: their results, their folders, and what they refuse; and that a command does the same."""
+"""The Python functions: their results, their folders, and what they refuse; and that a command does
+the same.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from darts_bio.runs.running import SeedResults
 from darts_bio.training.engine import Numbers, Progress
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
-SMALL: dict[str, Any] = {"channels": 2, "layers": 3, "batch_size": 8, "epochs": 1, "crop_padding": 1, "flip": False}
+SMALL: dict[str, Any] = {
+    "channels": 2,
+    "layers": 3,
+    "batch_size": 8,
+    "epochs": 1,
+    "crop_padding": 1,
+    "flip": False,
+}
 SEARCH: dict[str, Any] = {
     **SMALL,
     "space": "darts(nodes=1)",
@@ -48,7 +57,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
 
 
 @pytest.fixture(scope="module")
-def trained(found: SearchResult, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def trained(
+    found: SearchResult, data: ImageData, tmp_path_factory: pytest.TempPathFactory
+) -> TrainResult:
     out = tmp_path_factory.mktemp("api") / "train"
     result = darts_bio.train(found, train_images=48, out=str(out), **TRAIN, **QUIET)
     assert isinstance(result, TrainResult)
@@ -59,7 +70,11 @@ class Pairs(Dataset):
     """A map-style dataset of (image, label), images as a function says."""
 
     def __init__(self, data: ImageData, image: Any) -> None:
-        self.images, self.labels, self.classes = data.train.images, data.train.labels, list(data.classes)
+        self.images, self.labels, self.classes = (
+            data.train.images,
+            data.train.labels,
+            list(data.classes),
+        )
         self._image = image
 
     def __len__(self) -> int:
@@ -71,7 +86,14 @@ class Pairs(Dataset):
 
 class TestSearch:
     def test_the_folder_is_whole_without_any_monitor(self, found: SearchResult) -> None:
-        files = {"config.yaml", "genotype.json", "cells.svg", "metrics.jsonl", "checkpoint.pt", "report.md"}
+        files = {
+            "config.yaml",
+            "genotype.json",
+            "cells.svg",
+            "metrics.jsonl",
+            "checkpoint.pt",
+            "report.md",
+        }
         assert {path.name for path in found.folder.iterdir()} == files
         assert darts_bio.load_genotype(found.folder) == found.genotype
         assert found.finished
@@ -81,15 +103,29 @@ class TestSearch:
         self, found: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         options = {**SEARCH, "train_images": 48, "rules": "usf,fa", "flip": None}
-        words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        words = [
+            word
+            for name, value in options.items()
+            if value is not None
+            for word in (f"--{name}", str(value))
+        ]
         assert main(["search", *words, "--no-flip", "--out", str(tmp_path / "run")]) == 0
         assert str(found.genotype) in capsys.readouterr().out
         assert same_numbers(darts_bio.load_run(tmp_path / "run").epochs, found.epochs)
-        one, other = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (found.folder, tmp_path / "run"))
-        assert all(torch.equal(v, other["task"]["supernet"][k]) for k, v in one["task"]["supernet"].items())
+        one, other = (
+            torch.load(f / "checkpoint.pt", weights_only=True)
+            for f in (found.folder, tmp_path / "run")
+        )
+        assert all(
+            torch.equal(v, other["task"]["supernet"][k]) for k, v in one["task"]["supernet"].items()
+        )
 
-    @pytest.mark.parametrize("form", ["tensors", "arrays", "floats", "tensors of a dataset", "PIL images", "prepared"])
-    def test_images_that_are_handed_over(self, form: str, found: SearchResult, data: ImageData, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "form", ["tensors", "arrays", "floats", "tensors of a dataset", "PIL images", "prepared"]
+    )
+    def test_images_that_are_handed_over(
+        self, form: str, found: SearchResult, data: ImageData, tmp_path: Path
+    ) -> None:
         from PIL import Image
 
         images, labels = data.train.images, data.train.labels
@@ -106,13 +142,17 @@ class TestSearch:
         assert result.genotype.cells == found.genotype.cells
         assert same_numbers(result.epochs, found.epochs)
 
-    def test_a_run_on_given_images_goes_on_with_them_alone(self, data: ImageData, tmp_path: Path) -> None:
+    def test_a_run_on_given_images_goes_on_with_them_alone(
+        self, data: ImageData, tmp_path: Path
+    ) -> None:
         options: dict[str, Any] = {**SEARCH, "epochs": 2, "out": str(tmp_path / "run"), **QUIET}
         pair = (data.train.images, data.train.labels)
         stopped = darts_bio.search(pair, listener=StopAfter(4), **options)
         assert not stopped.finished
         assert stopped.exit_code == 128 + signal.SIGINT
-        with pytest.raises(InputError, match="handed over in Python; go on with it, or measure it, there"):
+        with pytest.raises(
+            InputError, match="handed over in Python; go on with it, or measure it, there"
+        ):
             darts_bio.search("given", resume=True, **options)
         with pytest.raises(InputError, match="the data set of this run has changed"):
             darts_bio.search((255 - data.train.images, data.train.labels), resume=True, **options)
@@ -137,15 +177,21 @@ class TestSearch:
             def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
                 heard.append(("epoch", progress.step))
 
-        darts_bio.search(data, out=str(tmp_path / "run"), listener=Told(), log_every=2, **SEARCH, **QUIET)
+        darts_bio.search(
+            data, out=str(tmp_path / "run"), listener=Told(), log_every=2, **SEARCH, **QUIET
+        )
         assert heard == [("start", 0), ("record", 2), ("epoch", 3)]
 
     def test_each_seed_is_the_run_that_it_is_alone(self, tmp_path: Path) -> None:
-        """Of images that the seed draws; and in another thread than the main one, which takes no signals."""
+        """Of images that the seed draws; and in another thread than the main one, which takes no
+        signals.
+        """
         options: dict[str, Any] = {**SEARCH, "train_images": 48, **QUIET}
         both = darts_bio.search("digits", seeds=2, out=str(tmp_path / "both"), **options)
         with ThreadPoolExecutor() as threads:
-            one = threads.submit(darts_bio.search, "digits", seed=1, out=str(tmp_path / "one"), **options).result()
+            one = threads.submit(
+                darts_bio.search, "digits", seed=1, out=str(tmp_path / "one"), **options
+            ).result()
         assert isinstance(both, SeedResults)
         assert isinstance(one, SearchResult)
         assert both.seeds[1].genotype.cells == one.genotype.cells
@@ -154,7 +200,9 @@ class TestSearch:
         assert again.finished
 
     def test_several_seeds(self, data: ImageData, tmp_path: Path) -> None:
-        result = darts_bio.search(data, out=str(tmp_path / "run"), seeds=2, seed=3, **SEARCH, **QUIET)
+        result = darts_bio.search(
+            data, out=str(tmp_path / "run"), seeds=2, seed=3, **SEARCH, **QUIET
+        )
         assert isinstance(result, SeedResults)
         assert list(result.seeds) == [3, 4]
         assert result.finished
@@ -168,13 +216,24 @@ class TestSearch:
 
 
 class TestTrain:
-    def test_the_folder_is_whole_and_the_accuracy_is_the_networks(self, trained: TrainResult, data: ImageData) -> None:
-        files = {"config.yaml", "genotype.json", "cells.svg", "metrics.jsonl", "checkpoint.pt", "report.md"}
+    def test_the_folder_is_whole_and_the_accuracy_is_the_networks(
+        self, trained: TrainResult, data: ImageData
+    ) -> None:
+        files = {
+            "config.yaml",
+            "genotype.json",
+            "cells.svg",
+            "metrics.jsonl",
+            "checkpoint.pt",
+            "report.md",
+        }
         assert {path.name for path in trained.folder.iterdir()} == files | {"curves.svg"}
         assert not trained.network.training
         logits = darts_bio.load_run(trained.folder).trained().on_pixels()(data.test.images / 255)
         assert trained.accuracy == (logits.argmax(1) == data.test.labels).double().mean().item()
-        assert repr(trained).startswith(f"TrainResult({str(trained.folder)!r}, 1 epochs; train/loss=")
+        assert repr(trained).startswith(
+            f"TrainResult({str(trained.folder)!r}, 1 epochs; train/loss="
+        )
 
     def test_on_images_that_are_handed_over(self, found: SearchResult, trained: TrainResult, data: ImageData,
                                             tmp_path: Path) -> None:  # fmt: skip
@@ -183,14 +242,21 @@ class TestTrain:
                                  **TRAIN, **QUIET)  # fmt: skip
         assert isinstance(result, TrainResult)
         assert same_numbers(result.epochs, trained.epochs)
-        with pytest.raises(InputError, match=r"train: expected test images beside those of `dataset`; give test="):
+        with pytest.raises(
+            InputError, match=r"train: expected test images beside those of `dataset`; give test="
+        ):
             darts_bio.train(found, pairs[0], **TRAIN, **QUIET)
-        with pytest.raises(InputError, match="test: expected together with images in `dataset`, found 'digits'"):
+        with pytest.raises(
+            InputError, match="test: expected together with images in `dataset`, found 'digits'"
+        ):
             darts_bio.train(found, "digits", test=pairs[1], **TRAIN, **QUIET)
 
-    def test_a_recipe_is_cut_down_to_images_that_are_handed_over(self, found: SearchResult, tmp_path: Path) -> None:
-        """Of 12x12: no auxiliary head, a smaller cutout, and no larger batch than there are images; and what is given
-        holds. Measured on them too."""
+    def test_a_recipe_is_cut_down_to_images_that_are_handed_over(
+        self, found: SearchResult, tmp_path: Path
+    ) -> None:
+        """Of 12x12: no auxiliary head, a smaller cutout, and no larger batch than there are images;
+        and what is given holds. Measured on them too.
+        """
         pairs = [(torch.rand(30, 3, 12, 12), torch.arange(30) % 3) for _ in range(2)]
         sizes: dict[str, Any] = {"epochs": 1, "channels": 2, "layers": 3, **QUIET}
         result = darts_bio.train(found, pairs[0], test=pairs[1], out=str(tmp_path / "run"), **sizes)
@@ -201,35 +267,58 @@ class TestTrain:
         attacked = darts_bio.attack(result, *pairs[:1], test=pairs[1], attacks="fgsm", eps="4", images=20,
                                     out=str(tmp_path / "attacked"), **QUIET)  # fmt: skip
         assert attacked.finished
-        with pytest.raises(InputError, match=r"go on with it, or measure it, there, by .* align or attack"):
+        with pytest.raises(
+            InputError, match=r"go on with it, or measure it, there, by .* align or attack"
+        ):
             darts_bio.align(result)
-        with pytest.raises(InputError, match="dataset, test: expected both as they were handed over to the training"):
+        with pytest.raises(
+            InputError,
+            match="dataset, test: expected both as they were handed over to the training",
+        ):
             darts_bio.attack(result, pairs[0], **QUIET)
         with pytest.raises(InputError, match="dataset, test: expected both"):
             darts_bio.align(result, "digits", test=pairs[1])
-        begun = darts_bio.train(found, pairs[0], test=pairs[1], out=str(tmp_path / "auto"), resume="auto", **sizes)
+        begun = darts_bio.train(
+            found, pairs[0], test=pairs[1], out=str(tmp_path / "auto"), resume="auto", **sizes
+        )
         assert darts_bio.load_run(begun.folder).options["cutout"] == 6
-        with pytest.raises(InputError, match="--cutout: expected less than 12, the side of the images, found 16"):
+        with pytest.raises(
+            InputError, match="--cutout: expected less than 12, the side of the images, found 16"
+        ):
             darts_bio.train(found, pairs[0], test=pairs[1], cutout=16, **sizes)
-        with pytest.raises(InputError, match="test: expected labels from 0 to 2, as in `dataset`, found 3"):
+        with pytest.raises(
+            InputError, match="test: expected labels from 0 to 2, as in `dataset`, found 3"
+        ):
             darts_bio.train(found, pairs[0], test=(pairs[1][0], pairs[1][1] + 1), **QUIET)
 
     @pytest.mark.parametrize("wrong", [3, None, ["darts_v2"]])
     def test_what_is_no_genotype_and_no_run(self, wrong: Any) -> None:
         with pytest.raises(
-            InputError, match="genotype: expected a result of search, a genotype, or a name, file or run"
+            InputError,
+            match="genotype: expected a result of search, a genotype, or a name, file or run",
         ):
             darts_bio.train(wrong, **QUIET)
-        with pytest.raises(InputError, match="run: expected a result or the name of a run folder, found"):
+        with pytest.raises(
+            InputError, match="run: expected a result or the name of a run folder, found"
+        ):
             darts_bio.load_run(wrong)
 
     def test_alignment_and_attacks(self, trained: TrainResult, tmp_path: Path) -> None:
         aligned = darts_bio.align(trained, batches=2)
         assert aligned.numbers.is_file()
-        attacked = darts_bio.attack(trained, attacks="fgsm", eps="4", images=20, out=str(tmp_path / "run"), **QUIET)
+        attacked = darts_bio.attack(
+            trained, attacks="fgsm", eps="4", images=20, out=str(tmp_path / "run"), **QUIET
+        )
         assert attacked.finished
         assert attacked.numbers["networks"][0]["clean_all_test_images"] == trained.accuracy
-        files = {"config.yaml", "checkpoint.pt", "report.md", "results.json", "accuracy.svg", "examples.svg"}
+        files = {
+            "config.yaml",
+            "checkpoint.pt",
+            "report.md",
+            "results.json",
+            "accuracy.svg",
+            "examples.svg",
+        }
         assert {path.name for path in attacked.folder.iterdir()} == files
 
     def test_a_run_is_read_back(self, found: SearchResult, trained: TrainResult) -> None:
@@ -253,25 +342,47 @@ class TestTrain:
         ({"rules": []}, "--rules: expected at least one learning rule"),
         ({"resume": True}, "--resume needs --out DIR"),
         ({"dataset": "cifar11"}, "unknown data set 'cifar11'"),
-        ({"dataset": 5}, "dataset: expected the name of a data set, a pair .images, labels. or a map-style dataset"),
-        ({"dataset": (torch.randn(4, 1, 8, 8), [0, 1, 0, 1])}, "expected images of bytes, or of floats from 0 to 1"),
-        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0.5] * 4)}, "expected labels .N,. of whole numbers"),
+        (
+            {"dataset": 5},
+            "dataset: expected the name of a data set, a pair .images, labels. or a map-style "
+            "dataset",
+        ),
+        (
+            {"dataset": (torch.randn(4, 1, 8, 8), [0, 1, 0, 1])},
+            "expected images of bytes, or of floats from 0 to 1",
+        ),
+        (
+            {"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0.5] * 4)},
+            "expected labels .N,. of whole numbers",
+        ),
         (
             {"dataset": (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])},
             r"expected images \(N, C, H, W\) and as many",
         ),
-        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 1])}, r"found \(4, 1, 8, 8\) and \(2,\)"),
+        (
+            {"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 1])},
+            r"found \(4, 1, 8, 8\) and \(2,\)",
+        ),
         (
             {"dataset": (np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1])},
             "channels seem to stand last; hand over",
         ),
-        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [1, 2, 1, 2])}, "each of them there; found none of class 0"),
-        ({"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 0, 0, 0])}, "of 2 classes or more, .* found 1 class"),
+        (
+            {"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [1, 2, 1, 2])},
+            "each of them there; found none of class 0",
+        ),
+        (
+            {"dataset": (np.zeros((4, 1, 8, 8), np.uint8), [0, 0, 0, 0])},
+            "of 2 classes or more, .* found 1 class",
+        ),
         (
             {"dataset": (torch.full((4, 1, 8, 8), float("nan")), [0, 1, 0, 1])},
             "floats from 0 to 1, .* nan to nan",
         ),
-        ({"dataset": torch.zeros(4, 1, 8, 8)}, "dataset: expected a pair .images, labels., found Tensor alone"),
+        (
+            {"dataset": torch.zeros(4, 1, 8, 8)},
+            "dataset: expected a pair .images, labels., found Tensor alone",
+        ),
         ({"listener": print}, "listener: expected an object of a subclass of darts_bio.Listener"),
     ],
 )
@@ -293,5 +404,8 @@ def test_images_of_different_sizes_are_refused(data: ImageData) -> None:
 def same_numbers(one: Any, other: Any) -> bool:
     """Tell whether the epochs of two runs are equal, but for the time that they took."""
     time = ("seconds", "images_per_second")
-    kept = [[{k: v for k, v in numbers.items() if k not in time} for numbers in epochs] for epochs in (one, other)]
+    kept = [
+        [{k: v for k, v in numbers.items() if k not in time} for numbers in epochs]
+        for epochs in (one, other)
+    ]
     return kept[0] == kept[1]

@@ -1,4 +1,6 @@
-"""Attacks: they do what torchattacks does, leave a network as it was, and climb along the gradient asked for."""
+"""Attacks: they do what torchattacks does, leave a network as it was, and climb along the gradient
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ class TestLibrary:
     def test_the_same_as_torchattacks_called_directly(
         self, plain: nn.Module, images: tuple[Tensor, Tensor], name: str
     ) -> None:
-        pixels, labels = images if name not in ("autoattack", "one_pixel") else (images[0][:8], images[1][:8])
+        pixels, labels = (
+            images if name not in ("autoattack", "one_pixel") else (images[0][:8], images[1][:8])
+        )
         ours = perturb(ATTACKS.build(CHEAP[name]), plain, pixels, labels, EPS, seed=5)
         seed = derive_seed("attack", 5, 0) % 2**32
         with seeded(seed):
@@ -135,14 +139,19 @@ class TestLibrary:
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert [module.training for module in model.modules()] == modes
         assert [p.requires_grad for p in model.parameters()] == required
-        assert all(p.grad is g and (g == 7).all() for p, g in zip(model.parameters(), gradients, strict=True))
+        assert all(
+            p.grad is g and (g == 7).all()
+            for p, g in zip(model.parameters(), gradients, strict=True)
+        )
         assert torch.equal(torch.get_rng_state(), draws[0])
         assert (np.random.get_state()[1] == draws[1]).all()
         assert random.getstate() == draws[2]
         assert torch.equal(pixels, images[0][:6])
 
     @pytest.mark.parametrize("name", CHEAP)
-    def test_what_it_may_change(self, plain: nn.Module, images: tuple[Tensor, Tensor], name: str) -> None:
+    def test_what_it_may_change(
+        self, plain: nn.Module, images: tuple[Tensor, Tensor], name: str
+    ) -> None:
         attack: Attack = ATTACKS.build(CHEAP[name])
         pixels, labels = images[0][:6], images[1][:6]
         changed = perturb(attack, plain, pixels, labels, EPS)
@@ -154,7 +163,9 @@ class TestLibrary:
         else:
             assert (difference.amax(1) > 0).flatten(1).sum(1).max() <= 1
 
-    def test_restarts_keep_what_the_first_has_found(self, plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    def test_restarts_keep_what_the_first_has_found(
+        self, plain: nn.Module, images: tuple[Tensor, Tensor]
+    ) -> None:
         once = perturb(ATTACKS.build("square(queries=2)"), plain, *images, 2 * EPS)
         often = perturb(ATTACKS.build("square(queries=2, restarts=8)"), plain, *images, 2 * EPS)
         with torch.no_grad():
@@ -163,7 +174,9 @@ class TestLibrary:
         assert more.sum() > fooled.sum()
         assert (more | ~fooled).all()
 
-    def test_a_seed_says_what_is_drawn(self, plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    def test_a_seed_says_what_is_drawn(
+        self, plain: nn.Module, images: tuple[Tensor, Tensor]
+    ) -> None:
         attack = ATTACKS.build("pgd(steps=2)")
         one, same, other = (perturb(attack, plain, *images, EPS, seed=seed) for seed in (1, 1, 2))
         assert torch.equal(one, same)
@@ -188,21 +201,33 @@ class TestGradients:
     ) -> None:
         model, pixels = copy.deepcopy(fa).double(), images[0].double()
         exact = small_net().double().eval()
-        exact.load_state_dict({k: v for k, v in model.state_dict().items() if k in exact.state_dict()})
+        exact.load_state_dict(
+            {k: v for k, v in model.state_dict().items() if k in exact.state_dict()}
+        )
         expected = self.gradient(exact, pixels, images[1])
-        assert torch.allclose(self.gradient(Victim(model, "true"), pixels, images[1]), expected, atol=1e-12)
+        assert torch.allclose(
+            self.gradient(Victim(model, "true"), pixels, images[1]), expected, atol=1e-12
+        )
         ruled = self.gradient(Victim(model, "rule"), pixels, images[1])
         assert torch.equal(ruled, self.gradient(model, pixels, images[1]))
         assert not torch.allclose(ruled, expected, atol=1e-3)
 
-    def test_a_rule_that_sends_no_error_has_a_gradient_of_zero(self, images: tuple[Tensor, Tensor]) -> None:
+    def test_a_rule_that_sends_no_error_has_a_gradient_of_zero(
+        self, images: tuple[Tensor, Tensor]
+    ) -> None:
         model = convert(small_net(), "hebbian").eval()
         assert not self.gradient(Victim(model, "rule"), *images).any()
         assert self.gradient(Victim(model, "true"), *images).any()
-        assert torch.equal(perturb(ATTACKS.build("fgsm"), model, *images, EPS, gradients="rule"), images[0])
+        assert torch.equal(
+            perturb(ATTACKS.build("fgsm"), model, *images, EPS, gradients="rule"), images[0]
+        )
 
-    @pytest.mark.parametrize("rule", ["dfa", "usf", "frsf", "kolen_pollack", "weight_mirror", "predictive"])
-    def test_every_rule_can_be_attacked_by_both(self, rule: str, images: tuple[Tensor, Tensor]) -> None:
+    @pytest.mark.parametrize(
+        "rule", ["dfa", "usf", "frsf", "kolen_pollack", "weight_mirror", "predictive"]
+    )
+    def test_every_rule_can_be_attacked_by_both(
+        self, rule: str, images: tuple[Tensor, Tensor]
+    ) -> None:
         model = convert(small_net(), rule).eval()
         figures = dict(zip(FIGURES, gradient_figures(model, *images).mean(0), strict=True))
         assert figures["slope_error"] < 1e-3
@@ -214,10 +239,14 @@ class TestGradients:
     def test_bp_has_one_gradient(self, plain: nn.Module, images: tuple[Tensor, Tensor]) -> None:
         model = convert(plain, "bp").eval()
         figures = gradient_figures(model, *images)
-        assert torch.allclose(figures[:, 0], torch.ones(len(figures), dtype=torch.float64), atol=1e-6)
+        assert torch.allclose(
+            figures[:, 0], torch.ones(len(figures), dtype=torch.float64), atol=1e-6
+        )
         assert not figures[:, 1:].round(decimals=3).any()
 
-    def test_random_feedback_is_averaged_over_its_draws(self, images: tuple[Tensor, Tensor]) -> None:
+    def test_random_feedback_is_averaged_over_its_draws(
+        self, images: tuple[Tensor, Tensor]
+    ) -> None:
         model, (pixels, labels) = convert(small_net(), "brsf").eval(), images
         assert redraws(model)
         assert not redraws(convert(small_net(), "frsf"))
@@ -227,14 +256,23 @@ class TestGradients:
         for draw in (1, 2, 3):
             other = copy.deepcopy(model)
             for name, carrier in rule_carriers(other):
-                carrier.renew_feedback(torch.Generator().manual_seed(derive_seed("expectation", 9, name, draw)))
+                carrier.renew_feedback(
+                    torch.Generator().manual_seed(derive_seed("expectation", 9, name, draw))
+                )
             expected.append(self.gradient(other, pixels, labels))
         found = self.gradient(Victim(model, "rule", draws=3, seed=9), pixels, labels)
         assert torch.allclose(found, torch.stack(expected).mean(0), atol=1e-6)
         assert not torch.allclose(found, expected[0], atol=1e-6)
         assert torch.equal(Victim(model, "rule", draws=3)(pixels), model(pixels))
         changed = [
-            perturb(ATTACKS.build("fgsm"), convert(small_net(), "brsf"), *images, EPS, gradients="rule", draws=n)
+            perturb(
+                ATTACKS.build("fgsm"),
+                convert(small_net(), "brsf"),
+                *images,
+                EPS,
+                gradients="rule",
+                draws=n,
+            )
             for n in (1, 3)
         ]
         assert not torch.equal(*changed)
@@ -249,7 +287,10 @@ class TestGradients:
         ("pdg", "unknown attack 'pdg': did you mean 'pgd'"),
         ("pgd(eps=8)", r"attack 'pgd' has no option 'eps' \(its options: steps, step, restarts\)"),
         ("pgd(steps=0)", "attack pgd: steps: expected a whole number of at least 1, found 0"),
-        ("square(queries=many)", "attack square: queries: expected a whole number of at least 1, found 'many'"),
+        (
+            "square(queries=many)",
+            "attack square: queries: expected a whole number of at least 1, found 'many'",
+        ),
         ("pgd(step=-1)", "attack pgd: step: expected a number above 0 and below 256, found -1"),
         ("pgd(step=long)", "attack pgd: step: expected a number above 0"),
     ],
@@ -260,12 +301,16 @@ def test_refused(spec: str, expected: str) -> None:
 
 
 def test_steps_that_cannot_reach_the_bound_are_refused() -> None:
-    with pytest.raises(InputError, match=r"5 steps of 1/255 end before eps 8/255; take more or longer ones"):
+    with pytest.raises(
+        InputError, match=r"5 steps of 1/255 end before eps 8/255; take more or longer ones"
+    ):
         ATTACKS.build("pgd(steps=5, step=1)").check(8 / 255)
     ATTACKS.build("pgd(steps=8, step=1)").check(8 / 255)
 
 
 def test_attacks_that_need_more_classes_are_refused(images: tuple[Tensor, Tensor]) -> None:
     two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    with pytest.raises(InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"):
+    with pytest.raises(
+        InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"
+    ):
         perturb(ATTACKS.build("apgd_dlr"), two, images[0], images[1] % 2, EPS)

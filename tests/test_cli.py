@@ -36,7 +36,11 @@ class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     @pytest.mark.parametrize("columns", [80, 120])
     def test_every_option_in_a_group_within_the_terminals_width(
-        self, command: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        command: str,
+        columns: int,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit, match="0"):
@@ -75,9 +79,9 @@ class TestForms:
             pytest.skip("the package is not installed in this environment")
         done = subprocess.run([program, "list"], capture_output=True, text=True, check=True)
         assert done.stdout == call("-m", "darts_bio", "list").stdout
-        assert refused(subprocess.run([program, "serch"], capture_output=True, text=True)).startswith(
-            "unknown command 'serch': did you mean 'search'"
-        )
+        assert refused(
+            subprocess.run([program, "serch"], capture_output=True, text=True)
+        ).startswith("unknown command 'serch': did you mean 'search'")
 
     @pytest.mark.parametrize(
         ("program", "expected"),
@@ -85,7 +89,10 @@ class TestForms:
             ("/usr/bin/darts-bio", "darts-bio train --x"),
             ("/site-packages/darts_bio/__main__.py", "python -m darts_bio train --x"),
             ("search/run.py", "python evaluate/train_cifar.py --x"),
-            ("/home/me/darts/evaluate/robustness.py", "python /home/me/darts/evaluate/train_cifar.py --x"),
+            (
+                "/home/me/darts/evaluate/robustness.py",
+                "python /home/me/darts/evaluate/train_cifar.py --x",
+            ),
         ],
     )
     def test_printed_commands_have_the_form_that_was_used(
@@ -95,7 +102,9 @@ class TestForms:
         monkeypatch.setattr(sys, "argv", [program])
         assert line("train", "--x") == expected
         monkeypatch.setenv("UV", "/bin/uv")
-        assert line("train", "--x") == "uv run " + expected.removeprefix("python " if expected[7] != "-" else "")
+        assert line("train", "--x") == "uv run " + expected.removeprefix(
+            "python " if expected[7] != "-" else ""
+        )
 
 
 class TestPrintedCommands:
@@ -103,20 +112,42 @@ class TestPrintedCommands:
 
     @pytest.mark.parametrize("space", ["darts(nodes=1)", "nb201"])
     def test_after_a_search_on_a_small_folder(
-        self, images: Path, space: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        images: Path,
+        space: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(images)
         monkeypatch.setattr(sys, "argv", ["darts-bio"])
         words = (
-            "search --dataset folder --data-dir data --image-size 8 --channels 4 --layers 3 --epochs 1 --batch-size 4"
+            "search --dataset folder --data-dir data --image-size 8 "
+            "--channels 4 --layers 3 --epochs 1 --batch-size 4"
         )
-        assert main([*shlex.split(words), "--rules", "fa", "--space", space, "--out", space[:5]]) == 0
+        assert (
+            main([*shlex.split(words), "--rules", "fa", "--space", space, "--out", space[:5]]) == 0
+        )
         printed = re.search(r"^next, train it: (.*)$", capsys.readouterr().out, re.MULTILINE)
         assert printed
         program, *rest = shlex.split(printed[1].removeprefix("uv run "))
         assert program == "darts-bio"
         # Only the size of the network and the time are cut short.
-        assert main([*rest, "--channels", "4", "--layers", "3", "--epochs", "1", "--out", f"{space[:5]}-trained"]) == 0
+        assert (
+            main(
+                [
+                    *rest,
+                    "--channels",
+                    "4",
+                    "--layers",
+                    "3",
+                    "--epochs",
+                    "1",
+                    "--out",
+                    f"{space[:5]}-trained",
+                ]
+            )
+            == 0
+        )
         assert "test accuracy: " in capsys.readouterr().out
 
     def test_after_a_stop(
@@ -137,7 +168,8 @@ class TestPrintedCommands:
 
         monkeypatch.setattr(Search, "step", stopping)
         words = (
-            "search --space darts(nodes=1) --rules fa --channels 2 --train-images 64 --batch-size 8 --epochs 1 --out s"
+            "search --space darts(nodes=1) --rules fa "
+            "--channels 2 --train-images 64 --batch-size 8 --epochs 1 --out s"
         )
         assert main([*words.split(" "), "--plugin", "json"]) == 130
         printed = re.search(r"^stopped; go on with: (.*)$", capsys.readouterr().out, re.MULTILINE)
@@ -152,7 +184,9 @@ class TestPrintedCommands:
 
 
 class TestResumeAuto:
-    def test_it_begins_and_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_it_begins_and_goes_on(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         words = "search --space darts(nodes=1) --rules fa --channels 2 --train-images 64 --batch-size 8 --epochs 1"
         command = [*words.split(" "), "--out", str(tmp_path / "run"), "--resume", "auto"]
         assert main(command) == 0
@@ -166,13 +200,21 @@ class TestResumeAuto:
 
     def test_another_word_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["search", "--resume", "perhaps", "--out", "x"]) == 2
-        assert capsys.readouterr().err == "error: --resume: expected true or false, found 'perhaps'\n"
+        assert (
+            capsys.readouterr().err == "error: --resume: expected true or false, found 'perhaps'\n"
+        )
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("command", [name for name, c in COMMANDS.items() if issubclass(c.config, RunConfig)])
+    @pytest.mark.parametrize(
+        "command", [name for name, c in COMMANDS.items() if issubclass(c.config, RunConfig)]
+    )
     def test_of_all_runs_alike(
-        self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        command: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
         for words in (
@@ -194,7 +236,10 @@ class TestRefusals:
             ("export", "the following arguments are required: RUN"),
             ("export run", "export: expected something to write"),
             ("export run --hub x --batch 4", "--batch: expected together with --onnx or --program"),
-            ("export run --onnx nowhere/model.onnx", "nowhere/model.onnx: expected a file in a folder that exists"),
+            (
+                "export run --onnx nowhere/model.onnx",
+                "nowhere/model.onnx: expected a file in a folder that exists",
+            ),
             ("genotype --svg x.svg", "genotype: --json and --svg need a genotype X to write"),
             ("audit bionas_dart", "unknown genotype 'bionas_dart': did you mean 'bionas_darts'"),
             ("audit darts_v2 --channels 0", "--channels: expected at least 2, found 0"),
@@ -202,7 +247,10 @@ class TestRefusals:
             ("timm no.py", "no.py: expected a script of timm's"),
             ("alignment", "--checkpoint is required"),
             ("alignment --checkpoint x --batches 1", "--batches: expected at least 2, found 1"),
-            ("list all", "expected options only, several values with commas between them, found 'all'"),
+            (
+                "list all",
+                "expected options only, several values with commas between them, found 'all'",
+            ),
         ],
     )
     def test_of_the_small_commands(

@@ -26,11 +26,32 @@ def search(*argv: str) -> SearchConfig:
 class TestLayers:
     def test_defaults_are_the_protocol(self) -> None:
         config = search("--dataset", "cifar10")
-        expected = {"channels": 16, "layers": 8, "epochs": 50, "batch_size": 64, "lr": 0.025, "lr_min": 0.001}
-        expected |= {"momentum": 0.9, "weight_decay": 3e-4, "clip": 5.0, "crop_padding": 4, "flip": True, "cutout": 0}
+        expected = {
+            "channels": 16,
+            "layers": 8,
+            "epochs": 50,
+            "batch_size": 64,
+            "lr": 0.025,
+            "lr_min": 0.001,
+        }
+        expected |= {
+            "momentum": 0.9,
+            "weight_decay": 3e-4,
+            "clip": 5.0,
+            "crop_padding": 4,
+            "flip": True,
+            "cutout": 0,
+        }
         assert {name: getattr(config, name) for name in expected} == expected
         retrain = parse(RetrainConfig, ["--genotype", "darts_v2", "--dataset", "cifar10"], "")
-        expected = {"channels": 36, "layers": 20, "epochs": 600, "batch_size": 96, "lr": 0.025, "lr_min": 0.0}
+        expected = {
+            "channels": 36,
+            "layers": 20,
+            "epochs": 600,
+            "batch_size": 96,
+            "lr": 0.025,
+            "lr_min": 0.0,
+        }
         expected |= {"cutout": 16, "auxiliary": 0.4, "drop_path": 0.2, "clip": 5.0}
         assert {name: getattr(retrain, name) for name in expected} == expected
 
@@ -48,17 +69,38 @@ class TestLayers:
         file = tmp_path / "c.yaml"
         file.write_text("dataset: cifar10\n")
         assert search("--config", str(file)).layers == 8
-        assert search("--config", str(file), "--dataset", "digits").layers == values_of("search")["digits"]["layers"]
+        assert (
+            search("--config", str(file), "--dataset", "digits").layers
+            == values_of("search")["digits"]["layers"]
+        )
 
     def test_a_space_has_a_preset_that_gives_way_to_the_data_set_and_the_command_line(self) -> None:
         assert search("--dataset", "cifar10", "--space", "nb201").layers == 15
-        assert search("--dataset", "cifar10", "--space", "nb201(operations=(none, skip_connect))").layers == 15
+        assert (
+            search(
+                "--dataset", "cifar10", "--space", "nb201(operations=(none, skip_connect))"
+            ).layers
+            == 15
+        )
         assert search("--dataset", "cifar10", "--space", "nb201", "--layers", "6").layers == 6
         assert search("--space", "nb201").layers == values_of("search")["digits"]["layers"]
         cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|"
         config = parse(RetrainConfig, ["--genotype", cell, "--dataset", "cifar10"])
-        expected = {"channels": 16, "layers": 15, "epochs": 200, "batch_size": 256, "optimizer": "nesterov", "lr": 0.1}
-        expected |= {"lr_min": 0.0, "weight_decay": 5e-4, "auxiliary": 0.0, "cutout": 0, "drop_path": 0.0}
+        expected = {
+            "channels": 16,
+            "layers": 15,
+            "epochs": 200,
+            "batch_size": 256,
+            "optimizer": "nesterov",
+            "lr": 0.1,
+        }
+        expected |= {
+            "lr_min": 0.0,
+            "weight_decay": 5e-4,
+            "auxiliary": 0.0,
+            "cutout": 0,
+            "drop_path": 0.0,
+        }
         assert {name: getattr(config, name) for name in expected} == expected
 
     def test_presets_only_name_options(self) -> None:
@@ -76,15 +118,27 @@ class TestLayers:
         (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
         file = tmp_path / "config.yaml"
         file.write_text(search("--epochs", "9").to_yaml().replace("plugin: []", "plugin: [mine]"))
-        with pytest.raises(InputError, match="plug-ins are code, which no file may bring; name them by --plugin"):
+        with pytest.raises(
+            InputError, match="plug-ins are code, which no file may bring; name them by --plugin"
+        ):
             search("--config", str(file))
         with pytest.raises(
-            InputError, match="with the plug-in mine, code that no run folder can bring; .* --plugin mine"
+            InputError,
+            match="with the plug-in mine, code that no run folder can bring; .* --plugin mine",
         ):
             search("--out", str(tmp_path), "--resume")
 
     def test_yaml_round_trip(self, tmp_path: Path) -> None:
-        config = search("--rules", "fa,mine(a=1, b=2)", "--lr", "1e-5", "--data-dir", "d", "--plugin", "json,ast")
+        config = search(
+            "--rules",
+            "fa,mine(a=1, b=2)",
+            "--lr",
+            "1e-5",
+            "--data-dir",
+            "d",
+            "--plugin",
+            "json,ast",
+        )
         (tmp_path / "c.yaml").write_text(config.to_yaml())
         assert SearchConfig(**read_yaml(tmp_path / "c.yaml", SearchConfig)) == config
         assert config.rules == ("fa", "mine(a=1, b=2)")
@@ -169,7 +223,9 @@ def test_a_run_is_gone_on_with_by_its_own_script(tmp_path: Path) -> None:
                     config, out=str(tmp_path), resume=True
                 )
                 continue
-            with pytest.raises(InputError, match=f"is a run of {command}; go on with it by that command"):
+            with pytest.raises(
+                InputError, match=f"is a run of {command}; go on with it by that command"
+            ):
                 parse(cls, ["--resume", "--out", str(tmp_path)], "")
 
 
@@ -182,9 +238,12 @@ def test_a_genotype_is_asked_for() -> None:
 def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> None:
     config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
     left_out = {f.name for f in fields(cls)} - set(config.identity())
-    # What is measured beside a training, or looked up after a search, or which process does it, does not change it.
+    # What is measured beside a training, or looked up after a search, or which process does it,
+    # does not change it.
     measured = {"alignment_every", "workers"} if cls is RetrainConfig else {"table", "share"}
-    assert left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin", "seeds"} | measured
+    assert (
+        left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin", "seeds"} | measured
+    )
 
 
 @pytest.mark.parametrize("script", ["search/run.py", "evaluate/train_cifar.py"])
@@ -192,7 +251,9 @@ def test_help_answers_within_a_second_and_names_every_option(script: str) -> Non
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1
     cls = SearchConfig if script.startswith("search") else RetrainConfig

@@ -1,4 +1,6 @@
-"""Whatever is registered works everywhere: rules, operations, spaces and strategies, our own and anybody's."""
+"""Whatever is registered works everywhere: rules, operations, spaces and strategies, our own and
+anybody's.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,14 @@ from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {"crop_padding": 1, "channels": 2, "layers": 3, "batch_size": 8, "epochs": 1, "lr": 0.05}
+SMALL: dict[str, Any] = {
+    "crop_padding": 1,
+    "channels": 2,
+    "layers": 3,
+    "batch_size": 8,
+    "epochs": 1,
+    "lr": 0.05,
+}
 PAIR = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3))"
 
 
@@ -79,7 +88,11 @@ def train_a_little(genotype: Genotype, data: ImageData) -> Retraining:
     task = Retraining.of_genotype(config, genotype, data, CPU)
     # Where a rule sends nothing down, norms and biases below it stay as they are.
     cut_off = any(layer.rule.local for _, layer in rule_layers(task.network))
-    learning = [layer.weight for _, layer in rule_layers(task.network)] if cut_off else task.network.parameters()
+    learning = (
+        [layer.weight for _, layer in rule_layers(task.network)]
+        if cut_off
+        else task.network.parameters()
+    )
     before = {p: p.detach().clone() for p in learning}
     task.begin_epoch(0)
     for t in range(2):
@@ -89,8 +102,12 @@ def train_a_little(genotype: Genotype, data: ImageData) -> Retraining:
 
 
 class TestANewRule:
-    def test_is_searchable_derivable_importable_and_trainable(self, half_rule: str, data: ImageData) -> None:
-        config = SearchConfig(space=PAIR, rules=("half(share=0.25)", "usf"), strategy="darts(init=0.0)", **SMALL)
+    def test_is_searchable_derivable_importable_and_trainable(
+        self, half_rule: str, data: ImageData
+    ) -> None:
+        config = SearchConfig(
+            space=PAIR, rules=("half(share=0.25)", "usf"), strategy="darts(init=0.0)", **SMALL
+        )
         search = Search(config, data, CPU)
         search.begin_epoch(0)
         search.step(0)
@@ -101,11 +118,17 @@ class TestANewRule:
                         if candidate is not None and candidate.rule == "half(share=0.25)":
                             search.strategy_state.alpha[cell_type][e, c] += 5.0
         genotype = search.genotype()
-        assert {e.candidate.rule for c in genotype.cells.values() for e in c.edges} == {"half(share=0.25)"}
+        assert {e.candidate.rule for c in genotype.cells.values() for e in c.edges} == {
+            "half(share=0.25)"
+        }
         read = from_json(genotype.to_json(), "mine.json")
         assert read == genotype
         network = train_a_little(read, data).network
-        shares = {m.rule.share for m in network.modules() if isinstance(m, RuleConv2d) and hasattr(m.rule, "share")}
+        shares = {
+            m.rule.share
+            for m in network.modules()
+            if isinstance(m, RuleConv2d) and hasattr(m.rule, "share")
+        }
         assert shares == {0.25}
         assert "half(share=0.25)" in draw_genotype(read).svg()
 
@@ -139,15 +162,22 @@ class TestANewRule:
             RULES.unregister("mine")
         with pytest.raises(InputError, match="--plugin nowhere: cannot be imported"):
             import_plugins(("nowhere",))
-        (tmp_path / "bad_rules_for_test.py").write_text("x = 1\nraise ValueError('learning rule is registered')\n")
+        (tmp_path / "bad_rules_for_test.py").write_text(
+            "x = 1\nraise ValueError('learning rule is registered')\n"
+        )
         failed = (
-            r"its import failed with ValueError \(learning rule is registered\), raised at .*bad_rules_for_test.py:2"
+            r"its import failed with ValueError \(learning rule is registered\), "
+            r"raised at .*bad_rules_for_test.py:2"
         )
         with pytest.raises(InputError, match=failed):
             import_plugins(("bad_rules_for_test",))
         # The user's line is named, not the one of this package that refused.
-        (tmp_path / "taken_for_test.py").write_text("from darts_bio.rules import RULES\n\nRULES.register('bp')(int)\n")
-        with pytest.raises(InputError, match=r"'bp' is registered already.*raised at .*taken_for_test.py:3"):
+        (tmp_path / "taken_for_test.py").write_text(
+            "from darts_bio.rules import RULES\n\nRULES.register('bp')(int)\n"
+        )
+        with pytest.raises(
+            InputError, match=r"'bp' is registered already.*raised at .*taken_for_test.py:3"
+        ):
             import_plugins(("taken_for_test",))
         (tmp_path / "typo_for_test.py").write_text("x = 1\ny = = 2\n")
         with pytest.raises(InputError, match=r"SyntaxError.*raised at .*typo_for_test.py:2"):
@@ -156,9 +186,14 @@ class TestANewRule:
 
 class TestEveryRule:
     @pytest.mark.parametrize("rule", RULES)
-    def test_convolution_and_linear_are_ordinary_forward_and_exact_when_asked(self, rule: str) -> None:
+    def test_convolution_and_linear_are_ordinary_forward_and_exact_when_asked(
+        self, rule: str
+    ) -> None:
         for layer, x in (
-            (RuleConv2d(4, 6, 3, stride=2, padding=1, groups=2, rule=RULES.build(rule)), torch.randn(2, 4, 5, 5)),
+            (
+                RuleConv2d(4, 6, 3, stride=2, padding=1, groups=2, rule=RULES.build(rule)),
+                torch.randn(2, 4, 5, 5),
+            ),
             (RuleLinear(4, 3, rule=RULES.build(rule)), torch.randn(2, 5, 4)),
         ):
             parent = nn.Conv2d.forward if isinstance(layer, RuleConv2d) else nn.Linear.forward
@@ -184,20 +219,32 @@ class TestEveryRule:
 
     @pytest.mark.parametrize("rule", RULES)
     @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)"])
-    def test_as_the_rule_of_a_searchs_backbone(self, strategy: str, rule: str, data: ImageData) -> None:
-        """While alpha is moved the stem's weights are frozen, and so is feedback that is learned."""
-        config = SearchConfig(space=PAIR, rules=("fa",), backbone_rule=rule, strategy=strategy, **SMALL)
+    def test_as_the_rule_of_a_searchs_backbone(
+        self, strategy: str, rule: str, data: ImageData
+    ) -> None:
+        """While alpha is moved the stem's weights are frozen, and so is feedback that is
+        learned.
+        """
+        config = SearchConfig(
+            space=PAIR, rules=("fa",), backbone_rule=rule, strategy=strategy, **SMALL
+        )
         search = Search(config, data, CPU)
         stem = next(layer for _, layer in rule_layers(search.supernet))
         before = [p.detach().clone() for p in stem.parameters()]
         search.begin_epoch(0)
         search.step(0)
-        assert all(not torch.equal(p, old) for p, old in zip(stem.parameters(), before, strict=True))
+        assert all(
+            not torch.equal(p, old) for p, old in zip(stem.parameters(), before, strict=True)
+        )
 
     @pytest.mark.parametrize("memory", ["normal", "low"])
-    def test_together_in_a_search_that_goes_on_from_its_state(self, memory: str, data: ImageData) -> None:
+    def test_together_in_a_search_that_goes_on_from_its_state(
+        self, memory: str, data: ImageData
+    ) -> None:
         options = SMALL | {"epochs": 2}
-        config = SearchConfig(space=PAIR, rules=tuple(RULES), strategy="darts(order=2)", memory=memory, **options)
+        config = SearchConfig(
+            space=PAIR, rules=tuple(RULES), strategy="darts(order=2)", memory=memory, **options
+        )
         search, other = Search(config, data, CPU), Search(config, data, CPU)
         search.begin_epoch(0)
         search.step(0)
@@ -216,9 +263,13 @@ class TestEveryRule:
 class TestEveryOptimizer:
     @pytest.mark.parametrize("rule", RULES)
     @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lion"])
-    def test_goes_with_every_rule_and_on_from_its_state(self, optimizer: str, rule: str, data: ImageData) -> None:
+    def test_goes_with_every_rule_and_on_from_its_state(
+        self, optimizer: str, rule: str, data: ImageData
+    ) -> None:
         options = {**SMALL, "lr": 1e-3, "epochs": 3}
-        config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, optimizer=optimizer, **options)
+        config = RetrainConfig(
+            genotype="x", cutout=0, auxiliary=0.0, drop_path=0.0, optimizer=optimizer, **options
+        )
         genotype = load_genotype("darts_v1").with_rule(rule)
         task, other = (Retraining.of_genotype(config, genotype, data, CPU) for _ in range(2))
         task.begin_epoch(0)
@@ -230,7 +281,11 @@ class TestEveryOptimizer:
         for one in (task, other):
             one.begin_epoch(1)
             one.step(1)
-        assert all(map(torch.equal, task.network.state_dict().values(), other.network.state_dict().values()))
+        assert all(
+            map(
+                torch.equal, task.network.state_dict().values(), other.network.state_dict().values()
+            )
+        )
 
     def test_that_is_unknown(self, data: ImageData) -> None:
         config = RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, optimizer="adamm", **SMALL)
@@ -242,14 +297,19 @@ class TestEveryOperation:
     @pytest.mark.parametrize("op", OPERATIONS)
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("supernet", [False, True])
-    def test_keeps_the_contract_of_shapes_and_rules(self, op: str, stride: int, supernet: bool) -> None:
+    def test_keeps_the_contract_of_shapes_and_rules(
+        self, op: str, stride: int, supernet: bool
+    ) -> None:
         member = OPERATIONS.get(op)
         module = member.build(4, stride, RULES.build("fa"), supernet)
         for side in (7, 8):
             out = module(torch.randn(2, 4, side, side))
             assert out.shape == (2, 4, -(-side // stride), -(-side // stride))
         carriers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        assert all(isinstance(m, (RuleConv2d, RuleLinear)) and m.rule == RULES.build("fa") for m in carriers)
+        assert all(
+            isinstance(m, (RuleConv2d, RuleLinear)) and m.rule == RULES.build("fa")
+            for m in carriers
+        )
         assert bool(carriers) == member.carries_rule(stride)
 
     def test_a_new_one_is_searchable(self, data: ImageData) -> None:
@@ -259,12 +319,19 @@ class TestEveryOperation:
             return nn.Sequential(nn.AvgPool2d(3, stride, padding=1), nn.AvgPool2d(3, 1, padding=1))
 
         try:
-            config = SearchConfig(space="darts(nodes=1, operations=(none, double))", rules=("usf",), **SMALL)
+            config = SearchConfig(
+                space="darts(nodes=1, operations=(none, double))", rules=("usf",), **SMALL
+            )
             search = Search(config, data, CPU)
             search.step(0)
-            assert {e.candidate.op for c in search.genotype().cells.values() for e in c.edges} == {"double"}
+            assert {e.candidate.op for c in search.genotype().cells.values() for e in c.edges} == {
+                "double"
+            }
             task = Retraining.of_genotype(
-                RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, **SMALL), search.genotype(), data, CPU
+                RetrainConfig(genotype="x", cutout=0, auxiliary=0.0, **SMALL),
+                search.genotype(),
+                data,
+                CPU,
             )
             task.step(0)
         finally:
@@ -272,7 +339,11 @@ class TestEveryOperation:
 
 
 # Where the default is sized for real data.
-QUICK = {"eg": "eg(population=4, samples=2, batches=1)", "darts_pt": "darts_pt(batches=1)", "darts": "darts(order=2)"}
+QUICK = {
+    "eg": "eg(population=4, samples=2, batches=1)",
+    "darts_pt": "darts_pt(batches=1)",
+    "darts": "darts(order=2)",
+}
 
 
 class TestEveryPair:
@@ -313,7 +384,9 @@ class TestEveryPair:
         for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             assert weights.shape == table.shape(cell_type)
             assert not weights.requires_grad
-            assert torch.equal(weights, other.strategy.final_weights(other.strategy_state)[cell_type])
+            assert torch.equal(
+                weights, other.strategy.final_weights(other.strategy_state)[cell_type]
+            )
             assert weights[~table.mask(cell_type)].eq(0).all()
             assert strategy == "random" or not torch.equal(moved[0][cell_type], moved[1][cell_type])
         for name, value in search.supernet.state_dict().items():
@@ -346,7 +419,11 @@ class TestANewSpaceAndStrategy:
 
         begun: list[int] = []
         try:
-            search = Search(SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL), data, CPU)
+            search = Search(
+                SearchConfig(space="chain", strategy="still(init=0.1)", rules=("fa",), **SMALL),
+                data,
+                CPU,
+            )
             before = {t: a.detach().clone() for t, a in search.strategy_state.alpha.items()}
             search.begin_epoch(0)
             assert set(search.step(0)) == {"train"}
@@ -363,7 +440,9 @@ class TestANewSpaceAndStrategy:
     def test_as_the_contributing_page_writes_them(
         self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its examples of a space, a strategy and a regularizer, in a user's module, together in one search."""
+        """Its examples of a space, a strategy and a regularizer, in a user's module, together in
+        one search.
+        """
         page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
         examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
         assert len(examples) == 3
@@ -372,14 +451,21 @@ class TestANewSpaceAndStrategy:
         import_plugins(("my_members_for_test",))
         try:
             options = SMALL | {"regularizers": ("even(weight=2.0)",), "rules": ("fa", "usf")}
-            search = Search(SearchConfig(space="tiny", strategy="sharp(lr=0.1)", **options), data, CPU)
-            before = {t: w.clone() for t, w in search.strategy.final_weights(search.strategy_state).items()}
+            search = Search(
+                SearchConfig(space="tiny", strategy="sharp(lr=0.1)", **options), data, CPU
+            )
+            before = {
+                t: w.clone()
+                for t, w in search.strategy.final_weights(search.strategy_state).items()
+            }
             run_epoch(search, 0)
             after = search.strategy.final_weights(search.strategy_state)
             assert all(not torch.equal(weights, before[t]) for t, weights in after.items())
             assert len(search.genotype().cells["normal"].edges) == 2
             train_a_little(search.genotype(), data)
-            with pytest.raises(InputError, match="strategy sharp: temperature: expected a number above 0, found 0"):
+            with pytest.raises(
+                InputError, match="strategy sharp: temperature: expected a number above 0, found 0"
+            ):
                 STRATEGIES.build("sharp(temperature=0)")
         finally:
             SPACES.unregister("tiny")
@@ -388,7 +474,9 @@ class TestANewSpaceAndStrategy:
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_every_shipped_genotype_builds_trains_and_names_its_source(name: str, data: ImageData) -> None:
+def test_every_shipped_genotype_builds_trains_and_names_its_source(
+    name: str, data: ImageData
+) -> None:
     genotype = load_genotype(name)
     assert genotype.provenance["source"]
     train_a_little(genotype, data)
@@ -400,7 +488,9 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
     assert len(DATASETS.summaries()[name]) > 20
 
 
-@pytest.mark.parametrize("config", [replace(SearchConfig(), **p) for p in values_of("search").values()])
+@pytest.mark.parametrize(
+    "config", [replace(SearchConfig(), **p) for p in values_of("search").values()]
+)
 def test_presets_of_the_search_build(config: SearchConfig) -> None:
     Search(config, load_data("digits"), CPU)
 
@@ -409,7 +499,9 @@ def test_presets_of_the_search_build(config: SearchConfig) -> None:
 def test_presets_of_retraining_build(preset: dict[str, Any]) -> None:
     split = Split(torch.zeros(256, 3, 32, 32, dtype=torch.uint8), torch.arange(256) % 10)
     data = ImageData(split, split, tuple("0123456789"))
-    Retraining.of_genotype(RetrainConfig(genotype="darts_v2", **preset), load_genotype("darts_v2"), data, CPU)
+    Retraining.of_genotype(
+        RetrainConfig(genotype="darts_v2", **preset), load_genotype("darts_v2"), data, CPU
+    )
 
 
 def test_the_public_face() -> None:
@@ -417,7 +509,14 @@ def test_the_public_face() -> None:
 
     assert darts_bio.build_network is build_network
     runs = {"search", "train", "attack", "align", "load_run", "Listener", "InputError"}
-    models = {"load_genotype", "build_network", "convert", "audit", "draw_feedback", "true_gradients"}
+    models = {
+        "load_genotype",
+        "build_network",
+        "convert",
+        "audit",
+        "draw_feedback",
+        "true_gradients",
+    }
     assert set(darts_bio.__all__) == {"__version__"} | runs | models
     assert all(hasattr(darts_bio, name) for name in darts_bio.__all__)
     with pytest.raises(AttributeError, match="no attribute 'convrt'"):
@@ -425,12 +524,16 @@ def test_the_public_face() -> None:
 
 
 def test_the_tables_of_shipped_genotypes_are_true() -> None:
-    """`python -m darts_bio genotype` makes them anew. What they count is checked against published values elsewhere."""
+    """`python -m darts_bio genotype` makes them anew. What they count is checked against published
+    values elsewhere.
+    """
     from darts_bio.reports.genotype_table import genotype_tables
 
     tables = genotype_tables()
     assert all(tables.count(f"| `{name}` |") == 2 for name in shipped_names())
-    assert tables in (Path(__file__).parent.parent / "genotypes" / "README.md").read_text(encoding="utf-8")
+    assert tables in (Path(__file__).parent.parent / "genotypes" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> None:
@@ -438,7 +541,10 @@ def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> N
     from darts_bio.reports.rule_pages import rule_page, rule_table
 
     root = Path(__file__).parent.parent
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (root / "docs" / "rules").glob("*.md")}
+    pages = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (root / "docs" / "rules").glob("*.md")
+    }
     assert pages == {name: rule_page(name) for name in RULES}
     assert rule_table() in (root / "README.md").read_text(encoding="utf-8")
     for page in pages.values():

@@ -1,4 +1,6 @@
-"""convert and audit on any model: every kind of layer against its closed form, and what is asked of the tool."""
+"""convert and audit on any model: every kind of layer against its closed form, and what is asked of
+the tool.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from test_rules import gradients, noise, relative_error
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.rules import RULES, RuleLayer, audit, convert, draw_feedback, rule_layers, true_gradients
+from darts_bio.rules import (
+    RULES,
+    RuleLayer,
+    audit,
+    convert,
+    draw_feedback,
+    rule_layers,
+    true_gradients,
+)
 from darts_bio.rules.layers import RULE_LAYERS
 
 KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -32,7 +42,9 @@ class TestEveryKindOfLayer:
     @pytest.mark.parametrize("rule", FAMILY)
     @pytest.mark.parametrize("kind", KINDS)
     def test_gradients(self, kind: str, rule: str) -> None:
-        """dx is the plain layer's with the kernel in the weight's place; dW and db are the plain layer's own."""
+        """dx is the plain layer's with the kernel in the weight's place; dW and db are the plain
+        layer's own.
+        """
         plain, x = copy.deepcopy(KINDS[kind][0]).double(), noise(KINDS[kind][1], 1)
         layer: Any = convert(plain, rule, seed=2)
         assert type(layer) is RULE_LAYERS[type(plain)]
@@ -49,7 +61,10 @@ class TestEveryKindOfLayer:
         assert relative_error(found[0], gradients(plain, x)[0]) <= 1e-12
         with true_gradients(layer):
             y = layer(x)
-            assert relative_error(torch.autograd.grad(y, x, noise(y.shape, 99))[0], expected[0]) <= 1e-12
+            assert (
+                relative_error(torch.autograd.grad(y, x, noise(y.shape, 99))[0], expected[0])
+                <= 1e-12
+            )
         without_batch = layer(x[0]) if kind != "linear" else layer(x)[0]
         assert relative_error(without_batch, layer(x)[0]) <= 1e-12
 
@@ -67,20 +82,30 @@ class TestEveryKindOfLayer:
     @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d"])
     def test_local_rules_on_convolutions_of_any_dimension(self, kind: str) -> None:
         for rule in ("hebbian", "predictive"):
-            layer, x = convert(copy.deepcopy(KINDS[kind][0]).double(), rule), noise(KINDS[kind][1], 1)
+            layer, x = (
+                convert(copy.deepcopy(KINDS[kind][0]).double(), rule),
+                noise(KINDS[kind][1], 1),
+            )
             _, dw, db = gradients(layer, x)
             assert dw.abs().max() > 0
             assert db.eq(0).all()
 
     def test_local_rules_are_refused_by_transposed_convolutions(self) -> None:
-        with pytest.raises(InputError, match=r"convert: up: a transposed convolution cannot learn by hebbian"):
+        with pytest.raises(
+            InputError, match=r"convert: up: a transposed convolution cannot learn by hebbian"
+        ):
             convert(nn.ModuleDict({"up": nn.ConvTranspose2d(2, 2, 2)}), "hebbian")
 
 
 def small() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(144, 5)
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(144, 5),
     )
 
 
@@ -91,11 +116,16 @@ class TestWhatIsConverted:
         model = convert(plain, "fa", redraw=True)
         assert not any(isinstance(module, RuleLayer) for module in plain.modules())
         assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
-        assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
+        assert [name for name, _ in model.named_parameters()] == [
+            name for name, _ in plain.named_parameters()
+        ]
 
     def test_patterns(self) -> None:
         model = convert(small(), {"0": "fa", "5": None, "*": "usf"})
-        assert {name: layer.rule.spec for name, layer in rule_layers(model)} == {"0": "fa", "3": "usf"}
+        assert {name: layer.rule.spec for name, layer in rule_layers(model)} == {
+            "0": "fa",
+            "3": "usf",
+        }
 
     def test_patterns_leave_what_they_do_not_match(self) -> None:
         model = convert(small(), {"[03]": "frsf"})
@@ -104,7 +134,10 @@ class TestWhatIsConverted:
 
     def test_a_random_assignment_is_of_the_seed_and_the_name(self) -> None:
         def chosen(seed: int, model: nn.Module) -> dict[str, str]:
-            return {n: layer.rule.spec for n, layer in rule_layers(convert(model, ("usf", "fa", "bp"), seed=seed))}
+            return {
+                n: layer.rule.spec
+                for n, layer in rule_layers(convert(model, ("usf", "fa", "bp"), seed=seed))
+            }
 
         assert chosen(0, small()) == chosen(0, small())
         assert len({tuple(chosen(seed, small()).values()) for seed in range(12)}) > 3
@@ -135,7 +168,9 @@ class TestWhatIsConverted:
         other.load_state_dict(model.state_dict())
         for layer in (model, other):
             draw_feedback(layer, 3, 1)
-            assert layer.transport(layer.weight).square().mean().sqrt().item() == pytest.approx(std, rel=0.02)
+            assert layer.transport(layer.weight).square().mean().sqrt().item() == pytest.approx(
+                std, rel=0.02
+            )
 
     def test_weights_of_zero_have_the_default_law(self) -> None:
         plain = nn.Linear(100, 10)
@@ -145,7 +180,9 @@ class TestWhatIsConverted:
 
     def test_again_with_another_rule(self) -> None:
         model = convert(convert(convert(small(), "kolen_pollack"), "hebbian"), "fa")
-        assert {key for key in model.state_dict() if "feedback" in key} == {f"{i}.feedback_kernel" for i in (0, 3, 5)}
+        assert {key for key in model.state_dict() if "feedback" in key} == {
+            f"{i}.feedback_kernel" for i in (0, 3, 5)
+        }
         assert "0.initial_bound" in model.state_dict()
         assert "0.initial_bound" not in convert(model, "fa", redraw=True).state_dict()
         assert not any("feedback" in name for name, _ in model.named_parameters())
@@ -190,16 +227,26 @@ class Own(nn.Conv2d):
 class TestWhatIsRefused:
     def test_unknown_layers(self) -> None:
         for layer, kind in (
-            (nn.MultiheadAttention(4, 2), "torch.nn.modules.activation.MultiheadAttention, which keeps weights out of"),
+            (
+                nn.MultiheadAttention(4, 2),
+                "torch.nn.modules.activation.MultiheadAttention, which keeps weights out of",
+            ),
             (nn.LSTM(4, 2), "LSTM, which keeps weights out of reach"),
             (nn.Bilinear(2, 3, 4), "Bilinear"),
             (Own(2, 3, 1), "Own, which computes in a way of its own"),
-            (nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), "which computes in a way of its own"),
+            (
+                nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)),
+                "which computes in a way of its own",
+            ),
         ):
             model = nn.ModuleDict({"known": nn.Linear(2, 2), "odd": layer})
-            with pytest.raises(InputError, match=rf"convert: odd is a .*{kind}.*\{{'odd': None, '\*': ...\}}"):
+            with pytest.raises(
+                InputError, match=rf"convert: odd is a .*{kind}.*\{{'odd': None, '\*': ...\}}"
+            ):
                 convert(model, "fa")
-            assert [name for name, _ in rule_layers(convert(model, {"odd": None, "*": "fa"}))] == ["known"]
+            assert [name for name, _ in rule_layers(convert(model, {"odd": None, "*": "fa"}))] == [
+                "known"
+            ]
 
     def test_tied_weights(self) -> None:
         model: Any = convert(Tied(), "fa", redraw=True)
@@ -207,18 +254,25 @@ class TestWhatIsRefused:
         assert not torch.equal(model.first.feedback["kernel"], model.second.feedback["kernel"])
         model(torch.randn(2, 4)).sum().backward()
         for rule in ("kolen_pollack", "hebbian"):
-            with pytest.raises(InputError, match=f"first and second share their weight, and {rule} is not defined"):
+            with pytest.raises(
+                InputError, match=f"first and second share their weight, and {rule} is not defined"
+            ):
                 convert(Tied(), rule)
 
     def test_patterns_and_names(self) -> None:
         with pytest.raises(
-            InputError, match=r"the pattern 'layer4\.\*' matches no layer with weights; there are 0, 3, 5"
+            InputError,
+            match=r"the pattern 'layer4\.\*' matches no layer with weights; there are 0, 3, 5",
         ):
             convert(small(), {"layer4.*": "fa"})
-        with pytest.raises(InputError, match="the pattern '5' is never reached.*put it before them"):
+        with pytest.raises(
+            InputError, match="the pattern '5' is never reached.*put it before them"
+        ):
             convert(small(), {"*": "usf", "5": "bp"})
         for nothing in (None, {}, {"5": None}):
-            with pytest.raises(InputError, match="expected a rule, several, or patterns with rules"):
+            with pytest.raises(
+                InputError, match="expected a rule, several, or patterns with rules"
+            ):
                 convert(small(), nothing)
         with pytest.raises(InputError, match="the model has no layer with weights"):
             convert(nn.ReLU(), "usf")
@@ -237,7 +291,9 @@ class TestWhatIsRefused:
 class TestAudit:
     def test_counts(self) -> None:
         report = audit(convert(small(), {"0": "fa", "3": "hebbian(error=W)", "5": None}))
-        assert [(row.name, row.kind, row.rule, row.parameters, row.transports) for row in report.rows] == [
+        assert [
+            (row.name, row.kind, row.rule, row.parameters, row.transports) for row in report.rows
+        ] == [
             ("0", "Conv2d", "fa", 112, False),
             ("3", "Conv2d", "hebbian(error='W')", 148, True),
             ("5", "Linear", None, 725, True),
@@ -248,7 +304,9 @@ class TestAudit:
         assert "bp (plain)" in str(report)
 
     def test_learned_feedback_and_tied_weights_count_once(self) -> None:
-        assert audit(convert(small(), "kolen_pollack")).parameters == audit(small()).parameters == 985
+        assert (
+            audit(convert(small(), "kolen_pollack")).parameters == audit(small()).parameters == 985
+        )
         assert audit(Tied()).parameters == 16 + 4 + 4
 
     def test_time_grows_as_the_layers_do(self) -> None:
@@ -267,7 +325,11 @@ class TestAudit:
         genotype = load_genotype("darts_v1")
         exact, mixed, direct = (
             audit(build_network(g, channels=4, layers=3))
-            for g in (genotype, genotype.with_rule("usf"), load_genotype("darts_v1").with_rule("dfa"))
+            for g in (
+                genotype,
+                genotype.with_rule("usf"),
+                load_genotype("darts_v1").with_rule("dfa"),
+            )
         )
         assert exact.share == 1
         assert mixed.share == 0
@@ -284,11 +346,22 @@ def published_models() -> dict[str, Any]:
         "resnet18": (torchvision.models.resnet18(num_classes=4), 32),
         "vit": (
             timm.create_model(
-                "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=4
+                "vit_tiny_patch16_224",
+                img_size=32,
+                patch_size=8,
+                embed_dim=24,
+                depth=2,
+                num_heads=2,
+                num_classes=4,
             ),
             32,
         ),
-        "convnext": (timm.create_model("convnext_atto", num_classes=4, dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)), 64),
+        "convnext": (
+            timm.create_model(
+                "convnext_atto", num_classes=4, dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)
+            ),
+            64,
+        ),
     }
 
 

@@ -1,4 +1,6 @@
-"""Common corruptions: the published severities, seeded draws, and closed forms where there are any."""
+"""Common corruptions: the published severities, seeded draws, and closed forms where there are
+any.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,17 @@ from darts_bio.evaluation.corruptions import CORRUPTIONS, corrupt
 def smooth(n: int = 6, channels: int = 3, side: int = 32) -> Tensor:
     """Images of a few soft shapes, on the grid of 256 values."""
     coarse = torch.rand(n, channels, 6, 6, generator=torch.Generator().manual_seed(0))
-    return (F.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 0.95) * 255).round() / 255
+    return (
+        F.interpolate(coarse, (side, side), mode="bicubic").clamp(0.05, 0.95) * 255
+    ).round() / 255
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 class TestEach:
     @pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 8)])
-    def test_images_of_256_values_that_depend_on_the_arguments_alone(self, name: str, channels: int, side: int) -> None:
+    def test_images_of_256_values_that_depend_on_the_arguments_alone(
+        self, name: str, channels: int, side: int
+    ) -> None:
         pixels = smooth(channels=channels, side=side)
         before, state = pixels.clone(), torch.get_rng_state()
         for severity in (1, 5):
@@ -42,7 +48,10 @@ class TestEach:
 
     def test_more_severe_is_further_from_the_image(self, name: str) -> None:
         pixels = smooth()
-        errors = [(corrupt(name, pixels, severity, seed=0) - pixels).square().mean().item() for severity in range(1, 6)]
+        errors = [
+            (corrupt(name, pixels, severity, seed=0) - pixels).square().mean().item()
+            for severity in range(1, 6)
+        ]
         assert errors[0] > 0
         if name == "saturate":  # first less of it, then more
             assert errors[0] < errors[1]
@@ -55,28 +64,41 @@ class TestClosedForms:
     def test_noise(self) -> None:
         grey = torch.full((1, 3, 256, 256), 0.5)
         for severity, std in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1):
-            assert corrupt("gaussian_noise", grey, severity, 0).std().item() == pytest.approx(std, rel=0.01)
+            assert corrupt("gaussian_noise", grey, severity, 0).std().item() == pytest.approx(
+                std, rel=0.01
+            )
         for severity, std in enumerate((0.06, 0.1, 0.12, 0.16, 0.2), 1):
-            assert corrupt("speckle_noise", grey, severity, 0).std().item() == pytest.approx(std / 2, rel=0.01)
+            assert corrupt("speckle_noise", grey, severity, 0).std().item() == pytest.approx(
+                std / 2, rel=0.01
+            )
         for severity, photons in enumerate((500, 250, 100, 75, 50), 1):
             found = corrupt("shot_noise", grey, severity, 0)
             assert found.mean().item() == pytest.approx(0.5, abs=0.001)
             assert found.std().item() == pytest.approx((0.5 / photons) ** 0.5, rel=0.02)
         for severity, share in enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1):
             found = corrupt("impulse_noise", grey, severity, 0)
-            assert ((found == 0) | (found == 1)).float().mean().item() == pytest.approx(share, rel=0.05)
+            assert ((found == 0) | (found == 1)).float().mean().item() == pytest.approx(
+                share, rel=0.05
+            )
             assert (found == 1).float().mean().item() == pytest.approx(share / 2, rel=0.05)
 
     def test_gaussian_blur_and_zoom_are_scipys(self) -> None:
         pixels = smooth()
         for severity, sigma in enumerate((0.4, 0.6, 0.7, 0.8, 1.0), 1):
-            expected = gaussian_filter(pixels.numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4)
-            assert np.abs(corrupt("gaussian_blur", pixels, severity, 0).numpy() - expected).max() < 0.51 / 255
+            expected = gaussian_filter(
+                pixels.numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4
+            )
+            assert (
+                np.abs(corrupt("gaussian_blur", pixels, severity, 0).numpy() - expected).max()
+                < 0.51 / 255
+            )
         image, total = pixels.numpy(), pixels.numpy().astype(np.float64)
         for factor in np.arange(1, 1.0599, 0.01):
             inner = int(np.ceil(32 / factor))
             top = (32 - inner) // 2
-            large = zoom(image[:, :, top : top + inner, top : top + inner], (1, 1, factor, factor), order=1)
+            large = zoom(
+                image[:, :, top : top + inner, top : top + inner], (1, 1, factor, factor), order=1
+            )
             top = (large.shape[2] - 32) // 2
             total += large[:, :, top : top + 32, top : top + 32]
         assert np.abs(corrupt("zoom_blur", pixels, 1, 0).numpy() - total / 7).max() < 0.51 / 255
@@ -90,7 +112,9 @@ class TestClosedForms:
             assert torch.equal(spread, spread.flip(2))
             assert torch.equal(spread, spread.transpose(2, 3))
         # Severity 5 is a disc of 9 pixels, but little smoothed: 0.1 of a pixel.
-        assert corrupt("defocus_blur", point, 5, 0)[0, 0, 15:18, 15:18].mean() == pytest.approx(1 / 9, abs=0.01)
+        assert corrupt("defocus_blur", point, 5, 0)[0, 0, 15:18, 15:18].mean() == pytest.approx(
+            1 / 9, abs=0.01
+        )
 
     def test_motion_blurs_along_a_line(self) -> None:
         point = torch.zeros(40, 1, 33, 33)
@@ -100,7 +124,9 @@ class TestClosedForms:
         lit = (blurred > 0).nonzero()
         reached = lit[:, 3] - 16
         assert reached.min() >= -18
-        assert reached.max() == 0  # the line is read towards the right, so that a point spreads to the left
+        assert (
+            reached.max() == 0
+        )  # the line is read towards the right, so that a point spreads to the left
         assert ((lit[:, 2] - 16).abs() <= reached.abs() + 1).all()
 
     def test_colours(self) -> None:
@@ -108,7 +134,9 @@ class TestClosedForms:
         pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0.0, 0.4
 
         def by_hsv(severity: int, name: str) -> Tensor:
-            factor, more = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[severity - 1]
+            factor, more = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[
+                severity - 1
+            ]
             brighter = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
             found = torch.empty_like(pixels)
             for i in range(len(pixels)):
@@ -130,7 +158,9 @@ class TestClosedForms:
     def test_grey_images(self) -> None:
         pixels = smooth(channels=1)
         assert torch.equal(corrupt("saturate", pixels, 5, 0), pixels)
-        assert torch.allclose(corrupt("brightness", pixels, 3, 0), (pixels + 0.15).clamp(max=1), atol=0.51 / 255)
+        assert torch.allclose(
+            corrupt("brightness", pixels, 3, 0), (pixels + 0.15).clamp(max=1), atol=0.51 / 255
+        )
 
     def test_contrast(self) -> None:
         pixels = smooth()
@@ -162,7 +192,12 @@ class TestClosedForms:
             r"expected images \(N, 1 or 3, H, W\) of at least 8x8 pixels, found \(6, 2",
         ),
         ("contrast", smooth(side=7), 1, r"at least 8x8 pixels, found \(6, 3, 7, 7\)"),
-        ("contrast", smooth() * 2 - 1, 1, r"expected pixels in \[0, 1\], found -.*; undo their normalisation first"),
+        (
+            "contrast",
+            smooth() * 2 - 1,
+            1,
+            r"expected pixels in \[0, 1\], found -.*; undo their normalisation first",
+        ),
     ],
 )
 def test_refused(name: str, pixels: Tensor, severity: int, expected: str) -> None:

@@ -28,7 +28,9 @@ def digits() -> ImageData:
 
 def numbered(n: int, side: int = 6, channels: int = 1) -> Split:
     """Images of a single value each, their own number + 1."""
-    images = torch.arange(1, n + 1, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, side, side)
+    images = (
+        torch.arange(1, n + 1, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, side, side)
+    )
     return Split(images.contiguous(), torch.arange(n))
 
 
@@ -55,7 +57,9 @@ class TestDigits:
         assert values.tolist() == [round(v * 255 / 16) for v in range(17)]
 
     def test_their_identity_stays(self, digits: ImageData) -> None:
-        assert digits.identity() == "1438 + 359 images of 1x8x8 in 10 classes, digest b58bd50050d414b1"
+        assert (
+            digits.identity() == "1438 + 359 images of 1x8x8 in 10 classes, digest b58bd50050d414b1"
+        )
 
     def test_they_are_those_of_scikit_learn(self) -> None:
         found = pytest.importorskip("sklearn.datasets").load_digits()
@@ -75,7 +79,9 @@ class TestDigits:
         part = load_data("digits", train_images=50, seed=3)
         assert len(part.train) == 50
         assert len(part.test) == len(digits.test)
-        assert torch.equal(part.train.images, load_data("digits", train_images=50, seed=3).train.images)
+        assert torch.equal(
+            part.train.images, load_data("digits", train_images=50, seed=3).train.images
+        )
         with pytest.raises(InputError, match="expected at most 1438, all of digits, found 5000"):
             load_data("digits", train_images=5000)
 
@@ -85,9 +91,15 @@ class TestNormalisation:
         images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8)
         scaled = images.double() / 255
         normalisation = Normalisation.of(images)
-        torch.testing.assert_close(normalisation.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=0)
-        torch.testing.assert_close(normalisation.std.double(), scaled.std((0, 2, 3), correction=0), rtol=1e-6, atol=0)
-        expected = (scaled - scaled.mean((0, 2, 3), keepdim=True)) / scaled.std((0, 2, 3), correction=0, keepdim=True)
+        torch.testing.assert_close(
+            normalisation.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=0
+        )
+        torch.testing.assert_close(
+            normalisation.std.double(), scaled.std((0, 2, 3), correction=0), rtol=1e-6, atol=0
+        )
+        expected = (scaled - scaled.mean((0, 2, 3), keepdim=True)) / scaled.std(
+            (0, 2, 3), correction=0, keepdim=True
+        )
         torch.testing.assert_close(normalisation(images).double(), expected, rtol=1e-4, atol=1e-5)
 
     def test_constant_images_stay_finite(self) -> None:
@@ -137,7 +149,9 @@ class TestBatches:
         assert {mirrored for _, _, mirrored in seen} == {False, True}
 
     def test_cutout_blanks_one_square_to_the_mean(self) -> None:
-        split = Split(torch.full((200, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(200, dtype=torch.long))
+        split = Split(
+            torch.full((200, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(200, dtype=torch.long)
+        )
         x, _ = batches(split, 200, Augmentation(cutout=4)).batch(0)
         blank = (x == 0).squeeze(1)
         sizes = blank.sum((1, 2))
@@ -149,14 +163,17 @@ class TestBatches:
 
     def test_a_batch_larger_than_the_split(self) -> None:
         with pytest.raises(
-            InputError, match="--batch-size: expected at most 5, the images of the train split, found 6"
+            InputError,
+            match="--batch-size: expected at most 5, the images of the train split, found 6",
         ):
             batches(numbered(5), 6)
 
     @pytest.mark.parametrize("what", ["cutout", "crop_padding"])
     def test_an_augmentation_that_leaves_nothing_of_the_image(self, what: str) -> None:
         option = "--" + what.replace("_", "-")
-        with pytest.raises(InputError, match=f"{option}: expected less than 6, the side of the images, found 16"):
+        with pytest.raises(
+            InputError, match=f"{option}: expected less than 6, the side of the images, found 16"
+        ):
             batches(numbered(5), 2, Augmentation(**{what: 16}))
 
     def test_in_order_sees_everything_once(self) -> None:
@@ -174,7 +191,11 @@ class TestFolder:
         for split, n in (("train", 3), ("val", 2)):
             for label, name in enumerate(("ants", "bees")):
                 for i in range(n):
-                    draw(tmp_path / split / name / f"{i}.png", 100 * label + i, mode="L" if i else "RGB")
+                    draw(
+                        tmp_path / split / name / f"{i}.png",
+                        100 * label + i,
+                        mode="L" if i else "RGB",
+                    )
         data = load_data("folder", str(tmp_path), image_size=4)
         assert data.classes == ("ants", "bees")
         assert data.train.images.shape == (6, 3, 4, 4)
@@ -222,7 +243,9 @@ class TestFolder:
         assert data.test.labels.tolist() == [0, 1]
         assert data.train.labels.bincount().tolist() == [1, 4]
         (tmp_path / "ants" / "1.png").unlink()
-        with pytest.raises(InputError, match="ants: expected at least 2 images, one of them for testing, found 1"):
+        with pytest.raises(
+            InputError, match="ants: expected at least 2 images, one of them for testing, found 1"
+        ):
             load_data("folder", str(tmp_path))
 
     @pytest.mark.parametrize("suffix", ["png", "pgm"])
@@ -248,16 +271,22 @@ class TestFolder:
         data = load_data("folder", str(tmp_path))
         assert len(data.train) + len(data.test) == 4
 
-    def test_an_image_of_too_many_pixels(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_image_of_too_many_pixels(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name in ("ants", "bees"):
             for i in range(2):
                 draw(tmp_path / name / f"{i}.png", i)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-        with pytest.raises(InputError, match=r"0.png: not a readable image \(Image size \(80 pixels\) exceeds"):
+        with pytest.raises(
+            InputError, match=r"0.png: not a readable image \(Image size \(80 pixels\) exceeds"
+        ):
             load_data("folder", str(tmp_path))
 
     def test_a_name_that_is_too_long(self) -> None:
-        with pytest.raises(InputError, match=r"--data-dir a+: folder cannot be read \(File name too long\)"):
+        with pytest.raises(
+            InputError, match=r"--data-dir a+: folder cannot be read \(File name too long\)"
+        ):
             load_data("folder", "a" * 300)
 
     def test_truncated_image(self, tmp_path: Path) -> None:
@@ -297,11 +326,16 @@ class TestCifar:
                 raise RuntimeError("operator torchvision::nms does not exist\nmore lines")
 
         monkeypatch.setitem(sys.modules, "torchvision", Broken("torchvision"))
-        with pytest.raises(InputError, match=r"nms does not exist.*pip install --force-reinstall torch torchvision"):
+        with pytest.raises(
+            InputError, match=r"nms does not exist.*pip install --force-reinstall torch torchvision"
+        ):
             load_data("cifar10")
 
     @pytest.mark.cifar
-    @pytest.mark.skipif("DARTS_BIO_DATA" not in os.environ, reason="DARTS_BIO_DATA does not name a folder with CIFAR")
+    @pytest.mark.skipif(
+        "DARTS_BIO_DATA" not in os.environ,
+        reason="DARTS_BIO_DATA does not name a folder with CIFAR",
+    )
     def test_the_real_ones(self) -> None:
         data = load_data("cifar10", os.environ["DARTS_BIO_DATA"])
         assert (len(data.train), len(data.test), len(data.classes)) == (50000, 10000, 10)
@@ -310,15 +344,21 @@ class TestCifar:
             torch.tensor([0.49139968, 0.48215827, 0.44653124]),
             torch.tensor([0.24703233, 0.24348505, 0.26158768]),
         )
-        torch.testing.assert_close((normalisation.mean, normalisation.std), published, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            (normalisation.mean, normalisation.std), published, rtol=0, atol=1e-4
+        )
         assert len(load_data("cifar100", os.environ["DARTS_BIO_DATA"]).classes) == 100
 
 
 def test_names_and_options() -> None:
-    with pytest.raises(InputError, match=r"unknown data set 'cifar': did you mean 'cifar10' or 'cifar100'\?"):
+    with pytest.raises(
+        InputError, match=r"unknown data set 'cifar': did you mean 'cifar10' or 'cifar100'\?"
+    ):
         load_data("cifar")
     for name in ("digits", "cifar10", "cifar100"):
-        with pytest.raises(InputError, match=f"--image-size: {name} keeps its own size; leave the option out"):
+        with pytest.raises(
+            InputError, match=f"--image-size: {name} keeps its own size; leave the option out"
+        ):
             load_data(name, image_size=16)
 
 
@@ -340,7 +380,9 @@ def test_a_loader_of_a_users_own_may_resize_and_is_checked() -> None:
         assert load_data("mine", image_size=8) is made["8"]
         for key, split in bad.items():
             made[key] = ImageData(good, split, ("a", "b"))
-            with pytest.raises(InputError, match="data set mine, test images: expected uint8 .*mend the function"):
+            with pytest.raises(
+                InputError, match="data set mine, test images: expected uint8 .*mend the function"
+            ):
                 load_data("mine", image_size=int(key))
     finally:
         DATASETS.unregister("mine")
@@ -373,7 +415,9 @@ def test_torchvisions_own_files_are_read(tmp_path: Path, monkeypatch: pytest.Mon
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None}
+    )
     data = load_data("cifar10", str(tmp_path))
     assert data.classes == ("a", "b")
     assert torch.equal(data.train.images, torch.from_numpy(pixels.reshape(2, 3, 32, 32)))

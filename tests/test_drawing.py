@@ -1,4 +1,6 @@
-"""Figures: what they carry, that nothing overlaps, that both forms agree and the same input gives the same bytes."""
+"""Figures: what they carry, that nothing overlaps, that both forms agree and the same input gives
+the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,16 @@ from darts_bio.spaces.darts import DartsSpace, Layout
 
 SVG = "{http://www.w3.org/2000/svg}"
 NB201 = Cell(
-    tuple(Edge(n, i, Candidate(f"op_{n}{i}", "bp" if i else None)) for n in range(1, 4) for i in range(n)), (3,)
+    tuple(
+        Edge(n, i, Candidate(f"op_{n}{i}", "bp" if i else None))
+        for n in range(1, 4)
+        for i in range(n)
+    ),
+    (3,),
 )
 COMPLETE = Cell(
-    tuple(Edge(n, i, Candidate("sep_conv_3x3", "bp")) for n in range(2, 8) for i in range(n)), tuple(range(2, 8))
+    tuple(Edge(n, i, Candidate("sep_conv_3x3", "bp")) for n in range(2, 8) for i in range(n)),
+    tuple(range(2, 8)),
 )
 
 
@@ -62,21 +70,36 @@ def check_layout(figure: Drawing, edges: int) -> None:
 
 @st.composite
 def random_cells(draw: st.DrawFn) -> Cell:
-    """Cells of 1 to 6 nodes, with two incoming edges each (the same input twice included) or with all."""
+    """Cells of 1 to 6 nodes, with two incoming edges each (the same input twice included) or with
+    all.
+    """
     last = 1 + draw(st.integers(1, 6))
     complete = last <= 5 and draw(st.booleans())
     edges = []
     for node in range(2, last + 1):
-        sources = range(node) if complete else draw(st.lists(st.integers(0, node - 1), min_size=2, max_size=2))
+        sources = (
+            range(node)
+            if complete
+            else draw(st.lists(st.integers(0, node - 1), min_size=2, max_size=2))
+        )
         for source in sources:
-            op = draw(st.sampled_from(["skip_connect", "sep_conv_3x3", "an_operation_with_a_long_name"]))
-            edges.append(Edge(node, source, Candidate(op, draw(st.sampled_from([None, "bp", "mine(a=1)"])))))
+            op = draw(
+                st.sampled_from(["skip_connect", "sep_conv_3x3", "an_operation_with_a_long_name"])
+            )
+            edges.append(
+                Edge(node, source, Candidate(op, draw(st.sampled_from([None, "bp", "mine(a=1)"]))))
+            )
     concat = draw(st.sets(st.integers(2, last), min_size=1))
     return Cell(tuple(edges), tuple(sorted(concat)))
 
 
 @pytest.mark.parametrize(
-    "cell", [COMPLETE, NB201, *(cell for name in shipped_names() for cell in load_genotype(name).cells.values())]
+    "cell",
+    [
+        COMPLETE,
+        NB201,
+        *(cell for name in shipped_names() for cell in load_genotype(name).cells.values()),
+    ],
 )
 def test_nothing_overlaps_and_no_line_runs_behind_a_foreign_node(cell: Cell) -> None:
     figure = draw_cell(cell, "cell")
@@ -84,7 +107,9 @@ def test_nothing_overlaps_and_no_line_runs_behind_a_foreign_node(cell: Cell) -> 
     for curve in (item for item in figure.primitives if isinstance(item, Curve)):
         points = curve.at(np.linspace(0, 1, 300))
         for box in nodes(figure):
-            inside = (points > (box.x + 1, box.y)) & (points < (box.x + box.width - 1, box.y + box.height))
+            inside = (points > (box.x + 1, box.y)) & (
+                points < (box.x + box.width - 1, box.y + box.height)
+            )
             assert not inside.all(1).any()
 
 
@@ -94,7 +119,9 @@ def test_labels_of_random_cells_overlap_nothing(cell: Cell) -> None:
     check_layout(draw_cell(cell), len(cell.edges))
 
 
-@pytest.mark.parametrize("cell", [NB201, Cell((), ()), Cell((Edge(2, 0, Candidate("op", "bp")),) * 9, (2,))])
+@pytest.mark.parametrize(
+    "cell", [NB201, Cell((), ()), Cell((Edge(2, 0, Candidate("op", "bp")),) * 9, (2,))]
+)
 def test_cells_of_other_spaces(cell: Cell) -> None:
     figure = draw_cell(cell)
     check_layout(figure, len(cell.edges))
@@ -114,17 +141,25 @@ def test_svg_carries_each_edge_once_in_its_rules_colour(name: str) -> None:
         for edge in cell.edges:
             op, rule = edge.candidate.op, edge.candidate.rule
             title = (
-                f"{op}, {edge.input} -> {edge.node}" if rule is None else f"{op} : {rule}, {edge.input} -> {edge.node}"
+                f"{op}, {edge.input} -> {edge.node}"
+                if rule is None
+                else f"{op} : {rule}, {edge.input} -> {edge.node}"
             )
             expected[title, NO_RULE if rule is None else KNOWN_COLOURS[rule], rule is None] += 1
     found: Counter[tuple[str, str, bool]] = Counter()
     for group in root.iter(f"{SVG}g"):
         line, head = group.findall(f"{SVG}path")
         assert line.get("stroke") == head.get("fill")
-        found[str(group.findtext(f"{SVG}title")), str(line.get("stroke")), "stroke-dasharray" in line.attrib] += 1
+        found[
+            str(group.findtext(f"{SVG}title")),
+            str(line.get("stroke")),
+            "stroke-dasharray" in line.attrib,
+        ] += 1
     assert found == expected
     texts = Counter(text.text for text in root.iter(f"{SVG}text"))
-    operations = Counter(edge.candidate.op for cell in genotype.cells.values() for edge in cell.edges)
+    operations = Counter(
+        edge.candidate.op for cell in genotype.cells.values() for edge in cell.edges
+    )
     assert {op: texts[op] for op in operations} == operations
 
 
@@ -133,12 +168,21 @@ def test_hostile_labels_stay_text() -> None:
     cell = Cell((Edge(2, 0, Candidate(op, rule)), Edge(2, 1, Candidate("x" * 10_000, None))), (2,))
     figure = draw_genotype(Genotype('"<', {"<i>": cell}), title="<b>&")
     root = ET.fromstring(figure.svg().encode())
-    assert {element.tag.removeprefix(SVG) for element in root.iter()} == {"svg", "rect", "g", "title", "path", "text"}
+    assert {element.tag.removeprefix(SVG) for element in root.iter()} == {
+        "svg",
+        "rect",
+        "g",
+        "title",
+        "path",
+        "text",
+    }
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert {"<b>&", "<i>", rule, 'a<b>&"�]]> ��'} <= set(texts)
     check_layout(figure, 2)
     figure.image()
-    ET.fromstring(draw_edge_weights("<&\0", ((Candidate(op, rule),),), [(2, 0)], [[1.0]]).svg().encode())
+    ET.fromstring(
+        draw_edge_weights("<&\0", ((Candidate(op, rule),),), [(2, 0)], [[1.0]]).svg().encode()
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -157,7 +201,9 @@ def test_both_forms_have_the_same_measures(scale: float) -> None:
 
 
 @pytest.mark.parametrize("scalable", [True, False])
-def test_text_is_painted_as_wide_as_it_is_measured(scalable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_painted_as_wide_as_it_is_measured(
+    scalable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not scalable:
         bitmap = getattr(ImageFont, "load_default_imagefont", None)
         if bitmap is None:
@@ -188,7 +234,11 @@ def test_known_rules_keep_their_colours_and_others_follow_from_their_name() -> N
     others = [f"mine(a={i})" for i in range(len(FURTHER_COLOURS))]
     colours = rule_colours([*others, "usf", None, "bp"])
     assert list(colours) == ["bp", "usf", *others, None]
-    assert {rule: colours[rule] for rule in ("bp", "usf", None)} == {"bp": "#0072b2", "usf": "#d55e00", None: NO_RULE}
+    assert {rule: colours[rule] for rule in ("bp", "usf", None)} == {
+        "bp": "#0072b2",
+        "usf": "#d55e00",
+        None: NO_RULE,
+    }
     assert set(colours.values()) == {"#0072b2", "#d55e00", NO_RULE, *FURTHER_COLOURS}
     # Written out: a hash that changes from one process to the next would fail here.
     assert rule_colours(["mine(a=1)"]) == {"mine(a=1)": "#999933"}
@@ -219,7 +269,9 @@ def test_heat_map_puts_each_value_in_its_candidates_column(layout: Layout, cell_
             if tile is not None:
                 assert tile.title == f"{node} <- {source}, {name}: {present[name]:.4g}"
         (dot,) = [dot for dot in dots if abs(dot.y + dot.height / 2 - y) < 2]
-        assert dot.x + dot.width / 2 == pytest.approx(xs[max(present, key=present.__getitem__)], abs=1)
+        assert dot.x + dot.width / 2 == pytest.approx(
+            xs[max(present, key=present.__getitem__)], abs=1
+        )
     shown = [name.split(":")[0] for name in sorted(xs, key=xs.__getitem__)]
     appearing = list(dict.fromkeys(candidate.op for row in rows for candidate in row if candidate))
     assert [op for i, op in enumerate(shown) if i == 0 or op != shown[i - 1]] == appearing

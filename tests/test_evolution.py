@@ -1,4 +1,6 @@
-"""eg: its sampler on known functions, individuals, the moves of the architecture, and what is resumed."""
+"""eg: its sampler on known functions, individuals, the moves of the architecture, and what is
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,17 @@ class TestSampler:
             (rastrigin, False, 300, 100),
         ],
     )
-    def test_reaches_the_known_optimum(self, function: Any, separable: bool, population: int, generations: int) -> None:
+    def test_reaches_the_known_optimum(
+        self, function: Any, separable: bool, population: int, generations: int
+    ) -> None:
         sampler = after(generations, function, Sampler(6, population, 1, separable))
         assert function(sampler.mean) < 1e-6
         assert np.abs(sampler.mean - CENTRE).max() < 1e-3
 
     def test_a_diagonal_covariance_needs_restarts_among_many_local_optima(self) -> None:
-        found = [rastrigin(after(150, rastrigin, Sampler(6, 100, seed, True)).mean) for seed in range(8)]
+        found = [
+            rastrigin(after(150, rastrigin, Sampler(6, 100, seed, True)).mean) for seed in range(8)
+        ]
         assert min(found) < 1e-4
 
     @pytest.mark.parametrize("separable", [False, True])
@@ -164,7 +170,9 @@ class TestMoves:
         assert numbers["evolution/best_fitness"] == pytest.approx(best[0], rel=1e-5)
         for t, weights in state.weights.items():
             assert weights.allclose(0.9 * before[t] + 0.1 * best[1][t])
-            assert state.alpha[t].masked_fill(~state.masks[t], -torch.inf).softmax(1).allclose(weights)
+            assert (
+                state.alpha[t].masked_fill(~state.masks[t], -torch.inf).softmax(1).allclose(weights)
+            )
 
     def test_finds_what_lowers_a_known_loss(self) -> None:
         own, state = eg("eg(population=16)", epochs=60)
@@ -194,7 +202,9 @@ class TestMoves:
 
 
 class TestOnTheSupernet:
-    def test_fitness_rises_over_generations_and_the_covariance_adapts(self, data: ImageData) -> None:
+    def test_fitness_rises_over_generations_and_the_covariance_adapts(
+        self, data: ImageData
+    ) -> None:
         task = search(data, "eg(population=12, samples=1, batches=2, novelty=0)", epochs=40)
         for number in range(3):
             epoch(task, number)

@@ -1,4 +1,6 @@
-"""Images read from disk by worker processes: order and augmentation by seed, what is damaged, what is no data set."""
+"""Images read from disk by worker processes: order and augmentation by seed, what is damaged, what
+is no data set.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,12 @@ from darts_bio.errors import InputError
 from darts_bio.runtime import derive_seed
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one core
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),  # of Python 3.12, about pytest's own threads
+    pytest.mark.filterwarnings(
+        "ignore:This DataLoader will create:UserWarning"
+    ),  # on a machine of one core
+    pytest.mark.filterwarnings(
+        "ignore:.*use of fork:DeprecationWarning"
+    ),  # of Python 3.12, about pytest's own threads
 ]
 
 CPU = torch.device("cpu")
@@ -74,10 +80,20 @@ class Failing(Numbers):
 def loader(
     items: Numbers, size: int = 4, workers: int = 0, share: tuple[int, int] = (0, 1), seed: int = 0
 ) -> SeededLoader:
-    return SeededLoader(items=items, batch_size=size, seed=seed, name="train", workers=workers, device=CPU, share=share)
+    return SeededLoader(
+        items=items,
+        batch_size=size,
+        seed=seed,
+        name="train",
+        workers=workers,
+        device=CPU,
+        share=share,
+    )
 
 
-def ordered(items: Numbers, size: int = 4, workers: int = 0, share: tuple[int, int] = (0, 1)) -> OrderedLoader:
+def ordered(
+    items: Numbers, size: int = 4, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> OrderedLoader:
     return OrderedLoader(items=items, batch_size=size, workers=workers, device=CPU, share=share)
 
 
@@ -117,7 +133,11 @@ class TestSeededLoader:
         for t, x in enumerate(images(loader(Numbers(11)), range(3))):
             for i, (index, *draws) in enumerate(x.flatten(1).tolist()):
                 seed = derive_seed("augment", 0, "train", 4 * t + i)
-                expected = (random.Random(seed), np.random.RandomState(seed % 2**32), torch.Generator())
+                expected = (
+                    random.Random(seed),
+                    np.random.RandomState(seed % 2**32),
+                    torch.Generator(),
+                )
                 expected[2].manual_seed(seed)
                 assert 0 <= index < 11
                 assert draws == [
@@ -129,15 +149,24 @@ class TestSeededLoader:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_two_processes_read_the_halves_of_what_one_would(self, workers: int) -> None:
         whole = images(loader(Numbers(13)), range(5))
-        halves = [images(loader(Numbers(13), workers=workers, share=(rank, 2)), range(5)) for rank in range(2)]
+        halves = [
+            images(loader(Numbers(13), workers=workers, share=(rank, 2)), range(5))
+            for rank in range(2)
+        ]
         for one, *parts in zip(whole, *halves, strict=True):
             assert torch.equal(torch.cat(parts), one)
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_generators_and_handlers_of_the_main_process_stay_as_they_are(self, workers: int) -> None:
+    def test_generators_and_handlers_of_the_main_process_stay_as_they_are(
+        self, workers: int
+    ) -> None:
         def state() -> bytes:
-            handlers = [signal.getsignal(s) for s in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)]
-            return repr((random.getstate(), np.random.get_state(), torch.get_rng_state().tolist(), handlers)).encode()
+            handlers = [
+                signal.getsignal(s) for s in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+            ]
+            return repr(
+                (random.getstate(), np.random.get_state(), torch.get_rng_state().tolist(), handlers)
+            ).encode()
 
         before = state()
         images(loader(Numbers(11), workers=workers), range(3))
@@ -154,20 +183,27 @@ class TestSeededLoader:
                 x, labels = stream.batch(t)
                 assert labels.tolist() == expected == x[:, 0, 0, 0].tolist()
                 assert torch.equal(x.flatten(1)[:, 1:], whole.batch(t)[0].flatten(1)[:, 1:])
-        assert dict(sorted(stream.damaged.items())) == {"2.png": "torn", "3.png": "torn", "8.png": "torn"}
+        assert dict(sorted(stream.damaged.items())) == {
+            "2.png": "torn",
+            "3.png": "torn",
+            "8.png": "torn",
+        }
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_nothing_but_damaged_images(self, workers: int) -> None:
         stream = loader(Numbers(150, damaged=tuple(range(150))), workers=workers)
         with (
             contextlib.closing(stream),
-            pytest.raises(InputError, match=r"100 images in a row cannot be read, among them \d+.png \(torn\)"),
+            pytest.raises(
+                InputError, match=r"100 images in a row cannot be read, among them \d+.png \(torn\)"
+            ),
         ):
             stream.batch(0)
 
     def test_a_batch_larger_than_the_split(self) -> None:
         with pytest.raises(
-            InputError, match="--batch-size: expected at most 3, the images of the train split, found 4"
+            InputError,
+            match="--batch-size: expected at most 3, the images of the train split, found 4",
         ):
             loader(Numbers(3))
 
@@ -177,10 +213,14 @@ class TestOrderedLoader:
     def test_three_processes_see_each_image_once(self, workers: int) -> None:
         seen: list[int] = []
         for rank in range(3):
-            with contextlib.closing(ordered(Numbers(25, damaged=(7, 24)), 4, workers, (rank, 3))) as stream:
+            with contextlib.closing(
+                ordered(Numbers(25, damaged=(7, 24)), 4, workers, (rank, 3))
+            ) as stream:
                 own = [labels for _, labels in stream]
                 assert all(len(labels) <= 4 for labels in own)
-                assert torch.cat(own).tolist() == [i for i in range(rank, 25, 3) if i not in (7, 24)]
+                assert torch.cat(own).tolist() == [
+                    i for i in range(rank, 25, 3) if i not in (7, 24)
+                ]
                 seen += torch.cat(own).tolist()
                 assert set(stream.damaged) == {f"{i}.png" for i in (7, 24) if i % 3 == rank}
         assert sorted(seen) == [i for i in range(25) if i not in (7, 24)]
@@ -196,7 +236,10 @@ class TestOrderedLoader:
         assert no_children()
 
     def test_a_batch_of_damaged_images_alone_is_left_out(self) -> None:
-        assert [labels.tolist() for _, labels in ordered(Numbers(6, damaged=(2, 3)), 2)] == [[0, 1], [4, 5]]
+        assert [labels.tolist() for _, labels in ordered(Numbers(6, damaged=(2, 3)), 2)] == [
+            [0, 1],
+            [4, 5],
+        ]
 
 
 class TestWorkers:
@@ -204,7 +247,8 @@ class TestWorkers:
         """As the system does where memory is short."""
         with contextlib.closing(ordered(Failing(8, None), workers=1)) as stream:
             with pytest.raises(
-                InputError, match="worker process that reads images failed.*exited unexpectedly.*--workers"
+                InputError,
+                match="worker process that reads images failed.*exited unexpectedly.*--workers",
             ):
                 list(stream)
             assert no_children()
@@ -232,7 +276,10 @@ class TestWorkers:
             for name in ("INT", "TERM"):
                 pids = [str(child.pid) for child in multiprocessing.active_children()]
                 subprocess.run(["sh", "-c", f"kill -{name} {' '.join(pids)}"], check=True)
-            assert all(torch.equal(stream.batch(t)[1], loader(Numbers(64)).batch(t)[1]) for t in range(1, 20))
+            assert all(
+                torch.equal(stream.batch(t)[1], loader(Numbers(64)).batch(t)[1])
+                for t in range(1, 20)
+            )
             child = multiprocessing.active_children()[0]
             child.terminate()  # which is how Python ends one
             child.join(timeout=10)
@@ -247,7 +294,11 @@ class TestWorkers:
         )
         root = Path(__file__).parent.parent
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=root, timeout=60
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=root,
+            timeout=60,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "4 4\n", "")
 
@@ -257,7 +308,9 @@ def picture(seed: int, side: int = 24, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def fill(root: Path, part: str = "train", classes: tuple[str, ...] = ("cat", "dog"), each: int = 6) -> None:
+def fill(
+    root: Path, part: str = "train", classes: tuple[str, ...] = ("cat", "dog"), each: int = 6
+) -> None:
     for label, name in enumerate(classes):
         (root / part / name).mkdir(parents=True)
         for i in range(each):
@@ -298,17 +351,30 @@ def labels_of(batches: Iterator[tuple[Tensor, Tensor]]) -> list[int]:
 class TestFolders:
     def test_what_is_said_of_them(self, root: Path) -> None:
         data = files(root)
-        assert (data.classes, data.in_channels, data.image_size, data.per_epoch) == (("cat", "dog"), 3, (16, 16), 3)
+        assert (data.classes, data.in_channels, data.image_size, data.per_epoch) == (
+            ("cat", "dog"),
+            3,
+            (16, 16),
+            3,
+        )
         assert data.identity().startswith("12 + 8 image files in 2 classes, digest ")
         x, labels = data.batch(0)
-        assert (x.dtype, x.shape, labels.dtype, labels.shape) == (torch.float32, (4, 3, 16, 16), torch.int64, (4,))
+        assert (x.dtype, x.shape, labels.dtype, labels.shape) == (
+            torch.float32,
+            (4, 3, 16, 16),
+            torch.int64,
+            (4,),
+        )
         assert labels_of(data.measured("test")) == [0] * 4 + [1] * 4
         assert list(data.measured("valid")) == []
         assert data.damaged == {}
 
     def test_batches_by_workers_and_two_processes(self, root: Path) -> None:
         whole = files(root, auto_augment="rand-m9-mstd0.5")
-        parts = [files(root, auto_augment="rand-m9-mstd0.5", workers=1, share=(rank, 2)) for rank in range(2)]
+        parts = [
+            files(root, auto_augment="rand-m9-mstd0.5", workers=1, share=(rank, 2))
+            for rank in range(2)
+        ]
         for t in (2, 3, 4):
             (left, left_labels), (right, right_labels) = (part.batch(t) for part in parts)
             x, labels = whole.batch(t)
@@ -326,7 +392,9 @@ class TestFolders:
             resized = image.resize((20, 16), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized.crop((4, 2, 16, 14)), dtype=np.float32) / 255
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-        np.testing.assert_allclose(x[0].permute(1, 2, 0).numpy(), (pixels - mean) / std, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            x[0].permute(1, 2, 0).numpy(), (pixels - mean) / std, rtol=1e-4, atol=1e-4
+        )
 
     def test_augmentation_is_what_the_options_say(self, tmp_path: Path) -> None:
         for part in ("train", "val"):
@@ -349,7 +417,9 @@ class TestFolders:
         coloured = bytes_of(color_jitter=0.4, flip=False)[:, :, :, -1]
         assert len(coloured[:, 1].unique()) > 8
         hue = coloured.argmax(1).unique()
-        assert len(hue) > 1  # blue is no longer the strongest everywhere, as it were without a change of hue
+        assert (
+            len(hue) > 1
+        )  # blue is no longer the strongest everywhere, as it were without a change of hue
 
     def test_classes_are_numbered_as_timm_does(self, tmp_path: Path) -> None:
         for part in ("train", "val"):
@@ -370,7 +440,9 @@ class TestFolders:
         picture(1).save(root / "train" / "stray.jpg")
         assert files(root).identity() == clean
 
-    def test_identity_is_of_names_and_not_of_the_place(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_identity_is_of_names_and_not_of_the_place(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         here = files(root).identity()
         monkeypatch.chdir(root)
         assert files(Path(".")).identity() == here
@@ -389,7 +461,10 @@ class TestFolders:
             return {round(v) for v in ((x[:, 0].mean((1, 2)) * 0.229 + 0.485) * 255 / 20).tolist()}
 
         data = files(root, color_jitter=0.0, holdout=5, batch_size=7, workers=1)
-        trained, held_out = greys(data.batch(0)[0]) | greys(data.batch(1)[0]), greys(next(data.measured("valid"))[0])
+        trained, held_out = (
+            greys(data.batch(0)[0]) | greys(data.batch(1)[0]),
+            greys(next(data.measured("valid"))[0]),
+        )
         assert (len(trained), len(held_out), trained | held_out) == (7, 5, set(range(12)))
         assert greys(next(files(root, holdout=5, seed=1).measured("valid"))[0]) != held_out
         data.close()
@@ -436,7 +511,9 @@ class TestDamagedFiles:
         image.save(root / "val" / "cat" / f"cat0.{'jpg' if mode == 'CMYK' else 'png'}")
         data = files(root)
         x, _ = next(data.measured("test"))
-        pixels = (x[0] * data.normalisation.std.view(3, 1, 1) + data.normalisation.mean.view(3, 1, 1)) * 255
+        pixels = (
+            x[0] * data.normalisation.std.view(3, 1, 1) + data.normalisation.mean.view(3, 1, 1)
+        ) * 255
         assert (pixels - value).abs().max() < 2
         assert data.damaged == {}
 
@@ -456,7 +533,9 @@ def packed(path: Path, folder: Path, inside: str) -> None:
 
 class TestTarFiles:
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_folder_of_them_holds_what_the_folders_do(self, root: Path, tmp_path: Path, workers: int) -> None:
+    def test_a_folder_of_them_holds_what_the_folders_do(
+        self, root: Path, tmp_path: Path, workers: int
+    ) -> None:
         for part in ("train", "val"):
             (root / "tars" / part).mkdir(parents=True)
             for name in ("cat", "dog"):
@@ -483,8 +562,12 @@ class TestTarFiles:
         assert torch.equal(next(data.measured("test"))[0], next(files(root).measured("test"))[0])
         data.close()
 
-    def test_no_index_beside_large_ones_is_read_or_written(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """timm keeps one of tar files above 10 GB, as a pickle: whoever gives the images could give that too."""
+    def test_no_index_beside_large_ones_is_read_or_written(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """timm keeps one of tar files above 10 GB, as a pickle: whoever gives the images could give
+        that too.
+        """
         from timm.data.readers import reader_image_in_tar
 
         (root / "tars").mkdir()
@@ -521,7 +604,9 @@ class TestTarFiles:
 
     def test_a_broken_one(self, root: Path) -> None:
         (root / "test.tar").write_bytes(b"\1" * 700)
-        with pytest.raises(InputError, match=r"test.tar: expected images .*found none that can be read"):
+        with pytest.raises(
+            InputError, match=r"test.tar: expected images .*found none that can be read"
+        ):
             files(root, test_split="test")
 
 
@@ -532,22 +617,32 @@ class TestWhatCannotBeUsed:
         with pytest.raises(InputError, match="found no folder .*nowhere"):
             files(root / "nowhere")
 
-    @pytest.mark.parametrize(("part", "names"), [("train", "train or training"), ("val", "validation or val or valid")])
+    @pytest.mark.parametrize(
+        ("part", "names"), [("train", "train or training"), ("val", "validation or val or valid")]
+    )
     def test_a_part_is_missing(self, root: Path, part: str, names: str) -> None:
         (root / part).rename(root / "elsewhere")
-        with pytest.raises(InputError, match=f"expected a folder or tar file named {names}.*give its name by --"):
+        with pytest.raises(
+            InputError, match=f"expected a folder or tar file named {names}.*give its name by --"
+        ):
             files(root)
 
-    def test_a_folder_that_may_not_be_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_may_not_be_read(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(path: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(Path, "iterdir", refuse)
-        with pytest.raises(InputError, match=r"--data-dir .*: cannot be read \(Permission denied\)"):
+        with pytest.raises(
+            InputError, match=r"--data-dir .*: cannot be read \(Permission denied\)"
+        ):
             files(root)
 
     def test_parts_that_are_the_same(self, root: Path) -> None:
-        with pytest.raises(InputError, match="--test-split: expected another part than the one that is trained on"):
+        with pytest.raises(
+            InputError, match="--test-split: expected another part than the one that is trained on"
+        ):
             files(root, test_split="train")
 
     @pytest.mark.parametrize(("part", "other"), [("train", "validation"), ("val", "train")])
@@ -561,7 +656,8 @@ class TestWhatCannotBeUsed:
         (root / "val" / "yak").mkdir()
         (root / "val" / "yak" / "readme.txt").write_text("none yet")
         with pytest.raises(
-            InputError, match=r"val/yak: expected images \(.png .* in a folder for each class.*found none"
+            InputError,
+            match=r"val/yak: expected images \(.png .* in a folder for each class.*found none",
         ):
             files(root)
 
@@ -576,7 +672,9 @@ class TestWhatCannotBeUsed:
     def test_no_images_at_all(self, root: Path) -> None:
         for path in (root / "train").rglob("*.jpg"):
             path.unlink()
-        with pytest.raises(InputError, match="train: expected images .*found none that can be read"):
+        with pytest.raises(
+            InputError, match="train: expected images .*found none that can be read"
+        ):
             files(root)
 
     def test_a_single_class(self, tmp_path: Path) -> None:
@@ -588,10 +686,19 @@ class TestWhatCannotBeUsed:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            ({"num_classes": 1}, "--num-classes: expected at least the 2 classes of the images, found 1"),
-            ({"batch_size": 13}, "--batch-size: expected at most 12, the images of the train split, found 13"),
+            (
+                {"num_classes": 1},
+                "--num-classes: expected at least the 2 classes of the images, found 1",
+            ),
+            (
+                {"batch_size": 13},
+                "--batch-size: expected at most 12, the images of the train split, found 13",
+            ),
             ({"holdout": 12}, "--holdout: expected fewer than the 12 training images, found 12"),
-            ({"train_images": 13}, "--train-images: expected at most 12, all of the train split, found 13"),
+            (
+                {"train_images": 13},
+                "--train-images: expected at most 12, all of the train split, found 13",
+            ),
             ({"color_jitter": 1.5}, "--color-jitter: expected 0 to 1, found 1.5"),
             (
                 {"auto_augment": "foo"},
@@ -599,9 +706,18 @@ class TestWhatCannotBeUsed:
             ),
             ({"auto_augment": "rand-m9-q5"}, "--auto-augment rand-m9-q5: not a policy"),
             ({"auto_augment": "rand-mx9"}, "--auto-augment rand-mx9: not a policy"),
-            ({"dataset": "imagenet"}, "--dataset: expected hfds/NAME, .*, or nothing for folders.*found 'imagenet'"),
-            ({"dataset": "torch/cifar10"}, "--dataset torch/cifar10, part train: cannot be read .*not found"),
-            ({"dataset": "torch/cifar11"}, "--dataset torch/cifar11, part train: cannot be read .*cifar11"),
+            (
+                {"dataset": "imagenet"},
+                "--dataset: expected hfds/NAME, .*, or nothing for folders.*found 'imagenet'",
+            ),
+            (
+                {"dataset": "torch/cifar10"},
+                "--dataset torch/cifar10, part train: cannot be read .*not found",
+            ),
+            (
+                {"dataset": "torch/cifar11"},
+                "--dataset torch/cifar11, part train: cannot be read .*cifar11",
+            ),
         ],
     )
     def test_options(self, root: Path, options: dict[str, Any], expected: str) -> None:
@@ -611,7 +727,9 @@ class TestWhatCannotBeUsed:
     def test_a_package_that_is_missing(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         for dataset, package in (("hfds/x", "datasets"), ("wds/", "webdataset")):
-            with pytest.raises(InputError, match=f"--dataset {dataset} needs a package: pip install {package}"):
+            with pytest.raises(
+                InputError, match=f"--dataset {dataset} needs a package: pip install {package}"
+            ):
                 open_source(config(root, dataset=dataset), CPU)
 
     def test_torchvision_sets_need_a_place(self) -> None:
@@ -672,10 +790,19 @@ class TestStreams:
     def test_batches_and_what_is_measured(self, shards: Path) -> None:
         before = torch.get_rng_state()
         data = self.stream(shards, workers=2)
-        assert (data.per_epoch, data.classes, data.image_size) == (5, ("0", "1", "2", "3"), (16, 16))
+        assert (data.per_epoch, data.classes, data.image_size) == (
+            5,
+            ("0", "1", "2", "3"),
+            (16, 16),
+        )
         forward = [data.batch(t) for t in range(8)]
         assert all(x.shape == (4, 3, 16, 16) and x.dtype == torch.float32 for x, _ in forward)
-        assert sorted(torch.cat([labels for _, labels in forward[:5]]).unique().tolist()) == [0, 1, 2, 3]
+        assert sorted(torch.cat([labels for _, labels in forward[:5]]).unique().tolist()) == [
+            0,
+            1,
+            2,
+            3,
+        ]
         assert not torch.equal(forward[0][0], forward[5][0])
         assert sorted(labels_of(data.measured("test"))) == [0, 0, 1, 1, 2, 2, 3]
         assert list(data.measured("valid")) == []
@@ -690,14 +817,28 @@ class TestStreams:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            ({"holdout": 2}, "--train-images and --holdout: images of the stream wds/ cannot be chosen"),
+            (
+                {"holdout": 2},
+                "--train-images and --holdout: images of the stream wds/ cannot be chosen",
+            ),
             ({"test_split": "foo"}, "--dataset wds/, part foo: cannot be read"),
-            ({"batch_size": 24}, "--batch-size: expected at most 20, the images of train, found 24"),
-            ({"num_classes": 2}, "--num-classes: expected labels from 0 to 1 in the stream, found one of [23]"),
-            ({"num_classes": None}, "--num-classes: the stream wds/ does not tell how many classes it has; say it"),
+            (
+                {"batch_size": 24},
+                "--batch-size: expected at most 20, the images of train, found 24",
+            ),
+            (
+                {"num_classes": 2},
+                "--num-classes: expected labels from 0 to 1 in the stream, found one of [23]",
+            ),
+            (
+                {"num_classes": None},
+                "--num-classes: the stream wds/ does not tell how many classes it has; say it",
+            ),
         ],
     )
-    def test_what_cannot_be_used(self, shards: Path, options: dict[str, Any], expected: str) -> None:
+    def test_what_cannot_be_used(
+        self, shards: Path, options: dict[str, Any], expected: str
+    ) -> None:
         with pytest.raises(InputError, match=expected):
             self.stream(shards, **options).batch(0)
         assert no_children()

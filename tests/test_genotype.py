@@ -1,4 +1,6 @@
-"""Genotype files and DARTS-style text: what they hold, what round-trips, and what is refused naming the field."""
+"""Genotype files and DARTS-style text: what they hold, what round-trips, and what is refused naming
+the field.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,13 @@ PUBLISHED = {
         "avg<-0, sep5<-1 | sep3<-0, dil5<-2 | max<-0, dil3<-1 | dil3<-1, dil5<-3",
     ),
     "bionas_darts": (
-        "skip:frsf<-0, skip:frsf<-1 | sep3:frsf<-1, sep3:usf<-2 | sep3:usf<-0, skip:frsf<-1 | sep3:frsf<-1, max<-0",
+        "skip:frsf<-0, skip:frsf<-1 | sep3:frsf<-1, sep3:usf<-2 | sep3:usf<-0, skip:frsf<-1 | "
+        "sep3:frsf<-1, max<-0",
         "max<-0, skip:usf<-1 | max<-0, max<-1 | max<-0, max<-1 | max<-0, dil5:usf<-3",
     ),
 }
-"""(normal, reduce) as published: nodes 2 to 5 separated by |, operation[:rule]<-input; the rule is bp unless given."""
+"""(normal, reduce) as published: nodes 2 to 5 separated by |, operation[:rule]<-input; the rule is
+bp unless given."""
 
 FULL_NAMES = {
     "sep3": "sep_conv_3x3",
@@ -87,9 +91,13 @@ def entries(name: str, cell_type: str) -> list[tuple[int, int, str, str]]:
 
 def darts_text(name: str, concat: str = "[2, 3, 4, 5]") -> str:
     """A published genotype in the form in which users paste it."""
-    cells = {t: [(op + SUFFIXES[rule], j) for _, j, op, rule in entries(name, t)] for t in ("normal", "reduce")}
+    cells = {
+        t: [(op + SUFFIXES[rule], j) for _, j, op, rule in entries(name, t)]
+        for t in ("normal", "reduce")
+    }
     return (
-        f"Genotype(normal={cells['normal']}, normal_concat={concat}, reduce={cells['reduce']}, reduce_concat={concat})"
+        f"Genotype(normal={cells['normal']}, normal_concat={concat}, "
+        f"reduce={cells['reduce']}, reduce_concat={concat})"
     )
 
 
@@ -104,7 +112,9 @@ def genotypes(draw: st.DrawFn) -> Genotype:
             for _ in range(2):
                 source = draw(st.integers(0, node - 1))
                 op = draw(st.sampled_from(OPERATIONS.names()))
-                weighted = OPERATIONS.get(op).carries_rule(2 if cell_type == "reduce" and source < 2 else 1)
+                weighted = OPERATIONS.get(op).carries_rule(
+                    2 if cell_type == "reduce" and source < 2 else 1
+                )
                 rule = draw(st.sampled_from(RULES.names())) if weighted else None
                 edges.append(Edge(node, source, Candidate(op, rule)))
         nodes = st.lists(st.integers(2, last), min_size=1, unique=True)
@@ -130,7 +140,11 @@ def write(tmp_path: Path) -> Callable[[Json], Path]:
 
     def write(data: Json) -> Path:
         path = tmp_path / "g.json"
-        path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8", errors="surrogatepass")
+        path.write_text(
+            data if isinstance(data, str) else json.dumps(data),
+            encoding="utf-8",
+            errors="surrogatepass",
+        )
         return path
 
     return write
@@ -144,7 +158,11 @@ class TestShipped:
     @pytest.mark.parametrize("cell_type", ["normal", "reduce"])
     def test_shipped_files_hold_the_published_facts(self, name: str, cell_type: str) -> None:
         genotype = load_genotype(name)
-        assert (genotype.space, genotype.backbone_rule, set(genotype.cells)) == ("darts", "bp", {"normal", "reduce"})
+        assert (genotype.space, genotype.backbone_rule, set(genotype.cells)) == (
+            "darts",
+            "bp",
+            {"normal", "reduce"},
+        )
         cell = genotype.cells[cell_type]
         assert cell.concat == (2, 3, 4, 5)
         expected = [
@@ -187,18 +205,32 @@ class TestRoundTrip:
     def test_the_file_has_the_documented_fields(self, genotype: Genotype) -> None:
         data = json.loads(genotype.to_json())
         assert list(data) == ["format", "space", "backbone_rule", "cells", "provenance"]
-        assert (data["format"], data["space"], data["backbone_rule"]) == (1, "darts", genotype.backbone_rule)
+        assert (data["format"], data["space"], data["backbone_rule"]) == (
+            1,
+            "darts",
+            genotype.backbone_rule,
+        )
         for name, cell in genotype.cells.items():
             assert data["cells"][name]["concat"] == list(cell.concat)
-            found = [(e["node"], e["input"], e["op"], e["rule"]) for e in data["cells"][name]["edges"]]
-            assert found == [(e.node, e.input, e.candidate.op, e.candidate.rule) for e in cell.edges]
-            assert all(list(edge) == ["node", "input", "op", "rule"] for edge in data["cells"][name]["edges"])
+            found = [
+                (e["node"], e["input"], e["op"], e["rule"]) for e in data["cells"][name]["edges"]
+            ]
+            assert found == [
+                (e.node, e.input, e.candidate.op, e.candidate.rule) for e in cell.edges
+            ]
+            assert all(
+                list(edge) == ["node", "input", "op", "rule"]
+                for edge in data["cells"][name]["edges"]
+            )
 
     def test_provenance_is_kept_but_takes_no_part_in_comparisons(self) -> None:
         genotype = load_genotype("darts_v2")
         marked = genotype.with_provenance(seed=3, command=["search", "--epochs", "1"])
         assert marked == genotype
-        assert from_json(marked.to_json(), "x").provenance == {"seed": 3, "command": ["search", "--epochs", "1"]}
+        assert from_json(marked.to_json(), "x").provenance == {
+            "seed": 3,
+            "command": ["search", "--epochs", "1"],
+        }
 
     def test_provenance_may_be_absent(self) -> None:
         data = valid()
@@ -208,7 +240,11 @@ class TestRoundTrip:
     def test_genotypes_are_immutable(self) -> None:
         genotype = load_genotype("darts_v2")
         edge = genotype.cells["normal"].edges[0]
-        for owner, name in ((genotype, "space"), (genotype.cells["normal"], "concat"), (edge, "node")):
+        for owner, name in (
+            (genotype, "space"),
+            (genotype.cells["normal"], "concat"),
+            (edge, "node"),
+        ):
             with pytest.raises(AttributeError):
                 setattr(owner, name, 0)
 
@@ -225,7 +261,9 @@ class TestLoad:
             load_genotype(tmp_path)
 
     def test_a_typo_in_a_shipped_name(self) -> None:
-        with pytest.raises(InputError, match=r"unknown genotype 'darts_v22': did you mean 'darts_v2'"):
+        with pytest.raises(
+            InputError, match=r"unknown genotype 'darts_v22': did you mean 'darts_v2'"
+        ):
             load_genotype("darts_v22")
 
     @pytest.mark.parametrize(
@@ -235,7 +273,9 @@ class TestLoad:
         with pytest.raises(InputError):
             load_genotype(source)
 
-    @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80abc", b"", b"\x89PNG\r\n", b"\xef\xbb\xbf{}"])
+    @pytest.mark.parametrize(
+        "content", [b"\xff\xfe\x00", b"\x80abc", b"", b"\x89PNG\r\n", b"\xef\xbb\xbf{}"]
+    )
     def test_files_that_are_no_text(self, content: bytes, tmp_path: Path) -> None:
         path = tmp_path / "g.json"
         path.write_bytes(content)
@@ -245,13 +285,17 @@ class TestLoad:
     def test_a_pickle_is_not_executed(self, tmp_path: Path) -> None:
         """A file is only ever read as JSON."""
         path, marker = tmp_path / "g.json", tmp_path / "executed"
-        path.write_bytes(b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V" + str(marker).encode() + b"\ntRtR.")
+        path.write_bytes(
+            b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V" + str(marker).encode() + b"\ntRtR."
+        )
         with pytest.raises(InputError, match="not a JSON file"):
             load_genotype(path)
         assert not marker.exists()
 
 
-def spoil(*keys: str | int | slice, value: Json = None, delete: bool = False) -> Callable[[Json], None]:
+def spoil(
+    *keys: str | int | slice, value: Json = None, delete: bool = False
+) -> Callable[[Json], None]:
     """A change of one place of a decoded file."""
 
     def change(data: Json) -> None:
@@ -276,21 +320,48 @@ POOL, CONV, REDUCED_SKIP, SKIP = (
 BAD_FILES = {
     "wrong format number": (spoil("format", value=2), "g.json.format: expected 1, found 2"),
     "format as text": (spoil("format", value="1"), "g.json.format: expected an integer, found '1'"),
-    "format as float": (spoil("format", value=1.0), "g.json.format: expected an integer, found 1.0"),
-    "format as bool": (spoil("format", value=True), "g.json.format: expected an integer, found True"),
+    "format as float": (
+        spoil("format", value=1.0),
+        "g.json.format: expected an integer, found 1.0",
+    ),
+    "format as bool": (
+        spoil("format", value=True),
+        "g.json.format: expected an integer, found True",
+    ),
     "format missing": (spoil("format", delete=True), "g.json: the field 'format' is missing"),
     "space missing": (spoil("space", delete=True), "g.json: the field 'space' is missing"),
-    "unknown space": (spoil("space", value="dart"), "g.json.space: unknown space 'dart': did you mean 'darts'"),
-    "space as list": (spoil("space", value=["darts"]), "g.json.space: expected text, found ['darts']"),
-    "backbone missing": (spoil("backbone_rule", delete=True), "g.json: the field 'backbone_rule' is missing"),
-    "backbone null": (spoil("backbone_rule", value=None), "g.json.backbone_rule: expected text, found None"),
+    "unknown space": (
+        spoil("space", value="dart"),
+        "g.json.space: unknown space 'dart': did you mean 'darts'",
+    ),
+    "space as list": (
+        spoil("space", value=["darts"]),
+        "g.json.space: expected text, found ['darts']",
+    ),
+    "backbone missing": (
+        spoil("backbone_rule", delete=True),
+        "g.json: the field 'backbone_rule' is missing",
+    ),
+    "backbone null": (
+        spoil("backbone_rule", value=None),
+        "g.json.backbone_rule: expected text, found None",
+    ),
     "backbone unknown": (
         spoil("backbone_rule", value="bpp"),
         "g.json.backbone_rule: unknown learning rule 'bpp': did you mean 'bp'",
     ),
-    "unknown field": (spoil("cell", value={}), "g.json: unknown field 'cell': did you mean 'cells'"),
-    "provenance as list": (spoil("provenance", value=[]), "g.json.provenance: expected an object, found []"),
-    "provenance null": (spoil("provenance", value=None), "g.json.provenance: expected an object, found None"),
+    "unknown field": (
+        spoil("cell", value={}),
+        "g.json: unknown field 'cell': did you mean 'cells'",
+    ),
+    "provenance as list": (
+        spoil("provenance", value=[]),
+        "g.json.provenance: expected an object, found []",
+    ),
+    "provenance null": (
+        spoil("provenance", value=None),
+        "g.json.provenance: expected an object, found None",
+    ),
     "cells missing": (spoil("cells", delete=True), "g.json: the field 'cells' is missing"),
     "cells as list": (spoil("cells", value=[]), "g.json.cells: expected an object, found []"),
     "cell missing": (spoil(*REDUCE, delete=True), "g.json.cells.reduce: missing"),
@@ -302,11 +373,26 @@ BAD_FILES = {
         spoil(*NORMAL, value="x"),
         "g.json.cells.normal: expected an object with edges, concat, found 'x'",
     ),
-    "edges missing": (spoil(*NORMAL, "edges", delete=True), "g.json.cells.normal: the field 'edges' is missing"),
-    "edges as object": (spoil(*NORMAL, "edges", value={}), "g.json.cells.normal.edges: expected a list, found {}"),
-    "no edges": (spoil(*NORMAL, "edges", value=[]), "g.json.cells.normal.edges: expected 2 edges into node 2, found 0"),
-    "unknown field of a cell": (spoil(*NORMAL, "edge", value=1), "g.json.cells.normal: unknown field 'edge'"),
-    "edge as list": (spoil(*CONV, value=[3, 1]), "g.json.cells.normal.edges[2]: expected an object with node"),
+    "edges missing": (
+        spoil(*NORMAL, "edges", delete=True),
+        "g.json.cells.normal: the field 'edges' is missing",
+    ),
+    "edges as object": (
+        spoil(*NORMAL, "edges", value={}),
+        "g.json.cells.normal.edges: expected a list, found {}",
+    ),
+    "no edges": (
+        spoil(*NORMAL, "edges", value=[]),
+        "g.json.cells.normal.edges: expected 2 edges into node 2, found 0",
+    ),
+    "unknown field of a cell": (
+        spoil(*NORMAL, "edge", value=1),
+        "g.json.cells.normal: unknown field 'edge'",
+    ),
+    "edge as list": (
+        spoil(*CONV, value=[3, 1]),
+        "g.json.cells.normal.edges[2]: expected an object with node",
+    ),
     "edge missing": (
         spoil(*CONV, delete=True),
         "g.json.cells.normal.edges: expected 2 edges into node 3, found 1",
@@ -315,7 +401,10 @@ BAD_FILES = {
         spoil(*CONV[:-1], slice(2, 4), delete=True),
         "g.json.cells.normal.edges: expected 2 edges into node 3, found 0",
     ),
-    "node missing": (spoil(*CONV, "node", delete=True), "g.json.cells.normal.edges[2]: the field 'node' is missing"),
+    "node missing": (
+        spoil(*CONV, "node", delete=True),
+        "g.json.cells.normal.edges[2]: the field 'node' is missing",
+    ),
     "node as text": (
         spoil(*CONV, "node", value="3"),
         "g.json.cells.normal.edges[2].node: expected an integer, found '3'",
@@ -333,10 +422,18 @@ BAD_FILES = {
         "g.json.cells.normal.edges: expected 2 edges into node 3, found 1",
     ),
     "an input as node": (
-        spoil(*NORMAL, "edges", slice(8, 8), value=[{"node": 1, "input": 0, "op": "max_pool_3x3", "rule": None}]),
+        spoil(
+            *NORMAL,
+            "edges",
+            slice(8, 8),
+            value=[{"node": 1, "input": 0, "op": "max_pool_3x3", "rule": None}],
+        ),
         "g.json.cells.normal.edges[8].node: expected 2 or more (0 and 1 are inputs), found 1",
     ),
-    "input missing": (spoil(*CONV, "input", delete=True), "g.json.cells.normal.edges[2]: the field 'input' is missing"),
+    "input missing": (
+        spoil(*CONV, "input", delete=True),
+        "g.json.cells.normal.edges[2]: the field 'input' is missing",
+    ),
     "input null": (
         spoil(*CONV, "input", value=None),
         "g.json.cells.normal.edges[2].input: expected an integer, found None",
@@ -357,17 +454,28 @@ BAD_FILES = {
         spoil(*CONV, "input", value=-1),
         "g.json.cells.normal.edges[2].input: expected a node before 3, found -1",
     ),
-    "op missing": (spoil(*CONV, "op", delete=True), "g.json.cells.normal.edges[2]: the field 'op' is missing"),
-    "op as number": (spoil(*CONV, "op", value=3), "g.json.cells.normal.edges[2].op: expected text, found 3"),
+    "op missing": (
+        spoil(*CONV, "op", delete=True),
+        "g.json.cells.normal.edges[2]: the field 'op' is missing",
+    ),
+    "op as number": (
+        spoil(*CONV, "op", value=3),
+        "g.json.cells.normal.edges[2].op: expected text, found 3",
+    ),
     "unknown op": (
         spoil(*CONV, "op", value="sep_conv_3x"),
-        "g.json.cells.normal.edges[2].op: unknown operation 'sep_conv_3x': did you mean 'sep_conv_3x3'",
+        "g.json.cells.normal.edges[2].op: unknown operation 'sep_conv_3x': did you mean "
+        "'sep_conv_3x3'",
     ),
     "op with a suffix": (
         spoil(*CONV, "op", value="sep_conv_3x3_u"),
-        "g.json.cells.normal.edges[2].op: unknown operation 'sep_conv_3x3_u': did you mean 'sep_conv_3x3'",
+        "g.json.cells.normal.edges[2].op: unknown operation 'sep_conv_3x3_u': did you mean "
+        "'sep_conv_3x3'",
     ),
-    "rule missing": (spoil(*CONV, "rule", delete=True), "g.json.cells.normal.edges[2]: the field 'rule' is missing"),
+    "rule missing": (
+        spoil(*CONV, "rule", delete=True),
+        "g.json.cells.normal.edges[2]: the field 'rule' is missing",
+    ),
     "rule as number": (
         spoil(*CONV, "rule", value=1),
         "g.json.cells.normal.edges[2].rule: expected the name of a rule or null, found 1",
@@ -386,29 +494,48 @@ BAD_FILES = {
     ),
     "rule on a pool": (
         spoil(*POOL, "rule", value="usf"),
-        "g.json.cells.normal.edges[7].rule: expected null, since max_pool_3x3 has no weights here, found 'usf'",
+        "g.json.cells.normal.edges[7].rule: expected null, since max_pool_3x3 has no weights here, "
+        "found 'usf'",
     ),
     "rule on an identity": (
         spoil(*SKIP, "rule", value="usf"),
-        "g.json.cells.normal.edges[0].rule: expected null, since skip_connect has no weights here, found 'usf'",
+        "g.json.cells.normal.edges[0].rule: expected null, since skip_connect has no weights here, "
+        "found 'usf'",
     ),
     "null rule on a conv": (
         spoil(*CONV, "rule", value=None),
-        "g.json.cells.normal.edges[2].rule: expected the name of a rule for sep_conv_3x3, found null",
+        "g.json.cells.normal.edges[2].rule: expected the name of a rule for sep_conv_3x3, found "
+        "null",
     ),
     "null rule on a skip of stride 2": (
         spoil(*REDUCED_SKIP, "rule", value=None),
-        "g.json.cells.reduce.edges[1].rule: expected the name of a rule for skip_connect, found null",
+        "g.json.cells.reduce.edges[1].rule: expected the name of a rule for skip_connect, found "
+        "null",
     ),
     "unknown field of an edge": (
         spoil(*CONV, "stride", value=2),
         "g.json.cells.normal.edges[2]: unknown field 'stride'",
     ),
-    "concat missing": (spoil(*NORMAL, "concat", delete=True), "g.json.cells.normal: the field 'concat' is missing"),
-    "concat as number": (spoil(*NORMAL, "concat", value=4), "g.json.cells.normal.concat: expected a list, found 4"),
-    "concat of text": (spoil(*NORMAL, "concat", value=["2"]), "g.json.cells.normal.concat: expected node numbers"),
-    "concat of bools": (spoil(*NORMAL, "concat", value=[True]), "g.json.cells.normal.concat: expected node numbers"),
-    "empty concat": (spoil(*NORMAL, "concat", value=[]), "g.json.cells.normal.concat: expected distinct nodes"),
+    "concat missing": (
+        spoil(*NORMAL, "concat", delete=True),
+        "g.json.cells.normal: the field 'concat' is missing",
+    ),
+    "concat as number": (
+        spoil(*NORMAL, "concat", value=4),
+        "g.json.cells.normal.concat: expected a list, found 4",
+    ),
+    "concat of text": (
+        spoil(*NORMAL, "concat", value=["2"]),
+        "g.json.cells.normal.concat: expected node numbers",
+    ),
+    "concat of bools": (
+        spoil(*NORMAL, "concat", value=[True]),
+        "g.json.cells.normal.concat: expected node numbers",
+    ),
+    "empty concat": (
+        spoil(*NORMAL, "concat", value=[]),
+        "g.json.cells.normal.concat: expected distinct nodes",
+    ),
     "duplicate concat": (
         spoil(*NORMAL, "concat", value=[2, 3, 3]),
         "g.json.cells.normal.concat: expected distinct nodes, at least one, found [2, 3, 3]",
@@ -440,8 +567,13 @@ class TestBadFiles:
             load_genotype(write(text))
 
     @pytest.mark.parametrize("cut", [1, 10, 100, 700, -3])
-    def test_a_file_cut_short_names_line_and_column(self, cut: int, write: Callable[[Json], Path]) -> None:
-        with pytest.raises(InputError, match=r"^g\.json: not a JSON file \(line \d+, column \d+: .*restore the file"):
+    def test_a_file_cut_short_names_line_and_column(
+        self, cut: int, write: Callable[[Json], Path]
+    ) -> None:
+        with pytest.raises(
+            InputError,
+            match=r"^g\.json: not a JSON file \(line \d+, column \d+: .*restore the file",
+        ):
             load_genotype(write(load_genotype("darts_v1").to_json()[:cut]))
 
     @pytest.mark.parametrize(
@@ -459,7 +591,11 @@ class TestBadFiles:
             load_genotype(write(text))
 
     @pytest.mark.parametrize(
-        "rule", [pytest.param("-" * 100_000 + "1", id="unary"), pytest.param("a" + ".b" * 50_000, id="attributes")]
+        "rule",
+        [
+            pytest.param("-" * 100_000 + "1", id="unary"),
+            pytest.param("a" + ".b" * 50_000, id="attributes"),
+        ],
     )
     def test_a_hostile_rule(self, rule: str, write: Callable[[Json], Path]) -> None:
         data = valid()
@@ -469,7 +605,11 @@ class TestBadFiles:
 
     def test_a_field_given_twice_is_refused(self, write: Callable[[Json], Path]) -> None:
         """Which of the two holds would be anyone's guess."""
-        text = load_genotype("darts_v2").to_json().replace('"space"', '"space": "darts",\n  "space"', 1)
+        text = (
+            load_genotype("darts_v2")
+            .to_json()
+            .replace('"space"', '"space": "darts",\n  "space"', 1)
+        )
         with pytest.raises(InputError, match="space"):
             load_genotype(write(text))
 
@@ -491,14 +631,22 @@ JSON_VALUES = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["bp", "usf", "usf()", "darts", *OPERATIONS.names()]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 def places(data: Json, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """The way to every value of a decoded file."""
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    inner = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
 
@@ -506,7 +654,9 @@ PLACES = [place for place in places(json.loads(VALID_TEXT)) if place]
 
 
 class TestFuzz:
-    """Whatever a file holds, reading it succeeds or raises InputError; and what succeeds is a usable genotype."""
+    """Whatever a file holds, reading it succeeds or raises InputError; and what succeeds is a
+    usable genotype.
+    """
 
     @staticmethod
     def check(text: str) -> None:
@@ -543,7 +693,9 @@ class TestFuzz:
 
     @settings(max_examples=300)
     @given(st.lists(st.tuples(st.sampled_from(PLACES), JSON_VALUES), min_size=1, max_size=2))
-    def test_data_with_values_replaced(self, changes: list[tuple[tuple[str | int, ...], Json]]) -> None:
+    def test_data_with_values_replaced(
+        self, changes: list[tuple[tuple[str | int, ...], Json]]
+    ) -> None:
         data = json.loads(VALID_TEXT)
         for place, value in changes:
             try:
@@ -570,7 +722,9 @@ class TestFuzz:
     @given(
         st.lists(
             st.tuples(
-                st.integers(0, 600), st.integers(0, 20), st.text("()[]{}'\",=*:.+- 0123rangelistNon_\n", max_size=6)
+                st.integers(0, 600),
+                st.integers(0, 20),
+                st.text("()[]{}'\",=*:.+- 0123rangelistNon_\n", max_size=6),
             ),
             min_size=1,
             max_size=3,
@@ -595,26 +749,56 @@ def one_node(op: str = "('skip_connect', 0)", concat: str = "[2]") -> str:
 PAIR = "[('skip_connect', 0), ('skip_connect', 1)]"
 
 BAD_TEXTS = {
-    "unknown suffix": (one_node("('sep_conv_3x3_x', 0)"), ".normal[0].op: unknown operation 'sep_conv_3x3_x'"),
-    "typo": (one_node("('sepconv_3x3', 0)"), ".normal[0].op: unknown operation 'sepconv_3x3': did you mean"),
-    "input as text": (one_node("('skip_connect', '0')"), ".normal[0]: expected ('operation', input), found"),
-    "input as bool": (one_node("('skip_connect', True)"), ".normal[0]: expected ('operation', input), found"),
-    "triple": (one_node("('skip_connect', 0, 1)"), ".normal[0]: expected ('operation', input), found"),
+    "unknown suffix": (
+        one_node("('sep_conv_3x3_x', 0)"),
+        ".normal[0].op: unknown operation 'sep_conv_3x3_x'",
+    ),
+    "typo": (
+        one_node("('sepconv_3x3', 0)"),
+        ".normal[0].op: unknown operation 'sepconv_3x3': did you mean",
+    ),
+    "input as text": (
+        one_node("('skip_connect', '0')"),
+        ".normal[0]: expected ('operation', input), found",
+    ),
+    "input as bool": (
+        one_node("('skip_connect', True)"),
+        ".normal[0]: expected ('operation', input), found",
+    ),
+    "triple": (
+        one_node("('skip_connect', 0, 1)"),
+        ".normal[0]: expected ('operation', input), found",
+    ),
     "no pair": (one_node("'skip_connect'"), ".normal[0]: expected ('operation', input), found"),
     "input too late": (
         one_node("('skip_connect', 2)"),
         ".cells.normal.edges[0].input: expected a node before 2, found 2",
     ),
-    "negative input": (one_node("('skip_connect', -1)"), ".cells.normal.edges[0].input: expected a node before 2"),
+    "negative input": (
+        one_node("('skip_connect', -1)"),
+        ".cells.normal.edges[0].input: expected a node before 2",
+    ),
     "odd number of entries": (
         one_node("('none', 0), ('none', 0)"),
         ".cells.normal.edges: expected 2 edges into node 3",
     ),
-    "concat of text": (one_node(concat="['2']"), ".normal_concat: expected node numbers, found ['2']"),
+    "concat of text": (
+        one_node(concat="['2']"),
+        ".normal_concat: expected node numbers, found ['2']",
+    ),
     "concat twice": (one_node(concat="[2, 2]"), ".cells.normal.concat: expected distinct nodes"),
-    "concat too late": (one_node(concat="[3]"), ".cells.normal.concat: expected nodes 2 to 2, found 3"),
-    "concat empty": (one_node(concat="[]"), ".cells.normal.concat: expected distinct nodes, at least one"),
-    "concat by name": (one_node(concat="x"), ".normal_concat: expected a list or range(a, b), found x"),
+    "concat too late": (
+        one_node(concat="[3]"),
+        ".cells.normal.concat: expected nodes 2 to 2, found 3",
+    ),
+    "concat empty": (
+        one_node(concat="[]"),
+        ".cells.normal.concat: expected distinct nodes, at least one",
+    ),
+    "concat by name": (
+        one_node(concat="x"),
+        ".normal_concat: expected a list or range(a, b), found x",
+    ),
     "concat as integer": (one_node(concat="5"), ".normal_concat: expected"),
     "concat as None": (one_node(concat="None"), ".normal_concat: expected"),
     "concat as float": (one_node(concat="2.5"), ".normal_concat: expected"),
@@ -629,7 +813,10 @@ BAD_TEXTS = {
         one_node().replace("reduce=", "reduction="),
         ": unknown field 'reduction': did you mean 'reduce'",
     ),
-    "missing field": (one_node().replace(", reduce_concat=[2]", ""), ": the field 'reduce_concat' is missing"),
+    "missing field": (
+        one_node().replace(", reduce_concat=[2]", ""),
+        ": the field 'reduce_concat' is missing",
+    ),
     "cell as integer": (one_node().replace(PAIR, "7"), ".normal: expected"),
     "cell as None": (one_node().replace(PAIR, "None"), ".normal: expected"),
     "cell as set, which has no order": (
@@ -643,7 +830,10 @@ BAD_TEXTS = {
     "five arguments": (f"Genotype({PAIR}, [2], {PAIR}, [2], [2])", ": expected"),
     "attribute": ("x.Genotype()", ": expected one Genotype(normal=[...], ...), found"),
     "called twice": ("Genotype()()", ": expected one Genotype(normal=[...], ...), found"),
-    "two statements": ("Genotype(); Genotype()", ": expected one Genotype(normal=[...], ...), found"),
+    "two statements": (
+        "Genotype(); Genotype()",
+        ": expected one Genotype(normal=[...], ...), found",
+    ),
     "import": ("import os\nGenotype()", ": expected one Genotype(normal=[...], ...), found"),
 }
 
@@ -651,13 +841,22 @@ BAD_TEXTS = {
 class TestDartsText:
     @pytest.mark.parametrize(
         "concat",
-        ["range(2, 6)", "list(range(2, 6))", "tuple(range(2, 6))", "[2, 3, 4, 5]", "(2, 3, 4, 5)", "range(2, 6, 1)"],
+        [
+            "range(2, 6)",
+            "list(range(2, 6))",
+            "tuple(range(2, 6))",
+            "[2, 3, 4, 5]",
+            "(2, 3, 4, 5)",
+            "range(2, 6, 1)",
+        ],
     )
     @pytest.mark.parametrize("prefix", ["", "DARTS_V2 = ", "  genotype: Genotype = ", "\n\n"])
     def test_forms_in_which_it_is_pasted(self, concat: str, prefix: str) -> None:
         genotype = load_genotype(prefix + darts_text("darts_v2", concat) + "\n")
         assert genotype.cells["normal"].concat == genotype.cells["reduce"].concat == (2, 3, 4, 5)
-        assert set(genotype.cells["normal"].edges) == set(load_genotype("darts_v2").cells["normal"].edges)
+        assert set(genotype.cells["normal"].edges) == set(
+            load_genotype("darts_v2").cells["normal"].edges
+        )
 
     def test_the_layout_of_published_files(self) -> None:
         """Over many lines, with lists of lists, and positional."""
@@ -671,11 +870,18 @@ class TestDartsText:
         )
         """
         cells = load_genotype(text).cells
-        assert [str(e.candidate) for e in cells["normal"].edges] == ["sep_conv_3x3:frsf", "skip_connect"]
-        assert [str(e.candidate) for e in cells["reduce"].edges] == ["skip_connect:brsf", "max_pool_3x3"]
+        assert [str(e.candidate) for e in cells["normal"].edges] == [
+            "sep_conv_3x3:frsf",
+            "skip_connect",
+        ]
+        assert [str(e.candidate) for e in cells["reduce"].edges] == [
+            "skip_connect:brsf",
+            "max_pool_3x3",
+        ]
 
     @pytest.mark.parametrize(
-        ("suffix", "rule"), [("", "bp"), ("_u", "usf"), ("_br", "brsf"), ("_fr", "frsf"), ("_fa", "fa")]
+        ("suffix", "rule"),
+        [("", "bp"), ("_u", "usf"), ("_br", "brsf"), ("_fr", "frsf"), ("_fa", "fa")],
     )
     @pytest.mark.parametrize("op", ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"])
     def test_suffixes_of_convolutions(self, suffix: str, rule: str, op: str) -> None:
@@ -684,7 +890,14 @@ class TestDartsText:
 
     @pytest.mark.parametrize(
         ("suffix", "rule"),
-        [("_u", "usf"), ("_f", "frsf"), ("_b", "brsf"), ("_fr", "frsf"), ("_br", "brsf"), ("", "bp")],
+        [
+            ("_u", "usf"),
+            ("_f", "frsf"),
+            ("_b", "brsf"),
+            ("_fr", "frsf"),
+            ("_br", "brsf"),
+            ("", "bp"),
+        ],
     )
     def test_suffixes_of_skips(self, suffix: str, rule: str) -> None:
         """Kept at stride 2, where the skip has weights, and dropped at stride 1."""
@@ -703,7 +916,9 @@ class TestDartsText:
             load_genotype(text)
 
     def test_a_field_given_twice_is_refused(self) -> None:
-        text = one_node().replace("Genotype(", "Genotype([('max_pool_3x3', 0), ('max_pool_3x3', 1)], ")
+        text = one_node().replace(
+            "Genotype(", "Genotype([('max_pool_3x3', 0), ('max_pool_3x3', 1)], "
+        )
         with pytest.raises(InputError, match="normal"):
             load_genotype(text)
 
@@ -713,11 +928,14 @@ class TestDartsText:
             "Genotype(normal=open({path!r}, 'w'))",
             "Genotype(normal=__import__('pathlib').Path({path!r}).touch())",
             "Genotype(normal=[open({path!r}, 'w') for _ in range(2)])",
-            "Genotype(normal=[], normal_concat=list(open({path!r}, 'w')), reduce=[], reduce_concat=[])",
-            "Genotype(normal=[], normal_concat=range(open({path!r}, 'w')), reduce=[], reduce_concat=[])",
+            "Genotype(normal=[], normal_concat=list(open({path!r}, 'w')), reduce=[], "
+            "reduce_concat=[])",
+            "Genotype(normal=[], normal_concat=range(open({path!r}, 'w')), reduce=[], "
+            "reduce_concat=[])",
             "Genotype(normal=[(f\"{{open({path!r}, 'w')}}\", 0)])",
             "Genotype(normal=(lambda: open({path!r}, 'w'))())",
-            "Genotype(normal=().__class__.__base__.__subclasses__(), normal_concat=open({path!r}, 'w'))",
+            "Genotype(normal=().__class__.__base__.__subclasses__(), normal_concat=open({path!r}, "
+            "'w'))",
             "Genotype(**{{'normal': open({path!r}, 'w')}})",
             "Genotype(*[open({path!r}, 'w')])",
             "Genotype(normal=(y := open({path!r}, 'w')))",

@@ -1,4 +1,6 @@
-"""The plan of benchmarks/on_gpu.py: what fits into the minutes, what is passed over and why, what goes on."""
+"""The plan of benchmarks/on_gpu.py: what fits into the minutes, what is passed over and why, what
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,18 @@ def budget(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def carried_out(
-    budget: Any, items: Sequence[Any], states: dict[str, Any], seconds: float, taken: Mapping[str, float], **told: Any
+    budget: Any,
+    items: Sequence[Any],
+    states: dict[str, Any],
+    seconds: float,
+    taken: Mapping[str, float],
+    **told: Any,
 ) -> tuple[list[str], dict[str, str]]:
-    """What a call of so many seconds makes, each item taking the seconds that `taken` says, and what it passes over.
+    """What a call of so many seconds makes, each item taking the seconds that `taken` says, and
+    what it passes over.
 
-    Written as on_gpu.py goes about it, on a clock of its own: plan, make the first, plan again. `states` is changed.
+    Written as on_gpu.py goes about it, on a clock of its own: plan, make the first, plan again.
+    `states` is changed.
     """
     made: list[str] = []
     while True:
@@ -40,7 +49,13 @@ def carried_out(
         spent = min(taken[item.name], limit)
         before = states.get(item.name)
         earlier = (before.spent, before.tries) if before else (0.0, 0)
-        outcome = "done" if taken[item.name] <= limit else "cut off" if item.least is None else "unfinished"
+        outcome = (
+            "done"
+            if taken[item.name] <= limit
+            else "cut off"
+            if item.least is None
+            else "unfinished"
+        )
         states[item.name] = budget.State(outcome, spent, earlier[1] + 1, earlier[0] + spent)
         seconds -= spent
         made.append(item.name)
@@ -48,7 +63,9 @@ def carried_out(
 
 def test_what_fits_is_made_in_order_and_the_rest_says_what_it_needs(budget: Any) -> None:
     items = [budget.Item("a: one", 30), budget.Item("b: two", 50), budget.Item("b: three", 10)]
-    made, passed_over = carried_out(budget, items, {}, 45, {item.name: item.seconds for item in items})
+    made, passed_over = carried_out(
+        budget, items, {}, 45, {item.name: item.seconds for item in items}
+    )
     assert made == ["a: one", "b: three"]  # a smaller one fills what the larger leaves
     assert passed_over == {"b: two": "needs about 50 s; 5 s are left"}
 
@@ -68,10 +85,15 @@ def test_further_calls_make_what_is_left_and_nothing_twice(budget: Any) -> None:
 
 
 def test_a_stage_that_takes_more_than_its_share_comes_last(budget: Any) -> None:
-    items = [budget.Item(f"a: {n}", 40) for n in range(4)] + [budget.Item("b: one", 40), budget.Item("c: one", 40)]
+    items = [budget.Item(f"a: {n}", 40) for n in range(4)] + [
+        budget.Item("b: one", 40),
+        budget.Item("c: one", 40),
+    ]
     order = [decision.item.name for decision in budget.plan(items, {}, 1000, SHARES)]
     assert order == ["a: 0", "a: 1", "b: one", "c: one", "a: 2", "a: 3"]
-    slow = {"a: 0": budget.State("done", 90, spent=90)}  # the share counts what was spent, not what was expected
+    slow = {
+        "a: 0": budget.State("done", 90, spent=90)
+    }  # the share counts what was spent, not what was expected
     order = [decision.item.name for decision in budget.plan(items, slow, 1000, SHARES)]
     assert order == ["b: one", "c: one", "a: 1", "a: 2", "a: 3"]
 
@@ -82,7 +104,9 @@ def test_what_hangs_is_cut_off_and_does_not_take_the_others_time(budget: Any) ->
     assert made == ["a: hangs", "b: good"]
     assert states["a: hangs"].last == 2 * 20 + 10
     assert passed_over == {"a: hangs": "cut off in this call; goes on in the next"}
-    (decision,) = budget.plan(items, states, 60, SHARES)  # the next call knows that 50 s were too few
+    (decision,) = budget.plan(
+        items, states, 60, SHARES
+    )  # the next call knows that 50 s were too few
     assert decision.why == "needs about 100 s; 60 s are left"
 
 
@@ -95,7 +119,9 @@ def test_one_with_a_state_of_its_own_goes_on_whatever_the_minutes(budget: Any) -
         (decision,) = budget.plan([search], states, 50, SHARES)
         assert decision.seconds == 50  # all that is left
         states["c: search"] = budget.State("unfinished", 50, call + 1, 50 * (call + 1))
-    states["c: search"] = budget.State("begun", 0, 9, 150)  # killed nine times, its checkpoint is there
+    states["c: search"] = budget.State(
+        "begun", 0, 9, 150
+    )  # killed nine times, its checkpoint is there
     assert budget.plan([search], states, 50, SHARES)[0].seconds == 50
 
 
@@ -114,7 +140,9 @@ def test_needs_of_other_results_and_of_data_are_said(budget: Any) -> None:
     decisions = budget.plan(items[1:], {}, 100, SHARES)
     assert decisions[0].why == "needs the result of 'b: step' first"
     states = {"b: step": budget.State("done", 30)}
-    decisions = budget.plan(items, states, 100, SHARES, waiting={"c: search": "4 of 12 parts have arrived"})
+    decisions = budget.plan(
+        items, states, 100, SHARES, waiting={"c: search": "4 of 12 parts have arrived"}
+    )
     assert [decision.why for decision in decisions] == ["4 of 12 parts have arrived"]
     failed = {"b: step": budget.State("failed", 3)}
     assert "once the code has changed" in budget.plan(items, failed, 100, SHARES)[0].why
@@ -126,7 +154,9 @@ def test_those_made_together_share_the_time(budget: Any) -> None:
     assert sum(d.seconds > 0 for d in budget.plan(items, {}, 60, SHARES, at_once=3)) == 6
 
 
-def test_on_gpu_plans_every_item_of_its_stages_within_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_gpu_plans_every_item_of_its_stages_within_their_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     on_gpu = importlib.import_module("on_gpu")
     items = list(on_gpu.measures(False))
@@ -134,12 +164,20 @@ def test_on_gpu_plans_every_item_of_its_stages_within_their_shares(monkeypatch: 
     decisions = on_gpu.plan(items, {}, 60.0 * 60, on_gpu.SHARES, at_once=on_gpu.AT_ONCE)
     begun = [d.item.name for d in decisions if d.seconds]
     assert begun == [item.name for item in items if item.name != on_gpu.gpu_speeds.SEARCH_ITEM.name]
-    assert [d.item.stage for d in decisions] == sorted(d.item.stage for d in decisions)  # no stage needs more
-    short = [d.item.name for d in on_gpu.plan(items, {}, 120.0, on_gpu.SHARES, at_once=on_gpu.AT_ONCE) if d.seconds]
+    assert [d.item.stage for d in decisions] == sorted(
+        d.item.stage for d in decisions
+    )  # no stage needs more
+    short = [
+        d.item.name
+        for d in on_gpu.plan(items, {}, 120.0, on_gpu.SHARES, at_once=on_gpu.AT_ONCE)
+        if d.seconds
+    ]
     assert short[:3] == ["a: versions", "a: ceilings", "a: tests"]
 
 
-def test_records_of_two_calls_are_brought_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_records_of_two_calls_are_brought_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     on_gpu = importlib.import_module("on_gpu")
     one, other = tmp_path / "one.json", tmp_path / "other.json"
@@ -160,11 +198,15 @@ def test_records_of_two_calls_are_brought_together(monkeypatch: pytest.MonkeyPat
     assert json.loads(one.read_text()) == json.loads(other.read_text())
     rows = {row["item"]: row["measured"] for row in json.loads(one.read_text())["table"]}
     assert rows["b: batch norms"] == ""  # no rows, no rates
-    both.entries["b: batch norms"]["result"] = {}  # as other code may have written it: no call ends by that
+    both.entries["b: batch norms"][
+        "result"
+    ] = {}  # as other code may have written it: no call ends by that
     both.save()
     rows = {row["item"]: row["measured"] for row in json.loads(one.read_text())["table"]}
     assert rows["b: batch norms"].startswith("done; of another form")
-    with pytest.raises(on_gpu.InputError, match="holds results of some GPU, found another GPU here; move it away"):
+    with pytest.raises(
+        on_gpu.InputError, match="holds results of some GPU, found another GPU here; move it away"
+    ):
         on_gpu.Record([one], "another GPU", False)
 
 
@@ -189,7 +231,15 @@ def test_cifar10_arrives_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_call_that_is_killed_loses_only_what_it_was_at(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--device", "cpu", "--dry-run", "--stages", "b"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "on_gpu.py"),
+        "--device",
+        "cpu",
+        "--dry-run",
+        "--stages",
+        "b",
+    ]
     command += ["--keep", str(tmp_path), "--minutes", "5"]
     file = tmp_path / "on_gpu.json"
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,6 @@
-"""Steps that are replayed as CUDA graphs: that this changes nothing, and that what would is told."""
+"""Steps that are replayed as CUDA graphs: that this changes nothing, and that what would is
+told.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,20 @@ def images(n: int = 64) -> ImageData:
 
 def search(device: str = "cpu", **options: Any) -> Search:
     sizes = {"space": "darts(nodes=1)", "channels": 4, "layers": 3, "batch_size": 8, "epochs": 2}
-    return Search(SearchConfig(rules=("fa", "brsf"), **(sizes | options)), images(), torch.device(device))
+    return Search(
+        SearchConfig(rules=("fa", "brsf"), **(sizes | options)), images(), torch.device(device)
+    )
 
 
 def retraining(device: str = "cpu", rule: str = "", **options: Any) -> Retraining:
-    sizes = {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 2, "auxiliary": 0.4, "drop_path": 0.5}
+    sizes = {
+        "channels": 4,
+        "layers": 3,
+        "batch_size": 8,
+        "epochs": 2,
+        "auxiliary": 0.4,
+        "drop_path": 0.5,
+    }
     config = RetrainConfig(genotype="bionas_darts", **(sizes | options))
     genotype = load_genotype("bionas_darts")
     genotype = genotype.with_rule(rule) if rule else genotype
@@ -72,7 +83,9 @@ def pair(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[Any]:
     tasks = []
     for tapes in (True, False):
         for module in (search_module, retrain_module):
-            monkeypatch.setattr(module, "Recorder", lambda device, graphs, tapes=tapes: TapeRecorder(tapes))
+            monkeypatch.setattr(
+                module, "Recorder", lambda device, graphs, tapes=tapes: TapeRecorder(tapes)
+            )
         torch.manual_seed(5)
         tasks.append(make())
     return tasks
@@ -84,7 +97,9 @@ def assert_equal_after(tasks: list[Any], epochs: int = 3) -> None:
     for task in tasks:
         torch.manual_seed(3)  # drop path draws from the default generator
         losses = numbers(task, epochs * task.steps_per_epoch)
-        outcomes.append((losses, [x for x in tree_leaves(task.state_dict()) if isinstance(x, Tensor)]))
+        outcomes.append(
+            (losses, [x for x in tree_leaves(task.state_dict()) if isinstance(x, Tensor)])
+        )
     (losses, state), (expected, expected_state) = outcomes
     assert losses == expected
     for one, other in zip(state, expected_state, strict=True):
@@ -94,9 +109,16 @@ def assert_equal_after(tasks: list[Any], epochs: int = 3) -> None:
 class TestOnTapes:
     """On the CPU, with recordings that know as little of Python as a GPU's (`tape.py`)."""
 
-    @pytest.mark.parametrize("strategy", [*STRATEGIES, "darts_pt(share=0.34, batches=1)", "eg(population=4)"])
+    @pytest.mark.parametrize(
+        "strategy", [*STRATEGIES, "darts_pt(share=0.34, batches=1)", "eg(population=4)"]
+    )
     def test_a_search(self, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
-        options = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",), "cutout": 4, "epochs": 3}
+        options = {
+            "strategy": strategy,
+            "regularizers": ("warmup(epochs=0)",),
+            "cutout": 4,
+            "epochs": 3,
+        }
         tasks = pair(monkeypatch, lambda: search(**options))
         assert_equal_after(tasks)
         assert set(tasks[0].run.recorded) >= {"_drawn", "_weight_gradients", "_update"}
@@ -104,13 +126,18 @@ class TestOnTapes:
     @pytest.mark.parametrize(
         "options",
         [
-            {"objective": ("parameters(weight=0.1)",), "regularizers": ("entropy", "factorised", "warmup(epochs=1)")},
+            {
+                "objective": ("parameters(weight=0.1)",),
+                "regularizers": ("entropy", "factorised", "warmup(epochs=1)"),
+            },
             {"memory": "low"},
             {"amp": "bf16", "arch_gradient": "true"},
             {"optimizer": "adamw"},
         ],
     )
-    def test_a_search_with_options(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    def test_a_search_with_options(
+        self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    ) -> None:
         assert_equal_after(pair(monkeypatch, lambda: search(epochs=3, **options)))
 
     @pytest.mark.parametrize("rule", list(RULES))
@@ -131,11 +158,16 @@ class TestOnTapes:
             {"amp": "bf16"},
         ],
     )
-    def test_a_retraining_with_options(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    def test_a_retraining_with_options(
+        self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    ) -> None:
         assert_equal_after(pair(monkeypatch, lambda: retraining(epochs=3, **options)))
 
     def test_a_search_goes_on_where_it_was_saved(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task, other = (pair(monkeypatch, lambda: search(strategy="gdas", regularizers=(), epochs=3))[0] for _ in "ab")
+        task, other = (
+            pair(monkeypatch, lambda: search(strategy="gdas", regularizers=(), epochs=3))[0]
+            for _ in "ab"
+        )
         numbers(task, 5)
         saved = copy.deepcopy(task.state_dict())
         other.load_state_dict(saved)
@@ -144,7 +176,9 @@ class TestOnTapes:
                 if t % each.steps_per_epoch == 0 or t == 5:
                     each.begin_epoch(t // each.steps_per_epoch)
                 each.step(t)
-        for one, another in zip(tree_leaves(task.state_dict()), tree_leaves(other.state_dict()), strict=True):
+        for one, another in zip(
+            tree_leaves(task.state_dict()), tree_leaves(other.state_dict()), strict=True
+        ):
             assert not isinstance(one, Tensor) or torch.equal(one, another)
 
 
@@ -173,7 +207,10 @@ class TestRecorder:
 
         run(scaled, torch.ones(2))
         run(scaled, torch.ones(2))
-        with pytest.raises(InputError, match=r"aten.mul.Tensor \(2,\) 1, then aten.mul.Tensor \(2,\) 2.*--no-graphs"):
+        with pytest.raises(
+            InputError,
+            match=r"aten.mul.Tensor \(2,\) 1, then aten.mul.Tensor \(2,\) 2.*--no-graphs",
+        ):
             run(scaled, torch.ones(2))
 
     def test_a_number_that_changes_from_epoch_to_epoch_is_told(self) -> None:
@@ -220,18 +257,25 @@ class TestRecorder:
 
     def test_a_network_in_channels_last(self) -> None:
         net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = WeightOptimizer(net, RetrainConfig(genotype="x", clip=0.0), TapeRecorder(tapes=True))
+        optimizer = WeightOptimizer(
+            net, RetrainConfig(genotype="x", clip=0.0), TapeRecorder(tapes=True)
+        )
         loss = net(torch.randn(2, 3, 8, 8)).square().sum()
         expected = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
         optimizer.differentiate([loss])
         assert all(
-            torch.equal(p.grad, g) for p, g in zip(net.parameters(), expected, strict=True) if p.grad is not None
+            torch.equal(p.grad, g)
+            for p, g in zip(net.parameters(), expected, strict=True)
+            if p.grad is not None
         )
         assert net.weight.grad is not None
         assert net.weight.grad.stride() == net.weight.stride()
 
     def test_a_tensor_on_the_cpu_is_told(self) -> None:
-        with pytest.raises(RuntimeError, match=r"aten.mul.Tensor reads a tensor on the CPU"), Trace(from_cpu=False):
+        with (
+            pytest.raises(RuntimeError, match=r"aten.mul.Tensor reads a tensor on the CPU"),
+            Trace(from_cpu=False),
+        ):
             torch.ones(2, device="meta") * torch.ones(2)
 
     def test_what_cannot_be_recorded_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +302,9 @@ def no_waiting() -> Iterator[None]:
 
 @gpu
 class TestOnGpu:
-    """What needs a GPU's numbers. What it does (launches, waits, errors) is tested without one: `test_stand_in.py`."""
+    """What needs a GPU's numbers. What it does (launches, waits, errors) is tested without one:
+    `test_stand_in.py`.
+    """
 
     @pytest.fixture(autouse=True)
     def _float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,18 +315,30 @@ class TestOnGpu:
     @pytest.mark.parametrize("memory", ["full", "low"])
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_a_search_equals_one_without_graphs(self, strategy: str, memory: str, amp: str) -> None:
-        options = {"strategy": strategy, "regularizers": ("warmup(epochs=0)",), "memory": memory, "amp": amp}
-        one, other = (numbers(search("cuda", graphs=graphs, **options), 6) for graphs in (True, False))
+        options = {
+            "strategy": strategy,
+            "regularizers": ("warmup(epochs=0)",),
+            "memory": memory,
+            "amp": amp,
+        }
+        one, other = (
+            numbers(search("cuda", graphs=graphs, **options), 6) for graphs in (True, False)
+        )
         assert one == pytest.approx(other, rel=1e-2 if amp == "none" else 5e-2)
 
     @pytest.mark.parametrize("rule", list(RULES))
     def test_a_retraining_equals_one_without_graphs(self, rule: str) -> None:
-        one, other = (numbers(retraining("cuda", rule, graphs=graphs, drop_path=0.0), 6) for graphs in (True, False))
+        one, other = (
+            numbers(retraining("cuda", rule, graphs=graphs, drop_path=0.0), 6)
+            for graphs in (True, False)
+        )
         assert one == pytest.approx(other, rel=1e-2)
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_a_step_of_a_search_does_not_wait_for_the_gpu(self, strategy: str) -> None:
-        task = search("cuda", amp="bf16", strategy=strategy, regularizers=("warmup(epochs=0)",), batch_size=4)
+        task = search(
+            "cuda", amp="bf16", strategy=strategy, regularizers=("warmup(epochs=0)",), batch_size=4
+        )
         task.begin_epoch(0)
         for t in range(task.steps_per_epoch):
             with no_waiting() if t > 3 else contextlib.nullcontext():
@@ -288,14 +346,19 @@ class TestOnGpu:
 
     def test_individuals_are_measured_together(self) -> None:
         task = search("cuda")
-        stacked = {t: torch.rand(20, *task.table.shape(t), device="cuda").softmax(2) for t in task.table.rows}
+        stacked = {
+            t: torch.rand(20, *task.table.shape(t), device="cuda").softmax(2)
+            for t in task.table.rows
+        }
         losses, _ = task._measure(stacked, 0, 1)
         assert task.together == 16
         task.together = 1
         assert torch.allclose(losses, task._measure(stacked, 0, 1)[0], rtol=1e-2)
 
     def test_drop_path_draws_anew_at_each_replay(self) -> None:
-        net = build_network(load_genotype("bionas_darts"), channels=4, layers=3, num_classes=5).cuda()
+        net = build_network(
+            load_genotype("bionas_darts"), channels=4, layers=3, num_classes=5
+        ).cuda()
         net.set_drop_path(0.5)
         run, x = Recorder(torch.device("cuda")), torch.randn(4, 3, 16, 16, device="cuda")
 

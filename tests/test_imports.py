@@ -47,7 +47,9 @@ def room(module: str) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The rooms of darts_bio that a file imports at any depth of its code, but for type checking."""
+    """The rooms of darts_bio that a file imports at any depth of its code, but for type
+    checking.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules: set[str] = set()
     for node in ast.walk(tree):
@@ -56,10 +58,14 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             modules.add(node.module or "")
-    return {room(m) for m in modules if m == "darts_bio" or m.startswith("darts_bio.")} - {"__init__"}
+    return {room(m) for m in modules if m == "darts_bio" or m.startswith("darts_bio.")} - {
+        "__init__"
+    }
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_a_file_imports_its_own_room_and_those_before_it(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own == "__init__":
@@ -69,7 +75,9 @@ def test_a_file_imports_its_own_room_and_those_before_it(path: Path) -> None:
 
 
 def test_every_room_is_in_the_order() -> None:
-    rooms = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PACKAGE.rglob("*.py")} - {"__init__"}
+    rooms = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PACKAGE.rglob("*.py")} - {
+        "__init__"
+    }
     assert rooms == set(ORDER)
 
 
@@ -80,7 +88,9 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_and_its_configuration_loads_no_torch() -> None:
-    assert not {"torch", "numpy", "timm"} & modules_after("import darts_bio, darts_bio.config, darts_bio.cli")
+    assert not {"torch", "numpy", "timm"} & modules_after(
+        "import darts_bio, darts_bio.config, darts_bio.cli"
+    )
 
 
 def test_training_loads_no_torchvision_timm_or_tensorboard() -> None:

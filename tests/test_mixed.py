@@ -1,4 +1,6 @@
-"""The batched supernet equals the reference: output, gradients of weights and edge weights, batch norm statistics."""
+"""The batched supernet equals the reference: output, gradients of weights and edge weights, batch
+norm statistics.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
-from darts_bio.networks.mixed import FoldedCell, MixedCell, SharedOperation, StackedBatchNorm, put_together, take_apart
+from darts_bio.networks.mixed import (
+    FoldedCell,
+    MixedCell,
+    SharedOperation,
+    StackedBatchNorm,
+    put_together,
+    take_apart,
+)
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import (
     RULES,
@@ -71,7 +80,9 @@ class Twins:
         def build(cell: type) -> SuperNet:
             torch.manual_seed(1)
             sizes = {"channels": max(4, 2 * partial), "layers": 3, "num_classes": 5}
-            return SuperNet(SPACES.build(space), rules, partial=partial, cell=cell, **sizes).to(dtype)
+            return SuperNet(SPACES.build(space), rules, partial=partial, cell=cell, **sizes).to(
+                dtype
+            )
 
         twins = cls(build(cell), build(ReferenceCell))
         draw_feedback(twins.fast, 3)
@@ -80,12 +91,16 @@ class Twins:
 
     @torch.no_grad()
     def give_feedback(self) -> None:
-        """Copies the feedback of the batched layers to those that they stand for, and that of all others."""
+        """Copies the feedback of the batched layers to those that they stand for, and that of all
+        others.
+        """
         for flat, rows, target in self.carriers():
             for key, value in flat.feedback.items():
                 own = target.feedback[key]
                 own.copy_(
-                    value[rows.start : rows.start + own.numel()].view_as(own) if value.dim() == 1 else value[rows]
+                    value[rows.start : rows.start + own.numel()].view_as(own)
+                    if value.dim() == 1
+                    else value[rows]
                 )
         theirs = dict(self.reference.named_buffers())
         for name, buffer in self.fast.named_buffers():
@@ -93,8 +108,9 @@ class Twins:
                 theirs[self.reference_name(name)].copy_(buffer)
 
     def carriers(self) -> Iterator[tuple[RuleCarrier, slice, RuleCarrier]]:
-        """A carrier of the batched net that stands for many, the rows in its feedback that belong to one of these, and
-        that one in the reference."""
+        """A carrier of the batched net that stands for many, the rows in its feedback that belong
+        to one of these, and that one in the reference.
+        """
         modules: dict[str, Any] = dict(self.reference.named_modules())
         places = {id(layer): cell for cell, layer in stacked(self.fast)}
         for shared in self.fast.feedback:
@@ -108,12 +124,26 @@ class Twins:
                         assert flat.rule == target.rule
                         yield flat, slice(first, first + size), target
                         first += size
-        blocks = [(f"cells.{i}", block) for i, cell in enumerate(self.fast.cells) for block in cell.blocks]
+        blocks = [
+            (f"cells.{i}", block) for i, cell in enumerate(self.fast.cells) for block in cell.blocks
+        ]
         for cell, block in blocks:
-            lowest = [layer for layer in block.modules() if isinstance(layer, StackedConv2d) and layer.shared]
-            names = {f"{cell}.{name.split('.operation')[0]}": None for layer in lowest for name in layer.names}
+            lowest = [
+                layer
+                for layer in block.modules()
+                if isinstance(layer, StackedConv2d) and layer.shared
+            ]
+            names = {
+                f"{cell}.{name.split('.operation')[0]}": None
+                for layer in lowest
+                for name in layer.names
+            }
             for direct in block.direct:
-                members = [modules[name] for name in names if getattr(modules[name], "rule", None) == direct.rule]
+                members = [
+                    modules[name]
+                    for name in names
+                    if getattr(modules[name], "rule", None) == direct.rule
+                ]
                 assert len(members) == direct.members
                 for number, target in enumerate(members):
                     yield direct, slice(5 * number, 5 * number + 5), target
@@ -129,10 +159,14 @@ class Twins:
     def edge_weights(self) -> dict[str, Tensor]:
         dtype = next(self.fast.parameters()).dtype
         table = self.reference.table
-        return {t: torch.rand(table.shape(t)).to(dtype).softmax(1).requires_grad_() for t in table.rows}
+        return {
+            t: torch.rand(table.shape(t)).to(dtype).softmax(1).requires_grad_() for t in table.rows
+        }
 
     def losses(self, x: Tensor, weights: dict[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-        """Per net its logits and the gradients of the edge weights; the weights' gradients are left in .grad."""
+        """Per net its logits and the gradients of the edge weights; the weights' gradients are left
+        in .grad.
+        """
         outcomes = []
         for net in (self.fast, self.reference):
             net.zero_grad()
@@ -143,12 +177,18 @@ class Twins:
             outcomes.append((logits.detach(), list(gradients)))
         return outcomes
 
-    def pairs(self, read: Callable[[nn.Module], Tensor], kind: type) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `read` reads of the batched layers' members and of the layers that these stand for."""
+    def pairs(
+        self, read: Callable[[nn.Module], Tensor], kind: type
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `read` reads of the batched layers' members and of the layers that these stand
+        for.
+        """
         modules = dict(self.reference.named_modules())
         for cell, layer in stacked(self.fast):
             if isinstance(layer, kind):
-                for piece, name in zip(read(layer).chunk(len(layer.names)), layer.names, strict=True):
+                for piece, name in zip(
+                    read(layer).chunk(len(layer.names)), layer.names, strict=True
+                ):
                     yield piece, read(modules[f"{cell}.{name}"])
 
     def equal(self, rel: float, size: tuple[int, int] = (8, 8), batch: int = 3) -> None:
@@ -170,7 +210,9 @@ class Twins:
         for flat, rows, target in self.carriers():
             for key in flat.rule.learned:
                 own, expected = flat.feedback[key].grad, target.feedback[key].grad
-                assert (own is None) == (expected is None)  # where it carries no error, it learns nothing
+                assert (own is None) == (
+                    expected is None
+                )  # where it carries no error, it learns nothing
                 if own is not None:
                     near(own[rows], expected.flatten(), rel)
                 count += rows.stop - rows.start
@@ -183,7 +225,11 @@ class Twins:
             for part in cell.modules():
                 if isinstance(part, SharedOperation) and isinstance(part.module, nn.Sequential):
                     for name in part.names:
-                        near(part.module[1].running_var, modules[f"cells.{number}.{name}"][1].running_var, rel)
+                        near(
+                            part.module[1].running_var,
+                            modules[f"cells.{number}.{name}"][1].running_var,
+                            rel,
+                        )
 
 
 def near(one: Tensor, other: Tensor, rel: float) -> None:
@@ -193,7 +239,9 @@ def near(one: Tensor, other: Tensor, rel: float) -> None:
 
 class TestEquivalence:
     @pytest.mark.parametrize("layout", ["clean", "paper"])
-    @pytest.mark.parametrize("rules", [ELEMENTWISE, *((rule,) for rule in ELEMENTWISE)], ids="-".join)
+    @pytest.mark.parametrize(
+        "rules", [ELEMENTWISE, *((rule,) for rule in ELEMENTWISE)], ids="-".join
+    )
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_float64(self, rules: tuple[str, ...], layout: str, cell: type) -> None:
         Twins.of(f"darts(layout={layout}, nodes=2)", rules, cell=cell).equal(1e-11)
@@ -215,10 +263,11 @@ class TestEquivalence:
     @pytest.mark.parametrize("nodes", [1, 2])
     @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
     def test_float32(self, rules: tuple[str, ...], nodes: int, cell: type) -> None:
-        """Other kernels than in float64, among them those for wide windows; a node of one edge has one member only.
+        """Other kernels than in float64, among them those for wide windows; a node of one edge has
+        one member only.
 
-        Both nets round differently, and where that decides a ReLU some 0.5 % of a small gradient; a kernel that is
-        wrong is wrong by its whole size.
+        Both nets round differently, and where that decides a ReLU some 0.5 % of a small gradient; a
+        kernel that is wrong is wrong by its whole size.
         """
         Twins.of(f"darts(nodes={nodes})", rules, torch.float32, cell).equal(2e-2, (16, 16), 16)
 
@@ -252,7 +301,9 @@ class TestEquivalence:
         (_, expected), _ = twins.losses(x, weights)
         twins.fast.requires_grad_(False)
         loss = F.cross_entropy(twins.fast(x, weights), torch.arange(3))
-        for one, other in zip(torch.autograd.grad(loss, list(weights.values())), expected, strict=True):
+        for one, other in zip(
+            torch.autograd.grad(loss, list(weights.values())), expected, strict=True
+        ):
             near(one, other, 1e-11)
 
     def test_a_redraw_reaches_the_error(self) -> None:
@@ -268,7 +319,9 @@ class TestEquivalence:
         with torch.autocast("cpu", torch.bfloat16):
             low = twins.fast(x, weights)
             F.cross_entropy(low.float(), torch.arange(8) % 5).backward()
-        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in twins.fast.parameters())
+        assert all(
+            p.grad is not None and p.grad.dtype == torch.float32 for p in twins.fast.parameters()
+        )
         high = twins.fast(x, weights)
         assert (low.float() - high).norm() < 0.1 * high.norm()
 
@@ -281,7 +334,8 @@ TIGHT = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3, dil_conv_3x3))"
 class TestOtherRules:
     """Rules that are not elementwise, stacked beside one that is.
 
-    In float64 to 1e-9: some of their gradients are small differences, in which rounding counts for more.
+    In float64 to 1e-9: some of their gradients are small differences, in which rounding counts for
+    more.
     """
 
     @pytest.mark.parametrize("rule", [*OTHERS, *FURTHER])
@@ -294,12 +348,16 @@ class TestOtherRules:
     def test_nothing_but_it(self, rule: str, cell: type) -> None:
         Twins.of(TIGHT, (rule,), cell=cell).equal(1e-9, (9, 7))
 
-    @pytest.mark.parametrize(("space", "partial"), [("nb201(operations=(skip_connect, nor_conv_3x3))", 1), (TIGHT, 2)])
+    @pytest.mark.parametrize(
+        ("space", "partial"), [("nb201(operations=(skip_connect, nor_conv_3x3))", 1), (TIGHT, 2)]
+    )
     def test_all_in_other_spaces(self, space: str, partial: int, cell: type) -> None:
         Twins.of(space, tuple(RULES), cell=cell, partial=partial).equal(1e-9, (9, 8))
 
     def test_after_updates(self, cell: type) -> None:
-        twins = Twins.of(TIGHT, ("brsf(scale=match)", "weight_mirror", "weight_mirror(scale=match)"), cell=cell)
+        twins = Twins.of(
+            TIGHT, ("brsf(scale=match)", "weight_mirror", "weight_mirror(scale=match)"), cell=cell
+        )
         draw_feedback(twins.fast, 3, update=1)
         twins.give_feedback()
         twins.equal(1e-9)
@@ -331,7 +389,9 @@ class TestOtherRules:
         (_, expected), _ = twins.losses(x, weights)
         twins.fast.requires_grad_(False)
         loss = F.cross_entropy(twins.fast(x, weights), torch.arange(3))
-        for one, other in zip(torch.autograd.grad(loss, list(weights.values())), expected, strict=True):
+        for one, other in zip(
+            torch.autograd.grad(loss, list(weights.values())), expected, strict=True
+        ):
             near(one, other, 1e-9)
 
     def test_held_feedback(self, cell: type) -> None:
@@ -362,7 +422,10 @@ class TestOtherRules:
 def test_individuals_together() -> None:
     """torch.vmap over edge weights, as eg and darts_pt measure."""
     twins = Twins.of(TIGHT, ("fa", "usf(scale=match)", *OTHERS))
-    x, weights = torch.randn(3, 3, 8, 8, dtype=torch.float64), [twins.edge_weights() for _ in range(2)]
+    x, weights = (
+        torch.randn(3, 3, 8, 8, dtype=torch.float64),
+        [twins.edge_weights() for _ in range(2)],
+    )
     with torch.no_grad(), twins.fast.batch_statistics(), twins.reference.batch_statistics():
         both = {t: torch.stack([w[t] for w in weights]) for t in weights[0]}
         found = torch.vmap(lambda own: twins.fast(x, own))(both)
@@ -371,27 +434,39 @@ def test_individuals_together() -> None:
 
 
 def short_search(twins: Twins, space: str, steps: int) -> list[dict]:
-    """The cells that each net derives after some steps of first-order DARTS on noise with a signal in it."""
+    """The cells that each net derives after some steps of first-order DARTS on noise with a signal
+    in it.
+    """
     source = torch.Generator().manual_seed(5)
     labels = torch.randint(0, 5, (2 * steps, 8), generator=source)
-    images = torch.randn(2 * steps, 8, 3, 8, 8, generator=source) + 0.3 * labels.view(2 * steps, 8, 1, 1, 1)
+    images = torch.randn(2 * steps, 8, 3, 8, 8, generator=source) + 0.3 * labels.view(
+        2 * steps, 8, 1, 1, 1
+    )
     nets = (twins.fast, twins.reference)
     dtype = next(twins.fast.parameters()).dtype
     images = images.to(dtype)
     alphas, optimizers = [], []
     for net in nets:
         alpha = {
-            t: (1e-3 * torch.randn(net.table.shape(t), generator=torch.Generator().manual_seed(6))).to(dtype)
+            t: (
+                1e-3 * torch.randn(net.table.shape(t), generator=torch.Generator().manual_seed(6))
+            ).to(dtype)
             for t in net.table.rows
         }
         alphas.append({t: a.requires_grad_() for t, a in alpha.items()})
         optimizers.append(
-            (torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), torch.optim.Adam(alphas[-1].values(), 0.01))
+            (
+                torch.optim.SGD(net.parameters(), 0.05, momentum=0.9),
+                torch.optim.Adam(alphas[-1].values(), 0.01),
+            )
         )
     for step in range(steps):
         for net, alpha, (sgd, adam) in zip(nets, alphas, optimizers, strict=True):
             for i, optimizer in ((2 * step, adam), (2 * step + 1, sgd)):
-                weights = {t: a.masked_fill(~net.table.mask(t), -torch.inf).softmax(1) for t, a in alpha.items()}
+                weights = {
+                    t: a.masked_fill(~net.table.mask(t), -torch.inf).softmax(1)
+                    for t, a in alpha.items()
+                }
                 loss = F.cross_entropy(net(images[i], weights), labels[i])
                 sgd.zero_grad()
                 adam.zero_grad()
@@ -400,7 +475,10 @@ def short_search(twins: Twins, space: str, steps: int) -> list[dict]:
         draw_feedback(twins.fast, 3, step + 1)
         twins.give_feedback()
     final = [
-        {t: a.detach().masked_fill(~net.table.mask(t), -torch.inf).softmax(1) for t, a in alpha.items()}
+        {
+            t: a.detach().masked_fill(~net.table.mask(t), -torch.inf).softmax(1)
+            for t, a in alpha.items()
+        }
         for alpha in alphas
     ]
     return [SPACES.build(space).derive(weights, twins.fast.table) for weights in final]
@@ -411,8 +489,9 @@ def short_search(twins: Twins, space: str, steps: int) -> list[dict]:
     [
         (2, 10, 1, torch.float32),
         (2, 10, 2, torch.float32),
-        # A longer one is chaotic: rounding in the last digit of float32 grows until it decides candidates, so there
-        # also the reference differs from itself with one weight changed by 1e-7.
+        # A longer one is chaotic: rounding in the last digit of float32 grows until it decides
+        # candidates, so there also the reference differs from itself with one weight changed by
+        # 1e-7.
         pytest.param(4, 60, 1, torch.float64, marks=pytest.mark.slow),
     ],
 )
@@ -460,7 +539,9 @@ def gated() -> Iterator[str]:
     @operation("gated_test_operation")
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """A gate, and average pooling."""
-        return nn.Sequential(Gate(channels, rule), nn.AvgPool2d(3, stride, padding=1), batch_norm(channels, supernet))
+        return nn.Sequential(
+            Gate(channels, rule), nn.AvgPool2d(3, stride, padding=1), batch_norm(channels, supernet)
+        )
 
     yield "gated_test_operation"
     OPERATIONS.unregister("gated_test_operation")
@@ -472,7 +553,9 @@ def wide() -> Iterator[str]:
 
     @operation("wide_test_operation")
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """An ordinary 3x3 convolution, batch norm, ReLU, another in two groups; no batch norm at the end."""
+        """An ordinary 3x3 convolution, batch norm, ReLU, another in two groups; no batch norm at
+        the end.
+        """
         first = RuleConv2d(channels, 6, 3, stride, padding=1, bias=False, rule=rule)
         second = RuleConv2d(6, channels, (1, 3), padding=(0, 1), groups=2, bias=False, rule=rule)
         return nn.Sequential(first, batch_norm(6, supernet), nn.ReLU(), second)
@@ -496,11 +579,20 @@ class TestPartialChannels:
     @pytest.mark.parametrize(("channels", "partial"), [(4, 4), (6, 2), (8, 0)])
     def test_channels_that_cannot_be_divided(self, channels: int, partial: int) -> None:
         with pytest.raises(InputError, match="channels: expected a multiple of"):
-            SuperNet(SPACES.build("darts"), ("fa",), channels=channels, layers=3, num_classes=5, partial=partial)
+            SuperNet(
+                SPACES.build("darts"),
+                ("fa",),
+                channels=channels,
+                layers=3,
+                num_classes=5,
+                partial=partial,
+            )
 
     def test_fewer_weights(self) -> None:
         def count(partial: int) -> int:
-            net = SuperNet(SPACES.build("darts"), ("fa",), channels=8, layers=3, num_classes=5, partial=partial)
+            net = SuperNet(
+                SPACES.build("darts"), ("fa",), channels=8, layers=3, num_classes=5, partial=partial
+            )
             return sum(p.numel() for p in net.cells.parameters())
 
         assert count(4) < count(1) / 4
@@ -509,7 +601,11 @@ class TestPartialChannels:
 class TestWhatCannotBeStacked:
     def test_a_rule_that_is_not_elementwise_runs_beside_the_others(self, normed: str) -> None:
         twins = Twins.of("darts(nodes=2)", ("usf", normed, "fa"))
-        assert {rule.__class__.__name__ for shared in twins.fast.feedback for rule in shared.layers[0].rules} == {
+        assert {
+            rule.__class__.__name__
+            for shared in twins.fast.feedback
+            for rule in shared.layers[0].rules
+        } == {
             "UniformSignFeedback",
             "FeedbackAlignment",
         }
@@ -520,7 +616,9 @@ class TestWhatCannotBeStacked:
         Twins.of("darts(nodes=1)", (normed,)).equal(1e-11)
 
     def test_an_operation_of_other_layers(self, gated: str) -> None:
-        twins = Twins.of(f"darts(nodes=2, operations=(none, skip_connect, {gated}, dil_conv_3x3))", ("usf", "fa"))
+        twins = Twins.of(
+            f"darts(nodes=2, operations=(none, skip_connect, {gated}, dil_conv_3x3))", ("usf", "fa")
+        )
         assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
         twins.equal(1e-11)
 
@@ -530,10 +628,14 @@ class TestWhatCannotBeStacked:
             """Two 1x1 convolutions, the second under bp where the first is under fa."""
             second = RULES.build("bp") if rule == RULES.build("fa") else rule
             first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
-            return nn.Sequential(first, pointwise(channels, channels, second), batch_norm(channels, supernet))
+            return nn.Sequential(
+                first, pointwise(channels, channels, second), batch_norm(channels, supernet)
+            )
 
         try:
-            twins = Twins.of("darts(nodes=2, operations=(uneven_test_operation, none))", ("fa", "bp", "usf"))
+            twins = Twins.of(
+                "darts(nodes=2, operations=(uneven_test_operation, none))", ("fa", "bp", "usf")
+            )
             twins.equal(1e-11)
         finally:
             OPERATIONS.unregister("uneven_test_operation")
@@ -542,7 +644,9 @@ class TestWhatCannotBeStacked:
         table = CandidateTable({"normal": ((Candidate("none"),), (Candidate("none"),))})
         space = SPACES.build("darts(nodes=1)")
         x, weights = torch.randn(2, 4, 6, 6), torch.ones(2, 1)
-        cells = [cell(space, "normal", table.rows["normal"], 4) for cell in (MixedCell, ReferenceCell)]
+        cells = [
+            cell(space, "normal", table.rows["normal"], 4) for cell in (MixedCell, ReferenceCell)
+        ]
         one, other = (cell([x, x], weights) for cell in cells)
         assert torch.equal(one, other)
 
@@ -562,7 +666,9 @@ def test_pixels_apart_are_put_together_again() -> None:
 
 @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
 def test_feedback_that_is_learned_is_batched_and_gets_the_weights_gradients(cell: type) -> None:
-    """Kolen-Pollack: the flat feedback of all stacked layers receives what each of their weights receives."""
+    """Kolen-Pollack: the flat feedback of all stacked layers receives what each of their weights
+    receives.
+    """
     twins = Twins.of("darts(nodes=2)", ("kolen_pollack", "usf"), cell=cell)
     (logits, gradients), (expected, expected_gradients) = twins.losses(
         torch.randn(3, 3, 8, 8, dtype=torch.float64), twins.edge_weights()
@@ -591,7 +697,9 @@ class TestCasts:
         weights = [torch.randn(shape, requires_grad=True) for shape in ((4, 2, 3, 3), (5, 1, 1, 1))]
         down = [torch.randn(weight.shape, dtype=torch.bfloat16) for weight in weights]
         together = CastTogether.apply(torch.bfloat16, *weights)
-        found = torch.autograd.grad([(c * d).sum() for c, d in zip(together, down, strict=True)], weights)
+        found = torch.autograd.grad(
+            [(c * d).sum() for c, d in zip(together, down, strict=True)], weights
+        )
         for weight, cast, gradient, error in zip(weights, together, found, down, strict=True):
             assert torch.equal(cast, weight.bfloat16())
             assert torch.equal(gradient, error.float())
@@ -602,7 +710,9 @@ class TestCasts:
                 super().__init__()
                 self.names: list[str] = []
 
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            def __torch_dispatch__(
+                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
                 self.names.append(func._schema.name)
                 return func(*args, **(kwargs or {}))
 

@@ -69,7 +69,11 @@ def test_models_are_there_by_name() -> None:
 
 
 def test_every_shipped_genotype_is_a_model_by_name_with_each_stem() -> None:
-    named = {f"{genotype}_{stem}": genotype for genotype in shipped_names() for stem in ("cifar", "imagenet")}
+    named = {
+        f"{genotype}_{stem}": genotype
+        for genotype in shipped_names()
+        for stem in ("cifar", "imagenet")
+    }
     assert {"bionas_darts_cifar", "darts_v2_imagenet"} <= set(named)
     assert timm.list_models(module="timm_models") == sorted([CIFAR, IMAGENET, *named])
     assert set(timm.list_models(name_matches_cfg=True)) >= set(named)
@@ -82,17 +86,28 @@ def test_every_shipped_genotype_is_a_model_by_name_with_each_stem() -> None:
         different = {"architecture": general.pretrained_cfg["architecture"]}
         assert {**model.pretrained_cfg, **different} == general.pretrained_cfg
         assert model.pretrained_cfg["architecture"] == name
-    assert timm.create_model("darts_v2_cifar", channels=4, layers=3, rule="fa").genotype.backbone_rule == "fa"
-    with pytest.raises(InputError, match="genotype: darts_v2_cifar is the network of darts_v2; .* use darts_bio_cifar"):
+    assert (
+        timm.create_model("darts_v2_cifar", channels=4, layers=3, rule="fa").genotype.backbone_rule
+        == "fa"
+    )
+    with pytest.raises(
+        InputError,
+        match="genotype: darts_v2_cifar is the network of darts_v2; .* use darts_bio_cifar",
+    ):
         create("darts_v2_cifar", "darts_v1")
     assert timm.models.is_model_in_modules("darts_v2_cifar", ["timm_models"])
 
 
 def test_a_genotype_is_the_default() -> None:
     for name in (CIFAR, IMAGENET):
-        assert timm.create_model(name, channels=4, layers=3).genotype == load_genotype("bionas_darts")
+        assert timm.create_model(name, channels=4, layers=3).genotype == load_genotype(
+            "bionas_darts"
+        )
     assert sum(p.numel() for p in timm.create_model("darts_v2_cifar").parameters()) == 3_349_342
-    with pytest.raises(InputError, match="genotype: expected a name, .* found None; with timm's scripts: --model-kw"):
+    with pytest.raises(
+        InputError,
+        match="genotype: expected a name, .* found None; with timm's scripts: --model-kw",
+    ):
         darts_bio.models.TimmNetwork()
 
 
@@ -125,7 +140,9 @@ def test_a_model_is_the_network_of_build_network(stem: str) -> None:
     network = build_network(load_genotype("bionas_darts"), **form, seed=5)  # type: ignore[arg-type]
     torch.manual_seed(3)
     model = create(f"darts_bio_{stem}", num_classes=10, seed=5)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[name]) for name, value in network.state_dict().items()
+    )
     other = create(f"darts_bio_{stem}", num_classes=10)
     other.load_state_dict(network.state_dict())
     x = images(side=64)
@@ -136,7 +153,13 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
     genotype = load_genotype("bionas_darts")
     text = genotype.to_json()
     (tmp_path / "mine.json").write_text(text)
-    for form in (genotype, text, json.loads(text), tmp_path / "mine.json", str(tmp_path / "mine.json")):
+    for form in (
+        genotype,
+        text,
+        json.loads(text),
+        tmp_path / "mine.json",
+        str(tmp_path / "mine.json"),
+    ):
         assert create(genotype=form).genotype == genotype
     assert create(genotype=NB201).head[0].num_features == 16
     assert create(rule="usf(scale=match)").genotype == genotype.with_rule("usf(scale=match)")
@@ -146,7 +169,10 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"genotype": "darts_v3"}, "unknown genotype 'darts_v3': did you mean"),
-        ({"genotype": 3}, "genotype: expected a name, .* found 3; with timm's scripts: --model-kwargs genotype="),
+        (
+            {"genotype": 3},
+            "genotype: expected a name, .* found 3; with timm's scripts: --model-kwargs genotype=",
+        ),
         ({"genotype": {"format": 1}}, "genotype: the field 'space' is missing"),
         ({"genotype": {"format": object()}}, "genotype: expected the content of a genotype file"),
         ({"genotype": "{"}, "genotype: not a JSON file"),
@@ -156,15 +182,30 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
         ({"num_classes": -1}, "num_classes: expected at least 1, found -1"),
         ({"drop_rate": 1.0}, "drop_rate: expected at least 0 and below 1, found 1.0"),
         ({"drop_path_rate": 1.0}, "drop path: expected a probability"),
-        ({"global_pool": "max"}, "global_pool: expected 'avg', or '' without a classifier, found 'max'"),
+        (
+            {"global_pool": "max"},
+            "global_pool: expected 'avg', or '' without a classifier, found 'max'",
+        ),
         ({"global_pool": ""}, "global_pool: expected 'avg'"),
         ({"device": "gpu"}, "device: expected a device such as cpu or cuda:0, found 'gpu'"),
         ({"device": []}, "device: expected a device such as cpu or cuda:0, found \\[\\]"),
-        ({"dtype": "float16"}, "dtype: expected a floating-point type such as torch.bfloat16, found 'float16'"),
-        ({"dtype": torch.int64}, "dtype: expected a floating-point type such as torch.bfloat16, found torch.int64"),
+        (
+            {"dtype": "float16"},
+            "dtype: expected a floating-point type such as torch.bfloat16, found 'float16'",
+        ),
+        (
+            {"dtype": torch.int64},
+            "dtype: expected a floating-point type such as torch.bfloat16, found torch.int64",
+        ),
         ({"drop_block_rate": 0.1}, "unknown option of a darts_bio model 'drop_block_rate'"),
-        ({"features_only": True, "out_indices": (7,)}, "indices: expected a number of features up to 4, or places"),
-        ({"features_only": True, "out_indices": 0}, "indices: expected a number of features up to 4, or places"),
+        (
+            {"features_only": True, "out_indices": (7,)},
+            "indices: expected a number of features up to 4, or places",
+        ),
+        (
+            {"features_only": True, "out_indices": 0},
+            "indices: expected a number of features up to 4, or places",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -173,7 +214,9 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_timms_scripts_pass_by_default_is_accepted() -> None:
-    unset = dict.fromkeys(("drop_path_rate", "drop_block_rate", "global_pool", "bn_momentum", "bn_eps", "scriptable"))
+    unset = dict.fromkeys(
+        ("drop_path_rate", "drop_block_rate", "global_pool", "bn_momentum", "bn_eps", "scriptable")
+    )
     model = create(in_chans=1, num_classes=5, drop_rate=0.0, checkpoint_path="", **unset)
     assert model(images(channels=1)).shape == (2, 5)
 
@@ -181,7 +224,9 @@ def test_what_timms_scripts_pass_by_default_is_accepted() -> None:
 # Features
 
 
-@pytest.mark.parametrize(("name", "reductions"), [(CIFAR, [1, 1, 2, 4]), (IMAGENET, [4, 8, 16, 32])])
+@pytest.mark.parametrize(
+    ("name", "reductions"), [(CIFAR, [1, 1, 2, 4]), (IMAGENET, [4, 8, 16, 32])]
+)
 @pytest.mark.parametrize("genotype", ["bionas_darts", NB201])
 def test_features_have_the_sizes_they_say(name: str, reductions: list[int], genotype: str) -> None:
     model = create(name, genotype, layers=6, features_only=True)
@@ -205,7 +250,9 @@ def test_features_are_those_of_the_whole_model() -> None:
     assert torch.equal(features, model.forward_features(x))
     assert torch.equal(model.forward_head(features), model(x))
     assert torch.equal(model.head(every[-1]), features)
-    assert torch.equal(model.forward_intermediates(x, norm=True, intermediates_only=True)[-1], features)
+    assert torch.equal(
+        model.forward_intermediates(x, norm=True, intermediates_only=True)[-1], features
+    )
     few = model.forward_intermediates(x, indices=[2, 0], stop_early=True, intermediates_only=True)
     assert torch.equal(few[0], every[2])
     assert torch.equal(few[1], every[0])
@@ -213,7 +260,9 @@ def test_features_are_those_of_the_whole_model() -> None:
         model.forward_intermediates(x, output_fmt="NLC")
     assert model.prune_intermediate_layers([1]) == [1]
     assert len(model.cells) == 1
-    assert torch.equal(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], every[1])
+    assert torch.equal(
+        model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], every[1]
+    )
     assert model.num_classes == 0
 
 
@@ -226,10 +275,15 @@ def test_features_are_those_of_the_whole_model() -> None:
         (CIFAR, "bionas_darts", None),
         (IMAGENET, "bionas_darts", None),
         (CIFAR, NB201, None),
-        *((CIFAR, "darts_v2", rule) for rule in ("bp", "kolen_pollack", "brsf", "dfa", "hebbian", "predictive")),
+        *(
+            (CIFAR, "darts_v2", rule)
+            for rule in ("bp", "kolen_pollack", "brsf", "dfa", "hebbian", "predictive")
+        ),
     ],
 )
-def test_a_traced_network_computes_learns_and_renews_as_the_model(name: str, genotype: str, rule: str | None) -> None:
+def test_a_traced_network_computes_learns_and_renews_as_the_model(
+    name: str, genotype: str, rule: str | None
+) -> None:
     model = create(name, genotype, rule=rule, drop_path_rate=0.3, drop_rate=0.1)
     logits = "watched" if model.watched is not None else "classifier"
     traced = create_feature_extractor(copy.deepcopy(model), {logits: "y"})
@@ -246,14 +300,24 @@ def test_a_traced_network_computes_learns_and_renews_as_the_model(name: str, gen
             outputs.append(y)
         assert torch.equal(*outputs)
         others = dict(traced.named_parameters())
-        assert all(torch.equal(p.grad, others[n].grad) for n, p in model.named_parameters() if p.grad is not None)
-        assert all(torch.equal(value, weights(traced)[name]) for name, value in weights(model).items())
+        assert all(
+            torch.equal(p.grad, others[n].grad)
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        )
+        assert all(
+            torch.equal(value, weights(traced)[name]) for name, value in weights(model).items()
+        )
     assert torch.equal(traced.eval()(x)["y"], model.eval()(x))
     copied = copy.deepcopy(traced).train()
     before = weights(traced)
     copied(x)
     assert all(torch.equal(value, before[name]) for name, value in weights(traced).items())
-    renewed = [name for name, value in weights(copied).items() if "feedback" in name and not value.equal(before[name])]
+    renewed = [
+        name
+        for name, value in weights(copied).items()
+        if "feedback" in name and not value.equal(before[name])
+    ]
     assert bool(renewed) == (model.renewal is not None)
 
 
@@ -299,7 +363,9 @@ def test_heads() -> None:
     model.reset_classifier(0, "")
     assert torch.equal(model.forward_head(features), features)
     assert create(num_classes=0, global_pool="")(x).shape == (2, 64, 8, 8)
-    with pytest.raises(InputError, match="num_classes: expected a whole number of at least 0, found -3"):
+    with pytest.raises(
+        InputError, match="num_classes: expected a whole number of at least 0, found -3"
+    ):
         model.reset_classifier(-3)
 
 
@@ -332,14 +398,18 @@ def test_groups_hold_every_parameter_once() -> None:
         model = create(name, genotype, layers=6, rule="kolen_pollack")
         for coarse, count in ((False, len(model.cells) + 2), (True, 5)):
             groups = group_parameters(model, model.group_matcher(coarse=coarse))
-            assert sorted(itertools.chain(*groups.values())) == sorted(name for name, _ in model.named_parameters())
+            assert sorted(itertools.chain(*groups.values())) == sorted(
+                name for name, _ in model.named_parameters()
+            )
             assert len(groups) == count
             assert all(name.startswith("stem") for name in groups[0])
             assert "classifier.weight" in groups[count - 1]
     scales = {group["lr_scale"] for group in param_groups_layer_decay(model, 1e-4, layer_decay=0.5)}
     assert len(scales) == len(model.cells) + 2
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=1e-4, layer_decay=0.5)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
+        list(model.parameters())
+    )
 
 
 @pytest.mark.parametrize("rule", [None, "bp", "fa", "brsf", "dfa", "hebbian"])
@@ -373,10 +443,16 @@ def test_feedback_is_renewed_at_each_training_pass_but_the_first(rule: str) -> N
         with torch.no_grad():
             model(x)
         for (_, one), (_, two) in zip(rule_carriers(model), rule_carriers(other), strict=True):
-            assert all(torch.equal(value, two.feedback[name]) for name, value in one.feedback.items())
+            assert all(
+                torch.equal(value, two.feedback[name]) for name, value in one.feedback.items()
+            )
     before = weights(model)
     model(x)
-    assert any(not torch.equal(before[name], value) for name, value in weights(model).items() if "feedback" in name)
+    assert any(
+        not torch.equal(before[name], value)
+        for name, value in weights(model).items()
+        if "feedback" in name
+    )
 
 
 def test_drop_path_drops_in_training_alone() -> None:
@@ -394,7 +470,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training on the digits, under several rules."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = "--genotype bionas_darts --epochs 1 --train-images 64 --batch-size 16 --channels 4 --device cpu --out"
-    command = [sys.executable, str(ROOT / "evaluate" / "train_cifar.py"), *words.split(), str(folder)]
+    command = [
+        sys.executable,
+        str(ROOT / "evaluate" / "train_cifar.py"),
+        *words.split(),
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
@@ -407,9 +488,18 @@ def checkpoint(
     config: dict[str, Any] | None = None,
     **form: Any,
 ) -> Path:
-    """One as a training writes it, of a network that has seen a few images, with its task `change`d, of a run with the
-    options of `config`."""
-    form = {"channels": 4, "layers": 3, "num_classes": 5, "in_channels": 3, "auxiliary": False, "stem": "cifar", **form}
+    """One as a training writes it, of a network that has seen a few images, with its task
+    `change`d, of a run with the options of `config`.
+    """
+    form = {
+        "channels": 4,
+        "layers": 3,
+        "num_classes": 5,
+        "in_channels": 3,
+        "auxiliary": False,
+        "stem": "cifar",
+        **form,
+    }
     loaded = load_genotype(genotype)
     loaded = loaded if form.pop("rule", None) is None else loaded.with_rule("dfa")
     network = build_network(loaded, **form)
@@ -427,7 +517,13 @@ def checkpoint(
     }
     change(task)
     path = folder / "checkpoint.pt"
-    stamp = {"format": FORMAT, "kind": "train", "config": {"seed": 2, **(config or {})}, "command": "", "step": 3}
+    stamp = {
+        "format": FORMAT,
+        "kind": "train",
+        "config": {"seed": 2, **(config or {})},
+        "command": "",
+        "step": 3,
+    }
     torch.save({**stamp, "task": task}, path)
     return path
 
@@ -439,7 +535,9 @@ def test_a_trained_network_is_read_without_its_data(run: Path) -> None:
     assert trained.config["channels"] == trained.form["channels"] == 4
     assert not trained.network.training
     normalisation = Normalisation(torch.tensor(trained.mean), torch.tensor(trained.std))
-    numbers = evaluate(trained.network, in_order(load_data("digits").test, 500, normalisation), prefix="test")
+    numbers = evaluate(
+        trained.network, in_order(load_data("digits").test, 500, normalisation), prefix="test"
+    )
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert numbers["test/accuracy"] == last["test/accuracy"]
     assert numbers["test/loss"] == pytest.approx(last["test/loss"], rel=1e-6)
@@ -459,12 +557,18 @@ def test_averaged_weights_are_read_where_there_are_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda task: task.pop("form"), "expected the training of a genotype's network, found none of form"),
+        (
+            lambda task: task.pop("form"),
+            "expected the training of a genotype's network, found none of form",
+        ),
         (lambda task: task.update(form={"channels": 4, "depth": 3}), "does not fit the run"),
         (lambda task: task.update(genotype="{}"), "genotype: the field 'format' is missing"),
         (lambda task: task.update(network={}), "does not fit the run"),
         (lambda task: task.update(classes=["a"]), "classes: expected 5 names, found"),
-        (lambda task: task.update(image_size=[32, 0]), "image_size: expected a height and a width, found"),
+        (
+            lambda task: task.update(image_size=[32, 0]),
+            "image_size: expected a height and a width, found",
+        ),
         (
             lambda task: task["normalisation"].update(std=torch.zeros(3)),
             "normalisation: expected the means and stds of 3",
@@ -488,7 +592,9 @@ def created(folder: Path, **options: Any) -> Any:
     """A folder of timm's as timm reads it. Version 1.0.20 reads no safetensors from folders."""
     file = {"source": "", "file": str(folder / "model.safetensors")}
     overlay = file if timm.__version__ == "1.0.20" else None
-    return timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    return timm.create_model(
+        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **options
+    )
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: Any, code: int = 0) -> str:
@@ -498,22 +604,34 @@ def said(capsys: pytest.CaptureFixture[str], *command: Any, code: int = 0) -> st
     return output if code == 0 else errors
 
 
-def test_a_run_becomes_a_folder_of_timms(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_becomes_a_folder_of_timms(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "new" / "hub"
     assert "timm.create_model" in said(capsys, "export", run, "--hub", folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((folder / "config.json").read_text())["label_names"] == list("0123456789")
     trained, x = load_trained(run), images(3, 1, 8)
     model = created(folder).eval()
     assert torch.equal(model(x), trained.network(x))
     config = timm.data.resolve_model_data_config(model)
     assert tuple(config["input_size"]) == (1, 8, 8)
-    assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == (trained.mean, trained.std, 1.0)
+    assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == (
+        trained.mean,
+        trained.std,
+        1.0,
+    )
     seven = created(folder, num_classes=7).eval()
     assert torch.equal(seven.forward_features(x), model.forward_features(x))
     assert seven(x).shape == (3, 7)
     maps = created(folder, features_only=True).eval()(x)
-    assert all(torch.equal(*pair) for pair in zip(maps, model.forward_intermediates(x)[1], strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(maps, model.forward_intermediates(x)[1], strict=True)
+    )
     assert "exists and is not empty" in said(capsys, "export", run, "--hub", folder, code=2)
 
 
@@ -524,9 +642,17 @@ def test_the_card_of_a_folder_is_what_the_hub_reads(run: Path, tmp_path: Path) -
     assert (card.data.library_name, card.data.license) == ("timm", "apache-2.0")
     assert card.data.pipeline_tag == "image-classification"
     assert {"timm", "darts_bio"} <= set(card.data.tags)
-    assert (card.data.datasets, card.data.metrics, card.data.model_name) == (["digits"], ["accuracy"], "hub")
+    assert (card.data.datasets, card.data.metrics, card.data.model_name) == (
+        ["digits"],
+        ["accuracy"],
+        "hub",
+    )
     (result,) = card.data.eval_results
-    assert (result.dataset_name, result.metric_type, result.metric_name) == ("digits", "accuracy", "test accuracy")
+    assert (result.dataset_name, result.metric_type, result.metric_name) == (
+        "digits",
+        "accuracy",
+        "test accuracy",
+    )
     assert result.metric_value == pytest.approx(accuracy, abs=1e-6)
     trained = load_trained(run)
     for line in (
@@ -553,13 +679,18 @@ def test_the_card_of_a_folder_is_what_the_hub_reads(run: Path, tmp_path: Path) -
         ({}, None),
     ],
 )
-def test_a_card_names_no_more_than_is_known(tmp_path: Path, config: dict[str, Any], data_set: str | None) -> None:
+def test_a_card_names_no_more_than_is_known(
+    tmp_path: Path, config: dict[str, Any], data_set: str | None
+) -> None:
     trained = load_trained(checkpoint(tmp_path, config=config, auxiliary=True))
     assert logged_accuracy(tmp_path, trained) is None  # without metrics.jsonl
     data = ModelCard(hub_card(trained, "it")).data
     assert (data.datasets, data.metrics, data.eval_results) == (data_set and [data_set], None, None)
     data = ModelCard(hub_card(trained, "it", 0.5)).data
-    assert (data.eval_results[0].metric_value, data.eval_results[0].dataset_type) == (0.5, data_set or "imagefolder")
+    assert (data.eval_results[0].metric_value, data.eval_results[0].dataset_type) == (
+        0.5,
+        data_set or "imagefolder",
+    )
 
 
 def test_the_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
@@ -569,7 +700,11 @@ def test_the_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"event": "epoch", "step": step, **numbers}) + "\n")
             file.write(json.dumps({"event": "step", "step": step, "train/accuracy": 1.0}) + "\n")
-        assert logged_accuracy(tmp_path, trained) == logged_accuracy(tmp_path / "checkpoint.pt", trained) == accuracy
+        assert (
+            logged_accuracy(tmp_path, trained)
+            == logged_accuracy(tmp_path / "checkpoint.pt", trained)
+            == accuracy
+        )
     averaged = load_trained(checkpoint(tmp_path, config={"ema": 0.9}))
     assert logged_accuracy(tmp_path, averaged) == 0.5
     assert "| test accuracy of the averaged network | 50.00 % |" in hub_card(averaged, "it", 0.5)
@@ -588,7 +723,10 @@ def test_a_folder_has_images_cropped_as_the_run_did(
     tmp_path: Path, stem: str, config: dict[str, Any], crop_pct: float
 ) -> None:
     save_for_hub(load_trained(checkpoint(tmp_path, stem=stem, config=config)), tmp_path / "hub")
-    assert json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == crop_pct
+    assert (
+        json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["crop_pct"]
+        == crop_pct
+    )
     assert timm.data.resolve_model_data_config(created(tmp_path / "hub"))["crop_pct"] == crop_pct
 
 
@@ -616,19 +754,27 @@ def test_pretrained_weights_serve_other_classes_and_channels(
     y.square().sum().backward()
 
 
-@pytest.mark.parametrize("form", [{"auxiliary": True}, {"rule": "dfa"}, {"stem": "imagenet"}, {"genotype": NB201}])
+@pytest.mark.parametrize(
+    "form", [{"auxiliary": True}, {"rule": "dfa"}, {"stem": "imagenet"}, {"genotype": NB201}]
+)
 def test_what_is_exported_predicts_as_the_trained_network_without_feedback(
     tmp_path: Path, form: dict[str, Any]
 ) -> None:
     trained = load_trained(checkpoint(tmp_path, **form))
     network, pixels = inference_network(trained), torch.rand(3, 3, 32, 32)
-    x = (pixels - torch.tensor(trained.mean).view(-1, 1, 1)) / torch.tensor(trained.std).view(-1, 1, 1)
+    x = (pixels - torch.tensor(trained.mean).view(-1, 1, 1)) / torch.tensor(trained.std).view(
+        -1, 1, 1
+    )
     assert torch.allclose(network(pixels), trained.network(x), atol=1e-6)
     assert not any("feedback" in name or "auxiliary" in name for name in network.state_dict())
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # PyTorch 2.11's torch.export.load
-def test_a_run_becomes_a_program(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:The given buffer is not writable:UserWarning"
+)  # PyTorch 2.11's torch.export.load
+def test_a_run_becomes_a_program(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model.pt2"
     said_so = said(capsys, "export", run, "--program", path)
     assert said_so == f"wrote {path}: pixels Nx1x8x8 in [0, 1] to logits of 10 classes\n"
@@ -643,7 +789,9 @@ def test_a_run_becomes_a_program(run: Path, tmp_path: Path, capsys: pytest.Captu
         torch.export.load(fixed).module()(torch.rand(2, 1, 8, 8))
 
 
-def test_a_run_becomes_an_onnx_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_becomes_an_onnx_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "model.onnx"
@@ -660,18 +808,31 @@ def test_a_missing_package_is_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refusal = said(capsys, "export", run, "--onnx", tmp_path / "m.onnx", "--program", tmp_path / "m.pt2", code=2)
+    refusal = said(
+        capsys,
+        "export",
+        run,
+        "--onnx",
+        tmp_path / "m.onnx",
+        "--program",
+        tmp_path / "m.pt2",
+        code=2,
+    )
     assert refusal == "error: --onnx: needs onnx and onnxscript; pip install 'darts-bio[onnx]'\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_runs_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_runs_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refused(source: Path, *words: Any) -> str:
         return said(capsys, "export", source, *words, code=2)
 
     target = ("--hub", tmp_path / "hub")
     assert "expected something to write" in refused(run)
-    assert "--batch: expected at least 1" in refused(run, "--program", tmp_path / "m.pt2", "--batch", 0)
+    assert "--batch: expected at least 1" in refused(
+        run, "--program", tmp_path / "m.pt2", "--batch", 0
+    )
     assert "expected the run folder of a training" in refused(tmp_path / "none", *target)
     (tmp_path / "empty").mkdir()
     assert "found no" in refused(tmp_path / "empty", *target)
@@ -684,7 +845,9 @@ def test_bad_runs_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "hub").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(run, "--hub", tmp_path / "file" / "hub")
-    assert "expected a file in a folder that exists" in refused(run, "--program", tmp_path / "none" / "m.pt2")
+    assert "expected a file in a folder that exists" in refused(
+        run, "--program", tmp_path / "none" / "m.pt2"
+    )
 
 
 # timm's scripts
@@ -699,7 +862,9 @@ sys.exit(3)
 """
 
 
-def test_a_script_of_timms_is_run_as_python_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_of_timms_is_run_as_python_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     (tmp_path / "beside.py").write_text("value = 42")
@@ -707,12 +872,17 @@ def test_a_script_of_timms_is_run_as_python_would(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit, match="3"):
         main(["timm", str(script), "data", "--model", CIFAR, "--plugin", "-h"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{[str(script), 'data', '--model', CIFAR, '--plugin', '-h']} {tmp_path} __main__"
+    assert (
+        printed[0]
+        == f"{[str(script), 'data', '--model', CIFAR, '--plugin', '-h']} {tmp_path} __main__"
+    )
     assert printed[1] == f"['{CIFAR}', '{IMAGENET}'] 42"
     assert (sys.argv, sys.path) == before
     assert main(["timm", str(script), "classes"]) == 2
     assert "error: unknown genotype 'darts_v3'" in capsys.readouterr().err
-    assert "huggingface/pytorch-image-models" in said(capsys, "timm", tmp_path / "validate.py", code=2)
+    assert "huggingface/pytorch-image-models" in said(
+        capsys, "timm", tmp_path / "validate.py", code=2
+    )
 
 
 def test_the_module_names_what_is_public() -> None:

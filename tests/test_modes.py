@@ -50,7 +50,10 @@ def switches(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("fails", [False, True])
 def test_every_switch_is_put_back(change: Change, fails: bool) -> None:
     model = small()
-    before, state = switches(model), {name: value.clone() for name, value in model.state_dict().items()}
+    before, state = (
+        switches(model),
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
     with contextlib.suppress(KeyboardInterrupt), change(model):
         assert switches(model) != before
         if fails:
@@ -117,11 +120,15 @@ def test_evaluation_keeps_the_mode_of_each_part() -> None:
 
 def test_statistics_of_a_batch_come_and_go() -> None:
     supernet = SuperNet(SPACES.build("nb201"), ["bp"], channels=4, layers=3, num_classes=5)
-    norms: list[Any] = [module for module in supernet.modules() if hasattr(module, "track_running_stats")]
+    norms: list[Any] = [
+        module for module in supernet.modules() if hasattr(module, "track_running_stats")
+    ]
     norms[1].track_running_stats = False
     with supernet.batch_statistics():
         assert not any(norm.track_running_stats for norm in norms)
-    assert [norm.track_running_stats for norm in norms] == [number != 1 for number in range(len(norms))]
+    assert [norm.track_running_stats for norm in norms] == [
+        number != 1 for number in range(len(norms))
+    ]
 
 
 def test_of_a_generator_of_tensors() -> None:

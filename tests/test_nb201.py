@@ -1,4 +1,6 @@
-"""The NAS-Bench-201 space: counts, parameters worked out by hand, text form, derivation, bad input."""
+"""The NAS-Bench-201 space: counts, parameters worked out by hand, text form, derivation, bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import torch
 
 from darts_bio.errors import InputError
 from darts_bio.networks import build_network, parameters
-from darts_bio.spaces import SPACES, Genotype, Nb201Table, from_json, from_nb201_text, load_genotype, to_nb201_text
+from darts_bio.spaces import (
+    SPACES,
+    Genotype,
+    Nb201Table,
+    from_json,
+    from_nb201_text,
+    load_genotype,
+    to_nb201_text,
+)
 from darts_bio.spaces.nb201 import PUBLISHED_OPERATIONS
 
 FULL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
@@ -26,7 +36,9 @@ def text_of(ops: tuple[str, ...]) -> str:
 
 
 def by_hand(ops: tuple[str, ...], classes: int = 10) -> int:
-    """Stem, two residual blocks, last norm, classifier, and five cells at each of 16, 32 and 64 channels."""
+    """Stem, two residual blocks, last norm, classifier, and five cells at each of 16, 32 and 64
+    channels.
+    """
     total = 3 * 16 * 9 + 2 * 16 + 2 * 64 + 64 * classes + classes
     for c in (16, 32):
         total += (9 * c * 2 * c + 2 * 2 * c) + (9 * 2 * c * 2 * c + 2 * 2 * c) + c * 2 * c
@@ -43,13 +55,18 @@ def test_15625_cells_each_derived_from_its_own_one_hot_weights() -> None:
     found = set()
     for choice in itertools.product(range(5), repeat=6):
         weights = torch.nn.functional.one_hot(torch.tensor(choice), 5).double()
-        found.add(to_nb201_text(Genotype("nb201", space.derive({"cell": weights}, table)), rules=False))
+        found.add(
+            to_nb201_text(Genotype("nb201", space.derive({"cell": weights}, table)), rules=False)
+        )
     assert len(found) == 15625
 
 
 def test_parameters_of_20_cells_are_those_worked_out_by_hand() -> None:
     draw = torch.Generator().manual_seed(0)
-    chosen = [tuple(PUBLISHED_OPERATIONS[i] for i in row) for row in torch.randint(5, (18, 6), generator=draw).tolist()]
+    chosen = [
+        tuple(PUBLISHED_OPERATIONS[i] for i in row)
+        for row in torch.randint(5, (18, 6), generator=draw).tolist()
+    ]
     chosen += [("nor_conv_3x3",) * 6, ("none",) * 6]
     for ops in chosen:
         network = build_network(load_genotype(text_of(ops)), channels=16, layers=15)
@@ -79,9 +96,9 @@ class TestText:
         assert from_json(genotype.to_json(), "x") == genotype == load_genotype(f" {text}\n")
 
     def test_entries_may_stand_in_any_order(self) -> None:
-        assert from_nb201_text(MIXED.replace("none~0|skip_connect~1", "skip_connect~1|none~0")) == from_nb201_text(
-            MIXED
-        )
+        assert from_nb201_text(
+            MIXED.replace("none~0|skip_connect~1", "skip_connect~1|none~0")
+        ) == from_nb201_text(MIXED)
 
     def test_rules_with_options(self) -> None:
         text = MIXED.replace("usf", "usf(scale='match')")
@@ -92,12 +109,24 @@ class TestText:
         [
             ("|nor_conv_3x3~0|", "a group for each of 3 nodes, found 1"),
             (FULL.replace("|+", "+", 1), "1 entries between bars for node 1"),
-            (FULL.replace("3x3~0|nor_conv_3x3~1|+", "3x3~0|+"), "2 entries between bars for node 2"),
-            (FULL.replace("nor_conv_3x3~2", "nor_conv_3x4~2"), "node 3.op: unknown operation 'nor_conv_3x4'"),
-            (FULL.replace("nor_conv_3x3~2", "nor_conv_3x3:ufs~2"), "node 3.rule: unknown learning rule 'ufs'"),
+            (
+                FULL.replace("3x3~0|nor_conv_3x3~1|+", "3x3~0|+"),
+                "2 entries between bars for node 2",
+            ),
+            (
+                FULL.replace("nor_conv_3x3~2", "nor_conv_3x4~2"),
+                "node 3.op: unknown operation 'nor_conv_3x4'",
+            ),
+            (
+                FULL.replace("nor_conv_3x3~2", "nor_conv_3x3:ufs~2"),
+                "node 3.rule: unknown learning rule 'ufs'",
+            ),
             (FULL.replace("nor_conv_3x3~2", "nor_conv_3x3"), "expected an entry such as"),
             (FULL.replace("nor_conv_3x3~2", "nor_conv_3x3~1"), "one edge from each of the nodes"),
-            (MIXED.replace("skip_connect~1", "skip_connect:fa~1"), "skip_connect has no weights here"),
+            (
+                MIXED.replace("skip_connect~1", "skip_connect:fa~1"),
+                "skip_connect has no weights here",
+            ),
         ],
     )
     def test_that_is_bad(self, text: str, message: str) -> None:
@@ -136,8 +165,16 @@ class TestBadInput:
             ('"cell":', '"normal":', "unknown cell type 'normal'"),
             ('{"node": 1, "input": 0', '{"node": 2, "input": 0', "one edge from each"),
             ('"concat": [3]', '"concat": [2]', "the last node, found [2]"),
-            ('"op": "skip_connect", "rule": null', '"op": "skip_connect", "rule": "fa"', "expected null"),
-            ('"op": "nor_conv_3x3", "rule": "fa"', '"op": "nor_conv_3x3", "rule": null', "expected the name of a rule"),
+            (
+                '"op": "skip_connect", "rule": null',
+                '"op": "skip_connect", "rule": "fa"',
+                "expected null",
+            ),
+            (
+                '"op": "nor_conv_3x3", "rule": "fa"',
+                '"op": "nor_conv_3x3", "rule": null',
+                "expected the name of a rule",
+            ),
         ],
     )
     def test_genotype_files(self, old: str, new: str, message: str) -> None:
@@ -150,7 +187,9 @@ class TestBadInput:
         with pytest.raises(InputError, match="missing"):
             SPACES.build("nb201").validate(Genotype("nb201", {}), "mine")
 
-    @pytest.mark.parametrize("spec", ["nb201(operations=(none,))", "nb201(operations=3)", "nb201(operations=(a, b))"])
+    @pytest.mark.parametrize(
+        "spec", ["nb201(operations=(none,))", "nb201(operations=3)", "nb201(operations=(a, b))"]
+    )
     def test_options(self, spec: str) -> None:
         with pytest.raises(InputError, match="operation"):
             SPACES.build(spec)
@@ -164,7 +203,11 @@ class TestTable:
     @pytest.mark.parametrize(
         ("name", "text", "expected"),
         [
-            ("a.json", json.dumps({FULL: {"cifar10": 93.5, "cifar100": 70}}), {"cifar10": 93.5, "cifar100": 70.0}),
+            (
+                "a.json",
+                json.dumps({FULL: {"cifar10": 93.5, "cifar100": 70}}),
+                {"cifar10": 93.5, "cifar100": 70.0},
+            ),
             ("a.json", json.dumps({FULL: 93.5}), {"accuracy": 93.5}),
             ("a.CSV", f"arch,cifar10\n{FULL},93.5\n", {"cifar10": 93.5}),
             ("a.json", json.dumps({FULL.replace("3x3", "1x1"): 1}), None),
@@ -185,8 +228,16 @@ class TestTable:
             ("a.json", "{", "not a JSON file"),
             ("a.json", "[1]", "expected an object of cells"),
             ("a.json", json.dumps({"a": 1}), "expected cells such as |none~0|"),
-            ("a.json", json.dumps({FULL: "good"}), "expected an accuracy in per cent, found 'good'"),
-            ("a.json", json.dumps({FULL: {"cifar10": 101}}), "expected an accuracy in per cent, found '101'"),
+            (
+                "a.json",
+                json.dumps({FULL: "good"}),
+                "expected an accuracy in per cent, found 'good'",
+            ),
+            (
+                "a.json",
+                json.dumps({FULL: {"cifar10": 101}}),
+                "expected an accuracy in per cent, found '101'",
+            ),
             ("a.csv", "arch,cifar10\n", "expected a header"),
             ("a.csv", f"arch,cifar10\n{FULL},1,2\n", "line 2: expected 2 entries, found 3"),
             ("a.csv", f"arch,cifar10\n{FULL},x\n", "line 2: expected an accuracy"),
@@ -198,7 +249,9 @@ class TestTable:
 
     def test_a_pickle_is_not_read(self, tmp_path: Path) -> None:
         (tmp_path / "NAS-Bench-201.pth").write_bytes(b"\x80\x02}q\x00.")
-        with pytest.raises(InputError, match="cannot be read as text .*expected a JSON or CSV file"):
+        with pytest.raises(
+            InputError, match="cannot be read as text .*expected a JSON or CSV file"
+        ):
             Nb201Table(tmp_path / "NAS-Bench-201.pth")
         with pytest.raises(InputError, match="cannot be read as text"):
             Nb201Table(tmp_path / "nowhere.json")

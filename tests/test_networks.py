@@ -1,4 +1,6 @@
-"""Supernet and discrete network: published counts, cells by hand, rules in their places, and what a new rule gets."""
+"""Supernet and discrete network: published counts, cells by hand, rules in their places, and what a
+new rule gets.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks import STEMS, AuxiliaryHead, Network, SuperNet, build_network, multiply_adds, parameters
+from darts_bio.networks import (
+    STEMS,
+    AuxiliaryHead,
+    Network,
+    SuperNet,
+    build_network,
+    multiply_adds,
+    parameters,
+)
 from darts_bio.networks.cells import DropPath
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules import (
@@ -31,7 +41,16 @@ from darts_bio.rules import (
     rule_layers,
     true_gradients,
 )
-from darts_bio.spaces import OPERATIONS, SPACES, Candidate, Cell, Edge, Genotype, Space, load_genotype
+from darts_bio.spaces import (
+    OPERATIONS,
+    SPACES,
+    Candidate,
+    Cell,
+    Edge,
+    Genotype,
+    Space,
+    load_genotype,
+)
 from darts_bio.spaces.darts import DartsSpace
 
 BIO = ("fa", "usf", "brsf", "frsf")
@@ -49,15 +68,25 @@ def with_rule(genotype: Genotype, rule: str, backbone: str | None = None) -> Gen
     """The same architecture, every weighted candidate under one rule."""
 
     def change(edge: Edge) -> Edge:
-        return edge if edge.candidate.rule is None else replace(edge, candidate=Candidate(edge.candidate.op, rule))
+        return (
+            edge
+            if edge.candidate.rule is None
+            else replace(edge, candidate=Candidate(edge.candidate.op, rule))
+        )
 
-    cells = {name: Cell(tuple(map(change, cell.edges)), cell.concat) for name, cell in genotype.cells.items()}
+    cells = {
+        name: Cell(tuple(map(change, cell.edges)), cell.concat)
+        for name, cell in genotype.cells.items()
+    }
     return Genotype(genotype.space, cells, backbone or rule)
 
 
 def uniform_weights(net: SuperNet, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Equal weights for all candidates of an edge."""
-    return {t: net.table.mask(t) / net.table.mask(t).sum(1, keepdim=True).to(dtype) for t in net.table.rows}
+    return {
+        t: net.table.mask(t) / net.table.mask(t).sum(1, keepdim=True).to(dtype)
+        for t in net.table.rows
+    }
 
 
 def supernet(rules: tuple[str, ...], layout: str = "clean", **sizes: Any) -> SuperNet:
@@ -74,13 +103,19 @@ def weights(net: nn.Module) -> list[nn.Parameter]:
 class TestPublishedCounts:
     @every_layout
     def test_supernet(self, layout: str) -> None:
-        """With the 8 original candidates at C=16, L=8: 1,930,618 weights, 300.26 M multiply-adds."""
+        """With the 8 original candidates at C=16, L=8: 1,930,618 weights, 300.26 M
+        multiply-adds.
+        """
         net = supernet(("bp",), layout, channels=16, layers=8)
         assert parameters(net) == 1_930_618
-        assert multiply_adds(net, lambda: net(IMAGE, uniform_weights(net))) / 1e6 == pytest.approx(300.26, abs=0.005)
+        assert multiply_adds(net, lambda: net(IMAGE, uniform_weights(net))) / 1e6 == pytest.approx(
+            300.26, abs=0.005
+        )
 
     def test_darts_v2(self) -> None:
-        """At C=36, L=20: 3,349,342 parameters, 3,825,768 with the auxiliary head, 528.36 M multiply-adds."""
+        """At C=36, L=20: 3,349,342 parameters, 3,825,768 with the auxiliary head, 528.36 M
+        multiply-adds.
+        """
         net = build_network(load_genotype("darts_v2"), channels=36, layers=20, auxiliary=True)
         assert net.auxiliary is not None
         assert parameters(net) == 3_825_768
@@ -88,8 +123,15 @@ class TestPublishedCounts:
         assert multiply_adds(net, lambda: net(IMAGE)) / 1e6 == pytest.approx(528.36, abs=0.005)
 
     def test_darts_v2_for_imagenet(self) -> None:
-        """At C=48, L=14: 4,718,752 parameters, 5,979,528 with the auxiliary head, 529.91 M multiply-adds."""
-        sizes: dict[str, Any] = {"channels": 48, "layers": 14, "num_classes": 1000, "stem": "imagenet"}
+        """At C=48, L=14: 4,718,752 parameters, 5,979,528 with the auxiliary head, 529.91 M
+        multiply-adds.
+        """
+        sizes: dict[str, Any] = {
+            "channels": 48,
+            "layers": 14,
+            "num_classes": 1000,
+            "stem": "imagenet",
+        }
         net = build_network(load_genotype("darts_v2"), auxiliary=True, **sizes)
         assert net.auxiliary is not None
         assert parameters(net) == 5_979_528
@@ -108,7 +150,10 @@ class TestPublishedCounts:
             build_network(load_genotype("darts_v2"), **{option: 0})
 
     def test_the_auxiliary_head_is_optional(self) -> None:
-        assert parameters(build_network(load_genotype("darts_v2"), channels=36, layers=20)) == 3_349_342
+        assert (
+            parameters(build_network(load_genotype("darts_v2"), channels=36, layers=20))
+            == 3_349_342
+        )
 
     @every_rule
     def test_feedback_never_counts(self, rule: str) -> None:
@@ -128,7 +173,10 @@ class TestPublishedCounts:
         """Where the layout is the same: one rule for every weighted candidate."""
         if layout == "paper" and rule == "fa":
             layout = "clean"  # the paper pairs no skip with fa
-        exact, net = (SuperNet(DartsSpace(layout), (r,), channels=2, layers=3, num_classes=7) for r in ("bp", rule))  # type: ignore[arg-type]
+        exact, net = (
+            SuperNet(DartsSpace(layout), (r,), channels=2, layers=3, num_classes=7)
+            for r in ("bp", rule)
+        )  # type: ignore[arg-type]
         assert parameters(net) == parameters(exact)
 
     def test_candidates_under_four_rules_have_four_times_the_weights(self) -> None:
@@ -149,7 +197,9 @@ class TestMultiplyAdds:
             nn.Flatten(),
             nn.Linear(72, 5),
         )
-        assert multiply_adds(net, lambda: net(torch.zeros(2, 3, 7, 7))) == 2 * (27 * 8 * 25 + 9 * 8 * 9 + 72 * 5)
+        assert multiply_adds(net, lambda: net(torch.zeros(2, 3, 7, 7))) == 2 * (
+            27 * 8 * 25 + 9 * 8 * 9 + 72 * 5
+        )
 
     @pytest.mark.parametrize("training", [True, False])
     def test_nothing_of_the_model_changes(self, training: bool) -> None:
@@ -195,13 +245,22 @@ class TestReferenceCell:
             for node in range(2, 6):
                 incoming = [e for e, (target, _) in enumerate(space.edges) if target == node]
                 outputs.append(
-                    torch.stack([cell.edges[e][chosen[e].item()](outputs[space.edges[e][1]]) for e in incoming]).sum(0)
+                    torch.stack(
+                        [
+                            cell.edges[e][chosen[e].item()](outputs[space.edges[e][1]])
+                            for e in incoming
+                        ]
+                    ).sum(0)
                 )
             expected = torch.cat(outputs[2:], dim=1)
-            torch.testing.assert_close(cell(list(states), weights), expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                cell(list(states), weights), expected, rtol=1e-10, atol=1e-10
+            )
 
     @every_cell_type
-    def test_any_weights_give_the_weighted_sum_over_candidates_and_edges(self, cell_type: str) -> None:
+    def test_any_weights_give_the_weighted_sum_over_candidates_and_edges(
+        self, cell_type: str
+    ) -> None:
         space = DartsSpace()
         table = space.table(("usf", "fa"))
         cell = ReferenceCell(space, cell_type, table.rows[cell_type], 4).double()
@@ -214,7 +273,9 @@ class TestReferenceCell:
                     for k, candidate in enumerate(cell.edges[e]):
                         total = total + weights[e, k] * candidate(outputs[source])
             outputs.append(total)
-        torch.testing.assert_close(cell(list(states), weights), torch.cat(outputs[2:], 1), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            cell(list(states), weights), torch.cat(outputs[2:], 1), rtol=1e-9, atol=1e-9
+        )
 
     def test_the_weights_of_padding_mean_nothing(self) -> None:
         """They may hold anything, and get no gradient."""
@@ -234,19 +295,27 @@ class TestReferenceCell:
 
     @every_cell_type
     def test_candidates_stand_in_the_order_of_the_table(self, cell_type: str) -> None:
-        """Column k of the edge weights is candidate k of the row: its operation, at its stride, under its rule."""
+        """Column k of the edge weights is candidate k of the row: its operation, at its stride,
+        under its rule.
+        """
         space = DartsSpace()
         table = space.table(BIO)
         cell = ReferenceCell(space, cell_type, table.rows[cell_type], 4)
         x = torch.randn(2, 4, 8, 8)
-        for (_, source), row, edge in zip(space.edges, table.rows[cell_type], cell.edges, strict=True):
+        for (_, source), row, edge in zip(
+            space.edges, table.rows[cell_type], cell.edges, strict=True
+        ):
             stride = 2 if cell_type == "reduce" and source < 2 else 1
             candidates = [c for c in row if c is not None]
             assert len(edge) == len(candidates)
             for candidate, module in zip(candidates, edge, strict=True):
-                twin = OPERATIONS.get(candidate.op).build(4, stride, RULES.build(candidate.rule or "bp"), True)
+                twin = OPERATIONS.get(candidate.op).build(
+                    4, stride, RULES.build(candidate.rule or "bp"), True
+                )
                 assert str(module) == str(twin)
-                assert {layer.rule for _, layer in rule_layers(module)} <= {RULES.build(candidate.rule or "bp")}
+                assert {layer.rule for _, layer in rule_layers(module)} <= {
+                    RULES.build(candidate.rule or "bp")
+                }
                 assert module(x).shape[2:] == (8 // stride, 8 // stride)
 
 
@@ -261,33 +330,54 @@ class TestDiscreteNetwork:
             if cell is net.cells[2]:
                 states = random_states(channels=16)
             outputs = dict(enumerate(states))
-            edges = sorted(zip(genotype.cells[cell_type].edges, cell.edges, strict=True), key=lambda pair: pair[0].node)
+            edges = sorted(
+                zip(genotype.cells[cell_type].edges, cell.edges, strict=True),
+                key=lambda pair: pair[0].node,
+            )
             for edge, module in edges:
                 outputs[edge.node] = outputs.get(edge.node, 0) + module(outputs[edge.input])
             expected = torch.cat([outputs[node] for node in (2, 3, 4, 5)], 1)
             torch.testing.assert_close(cell(list(states)), expected, rtol=1e-12, atol=1e-12)
 
     def test_the_order_of_edges_in_a_file_and_the_nodes_of_the_output(self) -> None:
-        """Edges may stand in any order; the output concatenates exactly the nodes asked for, in that order."""
+        """Edges may stand in any order; the output concatenates exactly the nodes asked for, in
+        that order.
+        """
         skip = Candidate("skip_connect")
-        edges = (Edge(3, 2, skip), Edge(2, 0, skip), Edge(3, 0, skip), Edge(2, 1, Candidate("max_pool_3x3")))
+        edges = (
+            Edge(3, 2, skip),
+            Edge(2, 0, skip),
+            Edge(3, 0, skip),
+            Edge(2, 1, Candidate("max_pool_3x3")),
+        )
         normal = Cell(edges, (3, 2))
-        genotype = Genotype("darts", {"normal": normal, "reduce": load_genotype("darts_v1").cells["reduce"]})
+        genotype = Genotype(
+            "darts", {"normal": normal, "reduce": load_genotype("darts_v1").cells["reduce"]}
+        )
         net = build_network(genotype, channels=4, layers=3).double()
         older, newer = random_states()
         node_2 = older + F.max_pool2d(newer, 3, 1, 1)
-        torch.testing.assert_close(net.cells[0]([older, newer]), torch.cat([node_2 + older, node_2], 1))
+        torch.testing.assert_close(
+            net.cells[0]([older, newer]), torch.cat([node_2 + older, node_2], 1)
+        )
         assert net(torch.randn(2, 3, 8, 8, dtype=torch.float64)).shape == (2, 10)
 
     def test_rules_stand_where_the_genotype_says(self) -> None:
-        """Each edge's on its own layers, the backbone's everywhere else: stem, inputs, classifier, auxiliary head."""
+        """Each edge's on its own layers, the backbone's everywhere else: stem, inputs, classifier,
+        auxiliary head.
+        """
         genotype = replace(load_genotype("bionas_darts"), backbone_rule="brsf")
         net = build_network(genotype, channels=4, layers=4, auxiliary=True)
         found: dict[str, list[str]] = {"edges": [], "backbone": []}
         for name, layer in rule_layers(net):
-            found["edges" if name.startswith("cells.") else "backbone"].append(RULES.name_of(layer.rule))
+            found["edges" if name.startswith("cells.") else "backbone"].append(
+                RULES.name_of(layer.rule)
+            )
         assert set(found["backbone"]) == {"brsf"}
-        normal, reduce = ["usf"] * 8 + ["frsf"] * 8, ["usf"] * 4  # 4 layers a sep_conv, 2 a dil_conv or a reduction
+        normal, reduce = (
+            ["usf"] * 8 + ["frsf"] * 8,
+            ["usf"] * 4,
+        )  # 4 layers a sep_conv, 2 a dil_conv or a reduction
         assert sorted(found["edges"]) == sorted(2 * (normal + reduce))
         for cell, cell_type in zip(net.cells, net.plan, strict=True):
             for edge, module in zip(genotype.cells[cell_type].edges, cell.edges, strict=True):
@@ -296,7 +386,10 @@ class TestDiscreteNetwork:
                 )
 
     def test_every_weighted_layer_carries_a_rule(self) -> None:
-        for net in (build_network(load_genotype("p_darts"), channels=4, layers=4, auxiliary=True), supernet(BIO)):
+        for net in (
+            build_network(load_genotype("p_darts"), channels=4, layers=4, auxiliary=True),
+            supernet(BIO),
+        ):
             weighted = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
             assert weighted == [layer for _, layer in rule_layers(net)]
 
@@ -306,8 +399,17 @@ class TestSizes:
     def test_any_image_size(self, in_channels: int, num_classes: int) -> None:
         """Odd sizes too, in training and in evaluation, of any number of channels and classes."""
         sizes = {"channels": 2, "layers": 3, "num_classes": num_classes, "in_channels": in_channels}
-        net, one_shot = build_network(load_genotype("bionas_darts"), **sizes), supernet(("usf",), **sizes)
-        for size, training in (((15, 17), True), ((8, 8), True), ((5, 32), False), ((4, 7), True), ((1, 1), False)):
+        net, one_shot = (
+            build_network(load_genotype("bionas_darts"), **sizes),
+            supernet(("usf",), **sizes),
+        )
+        for size, training in (
+            ((15, 17), True),
+            ((8, 8), True),
+            ((5, 32), False),
+            ((4, 7), True),
+            ((1, 1), False),
+        ):
             x = torch.randn(3, in_channels, *size)
             assert net.train(training)(x).shape == (3, num_classes)
             assert one_shot.train(training)(x, uniform_weights(one_shot)).shape == (3, num_classes)
@@ -321,10 +423,18 @@ class TestSizes:
         expected = [(16, 17, 32)] * 2 + [(32, 9, 16)] * 2 + [(64, 5, 8)] * 2
         assert [tuple(y.shape[1:]) for y in outputs] == expected
 
-    @pytest.mark.parametrize(("size", "halved"), [((64, 64), (8, 8)), ((33, 47), (5, 6)), ((1, 9), (1, 2))])
-    def test_the_stem_of_imagenet_halves_three_times(self, size: tuple[int, int], halved: tuple[int, int]) -> None:
-        """Each halving rounds up; the older output, of twice the size, is reduced before the first cell."""
-        net = build_network(load_genotype("bionas_darts"), channels=4, layers=3, num_classes=7, stem="imagenet").eval()
+    @pytest.mark.parametrize(
+        ("size", "halved"), [((64, 64), (8, 8)), ((33, 47), (5, 6)), ((1, 9), (1, 2))]
+    )
+    def test_the_stem_of_imagenet_halves_three_times(
+        self, size: tuple[int, int], halved: tuple[int, int]
+    ) -> None:
+        """Each halving rounds up; the older output, of twice the size, is reduced before the first
+        cell.
+        """
+        net = build_network(
+            load_genotype("bionas_darts"), channels=4, layers=3, num_classes=7, stem="imagenet"
+        ).eval()
         x = torch.randn(2, 3, *size)
         older, newer = net.stem(x)
         assert newer.shape == (2, 4, *halved)
@@ -332,7 +442,8 @@ class TestSizes:
         assert net(x).shape == (2, 7)
 
     @pytest.mark.parametrize(
-        "name", ["darts_v2", "|nor_conv_3x3:fa~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|"]
+        "name",
+        ["darts_v2", "|nor_conv_3x3:fa~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|"],
     )
     def test_every_space_takes_every_stem(self, name: str) -> None:
         for stem in STEMS:
@@ -341,8 +452,12 @@ class TestSizes:
             assert all(p.grad is not None for p in net.stem.parameters())
 
     def test_the_stem_of_imagenet_by_hand(self) -> None:
-        """conv-BN-ReLU-conv-BN, then ReLU-conv-BN, all convolutions 3x3 at stride 2, to C/2, C and C channels."""
-        net = build_network(load_genotype("darts_v2"), channels=4, layers=3, stem="imagenet").double()
+        """conv-BN-ReLU-conv-BN, then ReLU-conv-BN, all convolutions 3x3 at stride 2, to C/2, C and
+        C channels.
+        """
+        net = build_network(
+            load_genotype("darts_v2"), channels=4, layers=3, stem="imagenet"
+        ).double()
         first, second, third = (m.weight for m in net.stem.modules() if isinstance(m, RuleConv2d))
         assert [w.shape[0] for w in (first, second, third)] == [2, 4, 4]
         x = torch.randn(2, 3, 20, 20, dtype=torch.float64)
@@ -360,7 +475,8 @@ class TestSizes:
             lambda: supernet(("bp",), channels=channels),
         ):
             with pytest.raises(
-                InputError, match=f"channels: expected an even number of at least 2, .*found {channels}"
+                InputError,
+                match=f"channels: expected an even number of at least 2, .*found {channels}",
             ):
                 build()
 
@@ -387,11 +503,20 @@ class TestSeeds:
 
         def build(weights: int, feedback: int) -> dict[str, Tensor]:
             torch.manual_seed(weights)
-            return build_network(load_genotype("bionas_darts"), channels=4, layers=3, seed=feedback).state_dict()
+            return build_network(
+                load_genotype("bionas_darts"), channels=4, layers=3, seed=feedback
+            ).state_dict()
 
-        first, again, other_feedback, other_weights = build(1, 1), build(1, 1), build(1, 2), build(2, 1)
+        first, again, other_feedback, other_weights = (
+            build(1, 1),
+            build(1, 1),
+            build(1, 2),
+            build(2, 1),
+        )
         random_feedback = [name for name in first if name.endswith("feedback_magnitude")]
-        weights = [name for name in first if name.endswith("conv.weight") or name == "stem.0.weight"]
+        weights = [
+            name for name in first if name.endswith("conv.weight") or name == "stem.0.weight"
+        ]
         assert random_feedback
         assert weights
         assert list(first) == list(again)
@@ -429,7 +554,10 @@ class TestSeeds:
         x = torch.randn(4, 3, 8, 8)
         for model in (net, other):
             model(x).square().sum().backward()
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+        assert all(
+            torch.equal(a.grad, b.grad)
+            for a, b in zip(net.parameters(), other.parameters(), strict=True)
+        )
 
 
 class TestDropPath:
@@ -463,7 +591,9 @@ class TestDropPath:
     def test_identities_are_never_dropped_and_all_else_is(self) -> None:
         """Also skips at stride 2, which are no identities."""
         text = "[('skip_connect', 0), ('max_pool_3x3', 1)]"
-        genotype = load_genotype(f"Genotype(normal={text}, normal_concat=[2], reduce={text}, reduce_concat=[2])")
+        genotype = load_genotype(
+            f"Genotype(normal={text}, normal_concat=[2], reduce={text}, reduce_concat=[2])"
+        )
         net = build_network(genotype, channels=4, layers=3)
         net.set_drop_path(1 - 1e-9)
         older, newer = (s.float() for s in random_states())
@@ -472,7 +602,8 @@ class TestDropPath:
         assert not net.cells[1]([older, newer]).any()
         net.eval()
         assert torch.equal(
-            net.cells[0]([older[:, :4], newer[:, :4]]), older[:, :4] + F.max_pool2d(newer[:, :4], 3, 1, 1)
+            net.cells[0]([older[:, :4], newer[:, :4]]),
+            older[:, :4] + F.max_pool2d(newer[:, :4], 3, 1, 1),
         )
 
     def test_set_drop_path_reaches_every_edge_but_identities(self) -> None:
@@ -481,7 +612,8 @@ class TestDropPath:
         net.set_drop_path(0.3)
         drops = [m.probability for m in net.modules() if isinstance(m, DropPath)]
         identities = {
-            t: sum(e.candidate == Candidate("skip_connect") for e in c.edges) for t, c in genotype.cells.items()
+            t: sum(e.candidate == Candidate("skip_connect") for e in c.edges)
+            for t, c in genotype.cells.items()
         }
         assert drops == [0.3] * sum(8 - identities[cell_type] for cell_type in net.plan)
 
@@ -489,12 +621,17 @@ class TestDropPath:
 class TestAuxiliaryHead:
     def test_only_in_training(self) -> None:
         x = torch.randn(2, 3, 32, 32)
-        net = build_network(load_genotype("darts_v2"), channels=2, layers=3, num_classes=7, auxiliary=True)
+        net = build_network(
+            load_genotype("darts_v2"), channels=2, layers=3, num_classes=7, auxiliary=True
+        )
         logits, auxiliary = net.train()(x)
         assert logits.shape == auxiliary.shape == (2, 7)
         assert not torch.equal(logits, auxiliary)
         assert net.eval()(x).shape == (2, 7)
-        assert build_network(load_genotype("darts_v2"), channels=2, layers=3).train()(x).shape == (2, 10)
+        assert build_network(load_genotype("darts_v2"), channels=2, layers=3).train()(x).shape == (
+            2,
+            10,
+        )
 
     def test_it_does_not_change_the_logits(self) -> None:
         net = build_network(load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True)
@@ -514,7 +651,9 @@ class TestAuxiliaryHead:
         assert net.classifier.weight.grad is None
 
     def test_on_8x8_it_is_the_published_head(self) -> None:
-        """ReLU, 5x5 average pooling of stride 3, 1x1 to 128, BN, ReLU, 2x2 to 768, BN, ReLU, linear."""
+        """ReLU, 5x5 average pooling of stride 3, 1x1 to 128, BN, ReLU, 2x2 to 768, BN, ReLU,
+        linear.
+        """
         head = AuxiliaryHead(6, 10, RULES.build("bp")).double()
         x = random_states(channels=6, size=(8, 8))[0]
         weights = [p for p in head.parameters() if p.dim() > 1]
@@ -531,15 +670,21 @@ class TestAuxiliaryHead:
         x = random_states(channels=6, size=(7, 7))[0]
         weights = [p for p in head.parameters() if p.dim() > 1]
         y = F.conv2d(F.avg_pool2d(F.relu(x), 5, 2, 0, count_include_pad=False), weights[0])
-        y = F.relu(F.conv2d(F.relu(F.batch_norm(y, None, None, training=True)), weights[1])).flatten(1)
+        y = F.relu(
+            F.conv2d(F.relu(F.batch_norm(y, None, None, training=True)), weights[1])
+        ).flatten(1)
         torch.testing.assert_close(head(x), F.linear(y, weights[2], head.classifier.bias))
-        with pytest.raises(InputError, match=r"auxiliary head: expected features of at least 7x7, found 6x7"):
+        with pytest.raises(
+            InputError, match=r"auxiliary head: expected features of at least 7x7, found 6x7"
+        ):
             head(x[:, :, 1:])
 
     @pytest.mark.parametrize("stem", STEMS)
     def test_the_least_image_is_the_least_that_the_network_takes(self, stem: str) -> None:
         """With both reductions before the head."""
-        net = build_network(load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True, stem=stem)
+        net = build_network(
+            load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True, stem=stem
+        )
         side = AuxiliaryHead.least_image_behind(STEMS.get(stem))
         assert len(net(torch.randn(2, 3, side, side))) == 2
         with pytest.raises(InputError, match="auxiliary head: expected features"):
@@ -547,13 +692,17 @@ class TestAuxiliaryHead:
 
     def test_images_that_are_too_small(self) -> None:
         net = build_network(load_genotype("darts_v2"), channels=2, layers=3, auxiliary=True)
-        with pytest.raises(InputError, match=r"auxiliary head: expected features of at least 8x8, found 4x5"):
+        with pytest.raises(
+            InputError, match=r"auxiliary head: expected features of at least 8x8, found 4x5"
+        ):
             net(torch.randn(2, 3, 15, 17))
         assert net.eval()(torch.randn(2, 3, 15, 17)).shape == (2, 10)
 
 
 class StraightThrough(nn.Module):
-    """A ruled layer as plain autograd: its value is W's, its derivative in x is that of the kernel K."""
+    """A ruled layer as plain autograd: its value is W's, its derivative in x is that of the kernel
+    K.
+    """
 
     def __init__(self, layer: RuleConv2d | RuleLinear) -> None:
         super().__init__()
@@ -580,20 +729,29 @@ def straight_through(module: nn.Module) -> nn.Module:
     if isinstance(module, RuleConv2d | RuleLinear):
         return StraightThrough(module)
     twin = copy.copy(module)
-    twin._modules = {name: child and straight_through(child) for name, child in module._modules.items()}
+    twin._modules = {
+        name: child and straight_through(child) for name, child in module._modules.items()
+    }
     return twin
 
 
 class TestOnlyWeightedLayersFollowTheRule:
-    """Batch norm, ReLU, pooling, padding and additions keep their true derivative: the gradients of a network are
-    those of plain autograd once each weighted layer, and nothing else, is given the derivative of its kernel."""
+    """Batch norm, ReLU, pooling, padding and additions keep their true derivative: the gradients of
+    a network are those of plain autograd once each weighted layer, and nothing else, is given the
+    derivative of its kernel.
+    """
 
     @every_kernel_rule
     @pytest.mark.parametrize("op", OPERATIONS.names())
     @pytest.mark.parametrize("stride", [1, 2])
     def test_operations(self, rule: str, op: str, stride: int) -> None:
         for supernet, training in product((True, False), repeat=2):
-            module = OPERATIONS.get(op).build(4, stride, RULES.build(rule), supernet).double().train(training)
+            module = (
+                OPERATIONS.get(op)
+                .build(4, stride, RULES.build(rule), supernet)
+                .double()
+                .train(training)
+            )
             draw_feedback(module, 3)
             x = torch.randn(3, 4, 7, 6, dtype=torch.float64, requires_grad=True)
             expected, found = straight_through(module)(x), module(x)
@@ -604,7 +762,9 @@ class TestOnlyWeightedLayersFollowTheRule:
             dy = torch.randn_like(found)
             inputs = [x, *module.parameters()]
             for a, b in zip(
-                torch.autograd.grad(found, inputs, dy), torch.autograd.grad(expected, inputs, dy), strict=True
+                torch.autograd.grad(found, inputs, dy),
+                torch.autograd.grad(expected, inputs, dy),
+                strict=True,
             ):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
@@ -612,16 +772,26 @@ class TestOnlyWeightedLayersFollowTheRule:
     def test_networks(self, rule: str) -> None:
         """With every part of it under the rule."""
         for genotype in (load_genotype("bionas_darts"), load_genotype("p_darts")):
-            net = build_network(with_rule(genotype, rule), channels=2, layers=3, auxiliary=True).double()
+            net = build_network(
+                with_rule(genotype, rule), channels=2, layers=3, auxiliary=True
+            ).double()
             x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-            loss, expected = (sum(y.square().sum() for y in model(x)) for model in (net, straight_through(net)))
+            loss, expected = (
+                sum(y.square().sum() for y in model(x)) for model in (net, straight_through(net))
+            )
             inputs = list(net.parameters())
-            for a, b in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+            for a, b in zip(
+                torch.autograd.grad(loss, inputs),
+                torch.autograd.grad(expected, inputs),
+                strict=True,
+            ):
                 torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
     def test_true_gradients_of_a_network_are_those_of_bp(self) -> None:
         net = build_network(load_genotype("bionas_darts"), channels=2, layers=3).double()
-        exact = build_network(with_rule(load_genotype("bionas_darts"), "bp"), channels=2, layers=3).double()
+        exact = build_network(
+            with_rule(load_genotype("bionas_darts"), "bp"), channels=2, layers=3
+        ).double()
         exact.load_state_dict(dict(net.named_parameters()), strict=False)
         x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
         inputs = {net: [x, *net.parameters()], exact: [x, *exact.parameters()]}
@@ -636,7 +806,9 @@ class TestOnlyWeightedLayersFollowTheRule:
 class TestAlphaGradients:
     @staticmethod
     def equalise(net: SuperNet) -> None:
-        """Gives all candidates of an edge that share an operation the weights of the first of them."""
+        """Gives all candidates of an edge that share an operation the weights of the first of
+        them.
+        """
         for cell, cell_type in zip(net.cells, net.plan, strict=True):
             for row, edge in zip(net.table.rows[cell_type], cell.edges, strict=True):
                 first: dict[str, nn.Module] = {}
@@ -645,15 +817,22 @@ class TestAlphaGradients:
                     module.load_state_dict(dict(source.named_parameters()), strict=False)
 
     @every_layout
-    def test_candidates_that_differ_in_their_rule_alone_get_equal_gradients(self, layout: str) -> None:
-        """A rule changes the error that a layer sends down, and so what the layers below it get; never what its own
-        edge weight gets."""
+    def test_candidates_that_differ_in_their_rule_alone_get_equal_gradients(
+        self, layout: str
+    ) -> None:
+        """A rule changes the error that a layer sends down, and so what the layers below it get;
+        never what its own edge weight gets.
+        """
         net = supernet(BIO, layout, cell=ReferenceCell).double()
         draw_feedback(net, 0)
         self.equalise(net)
         weights = {t: w.requires_grad_() for t, w in uniform_weights(net, torch.float64).items()}
-        loss = F.cross_entropy(net(torch.randn(4, 3, 9, 9, dtype=torch.float64), weights), torch.arange(4))
-        gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+        loss = F.cross_entropy(
+            net(torch.randn(4, 3, 9, 9, dtype=torch.float64), weights), torch.arange(4)
+        )
+        gradients = dict(
+            zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
+        )
         compared = 0
         for cell_type, gradient in gradients.items():
             for row, values in zip(net.table.rows[cell_type], gradient, strict=True):
@@ -662,26 +841,37 @@ class TestAlphaGradients:
                     if candidate is not None:
                         of_op.setdefault(candidate.op, []).append(value)
                 for same in of_op.values():
-                    torch.testing.assert_close(torch.stack(same), same[0].expand(len(same)), rtol=1e-10, atol=1e-14)
+                    torch.testing.assert_close(
+                        torch.stack(same), same[0].expand(len(same)), rtol=1e-10, atol=1e-14
+                    )
                     compared += len(same) - 1
         assert compared >= 2 * 14 * 4 * 3
         with true_gradients(net):
-            loss = F.cross_entropy(net(torch.randn(4, 3, 9, 9, dtype=torch.float64), weights), torch.arange(4))
+            loss = F.cross_entropy(
+                net(torch.randn(4, 3, 9, 9, dtype=torch.float64), weights), torch.arange(4)
+            )
             exact = torch.autograd.grad(loss, list(weights.values()))
         assert not torch.allclose(gradients["normal"], exact[0], rtol=0.01)
 
     def test_the_supernet_is_a_function_of_its_edge_weights(self) -> None:
-        """Alpha's gradient under bp agrees with finite differences; alpha is no part of the network."""
+        """Alpha's gradient under bp agrees with finite differences; alpha is no part of the
+        network.
+        """
         net = supernet(("bp",)).double().eval()
         assert not any("alpha" in name for name in net.state_dict())
         x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
         weights = {t: w.requires_grad_() for t, w in uniform_weights(net, torch.float64).items()}
         gradients = torch.autograd.grad(net(x, weights).square().sum(), list(weights.values()))
         directions = {t: torch.randn_like(w) for t, w in weights.items()}
-        slope = sum((g * v).sum() for g, v in zip(gradients, directions.values(), strict=True)).item()
+        slope = sum(
+            (g * v).sum() for g, v in zip(gradients, directions.values(), strict=True)
+        ).item()
         with torch.no_grad():
             plus, minus = (
-                net(x, {t: w + sign * 1e-6 * directions[t] for t, w in weights.items()}).square().sum().item()
+                net(x, {t: w + sign * 1e-6 * directions[t] for t, w in weights.items()})
+                .square()
+                .sum()
+                .item()
                 for sign in (1, -1)
             )
         assert slope == pytest.approx((plus - minus) / 2e-6, rel=1e-5)
@@ -754,17 +944,27 @@ class TestANewRule:
         weights = uniform_weights(net)
         losses = train(net, lambda: F.cross_entropy(net(x, weights), y), steps=4, lr=0.05)
         assert losses[-1] < losses[0]
-        cells = DartsSpace().derive({t: torch.rand(net.table.shape(t)) for t in net.table.rows}, net.table)
+        cells = DartsSpace().derive(
+            {t: torch.rand(net.table.shape(t)) for t in net.table.rows}, net.table
+        )
         assert {e.candidate.rule for c in cells.values() for e in c.edges} <= {None, *rules}
 
-    def test_is_read_from_a_genotype_file_with_its_options(self, new_rule: str, tmp_path: Path) -> None:
-        genotype = with_rule(load_genotype("bionas_darts"), f"{new_rule}(gain=0.5)", backbone=new_rule)
+    def test_is_read_from_a_genotype_file_with_its_options(
+        self, new_rule: str, tmp_path: Path
+    ) -> None:
+        genotype = with_rule(
+            load_genotype("bionas_darts"), f"{new_rule}(gain=0.5)", backbone=new_rule
+        )
         path = tmp_path / "g.json"
         path.write_text(genotype.to_json())
         assert load_genotype(path) == genotype
         net = build_network(load_genotype(path), channels=2, layers=3)
-        assert {layer.rule.gain for name, layer in rule_layers(net) if name.startswith("cells.")} == {0.5}  # type: ignore[attr-defined]
-        assert {layer.rule.gain for name, layer in rule_layers(net) if not name.startswith("cells.")} == {1.0}  # type: ignore[attr-defined]
+        assert {
+            layer.rule.gain for name, layer in rule_layers(net) if name.startswith("cells.")
+        } == {0.5}  # type: ignore[attr-defined]
+        assert {
+            layer.rule.gain for name, layer in rule_layers(net) if not name.startswith("cells.")
+        } == {1.0}  # type: ignore[attr-defined]
         assert any(name.endswith("feedback_noise") for name in net.state_dict())
         x, y = torch.randn(6, 3, 8, 8), torch.arange(6)
         losses = train(net, lambda: F.cross_entropy(net(x), y), steps=4)
@@ -776,5 +976,7 @@ class TestANewRule:
         data["backbone_rule"] = "noisy_test_rule"
         path = tmp_path / "g.json"
         path.write_text(json.dumps(data))
-        with pytest.raises(InputError, match=r"g\.json\.backbone_rule: unknown learning rule 'noisy_test_rule'"):
+        with pytest.raises(
+            InputError, match=r"g\.json\.backbone_rule: unknown learning rule 'noisy_test_rule'"
+        ):
             load_genotype(path)

@@ -19,10 +19,16 @@ OPTIONS: list[tuple[type, type, dict[str, Any]]] = [
 ]
 
 
-def stepped(kind: type, options: dict[str, Any], steps: int, state: dict[str, Any] | None = None) -> Any:
-    """Parameters after so many steps along drawn gradients, and the optimizer's state; it may go on from `state`."""
+def stepped(
+    kind: type, options: dict[str, Any], steps: int, state: dict[str, Any] | None = None
+) -> Any:
+    """Parameters after so many steps along drawn gradients, and the optimizer's state; it may go on
+    from `state`.
+    """
     source = torch.Generator().manual_seed(0)
-    parameters = [torch.randn(shape, generator=source).requires_grad_() for shape in ((3, 4), (5,), (2, 2, 2))]
+    parameters = [
+        torch.randn(shape, generator=source).requires_grad_() for shape in ((3, 4), (5,), (2, 2, 2))
+    ]
     optimizer = kind(parameters, **options)
     if state is not None:
         optimizer.load_state_dict(state)
@@ -36,8 +42,12 @@ def stepped(kind: type, options: dict[str, Any], steps: int, state: dict[str, An
     return [parameter.detach() for parameter in parameters], optimizer.state_dict()
 
 
-@pytest.mark.parametrize(("own", "plain", "options"), OPTIONS, ids=lambda value: getattr(value, "__name__", ""))
-def test_steps_and_states_are_those_of_pytorch(own: type, plain: type, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("own", "plain", "options"), OPTIONS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_steps_and_states_are_those_of_pytorch(
+    own: type, plain: type, options: dict[str, Any]
+) -> None:
     ours, theirs = stepped(own, options, 5), stepped(plain, options, 5)
     assert all(map(torch.equal, ours[0], theirs[0]))
     assert str(ours[1]) == str(theirs[1])
@@ -96,7 +106,9 @@ def test_a_state_goes_on_in_an_optimizer_of_another_form(saved_fused: bool, fuse
 
     def sgd(fused: bool) -> tuple[torch.Tensor, SGD]:
         weight = torch.arange(4.0, dtype=torch.float64).requires_grad_()
-        optimizer = SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.01, foreach=not fused, fused=fused)
+        optimizer = SGD(
+            [weight], lr=0.1, momentum=0.9, weight_decay=0.01, foreach=not fused, fused=fused
+        )
         if fused:
             optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
         return weight, optimizer

@@ -1,7 +1,8 @@
-"""Several processes that share a search's batches against one that accumulates gradients over their parts, in float64.
+"""Several processes that share a search's batches against one that accumulates gradients over their
+parts, in float64.
 
-The one process is written here from the papers' formulas: it shares with the package the supernet, how alpha becomes
-edge weights and what is drawn, none of what averages, moves or exchanges.
+The one process is written here from the papers' formulas: it shares with the package the supernet,
+how alpha becomes edge weights and what is drawn, none of what averages, moves or exchanges.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ CASES: dict[str, dict[str, Any]] = {
     "drnas": {"rules": ("brsf",), "clip": 0.5},
     "fair_darts": {"rules": ("bp", "predictive"), "regularizers": ("factorised",)},
 }
-"""For each strategy that moves alpha along a gradient, options that bring further gradients into play."""
+"""For each strategy that moves alpha along a gradient, options that bring further gradients into
+play."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 def in_float64(strategy: str) -> Search:
-    task = search(load_data("digits", train_images=64), strategy, batch_size=8, lr=0.1, **CASES[strategy])
+    task = search(
+        load_data("digits", train_images=64), strategy, batch_size=8, lr=0.1, **CASES[strategy]
+    )
     task.supernet.double()
     state: Any = task.strategy_state
     for parameter in state.parameters.values():
@@ -54,8 +58,14 @@ def in_float64(strategy: str) -> Search:
 
 
 def weights_of(task: Search) -> dict[str, Tensor]:
-    """The supernet's weights, feedback and running statistics; batch norms also count their passes."""
-    return {name: value.clone() for name, value in task.supernet.state_dict().items() if value.is_floating_point()}
+    """The supernet's weights, feedback and running statistics; batch norms also count their
+    passes.
+    """
+    return {
+        name: value.clone()
+        for name, value in task.supernet.state_dict().items()
+        if value.is_floating_point()
+    }
 
 
 def each_strategy(number: int, count: int, file: Path) -> None:
@@ -70,7 +80,11 @@ def each_strategy(number: int, count: int, file: Path) -> None:
                 meters.add(*task.step(t).values())
                 losses.append(meters.read())
             task.synchronise()
-            found[strategy] = {"weights": weights_of(task), "alpha": state.values(), "losses": losses}
+            found[strategy] = {
+                "weights": weights_of(task),
+                "alpha": state.values(),
+                "losses": losses,
+            }
             found[strategy]["genotype"] = task.genotype().to_json()
             if strategy == "darts" and count == 2:
                 loss = _Lookout(task, STEPS).validation_loss
@@ -80,7 +94,9 @@ def each_strategy(number: int, count: int, file: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, dict[str, Any]]:
     """How many processes searched, and what they left, by strategy."""
     count, place = request.param, tmp_path_factory.mktemp("parallel")
     ended = several(count, each_strategy, count, place / "found", place=place)
@@ -89,7 +105,9 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 class Oracle:
-    """One process that passes each batch in `count` parts, and follows the mean of their gradients."""
+    """One process that passes each batch in `count` parts, and follows the mean of their
+    gradients.
+    """
 
     def __init__(self, task: Search, count: int) -> None:
         self.task, self.net, self.count = task, task.supernet, count
@@ -101,23 +119,34 @@ class Oracle:
         self.buffers = [torch.zeros_like(w) for w in self.moved]
         self.moments = [[torch.zeros_like(a), torch.zeros_like(a)] for a in self.alpha]
 
-    def gradients(self, batch: Any, edges: Any, of: Sequence[Tensor], exact: bool = False) -> tuple[Any, list[Tensor]]:
-        """The mean over the parts of the cross entropy and of its gradients. Batch norms see a part at a time; their
-        running statistics move from where they were by each part alone, and become the mean of that."""
+    def gradients(
+        self, batch: Any, edges: Any, of: Sequence[Tensor], exact: bool = False
+    ) -> tuple[Any, list[Tensor]]:
+        """The mean over the parts of the cross entropy and of its gradients. Batch norms see a part
+        at a time; their running statistics move from where they were by each part alone, and become
+        the mean of that.
+        """
         loss, sums = 0.0, [torch.zeros_like(x) for x in of]
-        before, after = [b.clone() for b in self.statistics], [torch.zeros_like(b) for b in self.statistics]
+        before, after = (
+            [b.clone() for b in self.statistics],
+            [torch.zeros_like(b) for b in self.statistics],
+        )
         for x, labels in zip(*(half.chunk(self.count) for half in batch), strict=True):
             put(self.statistics, before)
             with true_gradients(self.net) if exact else contextlib.nullcontext():
                 own = F.cross_entropy(self.net(x, edges), labels)
             found = torch.autograd.grad(own, of, allow_unused=True)
             loss += own.item() / self.count
-            sums = [s if g is None else s + g / self.count for s, g in zip(sums, found, strict=True)]
+            sums = [
+                s if g is None else s + g / self.count for s, g in zip(sums, found, strict=True)
+            ]
             after = [a + b / self.count for a, b in zip(after, self.statistics, strict=True)]
         put(self.statistics, after)
         return loss, sums
 
-    def of_alpha(self, batch: Any, further: Sequence[Tensor] = (), penalized: bool = True) -> tuple[Any, list[Tensor]]:
+    def of_alpha(
+        self, batch: Any, further: Sequence[Tensor] = (), penalized: bool = True
+    ) -> tuple[Any, list[Tensor]]:
         """The loss, and the gradients of alpha and of `further`."""
         weights = self.strategy.edge_weights(self.state)
         leaves = {t: w.detach().requires_grad_() for t, w in weights.items()}
@@ -126,7 +155,9 @@ class Oracle:
         through = sum((w * g).sum() for w, g in zip(weights.values(), found, strict=False))
         if penalized:
             shares, alpha = self.strategy.shares(self.state), self.state.alpha
-            through = through + self.task._penalty(shares, alpha) + self.strategy.own_penalty(self.state)
+            through = (
+                through + self.task._penalty(shares, alpha) + self.strategy.own_penalty(self.state)
+            )
         return loss, [*torch.autograd.grad(through, self.alpha), *found[len(leaves) :]]
 
     def second_order(self, train: Any, valid: Any) -> tuple[Any, list[Tensor]]:
@@ -147,19 +178,25 @@ class Oracle:
             put(self.weights, [w - small * x for w, x in zip(before, v, strict=True)])
             _, minus = self.of_alpha(train, penalized=False)
         put(self.weights, before)
-        return loss, [a - rate * (p - m) / (2 * small) for a, p, m in zip(own, plus, minus, strict=True)]
+        return loss, [
+            a - rate * (p - m) / (2 * small) for a, p, m in zip(own, plus, minus, strict=True)
+        ]
 
     def step(self, t: int) -> dict[str, float]:
         train, valid = self.task.train_batches.batch(t), self.task.valid_batches.batch(t)
         order = getattr(self.strategy, "order", 1)
         self.strategy.prepare(self.state)
-        valid_loss, gradients = self.second_order(train, valid) if order == 2 else self.of_alpha(valid)
+        valid_loss, gradients = (
+            self.second_order(train, valid) if order == 2 else self.of_alpha(valid)
+        )
         beta, gamma = self.strategy.betas
         for a, g, (first, second) in zip(self.alpha, gradients, self.moments, strict=True):
             g = g + self.strategy.weight_decay * a.detach()
             first.mul_(beta).add_((1 - beta) * g)
             second.mul_(gamma).add_((1 - gamma) * g * g)
-            step = (first / (1 - beta ** (t + 1))) / ((second / (1 - gamma ** (t + 1))).sqrt() + 1e-8)
+            step = (first / (1 - beta ** (t + 1))) / (
+                (second / (1 - gamma ** (t + 1))).sqrt() + 1e-8
+            )
             a.data -= self.strategy.lr * step
         self.strategy.prepare(self.state)
         edges = {name: w.detach() for name, w in self.strategy.edge_weights(self.state).items()}
@@ -167,7 +204,9 @@ class Oracle:
         norm = torch.cat([g.flatten() for g in found[: len(self.weights)]]).norm()
         factor = min(1.0, self.task.config.clip / (norm.item() + 1e-6))
         for w, g, buffer in zip(self.moved, found, self.buffers, strict=True):
-            buffer.mul_(self.task.config.momentum).add_(factor * g + self.task.config.weight_decay * w.detach())
+            buffer.mul_(self.task.config.momentum).add_(
+                factor * g + self.task.config.weight_decay * w.detach()
+            )
             w.data -= self.task.optimizer.lr * buffer
         draw_feedback(self.net, self.task.config.seed, t + 1)
         return {"train/loss": train_loss, "valid/loss": valid_loss}
@@ -176,7 +215,9 @@ class Oracle:
         x, labels = self.task.valid_batches.batch(STEPS)
         with self.net.batch_statistics(), true_gradients(self.net):
             parts = zip(x.chunk(self.count), labels.chunk(self.count), strict=True)
-            return torch.stack([F.cross_entropy(self.net(own, edges).float(), y) for own, y in parts]).mean()
+            return torch.stack(
+                [F.cross_entropy(self.net(own, edges).float(), y) for own, y in parts]
+            ).mean()
 
 
 @torch.no_grad()
@@ -199,7 +240,9 @@ def test_processes_that_share_batches_search_as_one_that_accumulates(
     began = weights_of(task)
     losses = [oracle.step(t) for t in range(STEPS)]
     for own, other in zip(losses, theirs["losses"], strict=True):
-        assert {name: other[name] for name in own} == pytest.approx(own, abs=1e-6)  # their mean is kept in float32
+        assert {name: other[name] for name in own} == pytest.approx(
+            own, abs=1e-6
+        )  # their mean is kept in float32
     alpha = oracle.state.values()
     assert alpha.keys() == theirs["alpha"].keys()
     assert all(close(theirs["alpha"][name], value) for name, value in alpha.items())

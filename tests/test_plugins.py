@@ -1,6 +1,7 @@
 """One module outside the repository adds a member of every kind, and the commands use them all.
 
-No file of the package is touched: the module is named by --plugin, or is an entry point of an installed package.
+No file of the package is touched: the module is named by --plugin, or is an entry point of an
+installed package.
 """
 
 from __future__ import annotations
@@ -161,23 +162,32 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
     listed = call("-m", "darts_bio", "list", "--plugin", "members", cwd=place)
     assert all(f"  {name}" in listed.stdout for name in KINDS), listed.stderr
     searching = (
-        "search --plugin members --dataset my_data --regularizers my_regularizer --objective my_cost(weight=0.1)"
+        "search --plugin members --dataset my_data "
+        "--regularizers my_regularizer --objective my_cost(weight=0.1)"
     )
     done = call("-m", "darts_bio", *searching.split(), "--out", "found", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "--plugin members" in done.stdout  # in the printed next command
     cells = json.loads((place / "found" / "genotype.json").read_text())["cells"]
-    assert {edge["op"] for cell in cells.values() for edge in cell["edges"]} <= {"skip_connect", "my_operation"}
+    assert {edge["op"] for cell in cells.values() for edge in cell["edges"]} <= {
+        "skip_connect",
+        "my_operation",
+    }
     training = "train --plugin members --genotype found --dataset my_data --protocol my_protocol --out trained"
     done = call("-m", "darts_bio", *training.split(), cwd=place)
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (place / "trained" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (place / "trained" / "metrics.jsonl").read_text().splitlines()
+    ]
     rates = [record["lr/weights"] for record in records if record["event"] == "record"]
     assert sorted(set(rates)) == [0.025, 0.05]
     attacking = (
-        "robustness --plugin members --checkpoint trained --attacks my_attack --eps 8 --corruptions my_corruption"
+        "robustness --plugin members --checkpoint trained "
+        "--attacks my_attack --eps 8 --corruptions my_corruption"
     )
-    done = call("-m", "darts_bio", *attacking.split(), "--images", "300", "--out", "attacked", cwd=place)
+    done = call(
+        "-m", "darts_bio", *attacking.split(), "--images", "300", "--out", "attacked", cwd=place
+    )
     assert done.returncode == 0, done.stderr
     numbers = json.loads((place / "attacked" / "results.json").read_text())["networks"][0]
     assert {attack["attack"] for attack in numbers["attacks"]} >= {"my_attack"}
@@ -190,7 +200,9 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
         said = refused(call("-m", "darts_bio", *words.split(), cwd=place))
         assert "was made with the plug-in members, code that no run folder can bring" in said
         assert "add --plugin members" in said
-    done = call("-m", "darts_bio", "alignment", "--checkpoint", "trained", "--plugin", "members", cwd=place)
+    done = call(
+        "-m", "darts_bio", "alignment", "--checkpoint", "trained", "--plugin", "members", cwd=place
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -202,7 +214,8 @@ def test_an_installed_package_brings_its_members(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[darts_bio]\nextra = extra_members\n")
     (place / "extra_members.py").write_text(
-        "from darts_bio.config import PROTOCOLS, Protocol\nPROTOCOLS.register('of_a_package')(Protocol('x', {}))\n"
+        "from darts_bio.config import PROTOCOLS, "
+        "Protocol\nPROTOCOLS.register('of_a_package')(Protocol('x', {}))\n"
     )
     monkeypatch.syspath_prepend(str(place))
     assert main(["list"]) == 0
@@ -210,6 +223,7 @@ def test_an_installed_package_brings_its_members(
     (place / "extra_members.py").write_text("raise RuntimeError('broken')\n")
     monkeypatch.delitem(__import__("sys").modules, "extra_members")
     assert main(["list"]) == 2
-    assert "the plug-in extra of an installed package: its import failed with RuntimeError (broken)" in (
-        capsys.readouterr().err
+    assert (
+        "the plug-in extra of an installed package: its import failed with RuntimeError (broken)"
+        in (capsys.readouterr().err)
     )

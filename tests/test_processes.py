@@ -28,7 +28,14 @@ from darts_bio.data import sources
 from darts_bio.data.batches import Augmentation, Batches, Normalisation
 from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
-from darts_bio.distributed import first_says, gathered, process_group, refuse_differences, summed, text_from_first
+from darts_bio.distributed import (
+    first_says,
+    gathered,
+    process_group,
+    refuse_differences,
+    summed,
+    text_from_first,
+)
 from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
@@ -67,7 +74,9 @@ Retraining.step = step
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a genotype under brsf, whose feedback is drawn at every step, and the plug-in."""
+    """A folder with a genotype under brsf, whose feedback is drawn at every step, and the
+    plug-in.
+    """
     folder = tmp_path_factory.mktemp("processes")
     (folder / "genotype.json").write_text(load_genotype("darts_v2").with_rule("brsf").to_json())
     (folder / "planned.py").write_text(PLUGIN)
@@ -92,9 +101,12 @@ def state(run: Path) -> dict[str, Any]:
     return read_checkpoint(run / "checkpoint.pt", "train")
 
 
-def test_two_processes_train_as_one_does_that_passes_the_batch_in_two_parts(place: Path, whole: Path) -> None:
-    """Batch norm sees the same halves. Its running statistics are the mean over processes, not a sequence: these do
-    differ, and with them what is measured between epochs."""
+def test_two_processes_train_as_one_does_that_passes_the_batch_in_two_parts(
+    place: Path, whole: Path
+) -> None:
+    """Batch norm sees the same halves. Its running statistics are the mean over processes, not a
+    sequence: these do differ, and with them what is measured between epochs.
+    """
     config = RetrainConfig(
         genotype="x", epochs=3, channels=4, layers=3, batch_size=24, lr=0.01, crop_padding=1, flip=False, cutout=0,
         auxiliary=0.0, drop_path=0.0, accumulate=2,
@@ -107,7 +119,9 @@ def test_two_processes_train_as_one_does_that_passes_the_batch_in_two_parts(plac
             task.begin_epoch(t // 4)
         sums = task.step(t)["train"]
         losses.append(sums.totals[0].item() / sums.count)
-    assert [record["train/loss"] for record in numbers(whole, "record")] == pytest.approx(losses, rel=2e-4)
+    assert [record["train/loss"] for record in numbers(whole, "record")] == pytest.approx(
+        losses, rel=2e-4
+    )
     weights = state(whole)["task"]["network"]
     for name, parameter in task.network.named_parameters():
         assert torch.allclose(weights[name], parameter, atol=2e-4), name
@@ -132,7 +146,9 @@ def cells_of(saved: dict[str, Any], place: Path) -> torch.nn.Module:
     return network.eval()
 
 
-def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(place: Path, whole: Path) -> None:
+def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(
+    place: Path, whole: Path
+) -> None:
     """All processes at once, as by the machine's end, after the first checkpoint."""
     process = subprocess.Popen(
         torchrun(TRAIN, *RUN, "--out", "killed"),
@@ -142,16 +158,25 @@ def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(place:
         env=os.environ | {"HOW": "slow"},
     )
     metrics, deadline = place / "killed" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and '"step": 6' in metrics.read_text()) and time.monotonic() < deadline:
+    while (
+        not (metrics.exists() and '"step": 6' in metrics.read_text())
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
-    children = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    children = subprocess.run(
+        ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for line in children.splitlines():
         if "--out killed" in line and "torch.distributed" not in line:
             os.kill(int(line.split()[0]), signal.SIGKILL)
     assert 4 <= state(place / "killed")["step"] < 12
-    done = call(*torchrun(TRAIN, "--out", "killed", "--resume", "--plugin", "planned"), cwd=place, python=False)
+    done = call(
+        *torchrun(TRAIN, "--out", "killed", "--resume", "--plugin", "planned"),
+        cwd=place,
+        python=False,
+    )
     assert done.returncode == 0, done.stderr
     one, other = state(whole), state(place / "killed")
     assert one["last"] == other["last"]
@@ -162,10 +187,15 @@ def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(place:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("fail", "error: process 0 ends, since process 1 failed: the cable was pulled. The last checkpoint is whole"),
+        (
+            "fail",
+            "error: process 0 ends, since process 1 failed: the cable was pulled. The last "
+            "checkpoint is whole",
+        ),
         pytest.param(
             "kill",
-            "error: process 0 ends, since another one ended without a word (killed, perhaps for its memory).",
+            "error: process 0 ends, since another one ended without a word (killed, perhaps for "
+            "its memory).",
             marks=pytest.mark.slow,
         ),
     ],
@@ -184,7 +214,8 @@ def test_one_that_dies_ends_the_others_within_a_minute(
 
 
 FIND = shlex.split(
-    "--epochs 3 --channels 4 --layers 3 --train-images 64 --batch-size 8 --rules fa,brsf --crop-padding 1 --lr 0.01 "
+    "--epochs 3 --channels 4 --layers 3 --train-images 64 --batch-size 8 --rules fa,brsf "
+    "--crop-padding 1 --lr 0.01 "
     "--device cpu --log-every 1"
 )
 SPACE = ["--space", "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"]
@@ -208,10 +239,15 @@ Search.step = step
 
 
 def search_of(
-    number: int, words: list[list[str]], killed: int | None = None, failing: int | None = None, at: int = 6
+    number: int,
+    words: list[list[str]],
+    killed: int | None = None,
+    failing: int | None = None,
+    at: int = 6,
 ) -> None:
-    """What one of several processes does: the command, with its own words. At step `at` the process `killed` is killed,
-    and the process `failing` fails."""
+    """What one of several processes does: the command, with its own words. At step `at` the process
+    `killed` is killed, and the process `failing` fails.
+    """
     whole = Search.step
 
     def step(self: Search, t: int) -> Any:
@@ -234,7 +270,9 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            same(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
@@ -267,7 +305,9 @@ class TestSearch:
         alone, shared = (numbers(searches / run, "record") for run in ("alone", "torchrun"))
         assert [one["step"] for one in alone] == [other["step"] for other in shared]
         for one, other in zip(alone, shared, strict=True):
-            assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=0.3)
+            assert [one[name] for name in names] == pytest.approx(
+                [other[name] for name in names], rel=0.3
+            )
         assert not same(task_of(searches / "alone"), task_of(searches / "torchrun"))
 
     @pytest.mark.slow
@@ -287,18 +327,33 @@ class TestSearch:
         first, second = several(2, search_of, [words] * 2, 1, place=searches)
         assert time.monotonic() - start < 60
         assert (first.code, second.code) == (2, -signal.SIGKILL)
-        assert "error: process 0 ends, since another one ended without a word (killed, perhaps for" in first.errors
+        assert (
+            "error: process 0 ends, since another one ended without a word (killed, perhaps for"
+            in first.errors
+        )
         assert read_checkpoint(searches / "killed-one" / "checkpoint.pt", "search")["step"] == 4
 
     @pytest.mark.parametrize(
         ("other", "reason"),
         [
-            (["--lr", "0.02"], "--lr: expected the same in all processes, found 0.01 in process 0 and 0.02 in process"),
-            (["--resume", "auto"], "--resume: expected the same in all processes, found False in process 0 and auto"),
-            (["--data-dir", "other"], "the data set: expected the same in all processes, found 4 + 2 images of 3x8x8"),
+            (
+                ["--lr", "0.02"],
+                "--lr: expected the same in all processes, found 0.01 in process 0 and 0.02 in "
+                "process",
+            ),
+            (
+                ["--resume", "auto"],
+                "--resume: expected the same in all processes, found False in process 0 and auto",
+            ),
+            (
+                ["--data-dir", "other"],
+                "the data set: expected the same in all processes, found 4 + 2 images of 3x8x8",
+            ),
         ],
     )
-    def test_processes_that_were_started_otherwise(self, tmp_path: Path, other: list[str], reason: str) -> None:
+    def test_processes_that_were_started_otherwise(
+        self, tmp_path: Path, other: list[str], reason: str
+    ) -> None:
         words = [*FIND, *SPACE, "--out", "run"]
         if "--data-dir" in other:
             for folder, images in (("data", 2), ("other", 3)):
@@ -306,8 +361,12 @@ class TestSearch:
                     for name in ("a", "b"):
                         (tmp_path / folder / part / name).mkdir(parents=True)
                         for i in range(images if part == "train" else 1):
-                            Image.new("L", (8, 8), i).save(tmp_path / folder / part / name / f"{i}.png")
-            words = shlex.split("--dataset folder --image-size 8 --data-dir data --batch-size 2 --out run")
+                            Image.new("L", (8, 8), i).save(
+                                tmp_path / folder / part / name / f"{i}.png"
+                            )
+            words = shlex.split(
+                "--dataset folder --image-size 8 --data-dir data --batch-size 2 --out run"
+            )
         ended = several(2, search_of, [words, [*words, *other]], place=tmp_path)
         assert [process.code for process in ended] == [2, 2]
         assert any(f"error: {reason}" in process.errors for process in ended), ended
@@ -316,10 +375,15 @@ class TestSearch:
 
     def test_the_first_ends_with_the_reason_of_the_one_that_fails(self, tmp_path: Path) -> None:
         words = [*FIND, *SPACE, "--out", "run"]
-        first, second = several(2, search_of, [words] * 2, None, 1, 1, place=tmp_path, launcher="srun")
+        first, second = several(
+            2, search_of, [words] * 2, None, 1, 1, place=tmp_path, launcher="srun"
+        )
         assert (first.code, second.code) == (2, 2)
         assert second.errors == "error: the cable was pulled\n"
-        assert "error: process 0 ends, since process 1 failed: the cable was pulled. The last" in first.errors
+        assert (
+            "error: process 0 ends, since process 1 failed: the cable was pulled. The last"
+            in first.errors
+        )
 
     def test_seeds_are_spread_over_processes(self, tmp_path: Path) -> None:
         """Three seeds by two processes are what one process makes of each, bit for bit."""
@@ -332,10 +396,14 @@ class TestSearch:
             assert numbers(tmp_path / "spread" / seed, "record")
             assert f"seed {seed[-1]}:" in ended[0].output
         agreement = [
-            (tmp_path / run / "report.md").read_text().partition("## Recipe")[0] for run in ("spread", "alone")
+            (tmp_path / run / "report.md").read_text().partition("## Recipe")[0]
+            for run in ("spread", "alone")
         ]
         assert agreement[0] == agreement[1]
-        assert "2 processes, each with other seeds; shown are the searches of the first" in ended[0].errors
+        assert (
+            "2 processes, each with other seeds; shown are the searches of the first"
+            in ended[0].errors
+        )
         assert ended[1].output == ended[1].errors == ""
 
     def test_fewer_seeds_than_processes(self, tmp_path: Path) -> None:
@@ -366,10 +434,17 @@ def test_a_process_that_does_not_say_what_it_was_started_with(tmp_path: Path) ->
 
 def test_a_process_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "TIMEOUT", datetime.timedelta(seconds=2))
-    monkeypatch.setattr(several_processes, "_variables", lambda *_: {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+    monkeypatch.setattr(
+        several_processes,
+        "_variables",
+        lambda *_: {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+    )
     (ended,) = several(1, told, None, place=tmp_path)
     assert "InputError: process 0: the 2 processes did not all come to localhost:" in ended.errors
-    assert "see whether each was started, and whether MASTER_ADDR and MASTER_PORT are the same" in ended.errors
+    assert (
+        "see whether each was started, and whether MASTER_ADDR and MASTER_PORT are the same"
+        in ended.errors
+    )
 
 
 class Two:
@@ -397,7 +472,14 @@ class TestShares:
         split = load_data("digits").train
         options: dict[str, Any] = {"seed": 3, "name": "train", "device": CPU}
         parts = [
-            Batches(split, 12, Normalisation.of(split.images), Augmentation(1, True, 3), share=share, **options)
+            Batches(
+                split,
+                12,
+                Normalisation.of(split.images),
+                Augmentation(1, True, 3),
+                share=share,
+                **options,
+            )
             for share in ((0, 1), (0, 3), (1, 3), (2, 3))
         ]
         for t in (0, 1, 200):
@@ -429,14 +511,18 @@ class TestShares:
 
 
 def test_a_batch_that_cannot_be_shared_out(two: Two) -> None:
-    config = RetrainConfig(genotype="x", batch_size=30, cutout=0, auxiliary=0.0, channels=4, layers=3)
+    config = RetrainConfig(
+        genotype="x", batch_size=30, cutout=0, auxiliary=0.0, channels=4, layers=3
+    )
     data, genotype = load_data("digits", train_images=64), load_genotype("darts_v2")
     two.be(0, size=4)
     expected = r"expected a multiple of 4, since 4 process\(es\) share it in 1 part\(s\) each, found 30; use .* 32"
     with pytest.raises(InputError, match=expected):
         Retraining.of_genotype(config, genotype, data, CPU)
     two.be(0, size=15)
-    with pytest.raises(InputError, match=r"multiple of 30, since 15 process\(es\) share it in 2 part"):
+    with pytest.raises(
+        InputError, match=r"multiple of 30, since 15 process\(es\) share it in 2 part"
+    ):
         Retraining.of_genotype(replace(config, batch_size=64, accumulate=2), genotype, data, CPU)
     with pytest.raises(InputError, match=r"expected an even number of images for each of 15"):
         Retraining.of_genotype(replace(config, batch_size=45, mixup=0.2), genotype, data, CPU)
@@ -449,7 +535,8 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "import torch\n"
         "from darts_bio.distributed import process_group, summed\n"
-        "def threads(): return sorted(path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
+        "def threads(): return sorted(path.read_text() for path in "
+        "Path('/proc/self/task').glob('*/comm'))\n"
         "with process_group():\n"
         "    import torch._dynamo\n"
         "    summed(torch.zeros(1))\n"
@@ -463,31 +550,53 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
 
 
 class TestEnvironment:
-    def test_an_allocation_of_slurm_is_not_yet_several_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_allocation_of_slurm_is_not_yet_several_processes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("SLURM_NTASKS", "4")
         with process_group():
             assert gathered(1) == [1]
 
-    def test_srun_has_to_say_where_the_processes_meet(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}.items():
+    def test_srun_has_to_say_where_the_processes_meet(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in {
+            "SLURM_STEP_NUM_TASKS": "4",
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "1",
+        }.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match="MASTER_ADDR does not say where they meet; start them by torchrun, or"):
+        with pytest.raises(
+            InputError, match="MASTER_ADDR does not say where they meet; start them by torchrun, or"
+        ):
             process_group().__enter__()
 
     @pytest.mark.slow
     def test_srun_numbers_the_processes(self, tmp_path: Path) -> None:
         code = (
             "import torch; from darts_bio.distributed import *\n"
-            "with process_group(): print(rank(), world_size(), summed(torch.tensor(rank() + 1)).item())"
+            "with process_group(): print(rank(), world_size(), summed(torch.tensor(rank() + "
+            "1)).item())"
         )
         here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-        here |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29513", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+        here |= {
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": "29513",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2",
+        }
         tasks = [
-            subprocess.Popen([sys.executable, "-c", code], env=here | {"SLURM_PROCID": i}, stdout=-1, text=True)
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=here | {"SLURM_PROCID": i}, stdout=-1, text=True
+            )
             for i in "01"
         ]
         assert [task.communicate(timeout=120)[0].strip() for task in tasks] == ["0 2 3", "1 2 3"]
 
     def test_alone_everything_is_as_it_was_given(self) -> None:
-        assert (first_says(True), text_from_first("x"), gathered({"a": 1})) == (True, "x", [{"a": 1}])
+        assert (first_says(True), text_from_first("x"), gathered({"a": 1})) == (
+            True,
+            "x",
+            [{"a": 1}],
+        )
         assert summed(torch.tensor(3.0)) == 3

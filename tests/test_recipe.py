@@ -1,4 +1,6 @@
-"""The parts of a recipe: schedules, smoothing, mixing, averaging, accumulation, held-out images, seeds, the card."""
+"""The parts of a recipe: schedules, smoothing, mixing, averaging, accumulation, held-out images,
+seeds, the card.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,17 @@ from darts_bio.training.optim import WeightOptimizer, learning_rate
 from darts_bio.training.retrain import Mixing, Retraining
 
 CPU = torch.device("cpu")
-WORDS = shlex.split("--genotype darts_v2 --epochs 1 --channels 4 --train-images 64 --batch-size 16 --device cpu")
-SMALL: dict[str, Any] = {"channels": 4, "layers": 3, "batch_size": 16, "crop_padding": 1, "flip": False, "cutout": 0}
+WORDS = shlex.split(
+    "--genotype darts_v2 --epochs 1 --channels 4 --train-images 64 --batch-size 16 --device cpu"
+)
+SMALL: dict[str, Any] = {
+    "channels": 4,
+    "layers": 3,
+    "batch_size": 16,
+    "crop_padding": 1,
+    "flip": False,
+    "cutout": 0,
+}
 SMALL |= {"auxiliary": 0.0, "drop_path": 0.0, "lr": 0.05, "epochs": 2}
 CONFIG = RetrainConfig(genotype="darts_v2", **SMALL)
 
@@ -46,9 +57,23 @@ def training(data: ImageData, **options: Any) -> Retraining:
 
 class TestProtocols:
     def test_a_protocol_gives_what_is_not_given(self) -> None:
-        words = ["--genotype", "darts_v2", "--dataset", "cifar10", "--protocol", "fast", "--epochs", "7"]
+        words = [
+            "--genotype",
+            "darts_v2",
+            "--dataset",
+            "cifar10",
+            "--protocol",
+            "fast",
+            "--epochs",
+            "7",
+        ]
         config = parse(RetrainConfig, words, "")
-        assert (config.epochs, config.ema, config.label_smoothing, config.amp) == (7, 0.999, 0.1, "bf16")
+        assert (config.epochs, config.ema, config.label_smoothing, config.amp) == (
+            7,
+            0.999,
+            0.1,
+            "bf16",
+        )
 
     def test_one_that_is_named_goes_before_the_data_sets(self) -> None:
         config = parse(RetrainConfig, ["--genotype", "darts_v2", "--protocol", "darts"], "")
@@ -56,12 +81,28 @@ class TestProtocols:
         assert parse(RetrainConfig, ["--genotype", "darts_v2"], "").epochs == 30
 
     def test_of_imagenet(self) -> None:
-        """As published: 250 epochs, C=48, 14 cells; batch 128, .1 x 0.97 an epoch, or batch 1024, .5, linear."""
+        """As published: 250 epochs, C=48, 14 cells; batch 128, .1 x 0.97 an epoch, or batch 1024,
+        .5, linear.
+        """
         config = parse(ImageNetConfig, ["--genotype", "darts_v2"], "")
-        expected: dict[str, Any] = {"channels": 48, "layers": 14, "epochs": 250, "batch_size": 128, "lr": 0.1}
-        expected |= {"weight_decay": 3e-5, "label_smoothing": 0.1, "auxiliary": 0.4, "clip": 5.0, "drop_path": 0.0}
+        expected: dict[str, Any] = {
+            "channels": 48,
+            "layers": 14,
+            "epochs": 250,
+            "batch_size": 128,
+            "lr": 0.1,
+        }
+        expected |= {
+            "weight_decay": 3e-5,
+            "label_smoothing": 0.1,
+            "auxiliary": 0.4,
+            "clip": 5.0,
+            "drop_path": 0.0,
+        }
         assert {name: getattr(config, name) for name in expected} == expected
-        assert [learning_rate(config, e) for e in (0, 1, 249)] == pytest.approx([0.1, 0.097, 0.1 * 0.97**249])
+        assert [learning_rate(config, e) for e in (0, 1, 249)] == pytest.approx(
+            [0.1, 0.097, 0.1 * 0.97**249]
+        )
         other = parse(ImageNetConfig, ["--genotype", "darts_v2", "--protocol", "p_darts"], "")
         assert (other.batch_size, other.channels) == (1024, 48)
         rates = [learning_rate(other, e) for e in (0, 4, 5, 125, 249)]
@@ -101,7 +142,9 @@ class TestSchedules:
 
 class TestLoss:
     def test_labels_are_smoothed(self, data: ImageData) -> None:
-        """(1 - e) times the entropy of the label plus e times the mean over all classes (arXiv 1512.00567)."""
+        """(1 - e) times the entropy of the label plus e times the mean over all classes (arXiv
+        1512.00567).
+        """
         task = training(data, label_smoothing=0.2)
         logits, labels = torch.randn(5, 10), torch.arange(5)
         log = logits.log_softmax(1)
@@ -120,7 +163,9 @@ class TestLoss:
 class TestMixing:
     @pytest.mark.parametrize("option", ["mixup", "cutmix"])
     def test_by_hand(self, option: str) -> None:
-        """Each image with the one at the mirrored place of the batch; the targets by the same share, smoothed."""
+        """Each image with the one at the mirrored place of the batch; the targets by the same
+        share, smoothed.
+        """
         mix = Mixing(replace(CONFIG, label_smoothing=0.1, **{option: 1.0}), 10)
         x, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
         mixed, targets = mix(7, x.clone(), labels)
@@ -169,7 +214,9 @@ class TestAveraging:
         for mean, p in zip(expected, task.averaged.module.parameters(), strict=True):
             torch.testing.assert_close(p, mean)
         numbers = task.end_epoch(0)
-        assert set(numbers) == {f"{name}/{q}" for name in ("test", "test_averaged") for q in ("loss", "accuracy")}
+        assert set(numbers) == {
+            f"{name}/{q}" for name in ("test", "test_averaged") for q in ("loss", "accuracy")
+        }
         assert numbers["test/loss"] != numbers["test_averaged/loss"]
         assert task.result == "test_averaged/accuracy"
 
@@ -207,7 +254,9 @@ class TestAccumulation:
 
 class TestPolicy:
     def test_images_are_altered_and_labels_stay(self, data: ImageData) -> None:
-        """As many draws as images, the same whatever the number of workers; then cropped and normalised as ever."""
+        """As many draws as images, the same whatever the number of workers; then cropped and
+        normalised as ever.
+        """
         config = replace(CONFIG, auto_augment="rand-m9-mstd0.5", batch_size=12)
         sources = [InMemory(data, replace(config, workers=n), CPU) for n in (0, 2)]
         plain = InMemory(data, replace(config, auto_augment=""), CPU)
@@ -224,22 +273,31 @@ class TestPolicy:
 
     def test_one_that_does_nothing_leaves_every_pixel(self, data: ImageData) -> None:
         config = replace(CONFIG, auto_augment="rand-m0-n1-t0-p0.0", workers=0)
-        altered, plain = InMemory(data, config, CPU), InMemory(data, replace(config, auto_augment=""), CPU)
+        altered, plain = (
+            InMemory(data, config, CPU),
+            InMemory(data, replace(config, auto_augment=""), CPU),
+        )
         assert torch.equal(altered.batch(3)[0], plain.batch(3)[0])
 
     def test_in_colour(self) -> None:
         images = torch.randint(0, 256, (20, 3, 12, 12), dtype=torch.uint8)
         data = ImageData(
-            Split(images, torch.arange(20) % 10), Split(images, torch.arange(20) % 10), tuple("0123456789")
+            Split(images, torch.arange(20) % 10),
+            Split(images, torch.arange(20) % 10),
+            tuple("0123456789"),
         )
         source = InMemory(data, replace(CONFIG, auto_augment="original", workers=0), CPU)
         assert source.batch(0)[0].shape == (16, 3, 12, 12)
 
-    @pytest.mark.parametrize(("policy", "side"), [("rand-z9", 12), ("rnd-m9", 12), ("original", 11)])
+    @pytest.mark.parametrize(
+        ("policy", "side"), [("rand-z9", 12), ("rnd-m9", 12), ("original", 11)]
+    )
     def test_what_cannot_be_done(self, policy: str, side: int) -> None:
         images = torch.zeros(20, 3, 12, side, dtype=torch.uint8)
         data = ImageData(
-            Split(images, torch.arange(20) % 10), Split(images, torch.arange(20) % 10), tuple("0123456789")
+            Split(images, torch.arange(20) % 10),
+            Split(images, torch.arange(20) % 10),
+            tuple("0123456789"),
         )
         with pytest.raises(InputError, match="--auto-augment"):
             InMemory(data, replace(CONFIG, auto_augment=policy, workers=0), CPU)
@@ -258,17 +316,26 @@ class TestHoldout:
     def test_the_test_images_are_measured_once_at_the_end(self, data: ImageData) -> None:
         task = training(data, holdout=16)
         assert set(task.end_epoch(0)) == {"valid/loss", "valid/accuracy"}
-        assert set(task.end_epoch(1)) == {"valid/loss", "valid/accuracy", "test/loss", "test/accuracy"}
+        assert set(task.end_epoch(1)) == {
+            "valid/loss",
+            "valid/accuracy",
+            "test/loss",
+            "test/accuracy",
+        }
 
     def test_more_than_there_are(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match="--holdout: expected fewer than the 64 training images, found 64"):
+        with pytest.raises(
+            InputError, match="--holdout: expected fewer than the 64 training images, found 64"
+        ):
             training(data, holdout=64)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("card")
-    done = call(TRAIN, *WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place)
+    done = call(
+        TRAIN, *WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place
+    )
     assert done.returncode == 0, done.stderr
     return place / "run"
 
@@ -285,7 +352,10 @@ class TestSeeds:
     def test_several_in_one_command_and_more_of_them_later(self, tmp_path: Path) -> None:
         first = call(TRAIN, *WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
-        found = [json.loads((tmp_path / f"run/seed-{s}/metrics.jsonl").read_text().splitlines()[-1]) for s in (3, 4)]
+        found = [
+            json.loads((tmp_path / f"run/seed-{s}/metrics.jsonl").read_text().splitlines()[-1])
+            for s in (3, 4)
+        ]
         accuracies = [100 * record["test/accuracy"] for record in found]
         said = re.search(r"test accuracy: ([\d.]+) \+- ([\d.]+) % \(.*n = 2\)", first.stdout)
         assert said is not None
@@ -309,7 +379,8 @@ class TestCard:
         network = build_network(load_genotype("bionas_darts"), channels=4, layers=3, in_channels=1)
         adds = multiply_adds(network, lambda: network(torch.zeros(1, 1, 8, 8)))
         for expected in (
-            f"| test, averaged | {last['test_averaged/loss']:.4f} | {100 * last['test_averaged/accuracy']:.2f} |",
+            f"| test, averaged | {last['test_averaged/loss']:.4f} | "
+            f"{100 * last['test_averaged/accuracy']:.2f} |",
             f"| parameters | {parameters(network):,} |",
             f"| multiply-adds of one 1x8x8 image (torch.utils.flop_counter) | {adds / 1e6:.2f} M |",
             str(load_genotype("bionas_darts")),
@@ -331,7 +402,13 @@ class TestCard:
     def test_curves(self, epochs: int) -> None:
         """A line for each group, within the panel, whatever the numbers."""
         records = [
-            {"epoch": e + 1, "train/loss": 2.0, "train/accuracy": e / 200, "test/loss": 1e-9 * e, "lr/x": 1.0}
+            {
+                "epoch": e + 1,
+                "train/loss": 2.0,
+                "train/accuracy": e / 200,
+                "test/loss": 1e-9 * e,
+                "lr/x": 1.0,
+            }
             for e in range(epochs)
         ]
         drawing = draw_curves(records)

@@ -21,7 +21,9 @@ from darts_bio.spaces import OPERATIONS, SPACES
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
 from darts_bio.training.adversarial import ADVERSARIES
 
-NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
+NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
+    lambda name: not keyword.iskeyword(name)
+)
 SCALARS = st.one_of(
     st.integers(-(10**9), 10**9),
     st.floats(allow_nan=False, allow_infinity=False),
@@ -52,7 +54,9 @@ def colours() -> Registry[Any]:
 
 
 class TestRegistry:
-    @pytest.mark.parametrize("registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind)
+    @pytest.mark.parametrize(
+        "registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind
+    )
     def test_every_name_of_the_package_is_taken_once(self, registry: Registry[Any]) -> None:
         """Registering a second member under a name raises, and the first one stays."""
         assert registry.names()
@@ -62,7 +66,9 @@ class TestRegistry:
                 registry.register(name)
             assert registry.get(name) is member
 
-    @pytest.mark.parametrize("registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind)
+    @pytest.mark.parametrize(
+        "registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind
+    )
     def test_every_member_has_a_summary_of_one_line(self, registry: Registry[Any]) -> None:
         for name, summary in registry.summaries().items():
             assert summary, name
@@ -80,7 +86,9 @@ class TestRegistry:
         registry.register("light-red-2")(int)
         assert registry.get("light-red-2") is int
         for name in ("", "-", "-red", "light red", "1-red", "light-red()"):
-            with pytest.raises(ValueError, match="must be a Python identifier, hyphens aside, found"):
+            with pytest.raises(
+                ValueError, match="must be a Python identifier, hyphens aside, found"
+            ):
                 registry.register(name)
         assert registry.names() == ("light-red-2",)
 
@@ -94,7 +102,9 @@ class TestRegistry:
         colours.unregister("crimson")
         assert colours.name_of(red) == colours.name_of(red()) == "Red"
 
-    def test_a_spec_has_what_differs_from_the_defaults_in_alphabetical_order(self, colours: Registry[Any]) -> None:
+    def test_a_spec_has_what_differs_from_the_defaults_in_alphabetical_order(
+        self, colours: Registry[Any]
+    ) -> None:
         red = colours.get("red")
         assert [colours.spec(red(*options)) for options in ((), (2,), (1, "x"), (2, "x"))] == [
             "red",
@@ -115,7 +125,11 @@ class TestRegistry:
 
         assert colours.register("blue")(blue) is blue
         assert colours.get("blue") is blue
-        assert colours.summaries() == {"red": "The first colour.", "green": "", "blue": "The third colour."}
+        assert colours.summaries() == {
+            "red": "The first colour.",
+            "green": "",
+            "blue": "The third colour.",
+        }
 
     def test_build_passes_options(self, colours: Registry[Any]) -> None:
         assert colours.build("red(shade=5, name=dark)") == colours.get("red")(5, "dark")
@@ -123,7 +137,9 @@ class TestRegistry:
         assert colours.build("green(size=3)") == ("green", 3, 2)
 
     def test_an_unknown_option_lists_the_options(self, colours: Registry[Any]) -> None:
-        with pytest.raises(InputError, match=r"colour 'red' has no option 'shape' \(its options: shade, name\)"):
+        with pytest.raises(
+            InputError, match=r"colour 'red' has no option 'shape' \(its options: shade, name\)"
+        ):
             colours.build("red(shape=1)")
 
     def test_a_member_that_takes_any_option_gets_them(self, colours: Registry[Any]) -> None:
@@ -132,7 +148,9 @@ class TestRegistry:
         assert colours.build("any(a=1, b=x)") == ((), {"a": 1, "b": "x"})
 
     def test_a_member_without_options_says_so(self) -> None:
-        with pytest.raises(InputError, match=r"learning rule 'bp' has no option 'x' \(its options: none\)"):
+        with pytest.raises(
+            InputError, match=r"learning rule 'bp' has no option 'x' \(its options: none\)"
+        ):
             RULES.build("bp(x=1)")
 
     def test_an_option_that_is_missing_is_an_input_error(self, colours: Registry[Any]) -> None:
@@ -149,7 +167,9 @@ class TestRegistry:
             (SPACES, "dart", "darts"),
         ],
     )
-    def test_a_typo_is_answered_by_what_was_meant(self, registry: Registry[Any], typo: str, meant: str) -> None:
+    def test_a_typo_is_answered_by_what_was_meant(
+        self, registry: Registry[Any], typo: str, meant: str
+    ) -> None:
         for ask in (registry.get, registry.build):
             with pytest.raises(InputError) as caught:
                 ask(typo)
@@ -163,16 +183,28 @@ class TestRegistry:
         assert message.endswith(f"(known: {', '.join(sorted(RULES.names()))})")
 
 
-VALUE_FAMILIES: tuple[Registry[Any], ...] = (RULES, SPACES, STRATEGIES, REGULARIZERS, ATTACKS, ADVERSARIES)
+VALUE_FAMILIES: tuple[Registry[Any], ...] = (
+    RULES,
+    SPACES,
+    STRATEGIES,
+    REGULARIZERS,
+    ATTACKS,
+    ADVERSARIES,
+)
 
 
 class TestMembersThatAreValues:
-    """Rules, spaces, strategies, regularizers, attacks, adversaries: frozen dataclasses, whose fields are options."""
+    """Rules, spaces, strategies, regularizers, attacks, adversaries: frozen dataclasses, whose
+    fields are options.
+    """
 
     @pytest.mark.parametrize(
-        ("registry", "name"), [pytest.param(r, name, id=f"{r.kind}-{name}") for r in VALUE_FAMILIES for name in r]
+        ("registry", "name"),
+        [pytest.param(r, name, id=f"{r.kind}-{name}") for r in VALUE_FAMILIES for name in r],
     )
-    def test_are_equal_frozen_and_written_as_they_are_asked_for(self, registry: Registry[Any], name: str) -> None:
+    def test_are_equal_frozen_and_written_as_they_are_asked_for(
+        self, registry: Registry[Any], name: str
+    ) -> None:
         member, equal = registry.build(name), registry.build(name)
         assert member == equal
         assert hash(member) == hash(equal)
@@ -182,7 +214,11 @@ class TestMembersThatAreValues:
         with pytest.raises(FrozenInstanceError):
             member.option = 1
         # An option of a method's name would take that method's place.
-        inherited = {attribute: value for base in type(member).__mro__[1:] for attribute, value in vars(base).items()}
+        inherited = {
+            attribute: value
+            for base in type(member).__mro__[1:]
+            for attribute, value in vars(base).items()
+        }
         assert not any(callable(inherited.get(f.name)) for f in fields(member))
 
     @pytest.mark.parametrize(
@@ -198,13 +234,22 @@ class TestMembersThatAreValues:
             (ATTACKS, "pgd(steps=3)"),
         ],
     )
-    def test_a_spec_is_read_back_as_an_equal_member(self, registry: Registry[Any], spec: str) -> None:
+    def test_a_spec_is_read_back_as_an_equal_member(
+        self, registry: Registry[Any], spec: str
+    ) -> None:
         member = registry.build(spec)
         assert registry.spec(member) == spec
-        assert registry.build(registry.spec(member)) == member != registry.build(registry.name_of(member))
+        assert (
+            registry.build(registry.spec(member))
+            == member
+            != registry.build(registry.name_of(member))
+        )
 
     def test_an_option_at_its_default_is_not_written(self) -> None:
-        assert STRATEGIES.spec(STRATEGIES.build("pc_darts(lr=6e-4, k=2, init=0.001)")) == "pc_darts(k=2)"
+        assert (
+            STRATEGIES.spec(STRATEGIES.build("pc_darts(lr=6e-4, k=2, init=0.001)"))
+            == "pc_darts(k=2)"
+        )
 
 
 class TestParseSpec:
@@ -212,12 +257,17 @@ class TestParseSpec:
     def test_whatever_is_written_is_read_back(self, name: str, options: dict[str, Any]) -> None:
         """Lists as tuples, which are values."""
         text = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        expected = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        expected = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in options.items()
+        }
         assert parse_spec(f" {name}({text}) ") == (name, expected)
         assert parse_spec(name) == (name, {})
 
     def test_types_are_those_of_the_literals(self) -> None:
-        _, options = parse_spec("f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, (x, 'y')), h=[1, x], i=-1)")
+        _, options = parse_spec(
+            "f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, (x, 'y')), h=[1, x], i=-1)"
+        )
         expected = [1, 1.0, True, None, "x", "x", (1, ("x", "y")), (1, "x"), -1]
         assert [(type(v), v) for v in options.values()] == [(type(v), v) for v in expected]
 
@@ -278,7 +328,9 @@ class TestParseSpec:
         ],
     )
     def test_anything_else_is_an_input_error_that_says_what_was_expected(self, spec: str) -> None:
-        with pytest.raises(InputError, match=re.escape("expected 'name' or 'name(option=value, ...)'")):
+        with pytest.raises(
+            InputError, match=re.escape("expected 'name' or 'name(option=value, ...)'")
+        ):
             parse_spec(spec)
 
     def test_an_option_given_twice_is_an_input_error(self) -> None:
@@ -318,7 +370,9 @@ class TestParseSpec:
 
 class TestCanonicalSpec:
     @given(NAMES, st.dictionaries(NAMES, VALUES, max_size=3), st.randoms())
-    def test_equal_specs_are_written_equally(self, name: str, options: dict[str, Any], random: Any) -> None:
+    def test_equal_specs_are_written_equally(
+        self, name: str, options: dict[str, Any], random: Any
+    ) -> None:
         """Whatever the order and the spaces, and reading it gives what was written."""
         shuffled = random.sample(list(options.items()), len(options))
         spec = f" {name}( {' , '.join(f'{key} = {value!r}' for key, value in shuffled)} )"
@@ -330,9 +384,14 @@ class TestCanonicalSpec:
 
 class TestSplitSpecs:
     @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=4))
-    def test_a_list_of_specs_is_split_where_it_was_joined(self, members: list[tuple[str, dict[str, Any]]]) -> None:
+    def test_a_list_of_specs_is_split_where_it_was_joined(
+        self, members: list[tuple[str, dict[str, Any]]]
+    ) -> None:
         """Whatever the options hold, commas, brackets and quotes in texts among them."""
-        specs = [f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" for name, options in members]
+        specs = [
+            f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+            for name, options in members
+        ]
         assert split_specs(", ".join(specs)) == tuple(specs)
 
     @pytest.mark.parametrize(

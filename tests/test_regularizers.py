@@ -1,4 +1,6 @@
-"""Regularisers and objectives: hand-computed penalties, known eigenvalues, and how a search ends by them."""
+"""Regularisers and objectives: hand-computed penalties, known eigenvalues, and how a search ends by
+them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class TestWarmup:
             for number in range(3):
                 epoch(task, number)
                 alphas.append({t: a.detach().clone() for t, a in task.strategy_state.alpha.items()})
-            still = [all(torch.equal(a, alphas[0][t]) for t, a in now.items()) for now in alphas[1:]]
+            still = [
+                all(torch.equal(a, alphas[0][t]) for t, a in now.items()) for now in alphas[1:]
+            ]
             assert still == [True, True, False]
 
     def test_more_than_one(self, data: ImageData) -> None:
@@ -45,7 +49,8 @@ class TestWarmup:
 
     def test_as_long_as_the_search(self, data: ImageData) -> None:
         with pytest.raises(
-            InputError, match=r"expected fewer than the 4 of the search, found 15; use warmup\(epochs=3"
+            InputError,
+            match=r"expected fewer than the 4 of the search, found 15; use warmup\(epochs=3",
         ):
             search(data, regularizers=("warmup",))
 
@@ -64,16 +69,25 @@ class TestFactorised:
                     if c is None:
                         assert weights[e, i] == 0
                         continue
-                    among = [math.exp(b[e, j]) for j, d in enumerate(row) if d is not None and d.op == c.op]
-                    expected = math.exp(a[e, names.index(c.op)]) / total * math.exp(b[e, i]) / sum(among)
+                    among = [
+                        math.exp(b[e, j])
+                        for j, d in enumerate(row)
+                        if d is not None and d.op == c.op
+                    ]
+                    expected = (
+                        math.exp(a[e, names.index(c.op)]) / total * math.exp(b[e, i]) / sum(among)
+                    )
                     assert weights[e, i].item() == pytest.approx(expected, rel=1e-5)
 
     def test_operations_of_many_rules_weigh_no_more_at_first(self) -> None:
         darts, state = begin("darts(init=0)", PAIR, rules=("fa", "usf", "brsf"), factorised=True)
-        assert darts.edge_weights(state)["normal"][0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
+        assert darts.edge_weights(state)["normal"][0].tolist() == pytest.approx(
+            [1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9]
+        )
 
     @pytest.mark.parametrize(
-        "strategy", ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"]
+        "strategy",
+        ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"],
     )
     def test_every_gradient_strategy_moves_it(self, strategy: str, data: ImageData) -> None:
         task = search(data, strategy=strategy, regularizers=("factorised", "warmup(epochs=0)"))
@@ -81,7 +95,10 @@ class TestFactorised:
         before = {name: p.detach().clone() for name, p in own.parameters.items()}
         epoch(task, 0)
         assert {"normal/operation", "normal/rule"} <= set(before)
-        assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in own.parameters.items())
+        assert all(
+            not torch.equal(p, before[name]) and p.isfinite().all()
+            for name, p in own.parameters.items()
+        )
 
     def test_where_there_is_no_alpha(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="has no factorised alpha"):
@@ -107,13 +124,17 @@ class TestEntropy:
                 operations = -sum(sum(qs) * math.log(sum(qs)) for qs in ops.values())
                 rules = -sum(q * math.log(q / sum(qs)) for qs in ops.values() for q in qs)
                 values.append({"pair": pairs, "operation": operations, "rule": rules}[level])
-        assert entropy.penalty(state, shares).item() == pytest.approx(2 * sum(values) / len(values), rel=1e-9)
+        assert entropy.penalty(state, shares).item() == pytest.approx(
+            2 * sum(values) / len(values), rel=1e-9
+        )
 
     def test_of_single_candidates_is_zero_with_a_gradient(self) -> None:
         entropy = REGULARIZERS.build("entropy")
         state = entropy.begin(context(PAIR))
         alpha = {
-            t: torch.full(m.shape[:2], -200.0).index_fill(1, torch.tensor([1]), 200.0).requires_grad_()
+            t: torch.full(m.shape[:2], -200.0)
+            .index_fill(1, torch.tensor([1]), 200.0)
+            .requires_grad_()
             for t, m in state.members.items()
         }
         penalty = entropy.penalty(state, {t: a.softmax(1) for t, a in alpha.items()})
@@ -124,7 +145,11 @@ class TestEntropy:
     def test_drives_alpha_to_single_candidates_or_keeps_it_even(self, data: ImageData) -> None:
         found = []
         for weight in (3.0, 0.0, -3.0):
-            task = search(data, strategy="darts(lr=0.1, init=0.1)", regularizers=(f"entropy(weight={weight})",))
+            task = search(
+                data,
+                strategy="darts(lr=0.1, init=0.1)",
+                regularizers=(f"entropy(weight={weight})",),
+            )
             epoch(task, 0)
             epoch(task, 1)
             shares = task.strategy.final_weights(task.strategy_state)["reduce"]
@@ -134,7 +159,9 @@ class TestEntropy:
 
 class TestPenaltiesOnAlpha:
     @pytest.mark.parametrize("order", [1, 2])
-    def test_the_gradient_of_alpha_grows_by_that_of_its_penalty(self, data: ImageData, order: int) -> None:
+    def test_the_gradient_of_alpha_grows_by_that_of_its_penalty(
+        self, data: ImageData, order: int
+    ) -> None:
         """A third of the squared norm of the logits, whose gradient is two thirds of alpha."""
 
         @REGULARIZERS.register("norm_test_regularizer")
@@ -175,7 +202,9 @@ class TestEarlyStops:
         assert task.finished
 
     def test_dominant_eigenvalue_of_a_known_hessian(self) -> None:
-        """Fair DARTS at alpha = 0 has weights 1/2 + alpha/4 + O(alpha^3): the Hessian of w^T A w is A/8 there."""
+        """Fair DARTS at alpha = 0 has weights 1/2 + alpha/4 + O(alpha^3): the Hessian of w^T A w is
+        A/8 there.
+        """
         fair, state = begin("fair_darts(init=0)", PAIR, rules=("fa",))
         n = [m.sum().item() for m in state.masks.values()]
         matrix = torch.randn(sum(n), sum(n), generator=torch.Generator().manual_seed(0))
@@ -213,7 +242,8 @@ class TestEarlyStops:
         spectrum = np.linalg.eigvalsh(matrix)
         found = largest_eigenvalue(product, n)
         assert products <= n
-        # A Ritz value is at most the largest eigenvalue, and its residual bounds the distance to the nearest one.
+        # A Ritz value is at most the largest eigenvalue, and its residual bounds the distance to
+        # the nearest one.
         assert found <= spectrum[-1] + 1e-9 * abs(spectrum).max()
         assert abs(spectrum - found).min() <= 1.01e-2 * abs(found)
         if n <= 12 or kind in ("zero", "rank one"):
@@ -223,8 +253,13 @@ class TestEarlyStops:
         self, data: ImageData, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         values = iter([1.0, 1.0, 1.0, 1.0, 1.6, 3.0])
-        monkeypatch.setattr("darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(values))
-        options: dict[str, Any] = {"epochs": 8, "regularizers": ("eigenvalue_stop(window=2, lag=2)",)}
+        monkeypatch.setattr(
+            "darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(values)
+        )
+        options: dict[str, Any] = {
+            "epochs": 8,
+            "regularizers": ("eigenvalue_stop(window=2, lag=2)",),
+        }
         task, other = search(data, **options), search(data, **options)
         alphas = []
         for number in range(8):
@@ -249,15 +284,26 @@ class TestEarlyStops:
         assert math.isfinite(numbers[0])
         for name, value in task.supernet.state_dict().items():
             assert torch.equal(value, state["supernet"][name])
-        assert all(torch.equal(a, state["strategy"]["parameters"][t]) for t, a in task.strategy_state.alpha.items())
+        assert all(
+            torch.equal(a, state["strategy"]["parameters"][t])
+            for t, a in task.strategy_state.alpha.items()
+        )
 
     def test_needs_a_gradient(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match="expected a strategy that moves alpha along a gradient, found random"):
+        with pytest.raises(
+            InputError, match="expected a strategy that moves alpha along a gradient, found random"
+        ):
             search(data, strategy="random", regularizers=("eigenvalue_stop",))
 
 
 def test_any_number_goes_together_and_goes_on_from_the_state(data: ImageData) -> None:
-    every = ("warmup(epochs=1)", "factorised", "entropy(level=rule)", "skip_stop(most=9)", "eigenvalue_stop")
+    every = (
+        "warmup(epochs=1)",
+        "factorised",
+        "entropy(level=rule)",
+        "skip_stop(most=9)",
+        "eigenvalue_stop",
+    )
     tasks = [search(data, regularizers=every) for _ in range(2)]
     epoch(tasks[0], 0)
     numbers = epoch(tasks[0], 1)
@@ -267,15 +313,28 @@ def test_any_number_goes_together_and_goes_on_from_the_state(data: ImageData) ->
 
 
 class TestObjective:
-    def objective(self, *specs: str, space: str = "darts(nodes=2)", rules: tuple[str, ...] = ("bp", "fa")) -> Any:
+    def objective(
+        self, *specs: str, space: str = "darts(nodes=2)", rules: tuple[str, ...] = ("bp", "fa")
+    ) -> Any:
         built = SPACES.build(space)
-        sizes: dict[str, Any] = {"channels": 4, "layers": 4 if "darts" in space else 3, "image_size": (9, 12)}
-        return Objective(specs, built, built.table(rules), device=CPU, **sizes), built, built.table(rules), sizes
+        sizes: dict[str, Any] = {
+            "channels": 4,
+            "layers": 4 if "darts" in space else 3,
+            "image_size": (9, 12),
+        }
+        return (
+            Objective(specs, built, built.table(rules), device=CPU, **sizes),
+            built,
+            built.table(rules),
+            sizes,
+        )
 
     @pytest.mark.parametrize("space", ["darts(nodes=2)", "nb201"])
     @pytest.mark.parametrize("cost", ["parameters", "multiply_adds", "weight_transport"])
     def test_differences_of_penalties_are_those_of_networks(self, cost: str, space: str) -> None:
-        """What two genotypes differ in is their edges alone: measured on the networks themselves."""
+        """What two genotypes differ in is their edges alone: measured on the networks
+        themselves.
+        """
         objective, built, table, sizes = self.objective(f"{cost}(weight=1)", space=space)
         draw = torch.Generator().manual_seed(0)
         penalties, costs = [], []
@@ -309,10 +368,14 @@ class TestObjective:
         scale = (penalties[1] - penalties[0]) / (costs[1] - costs[0])
         assert scale > 0
         for penalty, own in zip(penalties, costs, strict=True):
-            assert penalty - penalties[0] == pytest.approx(scale * (own - costs[0]), rel=1e-3, abs=1e-5)
+            assert penalty - penalties[0] == pytest.approx(
+                scale * (own - costs[0]), rel=1e-3, abs=1e-5
+            )
 
     def test_equal_shares_cost_the_weight(self) -> None:
-        objective, _, table, _ = self.objective("parameters(weight=0.3)", "multiply_adds(weight=0.1)")
+        objective, _, table, _ = self.objective(
+            "parameters(weight=0.3)", "multiply_adds(weight=0.1)"
+        )
         equal = {t: table.mask(t) / table.mask(t).sum(1, keepdim=True) for t in table.rows}
         assert objective.penalty(equal).item() == pytest.approx(0.4)
         stacked = {t: torch.stack([w, 0 * w]) for t, w in equal.items()}
@@ -321,7 +384,11 @@ class TestObjective:
     def test_a_search_for_plausible_nets_leaves_weight_transport(self, data: ImageData) -> None:
         shares = []
         for objective in ((), ("weight_transport(weight=30)",)):
-            options: dict[str, Any] = {"rules": ("bp", "usf"), "strategy": "darts(lr=0.2)", "objective": objective}
+            options: dict[str, Any] = {
+                "rules": ("bp", "usf"),
+                "strategy": "darts(lr=0.2)",
+                "objective": objective,
+            }
             task = search(data, **options, epochs=2)
             epoch(task, 0)
             epoch(task, 1)
@@ -336,8 +403,14 @@ class TestObjective:
         [
             ("parameter(weight=1)", "unknown cost 'parameter': did you mean 'parameters'"),
             ("parameters", r"--objective: expected parameters\(weight=...\), found parameters"),
-            ("parameters(weight=0)", "--objective parameters: weight: expected a number above 0, found 0"),
-            ("parameters(weight=a)", "--objective parameters: weight: expected a number above 0, found 'a'"),
+            (
+                "parameters(weight=0)",
+                "--objective parameters: weight: expected a number above 0, found 0",
+            ),
+            (
+                "parameters(weight=a)",
+                "--objective parameters: weight: expected a number above 0, found 'a'",
+            ),
         ],
     )
     def test_bad_ones(self, spec: str, message: str) -> None:
@@ -345,7 +418,9 @@ class TestObjective:
             self.objective(spec)
 
     def test_a_cost_that_nobody_has(self) -> None:
-        with pytest.raises(InputError, match="weight_transport: no candidate of this search has that cost"):
+        with pytest.raises(
+            InputError, match="weight_transport: no candidate of this search has that cost"
+        ):
             self.objective("weight_transport(weight=1)", rules=("fa", "usf"))
 
 

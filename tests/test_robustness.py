@@ -1,4 +1,6 @@
-"""Measurements of robustness: what they count, what they doubt, and that they can be stopped and gone on with."""
+"""Measurements of robustness: what they count, what they doubt, and that they can be stopped and
+gone on with.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def plain() -> nn.Module:
     return fit(small_net())
 
 
-def done(networks: dict[str, nn.Module], images: Split, plan: Plan = PLAN, **options: Any) -> Measurement:
+def done(
+    networks: dict[str, nn.Module], images: Split, plan: Plan = PLAN, **options: Any
+) -> Measurement:
     measured = Measurement(networks, images, plan, **options)
     assert measured.done == 0
     assert sum(1 for _ in measured.run()) == measured.steps == measured.done
@@ -90,12 +94,17 @@ class TestDoubts:
     def test_a_broken_backward_pass_is_found_out(self, plain: nn.Module, images: Split) -> None:
         found = doubts(done({"broken": Broken(plain)}, images))
         assert {doubt.gradients for doubt in found} == {"true", "rule"}
-        assert {"slope", "black box", "large eps"} <= {doubt.check for doubt in found if doubt.gradients == "true"}
+        assert {"slope", "black box", "large eps"} <= {
+            doubt.check for doubt in found if doubt.gradients == "true"
+        }
         slope = next(doubt for doubt in found if doubt.check == "slope")
         assert "what is differentiated is not what is computed" in slope.found
 
     def test_a_gradient_that_vanishes_is_found_out(self, plain: nn.Module, images: Split) -> None:
-        found = {(doubt.gradients, doubt.check) for doubt in doubts(done({"rounded": Rounded(plain)}, images))}
+        found = {
+            (doubt.gradients, doubt.check)
+            for doubt in doubts(done({"rounded": Rounded(plain)}, images))
+        }
         assert {("true", "no gradient"), ("true", "black box"), ("true", "large eps")} <= found
 
     def test_a_rule_masks_its_own_gradient_and_not_the_true_one(self, images: Split) -> None:
@@ -103,12 +112,18 @@ class TestDoubts:
         assert {doubt.gradients for doubt in found} == {"rule"}
         assert {"cosine", "masking gap", "black box"} <= {doubt.check for doubt in found}
 
-    def test_an_attack_that_does_something_at_eps_0_is_found_out(self, plain: nn.Module, images: Split) -> None:
+    def test_an_attack_that_does_something_at_eps_0_is_found_out(
+        self, plain: nn.Module, images: Split
+    ) -> None:
         measured = done({"plain": plain}, images, Plan(attacks=("fgsm",), eps=(20.0,)))
         measured.found[Job("attack", "plain", "fgsm", 0.0, "true", 8).key][:4] = False
-        assert doubts(measured) == [Doubt("plain", "true", "eps = 0", "fgsm makes 50 % of right images wrong")]
+        assert doubts(measured) == [
+            Doubt("plain", "true", "eps = 0", "fgsm makes 50 % of right images wrong")
+        ]
 
-    def test_images_of_another_network_that_do_more_than_its_own(self, plain: nn.Module, images: Split) -> None:
+    def test_images_of_another_network_that_do_more_than_its_own(
+        self, plain: nn.Module, images: Split
+    ) -> None:
         plan = Plan(attacks=("fgsm",), eps=(20.0,), transfer="fgsm")
         found = doubts(done({"plain": plain, "rounded": Rounded(plain)}, images, plan))
         transfer = [doubt for doubt in found if doubt.check == "transfer"]
@@ -144,7 +159,12 @@ class TestMeasurement:
         assert not survived[~right].any()
 
     def test_stopped_anywhere_it_ends_with_the_same(self, plain: nn.Module, images: Split) -> None:
-        plan = Plan(attacks=("pgd(steps=2)", "square(queries=5)"), eps=(20.0,), gradients=("rule",), transfer="fgsm")
+        plan = Plan(
+            attacks=("pgd(steps=2)", "square(queries=5)"),
+            eps=(20.0,),
+            gradients=("rule",),
+            transfer="fgsm",
+        )
         networks = {"plain": plain, "brsf": convert(plain, "brsf").eval()}
         whole = done(networks, images, plan, batch_size=50)
         state: dict[str, Any] = {}
@@ -161,7 +181,9 @@ class TestMeasurement:
 
     def test_it_does_not_go_on_with_another_network(self, plain: nn.Module, images: Split) -> None:
         state = Measurement({"a": plain}, images, PLAN).state_dict()
-        with pytest.raises(InputError, match="a: gets other images right than when the measurement began"):
+        with pytest.raises(
+            InputError, match="a: gets other images right than when the measurement began"
+        ):
             Measurement({"a": small_net().eval()}, images, PLAN).load_state_dict(state)
 
     def test_a_prediction_that_hangs_on_the_last_bits_does_not_keep_it_from_going_on(
@@ -176,15 +198,25 @@ class TestMeasurement:
         again.load_state_dict(state)
         assert torch.equal(again.right["a"], state["right"]["a"])
 
-    def test_an_attack_that_asks_for_more_classes_is_refused_before_anything_is_done(self, images: Split) -> None:
+    def test_an_attack_that_asks_for_more_classes_is_refused_before_anything_is_done(
+        self, images: Split
+    ) -> None:
         two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-        with pytest.raises(InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"):
+        with pytest.raises(
+            InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"
+        ):
             Measurement({"two": two}, images, Plan(attacks=("fgsm", "apgd_dlr")))
 
-    def test_networks_are_compared_under_the_same_draws(self, plain: nn.Module, images: Split) -> None:
+    def test_networks_are_compared_under_the_same_draws(
+        self, plain: nn.Module, images: Split
+    ) -> None:
         plan = Plan(attacks=("pgd(steps=2)",), eps=(20.0,), gradients=("true", "rule"))
         measured = done({"a": plain, "b": convert(plain, "bp").eval()}, images, plan)
-        rows = {measured.survived(Job("attack", n, plan.attacks[0], 20.0, s)) for n in "ab" for s in plan.gradients}
+        rows = {
+            measured.survived(Job("attack", n, plan.attacks[0], 20.0, s))
+            for n in "ab"
+            for s in plan.gradients
+        }
         first, *others = rows
         assert all(torch.equal(first, other) for other in others)  # type: ignore[arg-type]
 
@@ -214,20 +246,52 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run folders bp, of two seeds, and fa, of one."""
     folder = tmp_path_factory.mktemp("robustness")
     cell = "|nor_conv_3x3:{0}~0|+|none~0|none~1|+|none~0|nor_conv_3x3:{0}~1|none~2|"
-    small: dict[str, Any] = {"channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "lr": 0.1, "train_images": 600}
-    small |= {"crop_padding": 1, "flip": False, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0, "device": "cpu"}
+    small: dict[str, Any] = {
+        "channels": 4,
+        "layers": 3,
+        "epochs": 4,
+        "batch_size": 32,
+        "lr": 0.1,
+        "train_images": 600,
+    }
+    small |= {
+        "crop_padding": 1,
+        "flip": False,
+        "cutout": 0,
+        "auxiliary": 0.0,
+        "drop_path": 0.0,
+        "device": "cpu",
+    }
     for rule, seeds in (("bp", 2), ("fa", 1)):
-        config = RetrainConfig(genotype=cell.format(rule), seeds=seeds, out=str(folder / rule), **small)
+        config = RetrainConfig(
+            genotype=cell.format(rule), seeds=seeds, out=str(folder / rule), **small
+        )
         assert train(config, "test").finished
     return folder
 
 
-COMMAND = ["--checkpoint", "bp,fa", "--attacks", "fgsm,pgd(steps=5),one_pixel(steps=1)", "--eps", "8,64"]
+COMMAND = [
+    "--checkpoint",
+    "bp,fa",
+    "--attacks",
+    "fgsm,pgd(steps=5),one_pixel(steps=1)",
+    "--eps",
+    "8,64",
+]
 
 
 @pytest.fixture(scope="module")
 def attacked(runs: Path) -> Path:
-    options = ["--gradients", "true,rule", "--transfer", "fgsm", "--images", "60", "--device", "cpu"]
+    options = [
+        "--gradients",
+        "true,rule",
+        "--transfer",
+        "fgsm",
+        "--images",
+        "60",
+        "--device",
+        "cpu",
+    ]
     corrupted = ["--corruptions", "gaussian_noise,contrast"]
     found = call(ROBUSTNESS, *COMMAND, *options, *corrupted, "--out", "attacked", cwd=runs)
     assert found.returncode == 0, found.stderr
@@ -236,11 +300,20 @@ def attacked(runs: Path) -> Path:
 
 
 class TestScript:
-    def test_clean_accuracy_is_that_of_the_trainings_log_to_the_digit(self, runs: Path, attacked: Path) -> None:
+    def test_clean_accuracy_is_that_of_the_trainings_log_to_the_digit(
+        self, runs: Path, attacked: Path
+    ) -> None:
         found = json.loads((attacked / "results.json").read_text())
-        assert [network["network"] for network in found["networks"]] == ["bp/seed-0", "bp/seed-1", "fa"]
+        assert [network["network"] for network in found["networks"]] == [
+            "bp/seed-0",
+            "bp/seed-1",
+            "fa",
+        ]
         for network in found["networks"]:
-            log = [json.loads(line) for line in (runs / network["network"] / "metrics.jsonl").read_text().splitlines()]
+            log = [
+                json.loads(line)
+                for line in (runs / network["network"] / "metrics.jsonl").read_text().splitlines()
+            ]
             logged = [record for record in log if record["event"] == "epoch"][-1]["test/accuracy"]
             assert network["clean_all_test_images"] == network["clean_in_training_log"] == logged
         assert not [doubt for doubt in found["doubts"] if doubt["check"] == "clean accuracy"]
@@ -249,12 +322,20 @@ class TestScript:
         text = (attacked / "report.md").read_text()
         found = json.loads((attacked / "results.json").read_text())
         bp = found["networks"][0]
-        assert {(a["attack"], a["eps"]) for a in bp["attacks"]} >= {("fgsm", 8.0), ("pgd(steps=5)", 64.0)}
+        assert {(a["attack"], a["eps"]) for a in bp["attacks"]} >= {
+            ("fgsm", 8.0),
+            ("pgd(steps=5)", 64.0),
+        }
         assert [len(bp[name]) for name in ("corruptions", "transfer_to")] == [10, 6]
-        assert "| network | rules | gradient | clean | fgsm | pgd(steps=5) | one_pixel(steps=1) | worst |" in text
+        assert (
+            "| network | rules | gradient | clean | fgsm | pgd(steps=5) | one_pixel(steps=1) | "
+            "worst |" in text
+        )
         row = next(line for line in text.splitlines() if line.startswith("| bp | bp | true |"))
         assert " +- " in row
-        gap = next(line for line in text.splitlines() if line.startswith("| fa |  | gap |")).split("|")
+        gap = next(line for line in text.splitlines() if line.startswith("| fa |  | gap |")).split(
+            "|"
+        )
         true, rule = (
             [
                 100 * a["accuracy"]
@@ -264,7 +345,13 @@ class TestScript:
             for side in ("true", "rule")
         )
         assert gap[5].strip() == f"{rule[0] - true[0]:+.1f}"
-        for part in ("### eps 8/255", "## Doubts", "## Transfer, fgsm", "## Common corruptions", "| mean |"):
+        for part in (
+            "### eps 8/255",
+            "## Doubts",
+            "## Transfer, fgsm",
+            "## Common corruptions",
+            "| mean |",
+        ):
             assert part in text
         for figure in ("accuracy.svg", "examples.svg"):
             assert f"]({figure})" in text
@@ -284,11 +371,15 @@ class TestScript:
 
     def test_the_images_are_the_test_images_as_they_were(self, runs: Path) -> None:
         test = load_data("digits").test
-        subjects, images = load_subjects([str(runs / "fa")], torch.device("cpu"), data_dir=None, images=10000, seed=0)
+        subjects, images = load_subjects(
+            [str(runs / "fa")], torch.device("cpu"), data_dir=None, images=10000, seed=0
+        )
         assert torch.equal(images.images, test.images)
         assert torch.equal(images.labels, test.labels)
         assert (subjects[0].name, subjects[0].rules) == ("fa", "fa, bp")
-        _, some = load_subjects([str(runs / "fa")], torch.device("cpu"), data_dir=None, images=50, seed=1)
+        _, some = load_subjects(
+            [str(runs / "fa")], torch.device("cpu"), data_dir=None, images=50, seed=1
+        )
         known = {image.numpy().tobytes() for image in test.images}
         assert len(some) == 50
         assert all(image.numpy().tobytes() in known for image in some.images)
@@ -296,15 +387,28 @@ class TestScript:
     @pytest.mark.parametrize(
         ("words", "expected"),
         [
-            ("", "--checkpoint is required: one or several run folders of trainings, separated by commas"),
+            (
+                "",
+                "--checkpoint is required: one or several run folders of trainings, separated by "
+                "commas",
+            ),
             (
                 "--checkpoint nowhere",
                 "nowhere: expected the run folder of a training, found no config.yaml",
             ),
-            ("--checkpoint bp,bp", "--checkpoint: expected each of them once, found bp more than once"),
-            ("--checkpoint bp,bp/seed-0", "--checkpoint: expected each run once, found bp, bp/seed-0"),
+            (
+                "--checkpoint bp,bp",
+                "--checkpoint: expected each of them once, found bp more than once",
+            ),
+            (
+                "--checkpoint bp,bp/seed-0",
+                "--checkpoint: expected each run once, found bp, bp/seed-0",
+            ),
             ("--checkpoint fa --attacks pdg", "unknown attack 'pdg': did you mean 'pgd'"),
-            ("--checkpoint fa --attacks 'pgd(steps=2, step=1)'", "attack pgd: 2 steps of 1/255 end before eps 4/255"),
+            (
+                "--checkpoint fa --attacks 'pgd(steps=2, step=1)'",
+                "attack pgd: 2 steps of 1/255 end before eps 4/255",
+            ),
             ("--checkpoint fa --gradients false", "unknown value of --gradients 'false'"),
             ("--checkpoint fa --eps 0", "--eps: expected at least 0.01 and below 256, found 0.0"),
             ("--checkpoint fa --eps eight", "--eps: expected a number, found 'eight'"),
@@ -315,8 +419,14 @@ class TestScript:
                 "attacked: expected the run folder of a training, found a run of .*evaluate/robu",
             ),
             ("--checkpoint fa --out bp", "--out bp: exists and is not empty"),
-            ("--out fa --resume", "--resume: fa is a run of .*evaluate/train_cifar.py; go on with it by that comm"),
-            ("--out attacked --resume --eps 9", r"attacked: a run of another configuration \(eps was "),
+            (
+                "--out fa --resume",
+                "--resume: fa is a run of .*evaluate/train_cifar.py; go on with it by that comm",
+            ),
+            (
+                "--out attacked --resume --eps 9",
+                r"attacked: a run of another configuration \(eps was ",
+            ),
         ],
     )
     def test_refused(
@@ -334,5 +444,11 @@ class TestScript:
 
 
 def test_eps_are_sorted_and_specs_written_one_way() -> None:
-    config = RobustnessConfig(checkpoint=("a",), eps=(8.0, 2.0), attacks=("pgd(restarts=2,steps=5)",), transfer="pgd()")
-    assert (config.eps, config.attacks, config.transfer) == ((2.0, 8.0), ("pgd(restarts=2, steps=5)",), "pgd")
+    config = RobustnessConfig(
+        checkpoint=("a",), eps=(8.0, 2.0), attacks=("pgd(restarts=2,steps=5)",), transfer="pgd()"
+    )
+    assert (config.eps, config.attacks, config.transfer) == (
+        (2.0, 8.0),
+        ("pgd(restarts=2, steps=5)",),
+        "pgd",
+    )

@@ -1,4 +1,6 @@
-"""The rules that are more than a kernel: each against its equation, written out here as a loop, in float64."""
+"""The rules that are more than a kernel: each against its equation, written out here as a loop, in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,22 @@ PREDICTIVE = ("predictive", "predictive(steps=0)", "predictive(steps=1, error=W)
 
 
 def window_rows(x: Tensor, layer: RuleConv2d) -> Tensor:
-    """Every window of x that the layer looks at: (samples * positions, groups, inputs of a channel)."""
+    """Every window of x that the layer looks at: (samples * positions, groups, inputs of a
+    channel).
+    """
     size, per_group = layer.kernel_size, layer.in_channels // layer.groups
     columns = F.unfold(x, size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    return columns.reshape(len(x), layer.groups, per_group * math.prod(size), -1).permute(0, 3, 1, 2).flatten(0, 1)
+    return (
+        columns.reshape(len(x), layer.groups, per_group * math.prod(size), -1)
+        .permute(0, 3, 1, 2)
+        .flatten(0, 1)
+    )
 
 
 def hebbian_by_hand(windows: Tensor, weight: Tensor, temperature: float, form: str) -> Tensor:
-    """The update, window by window and channel by channel. windows: (P, groups, I), weight (O, I)."""
+    """The update, window by window and channel by channel. windows: (P, groups, I), weight (O,
+    I).
+    """
     update = torch.zeros_like(weight)
     channels, groups = weight.shape[0], windows.shape[1]
     for window in windows:
@@ -70,7 +80,9 @@ def layers(rule: str) -> list[tuple[Any, Tensor]]:
 
 def rows_and_weight(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     weight = layer.weight.detach().flatten(1)
-    return (x.reshape(-1, 1, x.shape[-1]) if isinstance(layer, RuleLinear) else window_rows(x, layer)), weight
+    return (
+        x.reshape(-1, 1, x.shape[-1]) if isinstance(layer, RuleLinear) else window_rows(x, layer)
+    ), weight
 
 
 class TestHebbian:
@@ -80,14 +92,22 @@ class TestHebbian:
         layer, x = layers(spec)[case]
         _, dw, *db = gradients(layer, x)
         windows, weight = rows_and_weight(layer, x)
-        expected = -hebbian_by_hand(windows, weight, layer.rule.temperature, layer.rule.form).view_as(layer.weight)
+        expected = -hebbian_by_hand(
+            windows, weight, layer.rule.temperature, layer.rule.form
+        ).view_as(layer.weight)
         assert relative_error(dw, expected) <= TOLERANCE
         assert all(b.eq(0).all() for b in db)
 
     def test_oja_finds_the_first_principal_component(self) -> None:
         axes = torch.linalg.qr(noise((5, 5), 1))[0]
-        x = noise((4000, 5), 2) @ torch.diag(torch.tensor([3.0, 1.0, 0.7, 0.5, 0.2]).double()) @ axes.T
-        layer = randomise(RuleLinear(5, 2, rule=RULES.build("hebbian(form=oja)"), dtype=torch.float64), 3)
+        x = (
+            noise((4000, 5), 2)
+            @ torch.diag(torch.tensor([3.0, 1.0, 0.7, 0.5, 0.2]).double())
+            @ axes.T
+        )
+        layer = randomise(
+            RuleLinear(5, 2, rule=RULES.build("hebbian(form=oja)"), dtype=torch.float64), 3
+        )
         optimizer = torch.optim.SGD([layer.weight], lr=0.02)
         for _ in range(400):
             optimizer.zero_grad()
@@ -100,7 +120,9 @@ class TestHebbian:
     def test_soft_channels_find_clusters(self) -> None:
         centres = F.normalize(torch.eye(3, 6).double() + 0.1)
         x = F.normalize(centres.repeat(100, 1) + 0.1 * noise((300, 6), 1))
-        layer = RuleLinear(6, 3, False, rule=RULES.build("hebbian(temperature=8.0)"), dtype=torch.float64)
+        layer = RuleLinear(
+            6, 3, False, rule=RULES.build("hebbian(temperature=8.0)"), dtype=torch.float64
+        )
         with torch.no_grad():  # all respond at the start
             layer.weight.copy_(0.5 + 0.1 * noise((3, 6), 1))
         optimizer = torch.optim.SGD([layer.weight], lr=0.2)
@@ -112,8 +134,12 @@ class TestHebbian:
         assert nearest.values.min() > 0.95
 
 
-def predictive_by_hand(x: Tensor, weight: Tensor, steps: int, to_y: Any, to_x: Any, learn: Any) -> Tensor:
-    """-dW of samples one by one: `to_y` is the layer, `to_x` its transpose, `learn(e, y)` their correlation."""
+def predictive_by_hand(
+    x: Tensor, weight: Tensor, steps: int, to_y: Any, to_x: Any, learn: Any
+) -> Tensor:
+    """-dW of samples one by one: `to_y` is the layer, `to_x` its transpose, `learn(e, y)` their
+    correlation.
+    """
     update, energy = torch.zeros_like(weight), 0.0
     for sample in x.split(1):
         y = to_y(sample)
@@ -156,7 +182,9 @@ class TestPredictive:
                 return torch.einsum("ngol,ngcl->goc", errors, columns).reshape(weight.shape)
 
             def forward(v: Tensor) -> Tensor:
-                return F.conv2d(v, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+                return F.conv2d(
+                    v, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+                )
 
             maps = (forward, transpose, correlate)
         expected = predictive_by_hand(x, weight, layer.rule.steps, *maps)
@@ -165,7 +193,9 @@ class TestPredictive:
 
     def test_learning_makes_the_input_predictable(self) -> None:
         x = noise((200, 3), 1) @ noise((3, 8), 2)  # three dimensions in eight
-        layer = randomise(RuleLinear(8, 3, False, rule=RULES.build("predictive"), dtype=torch.float64), 1)
+        layer = randomise(
+            RuleLinear(8, 3, False, rule=RULES.build("predictive"), dtype=torch.float64), 1
+        )
         optimizer = torch.optim.SGD([layer.weight], lr=1.0)
 
         def unexplained() -> float:
@@ -204,7 +234,12 @@ class TestLocalRules:
             assert torch.equal(first, gradients(layer, x, noise(layer(x).shape, 5))[1])
 
     def test_padding_modes_and_images_without_a_batch(self, rule: str) -> None:
-        layer = randomise(RuleConv2d(2, 3, 3, padding=1, padding_mode="circular", rule=RULES.build(rule)).double(), 1)
+        layer = randomise(
+            RuleConv2d(
+                2, 3, 3, padding=1, padding_mode="circular", rule=RULES.build(rule)
+            ).double(),
+            1,
+        )
         x = noise((2, 5, 5), 2)
         padded = F.pad(x, (1, 1, 1, 1), mode="circular").unsqueeze(0)
         inner = RuleConv2d(2, 3, 3, rule=RULES.build(rule)).double()
@@ -214,13 +249,17 @@ class TestLocalRules:
 
 def three_layers(rule: Any, seed: int = 3, activation: type[nn.Module] = nn.Identity) -> Any:
     torch.manual_seed(seed)
-    plain = nn.Sequential(nn.Linear(6, 5), activation(), nn.Linear(5, 4), activation(), nn.Linear(4, 3)).double()
+    plain = nn.Sequential(
+        nn.Linear(6, 5), activation(), nn.Linear(5, 4), activation(), nn.Linear(4, 3)
+    ).double()
     return convert(plain, rule, seed=seed)
 
 
 class TestDirectFeedback:
     def test_sends_the_projected_output_error(self) -> None:
-        """dx = e B / positions for layers of every kind; the weight's own gradient is of the error that arrives."""
+        """dx = e B / positions for layers of every kind; the weight's own gradient is of the error
+        that arrives.
+        """
         torch.manual_seed(0)
         plain = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1),
@@ -244,7 +283,9 @@ class TestDirectFeedback:
         for dx, like, i, positions in zip(found, inputs, (0, 2, 5), (64, 64, 1), strict=False):
             error = (e @ model[i].feedback["kernel"] / positions)[..., *[None] * (like.dim() - 2)]
             assert relative_error(dx, error.expand(like.shape)) <= TOLERANCE
-        expected = torch.nn.grad.conv2d_weight(x.detach(), model[0].weight.shape, found[3], padding=1)
+        expected = torch.nn.grad.conv2d_weight(
+            x.detach(), model[0].weight.shape, found[3], padding=1
+        )
         assert relative_error(found[4], expected) <= TOLERANCE
 
     def test_with_one_hidden_layer_is_feedback_alignment(self) -> None:
@@ -255,7 +296,8 @@ class TestDirectFeedback:
         assert direct[2].feedback["kernel"].shape == (3, 5)
         x, labels = noise((4, 6), 1), torch.tensor([0, 1, 2, 1])
         a, b = (
-            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters())) for model in (direct, fa)
+            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters()))
+            for model in (direct, fa)
         )
         assert all(relative_error(p, q) <= TOLERANCE for p, q in zip(a, b, strict=True))
 
@@ -266,22 +308,31 @@ class TestDirectFeedback:
         direct[2].feedback["kernel"].copy_(upper @ lower)
         x, labels = noise((4, 6), 1), torch.tensor([0, 1, 2, 1])
         a, b = (
-            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters())) for model in (direct, fa)
+            torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters()))
+            for model in (direct, fa)
         )
         assert all(relative_error(p, q) <= TOLERANCE for p, q in zip(a, b, strict=True))
 
-    def test_in_cells_an_operation_is_exact_within_and_its_input_gets_the_output_error(self) -> None:
+    def test_in_cells_an_operation_is_exact_within_and_its_input_gets_the_output_error(
+        self,
+    ) -> None:
         genotype = load_genotype("darts_v1").with_rule("dfa")
-        network: Network = build_network(genotype, channels=4, layers=3, num_classes=3, auxiliary=True).double()
+        network: Network = build_network(
+            genotype, channels=4, layers=3, num_classes=3, auxiliary=True
+        ).double()
         operations = [module for module in network.modules() if isinstance(module, DirectOperation)]
-        inner = [m for operation in operations for m in operation.modules() if isinstance(m, RuleConv2d)]
+        inner = [
+            m for operation in operations for m in operation.modules() if isinstance(m, RuleConv2d)
+        ]
         assert inner
         assert all(layer.rule == RULES.build("bp") for layer in inner)
         assert len({id(operation.output_error) for operation in operations}) == 1
         assert network.auxiliary is not None
         assert network.auxiliary.output_error is not network.output_error
         logits, auxiliary = network(noise((2, 3, 32, 32), 1))
-        loss = F.cross_entropy(logits, torch.tensor([0, 2])) + F.cross_entropy(auxiliary, torch.tensor([0, 2]))
+        loss = F.cross_entropy(logits, torch.tensor([0, 2])) + F.cross_entropy(
+            auxiliary, torch.tensor([0, 2])
+        )
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -295,7 +346,9 @@ class TestDirectFeedback:
         assert not torch.equal(first, other)
 
     def test_sequences_images_and_tokens(self) -> None:
-        """Channels last in linear layers, whatever stands between; a sequence of outputs counts by its sum."""
+        """Channels last in linear layers, whatever stands between; a sequence of outputs counts by
+        its sum.
+        """
         plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
         model = convert(plain, "dfa")
         x = noise((2, 7, 4), 1).requires_grad_()
@@ -326,7 +379,9 @@ class TestDirectFeedback:
             def forward(self, x: Tensor) -> Tensor:
                 return self.head(self.layer(x.view(-1, 2)).view(-1, 4))
 
-        with pytest.raises(InputError, match="expected the 2 samples of the output, found 4 at a layer"):
+        with pytest.raises(
+            InputError, match="expected the 2 samples of the output, found 4 at a layer"
+        ):
             convert(Regrouped(), "dfa")(x).sum().backward()
 
 
@@ -355,16 +410,26 @@ class TestKolenPollack:
 
         torch.manual_seed(0)
         model = convert(
-            nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3)), "kolen_pollack"
+            nn.Sequential(
+                nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3)
+            ),
+            "kolen_pollack",
         )
-        lr, decay = {"sgd": (0.1, 0.02), "adam": (1e-2, 0.02), "adamw": (1e-2, 0.5), "lion": (1e-3, 3.0)}[optimizer]
+        lr, decay = {
+            "sgd": (0.1, 0.02),
+            "adam": (1e-2, 0.02),
+            "adamw": (1e-2, 0.5),
+            "lion": (1e-3, 3.0),
+        }[optimizer]
         steps = create_optimizer_v2(model.parameters(), optimizer, lr, weight_decay=decay)
         x = torch.randn(64, 10)
         labels = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
 
         def angles() -> list[float]:
             return [
-                math.degrees(math.acos(min(1.0, F.cosine_similarity(b.flatten(), w.flatten(), dim=0).item())))
+                math.degrees(
+                    math.acos(min(1.0, F.cosine_similarity(b.flatten(), w.flatten(), dim=0).item()))
+                )
                 for w, b in ((model[i].weight, model[i].feedback_kernel) for i in (2, 4))
             ]
 
@@ -399,8 +464,12 @@ class TestKolenPollack:
 
 class TestWeightMirror:
     def test_turns_to_the_weight_by_its_activity_alone(self) -> None:
-        """From 90 degrees to far below 45, and near the angle that its samples leave; the scale follows as well."""
-        layer = randomise(RuleConv2d(16, 8, 3, rule=RULES.build("weight_mirror"), dtype=torch.float64), 1)
+        """From 90 degrees to far below 45, and near the angle that its samples leave; the scale
+        follows as well.
+        """
+        layer = randomise(
+            RuleConv2d(16, 8, 3, rule=RULES.build("weight_mirror"), dtype=torch.float64), 1
+        )
         for update in range(1, 200):
             draw_feedback(layer, 0, update)
         weight, mirror = layer.weight.detach().flatten(), layer.feedback["kernel"].flatten()
@@ -412,7 +481,10 @@ class TestWeightMirror:
 
     def test_renewal_is_its_equation(self) -> None:
         layer = randomise(
-            RuleLinear(4, 3, rule=RULES.build("weight_mirror(rate=0.2, samples=7)"), dtype=torch.float64), 1
+            RuleLinear(
+                4, 3, rule=RULES.build("weight_mirror(rate=0.2, samples=7)"), dtype=torch.float64
+            ),
+            1,
         )
         before, weight = layer.feedback["kernel"].clone(), layer.weight.detach()
         draws = torch.randn(7, 4, generator=torch.Generator().manual_seed(5)).double()
@@ -422,15 +494,21 @@ class TestWeightMirror:
 
 
 class TestScale:
-    @pytest.mark.parametrize("rule", ["fa", "usf", "frsf", "brsf", "kolen_pollack", "weight_mirror"])
+    @pytest.mark.parametrize(
+        "rule", ["fa", "usf", "frsf", "brsf", "kolen_pollack", "weight_mirror"]
+    )
     def test_match_follows_the_norm_of_the_weight_and_init_does_not(self, rule: str) -> None:
         for layer, _ in layers(f"{rule}(scale=match)"):
             with torch.no_grad():
                 for factor in (1.0, 10.0):
                     layer.weight.mul_(factor)
-                    assert layer.transport(layer.weight).norm().item() == pytest.approx(layer.weight.norm().item())
+                    assert layer.transport(layer.weight).norm().item() == pytest.approx(
+                        layer.weight.norm().item()
+                    )
             own = RULES.build(rule).kernel(layer.weight, layer.feedback)
-            cosine = F.cosine_similarity(own.flatten(), layer.transport(layer.weight).flatten(), dim=0)
+            cosine = F.cosine_similarity(
+                own.flatten(), layer.transport(layer.weight).flatten(), dim=0
+            )
             assert cosine.item() == pytest.approx(1)
 
     def test_a_scale_that_there_is_not(self) -> None:
@@ -455,7 +533,13 @@ def test_options_out_of_bounds(spec: str, message: str) -> None:
 
 
 def test_a_rule_knows_how_it_is_written() -> None:
-    for spec in ("bp", "fa", "usf(scale='match')", "hebbian(error='W', form='oja')", "weight_mirror(rate=0.2)"):
+    for spec in (
+        "bp",
+        "fa",
+        "usf(scale='match')",
+        "hebbian(error='W', form='oja')",
+        "weight_mirror(rate=0.2)",
+    ):
         assert RULES.build(spec).spec == spec
 
 
@@ -464,7 +548,10 @@ def test_every_rule_is_a_candidate_of_the_supernet() -> None:
     space = SPACES.build("darts(nodes=1, operations=(skip_connect, sep_conv_3x3))")
     net = SuperNet(space, RULES.names(), channels=2, layers=3, num_classes=3).double()
     draw_feedback(net, 0)
-    weights = {t: torch.full(net.table.shape(t), 0.1, dtype=torch.float64, requires_grad=True) for t in net.table.rows}
+    weights = {
+        t: torch.full(net.table.shape(t), 0.1, dtype=torch.float64, requires_grad=True)
+        for t in net.table.rows
+    }
     x, labels = noise((4, 3, 8, 8), 1), torch.tensor([0, 1, 2, 1])
     F.cross_entropy(net(x, weights), labels).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -478,7 +565,9 @@ def test_every_rule_is_a_candidate_of_the_supernet() -> None:
         slope = sum((w.grad * direction[t]).sum().item() for t, w in weights.items())
         with torch.no_grad():
             plus, minus = (
-                F.cross_entropy(net(x, {t: w + s * h * direction[t] for t, w in weights.items()}), labels).item()
+                F.cross_entropy(
+                    net(x, {t: w + s * h * direction[t] for t, w in weights.items()}), labels
+                ).item()
                 for s in (1, -1)
             )
     assert slope == pytest.approx((plus - minus) / (2 * h), rel=1e-5)

@@ -1,7 +1,8 @@
 """What every rule can be used with: a matrix of rules and PyTorch's ways to run a model.
 
-`python tests/test_rule_matrix.py` prints it. Each cell is a check against the plain run of the same model in float64. A
-rule that cannot do something must say so in a clear error: then the cell is "no", and its message is below the table.
+`python tests/test_rule_matrix.py` prints it. Each cell is a check against the plain run of the same
+model in float64. A rule that cannot do something must say so in a clear error: then the cell is
+"no", and its message is below the table.
 """
 
 from __future__ import annotations
@@ -34,18 +35,28 @@ for _rule in set(RULES) - {"bp"}:
 
 
 class Net(nn.Module):
-    """Convolutions, dense and depthwise, and a readout; without `kept` the lower half runs again for its gradients."""
+    """Convolutions, dense and depthwise, and a readout; without `kept` the lower half runs again
+    for its gradients.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kept = True
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, 2, groups=4), nn.Tanh(), nn.Conv2d(4, 6, 1)
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3, 2, groups=4),
+            nn.Tanh(),
+            nn.Conv2d(4, 6, 1),
         )
         self.head = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(54, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.trunk(x) if self.kept else torch.utils.checkpoint.checkpoint(self.trunk, x, use_reentrant=False)
+        h = (
+            self.trunk(x)
+            if self.kept
+            else torch.utils.checkpoint.checkpoint(self.trunk, x, use_reentrant=False)
+        )
         return self.head(h)
 
 
@@ -59,7 +70,9 @@ def batch(n: int = 4) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 3, 8, 8, generator=source, dtype=torch.float64), torch.arange(n) % 5
 
 
-def gradients(model: Callable[[Tensor], Tensor], parameters: Any, x: Tensor, labels: Tensor) -> list[Tensor]:
+def gradients(
+    model: Callable[[Tensor], Tensor], parameters: Any, x: Tensor, labels: Tensor
+) -> list[Tensor]:
     return list(torch.autograd.grad(F.cross_entropy(model(x), labels), list(parameters)))
 
 
@@ -89,14 +102,20 @@ def compiled(rule: str, fullgraph: bool) -> None:
     model, (x, labels) = net(rule), batch()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=fullgraph, backend="aot_eager")
-    same(gradients(compiled, model.parameters(), x, labels), gradients(model, model.parameters(), x, labels))
+    same(
+        gradients(compiled, model.parameters(), x, labels),
+        gradients(model, model.parameters(), x, labels),
+    )
 
 
 def channels_last(rule: str) -> None:
     model, (x, labels) = net(rule), batch()
     expected = gradients(model, model.parameters(), x, labels)
     model.to(memory_format=torch.channels_last)
-    same(gradients(model, model.parameters(), x.to(memory_format=torch.channels_last), labels), expected)
+    same(
+        gradients(model, model.parameters(), x.to(memory_format=torch.channels_last), labels),
+        expected,
+    )
 
 
 def state_dict(rule: str) -> None:
@@ -106,7 +125,11 @@ def state_dict(rule: str) -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
-    same(gradients(other, other.parameters(), x, labels), gradients(model, model.parameters(), x, labels), 0)
+    same(
+        gradients(other, other.parameters(), x, labels),
+        gradients(model, model.parameters(), x, labels),
+        0,
+    )
 
 
 def deepcopy(rule: str) -> None:
@@ -128,7 +151,9 @@ def functional_call(rule: str) -> None:
             parameter.mul_(1.1)
     weights = dict(other.named_parameters())
     expected = gradients(other, other.parameters(), x, labels)
-    found = gradients(lambda x: torch.func.functional_call(model, weights, (x,)), weights.values(), x, labels)
+    found = gradients(
+        lambda x: torch.func.functional_call(model, weights, (x,)), weights.values(), x, labels
+    )
     same(found, expected)
 
 
@@ -174,7 +199,9 @@ def _worker(rank: int, rules: list[str], file: str) -> None:
 
 
 def two_processes(rules: list[str], file: str) -> list[dict[str, list[Tensor]]]:
-    """The gradients of each of two processes under DistributedDataParallel, half of the batch in each."""
+    """The gradients of each of two processes under DistributedDataParallel, half of the batch in
+    each.
+    """
     mp.spawn(_worker, (rules, file), nprocs=2)
     return [torch.load(f"{file}.{rank}", weights_only=True) for rank in (0, 1)]
 
@@ -182,13 +209,26 @@ def two_processes(rules: list[str], file: str) -> list[dict[str, list[Tensor]]]:
 def equal_to_one_process(rule: str, found: list[dict[str, list[Tensor]]]) -> None:
     """Both processes have the mean of what each half of the batch gives by itself."""
     model, (x, labels) = net(rule), batch()
-    halves = [gradients(model, model.parameters(), x[part], labels[part]) for part in (slice(0, 2), slice(2, 4))]
+    halves = [
+        gradients(model, model.parameters(), x[part], labels[part])
+        for part in (slice(0, 2), slice(2, 4))
+    ]
     expected = [(a + b) / 2 for a, b in zip(*halves, strict=True)]
     for side in found:
         same(side[rule], expected)
 
 
-WAYS = [bf16, compile, channels_last, state_dict, deepcopy, functional_call, func_grad, checkpointing, create_graph]
+WAYS = [
+    bf16,
+    compile,
+    channels_last,
+    state_dict,
+    deepcopy,
+    functional_call,
+    func_grad,
+    checkpointing,
+    create_graph,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -202,7 +242,9 @@ def test_matrix(rule: str, way: Callable[[str], None]) -> None:
             way(rule)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # PyTorch's own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # PyTorch's own
 def test_dfa_is_right_when_compiled_in_parts() -> None:
     compiled("dfa", fullgraph=False)
 
@@ -232,7 +274,8 @@ def main() -> None:
             except (InputError, RuntimeError) as error:
                 cells.append("no")
                 notes.setdefault(
-                    way.__name__, next(line.strip() for line in str(error).splitlines() if "cannot" in line)
+                    way.__name__,
+                    next(line.strip() for line in str(error).splitlines() if "cannot" in line),
                 )
         equal_to_one_process(rule, found)
         print(f"| {rule} | " + " | ".join([*cells, "yes"]) + " |")

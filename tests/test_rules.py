@@ -1,4 +1,6 @@
-"""Learning rules: each against its equation, written out here by unfolding, without the package's own backward pass."""
+"""Learning rules: each against its equation, written out here by unfolding, without the package's
+own backward pass.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear, draw_feedback, rule_layers, true_gradients
+from darts_bio.rules import (
+    RULES,
+    LearningRule,
+    RuleConv2d,
+    RuleLinear,
+    draw_feedback,
+    rule_layers,
+    true_gradients,
+)
 from darts_bio.rules.functional import convolution_gradients
 
 TOLERANCE = 1e-12
@@ -46,7 +56,9 @@ EXPECTED_ANGLES = {
 
 # Those that are a kernel and no more; test_more_rules.py has the others.
 KERNEL_RULES = [
-    name for name in RULES if not (RULES.get(name).local or RULES.get(name).direct or RULES.get(name).learned)
+    name
+    for name in RULES
+    if not (RULES.get(name).local or RULES.get(name).direct or RULES.get(name).learned)
 ]
 every_rule = pytest.mark.parametrize("rule", KERNEL_RULES)
 every_known_rule = pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
@@ -100,7 +112,9 @@ def geometries(draw: st.DrawFn) -> Geometry:
     c_in = groups * (1 if depthwise else draw(st.integers(1, 3)))
     c_out = groups * draw(st.integers(1, 2 if depthwise else 3))
     kernel, padding, dilation, spare = pair(1, 3), pair(0, 2), pair(1, 2), pair(0, 4)
-    height, width = (max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + spare[i] for i in range(2))
+    height, width = (
+        max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + spare[i] for i in range(2)
+    )
     return Geometry(
         batch=draw(st.integers(1, 3)),
         c_in=c_in,
@@ -120,7 +134,9 @@ PLAIN = Geometry(2, 6, 4, (7, 8), (3, 3), (2, 1), (1, 1), (1, 1), 2, True, 5)
 
 
 def noise(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def randomise(layer: Any, seed: int) -> Any:
@@ -178,7 +194,9 @@ def expected_kernel(layer: Layer, rule: str) -> Tensor:
 def convolution_by_hand(
     x: Tensor, weight: Tensor, kernel: Tensor, dy: Tensor, groups: int, **window: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dW, db) of y = conv(x, W) whose error goes down through `kernel`: im2col, one product a group, col2im."""
+    """(dx, dW, db) of y = conv(x, W) whose error goes down through `kernel`: im2col, one product a
+    group, col2im.
+    """
     (n, c_in), (c_out, per_group, *size) = x.shape[:2], weight.shape
     columns = F.unfold(x, size, **window).reshape(n, groups, c_in // groups * math.prod(size), -1)
     errors = dy.reshape(n, groups, c_out // groups, -1)
@@ -198,7 +216,9 @@ def kernel_seen(layer: Layer) -> Tensor:
     return torch.autograd.grad(y, x, dy)[0]
 
 
-def linear(rule: str, features_in: int = 5, features_out: int = 4, bias: bool = True, seed: int = 3) -> RuleLinear:
+def linear(
+    rule: str, features_in: int = 5, features_out: int = 4, bias: bool = True, seed: int = 3
+) -> RuleLinear:
     layer = RuleLinear(features_in, features_out, bias, rule=RULES.build(rule), dtype=torch.float64)
     return randomise(layer, seed)
 
@@ -229,7 +249,9 @@ class TestEquations:
         y = layer(x)
         dy = noise(y.shape, geometry.seed + 2)
         window = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        expected = convolution_by_hand(x, layer.weight, expected_kernel(layer, rule), dy, layer.groups, **window)
+        expected = convolution_by_hand(
+            x, layer.weight, expected_kernel(layer, rule), dy, layer.groups, **window
+        )
         found = gradients(layer, x, dy)
         for name, a, b in zip(("dx", "dW", "db"), found, expected, strict=False):
             assert relative_error(a, b) <= TOLERANCE, name
@@ -242,7 +264,9 @@ class TestEquations:
         bias=st.booleans(),
         seed=st.integers(0, 2**20),
     )
-    def test_linear(self, rule: str, leading: list[int], sizes: tuple[int, int], bias: bool, seed: int) -> None:
+    def test_linear(
+        self, rule: str, leading: list[int], sizes: tuple[int, int], bias: bool, seed: int
+    ) -> None:
         """dx = dy K, dW = dy^T x, db = sum dy, for inputs of one to four dimensions."""
         layer = linear(rule, *sizes, bias, seed)
         x, dy = noise((*leading, sizes[0]), seed + 1), noise((*leading, sizes[1]), seed + 2)
@@ -262,16 +286,24 @@ class TestEquations:
         assert all(map(torch.equal, gradients(layer, x), gradients(unruled(layer), x)))
 
     @given(leading=st.lists(st.integers(0, 3), max_size=3), seed=st.integers(0, 2**20))
-    def test_bp_linear_is_plain_autograd_to_the_last_bit(self, leading: list[int], seed: int) -> None:
+    def test_bp_linear_is_plain_autograd_to_the_last_bit(
+        self, leading: list[int], seed: int
+    ) -> None:
         layer, x = linear("bp", seed=seed), noise((*leading, 5), seed)
         assert all(map(torch.equal, gradients(layer, x), gradients(unruled(layer), x)))
 
     @every_known_rule
     @given(geometry=geometries())
-    def test_every_rule_is_bp_where_its_kernel_is_the_weight(self, rule: str, geometry: Geometry) -> None:
+    def test_every_rule_is_bp_where_its_kernel_is_the_weight(
+        self, rule: str, geometry: Geometry
+    ) -> None:
         layer, x = geometry.build(rule), geometry.input()
         magnitude = layer.weight.detach().abs()
-        answers = {"kernel": layer.weight.detach().clone(), "scale": magnitude, "magnitude": magnitude}
+        answers = {
+            "kernel": layer.weight.detach().clone(),
+            "scale": magnitude,
+            "magnitude": magnitude,
+        }
         for name in layer.feedback:
             setattr(layer, f"feedback_{name}", answers[name])
         for a, b in zip(gradients(layer, x), gradients(unruled(layer), x), strict=True):
@@ -289,7 +321,9 @@ class TestEquations:
         kernel: int | tuple[int, int],
         dilation: int,
     ) -> None:
-        """The equations hold on the padded input, and padding sends the error on by its own exact derivative."""
+        """The equations hold on the padded input, and padding sends the error on by its own exact
+        derivative.
+        """
         layer = RuleConv2d(
             4,
             6,
@@ -310,10 +344,20 @@ class TestEquations:
         border = (width, width, height, height)
         padded = F.pad(x, border, mode="constant" if mode == "zeros" else mode)
         y = layer(x)
-        assert relative_error(y, F.conv2d(padded, layer.weight, layer.bias, dilation=dilation, groups=2)) <= TOLERANCE
+        assert (
+            relative_error(
+                y, F.conv2d(padded, layer.weight, layer.bias, dilation=dilation, groups=2)
+            )
+            <= TOLERANCE
+        )
         dy = noise(y.shape, 6)
         error, dw, db = convolution_by_hand(
-            padded.detach(), layer.weight, expected_kernel(layer, rule), dy, 2, dilation=layer.dilation
+            padded.detach(),
+            layer.weight,
+            expected_kernel(layer, rule),
+            dy,
+            2,
+            dilation=layer.dilation,
         )
         (dx,) = torch.autograd.grad(padded, x, error)
         for a, b in zip(gradients(layer, x, dy), (dx, dw, db), strict=True):
@@ -322,20 +366,26 @@ class TestEquations:
     @every_known_rule
     @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
     def test_same_padding_of_an_even_kernel_pads_as_pytorch_does(self, rule: str) -> None:
-        layer = RuleConv2d(2, 3, (2, 4), padding="same", rule=RULES.build(rule), dtype=torch.float64)
+        layer = RuleConv2d(
+            2, 3, (2, 4), padding="same", rule=RULES.build(rule), dtype=torch.float64
+        )
         randomise(layer, 4)
         x = noise((2, 2, 5, 6), 5)
         plain = unruled(layer)
         assert relative_error(layer(x.requires_grad_()), plain(x)) <= TOLERANCE
         with torch.no_grad():
-            plain.weight.copy_(expected_kernel(layer, rule))  # its input gradient is now convT(dy; K)
+            plain.weight.copy_(
+                expected_kernel(layer, rule)
+            )  # its input gradient is now convT(dy; K)
         dx, *_ = gradients(layer, x)
         assert relative_error(dx, gradients(plain, x)[0]) <= TOLERANCE
 
     def test_a_rule_changes_the_errors_below_a_layer_but_never_its_own_gradients(self) -> None:
         """Through two layers: the upper one's gradients agree with bp, the lower one's do not."""
         exact, other = small_model("bp"), small_model("fa")
-        expected = dict(zip(dict(exact.named_parameters()), gradients(exact, IMAGES)[1:], strict=True))
+        expected = dict(
+            zip(dict(exact.named_parameters()), gradients(exact, IMAGES)[1:], strict=True)
+        )
         found = dict(zip(dict(other.named_parameters()), gradients(other, IMAGES)[1:], strict=True))
         for name in ("5.weight", "5.bias"):
             assert torch.equal(found[name], expected[name])
@@ -344,10 +394,18 @@ class TestEquations:
 
     @every_rule
     @given(geometry=geometries())
-    def test_the_forward_pass_does_not_depend_on_the_rule(self, rule: str, geometry: Geometry) -> None:
+    def test_the_forward_pass_does_not_depend_on_the_rule(
+        self, rule: str, geometry: Geometry
+    ) -> None:
         layer, x = geometry.build(rule), geometry.input()
         expected = F.conv2d(
-            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, groups=layer.groups
+            x,
+            layer.weight,
+            layer.bias,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            groups=layer.groups,
         )
         assert torch.equal(layer(x), expected)
         assert torch.equal(layer(x.requires_grad_()), expected)
@@ -357,8 +415,12 @@ class TestEquations:
         layer = RuleConv2d(2, 3, 3, rule=RULES.build(rule)).double()
         x, dy = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(3, 3, 4, dtype=torch.float64)
         x.requires_grad_()
-        batched = torch.autograd.grad(layer(x.unsqueeze(0)), [x, *layer.parameters()], dy.unsqueeze(0))
-        for one, other in zip(torch.autograd.grad(layer(x), [x, *layer.parameters()], dy), batched, strict=True):
+        batched = torch.autograd.grad(
+            layer(x.unsqueeze(0)), [x, *layer.parameters()], dy.unsqueeze(0)
+        )
+        for one, other in zip(
+            torch.autograd.grad(layer(x), [x, *layer.parameters()], dy), batched, strict=True
+        ):
             assert torch.equal(one, other)
 
     @every_rule
@@ -386,14 +448,22 @@ class TestInitialisation:
     def test_angle_between_the_kernel_and_the_weight(self, rule: str, kind: str) -> None:
         """As the error feels it: usf 30 degrees, frsf and brsf 41, fa 90."""
         layer = self.fresh(rule, kind)
-        cosine = F.cosine_similarity(kernel_seen(layer).flatten(), layer.weight.detach().flatten(), dim=0)
+        cosine = F.cosine_similarity(
+            kernel_seen(layer).flatten(), layer.weight.detach().flatten(), dim=0
+        )
         angle = math.degrees(math.acos(min(1.0, cosine.item())))
         assert angle == pytest.approx(EXPECTED_ANGLES[rule], abs=2 if rule != "bp" else 0.05)
 
     @rules_with_feedback
-    @pytest.mark.parametrize(("kind", "fan_in"), [("conv", 576), ("depthwise", 25), ("linear", 400)])
-    def test_feedback_has_the_law_of_the_initialisation(self, rule: str, kind: str, fan_in: int) -> None:
-        """Uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)), so of std 1/sqrt(3 fan_in), as the weight itself."""
+    @pytest.mark.parametrize(
+        ("kind", "fan_in"), [("conv", 576), ("depthwise", 25), ("linear", 400)]
+    )
+    def test_feedback_has_the_law_of_the_initialisation(
+        self, rule: str, kind: str, fan_in: int
+    ) -> None:
+        """Uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)), so of std 1/sqrt(3 fan_in), as the weight
+        itself.
+        """
         layer = self.fresh(rule, kind)
         (feedback,) = layer.feedback.values()
         bound, std = fan_in**-0.5, (3 * fan_in) ** -0.5
@@ -405,7 +475,9 @@ class TestInitialisation:
         assert feedback.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert feedback.abs().max() <= bound
         assert feedback.square().mean().sqrt().item() == pytest.approx(std, rel=0.02)
-        assert feedback.mean().item() == pytest.approx(0.0 if rule == "fa" else bound / 2, abs=0.02 * bound)
+        assert feedback.mean().item() == pytest.approx(
+            0.0 if rule == "fa" else bound / 2, abs=0.02 * bound
+        )
         assert (feedback < 0).any().item() == (rule == "fa")
 
     @pytest.mark.parametrize("rule", ["fa", "frsf", "brsf"])
@@ -420,7 +492,9 @@ class TestInitialisation:
 
     @rules_with_feedback
     def test_feedback_does_not_follow_the_weight(self, rule: str) -> None:
-        """W -> 10 W leaves the kernel as it is; W -> -W turns it for the sign rules and not for fa."""
+        """W -> 10 W leaves the kernel as it is; W -> -W turns it for the sign rules and not for
+        fa.
+        """
         layer = linear(rule)
         before = kernel_seen(layer)
         with torch.no_grad():
@@ -431,7 +505,9 @@ class TestInitialisation:
         assert torch.equal(kernel_seen(layer), before if rule == "fa" else -before)
 
     @every_rule
-    def test_a_layer_draws_its_weight_as_pytorch_does_and_leaves_the_same_generator_state(self, rule: str) -> None:
+    def test_a_layer_draws_its_weight_as_pytorch_does_and_leaves_the_same_generator_state(
+        self, rule: str
+    ) -> None:
         """So a model's weights for a given seed do not depend on its rules."""
         torch.manual_seed(4)
         plain, state = nn.Conv2d(3, 4, 3), torch.get_rng_state()
@@ -446,7 +522,9 @@ class TestExecution:
     @every_rule
     @pytest.mark.parametrize("groups", [1, 2, 6])
     def test_channels_last_changes_nothing(self, rule: str, groups: int) -> None:
-        layer = randomise(RuleConv2d(6, 6, 3, 2, 1, groups=groups, rule=RULES.build(rule)).double(), 5)
+        layer = randomise(
+            RuleConv2d(6, 6, 3, 2, 1, groups=groups, rule=RULES.build(rule)).double(), 5
+        )
         x = noise((2, 6, 7, 8), 1)
         expected = [layer(x), *gradients(layer, x)]
         layer.to(memory_format=torch.channels_last)
@@ -458,7 +536,9 @@ class TestExecution:
     @every_rule
     @pytest.mark.parametrize("kind", ["conv", "depthwise", "padded", "linear"])
     def test_bf16_autocast_is_that_of_the_plain_layer(self, rule: str, kind: str) -> None:
-        """Output and weight gradients to the last bit; the error sent down is bf16's dy through a bf16 kernel."""
+        """Output and weight gradients to the last bit; the error sent down is bf16's dy through a
+        bf16 kernel.
+        """
         member = RULES.build(rule)
         layer: Layer = {
             "conv": lambda: RuleConv2d(4, 6, 3, 2, 1, rule=member),
@@ -476,7 +556,9 @@ class TestExecution:
             _, expected_dw, expected_db = gradients(plain, x)
             with torch.no_grad():
                 plain.weight.copy_(expected_kernel(layer, rule))
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # a new one: autocast keeps casts of weights
+        with torch.autocast(
+            "cpu", dtype=torch.bfloat16
+        ):  # a new one: autocast keeps casts of weights
             expected_dx = gradients(plain, x)[0]
         assert [g.dtype for g in (dx, dw, db)] == [torch.float32] * 3
         assert torch.equal(dw, expected_dw)
@@ -503,7 +585,9 @@ class TestExecution:
             assert relative_error(a, b) <= TOLERANCE
 
     def test_a_compiled_layer_follows_its_weights_and_a_redraw(self) -> None:
-        """Sign and feedback are read anew in every call; nothing of them is frozen into the graph."""
+        """Sign and feedback are read anew in every call; nothing of them is frozen into the
+        graph.
+        """
         layer = PLAIN.build("brsf")
         torch.compiler.reset()
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -519,7 +603,9 @@ class TestExecution:
 
 @rules_with_feedback
 class TestBothWaysToSendAnErrorDown:
-    """PyTorch's own node with the kernel in the weight's place, and the package's Function where that cannot be."""
+    """PyTorch's own node with the kernel in the weight's place, and the package's Function where
+    that cannot be.
+    """
 
     def test_are_equal_to_the_last_bit(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
         layer, x = PLAIN.build(rule), PLAIN.input()
@@ -546,14 +632,19 @@ class TestBothWaysToSendAnErrorDown:
 
     def test_what_cannot_be_right_is_refused(self, rule: str) -> None:
         layer, x = PLAIN.build(rule), PLAIN.input().requires_grad_()
-        with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*use true_gradients"):
+        with pytest.raises(
+            RuntimeError, match=r"cannot be differentiated again.*use true_gradients"
+        ):
             torch.autograd.grad(layer(x).sum(), x, create_graph=True)
         with true_gradients(layer):
             torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
         if rule == "fa":  # the others' kernel is a tensor of its own
             y = layer(x)
             draw_feedback(layer, 9)
-            with pytest.raises(RuntimeError, match="feedback was changed between a forward pass and its backward pass"):
+            with pytest.raises(
+                RuntimeError,
+                match="feedback was changed between a forward pass and its backward pass",
+            ):
                 y.sum().backward()
 
 
@@ -576,7 +667,9 @@ class BackwardCalls(TorchDispatchMode):
         self.masks: list[list[bool]] = []
         self.products = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func is torch.ops.aten.convolution_backward.default:
             self.masks.append(list(args[10]))
         self.products += func is torch.ops.aten.mm.default
@@ -622,7 +715,11 @@ class TestOnlyWhatIsAskedFor:
         with BackwardCalls() as calls:
             y.backward(noise(y.shape, 1))
         assert calls.products == wants_x + wants_w
-        assert [t.grad is not None for t in (x, layer.weight, layer.bias)] == [bool(wants_x), bool(wants_w), True]
+        assert [t.grad is not None for t in (x, layer.weight, layer.bias)] == [
+            bool(wants_x),
+            bool(wants_w),
+            True,
+        ]
 
     @every_rule
     def test_no_weight_gradient_of_weights_that_are_frozen(self, rule: str) -> None:
@@ -758,7 +855,9 @@ class TestState:
 
 
 def feedback_of(model: nn.Module) -> dict[str, Tensor]:
-    return {f"{n}.{k}": v.clone() for n, layer in rule_layers(model) for k, v in layer.feedback.items()}
+    return {
+        f"{n}.{k}": v.clone() for n, layer in rule_layers(model) for k, v in layer.feedback.items()
+    }
 
 
 def named(*names: str, rule: str = "brsf") -> nn.ModuleDict:
@@ -768,8 +867,12 @@ def named(*names: str, rule: str = "brsf") -> nn.ModuleDict:
 class TestDrawFeedback:
     @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])
     def test_what_is_wrapped_around_a_model_changes_nothing(self, wrap: Any) -> None:
-        """torch.compile and the parallel wrappers put their own names before those of the layers."""
-        bare, wrapped = (nn.Sequential(RuleConv2d(2, 3, 3, rule=RULES.build("fa"))) for _ in range(2))
+        """torch.compile and the parallel wrappers put their own names before those of the
+        layers.
+        """
+        bare, wrapped = (
+            nn.Sequential(RuleConv2d(2, 3, 3, rule=RULES.build("fa"))) for _ in range(2)
+        )
         draw_feedback(bare, 5)
         draw_feedback(wrap(wrapped), 5)
         assert torch.equal(bare[0].feedback["kernel"], wrapped[0].feedback["kernel"])  # type: ignore[operator]
@@ -803,7 +906,9 @@ class TestDrawFeedback:
         draw_feedback(model, 3)
         before = feedback_of(model)
         draw_feedback(model, 3, update=1)
-        changed = [not torch.equal(value, before[name]) for name, value in feedback_of(model).items()]
+        changed = [
+            not torch.equal(value, before[name]) for name, value in feedback_of(model).items()
+        ]
         assert changed == [RULES.get(rule).renews] * len(before)
         assert RULES.get(rule).renews == (rule in ("brsf", "weight_mirror"))
 
@@ -846,7 +951,9 @@ class TestKernelsOfTheLibrary:
     @pytest.mark.parametrize("window", [(3, 3), (5, 5), (3, 7), (1, 4)])
     @pytest.mark.parametrize("stride", [1, 2])
     def test_wide_depthwise_windows_in_strips(self, window: tuple[int, int], stride: int) -> None:
-        """Channels last on a CPU, the weight gradient is put together from strips of columns: as exact as in one."""
+        """Channels last on a CPU, the weight gradient is put together from strips of columns: as
+        exact as in one.
+        """
         for side in ((9, 8), (9, 2), (1, 1)):  # also narrower than the window
             self.in_strips(side, window, stride)
 
@@ -860,7 +967,15 @@ class TestKernelsOfTheLibrary:
         dy = dy.contiguous(memory_format=torch.channels_last)
         found = convolution_gradients(dy, x, kernel, None, *geometry, (True, True, False))
         exact = torch.ops.aten.convolution_backward(
-            dy.double(), x.double(), kernel.double(), None, *geometry[:3], False, [0, 0], 16, (True, True, False)
+            dy.double(),
+            x.double(),
+            kernel.double(),
+            None,
+            *geometry[:3],
+            False,
+            [0, 0],
+            16,
+            (True, True, False),
         )
         for one, other in zip(found[:2], exact[:2], strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)

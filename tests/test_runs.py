@@ -1,4 +1,6 @@
-"""Runs from beginning to end: training, stopping and resuming, records, and what a run must not be bent by."""
+"""Runs from beginning to end: training, stopping and resuming, records, and what a run must not be
+bent by.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,20 @@ from darts_bio.training.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {"channels": 2, "layers": 3, "batch_size": 8, "log_every": 3, "crop_padding": 1, "lr": 0.05}
-SEARCH = SearchConfig(space="darts(nodes=1)", strategy="darts(lr=0.05)", rules=("usf", "brsf"), epochs=2, **SMALL)
-RETRAIN = RetrainConfig(genotype="darts_v2", epochs=2, drop_path=0.3, auxiliary=0.0, cutout=3, **SMALL)
+SMALL: dict[str, Any] = {
+    "channels": 2,
+    "layers": 3,
+    "batch_size": 8,
+    "log_every": 3,
+    "crop_padding": 1,
+    "lr": 0.05,
+}
+SEARCH = SearchConfig(
+    space="darts(nodes=1)", strategy="darts(lr=0.05)", rules=("usf", "brsf"), epochs=2, **SMALL
+)
+RETRAIN = RetrainConfig(
+    genotype="darts_v2", epochs=2, drop_path=0.3, auxiliary=0.0, cutout=3, **SMALL
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +53,12 @@ def data() -> ImageData:
     return load_data("digits", train_images=64)
 
 
-def run(config: FitConfig, data: ImageData, out: Path, stop_after: int | None = None) -> SearchResult | TrainResult:
-    """A search or a training as the commands make it, begun or gone on with, stopped after that many steps."""
+def run(
+    config: FitConfig, data: ImageData, out: Path, stop_after: int | None = None
+) -> SearchResult | TrainResult:
+    """A search or a training as the commands make it, begun or gone on with, stopped after that
+    many steps.
+    """
     config = replace(config, out=str(out), resume=out.exists())
     watching = Watching(tensorboard=True, listener=StopAfter(stop_after))
     if isinstance(config, SearchConfig):
@@ -56,7 +73,9 @@ def run(config: FitConfig, data: ImageData, out: Path, stop_after: int | None = 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in records
+    ]
 
 
 def same(a: Any, b: Any, where: str = "") -> None:
@@ -78,7 +97,9 @@ def same(a: Any, b: Any, where: str = "") -> None:
 
 
 def same_runs(one: Path, other: Path, kind: str) -> None:
-    same(read_checkpoint(one / "checkpoint.pt", kind), read_checkpoint(other / "checkpoint.pt", kind))
+    same(
+        read_checkpoint(one / "checkpoint.pt", kind), read_checkpoint(other / "checkpoint.pt", kind)
+    )
     assert metrics(one) == metrics(other)
     assert load_genotype(one) == load_genotype(other)
 
@@ -109,14 +130,18 @@ class TestResume:
         assert run(SEARCH, data, out).finished
         same_runs(out, whole_search, "search")
 
-    def test_a_search_stopped_after_every_step(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+    def test_a_search_stopped_after_every_step(
+        self, data: ImageData, whole_search: Path, tmp_path: Path
+    ) -> None:
         out = tmp_path / "run"
         while not run(SEARCH, data, out, stop_after=1).finished:
             pass
         same_runs(out, whole_search, "search")
 
     @pytest.mark.parametrize("after", [1, 4, 5, 7])
-    def test_a_retraining(self, data: ImageData, whole_training: Path, tmp_path: Path, after: int) -> None:
+    def test_a_retraining(
+        self, data: ImageData, whole_training: Path, tmp_path: Path, after: int
+    ) -> None:
         out = tmp_path / "run"
         run(RETRAIN, data, out, stop_after=after)
         assert run(RETRAIN, data, out).finished
@@ -152,7 +177,9 @@ class TestResume:
         run(SEARCH, data, out)
         same_runs(out, whole_search, "search")
 
-    def test_the_first_command_and_every_option_are_the_provenance(self, data: ImageData, tmp_path: Path) -> None:
+    def test_the_first_command_and_every_option_are_the_provenance(
+        self, data: ImageData, tmp_path: Path
+    ) -> None:
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=3)
         assert load_genotype(out).provenance["note"] == "that of a search which had not finished"
@@ -173,12 +200,16 @@ class TestResume:
 
 
 class TestSeeds:
-    def test_another_seed_is_another_run(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+    def test_another_seed_is_another_run(
+        self, data: ImageData, whole_search: Path, tmp_path: Path
+    ) -> None:
         out = tmp_path / "run"
         run(replace(SEARCH, seed=1), data, out)
         assert metrics(out) != metrics(whole_search)
 
-    def test_the_global_generator_does_not_matter(self, data: ImageData, whole_search: Path, tmp_path: Path) -> None:
+    def test_the_global_generator_does_not_matter(
+        self, data: ImageData, whole_search: Path, tmp_path: Path
+    ) -> None:
         torch.manual_seed(12345)
         torch.rand(7)
         out = tmp_path / "run"
@@ -188,7 +219,9 @@ class TestSeeds:
 
 class TestSearch:
     def test_one_step_moves_alpha_then_w_as_by_hand(self, data: ImageData) -> None:
-        """First order: alpha along the gradient at the old w, w along the gradient at the new alpha."""
+        """First order: alpha along the gradient at the old w, w along the gradient at the new
+        alpha.
+        """
         config = replace(SEARCH, rules=("bp",), clip=0.0)
         search, mirror = Search(config, data, CPU), Search(config, data, CPU)
         search.begin_epoch(0)
@@ -196,23 +229,31 @@ class TestSearch:
         net, alpha = mirror.supernet, mirror.strategy_state.alpha
         adam = torch.optim.Adam(alpha.values(), lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
         x, y = mirror.valid_batches.batch(0)
-        loss = torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y)
+        loss = torch.nn.functional.cross_entropy(
+            net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y
+        )
         loss.backward()
         adam.step()
         net.zero_grad()
         sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=3e-4)
         x, y = mirror.train_batches.batch(0)
-        torch.nn.functional.cross_entropy(net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y).backward()
+        torch.nn.functional.cross_entropy(
+            net(x, mirror.strategy.edge_weights(mirror.strategy_state)), y
+        ).backward()
         sgd.step()
         for cell_type in alpha:
-            torch.testing.assert_close(search.strategy_state.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                search.strategy_state.alpha[cell_type], alpha[cell_type], rtol=1e-5, atol=1e-6
+            )
         for one, other in zip(search.supernet.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
     def test_arch_gradient_true_is_the_exact_one_and_rule_is_not(self, data: ImageData) -> None:
         gradients = {}
         for choice in ("rule", "true"):
-            search = Search(replace(SEARCH, rules=("fa",), layers=4, arch_gradient=choice), data, CPU)
+            search = Search(
+                replace(SEARCH, rules=("fa",), layers=4, arch_gradient=choice), data, CPU
+            )
             search.step(0)
             gradients[choice] = search.strategy_state.alpha["normal"].grad
         search = Search(replace(SEARCH, rules=("fa",), layers=4), data, CPU)
@@ -222,7 +263,9 @@ class TestSearch:
         assert torch.equal(gradients["true"], search.strategy_state.alpha["normal"].grad)
         assert not torch.allclose(gradients["true"], gradients["rule"], rtol=1e-3)
 
-    def test_the_alpha_pass_leaves_no_weight_gradient_and_thaws_the_weights(self, data: ImageData) -> None:
+    def test_the_alpha_pass_leaves_no_weight_gradient_and_thaws_the_weights(
+        self, data: ImageData
+    ) -> None:
         search = Search(SEARCH, data, CPU)
         seen = []
         loss = search._architecture_loss
@@ -241,18 +284,26 @@ class TestSearch:
         search.supernet.stem.requires_grad_(False)
         search.step(0)
         thawed = {name for name, p in search.supernet.named_parameters() if p.requires_grad}
-        assert thawed == {name for name, _ in search.supernet.named_parameters() if not name.startswith("stem.")}
+        assert thawed == {
+            name for name, _ in search.supernet.named_parameters() if not name.startswith("stem.")
+        }
 
     def test_the_form_that_keeps_less_moves_alpha_and_weights_alike(self, data: ImageData) -> None:
-        searches = [Search(replace(SEARCH, memory=memory), data, CPU) for memory in ("normal", "low")]
+        searches = [
+            Search(replace(SEARCH, memory=memory), data, CPU) for memory in ("normal", "low")
+        ]
         numbers = [search.step(0) for search in searches]
         one, other = searches
         assert any(type(m).__name__ == "FoldedNorm" for m in other.supernet.modules())
         losses = [sums["train"].totals[0].item() for sums in numbers]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
         for cell_type, alpha in one.strategy_state.alpha.items():
-            torch.testing.assert_close(alpha.grad, other.strategy_state.alpha[cell_type].grad, rtol=1e-2, atol=1e-5)
-        for mine, theirs in zip(one.supernet.parameters(), other.supernet.parameters(), strict=True):
+            torch.testing.assert_close(
+                alpha.grad, other.strategy_state.alpha[cell_type].grad, rtol=1e-2, atol=1e-5
+            )
+        for mine, theirs in zip(
+            one.supernet.parameters(), other.supernet.parameters(), strict=True
+        ):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
 
     def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:
@@ -263,7 +314,9 @@ class TestSearch:
         search.step(0)
         for name, layer in rule_carriers(search.supernet):
             for key, value in layer.feedback.items():
-                (kept if torch.equal(value, before[name][key]) else redrawn).add(type(layer.rule).__name__)
+                (kept if torch.equal(value, before[name][key]) else redrawn).add(
+                    type(layer.rule).__name__
+                )
         assert redrawn == {"BatchRandomSignFeedback"}
         assert kept == {"FixedRandomSignFeedback"}
 
@@ -277,13 +330,22 @@ class TestSearch:
 
 class TestStopBetweenEpochs:
     @pytest.mark.parametrize(
-        "strategy", ["eg(population=4, samples=3, batches=1)", "darts_pt(share=0.4, batches=1)"], ids=["eg", "darts_pt"]
+        "strategy",
+        ["eg(population=4, samples=3, batches=1)", "darts_pt(share=0.4, batches=1)"],
+        ids=["eg", "darts_pt"],
     )
     @pytest.mark.parametrize("measure", [0, 2, 3])
     def test_the_end_of_an_epoch_is_made_anew(
-        self, strategy: str, measure: int, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        strategy: str,
+        measure: int,
+        data: ImageData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Stopped before the measure of that number, and resumed, against a run that was not stopped."""
+        """Stopped before the measure of that number, and resumed, against a run that was not
+        stopped.
+        """
         config = replace(SEARCH, strategy=strategy, regularizers=("warmup(epochs=0)",))
         whole = run(config, data, tmp_path / "whole")
         measures, original = 0, Search.end_epoch
@@ -306,7 +368,10 @@ class TestStopBetweenEpochs:
         resumed = run(config, data, tmp_path / "stopped")
         assert (resumed.step, resumed.finished) == (whole.step, True)
         assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
-        one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search") for name in ("whole", "stopped"))
+        one, other = (
+            read_checkpoint(tmp_path / name / "checkpoint.pt", "search")
+            for name in ("whole", "stopped")
+        )
         for name, value in one["task"]["supernet"].items():
             assert torch.equal(value, other["task"]["supernet"][name])
         assert load_genotype(tmp_path / "whole") == load_genotype(tmp_path / "stopped")
@@ -325,7 +390,9 @@ class TestEvaluation:
         training.step(0)
         assert training.end_epoch(0) == training.end_epoch(0)
 
-    def test_evaluation_does_not_change_the_training(self, training: Retraining, data: ImageData) -> None:
+    def test_evaluation_does_not_change_the_training(
+        self, training: Retraining, data: ImageData
+    ) -> None:
         other = Retraining.of_genotype(RETRAIN, training.network.genotype, data, CPU)
         for task in (training, other):
             task.begin_epoch(1)
@@ -348,16 +415,22 @@ class TestEvaluation:
             logits = network(training.source.normalisation(test.images))
         loss = torch.nn.functional.cross_entropy(logits, test.labels)
         assert numbers["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
-        assert numbers["test/accuracy"] == (logits.argmax(1) == test.labels).sum().item() / len(test)
+        assert numbers["test/accuracy"] == (logits.argmax(1) == test.labels).sum().item() / len(
+            test
+        )
 
 
 class TestSchedules:
     def test_the_rate_falls_along_half_a_cosine_once_an_epoch(self, whole_training: Path) -> None:
-        rates = {r["step"]: r["lr/weights"] for r in metrics(whole_training) if r["event"] == "record"}
+        rates = {
+            r["step"]: r["lr/weights"] for r in metrics(whole_training) if r["event"] == "record"
+        }
         assert rates == {3: 0.05, 6: 0.05, 9: 0.025, 12: 0.025, 15: 0.025}
 
     def test_drop_path_grows_linearly_from_zero(self, data: ImageData) -> None:
-        task = Retraining.of_genotype(replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU)
+        task = Retraining.of_genotype(
+            replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU
+        )
         seen = []
         for epoch in range(4):
             task.begin_epoch(epoch)
@@ -368,8 +441,12 @@ class TestSchedules:
         # Two reductions leave 8x8, the least an auxiliary head takes, of 32x32.
         images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
         split = load_data("digits").train[slice(0, 16)]
-        big = ImageData(replace(split, images=images), replace(split, images=images), tuple("0123456789"))
-        config = replace(RETRAIN, auxiliary=0.4, drop_path=0.0, clip=0.0, weight_decay=0.0, momentum=0.0)
+        big = ImageData(
+            replace(split, images=images), replace(split, images=images), tuple("0123456789")
+        )
+        config = replace(
+            RETRAIN, auxiliary=0.4, drop_path=0.0, clip=0.0, weight_decay=0.0, momentum=0.0
+        )
         task = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
         mirror = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
         task.begin_epoch(0)
@@ -394,16 +471,26 @@ class TestRecords:
         events = EventAccumulator(str(whole_search), size_guidance={"images": 0, "histograms": 0})
         events.Reload()
         tags = events.Tags()
-        assert {"train/loss", "valid/accuracy", "lr/weights", "lr/alpha", "epoch/valid_loss"} <= set(tags["scalars"])
+        assert {
+            "train/loss",
+            "valid/accuracy",
+            "lr/weights",
+            "lr/alpha",
+            "epoch/valid_loss",
+        } <= set(tags["scalars"])
         assert {"alpha/normal", "alpha/reduce"} <= set(tags["histograms"])
         assert {"edge_weights/normal", "edge_weights/reduce", "cells"} <= set(tags["images"])
         losses = {e.step: e.value for e in events.Scalars("train/loss")}
-        recorded = {r["step"]: r["train/loss"] for r in metrics(whole_search) if r["event"] == "record"}
+        recorded = {
+            r["step"]: r["train/loss"] for r in metrics(whole_search) if r["event"] == "record"
+        }
         assert losses == pytest.approx(recorded, rel=1e-6)
         assert [e.step for e in events.Histograms("alpha/normal")] == [4, 8]
         assert all(e.width > 100 and e.height > 100 for e in events.Images("cells"))
 
-    def test_after_a_resume_tensorboard_shows_each_step_once(self, data: ImageData, tmp_path: Path) -> None:
+    def test_after_a_resume_tensorboard_shows_each_step_once(
+        self, data: ImageData, tmp_path: Path
+    ) -> None:
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=5)
         run(SEARCH, data, out)
@@ -434,28 +521,45 @@ class TestRecords:
 
 class TestFolder:
     def test_another_run_is_never_overwritten(self, data: ImageData, whole_search: Path) -> None:
-        with pytest.raises(InputError, match="exists and is not empty; choose another, or go on with it by --resume"):
+        with pytest.raises(
+            InputError,
+            match="exists and is not empty; choose another, or go on with it by --resume",
+        ):
             RunFolder.open("search", replace(SEARCH, out=str(whole_search)), "run.py")
 
-    def test_a_checkpoint_of_another_configuration(self, data: ImageData, whole_search: Path) -> None:
+    def test_a_checkpoint_of_another_configuration(
+        self, data: ImageData, whole_search: Path
+    ) -> None:
         before = (whole_search / "checkpoint.pt").read_bytes()
-        with pytest.raises(InputError, match=r"another configuration \(seed was 0, is 3; channels was 2, is 4\)"):
+        with pytest.raises(
+            InputError, match=r"another configuration \(seed was 0, is 3; channels was 2, is 4\)"
+        ):
             run(replace(SEARCH, channels=4, seed=3), data, whole_search)
         assert (whole_search / "checkpoint.pt").read_bytes() == before
 
-    def test_without_a_checkpoint_the_configuration_is_held_to_as_well(self, tmp_path: Path) -> None:
+    def test_without_a_checkpoint_the_configuration_is_held_to_as_well(
+        self, tmp_path: Path
+    ) -> None:
         config = replace(SEARCH, out=str(tmp_path / "run"))
         RunFolder.open("search", config, "run.py")
-        with pytest.raises(InputError, match=r"run: a run of another configuration \(seed was 0, is 3\)"):
+        with pytest.raises(
+            InputError, match=r"run: a run of another configuration \(seed was 0, is 3\)"
+        ):
             RunFolder.open("search", replace(config, seed=3, resume=True), "run.py")
 
     def test_an_option_newer_than_a_run_had_its_default_then(self) -> None:
-        old = {name: value for name, value in SEARCH.identity().items() if name not in ("amp", "momentum")}
+        old = {
+            name: value
+            for name, value in SEARCH.identity().items()
+            if name not in ("amp", "momentum")
+        }
         assert SEARCH.differences(old) == []
         assert replace(SEARCH, amp="bf16").differences(old) == ["amp was none, is bf16"]
 
     @pytest.mark.parametrize("kept", [0, 3])
-    def test_a_checkpoint_that_has_gone_is_missed(self, data: ImageData, tmp_path: Path, kept: int) -> None:
+    def test_a_checkpoint_that_has_gone_is_missed(
+        self, data: ImageData, tmp_path: Path, kept: int
+    ) -> None:
         """Not begun anew at step 0, which would cut the records."""
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=5)
@@ -463,7 +567,10 @@ class TestFolder:
         records = "".join((out / "metrics.jsonl").read_text().splitlines(keepends=True)[:kept])
         (out / "metrics.jsonl").write_text(records)
         told = "tells of step 4" if kept == 3 else "says that the run had begun"
-        with pytest.raises(InputError, match=rf"checkpoint.pt: missing, though metrics.jsonl beside it {told}; put it"):
+        with pytest.raises(
+            InputError,
+            match=rf"checkpoint.pt: missing, though metrics.jsonl beside it {told}; put it",
+        ):
             run(SEARCH, data, out)
         assert (out / "metrics.jsonl").read_text() == records
 
@@ -473,8 +580,14 @@ class TestFolder:
         run(SEARCH, data, out, stop_after=3)
         labels = data.train.labels.clone()
         labels[0] = (labels[0] + 1) % 10
-        for other in (replace(data, train=replace(data.train, labels=labels)), load_data("digits", train_images=60)):
-            with pytest.raises(InputError, match=r"the data set of this run has changed .*put it back, or start anew"):
+        for other in (
+            replace(data, train=replace(data.train, labels=labels)),
+            load_data("digits", train_images=60),
+        ):
+            with pytest.raises(
+                InputError,
+                match=r"the data set of this run has changed .*put it back, or start anew",
+            ):
                 run(SEARCH, other, out)
 
     def test_a_training_is_bound_to_its_genotype(
@@ -487,21 +600,31 @@ class TestFolder:
         config = replace(RETRAIN, genotype=str(tmp_path / "g.json"))
         run(config, data, out, stop_after=2)
         (out / "genotype.json").write_text(brsf.with_rule("frsf").to_json())
-        with pytest.raises(InputError, match=r"the genotype of this run has changed since it was stopped"):
+        with pytest.raises(
+            InputError, match=r"the genotype of this run has changed since it was stopped"
+        ):
             run(config, data, out)
 
     def test_a_new_training_holds_its_genotype_from_the_start(self, tmp_path: Path) -> None:
         genotype = load_genotype("p_darts")
-        RunFolder.open("train", replace(RETRAIN, out=str(tmp_path / "run")), "train.py", genotype=genotype)
+        RunFolder.open(
+            "train", replace(RETRAIN, out=str(tmp_path / "run")), "train.py", genotype=genotype
+        )
         assert load_genotype(tmp_path / "run") == genotype
 
-    def test_a_checkpoint_says_what_the_network_is_and_takes(self, data: ImageData, whole_training: Path) -> None:
+    def test_a_checkpoint_says_what_the_network_is_and_takes(
+        self, data: ImageData, whole_training: Path
+    ) -> None:
         state = read_checkpoint(whole_training / "checkpoint.pt", "train")["task"]
         assert from_json(state["genotype"], "checkpoint") == load_genotype(whole_training)
         assert tuple(state["classes"]) == data.classes
         pixels = data.train.images.double() / 255
-        assert state["normalisation"]["mean"].item() == pytest.approx(pixels.mean().item(), rel=1e-6)
-        assert state["normalisation"]["std"].item() == pytest.approx(pixels.std(correction=0).item(), rel=1e-6)
+        assert state["normalisation"]["mean"].item() == pytest.approx(
+            pixels.mean().item(), rel=1e-6
+        )
+        assert state["normalisation"]["std"].item() == pytest.approx(
+            pixels.std(correction=0).item(), rel=1e-6
+        )
 
     def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -513,14 +636,21 @@ class TestFolder:
         assert names == [stem, f"{stem}-2", f"{stem}-3"]
 
     def test_a_checkpoint_of_another_kind(self, whole_search: Path) -> None:
-        with pytest.raises(InputError, match="expected the checkpoint of a train run, found one of a search run"):
+        with pytest.raises(
+            InputError, match="expected the checkpoint of a train run, found one of a search run"
+        ):
             read_checkpoint(whole_search / "checkpoint.pt", "train")
 
     @pytest.mark.parametrize("damage", ["cut", "text", "empty", "stub", "flipped", "other", "bare"])
     def test_a_damaged_checkpoint(self, whole_search: Path, tmp_path: Path, damage: str) -> None:
         path = tmp_path / "checkpoint.pt"
         whole = (whole_search / "checkpoint.pt").read_bytes()
-        broken = {"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "stub": b"\x80\x02."}
+        broken = {
+            "cut": whole[: len(whole) // 2],
+            "text": b"hello",
+            "empty": b"",
+            "stub": b"\x80\x02.",
+        }
         place = whole.index(b"format")
         broken["flipped"] = whole[:place] + b"\xff" + whole[place + 1 :]
         path.write_bytes(broken.get(damage, b""))
@@ -538,9 +668,14 @@ class TestFolder:
         run(SEARCH, data, out, stop_after=1)
         path = out / "checkpoint.pt"
         state = read_checkpoint(path, "search")
-        for broken in ({k: v for k, v in state.items() if k != "rng"}, {**state, "task": {"supernet": {}}}):
+        for broken in (
+            {k: v for k, v in state.items() if k != "rng"},
+            {**state, "task": {"supernet": {}}},
+        ):
             torch.save(broken, path)
-            with pytest.raises(InputError, match="does not fit the run that its configuration describes") as caught:
+            with pytest.raises(
+                InputError, match="does not fit the run that its configuration describes"
+            ) as caught:
                 run(SEARCH, data, out)
             assert "\n" not in str(caught.value)
 
@@ -570,7 +705,10 @@ class TestFolder:
             return write(path, content)
 
         monkeypatch.setattr(Path, "write_bytes", full)
-        with pytest.raises(InputError, match="checkpoint.pt: cannot be written .No space left on device.; make room"):
+        with pytest.raises(
+            InputError,
+            match="checkpoint.pt: cannot be written .No space left on device.; make room",
+        ):
             run(SEARCH, data, out)
         assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4
         assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
@@ -593,19 +731,27 @@ class TestFolder:
             write(self, content)
 
         monkeypatch.setattr(RecordWriter, "write", full)
-        with pytest.raises(InputError, match="run: cannot be written .No space left on device.; make room"):
+        with pytest.raises(
+            InputError, match="run: cannot be written .No space left on device.; make room"
+        ):
             run(SEARCH, data, tmp_path / "run")
 
     def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
         self, data: ImageData, tmp_path: Path
     ) -> None:
         with pytest.raises(
-            InputError, match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr"
+            InputError,
+            match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr",
         ):
             run(replace(SEARCH, lr=1e30, clip=0.0), data, tmp_path / "run")
         assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", "search")["step"] == 0
         with pytest.raises(InputError, match="train/loss is nan at step 2"):
-            run(replace(SEARCH, lr=1e30, clip=0.0, log_every=50), data, tmp_path / "stopped", stop_after=2)
+            run(
+                replace(SEARCH, lr=1e30, clip=0.0, log_every=50),
+                data,
+                tmp_path / "stopped",
+                stop_after=2,
+            )
         assert read_checkpoint(tmp_path / "stopped" / "checkpoint.pt", "search")["step"] == 0
 
 
@@ -626,7 +772,10 @@ class TestDivergence:
             return sums
 
         monkeypatch.setattr(Search, "step", spoil)
-        with pytest.raises(InputError, match=r"supernet.classifier.weight is not finite at step 8: the training div"):
+        with pytest.raises(
+            InputError,
+            match=r"supernet.classifier.weight is not finite at step 8: the training div",
+        ):
             run(SEARCH, data, out)
         assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4
 
@@ -640,7 +789,9 @@ class TestDivergence:
         self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "run"
-        monkeypatch.setattr(Retraining, "end_epoch", lambda self, epoch, stop: {"test/loss": float("inf")})
+        monkeypatch.setattr(
+            Retraining, "end_epoch", lambda self, epoch, stop: {"test/loss": float("inf")}
+        )
         with pytest.raises(InputError, match=r"test/loss is inf at step 8"):
             run(RETRAIN, data, out)
         assert "Infinity" not in (out / "metrics.jsonl").read_text()
@@ -651,15 +802,21 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Search, t: int) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it"
+        )
 
     monkeypatch.setattr(Search, "step", full)
-    with pytest.raises(InputError, match=r"Tried to allocate 2.00 GiB.\); try a smaller --batch-size") as caught:
+    with pytest.raises(
+        InputError, match=r"Tried to allocate 2.00 GiB.\); try a smaller --batch-size"
+    ) as caught:
         run(SEARCH, data, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
-def test_one_request_may_arrive_twice_and_a_later_one_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_request_may_arrive_twice_and_a_later_one_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """`uv run` and `timeout` pass on a signal that the terminal has sent already."""
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:

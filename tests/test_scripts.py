@@ -1,4 +1,6 @@
-"""The scripts as their users meet them: what they print, how they end, and what they say to bad input."""
+"""The scripts as their users meet them: what they print, how they end, and what they say to bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,14 @@ from commands import SEARCH, TRAIN, call, here, refused, torchrun
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
 
-SMALL = shlex.split("--space darts(nodes=1) --channels 2 --batch-size 8 --rules usf --device cpu --log-every 2")
+SMALL = shlex.split(
+    "--space darts(nodes=1) --channels 2 --batch-size 8 --rules usf --device cpu --log-every 2"
+)
 
 
-def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(tmp_path: Path) -> None:
+def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
+    tmp_path: Path,
+) -> None:
     one = "--space nb201 --strategy random --rules fa --out run --seed 3"
     found = call(SEARCH, *shlex.split(one), cwd=tmp_path)
     assert found.returncode == 0, found.stderr
@@ -29,13 +35,31 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(t
     assert load_genotype(text) == load_genotype(tmp_path / "run")
     plain = re.sub(r":\w+", "", text)
     (tmp_path / "known.json").write_text(json.dumps({plain: {"cifar10": 91.25}}))
-    again = call(SEARCH, *shlex.split(one.replace("run", "again")), "--table", "known.json", cwd=tmp_path)
-    assert again.stdout.splitlines()[:2] == [text, "known accuracy of these operations under bp: cifar10 91.25 %"]
+    again = call(
+        SEARCH, *shlex.split(one.replace("run", "again")), "--table", "known.json", cwd=tmp_path
+    )
+    assert again.stdout.splitlines()[:2] == [
+        text,
+        "known accuracy of these operations under bp: cifar10 91.25 %",
+    ]
     assert "expected --space nb201" in refused(call(SEARCH, "--table", "known.json", cwd=tmp_path))
-    words = ["--epochs", "1", "--channels", "4", "--train-images", "64", "--batch-size", "16", "--out", "t"]
+    words = [
+        "--epochs",
+        "1",
+        "--channels",
+        "4",
+        "--train-images",
+        "64",
+        "--batch-size",
+        "16",
+        "--out",
+        "t",
+    ]
     trained = call(TRAIN, "--genotype", text, *words, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert "optimizer: nesterov" in (tmp_path / "t" / "config.yaml").read_text()  # the space's preset
+    assert (
+        "optimizer: nesterov" in (tmp_path / "t" / "config.yaml").read_text()
+    )  # the space's preset
     assert "layers: 3" in (tmp_path / "t" / "config.yaml").read_text()  # the digits'
 
 
@@ -45,15 +69,20 @@ def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) ->
     found = call(SEARCH, *SMALL, *words, "--space", space, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "next, train it" in found.stdout
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["regularizer/skips"] for record in records if record["event"] == "epoch"] == [2.0]
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["regularizer/skips"] for record in records if record["event"] == "epoch"] == [
+        2.0
+    ]
     again = call(SEARCH, "--out", "run", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "next, train it" in again.stdout
 
 
 EVOLUTION = (
-    "--space nb201 --strategy eg(population=5,samples=1,batches=1) --rules usf --channels 4 --batch-size 16 "
+    "--space nb201 --strategy eg(population=5,samples=1,batches=1) --rules usf --channels 4 "
+    "--batch-size 16 "
     "--train-images 64 --epochs 3 --device cpu"
 )
 
@@ -61,14 +90,21 @@ EVOLUTION = (
 def test_two_processes_that_share_the_individuals_find_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun has it: sums over other numbers of threads round otherwise
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # as torchrun has it: sums over other numbers of threads round otherwise
     words = shlex.split(EVOLUTION)
     alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     shared = call(*torchrun(SEARCH, *words, "--out", "shared"), cwd=tmp_path, python=False)
     assert shared.returncode == 0, shared.stderr
-    one, other = (read_checkpoint(tmp_path / name / "checkpoint.pt", "search")["task"] for name in ("alone", "shared"))
-    assert all(torch.equal(value, other["supernet"][name]) for name, value in one["supernet"].items())
+    one, other = (
+        read_checkpoint(tmp_path / name / "checkpoint.pt", "search")["task"]
+        for name in ("alone", "shared")
+    )
+    assert all(
+        torch.equal(value, other["supernet"][name]) for name, value in one["supernet"].items()
+    )
     for name, value in one["strategy"]["weights"].items():
         assert torch.allclose(value, other["strategy"]["weights"][name], rtol=1e-6)
     assert load_genotype(tmp_path / "alone") == load_genotype(tmp_path / "shared")
@@ -78,7 +114,9 @@ def test_two_processes_that_share_the_individuals_find_what_one_finds(
 
 def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     """The whole path on few images, by the command that the search prints."""
-    found = call(SEARCH, *SMALL, "--epochs", "1", "--train-images", "32", "--out", "run", cwd=tmp_path)
+    found = call(
+        SEARCH, *SMALL, "--epochs", "1", "--train-images", "32", "--out", "run", cwd=tmp_path
+    )
     assert found.returncode == 0, found.stderr
     assert str(load_genotype(tmp_path / "run")) in found.stdout
     assert "genotype: run/genotype.json" in found.stdout
@@ -89,9 +127,17 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     following = re.search(r"next, train it: (.*)", found.stdout)
     assert following is not None
     words = shlex.split(following[1])
-    assert words[: words.index(TRAIN)] in (["python"], ["uv", "run"])  # as SEARCH was called, by its whole path
+    assert words[: words.index(TRAIN)] in (
+        ["python"],
+        ["uv", "run"],
+    )  # as SEARCH was called, by its whole path
     arguments = words[words.index(TRAIN) + 1 :]
-    trained = call(TRAIN, *arguments, *shlex.split("--epochs 1 --channels 2 --train-images 64 --out t"), cwd=tmp_path)
+    trained = call(
+        TRAIN,
+        *arguments,
+        *shlex.split("--epochs 1 --channels 2 --train-images 64 --out t"),
+        cwd=tmp_path,
+    )
     assert trained.returncode == 0, trained.stderr
     accuracy = re.search(r"test accuracy: +([\d.]+) % after 1 epochs", trained.stdout)
     assert accuracy is not None
@@ -103,10 +149,15 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, SEARCH, *SMALL, "--epochs", "200", "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+    while (
+        not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
@@ -126,8 +177,16 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
     [
         (SEARCH, "--dataset digit", r"unknown data set 'digit': did you mean 'digits'\?"),
         (SEARCH, "--space dart", r"unknown space 'dart': did you mean 'darts'\?"),
-        (SEARCH, "--space darts(layout=papr)", r"unknown layout of the darts space 'papr': did you mean 'paper'\?"),
-        (SEARCH, "--space darts(node=2)", r"space 'darts' has no option 'node' \(its options: layout, nodes, operat"),
+        (
+            SEARCH,
+            "--space darts(layout=papr)",
+            r"unknown layout of the darts space 'papr': did you mean 'paper'\?",
+        ),
+        (
+            SEARCH,
+            "--space darts(node=2)",
+            r"space 'darts' has no option 'node' \(its options: layout, nodes, operat",
+        ),
         (
             SEARCH,
             "--space 'darts(operations=(sep_conv_3, none))'",
@@ -139,25 +198,53 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
             r"expected 'name' or 'name\(option=value, ...\)', where .* in quotes, found 'darts\('",
         ),
         (SEARCH, "--strategy dart", r"unknown strategy 'dart': did you mean 'darts'"),
-        (SEARCH, "--strategy darts(lr=fast)", r"strategy darts: lr: expected a number of at least 0, found 'fast'"),
+        (
+            SEARCH,
+            "--strategy darts(lr=fast)",
+            r"strategy darts: lr: expected a number of at least 0, found 'fast'",
+        ),
         (SEARCH, "--rules usf,bsf", r"unknown learning rule 'bsf': did you mean 'brsf' or 'usf'\?"),
         (SEARCH, "--backbone-rule pb", r"unknown learning rule 'pb': did you mean 'bp'\?"),
         (SEARCH, "--layers 2", r"layers: expected at least 3, .* found 2; use --layers 3 or more"),
         (SEARCH, "--layers -1", r"--layers: expected at least 1, found -1"),
         (SEARCH, "--channels 5", r"channels: expected an even number .* found 5; use --channels 6"),
-        (SEARCH, "--batch-size 1000", r"--batch-size: expected at most 719, the images of the train split, found 1000"),
+        (
+            SEARCH,
+            "--batch-size 1000",
+            r"--batch-size: expected at most 719, the images of the train split, found 1000",
+        ),
         (SEARCH, "--device cuda:99", r"--device cuda:99: "),
         (SEARCH, "--device gpu", r"--device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
-        (SEARCH, "--out /proc/run", r"/proc/run: cannot be written \(.*\); make room or choose another place"),
+        (
+            SEARCH,
+            "--out /proc/run",
+            r"/proc/run: cannot be written \(.*\); make room or choose another place",
+        ),
         (SEARCH, "--plugin no.such", r"--plugin no.such: cannot be imported"),
-        (TRAIN, "--genotype dart_v2", r"unknown genotype 'dart_v2': did you mean 'darts_v2' or 'darts_v1'\?"),
+        (
+            TRAIN,
+            "--genotype dart_v2",
+            r"unknown genotype 'dart_v2': did you mean 'darts_v2' or 'darts_v1'\?",
+        ),
         (TRAIN, "--genotype .", r"no genotype.json in this folder"),
         (TRAIN, f"--genotype {'é' * 200}", r"unknown genotype 'é+'"),
-        (TRAIN, f"--genotype {'a' * 300}/genotype.json", r"unknown genotype 'a+... of 314 characters'"),
+        (
+            TRAIN,
+            f"--genotype {'a' * 300}/genotype.json",
+            r"unknown genotype 'a+... of 314 characters'",
+        ),
         (SEARCH, f"--out {'a' * 300}", r"a+: cannot be written \(File name too long\)"),
-        (SEARCH, f"--out {'a' * 300} --resume", r"--out a+...: not a folder's name \(File name too long\)"),
+        (
+            SEARCH,
+            f"--out {'a' * 300} --resume",
+            r"--out a+...: not a folder's name \(File name too long\)",
+        ),
         (TRAIN, "", r"--genotype is required"),
-        (TRAIN, "--genotype darts_v2 --auxiliary 0.4", r"--auxiliary: expected images of at least 29x29 .*found 8x8"),
+        (
+            TRAIN,
+            "--genotype darts_v2 --auxiliary 0.4",
+            r"--auxiliary: expected images of at least 29x29 .*found 8x8",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -176,10 +263,19 @@ def broken_genotypes() -> dict[str, tuple[str, str]]:
     text = load_genotype("darts_v2").to_json()
     return {
         "corrupt": (text[:200], r"g.json: not a JSON file \(line \d+, column \d+"),
-        "op": (text.replace("sep_conv_3x3", "sep_conv_3x4", 1), r"edges\[0\].op: unknown operation .* 'sep_conv_3x3'"),
-        "rule": (text.replace('"bp"}', '"pb"}', 1), r"edges\[0\].rule: unknown learning rule 'pb': did you mean 'bp'"),
+        "op": (
+            text.replace("sep_conv_3x3", "sep_conv_3x4", 1),
+            r"edges\[0\].op: unknown operation .* 'sep_conv_3x3'",
+        ),
+        "rule": (
+            text.replace('"bp"}', '"pb"}', 1),
+            r"edges\[0\].rule: unknown learning rule 'pb': did you mean 'bp'",
+        ),
         "field": (text.replace('"concat"', '"conct"', 1), r"g.json.cells.normal"),
-        "node": (re.sub(r'.*"node": 3, "input": 0.*\n', "", text, count=1), r"expected 2 edges into node 3, found 1"),
+        "node": (
+            re.sub(r'.*"node": 3, "input": 0.*\n', "", text, count=1),
+            r"expected 2 edges into node 3, found 1",
+        ),
         "space": (text.replace('"darts"', '"dart"', 1), r"g.json.space: unknown space 'dart'"),
         "binary": ("\udcff", r"cannot be read as text"),
     }
@@ -202,7 +298,8 @@ class TestSmallCommands:
 
     def test_pasted_text_becomes_a_file_and_a_figure(self, tmp_path: Path) -> None:
         text = (
-            "G = Genotype(normal=[('sep_conv_3x3_u', 1), ('skip_connect', 0)], normal_concat=range(2, 3),"
+            "G = Genotype(normal=[('sep_conv_3x3_u', 1), ('skip_connect', 0)], "
+            "normal_concat=range(2, 3),"
             "reduce=[('max_pool_3x3', 0), ('dil_conv_5x5_fa', 1)], reduce_concat=[2])"
         )
         arguments = ["genotype", text, "--json", "g.json", "--svg", "g.svg"]
@@ -210,7 +307,10 @@ class TestSmallCommands:
         assert done.returncode == 0, done.stderr
         genotype = load_genotype(tmp_path / "g.json")
         assert genotype == load_genotype(text)
-        assert {str(e.candidate) for e in genotype.cells["normal"].edges} == {"sep_conv_3x3:usf", "skip_connect"}
+        assert {str(e.candidate) for e in genotype.cells["normal"].edges} == {
+            "sep_conv_3x3:usf",
+            "skip_connect",
+        }
         assert (tmp_path / "g.svg").read_text().startswith("<svg")
         again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
         assert again == "g.json: exists; remove it first, or choose another name"

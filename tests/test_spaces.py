@@ -1,4 +1,6 @@
-"""The DARTS space: its plan, edges, candidates, and the derivation of a genotype against the published rule."""
+"""The DARTS space: its plan, edges, candidates, and the derivation of a genotype against the
+published rule.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,23 @@ EDGES = (
     *((4, 0), (4, 1), (4, 2), (4, 3)),
     *((5, 0), (5, 1), (5, 2), (5, 3), (5, 4)),
 )
-LAYOUTS_AND_RULES = list(product(("clean", "paper"), (BIO, ("bp",), ("usf",), ("bp", "fa", "usf"), ("fa",))))
+LAYOUTS_AND_RULES = list(
+    product(("clean", "paper"), (BIO, ("bp",), ("usf",), ("bp", "fa", "usf"), ("fa",)))
+)
 
 every_layout_and_rules = pytest.mark.parametrize(("layout", "rules"), LAYOUTS_AND_RULES)
 every_published_layout_and_rules = pytest.mark.parametrize(
     ("layout", "rules"),
-    [pair for pair in LAYOUTS_AND_RULES if pair != ("paper", ("fa",))],  # the paper pairs no skip with fa
+    [
+        pair for pair in LAYOUTS_AND_RULES if pair != ("paper", ("fa",))
+    ],  # the paper pairs no skip with fa
 )
 
 
 def row_by_hand(layout: str, stride: int, rules: Sequence[str]) -> list[Candidate]:
-    """The candidates of an edge as the papers list them: DARTS' 8 operations, the weighted ones once a rule."""
+    """The candidates of an edge as the papers list them: DARTS' 8 operations, the weighted ones
+    once a rule.
+    """
     row = [Candidate("none"), Candidate("max_pool_3x3"), Candidate("avg_pool_3x3")]
     if layout == "paper":
         row += [Candidate("skip_connect", rule) for rule in rules if rule != "fa"]
@@ -46,22 +54,31 @@ def row_by_hand(layout: str, stride: int, rules: Sequence[str]) -> list[Candidat
 
 
 def has_weights(op: str, stride: int) -> bool:
-    return op in (*CONVOLUTIONS, "nor_conv_1x1", "nor_conv_3x3") or (op == "skip_connect" and stride == 2)
+    return op in (*CONVOLUTIONS, "nor_conv_1x1", "nor_conv_3x3") or (
+        op == "skip_connect" and stride == 2
+    )
 
 
 class TestPlanAndEdges:
     @pytest.mark.parametrize(
-        ("layers", "reductions"), [(3, {1, 2}), (4, {1, 2}), (5, {1, 3}), (8, {2, 5}), (14, {4, 9}), (20, {6, 13})]
+        ("layers", "reductions"),
+        [(3, {1, 2}), (4, {1, 2}), (5, {1, 3}), (8, {2, 5}), (14, {4, 9}), (20, {6, 13})],
     )
-    def test_reductions_stand_at_a_third_and_two_thirds(self, layers: int, reductions: set[int]) -> None:
+    def test_reductions_stand_at_a_third_and_two_thirds(
+        self, layers: int, reductions: set[int]
+    ) -> None:
         plan = DartsSpace().plan(layers)
         assert len(plan) == layers
-        assert {layer for layer, cell_type in enumerate(plan) if cell_type == "reduce"} == reductions
+        assert {
+            layer for layer, cell_type in enumerate(plan) if cell_type == "reduce"
+        } == reductions
         assert set(plan) == {"normal", "reduce"}
 
     @pytest.mark.parametrize("layers", [2, 1, 0, -3])
     def test_too_few_layers(self, layers: int) -> None:
-        with pytest.raises(InputError, match=rf"layers: expected at least 3, .*found {layers}; use --layers 3"):
+        with pytest.raises(
+            InputError, match=rf"layers: expected at least 3, .*found {layers}; use --layers 3"
+        ):
             DartsSpace().plan(layers)
 
     def test_there_are_14_edges_in_the_order_of_alpha(self) -> None:
@@ -79,7 +96,9 @@ class TestPlanAndEdges:
 
     @pytest.mark.parametrize("spec", ["darts(layout=papr)", "darts(layout=3)"])
     def test_an_unknown_layout(self, spec: str) -> None:
-        with pytest.raises(InputError, match=r"unknown layout of the darts space .*known: clean, paper"):
+        with pytest.raises(
+            InputError, match=r"unknown layout of the darts space .*known: clean, paper"
+        ):
             SPACES.build(spec)
 
     @pytest.mark.parametrize("nodes", ["0", "-1", "2.0", "x", "None", "True"])
@@ -104,7 +123,10 @@ class TestPlanAndEdges:
             ("skip_connect", "operations: expected names"),
             ("3", "operations: expected names"),
             ("(skip_connect, skip_connect)", "operations: expected each once"),
-            ("(skip_connect, sep_conv_3x)", "unknown operation 'sep_conv_3x': did you mean 'sep_conv_3x3'"),
+            (
+                "(skip_connect, sep_conv_3x)",
+                "unknown operation 'sep_conv_3x': did you mean 'sep_conv_3x3'",
+            ),
             ("(skip_connect, 1)", "operation"),
             ("(skip_connect, {1: 2})", "operation"),
             ("(skip_connect, (none, skip_connect))", "operation"),
@@ -118,10 +140,15 @@ class TestPlanAndEdges:
 class TestTable:
     @every_published_layout_and_rules
     def test_candidates_are_those_of_the_papers(self, layout: str, rules: tuple[str, ...]) -> None:
-        """In any order: what an edge offers is a set. Padding fills rows up to the longest of their cell type."""
+        """In any order: what an edge offers is a set. Padding fills rows up to the longest of their
+        cell type.
+        """
         table = SPACES.build(f"darts(layout={layout})").table(rules)
         for cell_type in ("normal", "reduce"):
-            expected = [row_by_hand(layout, 2 if cell_type == "reduce" and j < 2 else 1, rules) for _, j in EDGES]
+            expected = [
+                row_by_hand(layout, 2 if cell_type == "reduce" and j < 2 else 1, rules)
+                for _, j in EDGES
+            ]
             width = max(map(len, expected))
             assert table.shape(cell_type) == (14, width)
             for row, candidates in zip(table.rows[cell_type], expected, strict=True):
@@ -142,18 +169,24 @@ class TestTable:
         ],
     )
     def test_shapes(self, layout: str, rules: tuple[str, ...], normal: int, reduce: int) -> None:
-        """The paper's edge has 22 candidates at its four rules; with one rule both layouts are DARTS' own 8."""
+        """The paper's edge has 22 candidates at its four rules; with one rule both layouts are
+        DARTS' own 8.
+        """
         table = SPACES.build(f"darts(layout={layout})").table(rules)
         assert (table.shape("normal"), table.shape("reduce")) == ((14, normal), (14, reduce))
 
-    def test_with_one_rule_both_layouts_have_the_same_operations_in_the_order_of_darts(self) -> None:
+    def test_with_one_rule_both_layouts_have_the_same_operations_in_the_order_of_darts(
+        self,
+    ) -> None:
         names = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", *CONVOLUTIONS]
         for layout, cell_type in product(("clean", "paper"), ("normal", "reduce")):
             for row in SPACES.build(f"darts(layout={layout})").table(("bp",)).rows[cell_type]:
                 assert [candidate.op for candidate in row if candidate] == names
 
     @every_layout_and_rules
-    def test_the_mask_is_true_where_there_is_a_candidate(self, layout: str, rules: tuple[str, ...]) -> None:
+    def test_the_mask_is_true_where_there_is_a_candidate(
+        self, layout: str, rules: tuple[str, ...]
+    ) -> None:
         table = SPACES.build(f"darts(layout={layout})").table(rules)
         for cell_type in ("normal", "reduce"):
             mask = table.mask(cell_type)
@@ -170,7 +203,9 @@ class TestTable:
         assert DartsSpace().table(BIO).mask("normal").all()
 
     @pytest.mark.parametrize("rules", [BIO, ("bp",), ("fa",), ("bp", "usf")])
-    def test_clean_candidates_have_a_rule_exactly_where_they_have_weights(self, rules: tuple[str, ...]) -> None:
+    def test_clean_candidates_have_a_rule_exactly_where_they_have_weights(
+        self, rules: tuple[str, ...]
+    ) -> None:
         table = DartsSpace().table(rules)
         for cell_type in ("normal", "reduce"):
             for (_, source), row in zip(EDGES, table.rows[cell_type], strict=True):
@@ -180,8 +215,12 @@ class TestTable:
                         assert (candidate.rule is not None) == has_weights(candidate.op, stride)
 
 
-def published_derivation(values: Sequence[Sequence[float]], rows: Sequence[Sequence[Candidate]]) -> list[Any]:
-    """The parse function of DARTS' code, step by step: [(node, input, candidate)], two a node, the stronger first."""
+def published_derivation(
+    values: Sequence[Sequence[float]], rows: Sequence[Sequence[Candidate]]
+) -> list[Any]:
+    """The parse function of DARTS' code, step by step: [(node, input, candidate)], two a node, the
+    stronger first.
+    """
     gene: list[Any] = []
     start = 0
     for node in range(2, 6):
@@ -189,7 +228,8 @@ def published_derivation(values: Sequence[Sequence[float]], rows: Sequence[Seque
         for j in range(node):
             row, value = rows[start + j], values[start + j]
             allowed.append([k for k in range(len(row)) if row[k].op != "none"])
-            # Ours, where rows differ in length: how often the uniform share of its row a candidate has.
+            # Ours, where rows differ in length: how often the uniform share of its row a candidate
+            # has.
             best.append(len(row) * max(value[k] for k in allowed[j]))
         for j in sorted(range(node), key=lambda j, best=best: -best[j])[:2]:
             k_best = None
@@ -205,16 +245,22 @@ def published_derivation(values: Sequence[Sequence[float]], rows: Sequence[Seque
 def without_idle_rules(gene: list[Any], cell_type: str) -> set[Any]:
     """A rule is only kept where the operation has weights."""
     strides = {j: 2 if cell_type == "reduce" and j < 2 else 1 for j in range(5)}
-    return {(node, j, c if has_weights(c.op, strides[j]) else Candidate(c.op)) for node, j, c in gene}
+    return {
+        (node, j, c if has_weights(c.op, strides[j]) else Candidate(c.op)) for node, j, c in gene
+    }
 
 
-def random_weights(table: CandidateTable, law: str, generator: torch.Generator) -> dict[str, Tensor]:
+def random_weights(
+    table: CandidateTable, law: str, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Edge weights of a table; `law` says how many of them are equal."""
     weights = {}
     for cell_type in ("normal", "reduce"):
         shape = table.shape(cell_type)
         if law == "softmax":
-            logits = torch.randn(shape, generator=generator).masked_fill(~table.mask(cell_type), -torch.inf)
+            logits = torch.randn(shape, generator=generator).masked_fill(
+                ~table.mask(cell_type), -torch.inf
+            )
             weights[cell_type] = logits.softmax(1)
         elif law == "many ties":
             weights[cell_type] = torch.rand(shape, generator=generator).mul(10).round() / 10
@@ -245,11 +291,18 @@ LAWS = {
 class TestDerivation:
     @every_layout_and_rules
     @pytest.mark.parametrize("law", LAWS)
-    def test_agrees_with_the_published_rule(self, layout: str, rules: tuple[str, ...], law: str) -> None:
-        """On some 3,200 random tables in all, with ties broken as there: the earlier edge, the earlier candidate."""
+    def test_agrees_with_the_published_rule(
+        self, layout: str, rules: tuple[str, ...], law: str
+    ) -> None:
+        """On some 3,200 random tables in all, with ties broken as there: the earlier edge, the
+        earlier candidate.
+        """
         space = SPACES.build(f"darts(layout={layout})")
         table, generator = space.table(rules), torch.Generator().manual_seed(len(law))
-        rows = {t: [[c for c in row if c is not None] for row in table.rows[t]] for t in space.cell_types}
+        rows = {
+            t: [[c for c in row if c is not None] for row in table.rows[t]]
+            for t in space.cell_types
+        }
         for _ in range(LAWS[law]):
             weights = random_weights(table, law, generator)
             cells = space.derive(weights, table)
@@ -264,8 +317,10 @@ class TestDerivation:
 
     @pytest.mark.parametrize("layout", ["clean", "paper"])
     def test_an_edge_with_more_candidates_has_no_disadvantage(self, layout: str) -> None:
-        """Before alpha has moved all edges of a node are equally strong, and so they are if each moves equally: in a
-        reduction of the clean layout those from the inputs have 23 candidates, inner ones 20."""
+        """Before alpha has moved all edges of a node are equally strong, and so they are if each
+        moves equally: in a reduction of the clean layout those from the inputs have 23 candidates,
+        inner ones 20.
+        """
         space = SPACES.build(f"darts(layout={layout})")
         table = space.table(BIO)
         for moved in (0.0, 0.3):
@@ -276,16 +331,22 @@ class TestDerivation:
                 share[:, 1] += moved
                 weights[cell_type] = share.masked_fill(~mask, 0) / mask.sum(1, keepdim=True)
             for cell in space.derive(weights, table).values():
-                assert [(e.node, e.input) for e in cell.edges] == [(n, j) for n in range(2, 6) for j in (0, 1)]
+                assert [(e.node, e.input) for e in cell.edges] == [
+                    (n, j) for n in range(2, 6) for j in (0, 1)
+                ]
 
     @every_layout_and_rules
-    def test_what_is_derived_is_a_valid_genotype_file(self, layout: str, rules: tuple[str, ...]) -> None:
+    def test_what_is_derived_is_a_valid_genotype_file(
+        self, layout: str, rules: tuple[str, ...]
+    ) -> None:
         """Whatever wins, the genotype can be written, read and used again."""
         space = SPACES.build(f"darts(layout={layout})")
         table, generator = space.table(rules), torch.Generator().manual_seed(0)
         for law in ("softmax", "two values", "all equal"):
             for _ in range(20):
-                genotype = Genotype("darts", space.derive(random_weights(table, law, generator), table))
+                genotype = Genotype(
+                    "darts", space.derive(random_weights(table, law, generator), table)
+                )
                 DartsSpace().validate(genotype, "derived")
                 assert from_json(genotype.to_json(), "derived") == genotype
 
@@ -297,7 +358,10 @@ class TestDerivation:
         weights = {
             t: torch.tensor(
                 [
-                    [float(c is not None and c.op == "skip_connect" and c.rule in (None, "usf")) for c in row]
+                    [
+                        float(c is not None and c.op == "skip_connect" and c.rule in (None, "usf"))
+                        for c in row
+                    ]
                     for row in rows
                 ]
             )
@@ -313,7 +377,9 @@ class TestDerivation:
         space = DartsSpace()
         table = space.table(("bp",))
         weights = {t: torch.rand(table.shape(t), requires_grad=True) for t in space.cell_types}
-        assert space.derive(weights, table) == space.derive({t: w.detach() for t, w in weights.items()}, table)
+        assert space.derive(weights, table) == space.derive(
+            {t: w.detach() for t, w in weights.items()}, table
+        )
 
     @pytest.mark.parametrize("nodes", [1, 3])
     def test_other_numbers_of_nodes_are_derived_and_valid(self, nodes: int) -> None:
@@ -329,7 +395,9 @@ class TestOperations:
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("supernet", [False, True])
     def test_sizes(self, op: str, stride: int, supernet: bool) -> None:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), odd sizes and single pixels among them."""
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), odd sizes and single pixels among
+        them.
+        """
         module = OPERATIONS.get(op).build(4, stride, RULES.build("usf"), supernet)
         for height, width in ((8, 8), (15, 17), (7, 4), (1, 2)):
             y = module(torch.randn(3, 4, height, width))
@@ -341,7 +409,9 @@ class TestOperations:
     def test_a_rule_is_carried_by_every_weighted_layer_or_means_nothing(
         self, op: str, stride: int, supernet: bool
     ) -> None:
-        """Also by the factorised reduction of a skip at stride 2, which published code always trains by bp."""
+        """Also by the factorised reduction of a skip at stride 2, which published code always
+        trains by bp.
+        """
         rule = RULES.build("frsf")
         module = OPERATIONS.get(op).build(4, stride, rule, supernet)
         weighted = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -351,8 +421,12 @@ class TestOperations:
 
     @pytest.mark.parametrize("op", OPERATIONS.names())
     @pytest.mark.parametrize("stride", [1, 2])
-    def test_batch_norms_have_gain_and_bias_outside_the_supernet_only(self, op: str, stride: int) -> None:
-        """In the supernet every candidate with a scale of its own ends in one, so that all are mixed at equal scale."""
+    def test_batch_norms_have_gain_and_bias_outside_the_supernet_only(
+        self, op: str, stride: int
+    ) -> None:
+        """In the supernet every candidate with a scale of its own ends in one, so that all are
+        mixed at equal scale.
+        """
         for supernet in (False, True):
             module = OPERATIONS.get(op).build(4, stride, RULES.build("bp"), supernet)
             norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -364,11 +438,14 @@ class TestOperations:
 
     @pytest.mark.parametrize("size", [(6, 6), (7, 5)])
     def test_the_factorised_reduction_reads_every_pixel(self, size: tuple[int, int]) -> None:
-        """The even branch sees the pixels at (even, even), the odd one those at (odd, odd): half of the pixels
-        of a row that a single convolution of stride 2 would lose."""
+        """The even branch sees the pixels at (even, even), the odd one those at (odd, odd): half of
+        the pixels of a row that a single convolution of stride 2 would lose.
+        """
         module = OPERATIONS.get("skip_connect").build(2, 2, RULES.build("bp"), False).eval()
         x = torch.rand(1, 2, *size).add(0.5).requires_grad_()
-        even, odd = (torch.autograd.grad(module(x)[:, c].sum(), x)[0].abs().sum((0, 1)) > 0 for c in (0, 1))
+        even, odd = (
+            torch.autograd.grad(module(x)[:, c].sum(), x)[0].abs().sum((0, 1)) > 0 for c in (0, 1)
+        )
         rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])[None, :]
         assert torch.equal(even, (rows % 2 == 0) & (columns % 2 == 0))
         assert torch.equal(odd, (rows % 2 == 1) & (columns % 2 == 1))

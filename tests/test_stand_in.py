@@ -1,7 +1,8 @@
 """What a GPU would be asked to do, seen on a stand-in for one (`stand_in/device.py`).
 
-Kernels do nothing there. What is tested is what does not depend on values: that everything can be run and recorded,
-what is launched outside the graphs, how large these are, and that Python never waits for the device.
+Kernels do nothing there. What is tested is what does not depend on values: that everything can be
+run and recorded, what is launched outside the graphs, how large these are, and that Python never
+waits for the device.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ SPECS = {"darts_pt": "darts_pt(share=0.34, batches=1)"}
 STRATEGY_SPECS = [*(SPECS.get(name, name) for name in STRATEGIES), "darts(order=2)"]
 RULE_SPECS = [*RULES, "usf(scale='match')"]
 
-# ------------------------------------------------------------------------------------------------------------ cases
+# ------------------------------------------------------------------------------------------------------------
+# cases
 
 
 def searching(strategy: str = "darts", **options: Any) -> Case:
@@ -55,7 +57,8 @@ def _searches() -> dict[str, Case]:
     found["objective"] = searching(rules=["fa", "bp"], objective=costs)
     for name in REGULARIZERS:
         found[f"regularizer {name}"] = searching(
-            ends=name != "eigenvalue_stop", regularizers=sorted({"warmup(epochs=0)", name} - {"warmup"})
+            ends=name != "eigenvalue_stop",
+            regularizers=sorted({"warmup(epochs=0)", name} - {"warmup"}),
         )
     found["regularizer entropy of rules"] = searching(
         regularizers=["warmup(epochs=0)", "entropy(weight=0.1, level=rule)"]
@@ -76,7 +79,11 @@ def _searches_by_rule() -> dict[str, Case]:
 
 
 def _trainings() -> dict[str, Case]:
-    found = {"plain": training(ends=True), "bf16": training(amp="bf16"), "no graphs": training(graphs=False)}
+    found = {
+        "plain": training(ends=True),
+        "bf16": training(amp="bf16"),
+        "no graphs": training(graphs=False),
+    }
     for rule in RULE_SPECS:
         found[f"rule {rule}"] = training(rule=rule, amp="bf16")
     for rule in ("hebbian", "predictive"):
@@ -88,13 +95,20 @@ def _trainings() -> dict[str, Case]:
     found["mixup bf16, smoothing"] = training(mixup=0.2, label_smoothing=0.1, amp="bf16")
     found["accumulate 2"] = training(accumulate=2)
     found["accumulate 4 bf16"] = training(accumulate=4, amp="bf16")
-    for spec in ("pgd(eps=8, steps=4)", "trades(eps=8, steps=4, beta=6)", "pgd(eps=8, steps=4, gradient='rule')"):
+    for spec in (
+        "pgd(eps=8, steps=4)",
+        "trades(eps=8, steps=4, beta=6)",
+        "pgd(eps=8, steps=4, gradient='rule')",
+    ):
         found[f"against {spec}"] = training(adversarial=spec, amp="bf16")
     found["against pgd, accumulate 2"] = training(adversarial="pgd(eps=8, steps=4)", accumulate=2)
     found["ema"] = training(ends=True, ema=0.99)
     found["no clip"] = training(clip=0.0)
     found["holdout"] = training(ends=True, holdout=8)
-    found |= {f"optimizer {name}": training(optimizer=name) for name in ("adamw", "lion", "adam", "lamb", "muon")}
+    found |= {
+        f"optimizer {name}": training(optimizer=name)
+        for name in ("adamw", "lion", "adam", "lamb", "muon")
+    }
     found["auto_augment"] = training(auto_augment="rand-m9-mstd0.5", workers=0)
     found["auto_augment, 2 workers"] = training(auto_augment="rand-m9-mstd0.5", workers=2)
     nb201 = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
@@ -112,16 +126,21 @@ GARBAGE = {
 
 
 def cases(*names: str, chosen: Callable[[Case], bool] = lambda case: True) -> Any:
-    """Parametrize a test by (group, case): by all cases that are `chosen`, or by those that are named."""
+    """Parametrize a test by (group, case): by all cases that are `chosen`, or by those that are
+    named.
+    """
     found = []
-    for group, name, case in ((group, name, case) for group, own in GROUPS.items() for name, case in own.items()):
+    for group, name, case in (
+        (group, name, case) for group, own in GROUPS.items() for name, case in own.items()
+    ):
         label = f"{group}: {name}"
         if label in names or (not names and chosen(case)):
             found.append(pytest.param(group, name, id=label))
     return pytest.mark.parametrize(("group", "case"), found)
 
 
-# ------------------------------------------------------------------------------------------------------------ tests
+# ------------------------------------------------------------------------------------------------------------
+# tests
 
 
 def measured(wanted: dict[str, Case], devices: int = 1) -> dict[str, Outcome]:
@@ -141,7 +160,9 @@ Outcomes = Callable[[str, str], Outcome]
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """The outcome of a case of a group. A group's cases are run together, once for all of pytest's processes."""
+    """The outcome of a case of a group. A group's cases are run together, once for all of pytest's
+    processes.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -188,7 +209,8 @@ def test_python_never_waits_in_a_steady_step(outcome: Outcomes, group: str, case
 
 @cases(
     chosen=lambda case: (
-        set(case) <= {"kind", "ends", "strategy", "regularizers", "rules", "backbone_rule", "rule", "amp"}
+        set(case)
+        <= {"kind", "ends", "strategy", "regularizers", "rules", "backbone_rule", "rule", "amp"}
     ),
 )
 def test_little_is_launched_outside_the_graphs(outcome: Outcomes, group: str, case: str) -> None:
@@ -197,22 +219,26 @@ def test_little_is_launched_outside_the_graphs(outcome: Outcomes, group: str, ca
 
 
 @cases("search: darts", "training: plain")
-def test_gradients_arrive_on_the_stream_where_they_are_wanted(outcome: Outcomes, group: str, case: str) -> None:
+def test_gradients_arrive_on_the_stream_where_they_are_wanted(
+    outcome: Outcomes, group: str, case: str
+) -> None:
     assert [text for text in outcome(group, case)["warnings"] if "AccumulateGrad" in text] == []
 
 
 def test_the_second_device_is_recorded_on_itself() -> None:
-    found = measured({"search": searching(device="cuda:1"), "training": training(device="cuda:1")}, devices=2)
-    assert {name: (each["error"], each["incidents"]) for name, each in found.items()} == dict.fromkeys(
-        found, (None, [])
+    found = measured(
+        {"search": searching(device="cuda:1"), "training": training(device="cuda:1")}, devices=2
     )
+    assert {
+        name: (each["error"], each["incidents"]) for name, each in found.items()
+    } == dict.fromkeys(found, (None, []))
 
 
 def test_other_threads_may_pin_memory_while_a_graph_is_recorded() -> None:
     found = measured({"search": searching(neighbor=True), "training": training(neighbor=True)})
-    assert {name: (each["error"], each["incidents"]) for name, each in found.items()} == dict.fromkeys(
-        found, (None, [])
-    )
+    assert {
+        name: (each["error"], each["incidents"]) for name, each in found.items()
+    } == dict.fromkeys(found, (None, []))
 
 
 @pytest.mark.slow
@@ -240,7 +266,9 @@ def test_the_whole_matrix(strategy: str) -> None:
 def full_size() -> Outcome:
     """Of the search of the protocol on CIFAR-10."""
     sizes = {"channels": 16, "layers": 8, "batch_size": 64, "space": "darts(layout=paper)"}
-    found = measured({"full": searching(timed=3, amp="bf16", rules=["fa", "usf", "brsf", "frsf"], **sizes)})["full"]
+    found = measured(
+        {"full": searching(timed=3, amp="bf16", rules=["fa", "usf", "brsf", "frsf"], **sizes)}
+    )["full"]
     assert found["error"] is None, found
     return found
 
@@ -258,9 +286,13 @@ def test_a_step_at_full_size_costs_python_little(full_size: Outcome) -> None:
 
 @pytest.mark.slow
 def test_the_tests_for_a_gpu_run() -> None:
-    """Those of `test_graphs.py`. Where values matter they may fail, by a comparison and by nothing else."""
+    """Those of `test_graphs.py`. Where values matter they may fail, by a comparison and by nothing
+    else.
+    """
     file = Path(__file__).with_name("test_graphs.py")
-    done = device.start("-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rA", f"{file}::TestOnGpu")
+    done = device.start(
+        "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rA", f"{file}::TestOnGpu"
+    )
     assert re.search(r"^(PASSED|FAILED) ", done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert "SKIPPED" not in done.stdout
     wrong = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)

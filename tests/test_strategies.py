@@ -1,4 +1,6 @@
-"""The search strategies: gradients against brute force, samples, selection, and what a step leaves behind."""
+"""The search strategies: gradients against brute force, samples, selection, and what a step leaves
+behind.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def data() -> ImageData:
 
 
 class TestSecondOrder:
-    """alpha's gradient against central differences of L_val(w - lr (momentum buffer + gradient + decay w))."""
+    """alpha's gradient against central differences of L_val(w - lr (momentum buffer + gradient +
+    decay w)).
+    """
 
     def brute_force(self, task: Search, bilevel: Any, step: float) -> Tensor:
         darts: Any = task.strategy
@@ -48,7 +52,9 @@ class TestSecondOrder:
             with torch.no_grad():
                 for w, new in zip(weights, after, strict=True):
                     w.copy_(new)
-                value = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights(state))[0].item()
+                value = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights(state))[
+                    0
+                ].item()
                 for w, old in zip(weights, before, strict=True):
                     w.copy_(old)
                 state.alpha[t][e, c] -= offset
@@ -58,14 +64,26 @@ class TestSecondOrder:
         for t, alpha in state.alpha.items():
             for e in range(len(alpha)):
                 for c in range(alpha.shape[1]):
-                    found.append((loss_after(t, e, c, step) - loss_after(t, e, c, -step)) / (2 * step))
+                    found.append(
+                        (loss_after(t, e, c, step) - loss_after(t, e, c, -step)) / (2 * step)
+                    )
         return torch.tensor(found, dtype=torch.float64)
 
     def smooth(self, data: ImageData) -> Search:
         """A search on a net without kinks, at which neither kind of difference would converge."""
-        task = search(data, "darts(order=2, init=0.5)", rules=("bp",), batch_size=16, weight_decay=0.01)
+        task = search(
+            data, "darts(order=2, init=0.5)", rules=("bp",), batch_size=16, weight_decay=0.01
+        )
         torch.manual_seed(0)
-        net = SuperNet(task.space, ("bp",), channels=4, layers=3, num_classes=10, in_channels=1, cell=ReferenceCell)
+        net = SuperNet(
+            task.space,
+            ("bp",),
+            channels=4,
+            layers=3,
+            num_classes=10,
+            in_channels=1,
+            cell=ReferenceCell,
+        )
         for module in list(net.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU):
@@ -102,7 +120,9 @@ class TestSecondOrder:
             gradients, _ = darts.second_order_gradients(alpha, bilevel)
             expected = self.brute_force(task, bilevel, 1e-4)
             loss, _ = bilevel.architecture_loss(bilevel.valid_batch, darts.edge_weights(alpha))
-            first = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alpha.alpha.values()))])
+            first = torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, list(alpha.alpha.values()))]
+            )
         own = torch.cat([g.flatten() for g in gradients])
         assert (own - expected).norm() <= 1e-4 * expected.norm()
         assert (own - first).norm() > 1e-2 * expected.norm()  # it is not the first order's
@@ -124,7 +144,9 @@ class TestSecondOrder:
                 layer.weight.neg_()
             assert torch.equal(down(), -before if layer.rule.transports_weights else before)
             with true_gradients(layer):
-                assert torch.allclose(down(), torch.autograd.grad(RuleConv2d.forward(layer, x).sum(), x)[0])
+                assert torch.allclose(
+                    down(), torch.autograd.grad(RuleConv2d.forward(layer, x).sum(), x)[0]
+                )
         after = down()
         follows = rule not in ("fa", "kolen_pollack", "weight_mirror")
         assert torch.equal(after, -before if follows else before)
@@ -144,15 +166,23 @@ class TestPcDarts:
     def test_weights_are_the_product_of_both_softmaxes_by_hand(self) -> None:
         pc, state = begin("pc_darts(init=1.0)", "darts(nodes=2)")
         for t, weights in pc.edge_weights(state).items():
-            alpha, beta, mask = state.alpha[t].detach(), state.parameters[f"{t}/beta"].detach(), state.masks[t]
+            alpha, beta, mask = (
+                state.alpha[t].detach(),
+                state.parameters[f"{t}/beta"].detach(),
+                state.masks[t],
+            )
             for first, last in ((0, 2), (2, 5)):  # the edges into node 2, into node 3
                 shares = beta[first:last].exp() / beta[first:last].exp().sum()
                 for e in range(first, last):
                     own = alpha[e].exp() * mask[e]
-                    assert torch.allclose(weights[e], own / own.sum() * shares[e - first], atol=1e-6)
+                    assert torch.allclose(
+                        weights[e], own / own.sum() * shares[e - first], atol=1e-6
+                    )
         assert pc.partial == 4
 
-    def test_alpha_and_beta_both_move_after_the_warm_up_and_not_before(self, data: ImageData) -> None:
+    def test_alpha_and_beta_both_move_after_the_warm_up_and_not_before(
+        self, data: ImageData
+    ) -> None:
         task = search(data, "pc_darts", space="darts(nodes=2)")
         assert task.warmup_epochs == 1
         assert task.notes() == ["alpha stays as it is for the first 1 epochs"]
@@ -197,7 +227,9 @@ class TestSamples:
         noise = -(-torch.rand(2, 4, generator=twin.next_draw()).clamp(1e-10, 1 - 1e-7).log()).log()
         mask = twin.masks["normal"]
         soft = ((twin.alpha["normal"] + noise) / 10).masked_fill(~mask, -torch.inf).softmax(1)
-        assert torch.allclose(own, torch.autograd.grad((soft * down).sum(), twin.alpha["normal"])[0], atol=1e-7)
+        assert torch.allclose(
+            own, torch.autograd.grad((soft * down).sum(), twin.alpha["normal"])[0], atol=1e-7
+        )
 
     def test_snas_nears_single_candidates(self) -> None:
         snas, state = begin("snas", PAIR)
@@ -239,7 +271,9 @@ class TestSamples:
             drawn = sample(sampler, one)
         other.load_state_dict(copy.deepcopy(one.state_dict()))
         again, first = sample(sampler, other), sample(sampler, one)
-        assert all(torch.equal(first[t], again[t]) and not torch.equal(first[t], drawn[t]) for t in first)
+        assert all(
+            torch.equal(first[t], again[t]) and not torch.equal(first[t], drawn[t]) for t in first
+        )
 
 
 class TestFairDarts:
@@ -254,7 +288,9 @@ class TestFairDarts:
         fair, state = begin("fair_darts", "darts(nodes=2)", ("fa", "usf"))
         with torch.no_grad():
             state.alpha["reduce"].zero_()
-            state.alpha["reduce"][4, 1] = 1.0  # the only edge of stride 1, which has fewer candidates
+            state.alpha["reduce"][4, 1] = (
+                1.0  # the only edge of stride 1, which has fewer candidates
+            )
         cell = state.context.space.derive(fair.final_weights(state), state.context.table)["reduce"]
         assert (3, 2) in {(edge.node, edge.input) for edge in cell.edges}
 
@@ -267,7 +303,13 @@ class TestRandom:
             genotype = Genotype("nb201", random_cells("random", "nb201", ("bp",), seed))
             for edge in genotype.cells["cell"].edges:
                 counts[edge.candidate.op] = counts.get(edge.candidate.op, 0) + 1
-        assert set(counts) == {"none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"}
+        assert set(counts) == {
+            "none",
+            "skip_connect",
+            "nor_conv_1x1",
+            "nor_conv_3x3",
+            "avg_pool_3x3",
+        }
         assert all(abs(n - 720) < 5 * (3600 * 0.2 * 0.8) ** 0.5 for n in counts.values())
 
     def test_edges_are_drawn_too(self) -> None:
@@ -285,8 +327,12 @@ class TestRandom:
             cells = random_cells("random(genotype=darts_v2)", "darts", rules, seed)
             for t, cell in cells.items():
                 ops = sorted((e.node, e.input, e.candidate.op) for e in cell.edges)
-                assert ops == sorted((e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges)
-            seen |= {e.candidate.rule for e in cells["normal"].edges if e.candidate.op == "sep_conv_3x3"}
+                assert ops == sorted(
+                    (e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges
+                )
+            seen |= {
+                e.candidate.rule for e in cells["normal"].edges if e.candidate.op == "sep_conv_3x3"
+            }
         assert seen == set(rules)
 
     def test_half_precision_on_a_cpu_is_said_to_be_slow(self, data: ImageData) -> None:
@@ -294,18 +340,29 @@ class TestRandom:
         assert note.startswith("--amp bf16 on a CPU")
 
     def test_what_would_have_no_say_is_refused(self, data: ImageData, tmp_path: Any) -> None:
-        given: list[dict[str, Any]] = [{"regularizers": ("skip_stop",)}, {"objective": ("parameters(weight=1)",)}]
+        given: list[dict[str, Any]] = [
+            {"regularizers": ("skip_stop",)},
+            {"objective": ("parameters(weight=1)",)},
+        ]
         for options in [*given, {"supernet": str(tmp_path)}]:
-            with pytest.raises(InputError, match=f"--{next(iter(options))}: has no say with --strategy random"):
+            with pytest.raises(
+                InputError, match=f"--{next(iter(options))}: has no say with --strategy random"
+            ):
                 search(data, "random", **options)
-        assert search(data, "random").notes() == ["nothing is trained: the genotype is there at once"]
+        assert search(data, "random").notes() == [
+            "nothing is trained: the genotype is there at once"
+        ]
 
     @pytest.mark.parametrize(
         ("spec", "space", "message"),
         [
             ("random(genotype=darts_v3)", "darts", "unknown genotype"),
             ("random(genotype=darts_v2)", "nb201", "cell type"),
-            ("random(genotype=darts_v2)", "darts(operations=(none, skip_connect))", "expected operations of --space"),
+            (
+                "random(genotype=darts_v2)",
+                "darts(operations=(none, skip_connect))",
+                "expected operations of --space",
+            ),
             ("random(genotype=darts_v2)", "darts(nodes=2)", "has the edge 1->4, .* here darts"),
         ],
     )
@@ -323,7 +380,10 @@ class TestDartsPt:
     def test_keeps_what_is_missed_most(self) -> None:
         """A measure that knows which candidates and edges matter."""
         pt, state = begin("darts_pt(share=0)", "darts(nodes=2)", epochs=1)
-        needed = {t: torch.rand(w.shape, generator=generator("cpu", t)) for t, w in pt.final_weights(state).items()}
+        needed = {
+            t: torch.rand(w.shape, generator=generator("cpu", t))
+            for t, w in pt.final_weights(state).items()
+        }
         space, table = state.context.space, state.context.table
 
         def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
@@ -357,8 +417,12 @@ class TestDartsPt:
         assert set(to_nb201_text(Genotype("nb201", cells), rules=False)) >= {"1"}
         assert {edge.candidate.op for edge in cells["cell"].edges} == {"nor_conv_1x1"}
 
-    def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(self, data: ImageData) -> None:
-        task = search(data, "darts_pt(base='drnas', share=0.5, batches=1)", space="darts(nodes=2)", epochs=4)
+    def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(
+        self, data: ImageData
+    ) -> None:
+        task = search(
+            data, "darts_pt(base='drnas', share=0.5, batches=1)", space="darts(nodes=2)", epochs=4
+        )
         pt: Any = task.strategy_state
         decided, alphas = [], []
         for number in range(4):
@@ -381,9 +445,13 @@ class TestDartsPt:
         other = search(data, "darts_pt(share=0)", supernet=str(folder.path), epochs=1)
         pt: Any = other.strategy_state
         assert all(torch.equal(a, task.strategy_state.alpha[t]) for t, a in pt.alpha.items())
-        assert all(torch.equal(v, other.supernet.state_dict()[k]) for k, v in task.supernet.state_dict().items())
+        assert all(
+            torch.equal(v, other.supernet.state_dict()[k])
+            for k, v in task.supernet.state_dict().items()
+        )
         with pytest.raises(
-            InputError, match=r"--supernet .*: that run's supernet is not one of this search .*use its --space"
+            InputError,
+            match=r"--supernet .*: that run's supernet is not one of this search .*use its --space",
         ):
             search(data, "darts", supernet=str(folder.path), channels=4)
         with pytest.raises(InputError, match="not a readable checkpoint"):
@@ -391,7 +459,9 @@ class TestDartsPt:
 
 
 class TestMeasure:
-    @pytest.mark.parametrize("rules", [(rule,) for rule in RULES] + [("fa", "dfa", "kolen_pollack")], ids="-".join)
+    @pytest.mark.parametrize(
+        "rules", [(rule,) for rule in RULES] + [("fa", "dfa", "kolen_pollack")], ids="-".join
+    )
     @pytest.mark.parametrize(("space", "strategy"), [(PAIR, "darts"), ("nb201", "pc_darts(k=2)")])
     def test_individuals_together_equal_one_pass_each(
         self, data: ImageData, space: str, strategy: str, rules: tuple[str, ...]
@@ -411,7 +481,10 @@ class TestMeasure:
         task = search(data)
         stacked = {t: torch.rand(8, *task.table.shape(t)).softmax(2) for t in task.table.rows}
         expected, run = task._measure(stacked, 0, 1), task._logits
-        for error, left in ((torch.OutOfMemoryError("full"), 2), (RuntimeError("no batching rule"), 1)):
+        for error, left in (
+            (torch.OutOfMemoryError("full"), 2),
+            (RuntimeError("no batching rule"), 1),
+        ):
 
             def limited(x: Tensor, own: Any, error: Exception = error, most: int = left) -> Tensor:
                 if len(own["normal"]) > most:
@@ -449,9 +522,15 @@ class TestMeasure:
         ("snas(tau=high)", "strategy snas: tau: expected a number of at least 0.03, found 'high'"),
         ("drnas(anchor=-1)", "strategy drnas: anchor: expected a number of at least 0, found -1"),
         ("fair_darts(betas=1)", "strategy fair_darts: betas: expected two numbers"),
-        ("darts_pt(share=1)", "strategy darts_pt: share: expected a number of at least 0 and below 1, found 1"),
+        (
+            "darts_pt(share=1)",
+            "strategy darts_pt: share: expected a number of at least 0 and below 1, found 1",
+        ),
         ("darts_pt(base=dart)", "unknown strategy 'dart': did you mean 'darts'"),
-        ("eg(population=2)", "strategy eg: population: expected a whole number of at least 4, found 2"),
+        (
+            "eg(population=2)",
+            "strategy eg: population: expected a whole number of at least 4, found 2",
+        ),
         ("eg(published=3)", "strategy eg: published: expected True or False, found 3"),
         ("eg(step=0)", "strategy eg: step: expected a number above 0 and below 1, found 0"),
     ],

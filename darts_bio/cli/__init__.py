@@ -1,7 +1,9 @@
-"""The command `darts-bio`: `darts-bio COMMAND ...`, and the same as `python -m darts_bio COMMAND ...`.
+"""The command `darts-bio`: `darts-bio COMMAND ...`, and the same as `python -m darts_bio COMMAND
+...`.
 
-One parser and one contract about errors for all commands: what cannot be used is one line on standard error and exit
-code 2, and nothing is overwritten. No PyTorch is imported before a command runs, so that `--help` answers at once.
+One parser and one contract about errors for all commands: what cannot be used is one line on
+standard error and exit code 2, and nothing is overwritten. No PyTorch is imported before a command
+runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from darts_bio.version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it takes, where the function that runs it lies ("module:function"), and lines about it."""
+    """A command: what it takes, where the function that runs it lies ("module:function"), and lines
+    about it.
+    """
 
     config: type[CommandConfig]
     run: str
@@ -57,7 +61,8 @@ COMMANDS = {
         Command(
             RetrainConfig,
             "darts_bio.cli.run:train",
-            "train a genotype's network from scratch on small images, and measure it on the test images",
+            "train a genotype's network from scratch on small images, and measure it on the test "
+            "images",
         ),
         Command(
             ImageNetConfig,
@@ -77,8 +82,10 @@ COMMANDS = {
         Command(
             ExportConfig,
             "darts_bio.cli.tools:export",
-            "write a trained network as an ONNX model, a program of torch.export or a folder of timm's",
-            "ONNX models and programs take float pixels (N, C, H, W) in [0, 1], since the run's normalization is "
+            "write a trained network as an ONNX model, a program of torch.export or a folder of "
+            "timm's",
+            "ONNX models and programs take float pixels (N, C, H, W) in [0, 1], since the run's "
+            "normalization is "
             "inside, and give logits. timm's folder takes images as timm normalizes them.",
         ),
         Command(
@@ -86,11 +93,23 @@ COMMANDS = {
             "darts_bio.cli.tools:show_genotype",
             "show, import or draw a genotype, or show the table of shipped ones",
         ),
-        Command(AuditConfig, "darts_bio.cli.tools:show_audit", "show which layers of a network transport weights"),
-        Command(ListConfig, "darts_bio.cli.tools:list_names", "list every name that an option takes"),
-        Command(RulesConfig, "darts_bio.cli.tools:show_rules", "show the table of learning rules, or the page of one"),
         Command(
-            TimmConfig, "darts_bio.cli.tools:run_timm", "run a script of timm's with this package's models registered"
+            AuditConfig,
+            "darts_bio.cli.tools:show_audit",
+            "show which layers of a network transport weights",
+        ),
+        Command(
+            ListConfig, "darts_bio.cli.tools:list_names", "list every name that an option takes"
+        ),
+        Command(
+            RulesConfig,
+            "darts_bio.cli.tools:show_rules",
+            "show the table of learning rules, or the page of one",
+        ),
+        Command(
+            TimmConfig,
+            "darts_bio.cli.tools:run_timm",
+            "run a script of timm's with this package's models registered",
         ),
     )
 }
@@ -115,7 +134,9 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             if command not in COMMANDS:
                 raise unknown_name("command", command, COMMANDS)
         chosen = COMMANDS[command]
-        config = parse(chosen.config, words, f"{chosen.summary[0].upper()}{chosen.summary[1:]}.", chosen.about)
+        config = parse(
+            chosen.config, words, f"{chosen.summary[0].upper()}{chosen.summary[1:]}.", chosen.about
+        )
         module, _, function = chosen.run.partition(":")
         code: int = getattr(importlib.import_module(module), function)(config)
         sys.stdout.flush()
@@ -140,5 +161,10 @@ def _overview() -> str:
         text = textwrap.wrap(command.summary, width - 18)
         lines += [f"  {command.name:15} {text[0]}", *(" " * 18 + line for line in text[1:])]
     return "\n".join(
-        [*lines, "", "`darts-bio COMMAND --help` shows the options of one, `darts-bio --version` the version."]
+        [
+            *lines,
+            "",
+            "`darts-bio COMMAND --help` shows the options of one, `darts-bio --version` the "
+            "version.",
+        ]
     )

@@ -1,7 +1,8 @@
 """The command line of a configuration, made from its dataclass.
 
-A value comes from the first of these that gives one: the command line, the file of `--config`, the run folder that
-`--resume` goes on from, the protocol (by default that of the data set, then of the space), the default.
+A value comes from the first of these that gives one: the command line, the file of `--config`, the
+run folder that `--resume` goes on from, the protocol (by default that of the data set, then of the
+space), the default.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def make_parser(cls: type[CommandConfig], description: str, about: str = "") -> argparse.ArgumentParser:
-    """Make the parser of a configuration: an option for each field, in groups, with its default and the protocols'."""
+def make_parser(
+    cls: type[CommandConfig], description: str, about: str = ""
+) -> argparse.ArgumentParser:
+    """Make the parser of a configuration: an option for each field, in groups, with its default and
+    the protocols'.
+    """
     protocols = values_of(cls.command)
     remarks = [about, "`darts-bio list` shows all names."]
     if protocols:
         remarks.append(
-            "Defaults are the protocol of DARTS; [NAME: value] is the value of the protocol, data set or space of that "
+            "Defaults are the protocol of DARTS; [NAME: value] is the value of the protocol, data "
+            "set or space of that "
             "name."
         )
     parser = _Parser(
@@ -49,7 +55,9 @@ def make_parser(cls: type[CommandConfig], description: str, about: str = "") -> 
         epilog=" ".join(filter(None, remarks)),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=help_width()),
+        formatter_class=lambda prog: argparse.HelpFormatter(
+            prog, max_help_position=34, width=help_width()
+        ),
         usage=f"darts-bio {cls.command} [OPTIONS]"
         + "".join(f" {f.metadata['metavar']}" for f in fields(cls) if f.metadata["positional"]),
     )
@@ -60,26 +68,42 @@ def make_parser(cls: type[CommandConfig], description: str, about: str = "") -> 
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], cls, f, protocols)
     if issubclass(cls, RunConfig):
-        groups["this run"].add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+        groups["this run"].add_argument(
+            "--config", metavar="FILE", help="YAML file with any of these options"
+        )
     return parser
 
 
 def _in_order(cls: type[CommandConfig]) -> list[Any]:
-    """Sort the options: positional ones first, then what the run is of, groups of few general use last."""
+    """Sort the options: positional ones first, then what the run is of, groups of few general use
+    last.
+    """
     last = ["this run", "plug-ins"]
     groups = list(dict.fromkeys(f.metadata["group"] for f in fields(cls)))
     order = sorted(groups, key=lambda g: (last.index(g) + 1 if g in last else 0, g != "data"))
-    return sorted(fields(cls), key=lambda f: (not f.metadata["positional"], order.index(f.metadata["group"])))
+    return sorted(
+        fields(cls), key=lambda f: (not f.metadata["positional"], order.index(f.metadata["group"]))
+    )
 
 
-def _add(group: Any, cls: type[CommandConfig], f: Any, protocols: Mapping[str, Mapping[str, Any]]) -> None:
+def _add(
+    group: Any, cls: type[CommandConfig], f: Any, protocols: Mapping[str, Mapping[str, Any]]
+) -> None:
     default = ",".join(map(_shown, f.default)) if isinstance(f.default, tuple) else f.default
     shown = [] if default in (None, "", False) else [_shown(default)]
-    shown += [f"{name}: {_shown(values[f.name])}" for name, values in protocols.items() if f.name in values]
+    shown += [
+        f"{name}: {_shown(values[f.name])}"
+        for name, values in protocols.items()
+        if f.name in values
+    ]
     text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
     kind = types_of(cls)[f.name]
     if f.metadata["positional"]:
-        nargs: Any = argparse.REMAINDER if get_origin(kind) is tuple else ("?" if f.default is None else None)
+        nargs: Any = (
+            argparse.REMAINDER
+            if get_origin(kind) is tuple
+            else ("?" if f.default is None else None)
+        )
         group.add_argument(f.name, nargs=nargs, metavar=f.metadata["metavar"], help=text)
     elif f.name == "resume":
         group.add_argument(flag(f.name), nargs="?", const=True, metavar="auto", help=text)
@@ -88,7 +112,9 @@ def _add(group: Any, cls: type[CommandConfig], f: Any, protocols: Mapping[str, M
     else:
         choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
         usual = {str: "NAME"}.get(kind, "A,B,..." if get_origin(kind) is tuple else "N")
-        group.add_argument(flag(f.name), metavar=f.metadata["metavar"] or choices or usual, help=text)
+        group.add_argument(
+            flag(f.name), metavar=f.metadata["metavar"] or choices or usual, help=text
+        )
 
 
 def _shown(value: Any) -> str:
@@ -98,10 +124,11 @@ def _shown(value: Any) -> str:
 
 
 def parse(cls: type[C], argv: Sequence[str], description: str = "", about: str = "") -> C:
-    """Read the configuration that a command line asks for; print the help and exit where it asks for that.
+    """Read the configuration that a command line asks for; print the help and exit where it asks
+    for that.
 
-    Plug-ins that it names are imported on the way, since they may bring the protocol. Raises InputError for anything
-    that it cannot mean.
+    Plug-ins that it names are imported on the way, since they may bring the protocol. Raises
+    InputError for anything that it cannot mean.
     """
     parser = make_parser(cls, description, about)
     namespace, unknown = parser.parse_known_args(_normal(argv))
@@ -120,7 +147,15 @@ def _normal(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse(name: str, parser: argparse.ArgumentParser) -> NoReturn:
-    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    known = [
+        flag
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--")
+    ]
     if name.startswith("-"):
         raise unknown_name("option", name, known)
-    raise InputError(f"expected options only, several values with commas between them, found {name!r} (see --help)")
+    raise InputError(
+        f"expected options only, several values with commas between them, found {name!r} (see "
+        "--help)"
+    )

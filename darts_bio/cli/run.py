@@ -1,4 +1,6 @@
-"""The commands that make a run: each hands its configuration to `darts_bio.runs`, and prints what came of it."""
+"""The commands that make a run: each hands its configuration to `darts_bio.runs`, and prints what
+came of it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from darts_bio.spaces import GENOTYPE_FILE, text_of
 def search(config: SearchConfig) -> int:
     """Search, print the genotypes found, and the command that trains each."""
     with process_group():
-        result = run_search(config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True))
+        result = run_search(
+            config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
+        )
         if rank() > 0:
             return result.exit_code
         if isinstance(result, SeedResults):
@@ -44,7 +48,10 @@ def _show(result: SearchResult) -> None:
     if result.known is not None:
         known = ", ".join(f"{name} {value:.2f} %" for name, value in result.known.items())
         print(f"known accuracy of these operations under bp: {known or 'not in the table'}")
-    print(f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}\nfigure:   {result.folder / CELLS_FIGURE}")
+    print(
+        f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}\nfigure:   "
+        f"{result.folder / CELLS_FIGURE}"
+    )
     print(f"report:   {result.folder / CARD_FILE}")
     if result.finished:
         print(f"next, train it: {_next(result)}")
@@ -71,7 +78,9 @@ def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder
 def train(config: TrainingConfig) -> int:
     """Train, and print the result."""
     with process_group():
-        result = run_train(config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True))
+        result = run_train(
+            config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
+        )
         if rank() > 0:
             return result.exit_code
         if not result.finished:
@@ -79,8 +88,14 @@ def train(config: TrainingConfig) -> int:
         elif isinstance(result, SeedResults):
             first = next(iter(result.seeds.values()))
             accuracies = {seed: own.accuracy for seed, own in result.seeds.items()}
-            print(*(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in accuracies.items()), sep="\n")
-            print(f"{first.measured}: {spread(list(accuracies.values()))}\nreport: {result.folder / CARD_FILE}")
+            print(
+                *(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in accuracies.items()),
+                sep="\n",
+            )
+            print(
+                f"{first.measured}: {spread(list(accuracies.values()))}\nreport: "
+                f"{result.folder / CARD_FILE}"
+            )
         else:
             print(f"{result.measured}: {100 * result.accuracy:.2f} % after {config.epochs} epochs")
             print(f"parameters:    {result.parameters:,}\nrun folder:    {result.folder}")

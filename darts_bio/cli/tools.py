@@ -1,4 +1,6 @@
-"""The small commands: what can be named in an option, what a genotype looks like, what a run's network becomes."""
+"""The small commands: what can be named in an option, what a genotype looks like, what a run's
+network becomes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from darts_bio.config import PROTOCOLS, AuditConfig, ExportConfig, GenotypeConfig, ListConfig, RulesConfig, TimmConfig
+from darts_bio.config import (
+    PROTOCOLS,
+    AuditConfig,
+    ExportConfig,
+    GenotypeConfig,
+    ListConfig,
+    RulesConfig,
+    TimmConfig,
+)
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 
@@ -44,12 +54,17 @@ def list_names(config: ListConfig) -> int:
     ]
     for title, members, has_options in families:
         print(title)
-        summaries = members.summaries() if isinstance(members, Registry) else dict.fromkeys(members, "")
+        summaries = (
+            members.summaries() if isinstance(members, Registry) else dict.fromkeys(members, "")
+        )
         for name, summary in summaries.items():
             print(f"  {name:16} {summary}".rstrip())
             options = members.options(name) if has_options and isinstance(members, Registry) else {}
             if options:
-                print(f"  {'':16} ({', '.join(f'{option}={value!r}' for option, value in options.items())})")
+                print(
+                    f"  {'':16} "
+                    f"({', '.join(f'{option}={value!r}' for option, value in options.items())})"
+                )
     return 0
 
 
@@ -67,12 +82,20 @@ def show_audit(config: AuditConfig) -> int:
     from darts_bio.rules import audit
     from darts_bio.spaces import load_genotype
 
-    print(audit(build_network(load_genotype(config.source), channels=config.channels, layers=config.layers)))
+    print(
+        audit(
+            build_network(
+                load_genotype(config.source), channels=config.channels, layers=config.layers
+            )
+        )
+    )
     return 0
 
 
 def show_genotype(config: GenotypeConfig) -> int:
-    """Print a genotype; write it as JSON and as a figure where asked to. Without one, print what shipped ones cost."""
+    """Print a genotype; write it as JSON and as a figure where asked to. Without one, print what
+    shipped ones cost.
+    """
     if config.source is None:
         from darts_bio.reports.genotype_table import genotype_tables
 
@@ -104,12 +127,21 @@ def _refuse_existing(*paths: str | None) -> None:
             if Path(path).exists():
                 raise InputError(f"{path}: exists; remove it first, or choose another name")
             if not Path(path).absolute().parent.is_dir():
-                raise InputError(f"{path}: expected a file in a folder that exists; make {Path(path).parent} first")
+                raise InputError(
+                    f"{path}: expected a file in a folder that exists; make {Path(path).parent} "
+                    "first"
+                )
 
 
 def export(config: ExportConfig) -> int:
     """Write a trained network in the forms that are asked for, and print which."""
-    from darts_bio.interop.export import export_program, refuse_missing_onnx, save_for_hub, write_onnx, write_program
+    from darts_bio.interop.export import (
+        export_program,
+        refuse_missing_onnx,
+        save_for_hub,
+        write_onnx,
+        write_program,
+    )
     from darts_bio.interop.hub_card import logged_accuracy
     from darts_bio.training.trained import load_trained
 
@@ -120,15 +152,22 @@ def export(config: ExportConfig) -> int:
     trained = load_trained(config.source)
     if hub:
         save_for_hub(trained, Path(hub), logged_accuracy(config.source, trained))
-        print(f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)')
+        print(
+            f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)'
+        )
     if not (onnx or program):
         return 0
-    images = "x".join(map(str, (config.batch or "N", trained.form["in_channels"], *trained.image_size)))
+    images = "x".join(
+        map(str, (config.batch or "N", trained.form["in_channels"], *trained.image_size))
+    )
     exported = export_program(trained, config.batch)
     for path, write in ((onnx, write_onnx), (program, write_program)):
         if path:
             write(exported, Path(path))
-            print(f"wrote {path}: pixels {images} in [0, 1] to logits of {trained.form['num_classes']} classes")
+            print(
+                f"wrote {path}: pixels {images} in [0, 1] to logits of "
+                f"{trained.form['num_classes']} classes"
+            )
     return 0
 
 
@@ -137,12 +176,17 @@ def run_timm(config: TimmConfig) -> int:
     script = Path(config.script)
     if not script.is_file():
         raise InputError(
-            f"{script}: expected a script of timm's, such as train.py or validate.py, found no such file; get it from "
-            "https://github.com/huggingface/pytorch-image-models (of the version of timm that is installed)"
+            f"{script}: expected a script of timm's, such as train.py or validate.py, found no "
+            "such file; get it from "
+            "https://github.com/huggingface/pytorch-image-models (of the version of timm that is "
+            "installed)"
         )
     importlib.import_module("darts_bio.models")
     before = sys.argv, sys.path
-    sys.argv, sys.path = [config.script, *config.arguments], [str(script.resolve().parent), *sys.path]
+    sys.argv, sys.path = (
+        [config.script, *config.arguments],
+        [str(script.resolve().parent), *sys.path],
+    )
     try:
         runpy.run_path(config.script, run_name="__main__")
     finally:

@@ -1,7 +1,7 @@
 """Configurations from files: YAML that a user writes, and the config.yaml of a run folder.
 
-Files hold data and never bring code: a run folder that names plug-ins is told so, and they are named again by whoever
-trusts them.
+Files hold data and never bring code: a run folder that names plug-ins is told so, and they are
+named again by whoever trusts them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:
     """Read options from a YAML file; `-` and `_` in names are the same.
 
-    Raises InputError for unknown ones, for values that cannot be meant and for files that cannot be read.
+    Raises InputError for unknown ones, for values that cannot be meant and for files that cannot be
+    read.
     """
     hints, values = types_of(cls), {}
     known = {f.name for f in fields(cls)} - {"resume"}
@@ -59,12 +60,18 @@ def read_run(folder: Path, cls: type[C]) -> dict[str, Any]:
     try:
         found = path.is_file()
     except OSError as error:
-        raise InputError(f"--out {str(folder)[:80]}...: not a folder's name ({first_line(error)})") from None
+        raise InputError(
+            f"--out {str(folder)[:80]}...: not a folder's name ({first_line(error)})"
+        ) from None
     if not found:
-        raise InputError(f"--resume: {path} does not exist, so {folder} holds no run; start one without --resume")
+        raise InputError(
+            f"--resume: {path} does not exist, so {folder} holds no run; start one without --resume"
+        )
     theirs = kind_of(path, cls)
     if theirs is not cls:
-        raise InputError(f"--resume: {folder} is a run of {named(theirs.command)}; go on with it by that command")
+        raise InputError(
+            f"--resume: {folder} is a run of {named(theirs.command)}; go on with it by that command"
+        )
     refuse_missing_plugins(folder)
     return read_yaml(path, cls)
 
@@ -72,27 +79,36 @@ def read_run(folder: Path, cls: type[C]) -> dict[str, Any]:
 def refuse_missing_plugins(folder: Path) -> None:
     """Raise InputError if the run in a folder was made with plug-ins that are not imported.
 
-    They are code: the user names them, by --plugin or by an import in Python. Nothing is imported because a file says
-    so. A folder without a configuration needs none.
+    They are code: the user names them, by --plugin or by an import in Python. Nothing is imported
+    because a file says so. A folder without a configuration needs none.
     """
     path = folder / CONFIG_FILE
     names = _yaml_mapping(path).get("plugin", ()) if path.is_file() else ()
-    missing = [str(name) for name in names if str(name) not in sys.modules] if isinstance(names, list) else []
+    missing = (
+        [str(name) for name in names if str(name) not in sys.modules]
+        if isinstance(names, list)
+        else []
+    )
     if missing:
         several = "s" if len(missing) > 1 else ""
         raise InputError(
-            f"{folder}: was made with the plug-in{several} {', '.join(missing)[:200]}, code that no run folder "
+            f"{folder}: was made with the plug-in{several} {', '.join(missing)[:200]}, code that "
+            "no run folder "
             f"can bring; if you trust it, add --plugin {','.join(missing)[:200]}"
         )
 
 
 def kind_of(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
-    """Tell which configuration a run's file is of: that which knows most of its options, in doubt the expected one.
+    """Tell which configuration a run's file is of: that which knows most of its options, in doubt
+    the expected one.
 
     Raises InputError if it cannot be read.
     """
     options = {key.replace("-", "_") for key in _yaml_mapping(path)}
-    return max((expected, *RUNS.values()), key=lambda cls: len({f.name for f in fields(cls)}.intersection(options)))
+    return max(
+        (expected, *RUNS.values()),
+        key=lambda cls: len({f.name for f in fields(cls)}.intersection(options)),
+    )
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
@@ -101,10 +117,18 @@ def _yaml_mapping(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that there is not
-        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())[:200]})") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a date or number that there is not
+        raise InputError(
+            f"{path}: not a YAML file ({' '.join(str(error).split())[:200]})"
+        ) from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError(f"{path}: expected lines of the form 'option: value', found {type(data).__name__}")
+        raise InputError(
+            f"{path}: expected lines of the form 'option: value', found {type(data).__name__}"
+        )
     return {str(key): value for key, value in data.items()}

@@ -1,5 +1,5 @@
-"""How an option is declared, once: a field of a frozen dataclass, from which the command line, YAML files, the Python
-functions and all checks follow.
+"""How an option is declared, once: a field of a frozen dataclass, from which the command line, YAML
+files, the Python functions and all checks follow.
 
 >>> @configuration("network")
 ... class Sizes:
@@ -21,7 +21,16 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import split_specs
@@ -42,9 +51,10 @@ def option(
 ) -> Any:
     """Declare a field of a configuration.
 
-    `minimum` is the least value, `below` a bound that is not reached. `identity` says whether a checkpoint of one value
-    is of no use under another; where it is False the value may change when a run goes on. `group` is the heading in
-    `--help`, by default that of the class. A `positional` option stands on the command line without its name.
+    `minimum` is the least value, `below` a bound that is not reached. `identity` says whether a
+    checkpoint of one value is of no use under another; where it is False the value may change when
+    a run goes on. `group` is the heading in `--help`, by default that of the class. A `positional`
+    option stands on the command line without its name.
     """
     metadata = {
         "help": help,
@@ -62,8 +72,9 @@ def option(
 def configuration(group: str, **defaults: Any) -> Callable[[type[T]], type[T]]:
     """Decorate a class whose fields are options: make it a frozen dataclass that checks its values.
 
-    `group` is the heading of its own options in `--help`; `defaults` are new defaults of options that it inherits.
-    Values are converted as the command line converts them, so "8" is 8 where a whole number is expected.
+    `group` is the heading of its own options in `--help`; `defaults` are new defaults of options
+    that it inherits. Values are converted as the command line converts them, so "8" is 8 where a
+    whole number is expected.
     """
 
     def make(cls: type[T]) -> type[T]:
@@ -71,8 +82,16 @@ def configuration(group: str, **defaults: Any) -> Callable[[type[T]], type[T]]:
         for name in own:
             declared: Any = cls.__dict__.get(name)
             if hasattr(declared, "metadata") and declared.metadata.get("group") is None:
-                setattr(cls, name, field(default=declared.default, metadata={**declared.metadata, "group": group}))
-        inherited = {f.name: f for base in cls.__mro__[1:] for f in getattr(base, "__dataclass_fields__", {}).values()}
+                setattr(
+                    cls,
+                    name,
+                    field(default=declared.default, metadata={**declared.metadata, "group": group}),
+                )
+        inherited = {
+            f.name: f
+            for base in cls.__mro__[1:]
+            for f in getattr(base, "__dataclass_fields__", {}).values()
+        }
         cls.__annotations__ = {**own, **{name: inherited[name].type for name in defaults}}
         for name, default in defaults.items():
             setattr(cls, name, field(default=default, metadata=inherited[name].metadata))
@@ -84,7 +103,9 @@ def configuration(group: str, **defaults: Any) -> Callable[[type[T]], type[T]]:
 
 
 def check_values(config: Any) -> None:
-    """Convert and check each value of a configuration, in place. Raise InputError for one that cannot be meant."""
+    """Convert and check each value of a configuration, in place. Raise InputError for one that
+    cannot be meant.
+    """
     hints = types_of(type(config))
     for f in fields(config):
         if "help" in f.metadata:
@@ -113,7 +134,8 @@ def flag(name: str) -> str:
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """Convert `value`, a text of the command line, what YAML made of one, or a Python value, to the option's type.
+    """Convert `value`, a text of the command line, what YAML made of one, or a Python value, to the
+    option's type.
 
     Raises InputError, naming the option, for a value that is none of that type.
 
@@ -148,7 +170,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             pass
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise InputError(f"{flag(name)}: expected {expected.get(hint, 'names separated by commas')}, found {value!r}")
+    raise InputError(
+        f"{flag(name)}: expected {expected.get(hint, 'names separated by commas')}, found {value!r}"
+    )
 
 
 def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Protocols: recipes by name, of a paper, a data set or a space, for the options that a user does not give.
+"""Protocols: recipes by name, of a paper, a data set or a space, for the options that a user does
+not give.
 
 >>> sorted(PROTOCOLS.get("digits").values)
 ['search', 'train']
@@ -26,7 +27,10 @@ class Protocol:
 PROTOCOLS: Registry[Protocol] = Registry("protocol", hyphens=True)
 
 PROTOCOLS.register("darts")(
-    Protocol("the protocol of DARTS, which the defaults are (arXiv 1806.09055)", {"train": {}, "train-imagenet": {}})
+    Protocol(
+        "the protocol of DARTS, which the defaults are (arXiv 1806.09055)",
+        {"train": {}, "train-imagenet": {}},
+    )
 )
 PROTOCOLS.register("digits")(
     Protocol(
@@ -62,8 +66,12 @@ PROTOCOLS.register("digits")(
 )
 PROTOCOLS.register("imagenet16-120")(
     Protocol(
-        "NAS-Bench-201's augmentation of 16x16 images, which are too small for an auxiliary head (arXiv 2001.00326)",
-        {"search": {"crop_padding": 2}, "train": {"crop_padding": 2, "cutout": 0, "auxiliary": 0.0}},
+        "NAS-Bench-201's augmentation of 16x16 images, which are too small for an auxiliary head "
+        "(arXiv 2001.00326)",
+        {
+            "search": {"crop_padding": 2},
+            "train": {"crop_padding": 2, "cutout": 0, "auxiliary": 0.0},
+        },
     )
 )
 PROTOCOLS.register("nb201")(
@@ -137,16 +145,19 @@ PROTOCOLS.register("modern")(
 def values_of(command: str) -> dict[str, Mapping[str, Any]]:
     """Give the values for a command by the name of the protocol."""
     members = {name: PROTOCOLS.get(name) for name in PROTOCOLS}
-    return {name: member.values[command] for name, member in members.items() if command in member.values}
+    return {
+        name: member.values[command] for name, member in members.items() if command in member.values
+    }
 
 
 def preset(
     cls: type[CommandConfig], given: Mapping[str, Any], space_of: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, Any]:
-    """Give the values of the protocol that is asked for, or those of the space and, over them, of the data set.
+    """Give the values of the protocol that is asked for, or those of the space and, over them, of
+    the data set.
 
-    `given` holds the options that the user gave; `space_of` names the space that they are about. Raises InputError for
-    a protocol that there is not.
+    `given` holds the options that the user gave; `space_of` names the space that they are about.
+    Raises InputError for a protocol that there is not.
     """
     protocols = values_of(cls.command)
     protocol = given.get("protocol", "auto")

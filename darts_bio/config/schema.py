@@ -1,4 +1,5 @@
-"""What each command is told: frozen dataclasses of options, with the protocol of DARTS (arXiv 1806.09055) as defaults.
+"""What each command is told: frozen dataclasses of options, with the protocol of DARTS (arXiv
+1806.09055) as defaults.
 
 This module imports no PyTorch, so that `--help` answers at once.
 """
@@ -26,7 +27,10 @@ class CommandConfig:
     """Its name: `darts-bio NAME`."""
 
     plugin: tuple[str, ...] = option(
-        (), "modules of yours to import first, such as my_package.my_rule", metavar="A,B,...", identity=False
+        (),
+        "modules of yours to import first, such as my_package.my_rule",
+        metavar="A,B,...",
+        identity=False,
     )
 
     def __post_init__(self) -> None:
@@ -38,14 +42,21 @@ class RunConfig(CommandConfig):
     """What all runs, which write a folder, have in common."""
 
     seed: int = option(
-        0, "fixes all that is drawn: weights, feedback, alpha, images' order and augmentation", minimum=0
+        0,
+        "fixes all that is drawn: weights, feedback, alpha, images' order and augmentation",
+        minimum=0,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME", identity=False)
     out: str | None = option(
-        None, "run folder, new or empty (default: runs/KIND-DATASET-TIME)", metavar="DIR", identity=False
+        None,
+        "run folder, new or empty (default: runs/KIND-DATASET-TIME)",
+        metavar="DIR",
+        identity=False,
     )
     resume: bool | Literal["auto"] = option(
-        False, "go on with the run in --out from its checkpoint; auto: if there is one, else begin", identity=False
+        False,
+        "go on with the run in --out from its checkpoint; auto: if there is one, else begin",
+        identity=False,
     )
 
     @property
@@ -59,7 +70,8 @@ class RunConfig(CommandConfig):
         return {name: plain(value) for name, value in asdict(self).items() if name in names}
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
-        """Say how the identity of an earlier run differs from this one's, an option an entry: "channels was 8, is 16".
+        """Say how the identity of an earlier run differs from this one's, an option an entry:
+        "channels was 8, is 16".
 
         An option that it lacks is newer than that run, and had its default then.
         """
@@ -80,9 +92,15 @@ class RunConfig(CommandConfig):
 class DataConfig(RunConfig):
     """What a run that fits weights is told of its data."""
 
-    dataset: str = option("digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME")
-    data_dir: str | None = option(None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False)
-    train_images: int | None = option(None, "train on this many images only, drawn by the seed", minimum=2)
+    dataset: str = option(
+        "digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME"
+    )
+    data_dir: str | None = option(
+        None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False
+    )
+    train_images: int | None = option(
+        None, "train on this many images only, drawn by the seed", minimum=2
+    )
 
     @property
     def about(self) -> str:
@@ -93,8 +111,12 @@ class DataConfig(RunConfig):
 class NetworkConfig(DataConfig):
     """What it is told of the network."""
 
-    channels: int = option(16, "channels of a node in the first cell; each reduction doubles them", minimum=2)
-    layers: int = option(8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1)
+    channels: int = option(
+        16, "channels of a node in the first cell; each reduction doubles them", minimum=2
+    )
+    layers: int = option(
+        8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1
+    )
 
 
 @configuration("training of the weights")
@@ -103,10 +125,18 @@ class WeightsConfig(NetworkConfig):
 
     epochs: int = option(50, "passes over the training images", minimum=1)
     batch_size: int = option(64, "images a step, of all processes together", minimum=2)
-    optimizer: str = option("sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME")
-    lr: float = option(0.025, "learning rate of the weights at the start of its schedule", minimum=0)
-    lr_min: float = option(0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0)
-    momentum: float = option(0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1)
+    optimizer: str = option(
+        "sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME"
+    )
+    lr: float = option(
+        0.025, "learning rate of the weights at the start of its schedule", minimum=0
+    )
+    lr_min: float = option(
+        0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0
+    )
+    momentum: float = option(
+        0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1
+    )
     weight_decay: float = option(3e-4, "weight decay of the weights", minimum=0)
     clip: float = option(5.0, "largest norm of the weights' gradient; 0 for no bound", minimum=0)
 
@@ -115,7 +145,9 @@ class WeightsConfig(NetworkConfig):
 class FitConfig(WeightsConfig):
     """What all runs that fit weights to a data set have in common."""
 
-    seeds: int = option(1, "make this many runs, of seeds --seed, --seed + 1, ...", minimum=1, identity=False)
+    seeds: int = option(
+        1, "make this many runs, of seeds --seed, --seed + 1, ...", minimum=1, identity=False
+    )
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
     graphs: bool = option(True, "on a GPU, replay steps as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
@@ -125,8 +157,12 @@ class FitConfig(WeightsConfig):
 class SmallImagesConfig(FitConfig):
     """Of runs on images that lie in memory as one tensor, and are augmented there."""
 
-    image_size: int | None = option(None, "side the images of --dataset folder are resized to", minimum=4)
-    crop_padding: int = option(4, "pixels an image is padded by before a random crop; 0 for none", minimum=0)
+    image_size: int | None = option(
+        None, "side the images of --dataset folder are resized to", minimum=4
+    )
+    crop_padding: int = option(
+        4, "pixels an image is padded by before a random crop; 0 for none", minimum=0
+    )
     flip: bool = option(True, "mirror images at random")
     cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
 
@@ -137,31 +173,47 @@ class SearchConfig(SmallImagesConfig):
 
     command = "search"
 
-    space: str = option("darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC")
-    rules: tuple[str, ...] = option(
-        ("fa", "usf", "brsf", "frsf"), "learning rules that operations are paired with; bp alone is plain DARTS"
+    space: str = option(
+        "darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC"
     )
-    strategy: str = option("darts", "search strategy, such as darts or 'darts(lr=6e-4)'", metavar="SPEC")
+    rules: tuple[str, ...] = option(
+        ("fa", "usf", "brsf", "frsf"),
+        "learning rules that operations are paired with; bp alone is plain DARTS",
+    )
+    strategy: str = option(
+        "darts", "search strategy, such as darts or 'darts(lr=6e-4)'", metavar="SPEC"
+    )
     objective: tuple[str, ...] = option(
-        (), "costs added to the validation loss: parameters, multiply_adds, weight_transport, as 'NAME(weight=0.1)'"
+        (),
+        "costs added to the validation loss: parameters, multiply_adds, weight_transport, as "
+        "'NAME(weight=0.1)'",
     )
     regularizers: tuple[str, ...] = option(
-        (), "such as 'warmup(epochs=15)', 'entropy(weight=0.1)', skip_stop, eigenvalue_stop, factorised"
+        (),
+        "such as 'warmup(epochs=15)', 'entropy(weight=0.1)', skip_stop, eigenvalue_stop, "
+        "factorised",
     )
     supernet: str | None = option(
         None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
     )
     table: str | None = option(
-        None, "JSON or CSV file of NAS-Bench-201's accuracies, to look the cell up in", metavar="FILE", identity=False
+        None,
+        "JSON or CSV file of NAS-Bench-201's accuracies, to look the cell up in",
+        metavar="FILE",
+        identity=False,
     )
     arch_gradient: Literal["rule", "true"] = option(
         "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
     )
-    backbone_rule: str = option("bp", "learning rule of stem, preprocessing and classifier", metavar="RULE")
+    backbone_rule: str = option(
+        "bp", "learning rule of stem, preprocessing and classifier", metavar="RULE"
+    )
     share: Literal["seeds", "batch"] = option(
         "seeds",
-        "what processes of torchrun share out, where there are several --seeds: seeds: each search is one process' "
-        "alone; batch: all share each batch of a search, one search after the other, as with a single seed",
+        "what processes of torchrun share out, where there are several --seeds: seeds: each search "
+        "is one process' "
+        "alone; batch: all share each batch of a search, one search after the other, as with a "
+        "single seed",
         identity=False,
         group="this run",
     )
@@ -172,13 +224,18 @@ class SearchConfig(SmallImagesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rules:
-            raise InputError("--rules: expected at least one learning rule, found none; use for example --rules fa,usf")
+            raise InputError(
+                "--rules: expected at least one learning rule, found none; use for example --rules "
+                "fa,usf"
+            )
         for name in ("rules", "objective", "regularizers"):
             object.__setattr__(self, name, tuple(map(canonical_spec, getattr(self, name))))
             _refuse_repeated(name, getattr(self, name))
         object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
         if self.table is not None and canonical_spec(self.space).partition("(")[0] != "nb201":
-            raise InputError(f"--table: expected --space nb201, whose cells it knows, found {self.space}")
+            raise InputError(
+                f"--table: expected --space nb201, whose cells it knows, found {self.space}"
+            )
 
 
 @configuration("recipe")
@@ -187,57 +244,99 @@ class TrainingConfig(FitConfig):
 
     genotype: str = option(
         "",
-        "a shipped name, a JSON file, a search's run folder, DARTS-style or NAS-Bench-201 text; required",
+        "a shipped name, a JSON file, a search's run folder, DARTS-style or NAS-Bench-201 text; "
+        "required",
         metavar="X",
         group="data",
     )
-    stem: str = option("cifar", "what stands before the cells: cifar, imagenet or one of yours", metavar="NAME")
+    stem: str = option(
+        "cifar", "what stands before the cells: cifar, imagenet or one of yours", metavar="NAME"
+    )
     protocol: str = option(
-        "auto", "recipe of what is not given; auto: of the data set or the space, else darts", metavar="NAME"
+        "auto",
+        "recipe of what is not given; auto: of the data set or the space, else darts",
+        metavar="NAME",
     )
     schedule: str = option(
-        "cosine", "how the learning rate goes from one epoch to the next: cosine, linear, exponential", metavar="NAME"
+        "cosine",
+        "how the learning rate goes from one epoch to the next: cosine, linear, exponential",
+        metavar="NAME",
     )
-    lr_decay: float = option(0.97, "factor of the learning rate an epoch, of the exponential schedule", minimum=0)
-    lr_batch: int = option(0, "batch size --lr is meant for: it is scaled with the batch size; 0: as it is", minimum=0)
+    lr_decay: float = option(
+        0.97, "factor of the learning rate an epoch, of the exponential schedule", minimum=0
+    )
+    lr_batch: int = option(
+        0, "batch size --lr is meant for: it is scaled with the batch size; 0: as it is", minimum=0
+    )
     warmup: int = option(0, "epochs in which the learning rate grows to --lr", minimum=0)
-    accumulate: int = option(1, "parts a batch is passed through the network in, one after the other", minimum=1)
-    auxiliary: float = option(0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0)
-    drop_path: float = option(0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1)
-    label_smoothing: float = option(0.0, "share of a label that is spread over all classes", minimum=0, below=1)
+    accumulate: int = option(
+        1, "parts a batch is passed through the network in, one after the other", minimum=1
+    )
+    auxiliary: float = option(
+        0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0
+    )
+    drop_path: float = option(
+        0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1
+    )
+    label_smoothing: float = option(
+        0.0, "share of a label that is spread over all classes", minimum=0, below=1
+    )
     mixup: float = option(0.0, "alpha of mixup, through timm; 0 for none", minimum=0)
     cutmix: float = option(0.0, "alpha of cutmix, through timm; 0 for none", minimum=0)
-    auto_augment: str = option("", "timm's augmentation policy, such as rand-m9-mstd0.5", metavar="TEXT")
+    auto_augment: str = option(
+        "", "timm's augmentation policy, such as rand-m9-mstd0.5", metavar="TEXT"
+    )
     workers: int | None = option(
         None,
-        "processes that read, and augment by a policy; 0: this one does (default: as many as cores, at most 16)",
+        "processes that read, and augment by a policy; 0: this one does (default: as many as "
+        "cores, at most 16)",
         minimum=0,
         identity=False,
     )
     adversarial: str = option(
-        "", "train on adversarial examples: 'pgd(eps=8)', 'trades(beta=6)', 'pgd(gradient=rule)'", metavar="SPEC"
+        "",
+        "train on adversarial examples: 'pgd(eps=8)', 'trades(beta=6)', 'pgd(gradient=rule)'",
+        metavar="SPEC",
     )
-    ema: float = option(0.0, "decay of the averaged network, which is then the result; 0 for none", minimum=0, below=1)
+    ema: float = option(
+        0.0,
+        "decay of the averaged network, which is then the result; 0 for none",
+        minimum=0,
+        below=1,
+    )
     holdout: int = option(
-        0, "training images held out and measured after each epoch; the test images then only at the end", minimum=0
+        0,
+        "training images held out and measured after each epoch; the test images then only at the "
+        "end",
+        minimum=0,
     )
     alignment_every: int = option(
-        0, "measure how near learning is to backpropagation every N epochs; 0 for never", minimum=0, identity=False
+        0,
+        "measure how near learning is to backpropagation every N epochs; 0 for never",
+        minimum=0,
+        identity=False,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.genotype:
             raise InputError(
-                "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+                "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or "
+                "NAS-Bench-201 text"
             )
-        object.__setattr__(self, "adversarial", canonical_spec(self.adversarial) if self.adversarial else "")
+        object.__setattr__(
+            self, "adversarial", canonical_spec(self.adversarial) if self.adversarial else ""
+        )
         if self.batch_size % self.accumulate:
             raise InputError(
-                f"--accumulate: expected a divisor of the batch size {self.batch_size}, found {self.accumulate}"
+                f"--accumulate: expected a divisor of the batch size {self.batch_size}, found "
+                f"{self.accumulate}"
             )
         if self.warmup >= self.epochs and self.warmup:
-            raise InputError(f"--warmup: expected fewer than the {self.epochs} epochs there are, found {self.warmup}")
+            raise InputError(
+                f"--warmup: expected fewer than the {self.epochs} epochs there are, found "
+                f"{self.warmup}"
+            )
 
 
 @configuration(
@@ -258,16 +357,23 @@ class ImageNetConfig(TrainingConfig):
 
     command = "train-imagenet"
 
-    train_split: str = option("train", "the part, or folder, that is trained on", metavar="NAME", group="data")
-    test_split: str = option("validation", "the part, or folder, that is measured on", metavar="NAME", group="data")
+    train_split: str = option(
+        "train", "the part, or folder, that is trained on", metavar="NAME", group="data"
+    )
+    test_split: str = option(
+        "validation", "the part, or folder, that is measured on", metavar="NAME", group="data"
+    )
     num_classes: int | None = option(
         None, "classes, if not as many as there are class folders", minimum=1, group="data"
     )
     image_size: int = option(224, "side of the images", minimum=8)
-    crop_share: float = option(0.875, "side that is measured over the shorter side of the image", minimum=0.1)
+    crop_share: float = option(
+        0.875, "side that is measured over the shorter side of the image", minimum=0.1
+    )
     color_jitter: float = option(
         0.4,
-        "strength for brightness, contrast and saturation, half for hue; 0 for none; a policy goes before",
+        "strength for brightness, contrast and saturation, half for hue; 0 for none; a policy goes "
+        "before",
         minimum=0,
     )
     flip: bool = option(True, "mirror images at random")
@@ -280,22 +386,37 @@ class RobustnessConfig(RunConfig):
     command = "robustness"
 
     checkpoint: tuple[str, ...] = option(
-        (), "run folders of trainings, side by side; of one with several seeds all of them; required", metavar="RUN,..."
+        (),
+        "run folders of trainings, side by side; of one with several seeds all of them; required",
+        metavar="RUN,...",
     )
     attacks: tuple[str, ...] = option(
-        ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"), "such as fgsm or 'pgd(steps=50, restarts=5)'"
+        ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"),
+        "such as fgsm or 'pgd(steps=50, restarts=5)'",
     )
     eps: tuple[float, ...] = option(
-        (1.0, 2.0, 4.0, 8.0), "how much a pixel may change, in 1/255 of its range", minimum=0.01, below=256
+        (1.0, 2.0, 4.0, 8.0),
+        "how much a pixel may change, in 1/255 of its range",
+        minimum=0.01,
+        below=256,
     )
     gradients: tuple[str, ...] = option(
-        ("true",), "by which attacks climb: true, the exact one; rule, what the learning rules send down"
+        ("true",),
+        "by which attacks climb: true, the exact one; rule, what the learning rules send down",
     )
-    draws: int = option(1, "draws of random feedback that the rule's gradient is the mean of", minimum=1)
-    transfer: str = option("", "attack whose images made on each network are tried on the others", metavar="SPEC")
-    corruptions: tuple[str, ...] = option((), "common corruptions, such as gaussian_noise,gaussian_blur; or all")
+    draws: int = option(
+        1, "draws of random feedback that the rule's gradient is the mean of", minimum=1
+    )
+    transfer: str = option(
+        "", "attack whose images made on each network are tried on the others", metavar="SPEC"
+    )
+    corruptions: tuple[str, ...] = option(
+        (), "common corruptions, such as gaussian_noise,gaussian_blur; or all"
+    )
 
-    images: int = option(1000, "test images, drawn by the seed; fewer if there are no more", minimum=1)
+    images: int = option(
+        1000, "test images, drawn by the seed; fewer if there are no more", minimum=1
+    )
     batch_size: int = option(250, "images at once", minimum=1)
     data_dir: str | None = option(
         None, "where the data lie, if not where the runs found them", metavar="DIR", identity=False
@@ -304,7 +425,10 @@ class RobustnessConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.checkpoint:
-            raise InputError("--checkpoint is required: one or several run folders of trainings, separated by commas")
+            raise InputError(
+                "--checkpoint is required: one or several run folders of trainings, separated by "
+                "commas"
+            )
         for name in ("attacks", "eps", "gradients"):
             if not getattr(self, name):
                 raise InputError(f"--{name}: expected at least one, found none")
@@ -325,7 +449,9 @@ class AlignmentConfig(CommandConfig):
     command = "alignment"
 
     checkpoint: str = option("", "the run folder of a training; required", metavar="RUN")
-    data_dir: str | None = option(None, "where the data lie, if not where the run found them", metavar="DIR")
+    data_dir: str | None = option(
+        None, "where the data lie, if not where the run found them", metavar="DIR"
+    )
     batches: int = option(8, "training batches to measure on", minimum=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
 
@@ -341,16 +467,23 @@ class ExportConfig(CommandConfig):
 
     command = "export"
 
-    source: str = option("", "run folder of a training, or its checkpoint.pt", metavar="RUN", positional=True)
+    source: str = option(
+        "", "run folder of a training, or its checkpoint.pt", metavar="RUN", positional=True
+    )
     onnx: str | None = option(None, "ONNX model", metavar="FILE")
     program: str | None = option(None, "program for torch.export.load", metavar="FILE.pt2")
-    hub: str | None = option(None, 'new folder for timm.create_model("local-dir:DIR") or the Hub', metavar="DIR")
+    hub: str | None = option(
+        None, 'new folder for timm.create_model("local-dir:DIR") or the Hub', metavar="DIR"
+    )
     batch: int | None = option(None, "fix the number of images at once (default: any)", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.onnx or self.program or self.hub):
-            raise InputError("export: expected something to write; give --onnx FILE, --program FILE.pt2 or --hub DIR")
+            raise InputError(
+                "export: expected something to write; give --onnx FILE, --program FILE.pt2 or "
+                "--hub DIR"
+            )
         if self.batch is not None and not (self.onnx or self.program):
             raise InputError("--batch: expected together with --onnx or --program, found neither")
 
@@ -409,8 +542,12 @@ class TimmConfig(CommandConfig):
 
     command = "timm"
 
-    script: str = option("", "your copy of timm's train.py, validate.py, ...", metavar="SCRIPT", positional=True)
-    arguments: tuple[str, ...] = option((), "the script's own, as it takes them", metavar="ARGS", positional=True)
+    script: str = option(
+        "", "your copy of timm's train.py, validate.py, ...", metavar="SCRIPT", positional=True
+    )
+    arguments: tuple[str, ...] = option(
+        (), "the script's own, as it takes them", metavar="ARGS", positional=True
+    )
 
 
 RUNS: Mapping[str, type[RunConfig]] = {
@@ -424,4 +561,7 @@ def _refuse_repeated(name: str, given: Sequence[Any]) -> None:
     twice = sorted({value for value in given if given.count(value) > 1})
     if twice:
         what = "rule" if name == "rules" else "of them"
-        raise InputError(f"{flag(name)}: expected each {what} once, found {', '.join(map(str, twice))} more than once")
+        raise InputError(
+            f"{flag(name)}: expected each {what} once, found {', '.join(map(str, twice))} more "
+            "than once"
+        )

@@ -1,7 +1,7 @@
 """Images as one uint8 tensor on the device, and seeded batches of them.
 
-Batch t of a run is a pure function of (seed, name of the stream, t), so the order of the data needs no state in a
-checkpoint.
+Batch t of a run is a pure function of (seed, name of the stream, t), so the order of the data needs
+no state in a checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Normalisation:
     def of(cls, images: Tensor) -> Normalisation:
         """Measured on uint8 images (N, C, H, W), exactly: from the counts of the 256 values."""
         values = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([channel.flatten().int().bincount(minlength=256) for channel in images.unbind(1)])
+        counts = torch.stack(
+            [channel.flatten().int().bincount(minlength=256) for channel in images.unbind(1)]
+        )
         shares = counts.double().cpu() / counts[0].sum().item()
         mean = shares @ values
         std = (shares @ values.square() - mean.square()).clamp_min(1e-12).sqrt()
@@ -66,8 +68,9 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding with black, mirror image, and a blanked square (cutout, arXiv 1708.04552): each drawn
-    for every image by itself."""
+    """Random crop after padding with black, mirror image, and a blanked square (cutout, arXiv
+    1708.04552): each drawn for every image by itself.
+    """
 
     crop_padding: int = 0
     flip: bool = False
@@ -75,12 +78,14 @@ class Augmentation:
 
 
 class Batches:
-    """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what does not fill one.
+    """An endless sequence of augmented, normalised batches of a split; an epoch leaves out what
+    does not fill one.
 
-    `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal parts of that batch.
-    `altered(t)` may give the images of that part, uint8, in the place of those of the split. What is computed on the
-    device is handed to `run`, which may record it (`training.graphs`); a batch is then good until the next one.
-    Raises InputError if a batch is larger than the split, or the augmentation larger than the images.
+    `batch(t)` depends on (seed, name, t) alone. With `share` = (i, n) it is the i-th of n equal
+    parts of that batch. `altered(t)` may give the images of that part, uint8, in the place of those
+    of the split. What is computed on the device is handed to `run`, which may record it
+    (`training.graphs`); a batch is then good until the next one. Raises InputError if a batch is
+    larger than the split, or the augmentation larger than the images.
     """
 
     def __init__(
@@ -102,11 +107,18 @@ class Batches:
         self._widths = [1, 2, int(augmentation.flip), 2 * bool(augmentation.cutout)]
         own = len(range(batch_size)[self._order.share])
         self._draws = torch.zeros(own, sum(self._widths), dtype=torch.int64, device=device)
-        """A row an image: its number, its shift (2), whether it is mirrored, the center of what is cut out (2)."""
+        """A row an image: its number, its shift (2), whether it is mirrored, the center of what is
+        cut out (2)."""
         smallest = min(split.images.shape[2:])
-        for option, value in (("--cutout", augmentation.cutout), ("--crop-padding", augmentation.crop_padding)):
+        for option, value in (
+            ("--cutout", augmentation.cutout),
+            ("--crop-padding", augmentation.crop_padding),
+        ):
             if value >= smallest:
-                raise InputError(f"{option}: expected less than {smallest}, the side of the images, found {value}")
+                raise InputError(
+                    f"{option}: expected less than {smallest}, the side of the images, found "
+                    f"{value}"
+                )
         self.per_epoch = self._order.per_epoch
         self._stream, self._device = (seed, name), device
         self._normalisation, self._augmentation = normalisation.to(device), augmentation
@@ -120,7 +132,8 @@ class Batches:
         """Return batch t: images (N, C, H, W) float32 and labels (N,)."""
         source = generator("cpu", "augment", *self._stream, t)
         augmentation, n = self._augmentation, self._order.batch_size
-        # Drawn for the whole batch, so that a part of it does not depend on how many parts there are.
+        # Drawn for the whole batch, so that a part of it does not depend on how many parts there
+        # are.
         draws = [torch.randint(2 * augmentation.crop_padding + 1, (n, 2), generator=source)]
         if augmentation.flip:
             draws.append((torch.rand(n, 1, generator=source) < 0.5).long())
@@ -148,7 +161,9 @@ class Batches:
             columns = torch.where(mirrored.bool(), width - 1 - columns, columns)
         columns = columns + shift[:, 1:]
         channels = torch.arange(self._images.shape[1], device=self._device).view(1, -1, 1, 1)
-        pixels = images[of_images.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]]
+        pixels = images[
+            of_images.view(-1, 1, 1, 1), channels, rows[:, None, :, None], columns[:, None, None, :]
+        ]
         x = self._normalisation(pixels)
         if augmentation.cutout:
             x = x * ~_square(center, augmentation.cutout, height, width)
@@ -156,7 +171,9 @@ class Batches:
 
 
 def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:
-    """(N, 1, H, W) bool: the square of that side around each centre (N, 2), cut off at the border."""
+    """(N, 1, H, W) bool: the square of that side around each centre (N, 2), cut off at the
+    border.
+    """
     first = centre - side // 2
     rows = torch.arange(height, device=centre.device) - first[:, :1]
     columns = torch.arange(width, device=centre.device) - first[:, 1:]
@@ -164,7 +181,9 @@ def _square(centre: Tensor, side: int, height: int, width: int) -> Tensor:
     return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)
 
 
-def in_order(split: Split, batch_size: int, normalisation: Normalisation) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(
+    split: Split, batch_size: int, normalisation: Normalisation
+) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in order, without augmentation; the last batch may be smaller."""
     for start in range(0, len(split), batch_size):
         part = split[slice(start, start + batch_size)]

@@ -20,7 +20,8 @@ GIVEN = "given"
 def given(data_dir: Any, image_size: Any) -> ImageData:
     """Images that were handed over in Python; not to be had from a command line."""
     raise InputError(
-        "data set given: the images of this run were handed over in Python; go on with it, or measure it, there, by "
+        "data set given: the images of this run were handed over in Python; go on with it, or "
+        "measure it, there, by "
         "darts_bio.search, train, align or attack with the same images (dataset=..., test=...)"
     )
 
@@ -28,10 +29,11 @@ def given(data_dir: Any, image_size: Any) -> ImageData:
 def image_data(train: Any, test: Any = None) -> ImageData:
     """Make a data set of images and labels.
 
-    `train` and `test` are each a pair (images, labels) or a map-style dataset of (image, label) pairs. Images are all
-    of one size: tensors or arrays (N, C, H, W), or of each sample (C, H, W); a sample's NumPy array or PIL image is
-    (H, W, C) or (H, W). Values are bytes from 0 to 255, or floats from 0 to 1, which are rounded to bytes. Labels are
-    whole numbers from 0. Names of classes are the dataset's `classes`, where it has such.
+    `train` and `test` are each a pair (images, labels) or a map-style dataset of (image, label)
+    pairs. Images are all of one size: tensors or arrays (N, C, H, W), or of each sample (C, H, W);
+    a sample's NumPy array or PIL image is (H, W, C) or (H, W). Values are bytes from 0 to 255, or
+    floats from 0 to 1, which are rounded to bytes. Labels are whole numbers from 0. Names of
+    classes are the dataset's `classes`, where it has such.
 
     Raises InputError for anything else. Without `test` there are no images to measure a result on.
 
@@ -49,14 +51,19 @@ def image_data(train: Any, test: Any = None) -> ImageData:
     absent = sorted(set(range(len(classes))) - set(own.labels.tolist()))
     if len(classes) < 2 or (absent and not names):
         found = f"none of class {absent[0]}" if absent else f"{len(classes)} class"
-        raise InputError(f"dataset: expected labels from 0 on, of 2 classes or more, each of them there; found {found}")
+        raise InputError(
+            "dataset: expected labels from 0 on, of 2 classes or more, each of them there; found "
+            f"{found}"
+        )
     if len(other) and int(other.labels.max()) >= len(classes):
         raise InputError(
-            f"test: expected labels from 0 to {len(classes) - 1}, as in `dataset`, found {int(other.labels.max())}"
+            f"test: expected labels from 0 to {len(classes) - 1}, as in `dataset`, found "
+            f"{int(other.labels.max())}"
         )
     if len(other) and other.images.shape[1:] != own.images.shape[1:]:
         raise InputError(
-            f"test: expected images of {tuple(own.images.shape[1:])} (channels, height, width), as in `dataset`, found "
+            f"test: expected images of {tuple(own.images.shape[1:])} (channels, height, width), as "
+            "in `dataset`, found "
             f"{tuple(other.images.shape[1:])}"
         )
     data = ImageData(own, other, classes)
@@ -69,26 +76,33 @@ def _split(source: Any, name: str) -> Split:
         images, labels = torch.as_tensor(np.asarray(source[0])), _whole(source[1], name)
         if images.dim() != 4 or len(images) != len(labels):
             raise InputError(
-                f"{name}: expected images (N, C, H, W) and as many labels (N,), found {tuple(images.shape)} and "
+                f"{name}: expected images (N, C, H, W) and as many labels (N,), found "
+                f"{tuple(images.shape)} and "
                 f"{tuple(labels.shape)}"
             )
         return Split(_bytes(images, name), labels)
     if isinstance(source, (Tensor, np.ndarray)):
-        raise InputError(f"{name}: expected a pair (images, labels), found {type(source).__name__} alone")
+        raise InputError(
+            f"{name}: expected a pair (images, labels), found {type(source).__name__} alone"
+        )
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise InputError(
-            f"{name}: expected the name of a data set, a pair (images, labels) or a map-style dataset, found "
+            f"{name}: expected the name of a data set, a pair (images, labels) or a map-style "
+            "dataset, found "
             f"{type(source).__name__}"
         )
     samples = [source[i] for i in range(len(source))]
     if not all(isinstance(sample, (tuple, list)) and len(sample) == 2 for sample in samples):
         raise InputError(
-            f"{name}: expected samples (image, label), found {type(samples[0]).__name__ if samples else 'none'}"
+            f"{name}: expected samples (image, label), found "
+            f"{type(samples[0]).__name__ if samples else 'none'}"
         )
     each = [_sample(image) for image, _ in samples]
     if len({image.shape for image in each}) != 1:
         shapes = sorted({tuple(image.shape) for image in each})
-        raise InputError(f"{name}: expected images of one size, found {shapes[:4]}; resize them first")
+        raise InputError(
+            f"{name}: expected images of one size, found {shapes[:4]}; resize them first"
+        )
     return Split(_bytes(torch.stack(each), name), _whole([label for _, label in samples], name))
 
 
@@ -103,7 +117,8 @@ def _sample(image: Any) -> Tensor:
 def _bytes(images: Tensor, name: str) -> Tensor:
     if images.shape[1] > 4 >= images.shape[3]:
         raise InputError(
-            f"{name}: expected images (N, C, H, W), found {tuple(images.shape)}, whose channels seem to stand last; "
+            f"{name}: expected images (N, C, H, W), found {tuple(images.shape)}, whose channels "
+            "seem to stand last; "
             "hand over images.permute(0, 3, 1, 2)"
         )
     if images.dtype == torch.uint8:
@@ -112,7 +127,8 @@ def _bytes(images: Tensor, name: str) -> Tensor:
     if not (images.is_floating_point() and len(images) and images.min() >= 0 and images.max() <= 1):
         low, high = (images.min().item(), images.max().item()) if images.numel() else ("-", "-")
         raise InputError(
-            f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} from {low} to {high}; "
+            f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} "
+            f"from {low} to {high}; "
             "hand them over before they are normalized"
         )
     return (images * 255).round().to(torch.uint8).contiguous()
@@ -121,5 +137,8 @@ def _bytes(images: Tensor, name: str) -> Tensor:
 def _whole(labels: Any, name: str) -> Tensor:
     values = torch.as_tensor(np.asarray(labels))
     if values.is_floating_point() or values.dim() != 1:
-        raise InputError(f"{name}: expected labels (N,) of whole numbers, found {values.dtype} {tuple(values.shape)}")
+        raise InputError(
+            f"{name}: expected labels (N,) of whole numbers, found {values.dtype} "
+            f"{tuple(values.shape)}"
+        )
     return values.long()

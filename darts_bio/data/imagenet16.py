@@ -1,7 +1,9 @@
-"""The files of ImageNet16-120 (NAS-Bench-201, arXiv 2001.00326), read without running anything they ask for.
+"""The files of ImageNet16-120 (NAS-Bench-201, arXiv 2001.00326), read without running anything they
+ask for.
 
-They are pickles that somebody downloaded, and a pickle may name any function to be called. Here each call is only
-noted; the numbers are then taken out of the notes that say "an array", and every other name is refused.
+They are pickles that somebody downloaded, and a pickle may name any function to be called. Here
+each call is only noted; the numbers are then taken out of the notes that say "an array", and every
+other name is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ ADMITTED = {
     *(
         (f"numpy.{core}.{module}", name)
         for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
     ),
 }
 
@@ -42,7 +48,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def read(data_dir: Path) -> tuple[Arrays, Arrays]:
-    """(images, labels) to train on and to test on: uint8 (N, 3, 16, 16) and int64 (N,) from 0 to 119.
+    """(images, labels) to train on and to test on: uint8 (N, 3, 16, 16) and int64 (N,) from 0 to
+    119.
 
     Raises InputError if a file is missing, is damaged or holds anything else.
     """
@@ -53,13 +60,17 @@ def read(data_dir: Path) -> tuple[Arrays, Arrays]:
 def _folder(data_dir: Path) -> Path:
     """`data_dir` or its subfolder, whichever holds all the files."""
     places = (data_dir, data_dir / FOLDER)
-    lacking = [[name for name in (*TRAIN_FILES, *TEST_FILES) if not (place / name).is_file()] for place in places]
+    lacking = [
+        [name for name in (*TRAIN_FILES, *TEST_FILES) if not (place / name).is_file()]
+        for place in places
+    ]
     missing, place = min(zip(lacking, places, strict=True), key=lambda found: len(found[0]))
     if not missing:
         return place
     where = place if len(missing) <= len(TRAIN_FILES) else " or ".join(map(str, places))
     raise InputError(
-        f"--data-dir: expected the files of {SOURCE}, found no {', '.join(missing)} in {where}; download them from "
+        f"--data-dir: expected the files of {SOURCE}, found no {', '.join(missing)} in {where}; "
+        "download them from "
         f"there and give --data-dir DIR, where DIR or DIR/{FOLDER} holds them"
     )
 
@@ -67,7 +78,9 @@ def _folder(data_dir: Path) -> Path:
 def _read_part(root: Path, names: tuple[str, ...]) -> Arrays:
     # Each file is cut down before the next is read: all 1,281,167 images would fill 1 GB.
     parts = [_of_the_first_classes(*_read_file(root / name)) for name in names]
-    images, labels = (np.ascontiguousarray(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+    images, labels = (
+        np.ascontiguousarray(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
+    )
     if not len(labels):
         where = " or ".join(names)
         _refuse(root, f"an image with a label from 1 to {CLASSES} in {where}", "none")
@@ -93,14 +106,22 @@ def _read_file(path: Path) -> Arrays:
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
         _refuse(path, f"data of uint8 (N, {PIXELS})", f"{images.dtype} {images.shape}")
     if labels.shape != images.shape[:1]:
-        _refuse(path, f"{len(images)} labels, one for each image", f"labels of shape {labels.shape}")
+        _refuse(
+            path, f"{len(images)} labels, one for each image", f"labels of shape {labels.shape}"
+        )
     if len(labels) and not 1 <= labels.min() <= labels.max() <= LABELS_IN_FILES:
-        _refuse(path, f"labels from 1 to {LABELS_IN_FILES}", f"labels from {labels.min()} to {labels.max()}")
+        _refuse(
+            path,
+            f"labels from 1 to {LABELS_IN_FILES}",
+            f"labels from {labels.min()} to {labels.max()}",
+        )
     return images, labels
 
 
 def _refuse(path: Path, expected: str, found: str) -> NoReturn:
-    raise InputError(f"{path}: expected {expected}, found {found}; replace it with that of {SOURCE}") from None
+    raise InputError(
+        f"{path}: expected {expected}, found {found}; replace it with that of {SOURCE}"
+    ) from None
 
 
 @dataclass(eq=False)
@@ -119,16 +140,24 @@ class _Noted:
 
 
 class _NotingUnpickler(pickle.Unpickler):
-    """Leaves a `_Noted` wherever an array or a number of NumPy's is to be made. Raises InputError for other names."""
+    """Leaves a `_Noted` wherever an array or a number of NumPy's is to be made. Raises InputError
+    for other names.
+    """
 
     def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # Python 2 wrote bytes as str, which this keeps one to one
+        super().__init__(
+            file, encoding="latin1"
+        )  # Python 2 wrote bytes as str, which this keeps one to one
         self._path = path
 
     def find_class(self, module: str, name: str) -> _Noted:
         if (module, name) not in ADMITTED:
             asked = f"{module}.{name}"[:80]
-            _refuse(self._path, "arrays of numbers alone", f"a pickle that asks for {asked!r}, which was not executed")
+            _refuse(
+                self._path,
+                "arrays of numbers alone",
+                f"a pickle that asks for {asked!r}, which was not executed",
+            )
         return _Noted(name)
 
 
@@ -143,7 +172,9 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _array(noted: Any) -> np.ndarray:
-    """The array that was to be made. Raises ValueError or TypeError if it is none of plain numbers."""
+    """The array that was to be made. Raises ValueError or TypeError if it is none of plain
+    numbers.
+    """
     match noted:
         case _Noted("_reconstruct", _, (_, shape, dtype, bool(by_columns), content)):
             pass
@@ -174,7 +205,9 @@ def _bytes(noted: Any) -> bytes | bytearray:
 
 
 def _labels(noted: Any) -> np.ndarray:
-    labels = np.array([_label(x) for x in noted], np.int64) if isinstance(noted, list) else _array(noted)
+    labels = (
+        np.array([_label(x) for x in noted], np.int64) if isinstance(noted, list) else _array(noted)
+    )
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels of dtype {labels.dtype}")
     return labels.astype(np.int64)

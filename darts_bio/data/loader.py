@@ -1,5 +1,6 @@
-"""Samples that worker processes read while the network trains. Which ones, and how each is altered at random, is a
-function of (seed, name of the stream, t), whatever the number of workers and of the processes that share a batch.
+"""Samples that worker processes read while the network trains. Which ones, and how each is altered
+at random, is a function of (seed, name of the stream, t), whatever the number of workers and of the
+processes that share a batch.
 """
 
 from __future__ import annotations
@@ -46,15 +47,19 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """An image (C, H, W) uint8, all of one size, and its label. Raises Damaged if it cannot be read."""
+        """An image (C, H, W) uint8, all of one size, and its label. Raises Damaged if it cannot be
+        read.
+        """
 
 
 class SeededLoader:
-    """An endless sequence of batches of samples in random order; an epoch leaves out what does not fill one.
+    """An endless sequence of batches of samples in random order; an epoch leaves out what does not
+    fill one.
 
-    `batch(t)` depends on (seed, name, t) alone; the order is that of `ShuffledOrder`. Sample i of batch t is read with
-    the default generators seeded by (seed, name, t * batch_size + i). One that is damaged is replaced by the next that
-    is not, and kept in `damaged`: its name, and why it could not be read.
+    `batch(t)` depends on (seed, name, t) alone; the order is that of `ShuffledOrder`. Sample i of
+    batch t is read with the default generators seeded by (seed, name, t * batch_size + i). One that
+    is damaged is replaced by the next that is not, and kept in `damaged`: its name, and why it
+    could not be read.
     """
 
     def __init__(
@@ -68,13 +73,16 @@ class SeededLoader:
         device: torch.device,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """A batch is of `batch_size` samples; of `share` = (rank, processes), which divides it, this process reads its
-        part. Raises InputError if a batch is larger than all samples together.
+        """A batch is of `batch_size` samples; of `share` = (rank, processes), which divides it,
+        this process reads its part. Raises InputError if a batch is larger than all samples
+        together.
         """
         order = ShuffledOrder(len(items), batch_size, seed=seed, name=name, share=share)
         self.per_epoch, self._own_size = order.per_epoch, order.share.stop - order.share.start
         self._keys, self._tries = _Keys(order), min(IN_A_ROW, len(items))
-        self._workers = _reading(_Batches(items, seed, name, tries=self._tries), self._keys, workers, device)
+        self._workers = _reading(
+            _Batches(items, seed, name, tries=self._tries), self._keys, workers, device
+        )
         self._next = -1
 
     @property
@@ -82,10 +90,11 @@ class SeededLoader:
         return self._workers.damaged
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """This process' part of batch t, on the device: images (N, C, H, W) uint8 and labels (N,) int64.
+        """This process' part of batch t, on the device: images (N, C, H, W) uint8 and labels (N,)
+        int64.
 
-        Quick where t follows the t before, since that has been prepared. Raises InputError if the workers cannot go on,
-        or find nothing but damaged samples.
+        Quick where t follows the t before, since that has been prepared. Raises InputError if the
+        workers cannot go on, or find nothing but damaged samples.
         """
         follows, self._next = t == self._next, -1
         if not follows:
@@ -96,7 +105,8 @@ class SeededLoader:
             name, reason = next(reversed(self.damaged.items()))
             raise InputError(
                 f"{self._tries} images in a row cannot be read, among them {name} ({reason}): "
-                "expected whole image files; see whether the disk is there, and replace or remove what is damaged"
+                "expected whole image files; see whether the disk is there, and replace or remove "
+                "what is damaged"
             )
         self._next = t + 1
         return images, labels
@@ -108,14 +118,21 @@ class SeededLoader:
 
 
 class OrderedLoader:
-    """This process' share of all samples, each once and in order, in batches of up to `batch_size`; iterable again and
-    again, by the same workers. Of `share` = (rank, processes) it is every processes-th from rank on.
+    """This process' share of all samples, each once and in order, in batches of up to `batch_size`;
+    iterable again and again, by the same workers. Of `share` = (rank, processes) it is every
+    processes-th from rank on.
 
     A damaged sample is left out, and kept in `damaged`.
     """
 
     def __init__(
-        self, *, items: Items, batch_size: int, workers: int, device: torch.device, share: tuple[int, int] = (0, 1)
+        self,
+        *,
+        items: Items,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         rank, processes = share
         own = [(i, i) for i in range(rank, len(items), processes)]
@@ -127,8 +144,9 @@ class OrderedLoader:
         return self._workers.damaged
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64, on the device. Raises InputError if the workers cannot go
-        on."""
+        """Images (N, C, H, W) uint8 and labels (N,) int64, on the device. Raises InputError if the
+        workers cannot go on.
+        """
         self._workers.start()
         for images, labels in self._workers:
             if len(labels):
@@ -154,8 +172,8 @@ class _Keys:
 class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
     """What a worker does: reads the samples of a list of keys.
 
-    Returns images, labels, and the names of damaged samples with the reasons. In place of a damaged sample one of the
-    next is tried, `tries` altogether; there is none where these are damaged too.
+    Returns images, labels, and the names of damaged samples with the reasons. In place of a damaged
+    sample one of the next is tried, `tries` altogether; there is none where these are damaged too.
     """
 
     def __init__(self, items: Items, seed: int, name: str, tries: int) -> None:
@@ -171,12 +189,15 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
         labels = torch.tensor([label for _, label in samples])
         if get_worker_info() is not None:
-            # A lack of shared memory is an error here; a queue that comes upon it loses the batch, and waits forever.
+            # A lack of shared memory is an error here; a queue that comes upon it loses the batch,
+            # and waits forever.
             images.share_memory_()
             labels.share_memory_()
         return images, labels, damaged
 
-    def _read(self, index: int, position: int, damaged: dict[str, str]) -> tuple[np.ndarray, int] | None:
+    def _read(
+        self, index: int, position: int, damaged: dict[str, str]
+    ) -> tuple[np.ndarray, int] | None:
         seed = derive_seed("augment", *self._stream, position)
         for i in range(self._tries):
             try:
@@ -188,17 +209,25 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
 
 
 class Workers:
-    """An iterator over what a DataLoader's processes give, on the device; `start` has it begin, or begin again.
+    """An iterator over what a DataLoader's processes give, on the device; `start` has it begin, or
+    begin again.
 
-    With `workers` = 0 it all happens in this process. Raises InputError if the workers cannot go on. What they say is
-    damaged gathers in `damaged`.
+    With `workers` = 0 it all happens in this process. Raises InputError if the workers cannot go
+    on. What they say is damaged gathers in `damaged`.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], workers: int, device: torch.device, *, draws: torch.Generator, **options: Any
+        self,
+        dataset: Dataset[Any],
+        workers: int,
+        device: torch.device,
+        *,
+        draws: torch.Generator,
+        **options: Any,
     ) -> None:
-        """The dataset, or the `collate_fn` among DataLoader's other options, gives images, labels and the names of
-        damaged samples with the reasons. The workers' seeds are drawn from `draws`.
+        """The dataset, or the `collate_fn` among DataLoader's other options, gives images, labels
+        and the names of damaged samples with the reasons. The workers' seeds are drawn from
+        `draws`.
         """
         self.damaged: dict[str, str] = {}
         self._count, self._device = workers, device
@@ -222,12 +251,17 @@ class Workers:
     def __next__(self) -> tuple[Tensor, Tensor]:
         with self._explained():
             images, labels, damaged = next(self._iterator)
-        self.damaged.update({name: reason for name, reason in damaged.items() if name not in self.damaged})
-        return images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+        self.damaged.update(
+            {name: reason for name, reason in damaged.items() if name not in self.damaged}
+        )
+        return images.to(self._device, non_blocking=True), labels.to(
+            self._device, non_blocking=True
+        )
 
     def close(self) -> None:
         if self._count and self._iterator is not None:
-            # Not left to the end of the last reference: PyTorch and the traceback of an exception may hold some.
+            # Not left to the end of the last reference: PyTorch and the traceback of an exception
+            # may hold some.
             self._iterator._shutdown_workers()
         self._iterator = self._loader._iterator = None
 
@@ -249,27 +283,39 @@ class Workers:
             if of_input:
                 raise InputError(message) from None
             raise InputError(
-                f"a worker process that reads images failed ({what[:160]}). If memory or shared memory (/dev/shm) does "
-                "not suffice, try fewer --workers, a smaller --batch-size or, in a container, a larger --shm-size; "
+                f"a worker process that reads images failed ({what[:160]}). If memory or shared "
+                "memory (/dev/shm) does "
+                "not suffice, try fewer --workers, a smaller --batch-size or, in a container, a "
+                "larger --shm-size; "
                 "--workers 0 shows an error in full"
             ) from None
 
 
-def _reading(batches: _Batches, order: Iterable[list[Key]], workers: int, device: torch.device) -> Workers:
+def _reading(
+    batches: _Batches, order: Iterable[list[Key]], workers: int, device: torch.device
+) -> Workers:
     """The batches of an order, by workers that stay for the next time."""
-    # By default the workers' seeds, which nothing here depends on, are drawn from the main process' generator.
+    # By default the workers' seeds, which nothing here depends on, are drawn from the main process'
+    # generator.
     draws = torch.Generator()
     return Workers(
-        batches, workers, device, draws=draws, batch_size=None, sampler=order, persistent_workers=workers > 0
+        batches,
+        workers,
+        device,
+        draws=draws,
+        batch_size=None,
+        sampler=order,
+        persistent_workers=workers > 0,
     )
 
 
 @contextlib.contextmanager
 def _starting_workers() -> Iterator[None]:
-    """Within it DataLoader may start processes, which are not open to the job's signals before `_start_worker` has run.
+    """Within it DataLoader may start processes, which are not open to the job's signals before
+    `_start_worker` has run.
 
-    DataLoader's handler of SIGCHLD, which would raise the death of a worker wherever the main thread happens to be, is
-    gone again at the end; the next batch raises it.
+    DataLoader's handler of SIGCHLD, which would raise the death of a worker wherever the main
+    thread happens to be, is gone again at the end; the next batch raises it.
     """
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -283,8 +329,9 @@ def _starting_workers() -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM, which reach all processes of a job, are for the main process, which may need
-    another batch to end in good order."""
+    """In a worker: Ctrl-C and SIGTERM, which reach all processes of a job, are for the main
+    process, which may need another batch to end in good order.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)

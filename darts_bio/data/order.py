@@ -1,4 +1,6 @@
-"""The order in which a training meets its samples: a function of the seed, so that a checkpoint need not hold it."""
+"""The order in which a training meets its samples: a function of the seed, so that a checkpoint
+need not hold it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from darts_bio.runtime import generator
 
 
 class ShuffledOrder:
-    """Batches of the numbers of samples, shuffled anew in each epoch; an epoch leaves out what does not fill a batch.
+    """Batches of the numbers of samples, shuffled anew in each epoch; an epoch leaves out what does
+    not fill a batch.
 
-    `indices(t)` depends on (seed, name of the stream, t) alone. With `share` = (i, n) it is the i-th of n equal parts
-    of that batch. Raises InputError if a batch is larger than all samples together.
+    `indices(t)` depends on (seed, name of the stream, t) alone. With `share` = (i, n) it is the
+    i-th of n equal parts of that batch. Raises InputError if a batch is larger than all samples
+    together.
 
     >>> order = ShuffledOrder(10, 4, seed=0, name="train", share=(1, 2))
     >>> order.per_epoch, order.share, len(order.indices(7))
@@ -31,7 +35,8 @@ class ShuffledOrder:
     ) -> None:
         if batch_size > samples:
             raise InputError(
-                f"--batch-size: expected at most {samples}, the images of the {name} split, found {batch_size}"
+                f"--batch-size: expected at most {samples}, the images of the {name} split, found "
+                f"{batch_size}"
             )
         number, parts = share
         self.samples, self.batch_size, self.per_epoch = samples, batch_size, samples // batch_size
@@ -44,6 +49,10 @@ class ShuffledOrder:
         epoch, position = divmod(t, self.per_epoch)
         if epoch != self._epoch:
             # Drawn on the CPU, so that a seed means the same on every device.
-            self._shuffled = torch.randperm(self.samples, generator=generator("cpu", "order", *self._stream, epoch))
+            self._shuffled = torch.randperm(
+                self.samples, generator=generator("cpu", "order", *self._stream, epoch)
+            )
             self._epoch = epoch
-        return self._shuffled[position * self.batch_size : (position + 1) * self.batch_size][self.share]
+        return self._shuffled[position * self.batch_size : (position + 1) * self.batch_size][
+            self.share
+        ]

@@ -1,4 +1,6 @@
-"""What a training is fed with: batches to train on, and images to measure on, whatever they come from."""
+"""What a training is fed with: batches to train on, and images to measure on, whatever they come
+from.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Source(Protocol):
         """These images and labels in a line; another one for anything else."""
 
     def batch(self, t: int) -> Labelled:
-        """This process' share of batch t, counted from 0 over all epochs; a function of the seed and t alone."""
+        """This process' share of batch t, counted from 0 over all epochs; a function of the seed
+        and t alone.
+        """
 
     def measured(self, part: Measured) -> Iterable[Labelled]:
         """This process' share of images that are measured, each once, as they are."""
@@ -58,10 +62,14 @@ class Source(Protocol):
         """Ends the processes that read, if there are any."""
 
 
-def source_of(config: TrainingConfig, device: torch.device, data: ImageData | None = None) -> Source:
-    """Open what a training is fed with: images that were handed over, or those that its options name.
+def source_of(
+    config: TrainingConfig, device: torch.device, data: ImageData | None = None
+) -> Source:
+    """Open what a training is fed with: images that were handed over, or those that its options
+    name.
 
-    Raises InputError as `open_source` does, and for images that were handed over to a training from files.
+    Raises InputError as `open_source` does, and for images that were handed over to a training from
+    files.
     """
     if data is None:
         return open_source(config, device)
@@ -77,10 +85,16 @@ def open_source(config: TrainingConfig, device: torch.device) -> Source:
     """
     with first_before_the_others():  # it may download
         if isinstance(config, ImageNetConfig):
-            kind = ImageStream if config.dataset.partition("/")[0] in STREAMING_PACKAGES else ImageFiles
+            kind = (
+                ImageStream
+                if config.dataset.partition("/")[0] in STREAMING_PACKAGES
+                else ImageFiles
+            )
             return kind(config, device, (rank(), world_size()))
         assert isinstance(config, RetrainConfig)
-        data = load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+        data = load_data(
+            config.dataset, config.data_dir, config.image_size, config.train_images, config.seed
+        )
     return InMemory(data, config, device)
 
 
@@ -88,11 +102,14 @@ class AlteredItems:
     """Images of a split under a policy of timm's: `loader.Items`."""
 
     def __init__(self, split: Split, policy: str) -> None:
-        """Raises InputError if there is no such policy, or the images are neither square nor grey or coloured."""
+        """Raises InputError if there is no such policy, or the images are neither square nor grey
+        or coloured.
+        """
         channels, height, width = split.images.shape[1:]
         if channels not in (1, 3) or height != width:
             raise InputError(
-                f"--auto-augment: expected square images of 1 or 3 channels, found {channels}x{height}x{width}"
+                "--auto-augment: expected square images of 1 or 3 channels, found "
+                f"{channels}x{height}x{width}"
             )
         self._split, self._transform = split, policy_transform(policy, height)
 
@@ -107,7 +124,9 @@ class AlteredItems:
 
 
 class InMemory:
-    """A `Source` of images that lie on the device as one tensor. A policy alters them on the CPU before."""
+    """A `Source` of images that lie on the device as one tensor. A policy alters them on the CPU
+    before.
+    """
 
     def __init__(self, data: ImageData, config: RetrainConfig, device: torch.device) -> None:
         """Raises InputError if the options do not fit the images."""
@@ -115,7 +134,11 @@ class InMemory:
         train = data.train[trained] if config.holdout else data.train
         self._identity = data.identity()
         self._measured = {"valid": data.train[held].to(device), "test": data.test.to(device)}
-        self.classes, self.in_channels, self.image_size = data.classes, data.in_channels, data.image_size
+        self.classes, self.in_channels, self.image_size = (
+            data.classes,
+            data.in_channels,
+            data.image_size,
+        )
         self.normalisation = Normalisation.of(train.images).to(device)
         # Both draw the same order.
         stream: dict[str, Any] = {
@@ -127,7 +150,9 @@ class InMemory:
         self._loader: SeededLoader | None = None
         if config.auto_augment:
             items, workers = AlteredItems(train, config.auto_augment), worker_count(config.workers)
-            self._loader = SeededLoader(items=items, batch_size=config.batch_size, workers=workers, **stream)
+            self._loader = SeededLoader(
+                items=items, batch_size=config.batch_size, workers=workers, **stream
+            )
         self._batches = Batches(
             train,
             config.batch_size,
@@ -159,7 +184,11 @@ class InMemory:
 
     def measured(self, part: Measured) -> Iterable[Labelled]:
         split = self._measured[part]
-        own = replace(split, images=split.images[rank() :: world_size()], labels=split.labels[rank() :: world_size()])
+        own = replace(
+            split,
+            images=split.images[rank() :: world_size()],
+            labels=split.labels[rank() :: world_size()],
+        )
         return in_order(own, EVALUATION_BATCH, self.normalisation)
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""What is done to an image before it becomes a tensor, by timm; all give bytes, which are normalised on the device."""
+"""What is done to an image before it becomes a tensor, by timm; all give bytes, which are
+normalised on the device.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ Transform = Callable[[Image.Image], np.ndarray]
 
 
 def training_transform(config: ImageNetConfig) -> Transform:
-    """A random crop (8 to 100 % of the area, of an aspect ratio of 3/4 to 4/3), mirrored, and altered in colour or by a
-    policy. Raises InputError for a policy that there is not."""
+    """A random crop (8 to 100 % of the area, of an aspect ratio of 3/4 to 4/3), mirrored, and
+    altered in colour or by a policy. Raises InputError for a policy that there is not.
+    """
     if config.color_jitter > 1:
         raise InputError(f"--color-jitter: expected 0 to 1, found {config.color_jitter}")
     jitter = config.color_jitter
@@ -62,8 +65,11 @@ def _by_timm(policy: str, side: int, **options: Any) -> Transform:
             std=IMAGENET_STD,
             **options,
         )
-    except Exception as error:  # of an assertion, a conversion or a look-up, where nothing else is given freely
+    except (
+        Exception
+    ) as error:  # of an assertion, a conversion or a look-up, where nothing else is given freely
         raise InputError(
-            f"--auto-augment {policy}: not a policy of timm's ({first_line(error)}); expected one such as "
+            f"--auto-augment {policy}: not a policy of timm's ({first_line(error)}); expected one "
+            "such as "
             "rand-m9-mstd0.5 or original"
         ) from None

@@ -1,10 +1,12 @@
 """How near the learning of a model is to backpropagation, layer by layer.
 
-- feedback angle and norm ratio: between the kernel K that carries the error down and W, |K| / |W| (signed values, as
-  the error feels them);
-- error angle: between the error that a layer sends down and the one that it would send if every rule in the model were
-  exact, the mean over samples. At the lowest layers it shows what all layers above have done together;
-- gradient cosine: between a weight's gradient and its exact gradient, both the mean over all batches;
+- feedback angle and norm ratio: between the kernel K that carries the error down and W, |K| / |W|
+  (signed values, as the error feels them);
+- error angle: between the error that a layer sends down and the one that it would send if every
+  rule in the model were exact, the mean over samples. At the lowest layers it shows what all layers
+  above have done together;
+- gradient cosine: between a weight's gradient and its exact gradient, both the mean over all
+  batches;
 - gradient variance: over batches, divided by the squared norm of the mean, sum Var(g) / |E g|^2 (the figure by which
   arXiv 2507.13485 compares rules); of the exact gradient beside it.
 """
@@ -30,7 +32,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """One layer. Angles are in degrees; None where there is nothing to compare (no kernel, no error sent)."""
+    """One layer. Angles are in degrees; None where there is nothing to compare (no kernel, no error
+    sent).
+    """
 
     name: str
     rule: str
@@ -46,7 +50,9 @@ class LayerAlignment:
 
 @dataclass(frozen=True)
 class Alignment:
-    """All layers in the order of their depth, and the gradient of all weights taken as one vector."""
+    """All layers in the order of their depth, and the gradient of all weights taken as one
+    vector.
+    """
 
     layers: tuple[LayerAlignment, ...]
     gradient_cosine: float | None
@@ -61,7 +67,9 @@ class Alignment:
             "exact_gradient_variance": self.exact_gradient_variance,
         }
         for name in ("feedback_angle", "error_angle"):
-            values = [getattr(layer, name) for layer in self.layers if getattr(layer, name) is not None]
+            values = [
+                getattr(layer, name) for layer in self.layers if getattr(layer, name) is not None
+            ]
             numbers[name] = sum(values) / len(values) if values else None
         return {name: value for name, value in numbers.items() if value is not None}
 
@@ -70,7 +78,16 @@ class Alignment:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = ("layer", "rule", "K to W", "|K|/|W|", "error", "cos(g, exact)", "var/|g|^2", "exact var/|g|^2")
+        head = (
+            "layer",
+            "rule",
+            "K to W",
+            "|K|/|W|",
+            "error",
+            "cos(g, exact)",
+            "var/|g|^2",
+            "exact var/|g|^2",
+        )
         rows: list[tuple[str, ...]] = [head]
         for layer in self.layers:
             rows.append(
@@ -87,12 +104,23 @@ class Alignment:
             )
         whole = (self.gradient_cosine, self.gradient_variance, self.exact_gradient_variance)
         rows.append(
-            ("all weights", "", "", "", "", _text(whole[0], "{:.3f}"), *(_text(v, "{:.3g}") for v in whole[1:]))
+            (
+                "all weights",
+                "",
+                "",
+                "",
+                "",
+                _text(whole[0], "{:.3f}"),
+                *(_text(v, "{:.3g}") for v in whole[1:]),
+            )
         )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
-                [text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+                [
+                    text.ljust(w) if i < 2 else text.rjust(w)
+                    for i, (text, w) in enumerate(zip(row, widths, strict=True))
+                ]
             ).rstrip()
             for row in rows
         )
@@ -102,29 +130,44 @@ def _text(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def measure_alignment(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Tensor], Tensor]) -> Alignment:
-    """Measures a model under rules on some batches (x, labels), in training mode; `loss(model(x), labels)` is its loss.
+def measure_alignment(
+    model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Tensor], Tensor]
+) -> Alignment:
+    """Measures a model under rules on some batches (x, labels), in training mode; `loss(model(x),
+    labels)` is its loss.
 
-    Parameters, their .grad, buffers, mode and random state are left as they were. Raises InputError if there are fewer
-    than two batches (variance has no meaning then), or no layer that carries a rule.
+    Parameters, their .grad, buffers, mode and random state are left as they were. Raises InputError
+    if there are fewer than two batches (variance has no meaning then), or no layer that carries a
+    rule.
     """
     layers = dict(rule_layers(model))
     if not layers:
-        raise InputError("alignment: expected a model with layers that carry rules, found none; convert it first")
+        raise InputError(
+            "alignment: expected a model with layers that carry rules, found none; convert it first"
+        )
     feedback = set(map(id, learned_feedback(model)))
-    weights = {n: p for n, p in model.named_parameters() if id(p) not in feedback and p.requires_grad}
+    weights = {
+        n: p for n, p in model.named_parameters() if id(p) not in feedback and p.requires_grad
+    }
     ruled, exact = _Moments(weights), _Moments(weights)
     cosines: dict[str, list[Tensor]] = {}
     order: list[str] = []
     with undisturbed(model, training=True):
         for x, labels in batches:
             sides = []
-            for moments, context in ((ruled, contextlib.nullcontext()), (exact, true_gradients(model))):
+            for moments, context in (
+                (ruled, contextlib.nullcontext()),
+                (exact, true_gradients(model)),
+            ):
                 with torch.random.fork_rng([x.device] if x.is_cuda else []), context:
-                    inputs, value = _pass(model, layers, lambda x=x, labels=labels: loss(model(x), labels))  # type: ignore[misc]
+                    inputs, value = _pass(
+                        model, layers, lambda x=x, labels=labels: loss(model(x), labels)
+                    )  # type: ignore[misc]
                     order = order or list(inputs)
                     sent = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
-                    found = torch.autograd.grad(value, [*sent.values(), *weights.values()], allow_unused=True)
+                    found = torch.autograd.grad(
+                        value, [*sent.values(), *weights.values()], allow_unused=True
+                    )
                 moments.add(found[len(sent) :])
                 sides.append(dict(zip(sent, found, strict=False)))
             for name in sides[0]:
@@ -154,13 +197,18 @@ def measure_alignment(model: nn.Module, batches: Iterable[Batch], loss: Callable
         )
     everything = list(weights)
     return Alignment(
-        tuple(rows), ruled.cosine(exact, everything), ruled.variance(everything), exact.variance(everything)
+        tuple(rows),
+        ruled.cosine(exact, everything),
+        ruled.variance(everything),
+        exact.variance(everything),
     )
 
 
 def training_alignment(training: Retraining, batches: int) -> Alignment:
     """That of a network in training, on the first `batches` of its training batches."""
-    return measure_alignment(training.network, map(training.source.batch, range(batches)), training.loss)
+    return measure_alignment(
+        training.network, map(training.source.batch, range(batches)), training.loss
+    )
 
 
 class _Moments:
@@ -197,7 +245,9 @@ class _Moments:
 def _pass(
     model: nn.Module, layers: dict[str, RuleLayer], forward: Callable[[], Tensor]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The input of each layer, as a tensor that only this layer reads, in the order of the calls; and the loss."""
+    """The input of each layer, as a tensor that only this layer reads, in the order of the calls;
+    and the loss.
+    """
     inputs: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """Attacks on classifiers of images, by torchattacks, under names and options of ours.
 
-All work on pixels (N, C, H, W) in [0, 1], so a network brings its normalisation with it (`Trained.on_pixels`), and eps
-is a share of that range. What an attack does is a function of the network, the images and a seed.
+All work on pixels (N, C, H, W) in [0, 1], so a network brings its normalisation with it
+(`Trained.on_pixels`), and eps is a share of that range. What an attack does is a function of the
+network, the images and a seed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from darts_bio.runtime import derive_seed, generator, seeded
 from darts_bio.training.adversarial import check_reach
 
 Gradients = Literal["true", "rule"]
-"""By which derivative an attack climbs: the exact one, or what the learning rules send down to the image."""
+"""By which derivative an attack climbs: the exact one, or what the learning rules send down to the
+image."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What is asked of torchattacks. Members of `ATTACKS` are frozen dataclasses; their fields are the options."""
+    """What is asked of torchattacks. Members of `ATTACKS` are frozen dataclasses; their fields are
+    the options.
+    """
 
     white_box: ClassVar[bool] = True
     """Whether it follows a gradient."""
@@ -36,7 +40,8 @@ class Attack:
     """Whether no pixel changes by more than eps."""
 
     strength: ClassVar[int] = 0
-    """What has more of it should not leave more images right, under the same gradients; 0 where nothing is promised."""
+    """What has more of it should not leave more images right, under the same gradients; 0 where
+    nothing is promised."""
 
     least_classes: ClassVar[int] = 2
 
@@ -61,7 +66,8 @@ class Attack:
         """Raises InputError if the attack asks for more classes."""
         if classes < self.least_classes:
             raise InputError(
-                f"attack {self.name}: expected at least {self.least_classes} classes, found {classes}; leave it out"
+                f"attack {self.name}: expected at least {self.least_classes} classes, found "
+                f"{classes}; leave it out"
             )
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
@@ -85,7 +91,9 @@ class FGSM(Attack):
 
 @dataclass(frozen=True)
 class _Steps(Attack):
-    """Steps along the sign of the gradient, of a length `step` in 1/255 of a pixel's range, or of 2.5 eps / steps."""
+    """Steps along the sign of the gradient, of a length `step` in 1/255 of a pixel's range, or of
+    2.5 eps / steps.
+    """
 
     steps: int = 20
     step: float | None = None
@@ -107,18 +115,24 @@ class _Steps(Attack):
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
 class PGD(_Steps):
-    """Projected gradient descent on the cross entropy, from a random start (Madry 2018, arXiv 1706.06083)."""
+    """Projected gradient descent on the cross entropy, from a random start (Madry 2018, arXiv
+    1706.06083).
+    """
 
     strength = 2
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
-        return library.PGD(model, eps=eps, alpha=self.length(eps), steps=self.steps, random_start=True)
+        return library.PGD(
+            model, eps=eps, alpha=self.length(eps), steps=self.steps, random_start=True
+        )
 
 
 @ATTACKS.register("tpgd")
 @dataclass(frozen=True)
 class TPGD(_Steps):
-    """PGD on the divergence from the clean image's prediction, without labels (Zhang 2019, arXiv 1901.08573)."""
+    """PGD on the divergence from the clean image's prediction, without labels (Zhang 2019, arXiv
+    1901.08573).
+    """
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
         return library.TPGD(model, eps=eps, alpha=self.length(eps), steps=self.steps)
@@ -146,7 +160,9 @@ class APGDCE(_APGD):
 @ATTACKS.register("apgd_dlr")
 @dataclass(frozen=True)
 class APGDDLR(_APGD):
-    """The same on the difference of logits ratio, which does not saturate; of three classes or more."""
+    """The same on the difference of logits ratio, which does not saturate; of three classes or
+    more.
+    """
 
     loss = "dlr"
     least_classes = 3
@@ -168,7 +184,9 @@ class Square(Attack):
 @ATTACKS.register("one_pixel")
 @dataclass(frozen=True)
 class OnePixel(Attack):
-    """A pixel or a few, changed without bound, by evolution: no gradient (Su 2019, arXiv 1710.08864)."""
+    """A pixel or a few, changed without bound, by evolution: no gradient (Su 2019, arXiv
+    1710.08864).
+    """
 
     white_box = False
     bounded = False
@@ -177,13 +195,17 @@ class OnePixel(Attack):
     population: int = 100
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
-        return library.OnePixel(model, pixels=self.pixels, steps=self.steps, popsize=self.population)
+        return library.OnePixel(
+            model, pixels=self.pixels, steps=self.steps, popsize=self.population
+        )
 
 
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """APGD, APGD against each class, FAB, Square of 5000 queries (Croce 2020, arXiv 2003.01690); of four classes up."""
+    """APGD, APGD against each class, FAB, Square of 5000 queries (Croce 2020, arXiv 2003.01690); of
+    four classes up.
+    """
 
     strength = 4
     least_classes = 4
@@ -193,14 +215,17 @@ class AutoAttack(Attack):
 
 
 class Victim(nn.Module):
-    """What an attack is given of a classifier of pixels: its logits, and the derivative that is asked for.
+    """What an attack is given of a classifier of pixels: its logits, and the derivative that is
+    asked for.
 
-    Where no error reaches the image the gradient is zero. With `draws` > 1 and gradients of the rule it is the mean
-    over that many draws of the feedback that is drawn anew at every weight update (brsf): expectation over
-    transformation (Athalye 2018, arXiv 1707.07397).
+    Where no error reaches the image the gradient is zero. With `draws` > 1 and gradients of the
+    rule it is the mean over that many draws of the feedback that is drawn anew at every weight
+    update (brsf): expectation over transformation (Athalye 2018, arXiv 1707.07397).
     """
 
-    def __init__(self, model: nn.Module, gradients: Gradients, draws: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, gradients: Gradients, draws: int = 1, seed: int = 0
+    ) -> None:
         super().__init__()
         self.model, self.exact, self.seed, self.drawn = model, gradients == "true", seed, 0
         self.draws = draws if gradients == "rule" and redraws(model) else 1
@@ -218,7 +243,9 @@ class Victim(nn.Module):
         for name, carrier in rule_carriers(self.model):
             if carrier.rule.redraws and carrier.feedback:
                 device = next(iter(carrier.feedback.values())).device
-                carrier.renew_feedback(generator(device, "expectation", self.seed, name, self.drawn))
+                carrier.renew_feedback(
+                    generator(device, "expectation", self.seed, name, self.drawn)
+                )
 
 
 def redraws(model: nn.Module) -> bool:
@@ -227,7 +254,9 @@ def redraws(model: nn.Module) -> bool:
 
 
 class _Expected(torch.autograd.Function):
-    """The forward pass does not depend on the feedback, so that the mean of the derivatives is that of the mean."""
+    """The forward pass does not depend on the feedback, so that the mean of the derivatives is that
+    of the mean.
+    """
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, victim: Victim) -> Tensor:
@@ -254,7 +283,9 @@ def torchattacks() -> Any:
     try:
         import torchattacks as library
     except ImportError as error:
-        raise InputError(f"attacks need torchattacks ({error}); {install_hint('attacks')}") from None
+        raise InputError(
+            f"attacks need torchattacks ({error}); {install_hint('attacks')}"
+        ) from None
     return library
 
 
@@ -271,8 +302,9 @@ def perturb(
 ) -> Tensor:
     """Images (N, C, H, W) in [0, 1], as an attack on a classifier of pixels changes them.
 
-    The model is attacked in evaluation mode and left as it was, random states too. Of several restarts an image keeps
-    the first that is misclassified. Raises InputError if the attack asks for more classes, or cannot reach eps.
+    The model is attacked in evaluation mode and left as it was, random states too. Of several
+    restarts an image keeps the first that is misclassified. Raises InputError if the attack asks
+    for more classes, or cannot reach eps.
     """
     attack.check(eps)
     library, found = torchattacks(), pixels.clone()
@@ -285,7 +317,9 @@ def perturb(
             own = derive_seed("attack", seed, number) % 2**32
             with _drawing(own, pixels.device):
                 victim = Victim(model, gradients, draws, own).eval()
-                changed = attack.build(library, victim, eps, classes, own)(pixels[left], labels[left]).detach()
+                changed = attack.build(library, victim, eps, classes, own)(
+                    pixels[left], labels[left]
+                ).detach()
             found[left] = changed
             with torch.no_grad():
                 left = left[model(changed).argmax(1) == labels[left]]

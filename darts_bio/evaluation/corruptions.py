@@ -1,10 +1,12 @@
-"""Common corruptions of images in the style of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), made here.
+"""Common corruptions of images in the style of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv
+1903.12261), made here.
 
-The severities are those that the authors publish for 32x32 images (make_cifar_c.py in their repository), and stay so at
-other sizes. Of their 19 kinds there are those of noise, blur and digital processing but for glass_blur and
-elastic_transform, and brightness, which they count as weather; snow, frost, fog and spatter are not here. Deviations:
-draws are ours, so a corrupted image is another sample of the same law; motion_blur is a line of whole pixels under half
-a Gaussian, where theirs is ImageMagick's; pixels are rounded, not cut off, to 256 values.
+The severities are those that the authors publish for 32x32 images (make_cifar_c.py in their
+repository), and stay so at other sizes. Of their 19 kinds there are those of noise, blur and
+digital processing but for glass_blur and elastic_transform, and brightness, which they count as
+weather; snow, frost, fog and spatter are not here. Deviations: draws are ours, so a corrupted image
+is another sample of the same law; motion_blur is a line of whole pixels under half a Gaussian,
+where theirs is ImageMagick's; pixels are rounded, not cut off, to 256 values.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from darts_bio.registry import Registry
 from darts_bio.runtime import generator
 
 Corrupt = Callable[[Tensor, int, Sequence[Generator]], Tensor]
-"""Pixels (N, C, H, W) in [0, 1] on the CPU, the severity counted from 0, and a source of draws for each image, to
-pixels, which may lie outside [0, 1]."""
+"""Pixels (N, C, H, W) in [0, 1] on the CPU, the severity counted from 0, and a source of draws for
+each image, to pixels, which may lie outside [0, 1]."""
 
 CORRUPTIONS: Registry[Corrupt] = Registry("corruption")
 
@@ -33,25 +35,30 @@ LEAST_SIDE = 8
 
 
 def corrupt(name: str, pixels: Tensor, severity: int, seed: int, first: int = 0) -> Tensor:
-    """Corrupted images, rounded to the 256 values that a file holds; a function of the arguments alone.
+    """Corrupted images, rounded to the 256 values that a file holds; a function of the arguments
+    alone.
 
-    pixels: (N, C, H, W) in [0, 1], of 1 or 3 channels; severity: 1 to 5. What is drawn for image i depends on
-    `first` + i, not on the batch that it is in. Raises InputError for anything else.
+    pixels: (N, C, H, W) in [0, 1], of 1 or 3 channels; severity: 1 to 5. What is drawn for image i
+    depends on `first` + i, not on the batch that it is in. Raises InputError for anything else.
     """
     change = CORRUPTIONS.get(name)
     if severity not in range(1, 6):
         raise InputError(f"corruption {name}: expected a severity from 1 to 5, found {severity}")
     if pixels.dim() != 4 or pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < LEAST_SIDE:
         raise InputError(
-            f"corruption {name}: expected images (N, 1 or 3, H, W) of at least {LEAST_SIDE}x{LEAST_SIDE} pixels, found "
+            f"corruption {name}: expected images (N, 1 or 3, H, W) of at least "
+            f"{LEAST_SIDE}x{LEAST_SIDE} pixels, found "
             f"{tuple(pixels.shape)}"
         )
     if pixels.min() < 0 or pixels.max() > 1:
         raise InputError(
-            f"corruption {name}: expected pixels in [0, 1], found {pixels.min():.3g} to {pixels.max():.3g}; undo their "
+            f"corruption {name}: expected pixels in [0, 1], found {pixels.min():.3g} to "
+            f"{pixels.max():.3g}; undo their "
             "normalisation first"
         )
-    sources = [generator("cpu", "corruption", seed, name, severity, first + i) for i in range(len(pixels))]
+    sources = [
+        generator("cpu", "corruption", seed, name, severity, first + i) for i in range(len(pixels))
+    ]
     changed = change(pixels.detach().cpu().float(), severity - 1, sources)
     return ((changed.clamp(0, 1) * 255).round() / 255).to(pixels)
 
@@ -70,7 +77,10 @@ def gaussian_noise(pixels: Tensor, severity: int, sources: Sequence[Generator]) 
 def shot_noise(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> Tensor:
     """Poisson noise of few photons."""
     photons = (500, 250, 100, 75, 50)[severity]
-    counted = [torch.poisson(image * photons, generator=s) for image, s in zip(pixels, sources, strict=True)]
+    counted = [
+        torch.poisson(image * photons, generator=s)
+        for image, s in zip(pixels, sources, strict=True)
+    ]
     return torch.stack(counted) / photons
 
 
@@ -78,7 +88,9 @@ def shot_noise(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> T
 def impulse_noise(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> Tensor:
     """Some values become 0 or 1."""
     share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity]
-    draw = torch.stack([torch.rand(2, *pixels.shape[1:], generator=source) for source in sources], 1)
+    draw = torch.stack(
+        [torch.rand(2, *pixels.shape[1:], generator=source) for source in sources], 1
+    )
     return torch.where(draw[0] < share, (draw[1] < 0.5).float(), pixels)
 
 
@@ -117,7 +129,9 @@ def defocus_blur(pixels: Tensor, severity: int, sources: Sequence[Generator]) ->
     at = torch.arange(-3, 4)
     disc = (at[:, None].square() + at.square() <= radius**2).float()
     border = _gaussian(smoothing, 1)
-    kernel = F.conv2d((disc / disc.sum())[None, None], torch.outer(border, border)[None, None], padding=1)[0, 0]
+    kernel = F.conv2d(
+        (disc / disc.sum())[None, None], torch.outer(border, border)[None, None], padding=1
+    )[0, 0]
     return _filter(pixels, kernel, "reflect")
 
 
@@ -126,10 +140,16 @@ def motion_blur(pixels: Tensor, severity: int, sources: Sequence[Generator]) -> 
     """Along a line, at most 45 degrees from the horizontal, under half a Gaussian."""
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity]
     weights = _gaussian(sigma, 2 * radius)[2 * radius :]
-    angle = torch.cat([torch.rand(1, generator=source) for source in sources]) * (math.pi / 2) - math.pi / 4
+    angle = (
+        torch.cat([torch.rand(1, generator=source) for source in sources]) * (math.pi / 2)
+        - math.pi / 4
+    )
     height, width = pixels.shape[2:]
     rows, columns = torch.arange(height), torch.arange(width)
-    image, channel = torch.arange(len(pixels)).view(-1, 1, 1, 1), torch.arange(pixels.shape[1]).view(-1, 1, 1)
+    image, channel = (
+        torch.arange(len(pixels)).view(-1, 1, 1, 1),
+        torch.arange(pixels.shape[1]).view(-1, 1, 1),
+    )
     total = torch.zeros_like(pixels)
     for step, weight in enumerate(weights / weights.sum()):
         down, right = ((step * f(angle)).round().long()[:, None] for f in (torch.sin, torch.cos))
@@ -153,7 +173,9 @@ def _zoomed(pixels: Tensor, factor: float) -> Tensor:
     inner = [math.ceil(side / factor) for side in sides]
     top, left = ((side - part) // 2 for side, part in zip(sides, inner, strict=True))
     centre = pixels[:, :, top : top + inner[0], left : left + inner[1]]
-    large = F.interpolate(centre, [round(part * factor) for part in inner], mode="bilinear", align_corners=True)
+    large = F.interpolate(
+        centre, [round(part * factor) for part in inner], mode="bilinear", align_corners=True
+    )
     top, left = ((now - side) // 2 for now, side in zip(large.shape[2:], sides, strict=True))
     return large[:, :, top : top + sides[0], left : left + sides[1]]
 

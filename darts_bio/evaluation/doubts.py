@@ -1,5 +1,5 @@
-"""What speaks against believing a measurement of robustness (Carlini 2019, arXiv 1902.06705; Athalye 2018, arXiv
-1802.00420).
+"""What speaks against believing a measurement of robustness (Carlini 2019, arXiv 1902.06705;
+Athalye 2018, arXiv 1802.00420).
 
 A gradient that misleads attacks makes a network look robust that is not: gradient masking.
 """
@@ -18,8 +18,9 @@ from darts_bio.evaluation.attacks import Gradients
 from darts_bio.evaluation.robustness import LARGE_EPS, Measurement
 
 POINTS, DEVIATIONS = 0.01, 2.0
-"""A difference between two accuracies on the same images counts if it is larger than this share of them, and than so
-many standard deviations of what chance would bring, were both alike (McNemar's test)."""
+"""A difference between two accuracies on the same images counts if it is larger than this share of
+them, and than so many standard deviations of what chance would bring, were both alike (McNemar's
+test)."""
 LEFT_AT_LARGE_EPS = 0.05
 SLOPE_ERROR, COSINE, VANISHING = 0.05, 0.9, 0.05
 
@@ -38,7 +39,9 @@ class Doubt:
 
 
 def excess(more: Tensor, less: Tensor) -> float | None:
-    """The share of images (N,) by which `more` has more right than `less`; None if chance brings as much."""
+    """The share of images (N,) by which `more` has more right than `less`; None if chance brings as
+    much.
+    """
     gained, lost = int((more & ~less).sum()), int((less & ~more).sum())
     share = (gained - lost) / max(1, len(more))
     return share if share > POINTS and gained - lost > DEVIATIONS * (gained + lost) ** 0.5 else None
@@ -58,10 +61,17 @@ def _of_network(measured: Measurement, name: str) -> Iterator[Doubt]:
         if rows is None or not len(rows):
             continue
         if job.level == 0 and not rows.all():
-            yield Doubt(name, "true", "eps = 0", f"{job.what} makes {_percent(~rows)} % of right images wrong")
+            yield Doubt(
+                name,
+                "true",
+                "eps = 0",
+                f"{job.what} makes {_percent(~rows)} % of right images wrong",
+            )
         side: Gradients = "rule" if job.gradients == "rule" else "true"
         if job.level == LARGE_EPS and rows.float().mean() > LEFT_AT_LARGE_EPS:
-            yield Doubt(name, side, "large eps", f"{_percent(rows)} % stay right at eps {LARGE_EPS:g}/255")
+            yield Doubt(
+                name, side, "large eps", f"{_percent(rows)} % stay right at eps {LARGE_EPS:g}/255"
+            )
     for side in plan.gradients:
         for eps in plan.eps:
             yield from _of_attacks(measured, name, side, eps)
@@ -125,7 +135,8 @@ def _of_attacks(measured: Measurement, name: str, side: Gradients, eps: float) -
                     name,
                     side,
                     "masking gap",
-                    f"{spec} leaves {100 * more:.1f} points more right than by the true gradient {at}",
+                    f"{spec} leaves {100 * more:.1f} points more right than by the true gradient "
+                    f"{at}",
                 )
 
 

@@ -15,15 +15,19 @@ FIGURES = ("cosine", "slope_error", "true_vanishes", "rule_vanishes")
 """The columns of `gradient_figures`."""
 
 DISTANCE = 1e-6
-"""In pixel range, along the gradient, between which slopes are taken: in float64, few kinks of ReLU lie within it."""
+"""In pixel range, along the gradient, between which slopes are taken: in float64, few kinks of ReLU
+lie within it."""
 
 
 def gradient_figures(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Of each image (N, C, H, W) in [0, 1] the `FIGURES`, (N, 4) float64; the model is left as it was.
+    """Of each image (N, C, H, W) in [0, 1] the `FIGURES`, (N, 4) float64; the model is left as it
+    was.
 
-    - cosine: between the loss' gradient by the learning rules and the exact one; 0 where one of them is zero
-    - slope_error: how far the exact gradient g of the margin (the label's logit less the largest other one) is from the
-      slope along g that the forward pass alone shows: |slope - |g|| / max(|slope|, |g|), in float64; 0 if both are 0
+    - cosine: between the loss' gradient by the learning rules and the exact one; 0 where one of
+      them is zero
+    - slope_error: how far the exact gradient g of the margin (the label's logit less the largest
+      other one) is from the slope along g that the forward pass alone shows: |slope - |g|| /
+      max(|slope|, |g|), in float64; 0 if both are 0
     - true_vanishes, rule_vanishes: 1 where that gradient of the loss, in float32, has no value but zero
     """
     with in_mode(model, training=False), frozen(model):
@@ -47,7 +51,9 @@ def _slope_error(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
     norm = gradient.flatten(1).norm(dim=1)
     step = DISTANCE / 2 * gradient / norm.clamp_min(1e-300).view(-1, 1, 1, 1)
     with torch.no_grad():
-        slope = (_margin(model(pixels + step), labels) - _margin(model(pixels - step), labels)) / DISTANCE
+        slope = (
+            _margin(model(pixels + step), labels) - _margin(model(pixels - step), labels)
+        ) / DISTANCE
     return ((slope - norm).abs() / torch.maximum(slope.abs(), norm)).nan_to_num()
 
 

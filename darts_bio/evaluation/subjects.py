@@ -23,8 +23,10 @@ from darts_bio.training.trained import PixelNetwork, Trained, load_trained
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network. `group` is what seeds of one training have in common; `clean` the test accuracy, measured as
-    the training does, and `logged` that of the training's log, if there is one."""
+    """A trained network. `group` is what seeds of one training have in common; `clean` the test
+    accuracy, measured as the training does, and `logged` that of the training's log, if there is
+    one.
+    """
 
     name: str
     group: str
@@ -53,7 +55,8 @@ def load_subjects(
     seed: int,
     data: ImageData | None = None,
 ) -> tuple[list[Subject], Split]:
-    """Read the networks of run folders, and `images` of their test images (uint8), drawn by the seed, on the device.
+    """Read the networks of run folders, and `images` of their test images (uint8), drawn by the
+    seed, on the device.
 
     The images are those of the runs, or of `data`.
 
@@ -74,7 +77,8 @@ def load_subjects(
             and torch.equal(split.labels, shared.labels)
         ):
             raise InputError(
-                f"--checkpoint {folder}: expected the test images of {places[0][0]}, found others; measure networks of "
+                f"--checkpoint {folder}: expected the test images of {places[0][0]}, found others; "
+                "measure networks of "
                 "different data in runs of their own"
             )
         subjects.append(subject)
@@ -121,21 +125,30 @@ def _load(
     try:
         if source.classes != trained.classes or source.image_size != trained.image_size:
             raise InputError(
-                f"--checkpoint {folder}: expected the data it was trained on, {len(trained.classes)} classes of "
+                f"--checkpoint {folder}: expected the data it was trained on, "
+                f"{len(trained.classes)} classes of "
                 f"{'x'.join(map(str, trained.image_size))}, found {len(source.classes)} of "
                 f"{'x'.join(map(str, source.image_size))}; name them by --data-dir"
             )
         trained.network.to(device)
         result = "test_averaged" if config.ema else "test"
         counted = _Counted(source.measured("test"))
-        clean = evaluate(trained.network, counted, prefix=result, amp=config.amp)[f"{result}/accuracy"]
+        clean = evaluate(trained.network, counted, prefix=result, amp=config.amp)[
+            f"{result}/accuracy"
+        ]
         chosen = drawn("the test images", counted.images, min(images, counted.images), seed)
         split = _chosen(source, chosen)
     finally:
         source.close()
-    epochs = [record for record in read_records(folder / METRICS_FILE, trained.step) if record["event"] == "epoch"]
+    epochs = [
+        record
+        for record in read_records(folder / METRICS_FILE, trained.step)
+        if record["event"] == "epoch"
+    ]
     logged = epochs[-1].get(f"{result}/accuracy") if epochs else None
-    return Subject(name, group, folder, trained, trained.on_pixels().to(device), clean, logged), split
+    return Subject(
+        name, group, folder, trained, trained.on_pixels().to(device), clean, logged
+    ), split
 
 
 class _Counted:
@@ -151,10 +164,14 @@ class _Counted:
 
 
 def _chosen(source: Source, chosen: Tensor) -> Split:
-    """The test images of these numbers, in ascending order, uint8 as they were before they were normalised."""
+    """The test images of these numbers, in ascending order, uint8 as they were before they were
+    normalised.
+    """
     numbers, start = chosen.sort().values, 0
     images, labels = [], []
-    mean, std = (values.view(-1, 1, 1) for values in (source.normalisation.mean, source.normalisation.std))
+    mean, std = (
+        values.view(-1, 1, 1) for values in (source.normalisation.mean, source.normalisation.std)
+    )
     for x, classes in source.measured("test"):
         own = numbers[(numbers >= start) & (numbers < start + len(classes))] - start
         start += len(classes)

@@ -8,7 +8,10 @@ from darts_bio.evaluation.alignment import Alignment
 from darts_bio.training.run_folder import replacing
 
 PANELS = {
-    "angle to the exact, degrees": {"feedback_angle": "feedback K to W", "error_angle": "error sent down"},
+    "angle to the exact, degrees": {
+        "feedback_angle": "feedback K to W",
+        "error_angle": "error sent down",
+    },
     "cosine of the weight's gradient": {"gradient_cosine": "to the exact gradient"},
     "variance over batches / |mean|^2": {
         "gradient_variance": "under the rules",
@@ -31,7 +34,13 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
         for (name, label), mark in zip(lines.items(), ("o-", "s--"), strict=False):
             points = [(layer.depth, getattr(layer, name)) for layer in alignment.layers]
             known = [(depth, value) for depth, value in points if value is not None]
-            axis.plot([depth for depth, _ in known], [value for _, value in known], mark, markersize=3, label=label)
+            axis.plot(
+                [depth for depth, _ in known],
+                [value for _, value in known],
+                mark,
+                markersize=3,
+                label=label,
+            )
         if "variance" in title:
             axis.set_yscale("log")
         axis.set_title(title, fontsize=9)

@@ -1,7 +1,8 @@
 """Figures of cells: edges labelled by operation and coloured by learning rule.
 
-Cells are taken as their space validated them: every edge goes from a node to a later one. Nodes 0 and 1 are the
-cell's inputs, node 0 alone where an edge leads into node 1; any number of edges may lead into a node.
+Cells are taken as their space validated them: every edge goes from a node to a later one. Nodes 0
+and 1 are the cell's inputs, node 0 alone where an edge leads into node 1; any number of edges may
+lead into a node.
 """
 
 from __future__ import annotations
@@ -13,10 +14,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darts_bio.figures.drawing import ARROW, FAINT, MARGIN, PAPER, Box, Curve, Drawing, Primitive, Text, text_width
+from darts_bio.figures.drawing import (
+    ARROW,
+    FAINT,
+    MARGIN,
+    PAPER,
+    Box,
+    Curve,
+    Drawing,
+    Primitive,
+    Text,
+    text_width,
+)
 from darts_bio.spaces.genotype import Cell, Genotype
 
-KNOWN_COLOURS = {"bp": "#0072b2", "fa": "#009e73", "usf": "#d55e00", "frsf": "#cc79a7", "brsf": "#e69f00"}
+KNOWN_COLOURS = {
+    "bp": "#0072b2",
+    "fa": "#009e73",
+    "usf": "#d55e00",
+    "frsf": "#cc79a7",
+    "brsf": "#e69f00",
+}
 """Okabe and Ito's colours, told apart under every common form of colour blindness."""
 
 FURTHER_COLOURS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
@@ -33,10 +51,16 @@ def rule_colours(rules: Iterable[str | None]) -> dict[str | None, str]:
     The known rules' colours are fixed; any other's follows from its name, unless two of them clash.
     """
     names = set(rules)
-    colours: dict[str | None, str] = {rule: colour for rule, colour in KNOWN_COLOURS.items() if rule in names}
+    colours: dict[str | None, str] = {
+        rule: colour for rule, colour in KNOWN_COLOURS.items() if rule in names
+    }
     for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLOURS):
-        start = int.from_bytes(hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-        further = [FURTHER_COLOURS[(start + i) % len(FURTHER_COLOURS)] for i in range(len(FURTHER_COLOURS))]
+        start = int.from_bytes(
+            hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest(), "big"
+        )
+        further = [
+            FURTHER_COLOURS[(start + i) % len(FURTHER_COLOURS)] for i in range(len(FURTHER_COLOURS))
+        ]
         free = [colour for colour in further if colour not in colours.values()] or further
         colours[rule] = free[0]
     return colours | ({None: NO_RULE} if None in names else {})
@@ -44,10 +68,11 @@ def rule_colours(rules: Iterable[str | None]) -> dict[str | None, str]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where a cell's nodes lie (columns count from the inputs, heights in pixels) and how far its lines bow out.
+    """Where a cell's nodes lie (columns count from the inputs, heights in pixels) and how far its
+    lines bow out.
 
-    The last column and height are the output's. `lines` has (source, target), as positions in `nodes`, for each edge
-    and then for each node of the concatenation.
+    The last column and height are the output's. `lines` has (source, target), as positions in
+    `nodes`, for each edge and then for each node of the concatenation.
     """
 
     cell: Cell
@@ -71,8 +96,12 @@ def _plan(cell: Cell) -> _Plan:
     return _Plan(cell, nodes, len(inputs), columns, tuple(lines), heights, bows)
 
 
-def _relax(columns: np.ndarray, inputs: int, lines: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of the nodes and bows of the lines: from two zigzags, improved a node at a time, what strains less."""
+def _relax(
+    columns: np.ndarray, inputs: int, lines: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Heights of the nodes and bows of the lines: from two zigzags, improved a node at a time, what
+    strains less.
+    """
     inner = range(inputs, len(columns) - 1)
     reach = (len(inner) + 1) // 2
     options = {i: np.arange(-reach, reach + 0.5, 0.5) for i in inner}
@@ -102,10 +131,14 @@ def _node_height(node: int, lines: Sequence[tuple[int, int]]) -> float:
     return max(NODE, 9.0 * max(sum(line[side] == node for line in lines) for side in (0, 1)) + 8)
 
 
-def _strain(columns: np.ndarray, lines: Sequence[tuple[int, int]], states: np.ndarray) -> np.ndarray:
-    """(k,) how hard to read each of k layouts is; states (k, nodes + lines) are heights and bows, in lanes.
+def _strain(
+    columns: np.ndarray, lines: Sequence[tuple[int, int]], states: np.ndarray
+) -> np.ndarray:
+    """(k,) how hard to read each of k layouts is; states (k, nodes + lines) are heights and bows,
+    in lanes.
 
-    What counts is how far lines run close to one another or to nodes not their own, and how steep they are.
+    What counts is how far lines run close to one another or to nodes not their own, and how steep
+    they are.
     """
     source, target = np.array(lines, int).reshape(-1, 2).T
     y, bows = states[:, : len(columns)], states[:, len(columns) :, None]
@@ -122,8 +155,12 @@ def _strain(columns: np.ndarray, lines: Sequence[tuple[int, int]], states: np.nd
         gaps = np.abs(curves[:, foreign][..., near] - y[:, node, None, None])
         clearance = (_node_height(node, lines) / 2 + 14) / LANE
         strain += 8 * np.fmax(0, 1 - gaps / clearance).sum((1, 2))
-    strain += ((3 * bows**2 / np.sqrt(span) + 0.1 * rise**2) / span).sum((1, 2)) + 0.1 * (y**2).sum(1)
-    return strain.round(6)  # so that the last bits of a sum, which differ between processors, decide nothing
+    strain += ((3 * bows**2 / np.sqrt(span) + 0.1 * rise**2) / span).sum((1, 2)) + 0.1 * (y**2).sum(
+        1
+    )
+    return strain.round(
+        6
+    )  # so that the last bits of a sum, which differ between processors, decide nothing
 
 
 def _boxes(plan: _Plan, pitch: float, middle: float) -> list[Box]:
@@ -139,7 +176,9 @@ def _boxes(plan: _Plan, pitch: float, middle: float) -> list[Box]:
 
 
 def _ends(plan: _Plan, boxes: Sequence[Box], side: int) -> dict[int, float]:
-    """Line -> height of its start (side 0) or end (side 1): apart from others', in the order in which they come."""
+    """Line -> height of its start (side 0) or end (side 1): apart from others', in the order in
+    which they come.
+    """
 
     def leaning(i: int) -> float:
         here, there = plan.lines[i][side], plan.lines[i][1 - side]
@@ -162,7 +201,12 @@ def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]
         edge = plan.cell.edges[i] if i < len(plan.cell.edges) else None
         x0, x1 = boxes[source].x + boxes[source].width, boxes[target].x - (ARROW if edge else 0)
         third = (x1 - x0) / 3
-        points = (x0, starts[i]), (x0 + third, starts[i] + bow), (x1 - third, ends[i] + bow), (x1, ends[i])
+        points = (
+            (x0, starts[i]),
+            (x0 + third, starts[i] + bow),
+            (x1 - third, ends[i] + bow),
+            (x1, ends[i]),
+        )
         if edge is None:
             curves.append(Curve(points, FAINT, 1.2))
             continue
@@ -172,14 +216,23 @@ def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]
     return curves
 
 
-def _pills(ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], may_hide: bool) -> list[Box] | None:
-    """What the labels of the edges stand on, clear of nodes and of one another; None if there is no room.
+def _pills(
+    ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], may_hide: bool
+) -> list[Box] | None:
+    """What the labels of the edges stand on, clear of nodes and of one another; None if there is no
+    room.
 
-    Short edges choose first, having the least room. Each takes the place on its curve that hides the fewest others,
-    the nearest to the middle among equals. Unless `may_hide`, it must hide none.
+    Short edges choose first, having the least room. Each takes the place on its curve that hides
+    the fewest others, the nearest to the middle among equals. Unless `may_hide`, it must hide none.
     """
     taken = [
-        (b.x + (b.width - ARROW) / 2, b.y + b.height / 2, (b.width + ARROW) / 2 + 6, b.height / 2 + 3) for b in boxes
+        (
+            b.x + (b.width - ARROW) / 2,
+            b.y + b.height / 2,
+            (b.width + ARROW) / 2 + 6,
+            b.height / 2 + 3,
+        )
+        for b in boxes
     ]
     ts = np.linspace(0, 1, 161)
     samples = [curve.at(ts[np.argsort(np.abs(ts - 0.5), kind="stable")]) for curve in curves]
@@ -189,7 +242,9 @@ def _pills(ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], ma
         around = np.array(taken)
         clear = (np.abs(samples[i][:, None] - around[:, :2]) >= half + around[:, 2:]).any(2).all(1)
         clear &= samples[i][:, 0] - half[0] >= boxes[0].x  # none may leave the figure
-        others = np.stack(samples[:i] + samples[i + 1 :]) if len(curves) > 1 else np.zeros((0, 1, 2))
+        others = (
+            np.stack(samples[:i] + samples[i + 1 :]) if len(curves) > 1 else np.zeros((0, 1, 2))
+        )
         best: tuple[int, float, float] | None = None
         for x, y in samples[i][clear].tolist():
             hidden = int((np.abs(others - (x, y)) < half + 2).all(2).any(1).sum())
@@ -207,7 +262,9 @@ def _pills(ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], ma
 
 
 def _names(plan: _Plan, boxes: Sequence[Box]) -> list[Text]:
-    """What stands in the nodes: their numbers, or c with the index of the cell whose output it is."""
+    """What stands in the nodes: their numbers, or c with the index of the cell whose output it
+    is.
+    """
     texts = []
     for i, box in enumerate(boxes):
         x, y = box.x + box.width / 2, box.y + box.height / 2
@@ -222,12 +279,23 @@ def _names(plan: _Plan, boxes: Sequence[Box]) -> list[Text]:
 
 
 def _cell(
-    plan: _Plan, pitch: float, top: float, title: str, colours: Mapping[str | None, str], may_hide: bool
+    plan: _Plan,
+    pitch: float,
+    top: float,
+    title: str,
+    colours: Mapping[str | None, str],
+    may_hide: bool,
 ) -> tuple[list[Primitive], float] | None:
-    """The cell below `top`, its columns `pitch` apart, and where it ends; None if that is too narrow for its labels."""
+    """The cell below `top`, its columns `pitch` apart, and where it ends; None if that is too
+    narrow for its labels.
+    """
     boxes = _boxes(plan, pitch, 0.0)
     heights = [y for box in boxes for y in (box.y, box.y + box.height)]
-    heights += [y for curve in _curves(plan, boxes, colours) for y in curve.at(np.linspace(0, 1, 50))[:, 1].tolist()]
+    heights += [
+        y
+        for curve in _curves(plan, boxes, colours)
+        for y in curve.at(np.linspace(0, 1, 50))[:, 1].tolist()
+    ]
     middle = top + (32 if title else 12) - min(heights)
     boxes = _boxes(plan, pitch, middle)
     curves = _curves(plan, boxes, colours)
@@ -242,15 +310,21 @@ def _cell(
     return primitives, middle + max(heights) + 12
 
 
-def _legend(colours: Mapping[str | None, str], top: float, width: float) -> tuple[list[Primitive], float]:
-    """A line and the name of each rule, in as many rows as the width asks for, and where they end."""
+def _legend(
+    colours: Mapping[str | None, str], top: float, width: float
+) -> tuple[list[Primitive], float]:
+    """A line and the name of each rule, in as many rows as the width asks for, and where they
+    end.
+    """
     primitives: list[Primitive] = []
     x, y = MARGIN, top + 8
     for rule, colour in colours.items():
         name = "no weights" if rule is None else rule
         if x > MARGIN and x + 34 + text_width(name) > width - MARGIN:
             x, y = MARGIN, y + 18
-        primitives.append(Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), colour, 2.2, rule is None))
+        primitives.append(
+            Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), colour, 2.2, rule is None)
+        )
         primitives.append(Text(x + 34, y, name, anchor="start"))
         x += 34 + text_width(name) + 22
     return primitives, y + 8
@@ -261,7 +335,9 @@ def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
     plans = {name: _plan(cell) for name, cell in cells.items()}
     pitch, done = PITCH, False
     while not done:
-        primitives: list[Primitive] = [Text(MARGIN, MARGIN + 8, title, 17, "start")] if title else []
+        primitives: list[Primitive] = (
+            [Text(MARGIN, MARGIN + 8, title, 17, "start")] if title else []
+        )
         top, done = MARGIN + (28 if title else 0), True
         for name, plan in plans.items():
             part = _cell(plan, pitch, top, name, colours, may_hide=pitch > 1.3 * PITCH)

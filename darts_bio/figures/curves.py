@@ -1,4 +1,6 @@
-"""Curves over a number: panels with axes, and the figure of a training, loss and accuracy over the epochs."""
+"""Curves over a number: panels with axes, and the figure of a training, loss and accuracy over the
+epochs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darts_bio.figures.drawing import FAINT, MARGIN, Box, Drawing, Line, Point, Primitive, Text, text_width
+from darts_bio.figures.drawing import (
+    FAINT,
+    MARGIN,
+    Box,
+    Drawing,
+    Line,
+    Point,
+    Primitive,
+    Text,
+    text_width,
+)
 
 COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
@@ -17,7 +29,9 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel, through points (x, y); its name stands above the panel unless that is empty."""
+    """One line of a panel, through points (x, y); its name stands above the panel unless that is
+    empty.
+    """
 
     name: str
     points: Sequence[Point]
@@ -26,19 +40,24 @@ class Series:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
-    """A panel for loss and one for accuracy, a line for each group that measured it (train, test, ...).
+    """A panel for loss and one for accuracy, a line for each group that measured it (train, test,
+    ...).
 
-    `records` are the epochs of metrics.jsonl: `epoch`, and numbers named GROUP/loss and GROUP/accuracy.
+    `records` are the epochs of metrics.jsonl: `epoch`, and numbers named GROUP/loss and
+    GROUP/accuracy.
     """
     panels = {}
     for quantity in ("loss", "accuracy"):
         series = {
-            name.partition("/")[0]: [(float(record["epoch"]), record[name]) for record in records if name in record]
+            name.partition("/")[0]: [
+                (float(record["epoch"]), record[name]) for record in records if name in record
+            ]
             for name in dict.fromkeys(key for record in records for key in record)
             if name.endswith(f"/{quantity}") and name.count("/") == 1
         }
         panels[quantity] = [
-            Series(name, points, COLOURS[number % len(COLOURS)]) for number, (name, points) in enumerate(series.items())
+            Series(name, points, COLOURS[number % len(COLOURS)])
+            for number, (name, points) in enumerate(series.items())
         ]
     last = max((record["epoch"] for record in records), default=1)
     return draw_panels(panels, sorted({1, last}), "epoch", "loss and accuracy over the epochs")
@@ -53,13 +72,16 @@ def draw_panels(
     columns: int = 2,
     span: tuple[float, float] | None = None,
 ) -> Drawing:
-    """A panel for each title, with `columns` of them side by side. x runs from the first to the last of `ticks`, which
-    are marked; y over `span`, or what there is in the panel."""
+    """A panel for each title, with `columns` of them side by side. x runs from the first to the
+    last of `ticks`, which are marked; y over `span`, or what there is in the panel.
+    """
     width, height = LEFT + WIDTH + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
     primitives: list[Primitive] = []
     for number, (title, curves) in enumerate(panels.items()):
         row, column = divmod(number, columns)
-        primitives += _panel(MARGIN + column * width, row * height, title, curves, ticks, along, span)
+        primitives += _panel(
+            MARGIN + column * width, row * height, title, curves, ticks, along, span
+        )
     rows = -(-len(panels) // columns)
     size = round(min(columns, len(panels)) * width + MARGIN), round(rows * height)
     return Drawing(*size, tuple(primitives), label)
@@ -74,7 +96,9 @@ def _panel(
     along: str,
     span: tuple[float, float] | None,
 ) -> list[Primitive]:
-    low, high, step = _scale(span or [value for curve in curves for _, value in curve.points], exact=span is not None)
+    low, high, step = _scale(
+        span or [value for curve in curves for _, value in curve.points], exact=span is not None
+    )
     left, top = x + LEFT, y + 2 * MARGIN + 14
 
     def place(at: float, value: float) -> Point:
@@ -100,13 +124,17 @@ def _panel(
         elif places:
             drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.colour))
         if curve.name:
-            drawn.append(Text(beside, y + MARGIN + 16, curve.name, anchor="start", colour=curve.colour))
+            drawn.append(
+                Text(beside, y + MARGIN + 16, curve.name, anchor="start", colour=curve.colour)
+            )
             beside += text_width(curve.name) + 12
     return drawn
 
 
 def _scale(values: Sequence[float], *, exact: bool = False) -> tuple[float, float, float]:
-    """Least and greatest value of an axis, with `exact` those of the values, and a round step between its ticks."""
+    """Least and greatest value of an axis, with `exact` those of the values, and a round step
+    between its ticks.
+    """
     low, high = min(values, default=0.0), max(values, default=1.0)
     raw = max(high - low, 1e-6 * max(1.0, abs(high))) / TICKS
     power = 10.0 ** math.floor(math.log10(raw))

@@ -1,7 +1,8 @@
 """Drawings: one list of primitives in two forms, so that figures need no plotting package.
 
-SVG text is crisp in a run's folder and in documents; an RGB array is for TensorBoard. Both measure text by the font
-that Pillow brings, so what fits in one fits in the other. The same input gives the same bytes.
+SVG text is crisp in a run's folder and in documents; an RGB array is for TensorBoard. Both measure
+text by the font that Pillow brings, so what fits in one fits in the other. The same input gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _number(value: float) -> str:
 
 SCALABLE = features.check("freetype2")
 EM = 64 if SCALABLE else 11
-"""The size at which text is measured and painted, to be scaled from there; without FreeType there is one only."""
+"""The size at which text is measured and painted, to be scaled from there; without FreeType there
+is one only."""
 
 
 @functools.cache
@@ -79,15 +81,23 @@ class Box:
     title: str = ""
 
     def svg(self) -> str:
-        x, y, width, height, radius = map(_number, (self.x, self.y, self.width, self.height, self.radius))
+        x, y, width, height, radius = map(
+            _number, (self.x, self.y, self.width, self.height, self.radius)
+        )
         rect = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="{radius}" '
         rect += f'fill="{self.fill}" stroke="{self.stroke}"'
-        return f"{rect}><title>{escape(_clean(self.title))}</title></rect>" if self.title else f"{rect}/>"
+        return (
+            f"{rect}><title>{escape(_clean(self.title))}</title></rect>"
+            if self.title
+            else f"{rect}/>"
+        )
 
     def paint(self, image: Image.Image, scale: float) -> None:
         corners = [v * scale for v in (self.x, self.y, self.x + self.width, self.y + self.height)]
         outline = None if self.stroke == "none" else self.stroke
-        ImageDraw.Draw(image).rounded_rectangle(corners, self.radius * scale, self.fill, outline, round(scale))
+        ImageDraw.Draw(image).rounded_rectangle(
+            corners, self.radius * scale, self.fill, outline, round(scale)
+        )
 
 
 @dataclass(frozen=True)
@@ -123,11 +133,16 @@ class Text:
         mask = Image.new("L", (max(1, math.ceil(text_width(self.text, EM))), math.ceil(1.4 * EM)))
         place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)
         ImageDraw.Draw(mask).text(place, _shown(self.text), 255, _font(), anchor)
-        mask = mask.resize((math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)), Image.Resampling.LANCZOS)
+        mask = mask.resize(
+            (math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)), Image.Resampling.LANCZOS
+        )
         across = {"start": 0.5, "middle": 0.0, "end": -0.5}[self.anchor] * mask.width
         down = 0.05 * size
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        centre = self.x * scale + across * cos + down * sin, self.y * scale - across * sin + down * cos
+        centre = (
+            self.x * scale + across * cos + down * sin,
+            self.y * scale - across * sin + down * cos,
+        )
         mask = mask.rotate(self.angle, Image.Resampling.BICUBIC, expand=True)
         corner = round(centre[0] - mask.width / 2), round(centre[1] - mask.height / 2)
         image.paste(self.colour, corner, mask)
@@ -157,11 +172,17 @@ class Curve:
         (x0, y0), (x, y) = self.points[2:]
         length = math.hypot(x - x0, y - y0) or 1.0
         dx, dy = (x - x0) / length, (y - y0) / length
-        return [(x + ARROW * dx, y + ARROW * dy), (x - 3.8 * dy, y + 3.8 * dx), (x + 3.8 * dy, y - 3.8 * dx)]
+        return [
+            (x + ARROW * dx, y + ARROW * dy),
+            (x - 3.8 * dy, y + 3.8 * dx),
+            (x + 3.8 * dy, y - 3.8 * dx),
+        ]
 
     def svg(self) -> str:
         corners = [" ".join(map(_number, point)) for point in self.points]
-        path = f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.colour}" '
+        path = (
+            f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.colour}" '
+        )
         path += f'stroke-width="{_number(self.width)}"' + (
             f' stroke-dasharray="{DASH} {GAP}"/>' if self.dashed else "/>"
         )
@@ -171,22 +192,35 @@ class Curve:
         return f"<g><title>{escape(_clean(self.title))}</title>{path}</g>" if self.title else path
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        _paint_line(image, self.at(np.linspace(0, 1, 1601)), self.colour, self.width, self.dashed, scale)
+        _paint_line(
+            image, self.at(np.linspace(0, 1, 1601)), self.colour, self.width, self.dashed, scale
+        )
         if self.arrow:
-            ImageDraw.Draw(image).polygon([(x * scale, y * scale) for x, y in self.head()], self.colour)
+            ImageDraw.Draw(image).polygon(
+                [(x * scale, y * scale) for x, y in self.head()], self.colour
+            )
 
 
-def _paint_line(image: Image.Image, points: np.ndarray, colour: str, width: float, dashed: bool, scale: float) -> None:
+def _paint_line(
+    image: Image.Image, points: np.ndarray, colour: str, width: float, dashed: bool, scale: float
+) -> None:
     """points: (n, 2)."""
     draw, pieces = ImageDraw.Draw(image), [points]
     if dashed:
         along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
         dense = np.linspace(0, along[-1], max(2, round(4 * along[-1])))
         points = np.stack([np.interp(dense, along, points[:, i]) for i in (0, 1)], 1)
-        pieces = [points[(dense >= s) & (dense <= s + DASH)] for s in np.arange(0, along[-1], DASH + GAP)]
+        pieces = [
+            points[(dense >= s) & (dense <= s + DASH)] for s in np.arange(0, along[-1], DASH + GAP)
+        ]
     for piece in pieces:
         if len(piece) > 1:
-            draw.line([(x, y) for x, y in (piece * scale).tolist()], colour, max(1, round(width * scale)), "curve")
+            draw.line(
+                [(x, y) for x, y in (piece * scale).tolist()],
+                colour,
+                max(1, round(width * scale)),
+                "curve",
+            )
 
 
 @dataclass(frozen=True)
@@ -247,7 +281,9 @@ class Drawing:
     label: str = ""
 
     def svg(self) -> str:
-        size = f'width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}"'
+        size = (
+            f'width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}"'
+        )
         body = "\n".join(item.svg() for item in self.primitives)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={quoteattr(_clean(self.label))} '

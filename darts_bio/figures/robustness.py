@@ -1,4 +1,6 @@
-"""The figures of a measurement of robustness: accuracy against eps, and images that were attacked."""
+"""The figures of a measurement of robustness: accuracy against eps, and images that were
+attacked.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ EXAMPLES, SIDE = 4, 64
 
 
 def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
-    """Accuracy in % against eps: a panel for each attack that is bounded by it, a line for each group (the mean of its
-    seeds), dashed by the rule's gradient."""
+    """Accuracy in % against eps: a panel for each attack that is bounded by it, a line for each
+    group (the mean of its seeds), dashed by the rule's gradient.
+    """
     plan, groups = measured.plan, groups_of(subjects)
     panels: dict[str, list[Series]] = {}
     for spec in plan.attacks:
@@ -32,20 +35,29 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
                 points = [(0.0, statistics.mean(100 * measured.clean(s.name) for s in members))]
                 for eps in plan.eps:
                     jobs = [plan.job(s.name, spec, eps, side) for s in members]
-                    points.append((eps, statistics.mean(100 * measured.accuracy(job) for job in jobs)))
+                    points.append(
+                        (eps, statistics.mean(100 * measured.accuracy(job) for job in jobs))
+                    )
                 colour, dashed = COLOURS[number % len(COLOURS)], jobs[0].gradients == "rule"
-                curves.append(Series(group if side == plan.gradients[0] else "", points, colour, dashed))
+                curves.append(
+                    Series(group if side == plan.gradients[0] else "", points, colour, dashed)
+                )
         panels[spec] = curves
     label = "accuracy in % against eps; dashed: by the rule's gradient"
     return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
 
 
 def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
-    """Of the first network of each group a few images: clean, under the strongest attack at the largest eps, and the
-    difference (grey: none, black and white: eps)."""
+    """Of the first network of each group a few images: clean, under the strongest attack at the
+    largest eps, and the difference (grey: none, black and white: eps).
+    """
     plan, primitives = measured.plan, list[Primitive]()
     firsts = [members[0] for members in groups_of(subjects).values()]
-    spec = max((s for s in plan.attacks if plan.attack(s).bounded), key=lambda s: plan.attack(s).strength, default="")
+    spec = max(
+        (s for s in plan.attacks if plan.attack(s).bounded),
+        key=lambda s: plan.attack(s).strength,
+        default="",
+    )
     y = MARGIN
     for subject in firsts if spec else []:
         job = plan.job(subject.name, spec, plan.eps[-1], plan.gradients[0])
@@ -57,17 +69,26 @@ def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing
         with torch.no_grad():
             predicted = subject.model(changed).argmax(1).tolist()
         names = [subject.trained.classes[label] for label in measured.images.labels[index].tolist()]
-        primitives.append(Text(MARGIN, y, f"{subject.name}: {spec}, eps {job.level:g}/255", anchor="start"))
+        primitives.append(
+            Text(MARGIN, y, f"{subject.name}: {spec}, eps {job.level:g}/255", anchor="start")
+        )
         difference = (changed - clean) / (2 * job.level / 255) + 0.5
         for number, triple in enumerate(zip(clean, changed, difference, strict=True)):
             x = MARGIN + number * (3 * SIDE + 2 * MARGIN)
             for place, image in enumerate(triple):
-                primitives.append(Picture(x + place * (SIDE + 4), y + 26, SIDE, SIDE, _picture(image)))
+                primitives.append(
+                    Picture(x + place * (SIDE + 4), y + 26, SIDE, SIDE, _picture(image))
+                )
             found = subject.trained.classes[predicted[number]]
             primitives.append(Text(x, y + 15, f"{names[number]} -> {found}", anchor="start"))
         y += SIDE + 26 + MARGIN
     width = MARGIN + EXAMPLES * (3 * SIDE + 2 * MARGIN)
-    return Drawing(round(width), round(y), tuple(primitives), "images as they are, under attack, and the difference")
+    return Drawing(
+        round(width),
+        round(y),
+        tuple(primitives),
+        "images as they are, under attack, and the difference",
+    )
 
 
 def _picture(image: Tensor) -> np.ndarray:

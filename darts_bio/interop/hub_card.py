@@ -1,6 +1,8 @@
-"""The page of a trained network on Hugging Face's Hub: README.md, metadata in YAML before text in Markdown.
+"""The page of a trained network on Hugging Face's Hub: README.md, metadata in YAML before text in
+Markdown.
 
-The metadata are those of https://huggingface.co/docs/hub/model-cards, which `huggingface_hub.ModelCard` reads.
+The metadata are those of https://huggingface.co/docs/hub/model-cards, which
+`huggingface_hub.ModelCard` reads.
 """
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ LICENSE = "apache-2.0"
 
 
 def logged_accuracy(source: str | Path, trained: Trained) -> float | None:
-    """Look up the test accuracy in [0, 1] that a run logged of the weights that `load_trained(source)` gave.
+    """Look up the test accuracy in [0, 1] that a run logged of the weights that
+    `load_trained(source)` gave.
 
-    None if it measured none at that step: it was stopped within an epoch, or its metrics.jsonl is not there.
+    None if it measured none at that step: it was stopped within an epoch, or its metrics.jsonl is
+    not there.
     """
     records = read_records(checkpoint_of(Path(source)).parent / METRICS_FILE, trained.step)
-    measured = [record for record in records if record["event"] == "epoch" and record["step"] == trained.step]
+    measured = [
+        record
+        for record in records
+        if record["event"] == "epoch" and record["step"] == trained.step
+    ]
     result = "test_averaged/accuracy" if trained.config.get("ema") else "test/accuracy"
     return measured[-1].get(result) if measured else None
 
@@ -35,9 +43,12 @@ def logged_accuracy(source: str | Path, trained: Trained) -> float | None:
 def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
     """Write the page of a trained network, as Markdown.
 
-    `name` is what the network is called there; `accuracy`, in [0, 1], is that on the test images, None if unknown.
+    `name` is what the network is called there; `accuracy`, in [0, 1], is that on the test images,
+    None if unknown.
     """
-    metadata = yaml.safe_dump(_metadata(trained, name, accuracy), sort_keys=False, allow_unicode=True)
+    metadata = yaml.safe_dump(
+        _metadata(trained, name, accuracy), sort_keys=False, allow_unicode=True
+    )
     # The genotype is shown whole; its option may be a path on the machine of the run.
     recipe = {option: value for option, value in trained.config.items() if option != "genotype"}
     size = "x".join(map(str, (trained.form["in_channels"], *trained.image_size)))
@@ -55,7 +66,8 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         f"---\n{metadata}---",
         f"# Model card for {name}",
         "",
-        "An image classifier of darts_bio: a stack of cells whose operations were trained by the learning rules below.",
+        "An image classifier of darts_bio: a stack of cells whose operations were trained by the "
+        "learning rules below.",
         "",
         "| | |",
         "| --- | --- |",
@@ -99,7 +111,11 @@ def _metadata(trained: Trained, name: str, accuracy: float | None) -> dict[str, 
         metadata["datasets"] = [data]
     if accuracy is not None:
         metadata["metrics"] = ["accuracy"]
-        metric = {"type": "accuracy", "value": round(accuracy, 6), "name": _accuracy_in_words(trained.config)}
+        metric = {
+            "type": "accuracy",
+            "value": round(accuracy, 6),
+            "name": _accuracy_in_words(trained.config),
+        }
         # "imagefolder" is what the Hub calls images that are no data set with a name.
         subject = {"name": data or "imagefolder", "type": data or "imagefolder"}
         result = {"task": {"type": "image-classification"}, "dataset": subject, "metrics": [metric]}
@@ -108,7 +124,9 @@ def _metadata(trained: Trained, name: str, accuracy: float | None) -> dict[str, 
 
 
 def _data_set(config: Mapping[str, Any]) -> str | None:
-    """Name the data set of a run as the Hub does, without timm's prefix; None where images lay in folders."""
+    """Name the data set of a run as the Hub does, without timm's prefix; None where images lay in
+    folders.
+    """
     name = str(config.get("dataset", ""))
     name = name.partition("/")[2] or name
     return None if name in ("", "folder") else name

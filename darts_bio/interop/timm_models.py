@@ -1,7 +1,9 @@
-"""Genotypes' networks as models of timm, under the public name `darts_bio.models`, whose import registers them.
+"""Genotypes' networks as models of timm, under the public name `darts_bio.models`, whose import
+registers them.
 
-They follow timm's conventions (features, heads, groups of parameters, checkpointing, pretrained weights), so timm's own
-scripts train, validate and export them: `python -m darts_bio timm train.py ...`.
+They follow timm's conventions (features, heads, groups of parameters, checkpointing, pretrained
+weights), so timm's own scripts train, validate and export them: `python -m darts_bio timm train.py
+...`.
 """
 
 from __future__ import annotations
@@ -31,18 +33,22 @@ __all__ = ["TimmNetwork"]
 
 
 def as_genotype(source: Any) -> Genotype:
-    """A genotype from a genotype, from the content of a genotype file (text or decoded), or from what `load_genotype`
-    takes. Raises InputError if it cannot be used."""
+    """A genotype from a genotype, from the content of a genotype file (text or decoded), or from
+    what `load_genotype` takes. Raises InputError if it cannot be used.
+    """
     if isinstance(source, Genotype):
         return source
     if isinstance(source, Mapping):
         try:
             source = json.dumps(source)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"genotype: expected the content of a genotype file ({first_line(error)})") from None
+            raise InputError(
+                f"genotype: expected the content of a genotype file ({first_line(error)})"
+            ) from None
     if not isinstance(source, (str, Path)):
         raise InputError(
-            f"genotype: expected a name, a file, a run folder, text or a genotype, found {brief(source)}; "
+            "genotype: expected a name, a file, a run folder, text or a genotype, found "
+            f"{brief(source)}; "
             "with timm's scripts: --model-kwargs genotype=darts_v2"
         )
     if str(source).lstrip().startswith("{"):
@@ -51,30 +57,38 @@ def as_genotype(source: Any) -> Genotype:
 
 
 def as_placement(device: Any, dtype: Any) -> dict[str, Any]:
-    """The keywords of `Module.to` for where a model lies and what its numbers are; None leaves them as they are.
-    Raises InputError if PyTorch has no such device, or the type is not one of floating point."""
+    """The keywords of `Module.to` for where a model lies and what its numbers are; None leaves them
+    as they are. Raises InputError if PyTorch has no such device, or the type is not one of floating
+    point.
+    """
     try:
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"device: expected a device such as cpu or cuda:0, found {brief(device)} ({first_line(error)})"
+            f"device: expected a device such as cpu or cuda:0, found {brief(device)} "
+            f"({first_line(error)})"
         ) from None
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(f"dtype: expected a floating-point type such as torch.bfloat16, found {brief(dtype)}")
+        raise InputError(
+            f"dtype: expected a floating-point type such as torch.bfloat16, found {brief(dtype)}"
+        )
     return {"device": device, "dtype": dtype}
 
 
 class TimmNetwork(Network):
-    """The discrete network in timm's form: images (N, in_chans, H, W) to logits (N, num_classes), or with
-    `num_classes=0` to pooled features (N, num_features). It has no auxiliary head: timm's loops expect one output.
+    """The discrete network in timm's form: images (N, in_chans, H, W) to logits (N, num_classes),
+    or with `num_classes=0` to pooled features (N, num_features). It has no auxiliary head: timm's
+    loops expect one output.
 
-    `genotype` is what `as_genotype` takes; `rule` puts all of it under one learning rule; `seed` fixes the feedback.
-    The keys of its weights are those of `build_network`'s. `device` and `dtype` are where weights and feedback lie and
-    their type; they are drawn on the CPU in PyTorch's default type, so the same numbers are rounded everywhere.
+    `genotype` is what `as_genotype` takes; `rule` puts all of it under one learning rule; `seed`
+    fixes the feedback. The keys of its weights are those of `build_network`'s. `device` and `dtype`
+    are where weights and feedback lie and their type; they are drawn on the CPU in PyTorch's
+    default type, so the same numbers are rounded everywhere.
 
-    timm's loops do not know that some rules renew their feedback (brsf, weight_mirror). Here it is renewed at the start
-    of each training pass with gradients but the first, as `draw_feedback(model, seed, update)` does after each update;
-    where gradients are accumulated that is once a pass. A run that timm resumes counts its passes from the start.
+    timm's loops do not know that some rules renew their feedback (brsf, weight_mirror). Here it is
+    renewed at the start of each training pass with gradients but the first, as
+    `draw_feedback(model, seed, update)` does after each update; where gradients are accumulated
+    that is once a pass. A run that timm resumes counts its passes from the start.
 
     Raises InputError for an option that is unknown or out of bounds.
     """
@@ -100,14 +114,21 @@ class TimmNetwork(Network):
         for name in unknown:
             known = set(inspect.signature(TimmNetwork).parameters) - {"stem", "unknown"}
             raise unknown_name("option of a darts_bio model", name, known)
-        counts = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_chans": in_chans}
+        counts = {
+            "channels": channels,
+            "layers": layers,
+            "num_classes": num_classes,
+            "in_chans": in_chans,
+        }
         for name, count in {**counts, "seed": seed}.items():
             if type(count) is not int:
                 raise InputError(f"{name}: expected a whole number, found {brief(count)}")
         if not (rule is None or isinstance(rule, str)):
             raise InputError(f"rule: expected the name of a learning rule, found {brief(rule)}")
         if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
-            raise InputError(f"drop_rate: expected at least 0 and below 1, found {brief(drop_rate)}")
+            raise InputError(
+                f"drop_rate: expected at least 0 and below 1, found {brief(drop_rate)}"
+            )
         placement = as_placement(device, dtype)
         genotype = as_genotype(genotype)
         super().__init__(
@@ -134,11 +155,16 @@ class TimmNetwork(Network):
         self.to(**placement)
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:
-        """The stem's output and the last one of each size: where it stands, its channels, the image's side over its."""
+        """The stem's output and the last one of each size: where it stands, its channels, the
+        image's side over its.
+        """
         shrinks, entry = self.stem.shrinks, self.stem.entry
         outputs = [("stem", entry.c_newer, shrinks)]
         if entry.halved_once:
-            outputs = [("stem.older", entry.c_older, shrinks // 2), ("stem.newer", entry.c_newer, shrinks)]
+            outputs = [
+                ("stem.older", entry.c_older, shrinks // 2),
+                ("stem.newer", entry.c_newer, shrinks),
+            ]
         for layer, width in enumerate(self.widths):
             shrinks *= 2 if layer in reductions else 1
             outputs.append((f"cells.{layer}", width, shrinks))
@@ -161,13 +187,18 @@ class TimmNetwork(Network):
         saving = self.grad_checkpointing and torch.is_grad_enabled()
         for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
             if saving:
-                older, newer = newer, checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False)
+                older, newer = (
+                    newer,
+                    checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False),
+                )
             else:
                 older, newer = newer, cell(inputs(older, newer))
             yield f"cells.{layer}", newer
 
     def renew_feedback(self) -> None:
-        """Begins a training pass: all but the first find feedback renewed by the passes done so far."""
+        """Begins a training pass: all but the first find feedback renewed by the passes done so
+        far.
+        """
         if self.passes:
             with torch.autocast(next(self.parameters()).device.type, enabled=False):
                 draw_feedback(self, self.seed, self.passes)
@@ -180,7 +211,9 @@ class TimmNetwork(Network):
         return self.head(features)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, h, w) to logits; with `pre_logits` to the pooled features (N, num_features)."""
+        """(N, num_features, h, w) to logits; with `pre_logits` to the pooled features (N,
+        num_features).
+        """
         x = x.mean((2, 3)) if self.global_pool else x
         x = F.dropout(x, self.drop_rate, self.training)
         if pre_logits:
@@ -201,10 +234,12 @@ class TimmNetwork(Network):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """(what is pooled, the outputs of `feature_info` at `indices`, or the last n where it is a number).
+        """(what is pooled, the outputs of `feature_info` at `indices`, or the last n where it is a
+        number).
 
-        With `norm` the last output is what is pooled; with `stop_early` nothing after the last one asked for is run;
-        with `intermediates_only` they alone are returned. Raises InputError for an index or a format there is not.
+        With `norm` the last output is what is pooled; with `stop_early` nothing after the last one
+        asked for is run; with `intermediates_only` they alone are returned. Raises InputError for
+        an index or a format there is not.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt: expected NCHW, found {output_fmt!r}")
@@ -221,7 +256,9 @@ class TimmNetwork(Network):
         return intermediates if intermediates_only else (self.head(features), intermediates)
 
     def _taken(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Places in `feature_info`: all for None, the last n for a number, those given (below 0 from the end)."""
+        """Places in `feature_info`: all for None, the last n for a number, those given (below 0
+        from the end).
+        """
         count = len(self.feature_info)
         if indices is None or isinstance(indices, int):
             last = count if indices is None else indices
@@ -229,15 +266,21 @@ class TimmNetwork(Network):
         taken = [i + count if i < 0 else i for i in indices]
         if not taken or not all(0 <= i < count for i in taken):
             raise InputError(
-                f"indices: expected a number of features up to {count}, or places from {-count} to {count - 1}, found "
+                f"indices: expected a number of features up to {count}, or places from {-count} to "
+                f"{count - 1}, found "
                 f"{brief(indices)}"
             )
         return taken
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+        self,
+        indices: int | Sequence[int] | None = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> list[int]:
-        """Takes away what the features of `indices` do not need, and returns their places in `feature_info`."""
+        """Takes away what the features of `indices` do not need, and returns their places in
+        `feature_info`.
+        """
         taken = self._taken(indices)
         last = self.feature_info[max(taken)]["module"]
         kept = _layer(last) + 1 if last.startswith("cells.") else 0
@@ -252,18 +295,27 @@ class TimmNetwork(Network):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier under the backbone's rule, with fresh feedback; with 0 classes none. Under dfa all feedback
-        goes from the output, so that all of it is new. Raises InputError for a pooling there is not."""
+        """A new classifier under the backbone's rule, with fresh feedback; with 0 classes none.
+        Under dfa all feedback goes from the output, so that all of it is new. Raises InputError for
+        a pooling there is not.
+        """
         if type(num_classes) is not int or num_classes < 0:
-            raise InputError(f"num_classes: expected a whole number of at least 0, found {brief(num_classes)}")
+            raise InputError(
+                f"num_classes: expected a whole number of at least 0, found {brief(num_classes)}"
+            )
         global_pool = self.global_pool if global_pool is None else global_pool
         if global_pool not in ("avg", "") or (num_classes and not global_pool):
-            raise InputError(f"global_pool: expected 'avg', or '' without a classifier, found {brief(global_pool)}")
+            raise InputError(
+                "global_pool: expected 'avg', or '' without a classifier, found "
+                f"{brief(global_pool)}"
+            )
         self.num_classes, self.global_pool = num_classes, global_pool
         weight = next(self.parameters())
         classifier: Any = nn.Identity()
         if num_classes:
-            classifier = RuleLinear(self.num_features, num_classes, rule=RULES.build(self.genotype.backbone_rule))
+            classifier = RuleLinear(
+                self.num_features, num_classes, rule=RULES.build(self.genotype.backbone_rule)
+            )
         self.classifier = classifier.to(device=weight.device, dtype=weight.dtype)
         for _, carrier in rule_carriers(self):
             if isinstance(carrier, DirectCarrier):
@@ -275,31 +327,44 @@ class TimmNetwork(Network):
                 draw_first(carrier, self.seed, name)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether a training pass keeps the cells' outputs alone, and computes the rest a second time for the backward
-        pass. Running statistics of batch norms then see each batch twice, as in every model of timm."""
+        """Whether a training pass keeps the cells' outputs alone, and computes the rest a second
+        time for the backward pass. Running statistics of batch norms then see each batch twice, as
+        in every model of timm.
+        """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of names for groups of parameters from the stem to the classifier: a group for each cell, or with
-        `coarse` for the cells of each size."""
+        """Patterns of names for groups of parameters from the stem to the classifier: a group for
+        each cell, or with `coarse` for the cells of each size.
+        """
         if not coarse:
             return {"stem": r"^stem", "blocks": r"^(?:cells|inputs)\.(\d+)"}
-        ends = [_layer(info["module"]) + 1 for info in self.feature_info if info["module"].startswith("cells.")]
+        ends = [
+            _layer(info["module"]) + 1
+            for info in self.feature_info
+            if info["module"].startswith("cells.")
+        ]
         groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         pattern = r"^(?:cells|inputs)\.(?:{})\."
         return {
             "stem": r"^stem",
-            "blocks": [(pattern.format("|".join(map(str, layers))), (size,)) for size, layers in enumerate(groups)],
+            "blocks": [
+                (pattern.format("|".join(map(str, layers))), (size,))
+                for size, layers in enumerate(groups)
+            ],
         }
 
     def no_weight_decay(self) -> set[str]:
-        """None by name: timm itself leaves out biases and batch norms, and learned feedback has to decay as its weight
-        does."""
+        """None by name: timm itself leaves out biases and batch norms, and learned feedback has to
+        decay as its weight does.
+        """
         return set()
 
 
 def _run_layer(inputs: nn.Module, cell: nn.Module, older: Tensor, newer: Tensor) -> Tensor:
-    """Run one cell on the outputs of the two before it, as a function that can be run again in the backward pass."""
+    """Run one cell on the outputs of the two before it, as a function that can be run again in the
+    backward pass.
+    """
     output: Tensor = cell(inputs(older, newer))
     return output
 
@@ -317,7 +382,14 @@ FORMS: dict[str, dict[str, Any]] = {
 DEFAULT_GENOTYPE = "bionas_darts"
 
 
-def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float], first: str, **more: Any) -> Any:
+def _cfg(
+    num_classes: int,
+    side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    first: str,
+    **more: Any,
+) -> Any:
     return {
         "url": "",
         "num_classes": num_classes,
@@ -333,7 +405,9 @@ def _cfg(num_classes: int, side: int, mean: Sequence[float], std: Sequence[float
 
 CONFIGURATIONS = {
     "cifar": _cfg(10, 32, CIFAR_MEAN, CIFAR_STD, "stem.0", pool_size=(8, 8), crop_pct=1.0),
-    "imagenet": _cfg(1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875),
+    "imagenet": _cfg(
+        1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875
+    ),
 }
 NAMED = {f"{genotype}_{stem}": (genotype, stem) for genotype in shipped_names() for stem in FORMS}
 """Name of a model -> the shipped genotype and the stem that it stands for."""
@@ -345,18 +419,21 @@ default_cfgs = generate_default_cfgs(
 
 
 def _fitting_feedback(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights to be loaded, with the model's own feedback where theirs has another shape: for other classes or channels
-    of the image."""
+    """Weights to be loaded, with the model's own feedback where theirs has another shape: for other
+    classes or channels of the image.
+    """
     own = model.state_dict()
     return {
-        name: own[name] if PREFIX in name and name in own and own[name].shape != value.shape else value
+        name: own[name]
+        if PREFIX in name and name in own and own[name].shape != value.shape
+        else value
         for name, value in state.items()
     }
 
 
 def _create(variant: str, stem: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    # By default all features there are, since shallow networks have fewer than timm's default asks for. Only timm's
-    # getter takes None for them.
+    # By default all features there are, since shallow networks have fewer than timm's default asks
+    # for. Only timm's getter takes None for them.
     getter = options.get("feature_cls", "getter") == "getter"
     return build_model_with_cfg(
         TimmNetwork,
@@ -370,20 +447,26 @@ def _create(variant: str, stem: str, pretrained: bool, options: dict[str, Any]) 
 
 @register_model
 def darts_bio_cifar(pretrained: bool = False, **options: Any) -> nn.Module:
-    """A genotype's network with CIFAR's stem, of 36 channels and 20 layers (Liu 2019, arXiv 1806.09055)."""
+    """A genotype's network with CIFAR's stem, of 36 channels and 20 layers (Liu 2019, arXiv
+    1806.09055).
+    """
     return _create("darts_bio_cifar", "cifar", pretrained, options)
 
 
 @register_model
 def darts_bio_imagenet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """A genotype's network with ImageNet's stem, of 48 channels and 14 layers (Liu 2019, arXiv 1806.09055)."""
+    """A genotype's network with ImageNet's stem, of 48 channels and 14 layers (Liu 2019, arXiv
+    1806.09055).
+    """
     return _create("darts_bio_imagenet", "imagenet", pretrained, options)
 
 
 def _named(name: str, genotype: str, stem: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         if "genotype" in options:
-            raise InputError(f"genotype: {name} is the network of {genotype}; for another use darts_bio_{stem}")
+            raise InputError(
+                f"genotype: {name} is the network of {genotype}; for another use darts_bio_{stem}"
+            )
         return _create(name, stem, pretrained, {**options, "genotype": genotype})
 
     create.__name__ = create.__qualname__ = name

@@ -1,8 +1,10 @@
-"""What torch.fx is not to look into when timm traces our networks (`feature_cls="fx"`, `create_feature_extractor`).
+"""What torch.fx is not to look into when timm traces our networks (`feature_cls="fx"`,
+`create_feature_extractor`).
 
-Tracing runs the Python code of `forward` once, on stand-ins for tensors, and keeps the calls it sees. Code that asks a
-tensor for its size, or acts on the model rather than on tensors, has to be a module that the traced graph calls whole.
-timm hands the types registered here to its tracers; register your own by `timm.models.register_notrace_module`.
+Tracing runs the Python code of `forward` once, on stand-ins for tensors, and keeps the calls it
+sees. Code that asks a tensor for its size, or acts on the model rather than on tensors, has to be a
+module that the traced graph calls whole. timm hands the types registered here to its tracers;
+register your own by `timm.models.register_notrace_module`.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ uncompiled = Uncompiled("feedback is renewed between passes, by draws that depen
 
 @register_notrace_module
 class Renewal(nn.Module):
-    """Renews the feedback of a network at the start of a training pass with gradients: x to x, any shape.
+    """Renews the feedback of a network at the start of a training pass with gradients: x to x, any
+    shape.
 
-    A module of its own, so that a traced graph renews it at each pass too, and not once while it is traced. It follows
-    its own mode, which is that of the graph it is part of.
+    A module of its own, so that a traced graph renews it at each pass too, and not once while it is
+    traced. It follows its own mode, which is that of the graph it is part of.
     """
 
     def __init__(self, renew: Callable[[], None]) -> None:

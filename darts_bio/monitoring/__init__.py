@@ -1,1 +1,3 @@
-"""Where numbers and figures go: console, metrics.jsonl, TensorBoard. A sink: no result depends on what lies there."""
+"""Where numbers and figures go: console, metrics.jsonl, TensorBoard. A sink: no result depends on
+what lies there.
+"""

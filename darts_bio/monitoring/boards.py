@@ -32,7 +32,11 @@ class FitBoard(TensorBoard, Listener):
         """Open the events; what earlier ones say of steps that will be made anew is dropped."""
         self.open_events(progress.step + 1 if self.folder.config.resume else None)
         self.layout(self.charts)
-        self.text("run", f"`{self.folder.command}`\n\n```yaml\n{self.folder.config.to_yaml()}```", progress.step)
+        self.text(
+            "run",
+            f"`{self.folder.command}`\n\n```yaml\n{self.folder.config.to_yaml()}```",
+            progress.step,
+        )
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         for name, value in numbers.items():
@@ -46,7 +50,9 @@ class FitBoard(TensorBoard, Listener):
 
 
 class SearchBoard(FitBoard):
-    """A search: after each epoch alpha as histograms, edge weights as heat maps, and the present cells."""
+    """A search: after each epoch alpha as histograms, edge weights as heat maps, and the present
+    cells.
+    """
 
     charts = {"search": {name: [f"train/{name}", f"valid/{name}"] for name in ("loss", "accuracy")}}
 
@@ -59,24 +65,34 @@ class SearchBoard(FitBoard):
         super().on_epoch(progress, numbers)
         search, step = self.search, progress.step
         for cell_type, alpha in search.strategy_state.alpha.items():
-            self.histogram(f"alpha/{cell_type}", alpha.detach().cpu()[search.table.mask(cell_type)], step)
+            self.histogram(
+                f"alpha/{cell_type}", alpha.detach().cpu()[search.table.mask(cell_type)], step
+            )
         for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             title, rows = f"edge weights, {cell_type} cell", search.table.rows[cell_type]
             heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), step)
         genotype = search.genotype()
-        if genotype != self._shown:  # the last picture stands for the steps after it, and painting one takes long
+        if (
+            genotype != self._shown
+        ):  # the last picture stands for the steps after it, and painting one takes long
             self.image("cells", draw_genotype(genotype).image(), step)
             self._shown = genotype
         self.text("genotype", f"```\n{genotype}\n```", step)
 
 
 class TrainingBoard(FitBoard):
-    """A training: the cells that are trained, and the alignment of each layer where it is measured."""
+    """A training: the cells that are trained, and the alignment of each layer where it is
+    measured.
+    """
 
-    charts = {"training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}}
+    charts = {
+        "training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}
+    }
 
-    def __init__(self, training: Retraining, folder: RunFolder, alignment: Callable[[], Alignment | None]) -> None:
+    def __init__(
+        self, training: Retraining, folder: RunFolder, alignment: Callable[[], Alignment | None]
+    ) -> None:
         """`alignment` gives what was measured in the epoch that ends, if it was."""
         super().__init__(folder)
         self.training, self._alignment = training, alignment
@@ -99,19 +115,29 @@ class TrainingBoard(FitBoard):
 
 
 class RobustnessBoard(TensorBoard):
-    """A measurement of robustness: the accuracy of each network under each attack against eps, figures, the report."""
+    """A measurement of robustness: the accuracy of each network under each attack against eps,
+    figures, the report.
+    """
 
     def show(
-        self, subjects: Sequence[Subject], measured: Measurement, accuracy: Drawing, examples: Drawing, report: str
+        self,
+        subjects: Sequence[Subject],
+        measured: Measurement,
+        accuracy: Drawing,
+        examples: Drawing,
+        report: str,
     ) -> None:
         """Write the events of a measurement that is done."""
         self.open_events()
-        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred times that.
+        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred
+        # times that.
         whole = all(float(eps).is_integer() for eps in measured.plan.eps)
         for subject in subjects:
             for job in attacks_on(measured, subject.name):
                 step = round(job.level if whole else 100 * job.level)
-                self.scalar(f"{job.what}/{job.gradients}/{subject.name}", measured.accuracy(job), step)
+                self.scalar(
+                    f"{job.what}/{job.gradients}/{subject.name}", measured.accuracy(job), step
+                )
         self.image("accuracy", accuracy.image(), 0)
         self.image("examples", examples.image(), 0)
         self.text("report", report, 0)

@@ -1,4 +1,6 @@
-"""A run on the console: a progress bar on a terminal, and a line for each epoch, or every few seconds without one."""
+"""A run on the console: a progress bar on a terminal, and a line for each epoch, or every few
+seconds without one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ LINE_EVERY_S = 10.0
 
 
 class Console:
-    """A progress bar, where there is a terminal, and lines above it. A context manager: leaving it closes the bar."""
+    """A progress bar, where there is a terminal, and lines above it. A context manager: leaving it
+    closes the bar.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._bar = stream, tqdm(disable=True)
@@ -27,7 +31,10 @@ class Console:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.close()
 
@@ -35,7 +42,9 @@ class Console:
         """Show a bar of `total` units, of which `done` are done. Time is counted from here on."""
         self._line_at, self.pace = time.monotonic(), Pace()
         terminal = self._stream.isatty()
-        self._bar = tqdm(total=total, initial=done, unit=unit, file=self._stream, disable=not terminal)
+        self._bar = tqdm(
+            total=total, initial=done, unit=unit, file=self._stream, disable=not terminal
+        )
 
     @property
     def line_is_due(self) -> bool:
@@ -51,7 +60,8 @@ class Console:
 class FitConsole(Console, Listener):
     """A search or a training on the console.
 
-    `introduction` gives the lines at its start; `news`, asked before each record, lines that have come up since.
+    `introduction` gives the lines at its start; `news`, asked before each record, lines that have
+    come up since.
     """
 
     def __init__(
@@ -90,11 +100,15 @@ class FitConsole(Console, Listener):
     def _line(self, progress: Progress, numbers: Numbers) -> str:
         place = f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
         left = clock(self.pace.seconds_left(progress.steps - progress.step))
-        return f"{place}  {_brief(numbers)}  {self.pace.images_per_second:.0f} images/s  {left} left"
+        return (
+            f"{place}  {_brief(numbers)}  {self.pace.images_per_second:.0f} images/s  {left} left"
+        )
 
 
 class RobustnessConsole(Console):
-    """A measurement of robustness on the console: what each attack left right, and how far it is between long ones."""
+    """A measurement of robustness on the console: what each attack left right, and how far it is
+    between long ones.
+    """
 
     def __init__(self, stream: TextIO, measured: Measurement) -> None:
         super().__init__(stream)

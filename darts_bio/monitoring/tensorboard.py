@@ -15,8 +15,9 @@ from darts_bio.training.run_folder import writing
 
 
 class TensorBoard:
-    """Writes events to a run's folder between `open_events` and the end of its context. All raise InputError if the
-    disk refuses."""
+    """Writes events to a run's folder between `open_events` and the end of its context. All raise
+    InputError if the disk refuses.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -33,7 +34,10 @@ class TensorBoard:
             self._excepthook(failure)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         threading.excepthook = self._excepthook
         if self._writer is not None:
@@ -48,7 +52,10 @@ class TensorBoard:
 
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """Custom scalars: group -> chart -> the tags it draws together."""
-        parts = {group: {name: ["Multiline", tags] for name, tags in named.items()} for group, named in charts.items()}
+        parts = {
+            group: {name: ["Multiline", tags] for name, tags in named.items()}
+            for group, named in charts.items()
+        }
         self._call("add_custom_scalars", parts)
 
     def scalar(self, tag: str, value: float, step: int) -> None:

@@ -1,4 +1,6 @@
-"""The auxiliary classifier that is trained beside the discrete network's own (Szegedy 2015, arXiv 1409.4842)."""
+"""The auxiliary classifier that is trained beside the discrete network's own (Szegedy 2015, arXiv
+1409.4842).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from darts_bio.spaces.operations import pointwise
 class AuxiliaryHead(nn.Module):
     """A second classifier, on the features after two thirds of the depth, for training only.
 
-    (N, C, H, W) with H, W of at least `least_side` -> logits (N, num_classes). It is exactly the published head where H
-    and W are 8 behind CIFAR's stem, 7 behind ImageNet's, whose head pools at stride 2 and has one batch norm.
+    (N, C, H, W) with H, W of at least `least_side` -> logits (N, num_classes). It is exactly the
+    published head where H and W are 8 behind CIFAR's stem, 7 behind ImageNet's, whose head pools at
+    stride 2 and has one batch norm.
     """
 
-    def __init__(self, channels: int, num_classes: int, rule: LearningRule, stem: type[Stem] = CifarStem) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, rule: LearningRule, stem: type[Stem] = CifarStem
+    ) -> None:
         super().__init__()
         self.least_side = self.least_side_behind(stem)
         self.features = nn.Sequential(
@@ -35,20 +40,24 @@ class AuxiliaryHead(nn.Module):
 
     @staticmethod
     def least_side_behind(stem: type[Stem]) -> int:
-        """Return the least height and width of the features: pooled, they have to hold a 2x2 convolution."""
+        """Return the least height and width of the features: pooled, they have to hold a 2x2
+        convolution.
+        """
         return 5 + stem.auxiliary_stride
 
     @classmethod
     def least_image_behind(cls, stem: type[Stem]) -> int:
-        """Return the least height and width of the images: the stem and two reductions lie before the head, and each
-        halving rounds up."""
+        """Return the least height and width of the images: the stem and two reductions lie before
+        the head, and each halving rounds up.
+        """
         return 4 * stem.shrinks * (cls.least_side_behind(stem) - 1) + 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features to logits. Raises InputError where they are smaller than `least_side`."""
         if min(x.shape[2:]) < self.least_side:
             raise InputError(
-                f"auxiliary head: expected features of at least {self.least_side}x{self.least_side}, found "
+                "auxiliary head: expected features of at least "
+                f"{self.least_side}x{self.least_side}, found "
                 f"{x.shape[2]}x{x.shape[3]}; use larger images, or no auxiliary head"
             )
         logits = self.classifier(self.features(x).mean((2, 3)))

@@ -1,4 +1,6 @@
-"""What the supernet and the discrete network share: stem, the inputs of each cell, the cells, head and classifier."""
+"""What the supernet and the discrete network share: stem, the inputs of each cell, the cells, head
+and classifier.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,18 @@ from darts_bio.spaces import Space
 
 
 class CellNetwork(nn.Module):
-    """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is, and run the cells.
+    """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is,
+    and run the cells.
 
-    The stem makes two outputs of an image, (older, newer). From then on each cell takes what `inputs` prepares of the
-    outputs of the two before it:
+    The stem makes two outputs of an image, (older, newer). From then on each cell takes what
+    `inputs` prepares of the outputs of the two before it:
 
         older, newer = newer, cell(inputs(older, newer))
 
-    At every reduction the size is halved and the channels are doubled. `make_cell(cell_type, channels)` builds a cell;
-    `multiplier` holds how many nodes' outputs each cell type concatenates. Maps are channels last in memory
-    (`memory_format`), in which depthwise convolutions are fastest on CPUs.
+    At every reduction the size is halved and the channels are doubled. `make_cell(cell_type,
+    channels)` builds a cell; `multiplier` holds how many nodes' outputs each cell type
+    concatenates. Maps are channels last in memory (`memory_format`), in which depthwise
+    convolutions are fastest on CPUs.
 
     Raises InputError for odd channels, or for counts below 1.
     """
@@ -48,7 +52,8 @@ class CellNetwork(nn.Module):
         super().__init__()
         if channels < 2 or channels % 2:
             raise InputError(
-                f"channels: expected an even number of at least 2, since the factorised reduction halves them, "
+                "channels: expected an even number of at least 2, since the factorised reduction "
+                "halves them, "
                 f"found {channels}; use --channels {max(2, channels + channels % 2)}"
             )
         for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
@@ -57,7 +62,9 @@ class CellNetwork(nn.Module):
         rule: LearningRule = RULES.build(backbone_rule)
         skeleton: Skeleton = SKELETONS.get(space.skeleton)()
         self.plan, reductions = space.plan(layers), space.reductions(layers)
-        self.stem: Stem = STEMS.get(stem)(in_channels, channels, skeleton.stem_multiplier * channels, rule)
+        self.stem: Stem = STEMS.get(stem)(
+            in_channels, channels, skeleton.stem_multiplier * channels, rule
+        )
         self.inputs = nn.ModuleList()
         self.cells = nn.ModuleList()
         self.widths: list[int] = []

@@ -10,24 +10,30 @@ from darts_bio.rules import RULES, DirectOperation
 from darts_bio.spaces import OPERATIONS, Candidate, Cell, Space
 
 
-def build_candidate(candidate: Candidate, channels: int, stride: int, *, supernet: bool) -> nn.Module:
-    """Build the operation of a candidate, (N, channels, H, W) -> (N, channels, ceil(H/stride), ceil(W/stride)).
+def build_candidate(
+    candidate: Candidate, channels: int, stride: int, *, supernet: bool
+) -> nn.Module:
+    """Build the operation of a candidate, (N, channels, H, W) -> (N, channels, ceil(H/stride),
+    ceil(W/stride)).
 
-    An operation without weights is handed bp, which it has no use for. Under a direct rule the operation itself is
-    exact, and its input receives the error at the model's output.
+    An operation without weights is handed bp, which it has no use for. Under a direct rule the
+    operation itself is exact, and its input receives the error at the model's output.
     """
     operation, rule = OPERATIONS.get(candidate.op), RULES.build(candidate.rule or "bp")
     if rule.direct and operation.carries_rule(stride):
-        return DirectOperation(operation.build(channels, stride, RULES.build("bp"), supernet), channels, rule)
+        return DirectOperation(
+            operation.build(channels, stride, RULES.build("bp"), supernet), channels, rule
+        )
     return operation.build(channels, stride, rule, supernet)
 
 
 class DropPath(nn.Module):
-    """Drop the whole output of an edge for a sample with probability `probability`, scaling what is kept.
+    """Drop the whole output of an edge for a sample with probability `probability`, scaling what is
+    kept.
 
-    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648). Each of several processes
-    draws for the samples of all and takes its own part, so that the draws do not depend on how many processes there
-    are.
+    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648). Each
+    of several processes draws for the samples of all and takes its own part, so that the draws do
+    not depend on how many processes there are.
     """
 
     def __init__(self) -> None:
@@ -54,11 +60,15 @@ class DropPath(nn.Module):
 
 
 class DiscreteCell(nn.Module):
-    """The kept edges of a cell, each with drop path but for identities (Liu 2019, arXiv 1806.09055, section 2.1)."""
+    """The kept edges of a cell, each with drop path but for identities (Liu 2019, arXiv 1806.09055,
+    section 2.1).
+    """
 
     def __init__(self, space: Space, cell_type: str, cell: Cell, channels: int) -> None:
         super().__init__()
-        self.wiring = sorted(((edge.node, edge.input) for edge in cell.edges), key=lambda edge: edge[0])
+        self.wiring = sorted(
+            ((edge.node, edge.input) for edge in cell.edges), key=lambda edge: edge[0]
+        )
         self.concat = cell.concat
         self.edges = nn.ModuleList()
         for edge in sorted(cell.edges, key=lambda edge: edge.node):

@@ -20,10 +20,11 @@ def parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Count the multiply-adds of convolutions and linear layers in `forward()`, run in evaluation mode.
+    """Count the multiply-adds of convolutions and linear layers in `forward()`, run in evaluation
+    mode.
 
-    The counter is torch.utils.flop_counter, which counts two operations a multiply-add. Batch norm, pooling and
-    additions are not counted.
+    The counter is torch.utils.flop_counter, which counts two operations a multiply-add. Batch norm,
+    pooling and additions are not counted.
     """
     counter = FlopCounterMode(display=False)
     with in_mode(model, training=False), counter:

@@ -1,11 +1,12 @@
 """Pointwise convolution, batch norm and mixture in one product, for where memory binds.
 
-With z_m = W_m u_m the statistics of z_m follow from those of u_m, var z_m = diag(W_m Cov(u_m) W_m^T), so that
+With z_m = W_m u_m the statistics of z_m follow from those of u_m, var z_m = diag(W_m Cov(u_m)
+W_m^T), so that
 
     y_e = sum over rules r of p_m BN(W_m u_m) = sum_r A_m u_m - b_e,      A_m = diag(p_m / sqrt(var z_m + eps)) W_m
 
-is a sum of products in which no z is ever stored. The error needs no z either: with G = dL/dy_e, K_m = Cov(G, u_m) P,
-s = diag(W_m K_m^T), i = 1 / sqrt(var z_m + eps) and P the number of pixels,
+is a sum of products in which no z is ever stored. The error needs no z either: with G = dL/dy_e,
+K_m = Cov(G, u_m) P, s = diag(W_m K_m^T), i = 1 / sqrt(var z_m + eps) and P the number of pixels,
 
     dL/dp_m = <i, s>,      dL/dW_m = p_m diag(i) (K_m - diag(i^2 s) W_m Cov(u_m)),
     dL/du_m = F_m^T (G - mean G) - (W_m^T diag(i^2 s / P) F_m)^T (u_m - mean u_m),      F_m = p_m diag(i) B_m,
@@ -40,9 +41,10 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FoldedMixture(torch.autograd.Function):
-    """u (N, M*I, H, W), weight and kernel (M*C, I, 1, 1), gains p (M,), in the order (rule, edge), to
-    y (N, H, W, E, C) and, without gradient, the mean and the (biased) variance of z (M*C,), and the mean and the
-    covariance of u."""
+    """u (N, M*I, H, W), weight and kernel (M*C, I, 1, 1), gains p (M,), in the order (rule, edge),
+    to y (N, H, W, E, C) and, without gradient, the mean and the (biased) variance of z (M*C,), and
+    the mean and the covariance of u.
+    """
 
     @staticmethod
     @without_autocast
@@ -55,7 +57,11 @@ class FoldedMixture(torch.autograd.Function):
         # In float32 at least: a variance is a difference.
         exact = own if own.dtype == torch.float64 else own.float()
         mean = exact.mean(1, keepdim=True)  # (M, 1, I)
-        covariance = torch.bmm(exact.transpose(1, 2), exact).div_(exact.shape[1]).baddbmm_(mean.mT, mean, alpha=-1)
+        covariance = (
+            torch.bmm(exact.transpose(1, 2), exact)
+            .div_(exact.shape[1])
+            .baddbmm_(mean.mT, mean, alpha=-1)
+        )
         variance = (torch.bmm(matrix, covariance) * matrix).sum(2).clamp_min_(0)  # (M, C)
         folded = matrix * (gains.unsqueeze(1) * (variance + eps).rsqrt()).unsqueeze(2)
         offset = torch.bmm(mean, folded.mT).unflatten(0, (-1, edges)).sum((0, 2))  # (E, C)
@@ -93,18 +99,31 @@ class FoldedMixture(torch.autograd.Function):
         bend = (inverse.square() * s).unsqueeze(2)
         d_weight = None
         if learns(ctx, 1, 2):
-            d_weight = (scale * (cross - bend * torch.bmm(matrix, covariance))).reshape(weight.shape)
+            d_weight = (scale * (cross - bend * torch.bmm(matrix, covariance))).reshape(
+                weight.shape
+            )
         du = None
         if ctx.needs_input_grad[0]:
             down = scale * back  # (M, C, I)
             curve = torch.bmm(matrix.mT, down * bend / pixels)  # (M, I, I)
-            offset = torch.bmm(mean, curve) - torch.bmm(total.repeat(m // edges, 1, 1) / pixels, down)
+            offset = torch.bmm(mean, curve) - torch.bmm(
+                total.repeat(m // edges, 1, 1) / pixels, down
+            )
             n, _, h, w = u.shape
             du = offset.squeeze(1).to(u.dtype).expand(n, h, w, m, -1).contiguous()
             target = du.flatten(0, 2).transpose(0, 1)  # (M, P, I)
             target.baddbmm_(own, curve.to(u.dtype), alpha=-1)
-            for part, products in zip(target.split(edges), down.to(u.dtype).split(edges), strict=True):
+            for part, products in zip(
+                target.split(edges), down.to(u.dtype).split(edges), strict=True
+            ):
                 part.baddbmm_(error, products)
             du = du.flatten(3).permute(0, 3, 1, 2)
         wants_w, wants_kernel = ctx.needs_input_grad[1:3]
-        return du, d_weight if wants_w else None, d_weight if wants_kernel else None, d_gains, None, None
+        return (
+            du,
+            d_weight if wants_w else None,
+            d_weight if wants_kernel else None,
+            d_gains,
+            None,
+            None,
+        )

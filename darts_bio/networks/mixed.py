@@ -1,15 +1,15 @@
 """The mixed operation, batched: everything that leaves a node of the supernet is computed together.
 
-The edges that leave a node share its output x. So what has no weights (identity, pools) is computed once, what has
-weights is one stacked layer for all edges and rules, and zeros are left out:
+The edges that leave a node share its output x. So what has no weights (identity, pools) is computed
+once, what has weights is one stacked layer for all edges and rules, and zeros are left out:
 
     x -+- ReLU -+- sep_conv_3x3: depthwise, pointwise, norm, ReLU, depthwise, pointwise, norm * weights, sum -+
        |        +- ... each operation, for its R rules x E edges at once ...                                  +- E edges
        +- max_pool_3x3, avg_pool_3x3, identity: each once, times E weights                                   -+
 
-The weight of a candidate is the gain of its last batch norm. All is exact: equal to `reference.ReferenceCell`, from
-which it is built, up to rounding. Candidates that cannot be stacked (an operation made of other layers, a rule that is
-not `batched`) run one by one, as there.
+The weight of a candidate is the gain of its last batch norm. All is exact: equal to
+`reference.ReferenceCell`, from which it is built, up to rounding. Candidates that cannot be stacked
+(an operation made of other layers, a rule that is not `batched`) run one by one, as there.
 
 Tensors are channels last in memory: on CPUs depthwise convolutions are several times faster so.
 """
@@ -37,8 +37,9 @@ WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class LaneWeights(NamedTuple):
-    """The weights of L candidates on edges: `each` (L,), `factors` (L,) in the dtype of the maps, which so keep theirs,
-    and `by_channel` (L*C,), every one C times."""
+    """The weights of L candidates on edges: `each` (L,), `factors` (L,) in the dtype of the maps,
+    which so keep theirs, and `by_channel` (L*C,), every one C times.
+    """
 
     each: Tensor
     factors: Tensor
@@ -46,7 +47,9 @@ class LaneWeights(NamedTuple):
 
 
 class StackedBatchNorm(nn.Module):
-    """The batch norms, without gain and bias, of M members side by side; `gain` (M*C,) is lent to it."""
+    """The batch norms, without gain and bias, of M members side by side; `gain` (M*C,) is lent to
+    it.
+    """
 
     def __init__(self, members: Sequence[nn.BatchNorm2d], names: Sequence[str]) -> None:
         super().__init__()
@@ -55,7 +58,9 @@ class StackedBatchNorm(nn.Module):
         self.track_running_stats = True
         self.eps, self.momentum = first.eps, float(first.momentum or 0)  # None is not stacked
         for statistic in ("running_mean", "running_var"):
-            self.register_buffer(statistic, torch.cat([getattr(member, statistic) for member in members]))
+            self.register_buffer(
+                statistic, torch.cat([getattr(member, statistic) for member in members])
+            )
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         if not self.track_running_stats:
@@ -65,15 +70,21 @@ class StackedBatchNorm(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
-        """Moves the running statistics towards those of a batch of so many pixels; `variance` is the biased one."""
+        """Moves the running statistics towards those of a batch of so many pixels; `variance` is
+        the biased one.
+        """
         if not self.track_running_stats:
             return
         self.get_buffer("running_mean").lerp_(mean, self.momentum)
-        self.get_buffer("running_var").lerp_(variance * (pixels / max(1, pixels - 1)), self.momentum)
+        self.get_buffer("running_var").lerp_(
+            variance * (pixels / max(1, pixels - 1)), self.momentum
+        )
 
     def mix(self, x: Tensor, weights: LaneWeights, edges: int) -> Tensor:
         """Normalised, times the members' weights, summed over the rules: (N, H, W, E, C)."""
-        return by_member(self(x, weights.by_channel), len(self.names)).unflatten(3, (-1, edges)).sum(3)
+        return (
+            by_member(self(x, weights.by_channel), len(self.names)).unflatten(3, (-1, edges)).sum(3)
+        )
 
 
 def by_member(y: Tensor, members: int) -> Tensor:
@@ -82,13 +93,16 @@ def by_member(y: Tensor, members: int) -> Tensor:
 
 
 class FoldedNorm(nn.Module):
-    """A stacked pointwise convolution and its batch norm, in training as one product that keeps nothing between them
-    (`networks.folded`)."""
+    """A stacked pointwise convolution and its batch norm, in training as one product that keeps
+    nothing between them (`networks.folded`).
+    """
 
     def __init__(self, convolution: StackedConv2d, norm: StackedBatchNorm) -> None:
         super().__init__()
         self.convolution, self.norm = convolution, norm
-        convolution.casts = False  # a variance is a difference: the product that has it is made in float32
+        convolution.casts = (
+            False  # a variance is a difference: the product that has it is made in float32
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, M*I, H, W) to (N, M*C, H, W)."""
@@ -107,7 +121,9 @@ class FoldedNorm(nn.Module):
     def _folded(self, x: Tensor, gains: Tensor, outputs: int) -> Tensor:
         weight, kernel = self.convolution.lent()
         self.convolution.note(x, weight.to(x.dtype))
-        y, mean, variance, *_ = FoldedMixture.apply(x, weight, kernel, gains, outputs, self.norm.eps)
+        y, mean, variance, *_ = FoldedMixture.apply(
+            x, weight, kernel, gains, outputs, self.norm.eps
+        )
         self.norm.follow(mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
         return y
 
@@ -115,16 +131,25 @@ class FoldedNorm(nn.Module):
 class StackedEvenAndOdd(nn.Module):
     """`EvenAndOdd` of M members on the same input: (N, C, H, W) to (N, M*C', H', W')."""
 
-    def __init__(self, members: Sequence[EvenAndOdd], names: Sequence[str], rules: Sequence[LearningRule]) -> None:
+    def __init__(
+        self, members: Sequence[EvenAndOdd], names: Sequence[str], rules: Sequence[LearningRule]
+    ) -> None:
         super().__init__()
         self.even, self.odd = (
-            StackedConv2d([getattr(m, half) for m in members], [f"{name}.{half}" for name in names], rules, shared=True)
+            StackedConv2d(
+                [getattr(m, half) for m in members],
+                [f"{name}.{half}" for name in names],
+                rules,
+                shared=True,
+            )
             for half in ("even", "odd")
         )
         self.members = len(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = [by_member(y, self.members) for y in (self.even(even_pixels(x)), self.odd(odd_pixels(x)))]
+        halves = [
+            by_member(y, self.members) for y in (self.even(even_pixels(x)), self.odd(odd_pixels(x)))
+        ]
         return torch.cat(halves, dim=4).flatten(3).permute(0, 3, 1, 2)
 
 
@@ -144,14 +169,20 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 def _plain_norm(layer: nn.Module) -> bool:
     """Whether it is a batch norm as operations have it in the supernet."""
     return (
-        type(layer) is nn.BatchNorm2d and not layer.affine and layer.track_running_stats and layer.momentum is not None
+        type(layer) is nn.BatchNorm2d
+        and not layer.affine
+        and layer.track_running_stats
+        and layer.momentum is not None
     )
 
 
-def _rules(layers: Sequence[nn.Module], direct: Sequence[LearningRule | None]) -> list[LearningRule]:
+def _rules(
+    layers: Sequence[nn.Module], direct: Sequence[LearningRule | None]
+) -> list[LearningRule]:
     """The rules of layers, some in operations that are under a direct rule themselves."""
     return [
-        cast(RuleConv2d, layer).rule if outer is None else outer for layer, outer in zip(layers, direct, strict=True)
+        cast(RuleConv2d, layer).rule if outer is None else outer
+        for layer, outer in zip(layers, direct, strict=True)
     ]
 
 
@@ -173,10 +204,14 @@ def _stackable(layers: Sequence[nn.Module], direct: Sequence[LearningRule | None
 
 
 def _stack_layer(
-    layers: Sequence[nn.Module], names: Sequence[str], direct: Sequence[LearningRule | None], shared: bool
+    layers: Sequence[nn.Module],
+    names: Sequence[str],
+    direct: Sequence[LearningRule | None],
+    shared: bool,
 ) -> nn.Module | None:
-    """Layers of the same place in M members as one; None if that cannot be. `direct`: the rules of members that are
-    direct as a whole. `shared`: they have one common input."""
+    """Layers of the same place in M members as one; None if that cannot be. `direct`: the rules of
+    members that are direct as a whole. `shared`: they have one common input.
+    """
     kinds = {type(layer) for layer in layers}
     if kinds == {nn.ReLU}:
         return nn.ReLU()
@@ -192,8 +227,9 @@ def _stack_layer(
 
 
 class StackedOperation(nn.Module):
-    """One operation under R rules on the E edges that leave a node: x (N, C, H, W) and weights (R*E,) to (N, H', W',
-    E, C), summed over the rules."""
+    """One operation under R rules on the E edges that leave a node: x (N, C, H, W) and weights
+    (R*E,) to (N, H', W', E, C), summed over the rules.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], members: int, edges: int) -> None:
         super().__init__()
@@ -201,7 +237,9 @@ class StackedOperation(nn.Module):
         self.rectified = isinstance(layers[0], nn.ReLU)
         self.layers = nn.ModuleList(layers[1:] if self.rectified else layers)
         self.members, self.edges = members, edges
-        self.spread, self.strided = _spread([layer for layer in layers if isinstance(layer, StackedConv2d)])
+        self.spread, self.strided = _spread(
+            [layer for layer in layers if isinstance(layer, StackedConv2d)]
+        )
 
     @classmethod
     def of(
@@ -209,20 +247,29 @@ class StackedOperation(nn.Module):
     ) -> StackedOperation | None:
         """Of its members in the order (rule, edge); None if they cannot be stacked."""
         members = [list(_leaves(module, name)) for module, name in zip(modules, names, strict=True)]
-        direct = [module.rule if isinstance(module, DirectOperation) else None for module in modules]
+        direct = [
+            module.rule if isinstance(module, DirectOperation) else None for module in modules
+        ]
         if len({len(leaves) for leaves in members}) > 1:
             return None
         layers: list[nn.Module] = []
         shared = True
         for place in zip(*members, strict=True):
-            layer = _stack_layer([leaf for _, leaf in place], [name for name, _ in place], direct, shared)
+            layer = _stack_layer(
+                [leaf for _, leaf in place], [name for name, _ in place], direct, shared
+            )
             if layer is None or (shared and isinstance(layer, StackedBatchNorm)):
                 return None
             shared = shared and isinstance(layer, nn.ReLU)
             before = layers[-1] if layers else None
             if isinstance(layer, nn.ReLU):  # a norm's output is kept by nobody
                 layer.inplace = isinstance(before, (StackedBatchNorm, FoldedNorm))
-            if folded and isinstance(before, StackedConv2d) and before.products and isinstance(layer, StackedBatchNorm):
+            if (
+                folded
+                and isinstance(before, StackedConv2d)
+                and before.products
+                and isinstance(layer, StackedBatchNorm)
+            ):
                 layer = FoldedNorm(layers.pop(), layer)  # type: ignore[arg-type]
             layers.append(layer)
         return None if shared else cls(layers, len(modules), edges)
@@ -248,11 +295,11 @@ class StackedOperation(nn.Module):
 
 
 def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
-    """The distance d > 1 between the pixels that an operation brings together, and whether it reads only every d-th;
-    (1, False) if it brings neighbours together.
+    """The distance d > 1 between the pixels that an operation brings together, and whether it reads
+    only every d-th; (1, False) if it brings neighbours together.
 
-    Where all windows are dilated by d, pixels d apart form d*d maps that never meet: each is convolved without
-    dilation, for which libraries have their fast kernels.
+    Where all windows are dilated by d, pixels d apart form d*d maps that never meet: each is
+    convolved without dilation, for which libraries have their fast kernels.
     """
     windows = [c for c in convolutions if c.weight.shape[2:] != (1, 1)]
     steps = {value for c in windows for value in c.dilation}
@@ -262,7 +309,9 @@ def _spread(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
     (d,) = steps
     if strides == {1}:
         return d, False
-    first_only = len(windows) == 1 and convolutions[0] is windows[0] and set(windows[0].stride) == {d}
+    first_only = (
+        len(windows) == 1 and convolutions[0] is windows[0] and set(windows[0].stride) == {d}
+    )
     return (d, True) if first_only else (1, False)
 
 
@@ -280,15 +329,18 @@ def put_together(y: Tensor, d: int) -> Tensor:
 
 
 class SharedOperation(nn.Module):
-    """An operation without weights, computed once for the E edges that leave a node: x (N, C, H, W) and the weights of
-    its K candidates an edge (K*E,) to (N, H', W', E, C)."""
+    """An operation without weights, computed once for the E edges that leave a node: x (N, C, H, W)
+    and the weights of its K candidates an edge (K*E,) to (N, H', W', E, C).
+    """
 
     def __init__(self, module: nn.Module, names: Sequence[str], edges: int) -> None:
         super().__init__()
         self.module, self.names, self.edges = module, tuple(names), edges
 
     @classmethod
-    def of(cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int) -> SharedOperation | None:
+    def of(
+        cls, modules: Sequence[nn.Module], names: Sequence[str], edges: int
+    ) -> SharedOperation | None:
         """Of equal members; None unless they consist of layers without weights that are known."""
         leaves = [leaf for module in modules for _, leaf in _leaves(module, "")]
         known = all(type(leaf) in WEIGHTLESS or _plain_norm(leaf) for leaf in leaves)
@@ -302,13 +354,16 @@ class SharedOperation(nn.Module):
 
 
 class SourceBlock(nn.Module):
-    """All candidates on the edges that leave one node: x (N, C, H, W) to what each edge brings, by its number.
+    """All candidates on the edges that leave one node: x (N, C, H, W) to what each edge brings, by
+    its number.
 
-    `lanes` lists the (edge, candidate) pairs in the order in which `forward` is handed their weights; `names` says
-    where those that run one by one stood in the reference.
+    `lanes` lists the (edge, candidate) pairs in the order in which `forward` is handed their
+    weights; `names` says where those that run one by one stood in the reference.
     """
 
-    def __init__(self, row: Row, edges: Sequence[MixedOperation], names: Sequence[str], folded: bool) -> None:
+    def __init__(
+        self, row: Row, edges: Sequence[MixedOperation], names: Sequence[str], folded: bool
+    ) -> None:
         super().__init__()
         self.edges = len(edges)
         self.batched, self.single = nn.ModuleList(), nn.ModuleList()
@@ -316,7 +371,9 @@ class SourceBlock(nn.Module):
         self.counts: list[int] = []
         alone: list[tuple[int, int]] = []
         columns: dict[str, list[int]] = {}
-        zeros = [all(isinstance(edge[column], Zero) for edge in edges) for column in range(len(edges[0]))]
+        zeros = [
+            all(isinstance(edge[column], Zero) for edge in edges) for column in range(len(edges[0]))
+        ]
         for column, candidate in enumerate(row):
             if candidate is not None and (not zeros[column] or all(zeros)):
                 columns.setdefault(candidate.op, []).append(column)
@@ -329,8 +386,12 @@ class SourceBlock(nn.Module):
                 self.lanes += lanes
                 self.counts.append(len(lanes))
                 candidates = [edges[e][column] for e, column in lanes]
-                direct += [candidate for candidate in candidates if isinstance(candidate, DirectOperation)]
-            alone += [(e, column) for column in own if column not in taken for e in range(len(edges))]
+                direct += [
+                    candidate for candidate in candidates if isinstance(candidate, DirectOperation)
+                ]
+            alone += [
+                (e, column) for column in own if column not in taken for e in range(len(edges))
+            ]
         self.alone = tuple(e for e, _ in alone)
         self.single.extend(edges[e][column] for e, column in alone)
         self.names = tuple(f"{names[e]}.{column}" for e, column in alone)
@@ -343,7 +404,9 @@ class SourceBlock(nn.Module):
         """One for each direct rule that stacked candidates are under."""
 
     def forward(self, x: Tensor, weights: Sequence[LaneWeights]) -> dict[int, Tensor]:
-        """`weights`: those of the lanes, split by `counts` into the block's parts. Each edge brings (N, C, H', W')."""
+        """`weights`: those of the lanes, split by `counts` into the block's parts. Each edge brings
+        (N, C, H', W').
+        """
         plain = x
         for carrier in self.direct:
             x = carrier(x)
@@ -352,8 +415,14 @@ class SourceBlock(nn.Module):
         for part, own in zip(self.batched, weights, strict=False):
             y = part(x, rectified, own)
             total = y if total is None else total + y
-        brought = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3))) if total is not None else {}
-        for e, module, weight in zip(self.alone, self.single, weights[len(self.batched) :], strict=True):
+        brought = (
+            dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3)))
+            if total is not None
+            else {}
+        )
+        for e, module, weight in zip(
+            self.alone, self.single, weights[len(self.batched) :], strict=True
+        ):
             y = weight.factors * module(plain)
             brought[e] = brought[e] + y if e in brought else y
         return brought
@@ -365,24 +434,34 @@ Part = StackedOperation | SharedOperation
 def _batch(
     edges: Sequence[MixedOperation], names: Sequence[str], columns: list[int], folded: bool
 ) -> tuple[Part | None, list[int]]:
-    """One operation's candidates, those in `columns` of each edge, as one module; and the columns that it takes."""
+    """One operation's candidates, those in `columns` of each edge, as one module; and the columns
+    that it takes.
+    """
 
     def members(columns: Sequence[int]) -> tuple[list[nn.Module], list[str]]:
         places = [
-            (edge[column], f"{name}.{column}") for column in columns for edge, name in zip(edges, names, strict=True)
+            (edge[column], f"{name}.{column}")
+            for column in columns
+            for edge, name in zip(edges, names, strict=True)
         ]
         return [module for module, _ in places], [name for _, name in places]
 
     shared = SharedOperation.of(*members(columns), len(edges))
     if shared is not None:
         return shared, columns
-    taken = [column for column in columns if StackedOperation.of(*members([column]), len(edges), folded) is not None]
+    taken = [
+        column
+        for column in columns
+        if StackedOperation.of(*members([column]), len(edges), folded) is not None
+    ]
     stacked = StackedOperation.of(*members(taken), len(edges), folded) if taken else None
     return stacked, taken if stacked is not None else []
 
 
 class PartialChannels(nn.Module):
-    """1/k of the channels for the candidates, the others for the way past them (PC-DARTS, arXiv 1907.05737)."""
+    """1/k of the channels for the candidates, the others for the way past them (PC-DARTS, arXiv
+    1907.05737).
+    """
 
     def __init__(self, partial: int, row_masks: Tensor) -> None:
         super().__init__()
@@ -394,7 +473,9 @@ class PartialChannels(nn.Module):
         return (weights * self.get_buffer("mask")).sum(1).unbind()
 
     def forward(self, x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) to what the candidates see (N, C/k, H, W) and what passes by (N, C - C/k, H', W')."""
+        """x (N, C, H, W) to what the candidates see (N, C/k, H, W) and what passes by (N, C - C/k,
+        H', W').
+        """
         chosen, passing = x.tensor_split([x.shape[1] // self.partial], dim=1)
         if stride > 1:
             passing = F.max_pool2d(passing, stride, ceil_mode=True)
@@ -402,15 +483,21 @@ class PartialChannels(nn.Module):
         return chosen.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), passing
 
     def shuffled(self, mixed: Tensor, passed: Tensor) -> Tensor:
-        """Both side by side, every k-th channel from `mixed`: (N, C, H, W). It is linear, so a node does it once for
-        the sum of its edges."""
+        """Both side by side, every k-th channel from `mixed`: (N, C, H, W). It is linear, so a node
+        does it once for the sum of its edges.
+        """
         groups = [mixed, *passed.chunk(self.partial - 1, dim=1)]
-        return torch.stack([group.permute(0, 2, 3, 1) for group in groups], dim=4).flatten(3).permute(0, 3, 1, 2)
+        return (
+            torch.stack([group.permute(0, 2, 3, 1) for group in groups], dim=4)
+            .flatten(3)
+            .permute(0, 3, 1, 2)
+        )
 
 
 class MixedCell(nn.Module):
-    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's output nodes. Equal to
-    `ReferenceCell`, and as it a function of the edge weights (edges, candidates).
+    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's
+    output nodes. Equal to `ReferenceCell`, and as it a function of the edge weights (edges,
+    candidates).
 
     Its stacked layers need the kernels that `SharedFeedback` lends before a pass.
     """
@@ -418,7 +505,9 @@ class MixedCell(nn.Module):
     memory_format = torch.channels_last
     folded = False
 
-    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1) -> None:
+    def __init__(
+        self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1
+    ) -> None:
         super().__init__()
         plain = ReferenceCell(space, cell_type, rows, channels, partial)
         self.outputs = space.outputs
@@ -427,7 +516,8 @@ class MixedCell(nn.Module):
             leaving.setdefault((source, rows[index]), []).append(index)
         self.blocks = nn.ModuleList()
         self.wiring: list[tuple[int, int, tuple[tuple[int, int], ...]]] = []
-        """Per block its source, its stride, and per edge the node that it leads to and its row of the weights."""
+        """Per block its source, its stride, and per edge the node that it leads to and its row of
+        the weights."""
         order: list[int] = []
         self.counts: list[int] = []
         for (source, row), indices in sorted(leaving.items(), key=lambda item: item[0][0]):
@@ -472,13 +562,20 @@ class MixedCell(nn.Module):
         return torch.cat([output(node) for node in self.outputs], dim=1)
 
     def _lane_weights(self, weights: Tensor, dtype: torch.dtype) -> Iterator[LaneWeights]:
-        """The weights (edges, candidates) in the order in which the parts of the blocks are handed theirs; the maps are
-        of that dtype."""
+        """The weights (edges, candidates) in the order in which the parts of the blocks are handed
+        theirs; the maps are of that dtype.
+        """
         each = weights.flatten().index_select(0, self.get_buffer("order"))
-        # A batch norm wants its gain by channel and contiguous: for all of the cell at once, not in each part.
+        # A batch norm wants its gain by channel and contiguous: for all of the cell at once, not in
+        # each part.
         by_channel = each.unsqueeze(1).expand(-1, self.channels).reshape(-1)
         sizes = [count * self.channels for count in self.counts]
-        return map(LaneWeights, each.split(self.counts), each.to(dtype).split(self.counts), by_channel.split(sizes))
+        return map(
+            LaneWeights,
+            each.split(self.counts),
+            each.to(dtype).split(self.counts),
+            by_channel.split(sizes),
+        )
 
 
 def _add(sums: dict[int, Tensor], node: int, y: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""The discrete network of a genotype, in CIFAR's form and ImageNet's (Liu 2019, arXiv 1806.09055, section 3)."""
+"""The discrete network of a genotype, in CIFAR's form and ImageNet's (Liu 2019, arXiv 1806.09055,
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from darts_bio.spaces import SPACES, Genotype, Space
 class Network(CellNetwork):
     """The discrete network: images (N, in_channels, H, W) to logits (N, num_classes).
 
-    In training, with an auxiliary head, `forward` returns (logits, auxiliary logits). Raises InputError for a genotype
-    that its space cannot have, or sizes out of bounds.
+    In training, with an auxiliary head, `forward` returns (logits, auxiliary logits). Raises
+    InputError for a genotype that its space cannot have, or sizes out of bounds.
     """
 
     def __init__(
@@ -60,17 +62,23 @@ class Network(CellNetwork):
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
             AuxiliaryHead(
-                self.widths[self.auxiliary_layer], num_classes, RULES.build(genotype.backbone_rule), STEMS.get(stem)
+                self.widths[self.auxiliary_layer],
+                num_classes,
+                RULES.build(genotype.backbone_rule),
+                STEMS.get(stem),
             )
             if auxiliary
             else None
         )
 
     def set_drop_path(self, probability: float) -> None:
-        """Set the probability, in [0, 1), with which every edge but identities is dropped in training. Raises
-        InputError out of these bounds."""
+        """Set the probability, in [0, 1), with which every edge but identities is dropped in
+        training. Raises InputError out of these bounds.
+        """
         if not 0 <= probability < 1:
-            raise InputError(f"drop path: expected a probability of at least 0 and below 1, found {probability}")
+            raise InputError(
+                f"drop path: expected a probability of at least 0 and below 1, found {probability}"
+            )
         for module in self.modules():
             if isinstance(module, DropPath):
                 module.probability = probability
@@ -97,9 +105,9 @@ def build_network(
     stem: str = "cifar",
     seed: int = 0,
 ) -> Network:
-    """Build the discrete network of a genotype, its feedback drawn from `seed`. Weights follow PyTorch's global
-    generator. `stem` is cifar, or imagenet for images of 224x224 and thereabouts. Raises InputError for what is no
-    genotype, or cannot be built.
+    """Build the discrete network of a genotype, its feedback drawn from `seed`. Weights follow
+    PyTorch's global generator. `stem` is cifar, or imagenet for images of 224x224 and thereabouts.
+    Raises InputError for what is no genotype, or cannot be built.
 
     >>> from darts_bio.spaces import load_genotype
     >>> network = build_network(load_genotype("darts_v2"))
@@ -107,7 +115,10 @@ def build_network(
     3349342
     """
     if not isinstance(genotype, Genotype):
-        raise InputError(f"build_network: expected a genotype, found {genotype!r}; read one by load_genotype(...)")
+        raise InputError(
+            f"build_network: expected a genotype, found {genotype!r}; read one by "
+            "load_genotype(...)"
+        )
     network = Network(
         genotype,
         channels=channels,

@@ -1,4 +1,6 @@
-"""The mixed operation as published DARTS codes write it: a module a candidate, summed one by one. Slow and obvious."""
+"""The mixed operation as published DARTS codes write it: a module a candidate, summed one by one.
+Slow and obvious.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from darts_bio.spaces.base import Row
 
 
 class MixedOperation(nn.ModuleList):
-    """Every candidate of one edge: x (N, C, H, W) and weights (candidates,) to the weighted sum of their outputs.
+    """Every candidate of one edge: x (N, C, H, W) and weights (candidates,) to the weighted sum of
+    their outputs.
 
-    With `partial` = k > 1 the first C/k channels go through the candidates, and the others pass by, weighted by the sum
-    of the weights and pooled at stride 2; then channels are shuffled in k groups (PC-DARTS, arXiv 1907.05737).
+    With `partial` = k > 1 the first C/k channels go through the candidates, and the others pass by,
+    weighted by the sum of the weights and pooled at stride 2; then channels are shuffled in k
+    groups (PC-DARTS, arXiv 1907.05737).
     """
 
     def __init__(self, row: Row, channels: int, stride: int, partial: int = 1) -> None:
@@ -31,7 +35,9 @@ class MixedOperation(nn.ModuleList):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         own = weights[: len(self)]  # the padding of a row stands at its end
         chosen = x[:, : x.shape[1] // self.partial]
-        mixed = sum(weight * candidate(chosen) for weight, candidate in zip(own.unbind(), self, strict=True))
+        mixed = sum(
+            weight * candidate(chosen) for weight, candidate in zip(own.unbind(), self, strict=True)
+        )
         if self.partial == 1:
             return mixed
         passed = x[:, chosen.shape[1] :]
@@ -41,11 +47,15 @@ class MixedOperation(nn.ModuleList):
 
 
 class ReferenceCell(nn.Module):
-    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's output nodes."""
+    """A supernet's cell on its prepared inputs; the output is the concatenation of the space's
+    output nodes.
+    """
 
     memory_format = torch.contiguous_format  # as in the codes that it stands for
 
-    def __init__(self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1) -> None:
+    def __init__(
+        self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1
+    ) -> None:
         super().__init__()
         self.wiring, self.outputs = space.edges, space.outputs
         self.edges = nn.ModuleList(
@@ -56,7 +66,9 @@ class ReferenceCell(nn.Module):
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
         """states: the inputs (N, C, H, W); weights: (edges, candidates)."""
         sums: dict[int, Tensor] = {}
-        for (node, source), edge, edge_weights in zip(self.wiring, self.edges, weights.unbind(), strict=True):
+        for (node, source), edge, edge_weights in zip(
+            self.wiring, self.edges, weights.unbind(), strict=True
+        ):
             if node not in sums and node > len(states):
                 states.append(sums[node - 1])
             out = edge(states[source], edge_weights)

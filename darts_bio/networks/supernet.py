@@ -1,7 +1,7 @@
 """The one-shot network: a function of its weights w and of the edge weights it is lent.
 
-`supernet(x, edge_weights)` maps images (N, C, H, W) to logits (N, num_classes). `edge_weights` holds a tensor
-(edges, candidates) per cell type; how it comes about is the strategy's business.
+`supernet(x, edge_weights)` maps images (N, C, H, W) to logits (N, num_classes). `edge_weights`
+holds a tensor (edges, candidates) per cell type; how it comes about is the strategy's business.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ EdgeWeights = Mapping[str, Tensor]
 
 
 class SuperNet(CellNetwork):
-    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is the strategy's.
+    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is
+    the strategy's.
 
-    With `partial` = k > 1 only 1/k of a node's channels goes through the candidates of an edge. The others pass by
-    times the sum of the edge's weights (so 1 for a softmax, and beta where the strategy weights edges by a beta),
-    max-pooled at stride 2, and channels are shuffled (PC-DARTS, arXiv 1907.05737, section 3.2).
+    With `partial` = k > 1 only 1/k of a node's channels goes through the candidates of an edge. The
+    others pass by times the sum of the edge's weights (so 1 for a softmax, and beta where the
+    strategy weights edges by a beta), max-pooled at stride 2, and channels are shuffled (PC-DARTS,
+    arXiv 1907.05737, section 3.2).
 
     Raises InputError if `channels` cannot be divided so.
     """
@@ -48,8 +50,10 @@ class SuperNet(CellNetwork):
     ) -> None:
         if partial < 1 or (partial > 1 and channels % (2 * partial)):
             raise InputError(
-                f"channels: expected a multiple of {2 * max(1, partial)}, since one in k={partial} goes through the "
-                f"candidates, and these are an even number, found {channels}; use another --channels, or another k of "
+                f"channels: expected a multiple of {2 * max(1, partial)}, since one in k={partial} "
+                "goes through the "
+                f"candidates, and these are an even number, found {channels}; use another "
+                "--channels, or another k of "
                 "the strategy"
             )
         table = space.table(rules)
@@ -70,16 +74,23 @@ class SuperNet(CellNetwork):
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Have batch norms, in training mode, use each batch's own statistics and keep none of them, so that passes
-        within leave no trace."""
-        norms = [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, StackedBatchNorm))]
+        """Have batch norms, in training mode, use each batch's own statistics and keep none of
+        them, so that passes within leave no trace.
+        """
+        norms = [
+            module
+            for module in self.modules()
+            if isinstance(module, (nn.BatchNorm2d, StackedBatchNorm))
+        ]
         with restored(norms, "track_running_stats"):
             for norm in norms:
                 norm.track_running_stats = False
             yield
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges, candidates) a cell type."""
+        """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges,
+        candidates) a cell type.
+        """
         for shared in self.feedback:
             cast(SharedFeedback, shared).lend()
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))

@@ -1,4 +1,6 @@
-"""The model card of a trained network, report.md: what it is, how it was made, what it reaches, what it costs."""
+"""The model card of a trained network, report.md: what it is, how it was made, what it reaches,
+what it costs.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +21,50 @@ from darts_bio.training.run_folder import RunFolder
 CARD_FILE = "report.md"
 
 
-def model_card(training: Retraining, folder: RunFolder, records: Sequence[Mapping[str, Any]]) -> str:
+def model_card(
+    training: Retraining, folder: RunFolder, records: Sequence[Mapping[str, Any]]
+) -> str:
     """Markdown. `records` are the run's epochs as metrics.jsonl has them; at least one."""
     config, last = training.config, records[-1]
     done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
     lines = [f"# {_title(config)}, seed {config.seed}", "", "## Result", ""]
     if training.result in last:
         lines += [f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**", ""]
-    lines += [f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.", ""]
+    lines += [
+        f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.",
+        "",
+    ]
     lines += markdown_table(("", "loss", "accuracy, %"), _measured(last))
     lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
     if training.genotype is not None:
         lines += ["", "![cells](cells.svg)"]
     lines += ["", "## Learning rules", "", *_rules(training), "", *_recipe(config, folder.command)]
     lines += ["", "## Data and machine", "", f"- data: {training.subject['data set']}"]
-    lines += [f"- passed over, since it cannot be read: {name} ({why})" for name, why in training.damaged.items()]
+    lines += [
+        f"- passed over, since it cannot be read: {name} ({why})"
+        for name, why in training.damaged.items()
+    ]
     lines += [
         f"- {last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
-        f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by {_processes(training)}",
+        f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by "
+        f"{_processes(training)}",
         f"- {hardware(training.device)}; {made_by()}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any]) -> str:
-    """Write, in Markdown, the test accuracy of each seed, their mean and spread, and what is common to all.
+    """Write, in Markdown, the test accuracy of each seed, their mean and spread, and what is common
+    to all.
 
     `config` and `command` are those of the whole; `results` holds a TrainResult a seed.
     """
     first = next(iter(results.values()))
     accuracies = {seed: result.accuracy for seed, result in results.items()}
-    rows = [(f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}") for seed, accuracy in accuracies.items()]
+    rows = [
+        (f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}")
+        for seed, accuracy in accuracies.items()
+    ]
     lines = [f"# {_title(config)}, {len(results)} seeds", "", "## Result", ""]
     lines += [f"**{first.measured}: {spread(list(accuracies.values()))}**", ""]
     lines += [*markdown_table(("seed", f"{first.measured}, %"), rows), "", "## Network", ""]
@@ -77,7 +92,9 @@ def _title(config: TrainingConfig) -> str:
 
 def _network(training: Retraining) -> list[str]:
     lines = ["## Network", "", *markdown_table(("", ""), _costs(training))]
-    return lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
+    return (
+        lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
+    )
 
 
 def _recipe(config: TrainingConfig, command: str) -> list[str]:
@@ -97,7 +114,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 def _measured(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     groups = [name.removesuffix("/accuracy") for name in record if name.endswith("/accuracy")]
     return [
-        (group.replace("_", ", "), f"{record[f'{group}/loss']:.4f}", f"{100 * record[f'{group}/accuracy']:.2f}")
+        (
+            group.replace("_", ", "),
+            f"{record[f'{group}/loss']:.4f}",
+            f"{100 * record[f'{group}/accuracy']:.2f}",
+        )
         for group in groups
     ]
 
@@ -112,7 +133,10 @@ def _costs(training: Retraining) -> list[tuple[str, str]]:
     if head:
         rows.append(("with the auxiliary head, for training only", f"{parameters(network):,}"))
     size = "x".join(map(str, shape[1:]))
-    return [*rows, (f"multiply-adds of one {size} image (torch.utils.flop_counter)", f"{adds / 1e6:.2f} M")]
+    return [
+        *rows,
+        (f"multiply-adds of one {size} image (torch.utils.flop_counter)", f"{adds / 1e6:.2f} M"),
+    ]
 
 
 def _rules(training: Retraining) -> list[str]:
@@ -124,6 +148,7 @@ def _rules(training: Retraining) -> list[str]:
     return [
         *markdown_table(("rule", "layers", "parameters"), rows),
         "",
-        f"{found.transported:,} of {found.parameters:,} parameters of these layers ({100 * found.share:.1f} %) carry "
+        f"{found.transported:,} of {found.parameters:,} parameters of these layers "
+        f"({100 * found.share:.1f} %) carry "
         "the error down by their own weights.",
     ]

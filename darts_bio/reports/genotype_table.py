@@ -9,7 +9,11 @@ from darts_bio.spaces import load_genotype, shipped_names
 
 # Of arXiv 1806.09055, section 3: title, the image's side, and what the network is built with.
 FORMS = (
-    ("CIFAR: 36 channels, 20 cells, 10 classes, 3x32x32", 32, {"channels": 36, "layers": 20, "num_classes": 10}),
+    (
+        "CIFAR: 36 channels, 20 cells, 10 classes, 3x32x32",
+        32,
+        {"channels": 36, "layers": 20, "num_classes": 10},
+    ),
     (
         "ImageNet: 48 channels, 14 cells, 1000 classes, 3x224x224",
         224,
@@ -33,7 +37,8 @@ def genotype_tables() -> str:
             adds = multiply_adds(network, lambda n=network, s=side: n(torch.zeros(1, 3, s, s)))  # type: ignore[misc]
             whole = parameters(build_network(genotype, **form, auxiliary=True))
             rows.append(
-                f"| `{name}` | {genotype.provenance['source']} | {parameters(network):,} | {whole:,} | "
+                f"| `{name}` | {genotype.provenance['source']} | {parameters(network):,} | "
+                f"{whole:,} | "
                 f"{adds / 1e6:.2f} M |"
             )
         tables.append("\n".join(rows) + "\n")

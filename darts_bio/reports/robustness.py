@@ -23,7 +23,9 @@ RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg",
 def write_report(
     subjects: Sequence[Subject], measured: Measurement, folder: RunFolder, seconds: float
 ) -> tuple[list[Doubt], Drawing, Drawing, str]:
-    """Write all files of a measurement; return the doubts, the two figures and the text of the report."""
+    """Write all files of a measurement; return the doubts, the two figures and the text of the
+    report.
+    """
     found = [*_of_logs(subjects), *doubts(measured)]
     accuracy, examples = draw_accuracy(subjects, measured), draw_examples(subjects, measured)
     text = report(subjects, measured, found, folder, seconds)
@@ -37,7 +39,12 @@ def write_report(
 def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
     """Networks that are not as accurate as the log of their training says."""
     return [
-        Doubt(s.name, "true", "clean accuracy", f"{100 * s.clean:.2f} %, in the training's log {100 * s.logged:.2f} %")
+        Doubt(
+            s.name,
+            "true",
+            "clean accuracy",
+            f"{100 * s.clean:.2f} %, in the training's log {100 * s.logged:.2f} %",
+        )
         for s in subjects
         if s.logged is not None and round(100 * s.clean, 2) != round(100 * s.logged, 2)
     ]
@@ -45,10 +52,16 @@ def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
 
 def attacks_on(measured: Measurement, name: str) -> list[Job]:
     """List the network's attacks on all images."""
-    return [job for job in measured.jobs if job.kind == "attack" and job.network == name and not job.most]
+    return [
+        job
+        for job in measured.jobs
+        if job.kind == "attack" and job.network == name and not job.most
+    ]
 
 
-def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]) -> dict[str, Any]:
+def results(
+    subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]
+) -> dict[str, Any]:
     """All numbers, as plain data; accuracies in [0, 1]."""
     networks = []
     for s in subjects:
@@ -73,7 +86,11 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                     if job.kind == "attack" and job.network == s.name and len(measured.subject(job))
                 ],
                 "corruptions": [
-                    {"corruption": job.what, "severity": int(job.level), "accuracy": _share(measured, job)}
+                    {
+                        "corruption": job.what,
+                        "severity": int(job.level),
+                        "accuracy": _share(measured, job),
+                    }
                     for job in measured.jobs
                     if job.kind == "corruption" and job.network == s.name
                 ],
@@ -90,12 +107,21 @@ def results(subjects: Sequence[Subject], measured: Measurement, found: Sequence[
                 ],
             }
         )
-    return {"images": len(measured.images), "networks": networks, "doubts": [doubt.as_dict() for doubt in found]}
+    return {
+        "images": len(measured.images),
+        "networks": networks,
+        "doubts": [doubt.as_dict() for doubt in found],
+    }
 
 
 def _json(data: dict[str, Any]) -> str:
     """JSON, a record of plain values a line."""
-    return re.sub(r"{[^{}\[\]]*}", lambda record: " ".join(record[0].split()), json.dumps(data, indent=1)) + "\n"
+    return (
+        re.sub(
+            r"{[^{}\[\]]*}", lambda record: " ".join(record[0].split()), json.dumps(data, indent=1)
+        )
+        + "\n"
+    )
 
 
 def _share(measured: Measurement, job: Job) -> float:
@@ -103,30 +129,61 @@ def _share(measured: Measurement, job: Job) -> float:
 
 
 def report(
-    subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt], folder: RunFolder, seconds: float
+    subjects: Sequence[Subject],
+    measured: Measurement,
+    found: Sequence[Doubt],
+    folder: RunFolder,
+    seconds: float,
 ) -> str:
     """Markdown."""
     plan, groups = measured.plan, groups_of(subjects)
     lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
     lines += [
-        f"In % of {len(measured.images)} test images, right before and after; `worst` are those that withstand every "
-        "attack of the row. `true`: attacks climb along the exact gradient; `rule`: along what the learning rules send "
-        "down, which is no measure of robustness: the gap between the two is masking. Attacks that follow no gradient "
+        f"In % of {len(measured.images)} test images, right before and after; `worst` are those "
+        "that withstand every "
+        "attack of the row. `true`: attacks climb along the exact gradient; `rule`: along what the "
+        "learning rules send "
+        "down, which is no measure of robustness: the gap between the two is masking. Attacks that "
+        "follow no gradient "
         f"stand in both rows.{_of_several(groups)}",
         "",
     ]
     for eps in plan.eps:
         lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measured, eps), ""]
-    lines += [f"![accuracy against eps]({ACCURACY_FIGURE})", "", f"![examples]({EXAMPLES_FIGURE})", ""]
-    lines += ["## Doubts", "", *_doubts(found), "", "## Networks", "", *_networks(subjects, measured), ""]
+    lines += [
+        f"![accuracy against eps]({ACCURACY_FIGURE})",
+        "",
+        f"![examples]({EXAMPLES_FIGURE})",
+        "",
+    ]
+    lines += [
+        "## Doubts",
+        "",
+        *_doubts(found),
+        "",
+        "## Networks",
+        "",
+        *_networks(subjects, measured),
+        "",
+    ]
     if plan.transfer and len(subjects) > 1:
         for eps in plan.eps:
-            lines += [f"## Transfer, {plan.transfer}, eps {eps:g}/255", "", *_transfer(subjects, measured, eps), ""]
+            lines += [
+                f"## Transfer, {plan.transfer}, eps {eps:g}/255",
+                "",
+                *_transfer(subjects, measured, eps),
+                "",
+            ]
     if plan.corruptions:
         lines += ["## Common corruptions", "", *_corruptions(groups, measured), ""]
     device = measured.images.images.device
     lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
-    lines += [folder.config.to_yaml().rstrip(), "```", "", f"- {seconds:.0f} s on {hardware(device)}"]
+    lines += [
+        folder.config.to_yaml().rstrip(),
+        "```",
+        "",
+        f"- {seconds:.0f} s on {hardware(device)}",
+    ]
     lines.append(f"- {made_by()}")
     return "\n".join(lines) + "\n"
 
@@ -146,7 +203,9 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
     return mean if len(values) == 1 else f"{mean} +- {100 * statistics.stdev(values):.1f}"
 
 
-def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, eps: float) -> list[str]:
+def _eps_table(
+    groups: Mapping[str, Sequence[Subject]], measured: Measurement, eps: float
+) -> list[str]:
     plan = measured.plan
     rows = []
     for group, members in groups.items():
@@ -163,7 +222,10 @@ def _eps_table(groups: Mapping[str, Sequence[Subject]], measured: Measurement, e
                 _percent([ruled - true for ruled, true in zip(*pair, strict=True)], "+")
                 for pair in zip(by_side["rule"], by_side["true"], strict=True)
             ]
-            shown = [gap if plan.attack(spec).white_box else "" for gap, spec in zip(gaps, plan.attacks, strict=False)]
+            shown = [
+                gap if plan.attack(spec).white_box else ""
+                for gap, spec in zip(gaps, plan.attacks, strict=False)
+            ]
             rows.append((group, "", "gap", "", *shown, gaps[-1]))
     return markdown_table(("network", "rules", "gradient", "clean", *plan.attacks, "worst"), rows)
 
@@ -175,7 +237,11 @@ def _doubts(found: Sequence[Doubt]) -> list[str]:
     for doubt in found:
         alike.setdefault((doubt.network, doubt.gradients, doubt.check), []).append(doubt.found)
     rows = [
-        (*key, texts[-1] + (f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""))
+        (
+            *key,
+            texts[-1]
+            + (f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""),
+        )
         for key, texts in alike.items()
     ]
     return [
@@ -190,7 +256,12 @@ def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
     for s in subjects:
         figures = measured.figures(s.name)
         logged = "-" if s.logged is None else f"{100 * s.logged:.2f}"
-        forms = {"cosine": "{:.3f}", "slope_error": "{:.1%}", "true_vanishes": "{:.0%}", "rule_vanishes": "{:.0%}"}
+        forms = {
+            "cosine": "{:.3f}",
+            "slope_error": "{:.1%}",
+            "true_vanishes": "{:.0%}",
+            "rule_vanishes": "{:.0%}",
+        }
         numbers = [form.format(figures[name]) if figures else "-" for name, form in forms.items()]
         rows.append((s.name, f"{100 * s.clean:.2f}", logged, *numbers))
     head = (
@@ -211,7 +282,8 @@ def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) ->
         kept = measured.transferred(s.name, eps).values()
         rows.append((s.name, *(f"{100 * right.double().mean():.1f}" for right in kept)))
     return [
-        "Accuracy in % of the network of the column, on images that the attack made on that of the row.",
+        "Accuracy in % of the network of the column, on images that the attack made on that of the "
+        "row.",
         "",
         *markdown_table(("made on", *(s.name for s in subjects)), rows),
     ]
@@ -231,7 +303,15 @@ def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement)
 
     for kind in measured.plan.corruptions:
         rows.append((kind, *(_percent([mean(s, [kind]) for s in groups[name]]) for name in names)))
-    rows.append(("mean", *(_percent([mean(s, measured.plan.corruptions) for s in groups[name]]) for name in names)))
+    rows.append(
+        (
+            "mean",
+            *(
+                _percent([mean(s, measured.plan.corruptions) for s in groups[name]])
+                for name in names
+            ),
+        )
+    )
     clean = (_percent([measured.clean(s.name) for s in groups[name]]) for name in names)
     return [
         "Accuracy in %, the mean over the severities 1 to 5 of CIFAR-10-C (arXiv 1903.12261).",

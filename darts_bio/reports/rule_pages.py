@@ -1,4 +1,6 @@
-"""The documentation of the learning rules, made from what is registered: a page a rule, and the table of all."""
+"""The documentation of the learning rules, made from what is registered: a page a rule, and the
+table of all.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ SECTIONS = ("State", "Cost", "When")
 
 
 def rule_page(name: str) -> str:
-    """The page of one rule in Markdown: equation, source, state, cost, when to use it, options, properties."""
+    """The page of one rule in Markdown: equation, source, state, cost, when to use it, options,
+    properties.
+    """
     rule: Any = RULES.get(name)
     summary, _, body = (inspect.getdoc(rule) or "").partition("\n")
     paragraphs = "\n".join(
-        f"\n**{line.partition(':')[0]}.**{line.partition(':')[2]}" if line.split(":")[0] in SECTIONS else line
+        f"\n**{line.partition(':')[0]}.**{line.partition(':')[2]}"
+        if line.split(":")[0] in SECTIONS
+        else line
         for line in body.strip().splitlines()
     )
     lines = [f"# {name}", "", f"**{summary}**", "", paragraphs.strip(), ""]
@@ -47,5 +53,7 @@ def rule_table() -> str:
         except InputError:  # a plug-in's that has options without default
             transports = RULES.get(name).transports_weights
         text = summary.replace("|", "\\|")
-        lines.append(f"| [`{name}`](docs/rules/{name}.md) | {text} | {'yes' if transports else 'no'} |")
+        lines.append(
+            f"| [`{name}`](docs/rules/{name}.md) | {text} | {'yes' if transports else 'no'} |"
+        )
     return "\n".join(lines) + "\n"

@@ -16,34 +16,84 @@ from darts_bio.training.search import Search
 
 
 def search_card(
-    search: Search, folder: RunFolder, genotype: Genotype, epochs: Sequence[Mapping[str, Any]], finished: bool
+    search: Search,
+    folder: RunFolder,
+    genotype: Genotype,
+    epochs: Sequence[Mapping[str, Any]],
+    finished: bool,
 ) -> str:
-    """Write the report of one search in Markdown; `epochs` are its numbers as metrics.jsonl has them."""
+    """Write the report of one search in Markdown; `epochs` are its numbers as metrics.jsonl has
+    them.
+    """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
-    lines = [f"# Search on {config.dataset}, seed {config.seed}{state}", "", "## Genotype", "", "```", str(genotype)]
+    lines = [
+        f"# Search on {config.dataset}, seed {config.seed}{state}",
+        "",
+        "## Genotype",
+        "",
+        "```",
+        str(genotype),
+    ]
     lines += ["```", "", "![cells](cells.svg)", ""]
     if epochs:
         rows = [_row(numbers) for numbers in epochs]
-        head = ("epoch", "train loss", "train accuracy, %", "validation loss", "validation accuracy, %")
-        lines += ["## Numbers", "", "Of the supernet, which all candidates share: no measure of the genotype.", ""]
+        head = (
+            "epoch",
+            "train loss",
+            "train accuracy, %",
+            "validation loss",
+            "validation accuracy, %",
+        )
+        lines += [
+            "## Numbers",
+            "",
+            "Of the supernet, which all candidates share: no measure of the genotype.",
+            "",
+        ]
         lines += [*markdown_table(head, rows), ""]
-    lines += ["## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip(), "```", ""]
+    lines += [
+        "## Recipe",
+        "",
+        f"`{folder.command}`",
+        "",
+        "```yaml",
+        config.to_yaml().rstrip(),
+        "```",
+        "",
+    ]
     lines += ["## Data and machine", "", f"- data: {search.subject['data set']}"]
     lines += [f"- supernet of {parameters(search.supernet):,} weights"]
     if epochs:
         last = epochs[-1]
-        lines.append(f"- {last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s)")
+        lines.append(
+            f"- {last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} "
+            "images/s)"
+        )
     lines.append(f"- {hardware(search.device)}; {made_by()}")
     return "\n".join(lines) + "\n"
 
 
 def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, Any]) -> str:
-    """Write the report of several searches: where their genotypes agree. `results` holds a SearchResult a seed."""
+    """Write the report of several searches: where their genotypes agree. `results` holds a
+    SearchResult a seed.
+    """
     lines = [f"# Search on {config.dataset}, {len(results)} seeds", "", "## Genotypes", ""]
     for seed, result in results.items():
-        lines += [f"### [seed {seed}](seed-{seed}/report.md)", "", "```", str(result.genotype), "```", ""]
-    lines += ["## Agreement", "", "How many of the genotypes hold each edge with its candidate:", ""]
+        lines += [
+            f"### [seed {seed}](seed-{seed}/report.md)",
+            "",
+            "```",
+            str(result.genotype),
+            "```",
+            "",
+        ]
+    lines += [
+        "## Agreement",
+        "",
+        "How many of the genotypes hold each edge with its candidate:",
+        "",
+    ]
     counts = Counter(
         (cell_type, edge.node, edge.input, str(edge.candidate))
         for result in results.values()
@@ -52,7 +102,9 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     )
     rows = [
         (cell_type, f"{source} -> {node}", candidate, str(count))
-        for (cell_type, node, source, candidate), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        for (cell_type, node, source, candidate), count in sorted(
+            counts.items(), key=lambda item: (-item[1], item[0])
+        )
     ]
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
     lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]

@@ -1,7 +1,7 @@
 """What carries a learning rule in a model, and what is done to all carriers in it.
 
-A carrier holds its rule's feedback as buffers `feedback_*`: saved with the model, moved by `.to()`, never optimised;
-feedback that is learned is a parameter of that name.
+A carrier holds its rule's feedback as buffers `feedback_*`: saved with the model, moved by `.to()`,
+never optimised; feedback that is learned is a parameter of that name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ PREFIX = "feedback_"
 
 
 class RuleCarrier(nn.Module):
-    """What has a rule and its feedback: a layer, an operation, or many layers of the supernet taken as one.
+    """What has a rule and its feedback: a layer, an operation, or many layers of the supernet taken
+    as one.
 
     `exact` makes the carrier answer W whatever its rule.
     """
@@ -50,9 +51,10 @@ class RuleCarrier(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.carried_weight")
 
     def hold_feedback(self, weight: Tensor) -> None:
-        """Gives the carrier feedback of its own from the start, for a weight as it has just been drawn: a function of
-        PyTorch's generator as it stands on that device. The generator is not moved on, so weights are the same under
-        every rule."""
+        """Gives the carrier feedback of its own from the start, for a weight as it has just been
+        drawn: a function of PyTorch's generator as it stands on that device. The generator is not
+        moved on, so weights are the same under every rule.
+        """
         on_gpu = weight.device.type == "cuda"
         standing = torch.cuda.get_rng_state(weight.device) if on_gpu else torch.get_rng_state()
         now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
@@ -77,7 +79,9 @@ class RuleCarrier(nn.Module):
 
     @torch.no_grad()
     def renew_feedback(self, source: torch.Generator) -> None:
-        """What the rule does to its state after a weight update, in place, with draws from `source`."""
+        """What the rule does to its state after a weight update, in place, with draws from
+        `source`.
+        """
         self._keep(self.renewed(source))
 
     def renewed(self, source: torch.Generator) -> dict[str, Tensor]:
@@ -89,8 +93,9 @@ class RuleCarrier(nn.Module):
             getattr(self, PREFIX + name).copy_(value)
 
     def transport(self, weight: Tensor) -> Tensor | None:
-        """The kernel that carries the error down: the rule's, or the weight where the exact one is asked for; None if
-        no error is sent."""
+        """The kernel that carries the error down: the rule's, or the weight where the exact one is
+        asked for; None if no error is sent.
+        """
         if self.held is not None and not self.exact:
             return self.held
         with torch.set_grad_enabled(bool(self.rule.learned) and torch.is_grad_enabled()):
@@ -105,8 +110,10 @@ class RuleCarrier(nn.Module):
 
 
 class DirectCarrier(RuleCarrier):
-    """A carrier whose rule may be direct: then what it runs is cut off from its input, which receives the error at the
-    model's output. It has no feedback until it is connected to that output."""
+    """A carrier whose rule may be direct: then what it runs is cut off from its input, which
+    receives the error at the model's output. It has no feedback until it is connected to that
+    output.
+    """
 
     channel = 1
     """The dimension of the input that counts its channels."""
@@ -134,14 +141,19 @@ class DirectCarrier(RuleCarrier):
         """y, which was computed without a gradient for x, with the output's error for x."""
         if self.output_error is None:
             raise InputError(
-                "dfa: this layer does not know the model's output, whose error it sends down; build the model by "
+                "dfa: this layer does not know the model's output, whose error it sends down; "
+                "build the model by "
                 "build_network or convert"
             )
-        return uncompiled(DirectError.apply, y, x, self.feedback["kernel"], self.output_error, self.channel)
+        return uncompiled(
+            DirectError.apply, y, x, self.feedback["kernel"], self.output_error, self.channel
+        )
 
 
 class DirectOperation(DirectCarrier):
-    """An operation that is given the output's error for its input as one: (N, channels, H, W) to what it gives."""
+    """An operation that is given the output's error for its input as one: (N, channels, H, W) to
+    what it gives.
+    """
 
     def __init__(self, operation: nn.Module, channels: int, rule: LearningRule) -> None:
         super().__init__(rule=rule)
@@ -158,8 +170,10 @@ class DirectOperation(DirectCarrier):
 
 
 def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
-    """Connects all in the model that is direct, and not connected yet, to the error at an output of `outputs` values a
-    sample. The caller has the output watched; None if there is nothing to connect."""
+    """Connects all in the model that is direct, and not connected yet, to the error at an output of
+    `outputs` values a sample. The caller has the output watched; None if there is nothing to
+    connect.
+    """
     waiting = [
         module
         for module in model.modules()
@@ -173,12 +187,18 @@ def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
 
 
 def rule_carriers(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
-    """(name, carrier) of all that has a rule: layers, operations, and the supernet's layers that are taken as one."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleCarrier))
+    """(name, carrier) of all that has a rule: layers, operations, and the supernet's layers that
+    are taken as one.
+    """
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, RuleCarrier)
+    )
 
 
 def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a model that are feedback (`kolen_pollack`): optimised as the weights, but none of them."""
+    """The parameters of a model that are feedback (`kolen_pollack`): optimised as the weights, but
+    none of them.
+    """
     return [
         value
         for _, carrier in rule_carriers(model)
@@ -190,11 +210,12 @@ def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
 def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     """Draws the feedback of a whole model as it stands after `update` weight updates.
 
-    With update = 0 every rule draws; later only those that renew their feedback do (brsf, weight_mirror). Each draw
-    depends on (seed, name, update) alone, name being where the rule's carrier stands in the model: not on the order of
-    calls, and not on any global generator, which is left untouched. (On a GPU what is renewed is drawn there, from one
-    generator for the whole model.) So a training loop calls it once after each weight update, a resumed run draws what
-    an uninterrupted one would have drawn, and evaluation draws nothing.
+    With update = 0 every rule draws; later only those that renew their feedback do (brsf,
+    weight_mirror). Each draw depends on (seed, name, update) alone, name being where the rule's
+    carrier stands in the model: not on the order of calls, and not on any global generator, which
+    is left untouched. (On a GPU what is renewed is drawn there, from one generator for the whole
+    model.) So a training loop calls it once after each weight update, a resumed run draws what an
+    uninterrupted one would have drawn, and evaluation draws nothing.
     """
     if update > 0:
         Renewal(model, seed)(update)
@@ -204,32 +225,42 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
 
 
 def _with_feedback(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
-    """Yield the carriers that have feedback, as they are named in the model itself, not in what torch.compile or
-    DistributedDataParallel wraps around it."""
+    """Yield the carriers that have feedback, as they are named in the model itself, not in what
+    torch.compile or DistributedDataParallel wraps around it.
+    """
     for name, carrier in rule_carriers(model):
         if carrier.feedback:
             yield name.replace("_orig_mod.", "").removeprefix("module."), carrier
 
 
 class Renewal:
-    """Renews the feedback of a model as `draw_feedback` does, in a loop that makes many updates: `renewal(update)`.
+    """Renews the feedback of a model as `draw_feedback` does, in a loop that makes many updates:
+    `renewal(update)`.
 
-    What is drawn on a GPU is handed to `run`, which may record it (`training.graphs`): it draws from `generators`, and
-    depends on nothing else that changes.
+    What is drawn on a GPU is handed to `run`, which may record it (`training.graphs`): it draws
+    from `generators`, and depends on nothing else that changes.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self._seed = seed
-        carriers = [(name, carrier) for name, carrier in _with_feedback(model) if carrier.rule.renews]
+        carriers = [
+            (name, carrier) for name, carrier in _with_feedback(model) if carrier.rule.renews
+        ]
         self._there = [carrier for _, carrier in carriers if _device(carrier).type == "cuda"]
-        self._here = [(name, carrier) for name, carrier in carriers if _device(carrier).type != "cuda"]
+        self._here = [
+            (name, carrier) for name, carrier in carriers if _device(carrier).type != "cuda"
+        ]
         # One for all on a GPU: a recorded generator costs two kernels at each replay.
-        self.generators = [torch.Generator(device) for device in dict.fromkeys(map(_device, self._there))]
+        self.generators = [
+            torch.Generator(device) for device in dict.fromkeys(map(_device, self._there))
+        ]
 
     def __call__(self, update: int, run: Run = call) -> None:
         """Renew all that is renewed, as it stands after `update` weight updates."""
         for name, carrier in self._here:
-            carrier.renew_feedback(generator(_device(carrier), "feedback", self._seed, name, update))
+            carrier.renew_feedback(
+                generator(_device(carrier), "feedback", self._seed, name, update)
+            )
         if self._there:
             for source in self.generators:
                 source.manual_seed(derive_seed("feedback", self._seed, update))
@@ -247,16 +278,20 @@ def _device(carrier: RuleCarrier) -> torch.device:
 
 
 def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:
-    """Draws the feedback of a carrier of that name before the first update; on the CPU, so that it is the same whatever
-    the device."""
+    """Draws the feedback of a carrier of that name before the first update; on the CPU, so that it
+    is the same whatever the device.
+    """
     carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
 
 
 @contextlib.contextmanager
 def held_feedback(model: nn.Module) -> Iterator[None]:
-    """Have rules that do not transport weights send the error within through the kernels of the weights as they are
-    now, however the weights are changed meanwhile."""
-    carriers = [c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)]
+    """Have rules that do not transport weights send the error within through the kernels of the
+    weights as they are now, however the weights are changed meanwhile.
+    """
+    carriers = [
+        c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)
+    ]
     with restored(carriers, "held"):
         for carrier in carriers:
             kernel = carrier.transport(carrier.carried_weight)

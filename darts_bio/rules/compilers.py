@@ -1,4 +1,6 @@
-"""What PyTorch's compiler is to leave alone. Its import takes seconds: it is asked for where a model needs it only."""
+"""What PyTorch's compiler is to leave alone. Its import takes seconds: it is asked for where a
+model needs it only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ T = TypeVar("T")
 
 
 class Uncompiled:
-    """Calls functions that no compiler is to see, and tells one that asks for a whole graph the reason why not.
+    """Calls functions that no compiler is to see, and tells one that asks for a whole graph the
+    reason why not.
 
     `prepare` has to be called before a model that uses it may be compiled.
     """

@@ -25,7 +25,13 @@ from torch import nn
 
 from darts_bio.errors import InputError, first_line
 from darts_bio.rules.base import RULES, LearningRule
-from darts_bio.rules.carriers import PREFIX, DirectOperation, connect_output, draw_feedback, learned_feedback
+from darts_bio.rules.carriers import (
+    PREFIX,
+    DirectOperation,
+    connect_output,
+    draw_feedback,
+    learned_feedback,
+)
 from darts_bio.rules.layers import RULE_LAYERS, RuleLayer
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import derive_seed
@@ -36,7 +42,9 @@ OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 """Layers of PyTorch that keep several weights and multiply by them out of reach."""
 
 PLAIN_TYPES = tuple(RULE_LAYERS)
-PLAIN: dict[type[nn.Module], type[nn.Module]] = {ruled: plain for plain, ruled in RULE_LAYERS.items()}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    ruled: plain for plain, ruled in RULE_LAYERS.items()
+}
 
 
 def convert(
@@ -47,31 +55,37 @@ def convert(
     redraw: bool = False,
     outputs: int | None = None,
 ) -> nn.Module:
-    """A copy of the model whose convolutions (1d to 3d, also transposed) and linear layers carry learning rules.
+    """A copy of the model whose convolutions (1d to 3d, also transposed) and linear layers carry
+    learning rules.
 
     `rule` is one of
 
     - a rule, `"usf"` or `"hebbian(error=W)"`, for all layers;
-    - several, `("usf", "fa")`: for each layer one at random, a function of `seed` and the layer's name alone (the
-      control of a search for rules);
-    - patterns, `{"layer4.*": "fa", "fc": None, "*": ("usf", "frsf")}`: the first that a layer's name matches holds; a
-      layer that none matches, or whose rule is None, stays as it is.
+    - several, `("usf", "fa")`: for each layer one at random, a function of `seed` and the layer's
+      name alone (the control of a search for rules);
+    - patterns, `{"layer4.*": "fa", "fc": None, "*": ("usf", "frsf")}`: the first that a layer's
+      name matches holds; a layer that none matches, or whose rule is None, stays as it is.
 
-    Weights are kept, and feedback has the law of the layer's present weights, uniform of their standard deviation.
-    With `redraw` weights are drawn anew by PyTorch's default for the layer, from `seed`. Names of parameters, tied
-    weights, hooks, device and mode are kept. What is not a weighted layer (norms, activations, embeddings, attention
-    between tokens) keeps its exact derivative. Call `draw_feedback(model, seed, update)` after each weight update if
-    a rule renews its feedback (brsf, weight_mirror).
+    Weights are kept, and feedback has the law of the layer's present weights, uniform of their
+    standard deviation. With `redraw` weights are drawn anew by PyTorch's default for the layer,
+    from `seed`. Names of parameters, tied weights, hooks, device and mode are kept. What is not a
+    weighted layer (norms, activations, embeddings, attention between tokens) keeps its exact
+    derivative. Call `draw_feedback(model, seed, update)` after each weight update if a rule renews
+    its feedback (brsf, weight_mirror).
 
-    `outputs` is the number of values at the model's output, for rules that are direct (dfa); by default that of its
-    last weighted layer.
+    `outputs` is the number of values at the model's output, for rules that are direct (dfa); by
+    default that of its last weighted layer.
 
-    Raises InputError for a layer that cannot carry its rule: one with weights out of reach (nn.MultiheadAttention,
-    nn.LSTM, ...), one that computes in a way of its own, or a weight that several layers share under a rule that
-    learns other than by the weight's gradient; and for a pattern that matches no layer.
+    Raises InputError for a layer that cannot carry its rule: one with weights out of reach
+    (nn.MultiheadAttention, nn.LSTM, ...), one that computes in a way of its own, or a weight that
+    several layers share under a rule that learns other than by the weight's gradient; and for a
+    pattern that matches no layer.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"convert: expected a torch.nn.Module, found {type(model).__name__}; build the model first")
+        raise InputError(
+            f"convert: expected a torch.nn.Module, found {type(model).__name__}; build the model "
+            "first"
+        )
     try:
         converted = copy.deepcopy(model)
     except RuntimeError as error:
@@ -81,7 +95,9 @@ def convert(
     # A mapping of patterns by itself says which layers stay as they are; otherwise there are none.
     patterns = dict(rule) if isinstance(rule, Mapping) else {"*": rule}
     if not any(choice is not None for choice in patterns.values()):
-        raise InputError(f"convert: expected a rule, several, or patterns with rules, found {rule!r}")
+        raise InputError(
+            f"convert: expected a rule, several, or patterns with rules, found {rule!r}"
+        )
     matched: set[str] = set()
     chosen: list[tuple[str, nn.Module, LearningRule]] = []
     for name, layer in _weighted(converted):
@@ -118,7 +134,9 @@ def _gpus(layer: nn.Module) -> list[torch.device]:
 
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of all that has weights which carry an error, in the model's order; each once."""
+    """(name, layer) of all that has weights which carry an error, in the model's order; each
+    once.
+    """
     outer: str | None = None
     for name, module in model.named_modules():
         # What lies in a module follows it: of those before, only the last opaque one may hold this.
@@ -144,10 +162,15 @@ def _refuse(name: str, layer: nn.Module) -> None:
     if (kind in RULE_LAYERS or kind in PLAIN) and isinstance(layer.weight, nn.Parameter):
         return
     known = ", ".join(plain.__name__ for plain in RULE_LAYERS)
-    what = "keeps weights out of reach" if isinstance(layer, OPAQUE) else "computes in a way of its own"
+    what = (
+        "keeps weights out of reach"
+        if isinstance(layer, OPAQUE)
+        else "computes in a way of its own"
+    )
     raise InputError(
         f"convert: {name or 'the model'} is a {kind.__module__}.{kind.__qualname__}, which {what}; "
-        f"expected {known}. Replace it by such layers, or leave it as it is by a pattern before the others: "
+        f"expected {known}. Replace it by such layers, or leave it as it is by a pattern before "
+        "the others: "
         f"{{{name!r}: None, '*': ...}}"
     )
 
@@ -160,12 +183,13 @@ def _refuse_idle(patterns: Sequence[str], model: nn.Module) -> None:
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"convert: the pattern {pattern!r} is never reached, since patterns before it match all its layers; "
+                f"convert: the pattern {pattern!r} is never reached, since patterns before it "
+                "match all its layers; "
                 "the first that matches holds, so put it before them"
             )
         raise InputError(
-            f"convert: the pattern {pattern!r} matches no layer with weights; there are {', '.join(names[:12])}"
-            + (", ..." if len(names) > 12 else "")
+            f"convert: the pattern {pattern!r} matches no layer with weights; there are "
+            f"{', '.join(names[:12])}" + (", ..." if len(names) > 12 else "")
         )
 
 
@@ -177,7 +201,8 @@ def _refuse_ties(chosen: Sequence[tuple[str, nn.Module, LearningRule]]) -> None:
         odd = [member.spec for _, member in sharing if member.learned or member.local]
         if len(sharing) > 1 and odd:
             raise InputError(
-                f"convert: {' and '.join(name for name, _ in sharing)} share their weight, and {odd[0]} is not defined "
+                f"convert: {' and '.join(name for name, _ in sharing)} share their weight, and "
+                f"{odd[0]} is not defined "
                 "for a weight that learns in two places; use another rule there"
             )
 
@@ -210,7 +235,9 @@ def _connect(model: nn.Module, outputs: int | None) -> None:
 
 
 class _Watched:
-    """A forward hook: the model's output, or the first of several, is the one whose error is sent directly."""
+    """A forward hook: the model's output, or the first of several, is the one whose error is sent
+    directly.
+    """
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -224,8 +251,9 @@ class _Watched:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One weighted layer: `rule` is None where it is PyTorch's own (so backpropagation); `transports` says whether its
-    own weights carry the error down."""
+    """One weighted layer: `rule` is None where it is PyTorch's own (so backpropagation);
+    `transports` says whether its own weights carry the error down.
+    """
 
     name: str
     kind: str
@@ -236,7 +264,9 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found. `other` counts the parameters outside of weighted layers (norms, embeddings, tokens)."""
+    """What `audit` found. `other` counts the parameters outside of weighted layers (norms,
+    embeddings, tokens).
+    """
 
     rows: tuple[AuditRow, ...]
     other: int
@@ -258,7 +288,10 @@ class Audit:
 
     def __str__(self) -> str:
         head = ("layer", "kind", "rule", "parameters")
-        cells = [(row.name, row.kind, row.rule or "bp (plain)", f"{row.parameters:,}") for row in self.rows]
+        cells = [
+            (row.name, row.kind, row.rule or "bp (plain)", f"{row.parameters:,}")
+            for row in self.rows
+        ]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
 
         def line(values: Sequence[str]) -> str:
@@ -267,20 +300,24 @@ class Audit:
 
         lines = [line(head), "  ".join("-" * width for width in widths), *map(line, cells)]
         lines.append(
-            f"{self.transported:,} of {self.parameters:,} parameters ({100 * self.share:.1f} %) lie in layers that "
+            f"{self.transported:,} of {self.parameters:,} parameters ({100 * self.share:.1f} %) "
+            "lie in layers that "
             "carry the error by their own weights"
         )
         if self.other:
             lines.append(
-                f"{self.other:,} more parameters, of norms, embeddings and the like, are in no layer of the table"
+                f"{self.other:,} more parameters, of norms, embeddings and the like, are in no "
+                "layer of the table"
             )
         return "\n".join(lines)
 
 
 def audit(model: nn.Module) -> Audit:
-    """A table of the model's weighted layers, their rules and parameters, and the share whose weights are transported.
+    """A table of the model's weighted layers, their rules and parameters, and the share whose
+    weights are transported.
 
-    Within an operation under a direct rule the error is exact, and what lies above its lowest layer is counted so.
+    Within an operation under a direct rule the error is exact, and what lies above its lowest layer
+    is counted so.
     """
     counted = {id(parameter) for parameter in learned_feedback(model)}  # feedback is no weight
 
@@ -300,5 +337,7 @@ def audit(model: nn.Module) -> Audit:
         member = direct.get(id(layer), layer.rule if isinstance(layer, RuleLayer) else None)
         kind = PLAIN.get(type(layer), type(layer)).__name__
         transports = member is None or member.transports_weights
-        rows.append(AuditRow(name, kind, None if member is None else member.spec, own(layer), transports))
+        rows.append(
+            AuditRow(name, kind, None if member is None else member.spec, own(layer), transports)
+        )
     return Audit(tuple(rows), own(model))

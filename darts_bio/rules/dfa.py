@@ -1,8 +1,8 @@
 """Direct feedback alignment: every layer's input hears of the error at the model's output itself.
 
-The output's error is caught in the same backward pass: a hook on the model's output keeps it in an `OutputError`, which
-all that is direct in the model shares. The output's gradient is the first that a backward pass computes, so it is there
-when it is asked for.
+The output's error is caught in the same backward pass: a hook on the model's output keeps it in an
+`OutputError`, which all that is direct in the model shares. The output's gradient is the first that
+a backward pass computes, so it is there when it is asked for.
 """
 
 from __future__ import annotations
@@ -24,32 +24,40 @@ from darts_bio.rules.functional import first_derivative_only
 @RULES.register("dfa")
 @dataclass(frozen=True)
 class DirectFeedbackAlignment(FeedbackAlignment):
-    """Direct feedback alignment: the input's error is e B / positions, e = dLoss/dlogits (Nokland 2016, 1609.01596).
+    """Direct feedback alignment: the input's error is e B / positions, e = dLoss/dlogits (Nokland
+    2016, 1609.01596).
 
-    e (N, K) is projected by B (K, C) to the C channels of the input and spread evenly over its positions, which is what
-    a global average pooling and a random classifier right above would send down: B has the law of that classifier,
-    uniform on +-1/sqrt(C). The error that arrives from the layers above still trains the weight itself.
+    e (N, K) is projected by B (K, C) to the C channels of the input and spread evenly over its
+    positions, which is what a global average pooling and a random classifier right above would send
+    down: B has the law of that classifier, uniform on +-1/sqrt(C). The error that arrives from the
+    layers above still trains the weight itself.
 
-    In cells it acts per operation: the operation's input receives e B, within the operation (a few layers) the error is
-    exact. In a model of `convert`, and outside of cells, each layer is an operation by itself.
+    In cells it acts per operation: the operation's input receives e B, within the operation (a few
+    layers) the error is exact. In a model of `convert`, and outside of cells, each layer is an
+    operation by itself.
 
-    State: B, (outputs, channels of the input), a buffer.
-    Cost: less than bp, since the input's gradient is a small product.
-    When: the whole backward pass is one broadcast; works where depth is small, fails in deep convolutional nets.
+    State: B, (outputs, channels of the input), a buffer. Cost: less than bp, since the input's
+    gradient is a small product. When: the whole backward pass is one broadcast; works where depth
+    is small, fails in deep convolutional nets.
     """
 
     direct = True
-    # B is not shaped like W, so neither kernels in flat tensors nor those of W's norm can be formed.
+    # B is not shaped like W, so neither kernels in flat tensors nor those of W's norm can be
+    # formed.
     elementwise = False
     stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale != "init":
-            raise InputError("dfa: scale: expected init, since its feedback is not shaped like a weight")
+            raise InputError(
+                "dfa: scale: expected init, since its feedback is not shaped like a weight"
+            )
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        raise AssertionError("the layer sends the output's error in place of one that goes through a kernel")
+        raise AssertionError(
+            "the layer sends the output's error in place of one that goes through a kernel"
+        )
 
 
 def direct_law(outputs: int, channels: int) -> InitialLaw:
@@ -59,12 +67,15 @@ def direct_law(outputs: int, channels: int) -> InitialLaw:
 
 # A compiler would take the error of the pass that it traces for a constant.
 uncompiled = Uncompiled(
-    "dfa cannot be compiled whole: layers read the output's error in the backward pass; leave out fullgraph"
+    "dfa cannot be compiled whole: layers read the output's error in the backward pass; leave out "
+    "fullgraph"
 )
 
 
 class OutputError:
-    """The error at a model's output (N, outputs), from the hook on the output until the next pass replaces it."""
+    """The error at a model's output (N, outputs), from the hook on the output until the next pass
+    replaces it.
+    """
 
     def __new__(cls, *arguments: Any) -> Self:  # of copies and unpickled ones too
         uncompiled.prepare()
@@ -75,7 +86,9 @@ class OutputError:
         self.value: Tensor | None = None
 
     def watch(self, output: Tensor) -> Tensor:
-        """Has the output's error caught when it is computed. Raises InputError if it has other sizes than expected."""
+        """Has the output's error caught when it is computed. Raises InputError if it has other
+        sizes than expected.
+        """
         return uncompiled(self._watch, output)
 
     def _watch(self, output: Tensor) -> Tensor:
@@ -83,7 +96,8 @@ class OutputError:
             if output.dim() < 2 or output.shape[-1] != self.outputs:
                 raise InputError(
                     f"dfa: expected an output of {self.outputs} values a sample, found the shape "
-                    f"{tuple(output.shape)}; say so where the model is made (convert(..., outputs=N))"
+                    f"{tuple(output.shape)}; say so where the model is made (convert(..., "
+                    "outputs=N))"
                 )
             output.register_hook(self._catch)
         return output
@@ -94,13 +108,16 @@ class OutputError:
 
 
 class DirectError(torch.autograd.Function):
-    """y as it is, and an error for x beside it: e B spread over the positions of x, or none at all where B is None.
+    """y as it is, and an error for x beside it: e B spread over the positions of x, or none at all
+    where B is None.
 
     `channel` is the dimension of x that counts its channels. y must not depend on x otherwise.
     """
 
     @staticmethod
-    def forward(y: Tensor, x: Tensor, kernel: Tensor | None, source: OutputError | None, channel: int) -> Tensor:
+    def forward(
+        y: Tensor, x: Tensor, kernel: Tensor | None, source: OutputError | None, channel: int
+    ) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
@@ -147,10 +164,14 @@ def projected(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> T
     """e B by the number of positions, of a shape that spreads over x."""
     e = source.value
     if e is None:
-        raise InputError("dfa: the error at the model's output was not seen; compute the loss from the model's output")
+        raise InputError(
+            "dfa: the error at the model's output was not seen; compute the loss from the model's "
+            "output"
+        )
     if e.shape[0] != x.shape[0]:
         raise InputError(
-            f"dfa: expected the {e.shape[0]} samples of the output, found {x.shape[0]} at a layer; a model that "
+            f"dfa: expected the {e.shape[0]} samples of the output, found {x.shape[0]} at a layer; "
+            "a model that "
             "regroups its samples cannot be trained by dfa there: use another rule for that layer"
         )
     shape = [1] * x.dim()

@@ -1,11 +1,12 @@
-"""The autograd Functions every feedback rule shares: the ordinary forward pass, and a backward pass in which a
-given kernel takes the weight's place in the gradient of the input.
+"""The autograd Functions every feedback rule shares: the ordinary forward pass, and a backward pass
+in which a given kernel takes the weight's place in the gradient of the input.
 
     dx = convT(dy; kernel),  dW = conv_w(x, dy),  db = sum of dy
 
-One `convolution_backward` yields all three: given (dy, x, kernel) its weight gradient does not read the kernel, so a
-rule costs the same kernels as backpropagation. Where PyTorch has recorded a convolution itself, it is enough to put the
-kernel in the place of the weight that it saved (`through_kernel`): no Python stands between the kernels.
+One `convolution_backward` yields all three: given (dy, x, kernel) its weight gradient does not read
+the kernel, so a rule costs the same kernels as backpropagation. Where PyTorch has recorded a
+convolution itself, it is enough to put the kernel in the place of the weight that it saved
+(`through_kernel`): no Python stands between the kernels.
 """
 
 from __future__ import annotations
@@ -25,25 +26,34 @@ STRIP = 3
 
 
 def first_derivative_only() -> None:
-    """Refuses a backward pass that is to be differentiated again: the second derivative would follow the rules' errors,
-    not what the first one depends on. (Functional transforms and compilers always record, so they are not asked.)"""
+    """Refuses a backward pass that is to be differentiated again: the second derivative would
+    follow the rules' errors, not what the first one depends on. (Functional transforms and
+    compilers always record, so they are not asked.)
+    """
     recorded_anyway = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and not recorded_anyway:
         raise RuntimeError(
-            "a rule's backward pass cannot be differentiated again (create_graph=True); use true_gradients(model) for "
+            "a rule's backward pass cannot be differentiated again (create_graph=True); use "
+            "true_gradients(model) for "
             "exact second derivatives"
         )
 
 
 def side_by_side(x: Tensor, copies: int) -> Tensor:
-    """x (N, C, H, W) `copies` times along its channels: (N, copies * C, H, W), channels last in memory."""
+    """x (N, C, H, W) `copies` times along its channels: (N, copies * C, H, W), channels last in
+    memory.
+    """
     n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).unsqueeze(3).expand(n, h, w, copies, c).flatten(3).permute(0, 3, 1, 2)
+    return (
+        x.permute(0, 2, 3, 1).unsqueeze(3).expand(n, h, w, copies, c).flatten(3).permute(0, 3, 1, 2)
+    )
 
 
 def wide_depthwise(x: Tensor, kernel: Tensor, dilation: Sequence[int], groups: int) -> bool:
-    """Whether oneDNN's fast weight gradient of a depthwise convolution, which takes windows of up to three columns,
-    does not serve: a wider one falls back to a dense algorithm, ten times slower."""
+    """Whether oneDNN's fast weight gradient of a depthwise convolution, which takes windows of up
+    to three columns, does not serve: a wider one falls back to a dense algorithm, ten times
+    slower.
+    """
     return (
         x.device.type == "cpu"
         and kernel.dim() == 4
@@ -66,13 +76,15 @@ def convolution_gradients(
     wanted: Sequence[bool],
     output_padding: Sequence[int] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted; of a transposed one where
-    there is an `output_padding`.
+    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted; of a
+    transposed one where there is an `output_padding`.
 
     On a CPU the columns of a depthwise window that is `wide_depthwise` are taken three at a time.
     """
 
-    def fused(x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    def fused(
+        x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
         return torch.ops.aten.convolution_backward(
             dy,
             x,
@@ -102,8 +114,10 @@ def convolution_gradients(
 
 
 def keeps_saved_tensors() -> bool:
-    """Whether what a pass saves stays with PyTorch's own nodes: no compiler traces it, no functional transform runs it,
-    and no hooks (of gradient checkpointing, of offloading) take what is saved elsewhere."""
+    """Whether what a pass saves stays with PyTorch's own nodes: no compiler traces it, no
+    functional transform runs it, and no hooks (of gradient checkpointing, of offloading) take what
+    is saved elsewhere.
+    """
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -112,7 +126,8 @@ def keeps_saved_tensors() -> bool:
 
 
 def through_kernel(y: Tensor, kernel: Tensor) -> None:
-    """Has the convolution that has just given y send its error down through `kernel` in place of its weight.
+    """Has the convolution that has just given y send its error down through `kernel` in place of
+    its weight.
 
     `keeps_saved_tensors()` must hold. Autocast is respected: the kernel is cast as the weight was.
     """
@@ -121,7 +136,10 @@ def through_kernel(y: Tensor, kernel: Tensor) -> None:
 
     def stand_in(_: None) -> Tensor:
         if kernel._version != version:
-            raise RuntimeError("feedback was changed between a forward pass and its backward pass; draw it after both")
+            raise RuntimeError(
+                "feedback was changed between a forward pass and its backward pass; draw it after "
+                "both"
+            )
         first_derivative_only()
         return kernel
 
@@ -133,11 +151,12 @@ def _nothing(weight: Tensor) -> None:
 
 
 class FeedbackConvolution(torch.autograd.Function):
-    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window), or where there is an `output_padding` the
-    transposed one with weight (C, C'/groups, *window); `kernel` has the weight's shape.
+    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window), or where there is an
+    `output_padding` the transposed one with weight (C, C'/groups, *window); `kernel` has the
+    weight's shape.
 
-    With `copies` > 1 x is taken that many times along its channels, (N, copies * C, *spatial), without being kept so.
-    A kernel that is learned itself receives the weight's gradient.
+    With `copies` > 1 x is taken that many times along its channels, (N, copies * C, *spatial),
+    without being kept so. A kernel that is learned itself receives the weight's gradient.
     """
 
     @staticmethod
@@ -155,13 +174,16 @@ class FeedbackConvolution(torch.autograd.Function):
     ) -> Tensor:
         x = side_by_side(x, copies) if copies > 1 else x
         transposed, beyond = output_padding is not None, output_padding or (0,) * len(stride)
-        return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, beyond, groups)
+        return torch.convolution(
+            x, weight, bias, stride, padding, dilation, transposed, beyond, groups
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, bias, kernel, *ctx.geometry = inputs
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        # The values of x serve the weight's gradient alone; without it, only its shape and layout in memory are needed.
+        # The values of x serve the weight's gradient alone; without it, only its shape and layout
+        # in memory are needed.
         ctx.shape, ctx.strides = x.shape, x.stride()
         ctx.save_for_backward(x if learns(ctx, 1, 3) else None, kernel)
 
@@ -179,21 +201,32 @@ class FeedbackConvolution(torch.autograd.Function):
             x = dy.new_empty_strided(ctx.shape, ctx.strides)
         wanted = (ctx.needs_input_grad[0], learns(ctx, 1, 3), ctx.needs_input_grad[2])
         geometry = (stride, padding, dilation, groups)
-        dx, dw, db = convolution_gradients(dy, x, kernel, ctx.bias_sizes, *geometry, wanted, output_padding)
+        dx, dw, db = convolution_gradients(
+            dy, x, kernel, ctx.bias_sizes, *geometry, wanted, output_padding
+        )
         if dx is not None and copies > 1:
             dx = dx.permute(0, 2, 3, 1).unflatten(3, (copies, -1)).sum(3).permute(0, 3, 1, 2)
-        return dx, dw if ctx.needs_input_grad[1] else None, db, dw if ctx.needs_input_grad[3] else None, *[None] * 6
+        return (
+            dx,
+            dw if ctx.needs_input_grad[1] else None,
+            db,
+            dw if ctx.needs_input_grad[3] else None,
+            *[None] * 6,
+        )
 
 
 def learns(ctx: Any, weight: int, kernel: int) -> bool:
-    """Whether the weight's gradient is asked for: for the weight, or for a kernel that is learned with it."""
+    """Whether the weight's gradient is asked for: for the weight, or for a kernel that is learned
+    with it.
+    """
     return ctx.needs_input_grad[weight] or ctx.needs_input_grad[kernel]
 
 
 class FeedbackProducts(torch.autograd.Function):
-    """M pointwise convolutions side by side, x (N, M*I, H, W) with weight (M*O, I, 1, 1) to (N, M*O, H, W), channels
-    last in memory; `kernel` has the weight's shape. Batched matrix products, since oneDNN takes longer for
-    grouped convolutions of 1x1."""
+    """M pointwise convolutions side by side, x (N, M*I, H, W) with weight (M*O, I, 1, 1) to (N,
+    M*O, H, W), channels last in memory; `kernel` has the weight's shape. Batched matrix products,
+    since oneDNN takes longer for grouped convolutions of 1x1.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, kernel: Tensor, members: int) -> Tensor:
@@ -211,8 +244,15 @@ class FeedbackProducts(torch.autograd.Function):
         dx = products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
         dw = None
         if x is not None:
-            dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(kernel.shape)
-        return dx, dw if ctx.needs_input_grad[1] else None, dw if ctx.needs_input_grad[2] else None, None
+            dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(
+                kernel.shape
+            )
+        return (
+            dx,
+            dw if ctx.needs_input_grad[1] else None,
+            dw if ctx.needs_input_grad[2] else None,
+            None,
+        )
 
 
 def matrices(weight: Tensor, members: int) -> Tensor:
@@ -226,10 +266,14 @@ def rows(x: Tensor, members: int) -> Tensor:
 
 
 def products(x: Tensor, matrices: Tensor) -> Tensor:
-    """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H, W)."""
+    """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H,
+    W).
+    """
     (n, _, h, w), (m, _, c) = x.shape, matrices.shape
     y = x.new_empty(n, h, w, m * c)
-    torch.bmm(rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1))  # written in place: no copy to reorder
+    torch.bmm(
+        rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1)
+    )  # written in place: no copy to reorder
     return y.permute(0, 3, 1, 2)
 
 
@@ -240,8 +284,9 @@ def pointwise_products(x: Tensor, weight: Tensor, members: int) -> Tensor:
 
 
 class FeedbackLinear(torch.autograd.Function):
-    """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape. One that is learned itself receives
-    the weight's gradient."""
+    """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape. One that is
+    learned itself receives the weight's gradient.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor) -> Tensor:
@@ -265,7 +310,9 @@ class FeedbackLinear(torch.autograd.Function):
 
 
 class Single:
-    """Answers, for a `rules.base.Operator` that stands for one layer, what is asked about each layer."""
+    """Answers, for a `rules.base.Operator` that stands for one layer, what is asked about each
+    layer.
+    """
 
     channel: int
 
@@ -294,10 +341,16 @@ class Convolution(Single):
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         none = (0,) * len(self.stride)
-        return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups)
+        return torch.convolution(
+            x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups
+        )
 
-    def _gradients(self, dy: Tensor, x: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
-        return convolution_gradients(dy, x, kernel, None, self.stride, self.padding, self.dilation, self.groups, wanted)
+    def _gradients(
+        self, dy: Tensor, x: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> Any:
+        return convolution_gradients(
+            dy, x, kernel, None, self.stride, self.padding, self.dilation, self.groups, wanted
+        )
 
     def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
         return self._gradients(dy, x, kernel, (True, False, False))[0]
@@ -323,8 +376,10 @@ class Product(Single):
 
 
 class LocalUpdate(torch.autograd.Function):
-    """A layer whose weight gets the gradient that a local rule wants, whatever the error: zeros where that is None (in
-    evaluation), as does the bias. The input gets the error through `kernel`, zeros where that is None."""
+    """A layer whose weight gets the gradient that a local rule wants, whatever the error: zeros
+    where that is None (in evaluation), as does the bias. The input gets the error through `kernel`,
+    zeros where that is None.
+    """
 
     @staticmethod
     def forward(
@@ -352,11 +407,15 @@ class LocalUpdate(torch.autograd.Function):
             dx = torch.zeros_like(x) if kernel is None else ctx.operator.transposed(dy, x, kernel)
         dw = None
         if wants_w:
-            dw = torch.zeros_like(weight) if ctx.rule is None else ctx.rule.update(x, weight, ctx.operator)
+            dw = (
+                torch.zeros_like(weight)
+                if ctx.rule is None
+                else ctx.rule.update(x, weight, ctx.operator)
+            )
         return dx, dw, torch.zeros_like(bias) if wants_b else None, None, None, None
 
 
 for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts, LocalUpdate):
-    # PyTorch asks for this signature at each call; Python would work it out anew each time, for a third of a small
-    # layer's forward time.
+    # PyTorch asks for this signature at each call; Python would work it out anew each time, for a
+    # third of a small layer's forward time.
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

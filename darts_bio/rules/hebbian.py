@@ -1,4 +1,6 @@
-"""Hebbian learning: a layer learns from what goes in and what comes out, and from no error at all."""
+"""Hebbian learning: a layer learns from what goes in and what comes out, and from no error at
+all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Form = Literal["soft", "oja"]
 
 @dataclass(frozen=True)
 class LocalRule(LearningRule):
-    """A rule whose update does not read the error. `error` says what it passes on: `none`, or by `W` as bp does."""
+    """A rule whose update does not read the error. `error` says what it passes on: `none`, or by
+    `W` as bp does.
+    """
 
     error: Passed = "none"
     local = True
@@ -37,20 +41,21 @@ class LocalRule(LearningRule):
 @RULES.register("hebbian")
 @dataclass(frozen=True)
 class Hebbian(LocalRule):
-    """Hebbian, soft winner-take-all: W += mean y (x - u W), u = W x, y = softmax(t u), losers negated (Journe 2023).
+    """Hebbian, soft winner-take-all: W += mean y (x - u W), u = W x, y = softmax(t u), losers
+    negated (Journe 2023).
 
-    The softmax is over the layer's output channels; the channel that responds most learns towards the input and all
-    others, negated, away from it (arXiv 2209.11883). The mean is over samples and positions; the
-    update is handed on as a gradient, so optimiser, schedule and clipping work as ever. With `form=oja` y = u: Oja's
-    rule, in which each channel finds the first principal component of its inputs by itself (Oja 1982). The bias stays.
-    `t` is the option `temperature`.
+    The softmax is over the layer's output channels; the channel that responds most learns towards
+    the input and all others, negated, away from it (arXiv 2209.11883). The mean is over samples and
+    positions; the update is handed on as a gradient, so optimiser, schedule and clipping work as
+    ever. With `form=oja` y = u: Oja's rule, in which each channel finds the first principal
+    component of its inputs by itself (Oja 1982). The bias stays. `t` is the option `temperature`.
 
-    State: none beside W. Learns in training mode only.
-    Cost: a forward pass more in the backward pass, in place of the input's gradient.
-    When: features before a readout that learns by an error, such as `{"fc": "bp", "*": "hebbian"}`; layers below get no
-    error through it (`error=W` passes it on exactly). As the only rule of a network it solves no task. At the rates
-    of layers that learn by an error its features get worse than random ones that do not learn; with `temperature=10`
-    and SGD they are about as good as these (benchmarks/beyond_images.py).
+    State: none beside W. Learns in training mode only. Cost: a forward pass more in the backward
+    pass, in place of the input's gradient. When: features before a readout that learns by an error,
+    such as `{"fc": "bp", "*": "hebbian"}`; layers below get no error through it (`error=W` passes
+    it on exactly). As the only rule of a network it solves no task. At the rates of layers that
+    learn by an error its features get worse than random ones that do not learn; with
+    `temperature=10` and SGD they are about as good as these (benchmarks/beyond_images.py).
     """
 
     form: Form = "soft"
@@ -62,7 +67,9 @@ class Hebbian(LocalRule):
         if self.form not in get_args(Form):
             raise unknown_name("form of hebbian", str(self.form), get_args(Form))
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
-            raise InputError(f"hebbian: temperature: expected a number above 0, found {self.temperature!r}")
+            raise InputError(
+                f"hebbian: temperature: expected a number above 0, found {self.temperature!r}"
+            )
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
         u = operator.apply(x, weight)

@@ -1,4 +1,5 @@
-"""PyTorch's weighted layers with a learning rule: the same parameters, the same state_dict keys for them.
+"""PyTorch's weighted layers with a learning rule: the same parameters, the same state_dict keys for
+them.
 
 >>> from darts_bio.rules import RULES, RuleConv2d
 >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
@@ -33,21 +34,32 @@ from darts_bio.rules.pointwise import reads_single_pixels, sampled
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would give a tensor, None where it leaves it as it is: elsewhere, and float64."""
+    """Return the dtype that autocast would give a tensor, None where it leaves it as it is:
+    elsewhere, and float64.
+    """
     kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:  # "meta" has no autocast
+    if (
+        kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64
+    ):  # "meta" has no autocast
         return None
     return torch.get_autocast_dtype(kind)
 
 
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom Function."""
+    """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom
+    Function.
+    """
     dtypes = [None if t is None else autocast_dtype(t) for t in (x, *others)]
-    return [t if t is None or dtype is None else t.to(dtype) for t, dtype in zip((x, *others), dtypes, strict=True)]
+    return [
+        t if t is None or dtype is None else t.to(dtype)
+        for t, dtype in zip((x, *others), dtypes, strict=True)
+    ]
 
 
 class RuleLayer(DirectCarrier):
-    """What the layers share. Mixed in before the layer of PyTorch, `plain`, that has the `weight`."""
+    """What the layers share. Mixed in before the layer of PyTorch, `plain`, that has the
+    `weight`.
+    """
 
     plain: ClassVar[type[nn.Module]]
     weight: Tensor
@@ -64,7 +76,9 @@ class RuleLayer(DirectCarrier):
         if self.rule.direct:
             return super().initial_law
         bound = self._buffers.get("initial_bound")
-        return InitialLaw(self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5 if bound is None else bound)
+        return InitialLaw(
+            self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5 if bound is None else bound
+        )
 
     @property
     def carried_weight(self) -> Tensor:
@@ -78,7 +92,8 @@ class RuleLayer(DirectCarrier):
             return self.sent_directly(self.plain.forward(self, x.detach()), x)
         if rule.local:
             return self.local_pass(x)
-        # Feedback that is learned learns in the lowest layer too, unless it is frozen with the weights.
+        # Feedback that is learned learns in the lowest layer too, unless it is frozen with the
+        # weights.
         learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)
         kernel = self.transport(self.weight) if x.requires_grad or learns else self.weight
         if kernel is self.weight:
@@ -100,11 +115,15 @@ class RuleLayer(DirectCarrier):
         x, operator = self.operator(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         kernel = None if kernel is None else kernel.detach()
-        return LocalUpdate.apply(x, weight, bias, kernel, operator, self.rule if self.training else None)
+        return LocalUpdate.apply(
+            x, weight, bias, kernel, operator, self.rule if self.training else None
+        )
 
 
 class RuleConvolution(RuleLayer):
-    """What the convolutions share: all options of PyTorch's layers, inputs with and without a batch."""
+    """What the convolutions share: all options of PyTorch's layers, inputs with and without a
+    batch.
+    """
 
     stride: Any
     padding: Any
@@ -129,17 +148,23 @@ class RuleConvolution(RuleLayer):
     @property
     def samples_pixels(self) -> bool:
         """Whether the layer takes its stride from the pixels (see `rules.pointwise`)."""
-        return not self.transposed and reads_single_pixels(self.kernel_size, self.stride, self.padding)
+        return not self.transposed and reads_single_pixels(
+            self.kernel_size, self.stride, self.padding
+        )
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Override what PyTorch's own `forward` of a convolution calls, for layers that take it from the pixels."""
+        """Override what PyTorch's own `forward` of a convolution calls, for layers that take it
+        from the pixels.
+        """
         if not self.samples_pixels:
             return super()._conv_forward(x, weight, bias)  # type: ignore[misc]
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
         return convolve(sampled(x, self.stride), weight, bias, groups=self.groups)
 
     def unstrided(self, x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-        """Return x, padded or sampled where the layer does so by itself, and the stride and zero padding still due."""
+        """Return x, padded or sampled where the layer does so by itself, and the stride and zero
+        padding still due.
+        """
         padding: Any = self.padding
         if self.samples_pixels:
             return sampled(x, self.stride), (1,) * len(self.stride), (0,) * len(self.stride)
@@ -153,7 +178,9 @@ class RuleConvolution(RuleLayer):
         return x, Convolution(stride, padding, self.dilation, self.groups)
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        learned = kernel.requires_grad  # with the weight's gradient, which only our own Function gives it
+        learned = (
+            kernel.requires_grad
+        )  # with the weight's gradient, which only our own Function gives it
         in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
         if keeps_saved_tensors() and not learned and not in_strips:
             y = self.plain.forward(self, x)
@@ -185,12 +212,15 @@ class RuleConv3d(RuleConvolution, nn.Conv3d):
 
 
 class RuleTransposed(RuleConvolution):
-    """What the transposed convolutions share. Raises InputError for a local rule: there is no one window of the input
-    that an output channel answers to."""
+    """What the transposed convolutions share. Raises InputError for a local rule: there is no one
+    window of the input that an output channel answers to.
+    """
 
     def carry(self, rule: LearningRule) -> None:
         if rule.local:
-            raise InputError(f"a transposed convolution cannot learn by {rule.spec}: use another rule for it")
+            raise InputError(
+                f"a transposed convolution cannot learn by {rule.spec}: use another rule for it"
+            )
         super().carry(rule)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -261,4 +291,6 @@ RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {
 
 def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
     """(name, layer) of every layer that carries a rule by itself."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer)
+    )

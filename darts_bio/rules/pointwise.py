@@ -1,13 +1,15 @@
-"""Strided pointwise convolutions, whose stride is taken from the pixels: conv(x[:, :, ::2, ::2]) at stride 1.
+"""Strided pointwise convolutions, whose stride is taken from the pixels: conv(x[:, :, ::2, ::2]) at
+stride 1.
 
-A 1x1 window at stride s reads every s-th pixel and no other, so both ways give the same numbers. The way taken here
-keeps clear of a fault of oneDNN, which PyTorch's CPU convolutions run on: the weight gradient of a strided 1x1
-convolution with channels last in memory overruns its workspace where there are fewer channels than a vector has lanes
-(16 with AVX-512, 8 with AVX2), and then crashes, hangs, or is wrong in silence (uxlfoundation/oneDNN#6035, open with
-oneDNN 3.13). Seen with PyTorch 2.11 and 2.15: `nn.Conv2d(8, 4, 1, stride=2)` on (16, 8, 56, 56).
+A 1x1 window at stride s reads every s-th pixel and no other, so both ways give the same numbers.
+The way taken here keeps clear of a fault of oneDNN, which PyTorch's CPU convolutions run on: the
+weight gradient of a strided 1x1 convolution with channels last in memory overruns its workspace
+where there are fewer channels than a vector has lanes (16 with AVX-512, 8 with AVX2), and then
+crashes, hangs, or is wrong in silence (uxlfoundation/oneDNN#6035, open with oneDNN 3.13). Seen with
+PyTorch 2.11 and 2.15: `nn.Conv2d(8, 4, 1, stride=2)` on (16, 8, 56, 56).
 
-Layers under learning rules and all networks of this package are kept clear of it; `warn_of_strided_pointwise` finds the
-layers of other models that are not.
+Layers under learning rules and all networks of this package are kept clear of it;
+`warn_of_strided_pointwise` finds the layers of other models that are not.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_LANES = 16
-"""Floats in the widest vector of an x86 processor: with as many channels or more no workspace is overrun."""
+"""Floats in the widest vector of an x86 processor: with as many channels or more no workspace is
+overrun."""
 
 
-def reads_single_pixels(window: Sequence[int], stride: Sequence[int], padding: Sequence[int] | str) -> bool:
-    """Tell whether a convolution is pointwise, strided and not padded: it reads some pixels, each by itself."""
+def reads_single_pixels(
+    window: Sequence[int], stride: Sequence[int], padding: Sequence[int] | str
+) -> bool:
+    """Tell whether a convolution is pointwise, strided and not padded: it reads some pixels, each
+    by itself.
+    """
     unpadded = padding == "valid" if isinstance(padding, str) else not any(padding)
     return unpadded and all(side == 1 for side in window) and any(step > 1 for step in stride)
 
@@ -41,27 +48,34 @@ def sampled(x: Tensor, stride: Sequence[int], first: int = 0) -> Tensor:
     [5.0, 7.0, 13.0, 15.0]
     """
     if first == 0 and len(stride) == 2:
-        return F.avg_pool2d(x, 1, tuple(stride))  # the mean of one pixel: a single kernel in each direction
+        return F.avg_pool2d(
+            x, 1, tuple(stride)
+        )  # the mean of one pixel: a single kernel in each direction
     pixels = [slice(first, None, step) for step in stride]
     if x.dim() == 4 and x.stride(1) == 1:
-        # Channels last: (N, H, W, C) lies in memory as it is written, and so do the zeros around its gradient.
+        # Channels last: (N, H, W, C) lies in memory as it is written, and so do the zeros around
+        # its gradient.
         return x.permute(0, 2, 3, 1)[:, pixels[0], pixels[1]].permute(0, 3, 1, 2)
     return x[(slice(None), slice(None), *pixels)]
 
 
 def warn_of_strided_pointwise(model: nn.Module) -> None:
-    """Warn of the first layer on a CPU whose weight gradient oneDNN may get wrong, if the model has one.
+    """Warn of the first layer on a CPU whose weight gradient oneDNN may get wrong, if the model has
+    one.
 
-    These are PyTorch's own strided 1x1 convolutions of fewer than 16 input channels, and transposed ones of fewer than
-    16 output channels, on x86. Whether they are hit depends on the processor and on the layout in memory.
+    These are PyTorch's own strided 1x1 convolutions of fewer than 16 input channels, and transposed
+    ones of fewer than 16 output channels, on x86. Whether they are hit depends on the processor and
+    on the layout in memory.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return
     for name, layer in model.named_modules():
         if _may_overrun(layer):
             warnings.warn(
-                f"{name} ({layer}): with channels last in memory, oneDNN's weight gradient of such a layer is wrong or "
-                "crashes on an x86 CPU (uxlfoundation/oneDNN#6035); replace it by darts_bio.rules.RuleConv2d under bp, "
+                f"{name} ({layer}): with channels last in memory, oneDNN's weight gradient of such "
+                "a layer is wrong or "
+                "crashes on an x86 CPU (uxlfoundation/oneDNN#6035); replace it by "
+                "darts_bio.rules.RuleConv2d under bp, "
                 "train on a GPU, or keep the model in PyTorch's contiguous format",
                 stacklevel=2,
             )
@@ -69,8 +83,15 @@ def warn_of_strided_pointwise(model: nn.Module) -> None:
 
 
 def _may_overrun(layer: nn.Module) -> bool:
-    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or getattr(layer, "samples_pixels", False):
+    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or getattr(
+        layer, "samples_pixels", False
+    ):
         return False
     channels = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.out_channels
     strided = reads_single_pixels(layer.kernel_size, layer.stride, layer.padding)
-    return strided and layer.groups == 1 and channels < MOST_LANES and layer.weight.device.type == "cpu"
+    return (
+        strided
+        and layer.groups == 1
+        and channels < MOST_LANES
+        and layer.weight.device.type == "cpu"
+    )

@@ -15,19 +15,21 @@ from darts_bio.rules.hebbian import LocalRule
 @RULES.register("predictive")
 @dataclass(frozen=True)
 class PredictiveCoding(LocalRule):
-    """Predictive coding, local: y relaxes on e = x - convT(y; W), then W += conv_w(e, y) / |y|^2 (after Rao 1999).
+    """Predictive coding, local: y relaxes on e = x - convT(y; W), then W += conv_w(e, y) / |y|^2
+    (after Rao 1999).
 
-    This local form is our choice. The literature relaxes a whole graph with its target clamped (Whittington 2017), and
-    that is not defined for one edge of a cell. Here a layer predicts its own input x from y by its transposed map,
-    as in Rao & Ballard (1999): y starts from W x and takes `steps` steps of steepest descent on |e|^2 / 2, each as long
-    as is best for its sample (so no rate is needed, and it cannot diverge). The relaxed y serves the update alone; the
-    layer's output is W x. The update is that of normalised least mean squares: sums over samples and positions, divided
-    by |y|^2 summed likewise, so its length does not hang on the scale of y, which is large where W is small. The bias
-    stays.
+    This local form is our choice. The literature relaxes a whole graph with its target clamped
+    (Whittington 2017), and that is not defined for one edge of a cell. Here a layer predicts its
+    own input x from y by its transposed map, as in Rao & Ballard (1999): y starts from W x and
+    takes `steps` steps of steepest descent on |e|^2 / 2, each as long as is best for its sample (so
+    no rate is needed, and it cannot diverge). The relaxed y serves the update alone; the layer's
+    output is W x. The update is that of normalised least mean squares: sums over samples and
+    positions, divided by |y|^2 summed likewise, so its length does not hang on the scale of y,
+    which is large where W is small. The bias stays.
 
-    State: none beside W. Learns in training mode only.
-    Cost: 2 + 2 `steps` passes through the layer in the backward pass, in place of the input's gradient.
-    When: as hebbian, where features should keep what their input holds.
+    State: none beside W. Learns in training mode only. Cost: 2 + 2 `steps` passes through the layer
+    in the backward pass, in place of the input's gradient. When: as hebbian, where features should
+    keep what their input holds.
     """
 
     steps: int = 4
@@ -35,8 +37,12 @@ class PredictiveCoding(LocalRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 0):
-            raise InputError(f"predictive: steps: expected a whole number of at least 0, found {self.steps!r}")
+        if not (
+            isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 0
+        ):
+            raise InputError(
+                f"predictive: steps: expected a whole number of at least 0, found {self.steps!r}"
+            )
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
         y = operator.apply(x, weight)

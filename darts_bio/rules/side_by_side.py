@@ -1,15 +1,15 @@
 """What many equal convolutions side by side learn under a local rule, for a whole network at once.
 
-What a local rule wants of a weight depends on the layer's input and on the weight, and on no error. So it need not be
-found layer by layer while the error goes down:
+What a local rule wants of a weight depends on the layer's input and on the weight, and on no error.
+So it need not be found layer by layer while the error goes down:
 
     weights -> LentWeights -> stacked layers, each of which notes its input -> LocalUpdates -> logits
                   |                                                                 |
                   +----------------- the slot, a tensor that nobody reads ----------+
 
-In the backward pass `LocalUpdates` comes first. It brings the inputs of all layers of one geometry together, asks the
-rule once for each geometry, and hands what it is told to `LentWeights` as the gradient of the slot. `LentWeights` comes
-last and puts that in the place of the ordinary gradients.
+In the backward pass `LocalUpdates` comes first. It brings the inputs of all layers of one geometry
+together, asks the rule once for each geometry, and hands what it is told to `LentWeights` as the
+gradient of the slot. `LentWeights` comes last and puts that in the place of the ordinary gradients.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ from darts_bio.rules.functional import (
 )
 
 VECTOR = 16
-"""Channels below which PyTorch's softmax on a CPU is ten times faster over a dimension that is not the last."""
+"""Channels below which PyTorch's softmax on a CPU is ten times faster over a dimension that is not
+the last."""
 
 TOGETHER = 2**24
-"""Entries of the inputs that are brought together, at most, where one layer alone has fewer: 64 MB in float32."""
+"""Entries of the inputs that are brought together, at most, where one layer alone has fewer: 64 MB
+in float32."""
 
 
 @dataclass(frozen=True)
 class SideBySide(Convolution):
-    """M equal convolutions, each of an input of its own, as a linear map of x (P*N, M*C, H, W) with weight
-    (M*O, I, *window), channels last in memory (`rules.base.Operator`).
+    """M equal convolutions, each of an input of its own, as a linear map of x (P*N, M*C, H, W) with
+    weight (M*O, I, *window), channels last in memory (`rules.base.Operator`).
 
     A sample may lie there in P parts: part p of sample n is entry p*N + n.
     """
@@ -73,7 +75,9 @@ class SideBySide(Convolution):
         return torch.bmm(rows(dy, self.members).mT, rows(x, self.members)).view_as(weight)
 
     def _by_matrices(self, weight: Tensor) -> bool:
-        single_pixels = weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
+        single_pixels = (
+            weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
+        )
         return single_pixels and self.groups == self.members
 
     def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
@@ -91,13 +95,17 @@ class SideBySide(Convolution):
 
     def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
         n, channels = values.shape[0], values.shape[1]
-        by_channel = lengths.repeat_interleave(channels // self.members, dim=1, output_size=channels).unsqueeze(1)
+        by_channel = lengths.repeat_interleave(
+            channels // self.members, dim=1, output_size=channels
+        ).unsqueeze(1)
         moved = torch.addcmul(self._by_sample(values), by_channel, self._by_sample(direction))
         return moved.view(n, *values.shape[2:], channels).permute(0, 3, 1, 2)
 
     def energy(self, y: Tensor) -> Tensor:
         by_layer = self.energies(y).sum(0)
-        return by_layer.repeat_interleave(y.shape[1] // self.members, output_size=y.shape[1]).view(-1, 1, 1, 1)
+        return by_layer.repeat_interleave(y.shape[1] // self.members, output_size=y.shape[1]).view(
+            -1, 1, 1, 1
+        )
 
     def _by_sample(self, values: Tensor) -> Tensor:
         """(P*N, M*C, H, W) as (P, N, H*W, M*C)."""
@@ -107,8 +115,8 @@ class SideBySide(Convolution):
 class LentWeights(torch.autograd.Function):
     """The weights of layers as they are, each (rules * n, ...), and the slot.
 
-    The gradient of a weight's rows under the rules of the numbers `local` comes from the slot, the others' are the
-    ordinary ones.
+    The gradient of a weight's rows under the rules of the numbers `local` comes from the slot, the
+    others' are the ordinary ones.
     """
 
     @staticmethod
@@ -124,7 +132,10 @@ class LentWeights(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         *ordinary, slot = gradients
-        runs = [(local, len(list(run))) for local, run in groupby(rule in ctx.local for rule in range(ctx.rules))]
+        runs = [
+            (local, len(list(run)))
+            for local, run in groupby(rule in ctx.local for rule in range(ctx.rules))
+        ]
         sizes = [gradient.numel() // ctx.rules for gradient in ordinary for _ in ctx.local]
         updates = iter(slot.split(sizes))
         pieces: list[Tensor] = []
@@ -138,12 +149,17 @@ class LentWeights(torch.autograd.Function):
                     pieces.append(flat[first * row : (first + count) * row])
                 first += count
         together = torch.cat(pieces).split([gradient.numel() for gradient in ordinary])
-        return None, None, *(own.view_as(gradient) for own, gradient in zip(together, ordinary, strict=True))
+        return (
+            None,
+            None,
+            *(own.view_as(gradient) for own, gradient in zip(together, ordinary, strict=True)),
+        )
 
 
 class Noted(NamedTuple):
-    """Holds what a stacked layer of M members has seen: x (N, M*C, H, W), or (N, C, H, W) where all members share it,
-    the weight that it multiplied x by, and the geometry of one member."""
+    """Holds what a stacked layer of M members has seen: x (N, M*C, H, W), or (N, C, H, W) where all
+    members share it, the weight that it multiplied x by, and the geometry of one member.
+    """
 
     x: Tensor
     weight: Tensor
@@ -158,13 +174,17 @@ class Noted(NamedTuple):
         """x of each member: (N, H, W, M, C)."""
         x = self.x.permute(0, 2, 3, 1)
         return (
-            x.unsqueeze(3).expand(-1, -1, -1, self.members, -1) if self.shared else x.unflatten(3, (self.members, -1))
+            x.unsqueeze(3).expand(-1, -1, -1, self.members, -1)
+            if self.shared
+            else x.unflatten(3, (self.members, -1))
         )
 
 
 class LocalUpdates(torch.autograd.Function):
-    """The logits (N, K) as they are. In the backward pass the slot's gradient is what the local ones among the `rules`
-    want of the layers that were `noted`; the members of a layer stand in the order (rule, edge)."""
+    """The logits (N, K) as they are. In the backward pass the slot's gradient is what the local
+    ones among the `rules` want of the layers that were `noted`; the members of a layer stand in the
+    order (rule, edge).
+    """
 
     @staticmethod
     def forward(
@@ -186,13 +206,20 @@ class LocalUpdates(torch.autograd.Function):
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         seen = ctx.saved_tensors
-        noted = [Noted(*seen[2 * i : 2 * i + 2], *geometry) for i, geometry in enumerate(ctx.geometries)]
-        updates = torch.cat([update.flatten() for update in local_updates(ctx.rules, noted, ctx.samples)])
+        noted = [
+            Noted(*seen[2 * i : 2 * i + 2], *geometry) for i, geometry in enumerate(ctx.geometries)
+        ]
+        updates = torch.cat(
+            [update.flatten() for update in local_updates(ctx.rules, noted, ctx.samples)]
+        )
         return error, updates.to(ctx.dtype), None, None, *[None] * len(seen)
 
 
-def local_updates(rules: Sequence[LearningRule | None], noted: Sequence[Noted], samples: int) -> list[Tensor]:
-    """Return what each rule that is not None wants of its members of each layer, layer by layer and rule by rule.
+def local_updates(
+    rules: Sequence[LearningRule | None], noted: Sequence[Noted], samples: int
+) -> list[Tensor]:
+    """Return what each rule that is not None wants of its members of each layer, layer by layer and
+    rule by rule.
 
     Layers of one geometry are brought together.
     """
@@ -201,10 +228,19 @@ def local_updates(rules: Sequence[LearningRule | None], noted: Sequence[Noted], 
     for layer in noted:
         x, weight = layer.by_member(), layer.weight.unflatten(0, (layer.members, -1))
         edges = layer.members // len(rules)
-        for rule, own_x, own_weight in zip(rules, x.split(edges, dim=3), weight.split(edges), strict=True):
+        for rule, own_x, own_weight in zip(
+            rules, x.split(edges, dim=3), weight.split(edges), strict=True
+        ):
             if rule is None:
                 continue
-            key = (rule, layer[4:], own_weight.shape[1:], own_x.shape[:3], own_x.shape[4], own_x.dtype)
+            key = (
+                rule,
+                layer[4:],
+                own_weight.shape[1:],
+                own_x.shape[:3],
+                own_x.shape[4],
+                own_x.dtype,
+            )
             places.setdefault(key, []).append((count, own_x, own_weight))
             count += 1
     updates: dict[int, Tensor] = {}

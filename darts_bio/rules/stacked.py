@@ -1,8 +1,10 @@
-"""Many equally shaped convolutions under several rules, side by side in one layer, and the feedback that they share.
+"""Many equally shaped convolutions under several rules, side by side in one layer, and the feedback
+that they share.
 
-M = R * E members, for R rules and E edges, stand in the order (rule, edge): rule r of edge e is member r*E + e. Their
-maps lie side by side along the channels, (N, M*C, H, W), channels last in memory. How an error goes down is one kernel
-for all, put together for the whole network at once by `SharedFeedback`.
+M = R * E members, for R rules and E edges, stand in the order (rule, edge): rule r of edge e is
+member r*E + e. Their maps lie side by side along the channels, (N, M*C, H, W), channels last in
+memory. How an error goes down is one kernel for all, put together for the whole network at once by
+`SharedFeedback`.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from darts_bio.rules.side_by_side import LentWeights, LocalUpdates, Noted
 class StackedConv2d(nn.Module):
     """M convolutions without bias side by side: (N, M*C, H, W) to (N, M*C', H', W').
 
-    `shared=True` says that all take the same input, (N, C, H, W): that of their operation. `names` says where the
-    members stood, and `rules` which rule each is under. These must be batched, and the same for each edge; the padding
-    is in numbers.
+    `shared=True` says that all take the same input, (N, C, H, W): that of their operation. `names`
+    says where the members stood, and `rules` which rule each is under. These must be batched, and
+    the same for each edge; the padding is in numbers.
     """
 
     def __init__(
-        self, members: Sequence[RuleConv2d], names: Sequence[str], rules: Sequence[LearningRule], shared: bool
+        self,
+        members: Sequence[RuleConv2d],
+        names: Sequence[str],
+        rules: Sequence[LearningRule],
+        shared: bool,
     ) -> None:
         super().__init__()
         first = members[0]
@@ -54,11 +60,15 @@ class StackedConv2d(nn.Module):
     @property
     def products(self) -> bool:
         """Whether each member is a matrix for the pixels of an input of its own."""
-        each_pixel = self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        each_pixel = (
+            self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        )
         return each_pixel and self.own_groups == 1 and not self.shared
 
     def forward(self, x: Tensor, spread: int = 1) -> Tensor:
-        """`spread` > 1 says that neighbours in x stood that many pixels apart: stride, padding and dilation shrink."""
+        """`spread` > 1 says that neighbours in x stood that many pixels apart: stride, padding and
+        dilation shrink.
+        """
         m = len(self.names)
         x, weight, kernel = in_autocast_dtype(x, *self.lent())  # type: ignore[assignment]
         assert weight is not None
@@ -67,7 +77,11 @@ class StackedConv2d(nn.Module):
         trained = torch.is_grad_enabled()
         if self.products:
             self.note(x, weight)
-            return FeedbackProducts.apply(x, weight, kernel, m) if trained else pointwise_products(x, weight, m)
+            return (
+                FeedbackProducts.apply(x, weight, kernel, m)
+                if trained
+                else pointwise_products(x, weight, m)
+            )
         stride = tuple(max(1, step // spread) for step in self.stride)
         padding = tuple(rim // spread for rim in self.padding)
         if reads_single_pixels(weight.shape[2:], stride, padding):
@@ -81,7 +95,9 @@ class StackedConv2d(nn.Module):
         return convolve(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def lent(self) -> tuple[Tensor, Tensor]:
-        """The weight, as its gradient is to be found, and the kernel that the error goes through."""
+        """The weight, as its gradient is to be found, and the kernel that the error goes
+        through.
+        """
         weight = self.weight if self.lent_weight is None else self.lent_weight
         return weight, weight if self.kernel is None else self.kernel
 
@@ -105,21 +121,26 @@ class StackedConv2d(nn.Module):
 class FlatFeedback(RuleCarrier):
     """One rule's feedback for all stacked layers of a network, in one flat tensor.
 
-    Where the rule is not elementwise, members of one shape lie there one after the other, so that the rule can be asked
-    once for all of them.
+    Where the rule is not elementwise, members of one shape lie there one after the other, so that
+    the rule can be asked once for all of them.
     """
 
     def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
         """Begin with the feedback of the rule of that number, in `layers[0].rules`."""
         super().__init__(rule=layers[0].rules[rule])
-        self.layers, self.number = tuple(layers), rule  # a tuple: they have their home, and their names, in the cells
+        self.layers, self.number = (
+            tuple(layers),
+            rule,
+        )  # a tuple: they have their home, and their names, in the cells
         self.order = list(range(len(layers)))
         if not self.rule.elementwise:
             self.order.sort(key=lambda number: member_shape(layers[number]))
         in_order = [layers[number] for number in self.order]
         self.sizes = [layer.weight.numel() // len(layer.rules) for layer in in_order]
         bounds = torch.tensor([layer.bound for layer in in_order])
-        self.register_buffer("bound", bounds.repeat_interleave(torch.tensor(self.sizes)), persistent=False)
+        self.register_buffer(
+            "bound", bounds.repeat_interleave(torch.tensor(self.sizes)), persistent=False
+        )
         self.hold_feedback(layers[0].weight)
 
     @property
@@ -129,7 +150,10 @@ class FlatFeedback(RuleCarrier):
 
     @property
     def carried_weight(self) -> Tensor:
-        own = [layer.weight.detach().reshape(len(layer.rules), -1)[self.number] for layer in self.layers]
+        own = [
+            layer.weight.detach().reshape(len(layer.rules), -1)[self.number]
+            for layer in self.layers
+        ]
         return torch.cat([own[number] for number in self.order])
 
     def kernel_of(self, weight: Tensor) -> Tensor | None:
@@ -147,16 +171,21 @@ class FlatFeedback(RuleCarrier):
         if self.rule.elementwise or self.rule.redraws:
             return super().renewed(source)
 
-        def state_after(weight: Tensor, state: dict[str, Tensor], law: InitialLaw) -> dict[str, Tensor]:
+        def state_after(
+            weight: Tensor, state: dict[str, Tensor], law: InitialLaw
+        ) -> dict[str, Tensor]:
             return self.rule.renew(weight, state, law, source)
 
         return self._shape_by_shape(state_after, self.carried_weight)
 
     def _shape_by_shape(
-        self, function: Callable[[Tensor, dict[str, Tensor], InitialLaw], dict[str, Tensor]], weight: Tensor
+        self,
+        function: Callable[[Tensor, dict[str, Tensor], InitialLaw], dict[str, Tensor]],
+        weight: Tensor,
     ) -> dict[str, Tensor]:
-        """What `function` finds for the weight, the state and the law of a member: that of all members, flat, by
-        name."""
+        """What `function` finds for the weight, the state and the law of a member: that of all
+        members, flat, by name.
+        """
         found: dict[str, list[Tensor]] = {}
         first = 0
         in_order = [self.layers[number] for number in self.order]
@@ -185,8 +214,9 @@ class FlatFeedback(RuleCarrier):
 
 
 class ExactWithin(RuleCarrier):
-    """A direct rule in all stacked layers of a network: within an operation the error is exact, and it does not leave
-    through the layer that reads the operation's input (`StackedDirect`)."""
+    """A direct rule in all stacked layers of a network: within an operation the error is exact, and
+    it does not leave through the layer that reads the operation's input (`StackedDirect`).
+    """
 
     def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
         super().__init__(rule=layers[0].rules[rule])
@@ -202,8 +232,9 @@ class ExactWithin(RuleCarrier):
 
 
 class StackedDirect(DirectCarrier):
-    """What the input of M operations under one direct rule receives: the projections of the output's error by the
-    feedback of all of them, (M * outputs, channels)."""
+    """What the input of M operations under one direct rule receives: the projections of the
+    output's error by the feedback of all of them, (M * outputs, channels).
+    """
 
     def __init__(self, rule: LearningRule, members: int, channels: int) -> None:
         super().__init__(rule=rule)
@@ -241,7 +272,9 @@ def member_shape(layer: StackedConv2d) -> tuple[int, ...]:
 
 
 class CastTogether(torch.autograd.Function):
-    """Tensors of any shapes in another dtype, as views of one; their gradients come back in the dtypes of before."""
+    """Tensors of any shapes in another dtype, as views of one; their gradients come back in the
+    dtypes of before.
+    """
 
     @staticmethod
     def forward(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -257,12 +290,16 @@ class CastTogether(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).to(ctx.dtype)
         parts = flat.split([gradient.numel() for gradient in gradients])
-        return None, *(part.view(gradient.shape) for gradient, part in zip(gradients, parts, strict=True))
+        return None, *(
+            part.view(gradient.shape) for gradient, part in zip(gradients, parts, strict=True)
+        )
 
 
 class SharedFeedback(nn.Module):
-    """The feedback of stacked layers that have the same rules. `lend` puts their kernels together in a few operations
-    for the whole network, however many layers there are, and `settle` has them learn by the rules that are local."""
+    """The feedback of stacked layers that have the same rules. `lend` puts their kernels together
+    in a few operations for the whole network, however many layers there are, and `settle` has them
+    learn by the rules that are local.
+    """
 
     def __init__(self, layers: Sequence[StackedConv2d]) -> None:
         super().__init__()
@@ -276,7 +313,9 @@ class SharedFeedback(nn.Module):
 
     def lend(self) -> None:
         """Gives each layer the weight and the kernel of its next pass."""
-        weights = [layer.weight.detach().reshape(len(self.flat), -1).unbind() for layer in self.layers]
+        weights = [
+            layer.weight.detach().reshape(len(self.flat), -1).unbind() for layer in self.layers
+        ]
         rows = []
         for carrier, own in zip(self.flat, zip(*weights, strict=True), strict=True):
             assert isinstance(carrier, (FlatFeedback, ExactWithin))
@@ -294,14 +333,18 @@ class SharedFeedback(nn.Module):
         self.local = tuple(c.rule if c.rule.local and not c.exact else None for c in carriers)
         numbers = tuple(number for number, rule in enumerate(self.local) if rule is not None)
         own = [layer.weight for layer in self.layers]
-        if not (numbers and torch.is_grad_enabled() and any(weight.requires_grad for weight in own)):
+        if not (
+            numbers and torch.is_grad_enabled() and any(weight.requires_grad for weight in own)
+        ):
             return
         *lent, self.slot = LentWeights.apply(numbers, len(self.flat), *own)
         for layer, weight in zip(self.layers, lent, strict=True):
             layer.lent_weight, layer.notes = weight, self.training
 
     def _cast(self, kernels: Tensor) -> None:
-        """Under autocast, lends what layers would each cast by themselves: cast together, in a few kernels."""
+        """Under autocast, lends what layers would each cast by themselves: cast together, in a few
+        kernels.
+        """
         layers, dtype = [layer for layer in self.layers if layer.casts], autocast_dtype(kernels)
         if not layers or dtype is None:
             return
@@ -315,7 +358,9 @@ class SharedFeedback(nn.Module):
                 layer.kernel = kernel.view_as(layer.weight)
 
     def settle(self, logits: Tensor) -> Tensor:
-        """The logits of the pass that `lend` was called for, in whose backward pass local rules are asked."""
+        """The logits of the pass that `lend` was called for, in whose backward pass local rules are
+        asked.
+        """
         slot, noted = self.slot, [layer.noted for layer in self.layers if layer.noted is not None]
         self.slot = None
         for layer in self.layers:

@@ -17,8 +17,9 @@ from darts_bio.training.run_folder import write_text
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """What was measured, layer by layer, and the files that hold it: alignment.json, and alignment.svg where matplotlib
-    is installed (`figure` is None where it is not)."""
+    """What was measured, layer by layer, and the files that hold it: alignment.json, and
+    alignment.svg where matplotlib is installed (`figure` is None where it is not).
+    """
 
     alignment: Alignment
     folder: Path
@@ -26,8 +27,11 @@ class AlignmentResult:
     figure: Path | None
 
 
-def measure_alignment_of_run(config: AlignmentConfig, data: ImageData | None = None) -> AlignmentResult:
-    """Measure a trained network on training batches of its own run, and write the result into the run's folder.
+def measure_alignment_of_run(
+    config: AlignmentConfig, data: ImageData | None = None
+) -> AlignmentResult:
+    """Measure a trained network on training batches of its own run, and write the result into the
+    run's folder.
 
     `data` are the run's images, where they were handed over.
 

@@ -1,7 +1,8 @@
 """What every run writes into its folder, whether or not anybody watches it.
 
-metrics.jsonl holds a record a line: event ("record" every few steps, or "epoch"), step, epoch, the numbers, and at the
-end seconds and images_per_second. All but these last two is the same whether or not a run was stopped and resumed.
+metrics.jsonl holds a record a line: event ("record" every few steps, or "epoch"), step, epoch, the
+numbers, and at the end seconds and images_per_second. All but these last two is the same whether or
+not a run was stopped and resumed.
 """
 
 from __future__ import annotations
@@ -42,13 +43,21 @@ class MetricsFile(Listener):
             "seconds": round(self._earlier_s + self._pace.seconds, 2),
             "images_per_second": round(self._pace.images_per_second, 1),
         }
-        record = {"event": event, "step": progress.step, "epoch": progress.epoch, **numbers, **wall_clock}
+        record = {
+            "event": event,
+            "step": progress.step,
+            "epoch": progress.epoch,
+            **numbers,
+            **wall_clock,
+        }
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def epochs_of(folder: Path, step: int | None = None) -> tuple[Numbers, ...]:
-    """Read the numbers of each epoch, or of those up to `step`, from the metrics.jsonl of a run's folder."""
+    """Read the numbers of each epoch, or of those up to `step`, from the metrics.jsonl of a run's
+    folder.
+    """
     return tuple(
         {key: value for key, value in record.items() if key != "event"}
         for record in read_records(folder / METRICS_FILE, step)

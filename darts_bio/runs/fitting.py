@@ -1,4 +1,6 @@
-"""What of a recipe does not fit a data set: recipes are made for images of one size, and others may be smaller."""
+"""What of a recipe does not fit a data set: recipes are made for images of one size, and others may
+be smaller.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from darts_bio.networks import STEMS, AuxiliaryHead
 def misfits(config: SmallImagesConfig, data: ImageData) -> dict[str, Any]:
     """Give other values for the options that do not fit the images.
 
-    These are a batch larger than the data set, a blanked square or a rim larger than the images, and an auxiliary head
-    on images that are too small for one.
+    These are a batch larger than the data set, a blanked square or a rim larger than the images,
+    and an auxiliary head on images that are too small for one.
     """
     side, fitting = min(data.image_size), dict[str, Any]()
     if config.cutout >= side:

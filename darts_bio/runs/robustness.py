@@ -29,7 +29,8 @@ SAVE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """What a measurement left: all numbers as results.json has them, the doubts about them, and the run folder.
+    """What a measurement left: all numbers as results.json has them, the doubts about them, and the
+    run folder.
 
     `numbers` is empty, and `finished` False, if it was stopped; it then goes on by `resume=True`.
     """
@@ -50,17 +51,20 @@ def measure_robustness(
 ) -> RobustnessResult:
     """Attack the networks of the configuration's checkpoints, or go on with that.
 
-    `command` is what the run is stamped with; `data` are the networks' images, where they were handed over. Raises
-    InputError for bad input.
+    `command` is what the run is stamped with; `data` are the networks' images, where they were
+    handed over. Raises InputError for bad input.
     """
     with process_group():
         if world_size() > 1:
             raise InputError(
-                f"expected one process, found {world_size()}; leave torchrun out, or measure some of the networks in "
+                f"expected one process, found {world_size()}; leave torchrun out, or measure some "
+                "of the networks in "
                 "each of several runs"
             )
     if config.resume == "auto":
-        config = replace(config, resume=config.out is not None and Path(config.out, CONFIG_FILE).is_file())
+        config = replace(
+            config, resume=config.out is not None and Path(config.out, CONFIG_FILE).is_file()
+        )
     plan = Plan(
         attacks=config.attacks,
         eps=config.eps,
@@ -72,7 +76,12 @@ def measure_robustness(
     torchattacks()  # before the networks are read: it may not be installed
     device = select_device(config.device)
     subjects, images = load_subjects(
-        config.checkpoint, device, data_dir=config.data_dir, images=config.images, seed=config.seed, data=data
+        config.checkpoint,
+        device,
+        data_dir=config.data_dir,
+        images=config.images,
+        seed=config.seed,
+        data=data,
     )
     networks = {subject.name: subject.model for subject in subjects}
     measured = Measurement(networks, images, plan, batch_size=config.batch_size, seed=config.seed)
@@ -84,11 +93,15 @@ def measure_robustness(
     began = saved = time.monotonic()
 
     def save() -> None:
-        folder.save({"measured": measured.state_dict(), "seconds": earlier + time.monotonic() - began})
+        folder.save(
+            {"measured": measured.state_dict(), "seconds": earlier + time.monotonic() - began}
+        )
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        shown = None if console is None else stack.enter_context(RobustnessConsole(console, measured))
+        shown = (
+            None if console is None else stack.enter_context(RobustnessConsole(console, measured))
+        )
         if shown is not None:
             shown.on_start(subjects)
         try:
@@ -105,5 +118,9 @@ def measure_robustness(
         seconds = earlier + time.monotonic() - began
         doubts, accuracy, examples, text = write_report(subjects, measured, folder, seconds)
         if tensorboard:
-            stack.enter_context(RobustnessBoard(folder.path)).show(subjects, measured, accuracy, examples, text)
-    return RobustnessResult(folder.path, results(subjects, measured, doubts), tuple(doubts), True, 0)
+            stack.enter_context(RobustnessBoard(folder.path)).show(
+                subjects, measured, accuracy, examples, text
+            )
+    return RobustnessResult(
+        folder.path, results(subjects, measured, doubts), tuple(doubts), True, 0
+    )

@@ -1,4 +1,6 @@
-"""What searches and trainings share: who listens, how the folder is found, runs of several seeds."""
+"""What searches and trainings share: who listens, how the folder is found, runs of several
+seeds.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ C = TypeVar("C", bound=FitConfig)
 
 @dataclass(frozen=True)
 class Watching:
-    """Who is shown a run while it goes on: `console` (None for nobody), TensorBoard, and a listener of the user's."""
+    """Who is shown a run while it goes on: `console` (None for nobody), TensorBoard, and a listener
+    of the user's.
+    """
 
     console: TextIO | None = None
     tensorboard: bool = False
@@ -44,9 +48,10 @@ class Watching:
 class Result:
     """What a run left.
 
-    `epochs` holds, for each epoch, what was measured in it and at its end (`train/loss`, `test/accuracy`, ...).
-    `step` counts the updates of the weights. `finished` tells whether the run came to its end; one that was stopped
-    goes on by `resume=True`. `exit_code` is what a shell is told: 0, or 128 and the number of the signal.
+    `epochs` holds, for each epoch, what was measured in it and at its end (`train/loss`,
+    `test/accuracy`, ...). `step` counts the updates of the weights. `finished` tells whether the
+    run came to its end; one that was stopped goes on by `resume=True`. `exit_code` is what a shell
+    is told: 0, or 128 and the number of the signal.
     """
 
     folder: Path
@@ -57,7 +62,11 @@ class Result:
 
     def __repr__(self) -> str:
         last = self.epochs[-1] if self.epochs else {}
-        numbers = ", ".join(f"{name}={value:.4g}" for name, value in last.items() if "/" in name and "lr/" not in name)
+        numbers = ", ".join(
+            f"{name}={value:.4g}"
+            for name, value in last.items()
+            if "/" in name and "lr/" not in name
+        )
         state = "" if self.finished else ", stopped"
         return f"{type(self).__name__}({str(self.folder)!r}, {len(self.epochs)} epochs{state}; {numbers})"
 
@@ -67,7 +76,9 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class SeedResults(Generic[R]):
-    """What the runs of several seeds left: the result of each, and the folder in which their folders lie."""
+    """What the runs of several seeds left: the result of each, and the folder in which their
+    folders lie.
+    """
 
     folder: Path
     seeds: Mapping[int, R]
@@ -86,15 +97,20 @@ OF_A_MACHINE = ("data_dir", "device", "workers")
 
 
 def refuse_other_start(config: FitConfig) -> None:
-    """Raise InputError, in all processes, if they were not all started with the same options and code."""
-    options = {flag(name): str(value) for name, value in asdict(config).items() if name not in OF_A_MACHINE}
+    """Raise InputError, in all processes, if they were not all started with the same options and
+    code.
+    """
+    options = {
+        flag(name): str(value) for name, value in asdict(config).items() if name not in OF_A_MACHINE
+    }
     refuse_differences({"the command": config.command, "the code": code_identity(), **options})
 
 
 def settled(config: C) -> C:
     """Decide whether a run goes on where it was left to circumstances: one process says so for all.
 
-    Raises InputError if a run of several seeds goes on with fewer of them, or that of one with several.
+    Raises InputError if a run of several seeds goes on with fewer of them, or that of one with
+    several.
     """
     if config.resume == "auto":
         begun = rank() == 0 and config.out is not None and Path(config.out, CONFIG_FILE).is_file()
@@ -103,10 +119,13 @@ def settled(config: C) -> C:
         there = read_yaml(Path(config.out or "", CONFIG_FILE), type(config)).get("seeds", 1)
         if there == 1 and config.seeds > 1:
             raise InputError(
-                f"--seeds: {config.out} is the run of one seed, found {config.seeds}; start anew in another --out"
+                f"--seeds: {config.out} is the run of one seed, found {config.seeds}; start anew "
+                "in another --out"
             )
         if config.seeds < there:
-            raise InputError(f"--seeds: expected at least the {there} of {config.out}, found {config.seeds}")
+            raise InputError(
+                f"--seeds: expected at least the {there} of {config.out}, found {config.seeds}"
+            )
     return config
 
 
@@ -122,8 +141,9 @@ def perform(
 ) -> tuple[Outcome, int]:
     """Train a task to its end, or until it is stopped; return its outcome and the exit code.
 
-    `files` write the folder, and `watching` shows it; of several processes the first alone does either. `introduction`
-    and `news` are the lines of a `FitConsole`; `extra` measures what listeners are told beside an epoch's numbers.
+    `files` write the folder, and `watching` shows it; of several processes the first alone does
+    either. `introduction` and `news` are the lines of a `FitConsole`; `extra` measures what
+    listeners are told beside an epoch's numbers.
     """
     config = folder.config
     assert isinstance(config, FitConfig)
@@ -135,7 +155,9 @@ def perform(
             if watching.tensorboard:
                 listeners.append(stack.enter_context(board()))
             if watching.console is not None:
-                listeners.append(stack.enter_context(FitConsole(watching.console, introduction, news)))
+                listeners.append(
+                    stack.enter_context(FitConsole(watching.console, introduction, news))
+                )
             if watching.listener is not None:
                 listeners.append(watching.listener)
         told = _Extended(extra, *listeners) if listeners else Listener()
@@ -160,11 +182,13 @@ def each_seed(
     run: Callable[[C, Callable[[], RunFolder], int], R],
     spread: bool = False,
 ) -> tuple[RunFolder, dict[int, R]]:
-    """Make a run for each seed, in a folder `seed-N` of its own; those that are there are gone on with.
+    """Make a run for each seed, in a folder `seed-N` of its own; those that are there are gone on
+    with.
 
-    `run(config, open, number)` makes the one of that number and opens its folder once it stands, so that bad input
-    leaves nothing behind. Stops after a run that was stopped. With `spread` the runs are shared out: each process makes
-    some, as if it were alone, and at the end all are told of all; the results are plain data then.
+    `run(config, open, number)` makes the one of that number and opens its folder once it stands, so
+    that bad input leaves nothing behind. Stops after a run that was stopped. With `spread` the runs
+    are shared out: each process makes some, as if it were alone, and at the end all are told of
+    all; the results are plain data then.
     """
     whole: RunFolder | None = None
     results: dict[int, R] = {}
@@ -191,17 +215,25 @@ def each_seed(
     assert whole is not None
     if spread:
         everyone = gathered(results, group)
-        results = dict(sorted((seed, result) for theirs in everyone for seed, result in theirs.items()))
+        results = dict(
+            sorted((seed, result) for theirs in everyone for seed, result in theirs.items())
+        )
     return whole, results
 
 
-def beginning(progress: Progress, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]) -> list[str]:
-    """Say where a run begins and how it is watched; `seed` is (its seed, its number from 0, how many there are)."""
+def beginning(
+    progress: Progress, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]
+) -> list[str]:
+    """Say where a run begins and how it is watched; `seed` is (its seed, its number from 0, how
+    many there are).
+    """
     own, number, count = seed
     lines = [f"seed {own}, {number + 1} of {count}"] if count > 1 else []
     if progress.step:
         lines.append(f"goes on from step {progress.step} of {progress.steps}")
     if watching.tensorboard:
         # A folder that was named may lie among anything.
-        lines.append(f"watch: {watch_line(folder.path if folder.config.out else folder.path.parent)}")
+        lines.append(
+            f"watch: {watch_line(folder.path if folder.config.out else folder.path.parent)}"
+        )
     return lines

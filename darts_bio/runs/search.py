@@ -13,7 +13,14 @@ import torch
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import GIVEN
-from darts_bio.distributed import TIMEOUT, first_before_the_others, process_group, rank, refuse_differences, world_size
+from darts_bio.distributed import (
+    TIMEOUT,
+    first_before_the_others,
+    process_group,
+    rank,
+    refuse_differences,
+    world_size,
+)
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.monitoring.boards import SearchBoard
@@ -47,8 +54,9 @@ CELLS_FIGURE = "cells.svg"
 class SearchResult(Result):
     """What a search left: the genotype found, the numbers of each epoch, the run folder.
 
-    `known` holds the accuracies of the cell in percent, where a table of NAS-Bench-201 was given. `next_options` are
-    those by which a training of the genotype fits the images that were searched on.
+    `known` holds the accuracies of the cell in percent, where a table of NAS-Bench-201 was given.
+    `next_options` are those by which a training of the genotype fits the images that were searched
+    on.
     """
 
     genotype: Genotype
@@ -57,13 +65,16 @@ class SearchResult(Result):
 
 
 def search(
-    config: SearchConfig, command: str, data: ImageData | None = None, watching: Watching | None = None
+    config: SearchConfig,
+    command: str,
+    data: ImageData | None = None,
+    watching: Watching | None = None,
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search as the configuration says, alone or with the other processes of torchrun.
 
-    Several processes share each batch; or, where there are several seeds, the searches, unless `share` says otherwise.
-    `data` takes the place of the data set that the configuration names. `command` is what the run is stamped with.
-    Raises InputError for bad input.
+    Several processes share each batch; or, where there are several seeds, the searches, unless
+    `share` says otherwise. `data` takes the place of the data set that the configuration names.
+    `command` is what the run is stamped with. Raises InputError for bad input.
     """
     watching = watching or Watching()
     with process_group():
@@ -72,12 +83,15 @@ def search(
         spread = config.share == "seeds" and config.seeds > 1 and world_size() > 1
         if spread and config.seeds < world_size():
             raise InputError(
-                f"--seeds: expected at least one for each of {world_size()} processes, found {config.seeds}; start "
+                f"--seeds: expected at least one for each of {world_size()} processes, found "
+                f"{config.seeds}; start "
                 f"{config.seeds} processes, or use --share batch to have all share each search"
             )
         if spread and rank() > 0:  # one writes to the terminal; TensorBoard shows all
             watching = replace(watching, console=None)
-        remark = f"{world_size()} processes, each with other seeds; shown are the searches of the first"
+        remark = (
+            f"{world_size()} processes, each with other seeds; shown are the searches of the first"
+        )
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
         with first_before_the_others():  # it may download
@@ -85,7 +99,9 @@ def search(
         if world_size() > 1:
             refuse_differences({"the data set": first.identity()}, within=TIMEOUT)
 
-        def run(own: SearchConfig, open_folder: Callable[[], RunFolder], number: int) -> SearchResult:
+        def run(
+            own: SearchConfig, open_folder: Callable[[], RunFolder], number: int
+        ) -> SearchResult:
             images = first if data is not None or own.seed == config.seed else _images_of(own)
             task = Search(own, images, device)
             return _perform(
@@ -110,7 +126,9 @@ def search(
 
 
 def _images_of(config: SearchConfig) -> ImageData:
-    return load_data(config.dataset, config.data_dir, config.image_size, config.train_images, config.seed)
+    return load_data(
+        config.dataset, config.data_dir, config.image_size, config.train_images, config.seed
+    )
 
 
 def _perform(
@@ -129,7 +147,8 @@ def _perform(
             for edges, candidates in [task.table.shape(cell_type)]
         )
         return [
-            f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in {progress.epochs} epochs; "
+            f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in "
+            f"{progress.epochs} epochs; "
             f"supernet of {parameters(task.supernet):,} weights ({tables})",
             *task.notes(),
             *beginning(progress, folder, watching, seed),
@@ -137,12 +156,16 @@ def _perform(
         ]
 
     files = SearchFiles(task, folder)
-    outcome, exit_code = perform(task, folder, [files], watching, introduction, lambda: SearchBoard(task, folder))
+    outcome, exit_code = perform(
+        task, folder, [files], watching, introduction, lambda: SearchBoard(task, folder)
+    )
     epochs = epochs_of(folder.path, outcome.step)
     genotype = task.genotype()
     if rank() == 0:
         genotype = files.write(outcome.step, outcome.finished)
-        write_text(folder.path / CARD_FILE, search_card(task, folder, genotype, epochs, outcome.finished))
+        write_text(
+            folder.path / CARD_FILE, search_card(task, folder, genotype, epochs, outcome.finished)
+        )
     known = None if table is None else table.accuracies(genotype)
     return SearchResult(
         folder.path,
@@ -167,7 +190,9 @@ class SearchFiles(Listener):
         self.write(progress.step, progress.step == progress.steps)
 
     def write(self, step: int, finished: bool) -> Genotype:
-        """Write genotype.json and cells.svg as they stand after `step` steps, and return the genotype."""
+        """Write genotype.json and cells.svg as they stand after `step` steps, and return the
+        genotype.
+        """
         note = {} if finished else {"note": "that of a search which had not finished"}
         genotype = self.search.genotype().with_provenance(
             command=self.folder.command,
@@ -185,10 +210,14 @@ class SearchFiles(Listener):
 
 
 def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
-    """Give the options by which `train` trains the genotype in `folder` on the images that were searched on."""
+    """Give the options by which `train` trains the genotype in `folder` on the images that were
+    searched on.
+    """
     if config.dataset == GIVEN:  # they are handed over again, and fitted to then
         return {}
     shared = ("dataset", "data_dir", "image_size", "plugin")
     options = {name: value for name in shared if (value := getattr(config, name)) not in (None, ())}
     # The space is told: another process than the first may be here before the genotype is written.
-    return options | misfits(complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space), data)
+    return options | misfits(
+        complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space), data
+    )

@@ -44,11 +44,13 @@ ALIGNMENT_BATCHES = 4
 
 @dataclass(frozen=True, repr=False)
 class TrainResult(Result):
-    """What a training left: the network of the last epoch, in evaluation mode on the run's device, and its accuracy.
+    """What a training left: the network of the last epoch, in evaluation mode on the run's device,
+    and its accuracy.
 
-    `network` is that of `genotype`, a `Network`, unless `train` was given one of another kind: then `genotype` is None.
-    With `ema` it is the averaged one. `accuracy`, in [0, 1], is that on the test images after the last epoch;
-    `measured` says of which network. Nothing is chosen by the test images.
+    `network` is that of `genotype`, a `Network`, unless `train` was given one of another kind: then
+    `genotype` is None. With `ema` it is the averaged one. `accuracy`, in [0, 1], is that on the
+    test images after the last epoch; `measured` says of which network. Nothing is chosen by the
+    test images.
     """
 
     network: nn.Module
@@ -66,12 +68,14 @@ def train(
     watching: Watching | None = None,
     network: Callable[[TrainingConfig, Source], nn.Module] | None = None,
 ) -> TrainResult | SeedResults[TrainResult]:
-    """Train the network of a genotype, or one for each seed, alone or with the other processes of torchrun.
+    """Train the network of a genotype, or one for each seed, alone or with the other processes of
+    torchrun.
 
-    `genotype` and `data` take the places of those that the configuration names. `command` is what the run is stamped
-    with. `network` makes one of another kind in the place of a genotype's, from the options of a seed's run and its
-    images: normalized images (N, C, H, W) to logits (N, classes), or to a pair of them and an auxiliary head's. The
-    run then has no genotype, and its configuration's only names the network. Raises InputError for bad input.
+    `genotype` and `data` take the places of those that the configuration names. `command` is what
+    the run is stamped with. `network` makes one of another kind in the place of a genotype's, from
+    the options of a seed's run and its images: normalized images (N, C, H, W) to logits (N,
+    classes), or to a pair of them and an auxiliary head's. The run then has no genotype, and its
+    configuration's only names the network. Raises InputError for bad input.
     """
     watching = watching or Watching()
     with process_group():
@@ -82,21 +86,27 @@ def train(
             make, chosen = network, None
         else:
             if config.out and config.resume:
-                # A run keeps the genotype it began with, whatever has become of the file it was read from.
+                # A run keeps the genotype it began with, whatever has become of the file it was
+                # read from.
                 genotype = read_genotype(Path(config.out, GENOTYPE_FILE))
             chosen = genotype or load_genotype(config.genotype)
             make = partial(_network_of, chosen)
 
-        def run(own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int) -> TrainResult:
+        def run(
+            own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int
+        ) -> TrainResult:
             source = source_of(own, device, data)
             try:
                 made = make(own, source)
                 if own.auxiliary and "auxiliary" not in dict(made.named_children()):
                     raise InputError(
-                        f"--auxiliary: expected 0, since this network has no auxiliary head, found {own.auxiliary}"
+                        "--auxiliary: expected 0, since this network has no auxiliary head, found "
+                        f"{own.auxiliary}"
                     )
                 task = Retraining(own, made, source, device)
-                refuse_differences({f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT)
+                refuse_differences(
+                    {f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT
+                )
                 return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))
             finally:
                 source.close()
@@ -116,13 +126,16 @@ def _network_of(genotype: Genotype, config: TrainingConfig, source: Source) -> n
     return new_network(config, genotype, source)
 
 
-def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]) -> TrainResult:
+def _perform(
+    task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]
+) -> TrainResult:
     def introduction(progress: Progress) -> list[str]:
         config = task.config
         if progress.step == progress.steps:
             return [f"{folder.path}: done already, after {progress.epochs} epochs"]
         lines = [
-            f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} steps in "
+            f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} "
+            "steps in "
             f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters",
             *precision_notes(task.device, config.amp),
         ]
@@ -161,7 +174,9 @@ def _perform(task: Retraining, folder: RunFolder, watching: Watching, seed: tupl
 
 
 class AlignmentMeter:
-    """Measures the alignment with backpropagation after the epochs that `--alignment-every` names, and the last one."""
+    """Measures the alignment with backpropagation after the epochs that `--alignment-every` names,
+    and the last one.
+    """
 
     def __init__(self, training: Retraining) -> None:
         self._training = training
@@ -197,11 +212,15 @@ class _Damaged:
     def __call__(self) -> list[str]:
         new = {name: why for name, why in self._training.damaged.items() if name not in self._named}
         self._named |= new.keys()
-        return [f"passed over, since it cannot be read: {name} ({why})" for name, why in new.items()]
+        return [
+            f"passed over, since it cannot be read: {name} ({why})" for name, why in new.items()
+        ]
 
 
 def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
-    """Write curves.svg and the model card report.md as they stand after `step` steps, if an epoch has ended."""
+    """Write curves.svg and the model card report.md as they stand after `step` steps, if an epoch
+    has ended.
+    """
     records = epochs_of(folder.path, step)
     if records:
         write_text(folder.path / "curves.svg", draw_curves(records).svg())

@@ -29,11 +29,15 @@ class CandidateTable:
 
     def mask(self, cell_type: str) -> Tensor:
         """(edges, candidates) bool: True where there is a candidate."""
-        return torch.tensor([[candidate is not None for candidate in row] for row in self.rows[cell_type]])
+        return torch.tensor(
+            [[candidate is not None for candidate in row] for row in self.rows[cell_type]]
+        )
 
 
 class Space(ABC):
-    """A cell-based space. Subclasses are frozen dataclasses, whose fields are their options, registered in `SPACES`."""
+    """A cell-based space. Subclasses are frozen dataclasses, whose fields are their options,
+    registered in `SPACES`.
+    """
 
     cell_types: ClassVar[tuple[str, ...]]
     skeleton: ClassVar[str] = "darts"
@@ -69,11 +73,15 @@ class Space(ABC):
 
     @abstractmethod
     def plan(self, layers: int) -> tuple[str, ...]:
-        """The cell type of each layer. Raises InputError for a number of layers that there cannot be."""
+        """The cell type of each layer. Raises InputError for a number of layers that there cannot
+        be.
+        """
 
     @abstractmethod
     def reductions(self, layers: int) -> tuple[int, ...]:
-        """The layers whose cells work at half the size of those before, with twice their channels."""
+        """The layers whose cells work at half the size of those before, with twice their
+        channels.
+        """
 
     @abstractmethod
     def table(self, rules: Sequence[str]) -> CandidateTable:

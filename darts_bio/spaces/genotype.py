@@ -23,7 +23,9 @@ LARGEST_NODE = 9999
 
 @dataclass(frozen=True)
 class Candidate:
-    """An operation and the learning rule its weights use; rule None where the operation has no weights."""
+    """An operation and the learning rule its weights use; rule None where the operation has no
+    weights.
+    """
 
     op: str
     rule: str | None = None
@@ -34,7 +36,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Edge:
-    """From node `input` to node `node` of a cell. Nodes 0 and 1 are the outputs of the two cells before."""
+    """From node `input` to node `node` of a cell. Nodes 0 and 1 are the outputs of the two cells
+    before.
+    """
 
     node: int
     input: int
@@ -52,15 +56,17 @@ class Cell:
         nodes: dict[int, list[str]] = {}
         for edge in self.edges:
             nodes.setdefault(edge.node, []).append(f"{edge.candidate} <- {edge.input}")
-        return "\n".join(f"  node {node}: " + ",  ".join(inputs) for node, inputs in sorted(nodes.items()))
+        return "\n".join(
+            f"  node {node}: " + ",  ".join(inputs) for node, inputs in sorted(nodes.items())
+        )
 
 
 @dataclass(frozen=True)
 class Genotype:
     """A discrete architecture: the cell of each type, in the space named.
 
-    `backbone_rule` is the rule of everything outside the edges (stem, preprocessing, classifier, auxiliary head).
-    `provenance` says where it comes from; it takes no part in comparisons.
+    `backbone_rule` is the rule of everything outside the edges (stem, preprocessing, classifier,
+    auxiliary head). `provenance` says where it comes from; it takes no part in comparisons.
     """
 
     space: str
@@ -78,10 +84,19 @@ class Genotype:
         """The same operations, all under one learning rule, and the backbone too."""
 
         def under_rule(edge: Edge) -> Edge:
-            return edge if edge.candidate.rule is None else replace(edge, candidate=Candidate(edge.candidate.op, rule))
+            return (
+                edge
+                if edge.candidate.rule is None
+                else replace(edge, candidate=Candidate(edge.candidate.op, rule))
+            )
 
-        cells = {name: Cell(tuple(map(under_rule, cell.edges)), cell.concat) for name, cell in self.cells.items()}
-        return Genotype(self.space, cells, rule, {"source": f"{rule} on all of {dict(self.provenance)}"})
+        cells = {
+            name: Cell(tuple(map(under_rule, cell.edges)), cell.concat)
+            for name, cell in self.cells.items()
+        }
+        return Genotype(
+            self.space, cells, rule, {"source": f"{rule} on all of {dict(self.provenance)}"}
+        )
 
     def identity(self) -> str:
         """A digest of everything but the provenance."""
@@ -92,7 +107,9 @@ class Genotype:
         """The text of a genotype file, one edge a line."""
 
         def edge(e: Edge) -> str:
-            return json.dumps({"node": e.node, "input": e.input, "op": e.candidate.op, "rule": e.candidate.rule})
+            return json.dumps(
+                {"node": e.node, "input": e.input, "op": e.candidate.op, "rule": e.candidate.rule}
+            )
 
         cells = ",\n".join(
             f'    {json.dumps(name)}: {{\n      "edges": [\n        '
@@ -110,15 +127,21 @@ class Genotype:
 class _Reader:
     """Reads fields out of decoded JSON, naming the place of whatever is wrong."""
 
-    def __init__(self, value: Any, where: str, fields: Mapping[str, type], optional: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, value: Any, where: str, fields: Mapping[str, type], optional: tuple[str, ...] = ()
+    ) -> None:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: expected an object with {', '.join(fields)}, found {brief(value)}")
+            raise InputError(
+                f"{where}: expected an object with {', '.join(fields)}, found {brief(value)}"
+            )
         for name in value:
             if name not in fields:
                 raise InputError(f"{where}: {unknown_name('field', name, fields)}")
         for name in fields:
             if name not in value and name not in optional:
-                raise InputError(f"{where}: the field {name!r} is missing (expected {', '.join(fields)})")
+                raise InputError(
+                    f"{where}: the field {name!r} is missing (expected {', '.join(fields)})"
+                )
         self.value, self.where, self.fields = value, where, fields
 
     def __getitem__(self, name: str) -> Any:
@@ -153,11 +176,15 @@ def check_rule(spec: str, where: str) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which JSON itself would let a later field replace an earlier one of the same name."""
+    """A JSON object, in which JSON itself would let a later field replace an earlier one of the
+    same name.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise InputError(f"the field {next(n for n in names if names.count(n) > 1)!r} is given twice")
+        raise InputError(
+            f"the field {next(n for n in names if names.count(n) > 1)!r} is given twice"
+        )
     return found
 
 
@@ -173,13 +200,17 @@ def read_candidate(op: str, rule: Any, where: str) -> Candidate:
 
 
 def check_carried_rule(edge: Edge, stride: int, where: str) -> None:
-    """Raises InputError unless the edge names a rule if, and only if, its operation has weights at that stride."""
+    """Raises InputError unless the edge names a rule if, and only if, its operation has weights at
+    that stride.
+    """
     op, rule = edge.candidate.op, edge.candidate.rule
     carries = OPERATIONS.get(op).carries_rule(stride)
     if carries and rule is None:
         raise InputError(f"{where}.rule: expected the name of a rule for {op}, found null")
     if not carries and rule is not None:
-        raise InputError(f"{where}.rule: expected null, since {op} has no weights here, found {rule!r}")
+        raise InputError(
+            f"{where}.rule: expected null, since {op} has no weights here, found {rule!r}"
+        )
 
 
 def _read_cell(value: Any, where: str) -> Cell:
@@ -187,9 +218,12 @@ def _read_cell(value: Any, where: str) -> Cell:
     edges = []
     for i, item in enumerate(cell["edges"]):
         place = f"{where}.edges[{i}]"
-        # A rule of null stands for "no weights here", so its presence is asked for and its type is checked by hand.
+        # A rule of null stands for "no weights here", so its presence is asked for and its type is
+        # checked by hand.
         entry = _Reader(item, place, {"node": int, "input": int, "op": str, "rule": str})
-        edges.append(Edge(entry["node"], entry["input"], read_candidate(entry["op"], item["rule"], place)))
+        edges.append(
+            Edge(entry["node"], entry["input"], read_candidate(entry["op"], item["rule"], place))
+        )
     for node in cell["concat"]:
         if not is_node(node):
             raise InputError(f"{where}.concat: expected node numbers, found {brief(node)}")
@@ -199,24 +233,33 @@ def _read_cell(value: Any, where: str) -> Cell:
 def from_json(text: str, source: str) -> Genotype:
     """Reads a genotype file's text. `source` names it in errors.
 
-    Checks everything but the cells' form, which is the space's to judge. Raises InputError naming the field, what was
-    expected and what was found.
+    Checks everything but the cells' form, which is the space's to judge. Raises InputError naming
+    the field, what was expected and what was found.
     """
     try:
         data = json.loads(text, object_pairs_hook=_unique)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except (ValueError, RecursionError) as error:
-        place = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
+        place = (
+            f"line {error.lineno}, column {error.colno}: "
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
         reason = getattr(error, "msg", None) or first_line(error)
         raise InputError(
-            f"{source}: not a JSON file ({place}{reason}); restore the file or derive the genotype again"
+            f"{source}: not a JSON file ({place}{reason}); restore the file or derive the genotype "
+            "again"
         ) from None
     fields = {"format": int, "space": str, "backbone_rule": str, "cells": dict, "provenance": dict}
     top = _Reader(data, source, fields, optional=("provenance",))
     if top["format"] != FORMAT:
-        raise InputError(f"{source}.format: expected {FORMAT}, found {top['format']}; it needs another version")
-    cells = {name: _read_cell(cell, f"{source}.cells.{name}") for name, cell in top["cells"].items()}
+        raise InputError(
+            f"{source}.format: expected {FORMAT}, found {top['format']}; it needs another version"
+        )
+    cells = {
+        name: _read_cell(cell, f"{source}.cells.{name}") for name, cell in top["cells"].items()
+    }
     provenance = top["provenance"] if "provenance" in data else {}
     backbone_rule = check_rule(top["backbone_rule"], f"{source}.backbone_rule")
     return Genotype(top["space"], cells, backbone_rule, provenance)
@@ -237,8 +280,8 @@ def shipped_names() -> tuple[str, ...]:
 class TextForm:
     """A way in which genotypes of a space are written in a line of text.
 
-    `recognizes` tells whether a text is meant to be one; `read` raises InputError if it is none after all; `write`,
-    where there is one, is its inverse.
+    `recognizes` tells whether a text is meant to be one; `read` raises InputError if it is none
+    after all; `write`, where there is one, is its inverse.
     """
 
     summary: str
@@ -255,4 +298,7 @@ def text_of(genotype: Genotype) -> str | None:
     """Write a genotype in the text form of its space; None if that has none."""
     space, _ = parse_spec(genotype.space)
     forms = [TEXT_FORMS.get(name) for name in TEXT_FORMS]
-    return next((form.write(genotype) for form in forms if form.write is not None and form.space == space), None)
+    return next(
+        (form.write(genotype) for form in forms if form.write is not None and form.space == space),
+        None,
+    )

@@ -1,4 +1,6 @@
-"""Genotypes by whatever a user has of them: a shipped name, a file, a run folder, DARTS-style or NAS-Bench-201 text."""
+"""Genotypes by whatever a user has of them: a shipped name, a file, a run folder, DARTS-style or
+NAS-Bench-201 text.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ GENOTYPE_FILE = "genotype.json"
 
 
 def load_genotype(source: str | Path) -> Genotype:
-    """A validated genotype from a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text.
+    """A validated genotype from a shipped name, a JSON file, a run folder, DARTS-style or
+    NAS-Bench-201 text.
 
     Raises InputError, naming the field, if it cannot be used.
 
@@ -39,18 +42,23 @@ def load_genotype(source: str | Path) -> Genotype:
         refuse_missing_plugins(path)
         path = path / GENOTYPE_FILE
         if not path.exists():
-            raise InputError(f"{path.parent}: no {GENOTYPE_FILE} in this folder; has its search ended an epoch?")
+            raise InputError(
+                f"{path.parent}: no {GENOTYPE_FILE} in this folder; has its search ended an epoch?"
+            )
     elif not is_file:
         shown = text if len(text) <= 200 else f"{text[:200]}... of {len(text)} characters"
         error = unknown_name("genotype", shown, shipped_names())
         raise InputError(
-            f"{error}; expected a shipped name, a JSON file, a run folder, DARTS-style or NAS-Bench-201 text"
+            f"{error}; expected a shipped name, a JSON file, a run folder, DARTS-style or "
+            "NAS-Bench-201 text"
         )
     return read_genotype(path)
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A validated genotype from a JSON file. Raises InputError, naming the field, if it cannot be used."""
+    """A validated genotype from a JSON file. Raises InputError, naming the field, if it cannot be
+    used.
+    """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

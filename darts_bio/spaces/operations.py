@@ -1,8 +1,9 @@
-"""The operations of the cells of DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326), each as
-(channels, stride, rule, supernet) -> Module.
+"""The operations of the cells of DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326),
+each as (channels, stride, rule, supernet) -> Module.
 
-All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)). In the supernet (`supernet=True`) batch norms have no
-gain and bias, and pools are followed by one, so that candidates are mixed at equal scale.
+All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)). In the supernet (`supernet=True`)
+batch norms have no gain and bias, and pools are followed by one, so that candidates are mixed at
+equal scale.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Build = Callable[[int, int, LearningRule, bool], nn.Module]
 
 @dataclass(frozen=True)
 class Operation:
-    """A named operation. `weighted` holds the strides at which it has weights: only there a rule means something."""
+    """A named operation. `weighted` holds the strides at which it has weights: only there a rule
+    means something.
+    """
 
     name: str
     build: Build
@@ -49,11 +52,14 @@ def operation(name: str, weighted: tuple[int, ...] = (1, 2)) -> Callable[[Build]
 
 
 def check_operations(operations: tuple[str, ...], space: str) -> None:
-    """Raises InputError unless these are names of operations, each once, for a space to choose from."""
+    """Raises InputError unless these are names of operations, each once, for a space to choose
+    from.
+    """
     names = isinstance(operations, tuple) and all(isinstance(op, str) for op in operations)
     if not names or not set(operations) - {"none"}:
         raise InputError(
-            f"{space}: operations: expected names such as (none, skip_connect), not none alone, found {operations!r}"
+            f"{space}: operations: expected names such as (none, skip_connect), not none alone, "
+            f"found {operations!r}"
         )
     if len(set(operations)) < len(operations):
         raise InputError(f"{space}: operations: expected each once, found {', '.join(operations)}")
@@ -71,10 +77,22 @@ def pointwise(c_in: int, c_out: int, rule: LearningRule) -> RuleConv2d:
     return RuleConv2d(c_in, c_out, 1, bias=False, rule=rule)
 
 
-def depthwise(channels: int, kernel: int, stride: int, rule: LearningRule, dilation: int = 1) -> RuleConv2d:
+def depthwise(
+    channels: int, kernel: int, stride: int, rule: LearningRule, dilation: int = 1
+) -> RuleConv2d:
     """A k x k convolution of each channel by itself, without bias, keeping the size at stride 1."""
     padding = dilation * (kernel - 1) // 2
-    return RuleConv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False, rule=rule)
+    return RuleConv2d(
+        channels,
+        channels,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups=channels,
+        bias=False,
+        rule=rule,
+    )
 
 
 class ReLUConvBN(nn.Sequential):
@@ -85,9 +103,11 @@ class ReLUConvBN(nn.Sequential):
 
 
 class EvenAndOdd(nn.Module):
-    """Two 1x1 convolutions side by side, on the pixels of even rows and columns and on those of odd ones.
+    """Two 1x1 convolutions side by side, on the pixels of even rows and columns and on those of odd
+    ones.
 
-    The published form writes stride 2, the second convolution on x moved by one pixel: the same numbers.
+    The published form writes stride 2, the second convolution on x moved by one pixel: the same
+    numbers.
 
     (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2)); c_out is even.
     """
@@ -107,14 +127,18 @@ def even_pixels(x: Tensor) -> Tensor:
 
 
 def odd_pixels(x: Tensor) -> Tensor:
-    """Take rows and columns 1, 3, 5, ... of x (N, C, H, W), as many as of the even ones: zeros follow an odd side."""
+    """Take rows and columns 1, 3, 5, ... of x (N, C, H, W), as many as of the even ones: zeros
+    follow an odd side.
+    """
     if x.shape[2] % 2 or x.shape[3] % 2:
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     return sampled(x, (2, 2), first=1)
 
 
 class FactorizedReduction(nn.Sequential):
-    """ReLU, halving without losing pixels, batch norm: (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
+    """ReLU, halving without losing pixels, batch norm: (N, c_in, H, W) -> (N, c_out, ceil(H/2),
+    ceil(W/2)).
+    """
 
     def __init__(self, c_in: int, c_out: int, rule: LearningRule, supernet: bool) -> None:
         super().__init__(nn.ReLU(), EvenAndOdd(c_in, c_out, rule), batch_norm(c_out, supernet))
@@ -135,7 +159,9 @@ def _pool(pool: nn.Module, channels: int, supernet: bool) -> nn.Module:
     return nn.Sequential(pool, batch_norm(channels, supernet)) if supernet else pool
 
 
-def _separable(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+def _separable(
+    channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool
+) -> nn.Module:
     layers: list[nn.Module] = []
     for s in (stride, 1):
         layers += [nn.ReLU(), depthwise(channels, kernel, s, rule)]
@@ -143,7 +169,9 @@ def _separable(channels: int, kernel: int, stride: int, rule: LearningRule, supe
     return nn.Sequential(*layers)
 
 
-def _dilated(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+def _dilated(
+    channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool
+) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(),
         depthwise(channels, kernel, stride, rule, dilation=2),
@@ -200,7 +228,9 @@ def dil_conv_5x5(channels: int, stride: int, rule: LearningRule, supernet: bool)
     return _dilated(channels, 5, stride, rule, supernet)
 
 
-def _convolution(channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+def _convolution(
+    channels: int, kernel: int, stride: int, rule: LearningRule, supernet: bool
+) -> nn.Module:
     convolution = RuleConv2d(channels, channels, kernel, stride, kernel // 2, bias=False, rule=rule)
     return nn.Sequential(nn.ReLU(), convolution, batch_norm(channels, supernet))
 

@@ -1,4 +1,6 @@
-"""Who owns alpha: how it becomes edge weights, how it is moved, and which genotype it stands for."""
+"""Who owns alpha: how it becomes edge weights, how it is moved, and which genotype it stands
+for.
+"""
 
 # Importing a strategy's file registers it.
 from darts_bio.modes import frozen

@@ -1,8 +1,10 @@
-"""DARTS-PT (Wang 2021, arXiv 2108.04392): candidates are chosen by what their removal does, not by alpha.
+"""DARTS-PT (Wang 2021, arXiv 2108.04392): candidates are chosen by what their removal does, not by
+alpha.
 
-Any strategy trains the supernet first. Then, edge by edge in random order, each candidate is taken out in turn, and the
-one whose absence costs the most validation accuracy is kept; between these choices w is trained on, with alpha as it
-is. At last each node keeps the edges whose removal costs the most. Equal accuracies are told apart by the loss.
+Any strategy trains the supernet first. Then, edge by edge in random order, each candidate is taken
+out in turn, and the one whose absence costs the most validation accuracy is kept; between these
+choices w is trained on, with alpha as it is. At last each node keeps the edges whose removal costs
+the most. Equal accuracies are told apart by the loss.
 """
 
 from __future__ import annotations
@@ -19,14 +21,24 @@ from torch import Tensor
 from darts_bio.errors import check_number, check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.strategies.base import STRATEGIES, Bilevel, Context, Measure, Strategy, StrategyState, one_hot_like
+from darts_bio.strategies.base import (
+    STRATEGIES,
+    Bilevel,
+    Context,
+    Measure,
+    Strategy,
+    StrategyState,
+    one_hot_like,
+)
 
 UNDECIDED = -1
 
 
 class PerturbationState(StrategyState):
-    """The base strategy's state, and per cell type what was chosen: `chosen` (edges,) holds a candidate's index or
-    UNDECIDED, `dropped` (edges,) bool the edges that are gone. `decided` counts the choices that were made."""
+    """The base strategy's state, and per cell type what was chosen: `chosen` (edges,) holds a
+    candidate's index or UNDECIDED, `dropped` (edges,) bool the edges that are gone. `decided`
+    counts the choices that were made.
+    """
 
     def __init__(self, context: Context, base: StrategyState) -> None:
         super().__init__(context)
@@ -66,8 +78,8 @@ class PerturbationState(StrategyState):
 class DartsPt(Strategy[PerturbationState]):
     """Selection by perturbation on a supernet that another strategy trained (Wang 2021).
 
-    The strategy of the spec `base` trains the supernet for that `share` of the epochs (0: the one of `--supernet` is
-    taken as it is); an accuracy is measured on so many validation `batches`.
+    The strategy of the spec `base` trains the supernet for that `share` of the epochs (0: the one
+    of `--supernet` is taken as it is); an accuracy is measured on so many validation `batches`.
     """
 
     measures = True
@@ -96,7 +108,9 @@ class DartsPt(Strategy[PerturbationState]):
         return self.trainer.exchanges
 
     def base_epochs(self, epochs: int) -> int:
-        """Returns for how many epochs of a search, from the first on, the base strategy trains the supernet."""
+        """Returns for how many epochs of a search, from the first on, the base strategy trains the
+        supernet.
+        """
         return math.ceil(self.share * epochs)
 
     def warmup_share(self, epochs: int) -> float:
@@ -113,10 +127,13 @@ class DartsPt(Strategy[PerturbationState]):
 
     def notes(self, state: PerturbationState, rules: Sequence[str]) -> list[str]:
         rows = state.context.table.rows
-        passes = self.batches * sum(candidate is not None for t in rows for row in rows[t] for candidate in row)
+        passes = self.batches * sum(
+            candidate is not None for t in rows for row in rows[t] for candidate in row
+        )
         return [
             *self.trainer.notes(state.base, rules),
-            f"note: darts_pt chooses {sum(map(len, rows.values()))} candidates by {passes} passes between epochs, from "
+            f"note: darts_pt chooses {sum(map(len, rows.values()))} candidates by {passes} passes "
+            "between epochs, from "
             f"epoch {max(1, self.base_epochs(state.context.epochs))} on",
         ]
 
@@ -126,7 +143,11 @@ class DartsPt(Strategy[PerturbationState]):
             self.trainer.begin_epoch(state.base, epoch)
 
     def edge_weights(self, state: PerturbationState) -> EdgeWeights:
-        return self.trainer.edge_weights(state.base) if self.trains(state) else self.final_weights(state)
+        return (
+            self.trainer.edge_weights(state.base)
+            if self.trains(state)
+            else self.final_weights(state)
+        )
 
     def descends(self, state: PerturbationState) -> bool:
         return self.trains(state) and self.trainer.descends(state.base)
@@ -135,14 +156,18 @@ class DartsPt(Strategy[PerturbationState]):
         if self.trains(state):
             self.trainer.prepare(state.base)
 
-    def gradients(self, state: PerturbationState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+    def gradients(
+        self, state: PerturbationState, bilevel: Bilevel
+    ) -> tuple[Sequence[Tensor], Tensor]:
         return self.trainer.gradients(state.base, bilevel)
 
     def move(self, state: PerturbationState, gradients: Sequence[Tensor]) -> None:
         self.trainer.move(state.base, gradients)
 
     def end_epoch(self, state: PerturbationState, epoch: int, measure: Measure) -> dict[str, float]:
-        """Makes the choices that are due: evenly over the epochs that remain, the last after the last one."""
+        """Makes the choices that are due: evenly over the epochs that remain, the last after the
+        last one.
+        """
         base_epochs = self.base_epochs(state.context.epochs)
         if epoch < base_epochs:
             numbers = self.trainer.end_epoch(state.base, epoch, measure)
@@ -157,7 +182,9 @@ class DartsPt(Strategy[PerturbationState]):
         state.decided = due
         return {"selection/choices": float(state.decided)}
 
-    def _choose(self, state: PerturbationState, cell_type: str, edges: Sequence[int], measure: Measure) -> None:
+    def _choose(
+        self, state: PerturbationState, cell_type: str, edges: Sequence[int], measure: Measure
+    ) -> None:
         """Chooses the candidate of a single edge, or which of several edges stay."""
         context, weights = state.context, self.final_weights(state)
         own = weights[cell_type]
@@ -165,16 +192,23 @@ class DartsPt(Strategy[PerturbationState]):
         if len(edges) == 1:
             (e,) = edges
             row = context.table.rows[cell_type][e]
-            options = [i for i, c in enumerate(row) if c is not None and context.space.selectable(c)]
+            options = [
+                i for i, c in enumerate(row) if c is not None and context.space.selectable(c)
+            ]
             removed = [(e, i) for i in options]
         else:
             removed = [(e, slice(None)) for e in edges]
         trials = own.repeat(len(removed), 1, 1)
         for trial, (e, columns) in zip(trials, removed, strict=True):
             trial[e, columns] = 0.0
-        stacked = {t: trials if t == cell_type else w.expand(len(removed), -1, -1) for t, w in weights.items()}
+        stacked = {
+            t: trials if t == cell_type else w.expand(len(removed), -1, -1)
+            for t, w in weights.items()
+        }
         losses, accuracies = measure(stacked, self.batches)
-        damage = sorted(range(len(removed)), key=lambda i: (accuracies[i].item(), -losses[i].item()))
+        damage = sorted(
+            range(len(removed)), key=lambda i: (accuracies[i].item(), -losses[i].item())
+        )
         if len(edges) == 1:
             state.chosen[cell_type][edges[0]] = options[damage[0]]
         else:
@@ -193,13 +227,17 @@ class DartsPt(Strategy[PerturbationState]):
 
 
 def _choices(context: Context) -> list[dict[str, list[int]]]:
-    """Returns in order: per cell type an edge whose candidate is chosen, or all edges of a node of which some stay."""
+    """Returns in order: per cell type an edge whose candidate is chosen, or all edges of a node of
+    which some stay.
+    """
     space = context.space
     plans = {}
     for t in context.table.rows:
         source = generator("cpu", "perturbation", context.seed, t)
         plan = [[e] for e in torch.randperm(len(space.edges), generator=source).tolist()]
-        crowded = [edges for edges in space.incoming() if len(edges) > (space.kept_edges or len(edges))]
+        crowded = [
+            edges for edges in space.incoming() if len(edges) > (space.kept_edges or len(edges))
+        ]
         plan += [crowded[i] for i in torch.randperm(len(crowded), generator=source).tolist()]
         plans[t] = plan
     return [dict(zip(plans, choice, strict=True)) for choice in zip(*plans.values(), strict=True)]

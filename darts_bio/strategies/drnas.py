@@ -1,8 +1,8 @@
 """DrNAS (Chen 2021, arXiv 2006.10355): edge weights drawn from a Dirichlet distribution.
 
-Its concentration is elu(alpha) + 1, and the gradient goes through the draw (implicit reparameterisation). The
-Kullback-Leibler divergence to the uniform Dirichlet, times `anchor`, keeps the concentration near 1. The genotype
-follows the distribution's mean.
+Its concentration is elu(alpha) + 1, and the gradient goes through the draw (implicit
+reparameterisation). The Kullback-Leibler divergence to the uniform Dirichlet, times `anchor`, keeps
+the concentration near 1. The genotype follows the distribution's mean.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class DrNas(GradientStrategy):
         return drawn
 
     def own_penalty(self, state: AlphaState) -> Tensor:
-        divergences = [_divergence(c, state.masks[t]).sum() for t, c in self.concentrations(state).items()]
+        divergences = [
+            _divergence(c, state.masks[t]).sum() for t, c in self.concentrations(state).items()
+        ]
         return self.anchor * torch.stack(divergences).sum()
 
 
@@ -86,7 +88,11 @@ def _normalised(values: Tensor) -> Tensor:
 
 
 def _divergence(concentration: Tensor, mask: Tensor) -> Tensor:
-    """KL(Dirichlet(c) || Dirichlet(1)) of each row: log G(c0) - sum log G(c) - log G(n) + sum (c - 1)(D(c) - D(c0))."""
+    """KL(Dirichlet(c) || Dirichlet(1)) of each row: log G(c0) - sum log G(c) - log G(n) + sum (c -
+    1)(D(c) - D(c0)).
+    """
     total = (concentration * mask).sum(1)
-    terms = (concentration - 1) * (concentration.digamma() - total.digamma().unsqueeze(1)) - concentration.lgamma()
+    terms = (concentration - 1) * (
+        concentration.digamma() - total.digamma().unsqueeze(1)
+    ) - concentration.lgamma()
     return total.lgamma() - mask.sum(1).to(total).lgamma() + (terms * mask).sum(1)

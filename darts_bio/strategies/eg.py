@@ -1,18 +1,19 @@
 """BioNAS-EG (arXiv 2507.13485): evolution strategies over the edge weights, after EG-NAS.
 
-After a warm-up of w, once an epoch, CMA-ES (Hansen 2016, arXiv 1604.00772; package cmaes) samples individuals around
-the present architecture c = softmax(alpha): an individual is c + s z, with z from the strategy's own distribution and
-s falling over the epochs, brought back to shares of each edge. Its fitness is
+After a warm-up of w, once an epoch, CMA-ES (Hansen 2016, arXiv 1604.00772; package cmaes) samples
+individuals around the present architecture c = softmax(alpha): an individual is c + s z, with z
+from the strategy's own distribution and s falling over the epochs, brought back to shares of each
+edge. Its fitness is
 
     - (validation loss of the supernet with its edge weights + novelty * cosine(individual, c)),
 
 and the best one moves the architecture by a step: c <- (1 - step) c + step * best.
 
-What the published code does otherwise, and `published=True` keeps: each epoch a new CMA-ES is begun and ended after one
-generation, so that its covariance never adapts; every sample of every epoch has the same seed; fitness is measured on
-one validation batch; s does not fall. (It also stops with an error in its first generation, which is mended.) By
-default the distributions live on from epoch to epoch, each sample has seeds of its own, and several batches rank the
-individuals.
+What the published code does otherwise, and `published=True` keeps: each epoch a new CMA-ES is begun
+and ended after one generation, so that its covariance never adapts; every sample of every epoch has
+the same seed; fitness is measured on one validation batch; s does not fall. (It also stops with an
+error in its first generation, which is mended.) By default the distributions live on from epoch to
+epoch, each sample has seeds of its own, and several batches rank the individuals.
 """
 
 from __future__ import annotations
@@ -40,24 +41,31 @@ from darts_bio.strategies.base import (
 )
 
 LARGE = 200
-"""Dimensions from which on the covariance is kept diagonal: a full one would need as many generations to adapt."""
+"""Dimensions from which on the covariance is kept diagonal: a full one would need as many
+generations to adapt."""
 
 
 class Sampler:
-    """One CMA-ES that minimises over R^n from mean 0 and step size 1, with a seed for each generation.
+    """One CMA-ES that minimises over R^n from mean 0 and step size 1, with a seed for each
+    generation.
 
-    Its state is plain values: what it draws in a generation depends on that state and the seed alone. The separable
-    variant is for many dimensions: with far more individuals than dimensions its learning rates exceed 1.
+    Its state is plain values: what it draws in a generation depends on that state and the seed
+    alone. The separable variant is for many dimensions: with far more individuals than dimensions
+    its learning rates exceed 1.
     """
 
     def __init__(self, dimensions: int, population: int, seed: int, separable: bool) -> None:
         try:
             import cmaes
         except ImportError:
-            raise InputError(f"strategy eg: needs the package cmaes; {install_hint('evolution')}") from None
+            raise InputError(
+                f"strategy eg: needs the package cmaes; {install_hint('evolution')}"
+            ) from None
         make: Any = cmaes.SepCMA if separable else cmaes.CMA
         self.seed = seed
-        self._evolution = make(mean=np.zeros(dimensions), sigma=1.0, population_size=population, seed=0)
+        self._evolution = make(
+            mean=np.zeros(dimensions), sigma=1.0, population_size=population, seed=0
+        )
 
     @property
     def mean(self) -> np.ndarray:
@@ -72,7 +80,8 @@ class Sampler:
     def tell(self, individuals: np.ndarray, values: Sequence[float]) -> None:
         """The value of each individual of the generation asked for; less is better."""
         self._evolution.tell(list(zip(individuals, map(float, values), strict=True)))
-        # Saving rounds (it makes the covariance symmetric): so that what is saved now and what goes on are one.
+        # Saving rounds (it makes the covariance symmetric): so that what is saved now and what goes
+        # on are one.
         self.load_state_dict(self.state_dict())
 
     @property
@@ -90,13 +99,15 @@ class Sampler:
         return state["_sigma"] * np.sqrt(variances)
 
     def state_dict(self) -> dict[str, Any]:
-        # What pickle would save, without pickle; but for a record that serves a stopping rule not asked for here, whose
-        # memory is not initialised.
+        # What pickle would save, without pickle; but for a record that serves a stopping rule not
+        # asked for here, whose memory is not initialised.
         state = self._evolution.__getstate__()
         return {name: _plain(value) for name, value in state.items() if name != "_funhist_values"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        values = {name: v.numpy().copy() if isinstance(v, Tensor) else v for name, v in state.items()}
+        values = {
+            name: v.numpy().copy() if isinstance(v, Tensor) else v for name, v in state.items()
+        }
         self._evolution.__setstate__(values)
 
 
@@ -107,9 +118,13 @@ def _plain(value: Any) -> Any:
 
 
 class EgState(StrategyState):
-    """The architecture, as edge weights (edges, candidates) per cell type, and the CMA-ES of each sample."""
+    """The architecture, as edge weights (edges, candidates) per cell type, and the CMA-ES of each
+    sample.
+    """
 
-    def __init__(self, context: Context, weights: dict[str, Tensor], samplers: list[Sampler]) -> None:
+    def __init__(
+        self, context: Context, weights: dict[str, Tensor], samplers: list[Sampler]
+    ) -> None:
         super().__init__(context)
         self.masks = masks_of(context)
         self.weights, self.samplers = weights, samplers
@@ -120,12 +135,16 @@ class EgState(StrategyState):
         return {t: w.masked_fill(~self.masks[t], 1.0).log() for t, w in self.weights.items()}
 
     def individuals(self, offsets: np.ndarray, scale: float) -> dict[str, Tensor]:
-        """Returns offsets (P, dimensions) as edge weights (P, edges, candidates) around the present ones."""
+        """Returns offsets (P, dimensions) as edge weights (P, edges, candidates) around the present
+        ones.
+        """
         pieces = torch.from_numpy(offsets).to(torch.get_default_dtype())
         found, start = {}, 0
         for t, weights in self.weights.items():
             mask, n = self.masks[t], int(self.masks[t].sum())
-            spread = torch.zeros(len(pieces), *mask.shape, device=weights.device, dtype=weights.dtype)
+            spread = torch.zeros(
+                len(pieces), *mask.shape, device=weights.device, dtype=weights.dtype
+            )
             spread[:, mask] = pieces[:, start : start + n].to(weights)
             equal = scale / mask.sum(1, keepdim=True)
             # Not to exact zero, so that an edge whose candidates are all lowered has shares still.
@@ -141,7 +160,10 @@ class EgState(StrategyState):
         return F.cosine_similarity(flat, present.unsqueeze(0), dim=1).cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": dict(self.weights), "samplers": [sampler.state_dict() for sampler in self.samplers]}
+        return {
+            "weights": dict(self.weights),
+            "samplers": [sampler.state_dict() for sampler in self.samplers],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.weights = {t: w.to(self.weights[t]).clone() for t, w in saved["weights"].items()}
@@ -154,8 +176,8 @@ class EgState(StrategyState):
 class Eg(Strategy[EgState]):
     """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485).
 
-    `samples` independent CMA-ES of that `population` meet that many validation `batches`; `sigma` and `sigma_min`, s at
-    the start and the end, are relative to an equal share of an edge.
+    `samples` independent CMA-ES of that `population` meet that many validation `batches`; `sigma`
+    and `sigma_min`, s at the start and the end, are relative to an equal share of an edge.
     """
 
     warmup = 0.3  # 15 of 50 epochs
@@ -181,7 +203,9 @@ class Eg(Strategy[EgState]):
             check_number(f"{self.where}: {option}", getattr(self, option))
         check_number(f"{self.where}: step", self.step, above=0, below=1)
         if not isinstance(self.published, bool):
-            raise InputError(f"{self.where}: published: expected True or False, found {self.published!r}")
+            raise InputError(
+                f"{self.where}: published: expected True or False, found {self.published!r}"
+            )
 
     @property
     def measured_batches(self) -> int:
@@ -193,13 +217,19 @@ class Eg(Strategy[EgState]):
             raise InputError(f"{self.where}: has no factorised alpha; leave that regularizer out")
         draw = generator("cpu", "evolution's alpha", context.seed)
         weights = {
-            t: masked_softmax((self.init * torch.randn(mask.shape, generator=draw)).to(context.device), mask)
+            t: masked_softmax(
+                (self.init * torch.randn(mask.shape, generator=draw)).to(context.device), mask
+            )
             for t, mask in masks_of(context).items()
         }
-        return EgState(context, weights, [self.sampler(context, sample) for sample in range(self.samples)])
+        return EgState(
+            context, weights, [self.sampler(context, sample) for sample in range(self.samples)]
+        )
 
     def sampler(self, context: Context, sample: int) -> Sampler:
-        """Returns the CMA-ES of that number before its first generation, over all candidates of the search."""
+        """Returns the CMA-ES of that number before its first generation, over all candidates of the
+        search.
+        """
         dimensions = sum(int(context.table.mask(t).sum()) for t in context.table.rows)
         seed = derive_seed("sample", context.seed, 0 if self.published else sample)
         return Sampler(dimensions, self.population, seed, dimensions >= LARGE)
@@ -211,7 +241,8 @@ class Eg(Strategy[EgState]):
             return [note]
         return [
             note,
-            "note: eg(published=True) begins CMA-ES anew each epoch with one seed for one generation on one batch, as "
+            "note: eg(published=True) begins CMA-ES anew each epoch with one seed for one "
+            "generation on one batch, as "
             "the published code does: its covariance never adapts",
         ]
 
@@ -219,12 +250,16 @@ class Eg(Strategy[EgState]):
         return state.weights
 
     def scale(self, state: EgState, epoch: int) -> float:
-        """Returns s of an epoch, on its way from `sigma` to `sigma_min`; in the published way it does not fall."""
+        """Returns s of an epoch, on its way from `sigma` to `sigma_min`; in the published way it
+        does not fall.
+        """
         last = self.sigma if self.published else self.sigma_min
         return self.sigma + (last - self.sigma) * (epoch / max(1, state.context.epochs - 1))
 
     def end_epoch(self, state: EgState, epoch: int, measure: Measure) -> dict[str, float]:
-        """Runs a generation of each sample; then the best individual of all moves the architecture."""
+        """Runs a generation of each sample; then the best individual of all moves the
+        architecture.
+        """
         scale = self.scale(state, epoch)
         best: tuple[float, dict[str, Tensor]] | None = None
         means = []
@@ -241,8 +276,13 @@ class Eg(Strategy[EgState]):
             if best is None or values[winner].item() < best[0]:
                 best = values[winner].item(), {t: own[winner] for t, own in individuals.items()}
         assert best is not None
-        state.weights = {t: (1 - self.step) * w + self.step * best[1][t] for t, w in state.weights.items()}
-        return {"evolution/best_fitness": -best[0], "evolution/mean_fitness": -sum(means) / len(means)}
+        state.weights = {
+            t: (1 - self.step) * w + self.step * best[1][t] for t, w in state.weights.items()
+        }
+        return {
+            "evolution/best_fitness": -best[0],
+            "evolution/mean_fitness": -sum(means) / len(means),
+        }
 
     def final_weights(self, state: EgState) -> EdgeWeights:
         return state.weights

@@ -1,10 +1,10 @@
 """GDAS (Dong 2019, arXiv 1910.04465): one candidate an edge, drawn anew at each pass.
 
-With Gumbel noise g the candidate drawn is the largest of alpha + g. Its weight is 1 and all others' 0, with the
-gradient of softmax((alpha + g) / tau); tau falls linearly over the epochs.
+With Gumbel noise g the candidate drawn is the largest of alpha + g. Its weight is 1 and all others'
+0, with the gradient of softmax((alpha + g) / tau); tau falls linearly over the epochs.
 
-The supernet computes every candidate, of which all but the drawn one have weight zero: a pass costs what one of darts
-costs.
+The supernet computes every candidate, of which all but the drawn one have weight zero: a pass costs
+what one of darts costs.
 """
 
 from __future__ import annotations
@@ -43,4 +43,6 @@ class Gdas(GradientStrategy):
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GumbelState)
-        return {t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in state.soft_sample().items()}
+        return {
+            t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in state.soft_sample().items()
+        }

@@ -18,10 +18,15 @@ from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState,
 
 
 class AlphaState(StrategyState):
-    """Alpha, further parameters that move beside it, their Adam, and how many samples were drawn."""
+    """Alpha, further parameters that move beside it, their Adam, and how many samples were
+    drawn.
+    """
 
     def __init__(
-        self, strategy: GradientStrategy, context: Context, further: Mapping[str, Tensor] | None = None
+        self,
+        strategy: GradientStrategy,
+        context: Context,
+        further: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(context)
         kind = FactorisedAlpha if context.factorised else Alpha
@@ -44,7 +49,9 @@ class AlphaState(StrategyState):
         return self._alpha.logits()
 
     def next_draw(self) -> torch.Generator:
-        """Returns a generator on the CPU for the next sample: a function of the seed and of how many came before."""
+        """Returns a generator on the CPU for the next sample: a function of the seed and of how
+        many came before.
+        """
         self.draws += 1
         return generator("cpu", "strategy", self.context.seed, self.draws)
 
@@ -59,7 +66,11 @@ class AlphaState(StrategyState):
             parameter.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": self.values(), "optimizer": self.optimizer.state_dict(), "draws": self.draws}
+        return {
+            "parameters": self.values(),
+            "optimizer": self.optimizer.state_dict(),
+            "draws": self.draws,
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.put(saved["parameters"])
@@ -72,11 +83,11 @@ class AlphaState(StrategyState):
 
 @dataclass(frozen=True)
 class GradientStrategy(Strategy[AlphaState]):
-    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties, which is the mean
-    over all processes.
+    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties,
+    which is the mean over all processes.
 
-    Subclasses say how alpha becomes edge weights, and which weights it stands for. `init` is the standard deviation of
-    alpha at the start.
+    Subclasses say how alpha becomes edge weights, and which weights it stands for. `init` is the
+    standard deviation of alpha at the start.
     """
 
     _: KW_ONLY
@@ -90,21 +101,31 @@ class GradientStrategy(Strategy[AlphaState]):
         for option in ("lr", "weight_decay", "init"):
             check_number(f"{self.where}: {option}", getattr(self, option))
         betas = self.betas
-        if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= float(b) < 1 for b in betas)):
-            raise InputError(f"{self.where}: betas: expected two numbers in [0, 1), found {betas!r}")
+        if not (
+            isinstance(betas, (tuple, list))
+            and len(betas) == 2
+            and all(0 <= float(b) < 1 for b in betas)
+        ):
+            raise InputError(
+                f"{self.where}: betas: expected two numbers in [0, 1), found {betas!r}"
+            )
 
     def begin(self, context: Context) -> AlphaState:
         return AlphaState(self, context)
 
     def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
-        """Returns the edge weights that alpha stands for, with their gradient and without chance: its softmax."""
+        """Returns the edge weights that alpha stands for, with their gradient and without chance:
+        its softmax.
+        """
         return {t: masked_softmax(logits, state.masks[t]) for t, logits in state.alpha.items()}
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         return self.mean_weights(state)
 
     def shares(self, state: AlphaState) -> EdgeWeights:
-        """Returns each candidate's share of its edge, with its gradient: what costs and entropies are counted by."""
+        """Returns each candidate's share of its edge, with its gradient: what costs and entropies
+        are counted by.
+        """
         return self.mean_weights(state)
 
     def own_penalty(self, state: AlphaState) -> Tensor | float:
@@ -112,9 +133,13 @@ class GradientStrategy(Strategy[AlphaState]):
         return 0.0
 
     def validation_loss(self, state: AlphaState, bilevel: Bilevel) -> tuple[Tensor, Tensor]:
-        """Returns the loss that alpha follows, with all penalties, and the validation logits (N, classes)."""
+        """Returns the loss that alpha follows, with all penalties, and the validation logits (N,
+        classes).
+        """
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
-        return loss + bilevel.penalty(self.shares(state), state.alpha) + self.own_penalty(state), logits
+        return loss + bilevel.penalty(self.shares(state), state.alpha) + self.own_penalty(
+            state
+        ), logits
 
     def descends(self, state: AlphaState) -> bool:
         return True
@@ -136,7 +161,9 @@ class GradientStrategy(Strategy[AlphaState]):
 
 
 class GumbelState(AlphaState):
-    """Alpha, and what its sample is made with: Gumbel noise (edges, candidates) per cell type, and a temperature."""
+    """Alpha, and what its sample is made with: Gumbel noise (edges, candidates) per cell type, and
+    a temperature.
+    """
 
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(strategy, context)
@@ -144,18 +171,28 @@ class GumbelState(AlphaState):
         # In one tensor, which is one copy to a GPU.
         self._drawn = torch.ones(sum(sizes) + 1, device=context.device)
         *noises, temperature = self._drawn.split([*sizes, 1])
-        self.noise = {t: noise.view_as(self.masks[t]) for t, noise in zip(self.masks, noises, strict=True)}
+        self.noise = {
+            t: noise.view_as(self.masks[t]) for t, noise in zip(self.masks, noises, strict=True)
+        }
         self.temperature = temperature.squeeze(0)
 
     def sample(self, temperature: float) -> None:
         """Draws the noise of the next sample, and sets its temperature."""
         source = self.next_draw()
-        uniform = [torch.rand(mask.shape, generator=source).clamp_(1e-10, 1 - 1e-7) for mask in self.masks.values()]
+        uniform = [
+            torch.rand(mask.shape, generator=source).clamp_(1e-10, 1 - 1e-7)
+            for mask in self.masks.values()
+        ]
         noises = [-(-draw.log()).log() for draw in uniform]
-        fill(self._drawn, torch.cat([*(noise.flatten() for noise in noises), torch.tensor([temperature])]))
+        fill(
+            self._drawn,
+            torch.cat([*(noise.flatten() for noise in noises), torch.tensor([temperature])]),
+        )
 
     def soft_sample(self) -> dict[str, Tensor]:
-        """Returns the sample per cell type (edges, candidates): softmax((alpha + noise) / temperature)."""
+        """Returns the sample per cell type (edges, candidates): softmax((alpha + noise) /
+        temperature).
+        """
         return {
             t: masked_softmax((logits + self.noise[t]) / self.temperature, self.masks[t])
             for t, logits in self.alpha.items()

@@ -1,8 +1,9 @@
 """The objective of a search: the validation loss, and what an architecture costs.
 
-A cost is a number for each candidate on each edge; the shares of alpha make it an expected cost, differentiable in
-alpha. It is counted relative to the cost of equal shares, so that a weight of 0.1 means: an architecture that costs
-twice as much as the average one is worth it if its loss is lower by 0.1.
+A cost is a number for each candidate on each edge; the shares of alpha make it an expected cost,
+differentiable in alpha. It is counted relative to the cost of equal shares, so that a weight of 0.1
+means: an architecture that costs twice as much as the average one is worth it if its loss is lower
+by 0.1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from darts_bio.spaces import Candidate, CandidateTable, Space
 
 @dataclass(frozen=True)
 class Place:
-    """Where a candidate stands in the network that is derived: `size` is (height, width) of its input."""
+    """Where a candidate stands in the network that is derived: `size` is (height, width) of its
+    input.
+    """
 
     candidate: Candidate
     channels: int
@@ -83,8 +86,13 @@ class Objective:
             values = _table(cost, space, table, channels, layers, image_size)
             average = sum(float((v * _equal_shares(table, t)).sum()) for t, v in values.items())
             if average == 0:
-                raise InputError(f"--objective {name}: no candidate of this search has that cost; leave it out")
-            scaled = {t: (v / average).to(device=device, dtype=torch.get_default_dtype()) for t, v in values.items()}
+                raise InputError(
+                    f"--objective {name}: no candidate of this search has that cost; leave it out"
+                )
+            scaled = {
+                t: (v / average).to(device=device, dtype=torch.get_default_dtype())
+                for t, v in values.items()
+            }
             self.tables.append((float(options["weight"]), scaled))
 
     def penalty(self, shares: EdgeWeights) -> Tensor:
@@ -116,7 +124,11 @@ def _table(
     before = (height, width)
     for layer, cell_type in enumerate(space.plan(layers)):
         if layer in reductions:
-            channels, before, (height, width) = 2 * channels, (height, width), (-(-height // 2), -(-width // 2))
+            channels, before, (height, width) = (
+                2 * channels,
+                (height, width),
+                (-(-height // 2), -(-width // 2)),
+            )
         for e, (_, source) in enumerate(space.edges):
             stride = space.stride(cell_type, source)
             size = before if stride > 1 else (height, width)

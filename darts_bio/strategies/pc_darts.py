@@ -1,7 +1,8 @@
 """PC-DARTS (Xu 2020, arXiv 1907.05737): partial channels, and edges that compete.
 
-1/k of the channels go through the candidates, so a step takes less memory and time; an edge's candidates are weighted
-by softmax(alpha), and a node's incoming edges by softmax(beta). The genotype follows their product.
+1/k of the channels go through the candidates, so a step takes less memory and time; an edge's
+candidates are weighted by softmax(alpha), and a node's incoming edges by softmax(beta). The
+genotype follows their product.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class PcDartsState(AlphaState):
 
     def __init__(self, strategy: PcDarts, context: Context) -> None:
         betas = {
-            f"{t}/beta": (strategy.init * torch.randn(len(rows), generator=generator("cpu", "beta", context.seed, t)))
+            f"{t}/beta": (
+                strategy.init
+                * torch.randn(len(rows), generator=generator("cpu", "beta", context.seed, t))
+            )
             .to(context.device)
             .requires_grad_()
             for t, rows in context.table.rows.items()
@@ -60,7 +64,9 @@ class PcDarts(GradientStrategy):
         return PcDartsState(self, context)
 
     def edge_shares(self, state: PcDartsState) -> dict[str, Tensor]:
-        """Returns per cell type (edges,): softmax of beta over the edges that lead into the same node."""
+        """Returns per cell type (edges,): softmax of beta over the edges that lead into the same
+        node.
+        """
         shares = {}
         for t in state.masks:
             beta = state.parameters[f"{t}/beta"].expand_as(state.same_node)

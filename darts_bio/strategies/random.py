@@ -1,4 +1,5 @@
-"""Random choices, without which no search is to be judged (arXiv 2507.13485's control; Li 2019, arXiv 1902.07638).
+"""Random choices, without which no search is to be judged (arXiv 2507.13485's control; Li 2019,
+arXiv 1902.07638).
 
 Nothing is trained: the genotype is there at once, a function of the seed.
 """
@@ -19,7 +20,9 @@ from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategySta
 
 
 class RandomState(StrategyState):
-    """The weights of the genotype that was drawn: 1 for a candidate that is part of it, 0 for all others."""
+    """The weights of the genotype that was drawn: 1 for a candidate that is part of it, 0 for all
+    others.
+    """
 
     def __init__(self, context: Context, weights: dict[str, Tensor]) -> None:
         super().__init__(context)
@@ -49,12 +52,16 @@ class Random(Strategy[RandomState]):
     genotype: str = ""
 
     def begin(self, context: Context) -> RandomState:
-        """Draws the genotype. Raises InputError if `genotype` has edges or operations that the search has not."""
+        """Draws the genotype. Raises InputError if `genotype` has edges or operations that the
+        search has not.
+        """
         source = generator("cpu", "random genotype", context.seed)
         fixed = load_genotype(self.genotype) if self.genotype else None
         if fixed is not None:
             context.space.validate(fixed, self.genotype)
-        weights = {t: _draw(context, t, fixed, source).to(context.device) for t in context.table.rows}
+        weights = {
+            t: _draw(context, t, fixed, source).to(context.device) for t in context.table.rows
+        }
         return RandomState(context, weights)
 
     def edge_weights(self, state: RandomState) -> EdgeWeights:
@@ -64,24 +71,32 @@ class Random(Strategy[RandomState]):
         return state.weights
 
 
-def _draw(context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator) -> Tensor:
+def _draw(
+    context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator
+) -> Tensor:
     """Draws weights (edges, candidates): 1 for a candidate that is drawn and 0 for all others."""
     rows, space = context.table.rows[cell_type], context.space
     weights = torch.zeros(context.table.shape(cell_type))
-    for e, op in _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type):
+    for e, op in (
+        _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type)
+    ):
         choices = [
             i
             for i, candidate in enumerate(rows[e])
             if candidate is not None and space.selectable(candidate) and op in (None, candidate.op)
         ]
         if not choices:
-            raise InputError(f"strategy random: genotype: expected operations of --space, found {op}")
+            raise InputError(
+                f"strategy random: genotype: expected operations of --space, found {op}"
+            )
         weights[e, choices[int(torch.randint(len(choices), (), generator=source))]] = 1.0
     return weights
 
 
 def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]:
-    """Uniformly chosen incoming edges of each node, as many as the space keeps, for any operation."""
+    """Uniformly chosen incoming edges of each node, as many as the space keeps, for any
+    operation.
+    """
     kept: list[tuple[int, None]] = []
     for edges in space.incoming():
         order = torch.randperm(len(edges), generator=source).tolist()
@@ -94,7 +109,8 @@ def _fixed_edges(space: Space, genotype: Genotype, cell_type: str) -> list[tuple
     for edge in genotype.cells[cell_type].edges:
         if (edge.node, edge.input) not in space.edges:
             raise InputError(
-                f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this search's space has "
+                f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this "
+                "search's space has "
                 f"not; use a --space as large as its own, here {genotype.space}"
             )
     edges = genotype.cells[cell_type].edges

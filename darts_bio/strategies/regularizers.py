@@ -1,6 +1,8 @@
-"""Regularizers of a search: what keeps alpha from running after the weights' whims. Any number goes with any strategy.
+"""Regularizers of a search: what keeps alpha from running after the weights' whims. Any number goes
+with any strategy.
 
-They are registered by name in `REGULARIZERS` and given as `--regularizers "skip_stop(most=2),entropy(weight=0.1)"`.
+They are registered by name in `REGULARIZERS` and given as `--regularizers
+"skip_stop(most=2),entropy(weight=0.1)"`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Lookout(Protocol):
         """Returns what would be derived now, per cell type."""
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        """Returns the exact loss on a validation batch, the same at each call, differentiable in the edge weights."""
+        """Returns the exact loss on a validation batch, the same at each call, differentiable in
+        the edge weights.
+        """
 
 
 class RegularizerState:
@@ -52,8 +56,9 @@ R = TypeVar("R", bound=RegularizerState)
 class Regularizer(Generic[R]):
     """Does nothing; subclasses override what they are about.
 
-    Subclasses are frozen dataclasses, whose fields are their options, registered by name in `REGULARIZERS`. `begin`
-    makes the state of one search, and the other methods are given that state.
+    Subclasses are frozen dataclasses, whose fields are their options, registered by name in
+    `REGULARIZERS`. `begin` makes the state of one search, and the other methods are given that
+    state.
     """
 
     warmup_epochs: ClassVar[int | None] = None
@@ -68,20 +73,26 @@ class Regularizer(Generic[R]):
         return f"regularizer {REGULARIZERS.name_of(self)}"
 
     def begin(self, context: Context) -> R:
-        """Makes the state of a new search. Raises InputError if the regularizer does not go with that search."""
+        """Makes the state of a new search. Raises InputError if the regularizer does not go with
+        that search.
+        """
         return RegularizerState()  # type: ignore[return-value]
 
     def accept(self, strategy: Strategy[Any]) -> None:
         """Raises InputError if it cannot go with this strategy."""
 
     def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
-        """Returns what is added to the loss that alpha follows; shares (..., edges, candidates) to (...)."""
+        """Returns what is added to the loss that alpha follows; shares (..., edges, candidates) to
+        (...).
+        """
         return 0.0
 
     def alpha_penalty(self, state: R, alpha: Mapping[str, Tensor]) -> Tensor | float:
-        """Returns what is added to that loss for alpha itself, the logits (edges, candidates) per cell type.
+        """Returns what is added to that loss for alpha itself, the logits (edges, candidates) per
+        cell type.
 
-        Asked where a strategy moves alpha along a gradient; individuals that are only measured have no alpha.
+        Asked where a strategy moves alpha along a gradient; individuals that are only measured have
+        no alpha.
         """
         return 0.0
 
@@ -110,7 +121,8 @@ class Warmup(Regularizer[RegularizerState]):
     def begin(self, context: Context) -> RegularizerState:
         if self.epochs >= context.epochs:
             raise InputError(
-                f"{self.where}: epochs: expected fewer than the {context.epochs} of the search, found {self.epochs}; "
+                f"{self.where}: epochs: expected fewer than the {context.epochs} of the search, "
+                f"found {self.epochs}; "
                 f"use warmup(epochs={context.epochs - 1}) or more --epochs"
             )
         return super().begin(context)
@@ -119,7 +131,9 @@ class Warmup(Regularizer[RegularizerState]):
 @REGULARIZERS.register("factorised")
 @dataclass(frozen=True)
 class Factorised(Regularizer[RegularizerState]):
-    """Alpha as operation times rule given the operation, so that many rules do not outweigh one operation."""
+    """Alpha as operation times rule given the operation, so that many rules do not outweigh one
+    operation.
+    """
 
     factorised = True
 
@@ -128,16 +142,22 @@ Level = Literal["pair", "operation", "rule"]
 
 
 class EntropyState(RegularizerState):
-    """Which candidates are of which operation: (edges, candidates, operations) bool per cell type."""
+    """Which candidates are of which operation: (edges, candidates, operations) bool per cell
+    type.
+    """
 
     def __init__(self, context: Context) -> None:
-        self.members = {t: grouped_by_operation(rows).to(context.device) for t, rows in context.table.rows.items()}
+        self.members = {
+            t: grouped_by_operation(rows).to(context.device)
+            for t, rows in context.table.rows.items()
+        }
 
 
 @REGULARIZERS.register("entropy")
 @dataclass(frozen=True)
 class Entropy(Regularizer[EntropyState]):
-    """Adds weight times the mean entropy of the edges' shares: of pairs, of operations, or of rules given these.
+    """Adds weight times the mean entropy of the edges' shares: of pairs, of operations, or of rules
+    given these.
 
     A positive weight drives alpha to single candidates, a negative one keeps it even.
     """
@@ -147,7 +167,11 @@ class Entropy(Regularizer[EntropyState]):
 
     def __post_init__(self) -> None:
         weight = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not abs(weight) < float("inf")
+        ):
             raise InputError(f"{self.where}: weight: expected a number, found {weight!r}")
         if self.level not in get_args(Level):
             raise unknown_name("level of the entropy regularizer", str(self.level), get_args(Level))
@@ -160,9 +184,13 @@ class Entropy(Regularizer[EntropyState]):
         for t, own in shares.items():
             normalised = own / own.sum(-1, keepdim=True)
             pairs = _entropy(normalised)
-            operations = _entropy(torch.einsum("...ec,eco->...eo", normalised, state.members[t].to(own)))
+            operations = _entropy(
+                torch.einsum("...ec,eco->...eo", normalised, state.members[t].to(own))
+            )
             # H(operation, rule) = H(operation) + H(rule | operation)
-            entropies.append({"pair": pairs, "operation": operations, "rule": pairs - operations}[self.level])
+            entropies.append(
+                {"pair": pairs, "operation": operations, "rule": pairs - operations}[self.level]
+            )
         return self.weight * torch.cat(entropies, dim=-1).mean(-1)
 
 
@@ -174,15 +202,21 @@ def _entropy(shares: Tensor) -> Tensor:
 @REGULARIZERS.register("skip_stop")
 @dataclass(frozen=True)
 class SkipStop(Regularizer[RegularizerState]):
-    """Stops once the normal cell would have that many skip connections (DARTS+, Liang 2019, arXiv 1909.06035)."""
+    """Stops once the normal cell would have that many skip connections (DARTS+, Liang 2019, arXiv
+    1909.06035).
+    """
 
     most: int = 2
 
     def __post_init__(self) -> None:
         check_whole(f"{self.where}: most", self.most)
 
-    def after_epoch(self, state: RegularizerState, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
-        cell = next(iter(search.cells().values()))  # the first type is the one that most layers have
+    def after_epoch(
+        self, state: RegularizerState, epoch: int, search: Lookout
+    ) -> tuple[bool, dict[str, float]]:
+        cell = next(
+            iter(search.cells().values())
+        )  # the first type is the one that most layers have
         skips = sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
         return skips >= self.most, {"regularizer/skips": float(skips)}
 
@@ -204,10 +238,11 @@ class EigenvalueState(RegularizerState):
 @REGULARIZERS.register("eigenvalue_stop")
 @dataclass(frozen=True)
 class EigenvalueStop(Regularizer[EigenvalueState]):
-    """Stops when the dominant eigenvalue of the validation loss' Hessian in alpha has grown (Zela 2020, 1909.09656).
+    """Stops when the dominant eigenvalue of the validation loss' Hessian in alpha has grown (Zela
+    2020, 1909.09656).
 
-    It is measured every few epochs. Once its mean over a window exceeds `factor` times the mean `lag` measurements
-    before, the search ends with the alpha of then.
+    It is measured every few epochs. Once its mean over a window exceeds `factor` times the mean
+    `lag` measurements before, the search ends with the alpha of then.
     """
 
     factor: float = 1.3
@@ -230,7 +265,9 @@ class EigenvalueStop(Regularizer[EigenvalueState]):
                 f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
             )
 
-    def after_epoch(self, state: EigenvalueState, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
+    def after_epoch(
+        self, state: EigenvalueState, epoch: int, search: Lookout
+    ) -> tuple[bool, dict[str, float]]:
         strategy, alpha = search.strategy, search.strategy_state
         assert isinstance(strategy, GradientStrategy)
         assert isinstance(alpha, AlphaState)
@@ -242,7 +279,9 @@ class EigenvalueStop(Regularizer[EigenvalueState]):
         numbers = {"regularizer/eigenvalue": measured[-1]}
         if len(measured) <= self.lag:
             return False, numbers
-        now, then = (_mean_of_last(measured[: len(measured) - back], self.window) for back in (0, self.lag))
+        now, then = (
+            _mean_of_last(measured[: len(measured) - back], self.window) for back in (0, self.lag)
+        )
         if now <= self.factor * then:
             return False, numbers
         alpha.put(state.snapshots[0])
@@ -257,10 +296,13 @@ def _mean_of_last(values: list[float], window: int) -> float:
 STEP_OF_DIFFERENCES = 1e-2
 
 
-def dominant_eigenvalue(strategy: GradientStrategy, state: AlphaState, loss: Callable[[EdgeWeights], Tensor]) -> float:
+def dominant_eigenvalue(
+    strategy: GradientStrategy, state: AlphaState, loss: Callable[[EdgeWeights], Tensor]
+) -> float:
     """Find the largest eigenvalue of the Hessian of `loss(edge weights)` in alpha, to about 1 %.
 
-    Its products with vectors are central differences of gradients, since rules have no second derivative.
+    Its products with vectors are central differences of gradients, since rules have no second
+    derivative.
     """
     parameters = list(state.parameters.values())
     before = state.values()
@@ -286,10 +328,12 @@ def dominant_eigenvalue(strategy: GradientStrategy, state: AlphaState, loss: Cal
 def largest_eigenvalue(
     product: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float = 1e-2, least: int = 12
 ) -> float:
-    """Find the largest eigenvalue of a symmetric matrix (n, n) from its products with unit vectors (n,).
+    """Find the largest eigenvalue of a symmetric matrix (n, n) from its products with unit vectors
+    (n,).
 
-    Lanczos' method (1950), every vector orthogonalized against all before it: alpha has a few hundred entries at most.
-    It ends where the residual is within `tolerance`, relative, but not before `least` products.
+    Lanczos' method (1950), every vector orthogonalized against all before it: alpha has a few
+    hundred entries at most. It ends where the residual is within `tolerance`, relative, but not
+    before `least` products.
 
     >>> matrix = np.diag([1.0, 5.0, -9.0])
     >>> round(largest_eigenvalue(lambda x: matrix @ x, 3), 6)
@@ -305,7 +349,9 @@ def largest_eigenvalue(
         diagonal.append(float(image @ basis[-1]))
         for _ in range(2):  # once leaves what rounding brings back
             image = image - basis.T @ (basis @ image)
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        values, vectors = np.linalg.eigh(
+            np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        )
         rest = float(np.linalg.norm(image))
         converged = rest * abs(vectors[-1, -1]) <= tolerance * abs(values[-1])
         exhausted = len(basis) == n or rest <= 1e-10 * np.abs(values).max()

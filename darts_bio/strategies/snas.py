@@ -1,8 +1,9 @@
 """SNAS (Xie 2019, arXiv 1812.09926): edge weights drawn from a concrete distribution.
 
-With Gumbel noise g the weights are softmax((log softmax(alpha) + g) / tau); tau falls geometrically, so that they near
-single candidates. The published search moves alpha and w by one loss on all the data; here alpha moves by the
-validation half, as every strategy's, so that strategies are compared on the same data.
+With Gumbel noise g the weights are softmax((log softmax(alpha) + g) / tau); tau falls
+geometrically, so that they near single candidates. The published search moves alpha and w by one
+loss on all the data; here alpha moves by the validation half, as every strategy's, so that
+strategies are compared on the same data.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Snas(GradientStrategy):
 
     def temperature(self, state: AlphaState) -> float:
         """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
-        return self.tau * (self.tau_min / self.tau) ** (state.epoch / max(1, state.context.epochs - 1))
+        return self.tau * (self.tau_min / self.tau) ** (
+            state.epoch / max(1, state.context.epochs - 1)
+        )
 
     def begin(self, context: Context) -> GumbelState:
         return GumbelState(self, context)
@@ -41,5 +44,6 @@ class Snas(GradientStrategy):
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GumbelState)
-        # A constant added to all logits of an edge changes nothing, so alpha does as well as log softmax(alpha).
+        # A constant added to all logits of an edge changes nothing, so alpha does as well as log
+        # softmax(alpha).
         return state.soft_sample()

@@ -1,4 +1,6 @@
-"""Training on adversarial examples, which are made anew at each step against the network as it then is."""
+"""Training on adversarial examples, which are made anew at each step against the network as it then
+is.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,22 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 def check_reach(where: str, steps: int, step: float, eps: float) -> None:
-    """Raises InputError if steps of that length end before eps, both in 1/255 of a pixel's range."""
+    """Raises InputError if steps of that length end before eps, both in 1/255 of a pixel's
+    range.
+    """
     if step * steps < eps * (1 - 1e-9):  # 3 * 0.7 is rounded to less than 2.1
-        raise InputError(f"{where}: {steps} steps of {step:g}/255 end before eps {eps:g}/255; take more or longer ones")
+        raise InputError(
+            f"{where}: {steps} steps of {step:g}/255 end before eps {eps:g}/255; take more or "
+            "longer ones"
+        )
 
 
 @dataclass(frozen=True)
 class Adversary:
-    """How examples are made, and what is learned from them. `eps`, the largest change of a pixel, and `step` are in
-    1/255 of a pixel's range; `gradient` is true, the exact one, or rule, what the learning rules send down."""
+    """How examples are made, and what is learned from them. `eps`, the largest change of a pixel,
+    and `step` are in 1/255 of a pixel's range; `gradient` is true, the exact one, or rule, what the
+    learning rules send down.
+    """
 
     eps: float = 8.0
     step: float = 2.0
@@ -40,7 +49,8 @@ class Adversary:
     gradient: str = "true"
 
     needs_clean: ClassVar[bool] = False
-    """Whether the images as they are pass through the network as well: before the climb, and in training."""
+    """Whether the images as they are pass through the network as well: before the climb, and in
+    training."""
 
     def __post_init__(self) -> None:
         where = f"--adversarial {ADVERSARIES.name_of(self)}"
@@ -56,12 +66,15 @@ class Adversary:
         raise NotImplementedError(f"{type(self).__name__}.start")
 
     def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
-        """The sum over images of what the example is to raise. `clean`: the logits of the images as they are, if that
-        is needed."""
+        """The sum over images of what the example is to raise. `clean`: the logits of the images as
+        they are, if that is needed.
+        """
         raise NotImplementedError(f"{type(self).__name__}.climbed")
 
     def loss(self, output: Any, clean: Any, targets: Tensor, loss: Loss) -> Tensor:
-        """What is descended, by what the network gives for the examples and, if that is needed, for the images."""
+        """What is descended, by what the network gives for the examples and, if that is needed, for
+        the images.
+        """
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
 
@@ -88,7 +101,9 @@ class PGD(Adversary):
 @ADVERSARIES.register("trades")
 @dataclass(frozen=True)
 class TRADES(Adversary):
-    """The loss on clean images, and beta times how far predictions move (Zhang 2019, arXiv 1901.08573)."""
+    """The loss on clean images, and beta times how far predictions move (Zhang 2019, arXiv
+    1901.08573).
+    """
 
     beta: float = 6.0
     needs_clean = True
@@ -110,7 +125,12 @@ class TRADES(Adversary):
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
     """Kullback-Leibler's, from the predictions on clean images to these, summed over images."""
-    return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(clean.float(), 1), reduction="sum", log_target=True)
+    return F.kl_div(
+        F.log_softmax(logits.float(), 1),
+        F.log_softmax(clean.float(), 1),
+        reduction="sum",
+        log_target=True,
+    )
 
 
 def logits_of(output: Any) -> Tensor:
@@ -122,12 +142,18 @@ def logits_of(output: Any) -> Tensor:
 class AdversarialExamples:
     """Examples for the images of a run's batches, normalised as these are.
 
-    They are made in evaluation mode, so that batch norms use and keep their statistics and no path is dropped, and are
-    a function of the network, the images, the seed and the step.
+    They are made in evaluation mode, so that batch norms use and keep their statistics and no path
+    is dropped, and are a function of the network, the images, the seed and the step.
     """
 
     def __init__(
-        self, adversary: Adversary, network: nn.Module, normalisation: Normalisation, *, seed: int, amp: str
+        self,
+        adversary: Adversary,
+        network: nn.Module,
+        normalisation: Normalisation,
+        *,
+        seed: int,
+        amp: str,
     ) -> None:
         self.adversary, self._network, self._seed, self._amp = adversary, network, seed, amp
         mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
@@ -136,7 +162,8 @@ class AdversarialExamples:
     def starts(self, t: int, x: Tensor) -> Tensor:
         """Where the climbs of step t begin, for this process' share x (N, C, H, W) of the batch."""
         number, own = rank(), len(x)
-        # Drawn for the whole batch, so that an image's draw does not depend on how many processes there are.
+        # Drawn for the whole batch, so that an image's draw does not depend on how many processes
+        # there are.
         shape = torch.Size((own * world_size(), *x.shape[1:]))
         drawn = self.adversary.start(shape, generator("cpu", "adversary", self._seed, t))
         return send(drawn[number * own : (number + 1) * own], x.device)
@@ -146,7 +173,11 @@ class AdversarialExamples:
         adversary, bound = self.adversary, self.adversary.eps * self._unit
         low, high = torch.maximum(x - bound, self._black), torch.minimum(x + bound, self._white)
         example = torch.clamp(x + bound * start, low, high)
-        exact = true_gradients(self._network) if adversary.gradient == "true" else contextlib.nullcontext()
+        exact = (
+            true_gradients(self._network)
+            if adversary.gradient == "true"
+            else contextlib.nullcontext()
+        )
         with in_mode(self._network, training=False), frozen(self._network), exact:
             with torch.no_grad():
                 clean = self._logits(x) if adversary.needs_clean else None
@@ -156,7 +187,9 @@ class AdversarialExamples:
                 # Where no error is sent down to the images the example stays as it is.
                 (gradient,) = torch.autograd.grad(raised + 0 * example.sum(), example)
                 with torch.no_grad():
-                    example = torch.clamp(example + adversary.step * self._unit * gradient.sign(), low, high)
+                    example = torch.clamp(
+                        example + adversary.step * self._unit * gradient.sign(), low, high
+                    )
         return example.detach()
 
     def _logits(self, x: Tensor) -> Tensor:

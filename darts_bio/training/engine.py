@@ -1,8 +1,8 @@
 """The one training loop, for search and retraining alike; and evaluation.
 
-A task says what a step is. The loop says when numbers are read, when the state is saved and when to stop, so that a
-run that was stopped after any step and resumed equals one that was not, bit for bit on a CPU. Of several processes each
-runs this loop, in step with the others; the first alone writes.
+A task says what a step is. The loop says when numbers are read, when the state is saved and when to
+stop, so that a run that was stopped after any step and resumed equals one that was not, bit for bit
+on a CPU. Of several processes each runs this loop, in step with the others; the first alone writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Sums:
-    """Several numbers, each summed over `count` values: `totals` (numbers,) float64, in the order of `names`."""
+    """Several numbers, each summed over `count` values: `totals` (numbers,) float64, in the order
+    of `names`.
+    """
 
     names: tuple[str, ...]
     totals: Tensor
@@ -57,11 +59,15 @@ class Meters:
         """Add to the sums of the same names: on a GPU by one kernel."""
         for sums in several:
             if sums.names not in self._sums:
-                begun = torch.tensor([self._begun.pop(name, 0.0) for name in sums.names], dtype=torch.float64)
+                begun = torch.tensor(
+                    [self._begun.pop(name, 0.0) for name in sums.names], dtype=torch.float64
+                )
                 self._sums[sums.names] = send(begun, sums.totals.device)
             for name in sums.names:
                 self._counts[name] = self._counts.get(name, 0) + sums.count
-        torch._foreach_add_([self._sums[sums.names] for sums in several], [sums.totals for sums in several])
+        torch._foreach_add_(
+            [self._sums[sums.names] for sums in several], [sums.totals for sums in several]
+        )
 
     def read(self) -> Numbers:
         """Return the means since the last `clear`. All processes have to read alike."""
@@ -83,7 +89,10 @@ class Meters:
 
     def state_dict(self) -> dict[str, Any]:
         totals = self._totals()
-        return {name: {key: value[i] for key, value in totals.items()} for i, name in enumerate(("sums", "counts"))}
+        return {
+            name: {key: value[i] for key, value in totals.items()}
+            for i, name in enumerate(("sums", "counts"))
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What all processes had together becomes the first one's."""
@@ -93,49 +102,68 @@ class Meters:
 
 
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
-    """A stop was asked for within the end of an epoch; what that has done so far is to be forgotten."""
+    """A stop was asked for within the end of an epoch; what that has done so far is to be
+    forgotten.
+    """
 
 
 class Task(Protocol):
-    """What is trained. `step` makes one update of the weights; `end_epoch` returns what was measured after an epoch."""
+    """What is trained. `step` makes one update of the weights; `end_epoch` returns what was
+    measured after an epoch.
+    """
 
     epochs: int
     steps_per_epoch: int
     images_per_step: int
     subject: dict[str, str]
-    """What a checkpoint is bound to beside the configuration, in words: the data, the genotype that is trained."""
+    """What a checkpoint is bound to beside the configuration, in words: the data, the genotype that
+    is trained."""
 
     @property
     def finished(self) -> bool:
-        """Whether the task wants no further epoch, though there are some left. Asked between epochs."""
+        """Whether the task wants no further epoch, though there are some left. Asked between
+        epochs.
+        """
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets what is constant over an epoch, counted from 0; called again when a run goes on within one."""
+        """Sets what is constant over an epoch, counted from 0; called again when a run goes on
+        within one.
+        """
 
     def step(self, t: int) -> Mapping[str, Sums]:
-        """Make update t, counted from 0 over all epochs. Return what was measured in it, by the name of the images."""
+        """Make update t, counted from 0 over all epochs. Return what was measured in it, by the
+        name of the images.
+        """
 
     def learning_rates(self) -> Numbers: ...
 
     @property
     def measures(self) -> bool:
-        """Whether the end of an epoch may take long, so that a checkpoint is to be made before it."""
+        """Whether the end of an epoch may take long, so that a checkpoint is to be made before
+        it.
+        """
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
-        """What was measured after an epoch. Raises Interrupted if `stop` says so before it is done."""
+        """What was measured after an epoch. Raises Interrupted if `stop` says so before it is
+        done.
+        """
 
     def synchronise(self) -> None:
         """Brings together what differs between processes, before it is measured or saved."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the task needs to go on. A tensor in it that is not finite means that the training diverged."""
+        """All that the task needs to go on. A tensor in it that is not finite means that the
+        training diverged.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `step` updates are done, `epoch` epochs are done or under way (counted from 1)."""
+    """How far a run is: `step` updates are done, `epoch` epochs are done or under way (counted from
+    1).
+    """
 
     step: int
     steps: int
@@ -148,7 +176,8 @@ class Progress:
 
 
 class Listener:
-    """What hears of a run: subclass it and write the methods that you want. It must not change what it is told of.
+    """What hears of a run: subclass it and write the methods that you want. It must not change what
+    it is told of.
 
     >>> class Losses(Listener):
     ...     def __init__(self) -> None:
@@ -164,7 +193,9 @@ class Listener:
         """Hear of a step of `images` images."""
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
-        """Hear, every `log_every` steps, the means since the last record, and the learning rates."""
+        """Hear, every `log_every` steps, the means since the last record, and the learning
+        rates.
+        """
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         """Hear, after each epoch, the means over it and what was measured at its end."""
@@ -219,8 +250,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the numbers of its last whole epoch, and whether it came to its end, or to one before that its
-    task asked for."""
+    """How a run ended: the numbers of its last whole epoch, and whether it came to its end, or to
+    one before that its task asked for.
+    """
 
     numbers: Numbers
     finished: bool
@@ -235,11 +267,13 @@ def fit(
     *,
     log_every: int,
 ) -> Outcome:
-    """Trains until the last epoch, the task's own end or a stop request, saving after each epoch, every five minutes,
-    at the stop, and before the end of an epoch that may take long, which a stop interrupts.
+    """Trains until the last epoch, the task's own end or a stop request, saving after each epoch,
+    every five minutes, at the stop, and before the end of an epoch that may take long, which a stop
+    interrupts.
 
-    Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data or another
-    genotype, if a number or a weight is no longer finite, and if the GPU's memory does not suffice.
+    Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data
+    or another genotype, if a number or a weight is no longer finite, and if the GPU's memory does
+    not suffice.
     """
     record, epoch_means = Meters(), Meters()
     t, last, ended = 0, Numbers(), True
@@ -305,7 +339,8 @@ def fit(
             sums = task.step(t)
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"the GPU's memory does not suffice for a step ({first_line(error)}); try a smaller --batch-size or "
+                f"the GPU's memory does not suffice for a step ({first_line(error)}); try a "
+                "smaller --batch-size or "
                 "fewer --channels"
             ) from None
         record.add(*sums.values())
@@ -324,7 +359,11 @@ def fit(
             except Interrupted:
                 return Outcome(last, False, t)
         stopping = bool(stop)
-        if progress.ends_epoch or stopping or first_says(time.monotonic() - saved_at > SAVE_EVERY_S):
+        if (
+            progress.ends_epoch
+            or stopping
+            or first_says(time.monotonic() - saved_at > SAVE_EVERY_S)
+        ):
             save()
             saved_at = time.monotonic()
     return Outcome(last, t == steps or (t % task.steps_per_epoch == 0 and task.finished), t)
@@ -343,7 +382,9 @@ def run_epoch(task: Task, epoch: int) -> Numbers:
 
 @contextlib.contextmanager
 def fitting(checkpoint: Path) -> Iterator[None]:
-    """Within it a checkpoint's content that is not what is asked of it is an InputError that names the file."""
+    """Within it a checkpoint's content that is not what is asked of it is an InputError that names
+    the file.
+    """
     try:
         yield
     except InputError:
@@ -351,12 +392,15 @@ def fitting(checkpoint: Path) -> Iterator[None]:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{checkpoint}: does not fit the run that its configuration describes "
-            f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, that wrote it"
+            f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, "
+            "that wrote it"
         ) from None
 
 
 def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], where: Path) -> None:
-    """Raises InputError if a checkpoint, of the file `where`, is bound to something else than there is here."""
+    """Raises InputError if a checkpoint, of the file `where`, is bound to something else than there
+    is here.
+    """
     for name, value in here.items():
         if there[name] != value:
             raise InputError(
@@ -367,7 +411,8 @@ def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], wher
 
 def _diverged(what: str, t: int) -> InputError:
     return InputError(
-        f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint before, if there was "
+        f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
+        "before, if there was "
         "one, is whole"
     )
 
@@ -407,13 +452,17 @@ def _finite_tensors(state: dict[str, Any], t: int) -> None:
 
 @torch.no_grad()
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return cross entropy and correct answers of logits (N, classes), each summed over the images: (2,) float64.
+    """Return cross entropy and correct answers of logits (N, classes), each summed over the images:
+    (2,) float64.
 
     labels: (N,), or the classes' shares (N, classes), the largest of which counts as the label.
     """
     logits = logits.detach().float()
     likeliest = labels if labels.dim() == 1 else labels.argmax(1)
-    loss, correct = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == likeliest).sum()
+    loss, correct = (
+        F.cross_entropy(logits, labels, reduction="sum"),
+        (logits.argmax(1) == likeliest).sum(),
+    )
     return torch.stack([loss.double(), correct.double()])
 
 
@@ -423,8 +472,12 @@ def measured(prefix: str, loss_and_accuracy: Tensor, count: int) -> Sums:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none") -> Numbers:
-    """Measure loss and accuracy in evaluation mode. Modes, feedback and random state are left as they were."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none"
+) -> Numbers:
+    """Measure loss and accuracy in evaluation mode. Modes, feedback and random state are left as
+    they were.
+    """
     meters = Meters()
     with in_mode(model, training=False):
         for x, labels in batches:

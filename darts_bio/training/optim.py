@@ -19,16 +19,18 @@ from darts_bio.training.schedules import learning_rate
 
 
 class WeightOptimizer:
-    """SGD with momentum and weight decay, or another of timm's optimizers, at the rate of `learning_rate`.
+    """SGD with momentum and weight decay, or another of timm's optimizers, at the rate of
+    `learning_rate`.
 
-    The gradient is the mean over all processes. Its norm is clipped as that of the weights alone: feedback that is
-    learned is scaled with them. With a recorder that records, the gradients lie where an update that was recorded reads
-    them, and updates of SGD are recorded.
+    The gradient is the mean over all processes. Its norm is clipped as that of the weights alone:
+    feedback that is learned is scaled with them. With a recorder that records, the gradients lie
+    where an update that was recorded reads them, and updates of SGD are recorded.
     """
 
     def __init__(self, model: nn.Module, config: FitConfig, run: Recorder | None = None) -> None:
-        """Raises InputError for an optimizer that timm does not have, or that does not take these options, and for a
-        schedule that there is not."""
+        """Raises InputError for an optimizer that timm does not have, or that does not take these
+        options, and for a schedule that there is not.
+        """
         self._lr = learning_rate(config, config.epochs - 1)
         self.config, self._run = config, run or call
         feedback = learned_feedback(model)
@@ -37,7 +39,9 @@ class WeightOptimizer:
         self.parameters = [*self.weights, *feedback]
         recorded = run is not None and run.records
         self.optimizer = _make(self.parameters, config, recorded)
-        self._kept = [torch.empty_like(parameter) for parameter in self.parameters] if recorded else []
+        self._kept = (
+            [torch.empty_like(parameter) for parameter in self.parameters] if recorded else []
+        )
 
     @property
     def lr(self) -> float:
@@ -53,21 +57,27 @@ class WeightOptimizer:
                 group["lr"] = self._lr
 
     def differentiate(self, losses: Iterable[Tensor]) -> None:
-        """Compute the gradient of the sum of several losses, each of which is made when it is its turn."""
+        """Compute the gradient of the sum of several losses, each of which is made when it is its
+        turn.
+        """
         if not self._kept:
             self.optimizer.zero_grad()
             for loss in losses:
                 loss.backward()
             return
-        # Not by backward(), which would hand gradients over to the stream that first accumulated them.
+        # Not by backward(), which would hand gradients over to the stream that first accumulated
+        # them.
         places = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         sums: dict[int, Tensor] = {}
         for loss in losses:
-            gradients = torch.autograd.grad(loss, [self.parameters[i] for i in places], allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, [self.parameters[i] for i in places], allow_unused=True
+            )
             for i, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:
                     sums[i] = sums[i] + gradient if i in sums else gradient
-        # Flat, since only tensors of the same strides are copied together, and those of dimensions of size 1 differ.
+        # Flat, since only tensors of the same strides are copied together, and those of dimensions
+        # of size 1 differ.
         pairs = [(self._kept[i], gradient) for i, gradient in sums.items()]
         flat = [(mine.view(-1), g.reshape(-1)) for mine, g in pairs if mine.is_contiguous()]
         for same in (flat, [(mine, g) for mine, g in pairs if not mine.is_contiguous()]):
@@ -86,25 +96,33 @@ class WeightOptimizer:
 
     def _update(self) -> None:
         if self.config.clip:
-            norm = nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None], foreach=True)
+            norm = nn.utils.get_total_norm(
+                [p.grad for p in self.weights if p.grad is not None], foreach=True
+            )
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm, foreach=True)
         self.optimizer.step()
 
     @torch.no_grad()
     def virtual_step(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], float | Tensor]:
-        """What the weights would be after an SGD step along these gradients, w - lr (momentum buffer + gradient +
-        decay w), and lr. Nothing is changed. The bound on the norm plays no part, as in the published second order.
+        """What the weights would be after an SGD step along these gradients, w - lr (momentum
+        buffer + gradient + decay w), and lr. Nothing is changed. The bound on the norm plays no
+        part, as in the published second order.
 
         Raises InputError for another optimizer than SGD.
         """
         if self.config.optimizer != "sgd":
             raise InputError(
-                f"--optimizer {self.config.optimizer}: second-order darts differentiates a step of SGD; use "
+                f"--optimizer {self.config.optimizer}: second-order darts differentiates a step of "
+                "SGD; use "
                 "--optimizer sgd, or darts(order=1)"
             )
         after, rate = [], self.optimizer.param_groups[0]["lr"]
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            buffer = self.optimizer.state[weight].get("momentum_buffer") if weight in self.optimizer.state else None
+            buffer = (
+                self.optimizer.state[weight].get("momentum_buffer")
+                if weight in self.optimizer.state
+                else None
+            )
             direction = gradient + self.config.weight_decay * weight
             if buffer is not None:
                 direction = direction + self.config.momentum * buffer
@@ -118,7 +136,9 @@ class WeightOptimizer:
         load_optimizer(self.optimizer, state)
 
 
-def _make(parameters: list[nn.Parameter], config: FitConfig, recorded: bool) -> torch.optim.Optimizer:
+def _make(
+    parameters: list[nn.Parameter], config: FitConfig, recorded: bool
+) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         sgd = SGD(
             parameters,
@@ -139,7 +159,13 @@ def _make(parameters: list[nn.Parameter], config: FitConfig, recorded: bool) -> 
         raise unknown_name("optimizer", config.optimizer, names)
     try:
         return create_optimizer_v2(
-            parameters, config.optimizer, config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            parameters,
+            config.optimizer,
+            config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
         )
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"--optimizer {config.optimizer}: cannot be used ({first_line(error)})") from None
+        raise InputError(
+            f"--optimizer {config.optimizer}: cannot be used ({first_line(error)})"
+        ) from None

@@ -1,4 +1,6 @@
-"""The task of retraining: a discrete network from scratch (arXiv 1806.09055, sections 3.2 and 3.3)."""
+"""The task of retraining: a discrete network from scratch (arXiv 1806.09055, sections 3.2 and
+3.3).
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,19 @@ from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 def config_of_run(folder: Path) -> TrainingConfig:
-    """Read the options of a training. Raises InputError if the folder is not that of one, or lacks its plug-ins."""
+    """Read the options of a training. Raises InputError if the folder is not that of one, or lacks
+    its plug-ins.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise InputError(f"{folder}: expected the run folder of a training, found no {CONFIG_FILE} there")
+        raise InputError(
+            f"{folder}: expected the run folder of a training, found no {CONFIG_FILE} there"
+        )
     kind = kind_of(path, RetrainConfig)
     if not issubclass(kind, TrainingConfig):
-        raise InputError(f"{folder}: expected the run folder of a training, found a run of {named(kind.command)}")
+        raise InputError(
+            f"{folder}: expected the run folder of a training, found a run of {named(kind.command)}"
+        )
     refuse_missing_plugins(folder)
     return kind(**read_yaml(path, kind))
 
@@ -61,7 +69,8 @@ def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> N
     needed = AuxiliaryHead.least_image_behind(STEMS.get(config.stem))
     if config.auxiliary > 0 and min(source.image_size) < needed:
         raise InputError(
-            f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, found "
+            f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, "
+            "found "
             f"{'x'.join(map(str, source.image_size))}; use --auxiliary 0"
         )
     torch.manual_seed(derive_seed("weights", config.seed))
@@ -89,7 +98,8 @@ class Mixing:
 
         if config.batch_size // world_size() % 2:
             raise InputError(
-                f"--batch-size {config.batch_size}: expected an even number of images for each of {world_size()} "
+                f"--batch-size {config.batch_size}: expected an even number of images for each of "
+                f"{world_size()} "
                 "process(es), since mixup and cutmix mix pairs"
             )
         self._mix = Mixup(
@@ -101,17 +111,24 @@ class Mixing:
         self._seed = config.seed
 
     def __call__(self, t: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W), which may be overwritten, and labels (N,), to images and the classes' shares (N, K)."""
+        """Images (N, C, H, W), which may be overwritten, and labels (N,), to images and the
+        classes' shares (N, K).
+        """
         with seeded(derive_seed("mix", self._seed, t)):  # timm draws from NumPy's global generator
             return self._mix(x, labels)
 
 
 class Retraining:
-    """A network, trained on all training images that are not held out. The result is the last epoch's, never the best
-    one's."""
+    """A network, trained on all training images that are not held out. The result is the last
+    epoch's, never the best one's.
+    """
 
-    def __init__(self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device) -> None:
-        """Raises InputError if the batch cannot be shared out, and for options that do not go together."""
+    def __init__(
+        self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device
+    ) -> None:
+        """Raises InputError if the batch cannot be shared out, and for options that do not go
+        together.
+        """
         self.config, self.device, self.epochs, self.source = config, device, config.epochs, source
         refuse_uneven_shares(config.batch_size, world_size(), config.accumulate)
         self.network = network
@@ -144,10 +161,14 @@ class Retraining:
 
     @classmethod
     def of_run(
-        cls, folder: Path, device: torch.device, data_dir: str | None = None, data: ImageData | None = None
+        cls,
+        folder: Path,
+        device: torch.device,
+        data_dir: str | None = None,
+        data: ImageData | None = None,
     ) -> Retraining:
-        """Read a run as its checkpoint holds it, with the data of `data_dir` (by default where the run found them), or
-        those that were handed over.
+        """Read a run as its checkpoint holds it, with the data of `data_dir` (by default where the
+        run found them), or those that were handed over.
 
         Raises InputError if the folder holds no retraining, or one of other data.
         """
@@ -159,13 +180,17 @@ class Retraining:
         with fitting(checkpoint):
             refuse_other_subject(training.subject, state["subject"], checkpoint)
             training.load_state_dict(state["task"])
-            training.begin_epoch(min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch))
+            training.begin_epoch(
+                min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch)
+            )
         return training
 
     def _against(self, config: TrainingConfig) -> AdversarialExamples:
         """Raises InputError for an unknown adversary, or an option it does not have."""
         adversary = ADVERSARIES.build(config.adversarial)
-        return AdversarialExamples(adversary, self.network, self.source.normalisation, seed=config.seed, amp=config.amp)
+        return AdversarialExamples(
+            adversary, self.network, self.source.normalisation, seed=config.seed, amp=config.amp
+        )
 
     def _average(self) -> Any:
         from timm.utils import ModelEmaV3
@@ -183,14 +208,17 @@ class Retraining:
         self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
-        """Move the weights, then renew the feedback. What is computed in between is run by the recorder."""
+        """Move the weights, then renew the feedback. What is computed in between is run by the
+        recorder.
+        """
         x, labels = self.source.batch(t)
         targets = labels
         if self.mixing is not None:
             x, targets = self.mixing(t, x, labels)
         drawn: list[Tensor] = []
         if self.examples is not None:
-            # By several processes they are made with the same statistics, however long ago these were averaged.
+            # By several processes they are made with the same statistics, however long ago these
+            # were averaged.
             average(running_statistics(self.network))
             drawn.append(self.examples.starts(t, x))
         seen = self.run(self._gradients, x, targets, *drawn, situation=self.drops_paths)
@@ -203,15 +231,18 @@ class Retraining:
     def _gradients(self, x: Tensor, targets: Tensor, *starts: Tensor) -> Tensor:
         """Compute the weights' gradients, by parts of the batch, and return what it was worth.
 
-        `starts` says where adversarial examples begin. All are made before the first pass in training, which moves the
-        statistics of batch norms that they are made with.
+        `starts` says where adversarial examples begin. All are made before the first pass in
+        training, which moves the statistics of batch norms that they are made with.
         """
         count = self.config.accumulate
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         examples: list[Tensor | None] = [None] * count
         if self.examples is not None:
             starting = starts[0].chunk(count)
-            examples = [self.examples.made(*part, start) for part, start in zip(parts, starting, strict=True)]
+            examples = [
+                self.examples.made(*part, start)
+                for part, start in zip(parts, starting, strict=True)
+            ]
         outputs: list[Tensor] = []
 
         def losses() -> Iterator[Tensor]:
@@ -224,8 +255,9 @@ class Retraining:
         return loss_and_accuracy(torch.cat(outputs), targets)
 
     def _pass(self, x: Tensor, targets: Tensor, example: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The logits that are counted, and the loss. Against an adversary these are the examples', unless it needs the
-        clean images too: then theirs."""
+        """The logits that are counted, and the loss. Against an adversary these are the examples',
+        unless it needs the clean images too: then theirs.
+        """
         if self.examples is None or example is None:
             output = self._forward(x)
             return logits_of(output), self.loss(output, targets)
@@ -248,23 +280,30 @@ class Retraining:
         smoothing = self.config.label_smoothing if targets.dim() == 1 else 0.0
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         if auxiliary is not None:
-            loss = loss + self.config.auxiliary * F.cross_entropy(auxiliary.float(), targets, label_smoothing=smoothing)
+            loss = loss + self.config.auxiliary * F.cross_entropy(
+                auxiliary.float(), targets, label_smoothing=smoothing
+            )
         return loss
 
     @property
     def damaged(self) -> dict[str, str]:
-        """Files that could not be read, and why: those this process has met, and the others' up to the last epoch."""
+        """Files that could not be read, and why: those this process has met, and the others' up to
+        the last epoch.
+        """
         return self._damaged | dict(self.source.damaged)
 
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 
     def synchronise(self) -> None:
-        """Averages batch norms' statistics over the processes, and makes sure that nothing else differs.
+        """Averages batch norms' statistics over the processes, and makes sure that nothing else
+        differs.
 
         (Adversarial examples depend on these statistics, and have them averaged at each step.)
         """
-        synchronise([self.network] if self.averaged is None else [self.network, self.averaged.module], {})
+        synchronise(
+            [self.network] if self.averaged is None else [self.network, self.averaged.module], {}
+        )
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         parts: list[Measured] = ["valid"] if self.config.holdout else ["test"]
@@ -272,19 +311,28 @@ class Retraining:
             parts.append("test")
         numbers: Numbers = {}
         for part in parts:
-            numbers |= evaluate(self.network, self.source.measured(part), prefix=part, amp=self.config.amp)
+            numbers |= evaluate(
+                self.network, self.source.measured(part), prefix=part, amp=self.config.amp
+            )
             if self.averaged is not None:
                 averaged = self.averaged.module
                 numbers |= evaluate(
-                    averaged, self.source.measured(part), prefix=f"{part}_averaged", amp=self.config.amp
+                    averaged,
+                    self.source.measured(part),
+                    prefix=f"{part}_averaged",
+                    amp=self.config.amp,
                 )
         for theirs in gathered(dict(self.source.damaged)):
             self._damaged |= theirs
-        return numbers | ({"data/damaged_files": float(len(self._damaged))} if self._damaged else {})
+        return numbers | (
+            {"data/damaged_files": float(len(self._damaged))} if self._damaged else {}
+        )
 
     @property
     def result(self) -> str:
-        """The name of the number that a run is made for: the test accuracy, of the averaged network if there is one."""
+        """The name of the number that a run is made for: the test accuracy, of the averaged network
+        if there is one.
+        """
         return "test/accuracy" if self.averaged is None else "test_averaged/accuracy"
 
     @property
@@ -297,7 +345,10 @@ class Retraining:
             "optimizer": self.optimizer.state_dict(),
             # For those who use the trained network without the files and the data it was made from.
             "classes": list(self.source.classes),
-            "normalisation": {"mean": self.source.normalisation.mean, "std": self.source.normalisation.std},
+            "normalisation": {
+                "mean": self.source.normalisation.mean,
+                "std": self.source.normalisation.std,
+            },
             "image_size": list(self.source.image_size),
             "processes": world_size(),
         }

@@ -1,4 +1,5 @@
-"""Schedules: how the learning rate of the weights goes from one epoch to the next. One is a function of
+"""Schedules: how the learning rate of the weights goes from one epoch to the next. One is a
+function of
 
     peak (the rate at the start), last (at the end), epoch (counted from 0), config (the run's options)
 
@@ -42,10 +43,11 @@ def exponential(peak: float, last: float, epoch: int, config: FitConfig) -> floa
 
 
 def learning_rate(config: FitConfig, epoch: int) -> float:
-    """Give the rate of an epoch counted from 0: along a cosine in a search, as the options say in a training.
+    """Give the rate of an epoch counted from 0: along a cosine in a search, as the options say in a
+    training.
 
-    A warm-up takes the place of the schedule's first epochs, and does not put it off. Raises InputError for a schedule
-    that there is not.
+    A warm-up takes the place of the schedule's first epochs, and does not put it off. Raises
+    InputError for a schedule that there is not.
     """
     if not isinstance(config, TrainingConfig):
         return cosine(config.lr, config.lr_min, epoch, config)

@@ -1,7 +1,9 @@
-"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1).
+"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055,
+algorithm 1).
 
-Of several processes each takes its share of both batches, and the gradients of alpha and of w are averaged before they
-are followed. Where a strategy measures individuals, each process measures some, and trains w on whole batches.
+Of several processes each takes its share of both batches, and the gradients of alpha and of w are
+averaged before they are followed. Where a strategy measures individuals, each process measures
+some, and trains w on whole batches.
 """
 
 from __future__ import annotations
@@ -55,11 +57,14 @@ from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, 
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
-"""Individuals whose passes are computed as one, at most: a GPU is idle in a small pass, a CPU is not."""
+"""Individuals whose passes are computed as one, at most: a GPU is idle in a small pass, a CPU is
+not."""
 
 
 class Search:
-    """A supernet's weights w and a strategy's alpha, trained together on two halves of the training images."""
+    """A supernet's weights w and a strategy's alpha, trained together on two halves of the training
+    images.
+    """
 
     def __init__(self, config: SearchConfig, data: ImageData, device: torch.device) -> None:
         self.config, self.device, self.epochs = config, device, config.epochs
@@ -95,9 +100,17 @@ class Search:
         self.images_per_step = 2 * config.batch_size
         self.table = self.space.table(config.rules)
         context = Context(
-            self.space, self.table, config.seed, device, self.epochs, self.steps_per_epoch, recorded=self.run.records
+            self.space,
+            self.table,
+            config.seed,
+            device,
+            self.epochs,
+            self.steps_per_epoch,
+            recorded=self.run.records,
         )
-        self.regularizers: list[Regularizer[Any]] = [REGULARIZERS.build(spec) for spec in config.regularizers]
+        self.regularizers: list[Regularizer[Any]] = [
+            REGULARIZERS.build(spec) for spec in config.regularizers
+        ]
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
         self.strategy_state: StrategyState = self.strategy.begin(context)
@@ -105,8 +118,12 @@ class Search:
             regularizer.accept(self.strategy)
         asked = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
         if len(asked) > 1:
-            raise InputError(f"--regularizers: expected one warmup, found {len(asked)}; leave out all but one")
-        self.warmup_epochs = asked[0] if asked else round(self.strategy.warmup_share(self.epochs) * self.epochs)
+            raise InputError(
+                f"--regularizers: expected one warmup, found {len(asked)}; leave out all but one"
+            )
+        self.warmup_epochs = (
+            asked[0] if asked else round(self.strategy.warmup_share(self.epochs) * self.epochs)
+        )
         self.objective = Objective(
             config.objective,
             self.space,
@@ -139,21 +156,26 @@ class Search:
         idle = [name for name in ("regularizers", "objective", "supernet") if getattr(config, name)]
         if self.strategy.finished and idle:
             raise InputError(
-                f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; leave it out"
+                f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; "
+                "leave it out"
             )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
     def _begin_with(self, folder: Path) -> None:
-        """Takes over the supernet of another run, and of its strategy's state what this strategy wants of it."""
+        """Takes over the supernet of another run, and of its strategy's state what this strategy
+        wants of it.
+        """
         task = read_checkpoint(folder / CHECKPOINT_FILE, "search").get("task", {})
         try:
             self.supernet.load_state_dict(task["supernet"])
             self.strategy_state.begin_with(task["strategy"])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"--supernet {folder}: that run's supernet is not one of this search ({first_line(error)}); use its "
-                "--space, --rules, --channels, --layers and --memory, and for darts_pt its strategy as base"
+                f"--supernet {folder}: that run's supernet is not one of this search "
+                f"({first_line(error)}); use its "
+                "--space, --rules, --channels, --layers and --memory, and for darts_pt its "
+                "strategy as base"
             ) from None
 
     @property
@@ -175,7 +197,8 @@ class Search:
             notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
         if self.share[1] > 1 and not self.strategy.finished:
             notes.append(
-                f"each of {self.share[1]} processes takes {self.config.batch_size // self.share[1]} of a "
+                f"each of {self.share[1]} processes takes "
+                f"{self.config.batch_size // self.share[1]} of a "
                 f"batch's {self.config.batch_size} images"
             )
         if self.began_with != self.share[1]:
@@ -188,7 +211,9 @@ class Search:
         self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
-        """Move alpha, then w, then renew the feedback. What is computed in between is run by the recorder."""
+        """Move alpha, then w, then renew the feedback. What is computed in between is run by the
+        recorder.
+        """
         train, valid = self.train_batches.batch(t), self.valid_batches.batch(t)
         strategy, state = self.strategy, self.strategy_state
         sums: dict[str, Sums] = {}
@@ -241,7 +266,9 @@ class Search:
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.amp):
             logits = self.supernet(batch[0], edge_weights)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in float32 at least
+        logits = logits.to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )  # a loss in float32 at least
         return F.cross_entropy(logits, batch[1]), logits
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
@@ -251,8 +278,14 @@ class Search:
 
     def _penalty(self, shares: EdgeWeights, alpha: Mapping[str, Tensor] | None = None) -> Tensor:
         regularizers = list(zip(self.regularizers, self.regularizer_states, strict=True))
-        total = self.objective.penalty(shares) + sum(r.penalty(state, shares) for r, state in regularizers)
-        return total if alpha is None else total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
+        total = self.objective.penalty(shares) + sum(
+            r.penalty(state, shares) for r, state in regularizers
+        )
+        return (
+            total
+            if alpha is None
+            else total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
+        )
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         numbers: Numbers = {}
@@ -273,9 +306,12 @@ class Search:
         return numbers
 
     @torch.no_grad()
-    def _measure(self, edge_weights: EdgeWeights, first: int, batches: int) -> tuple[Tensor, Tensor]:
-        """`strategies.Measure`, on the validation batches from number `first` on. The processes of torchrun share the
-        individuals; w is the first one's, since GPUs round differently."""
+    def _measure(
+        self, edge_weights: EdgeWeights, first: int, batches: int
+    ) -> tuple[Tensor, Tensor]:
+        """`strategies.Measure`, on the validation batches from number `first` on. The processes of
+        torchrun share the individuals; w is the first one's, since GPUs round differently.
+        """
         from_first([*self.supernet.parameters(), *self.supernet.buffers()])
         count = len(next(iter(edge_weights.values())))
         mine = list(range(rank(), count, world_size()))
@@ -287,32 +323,46 @@ class Search:
                 images += len(labels)
                 if mine:
                     logits = self._logits_of(x, own)
-                    each = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(mine), -1), reduction="none")
+                    each = F.cross_entropy(
+                        logits.transpose(1, 2), labels.expand(len(mine), -1), reduction="none"
+                    )
                     sums[0, mine] += each.double().sum(1).cpu()
                     sums[1, mine] += (logits.argmax(2) == labels).double().sum(1).cpu()
         losses, accuracies = summed(sums) / images
         return losses + self._penalty(edge_weights).double().cpu(), accuracies
 
     def _logits_of(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """(P, N, classes) of P individuals on the same images, as many together as memory and the operations allow."""
+        """(P, N, classes) of P individuals on the same images, as many together as memory and the
+        operations allow.
+        """
         parts: list[Tensor] = []
         count, start = len(next(iter(edge_weights.values()))), 0
         while start < count:
             try:
-                parts.append(self._logits(x, {t: w[start : start + self.together] for t, w in edge_weights.items()}))
+                parts.append(
+                    self._logits(
+                        x, {t: w[start : start + self.together] for t, w in edge_weights.items()}
+                    )
+                )
                 start += self.together
             except RuntimeError as error:
                 if self.together == 1:
                     raise
                 # An operation of a user's own may be one that torch.vmap cannot batch.
-                self.together = self.together // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+                self.together = (
+                    self.together // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+                )
         return torch.cat(parts)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """(P, N, classes) of P individuals on the same images."""
         with autocast(self.device, self.config.amp):
             if len(next(iter(edge_weights.values()))) == 1:
-                return self.supernet(x, {t: w[0] for t, w in edge_weights.items()}).float().unsqueeze(0)
+                return (
+                    self.supernet(x, {t: w[0] for t, w in edge_weights.items()})
+                    .float()
+                    .unsqueeze(0)
+                )
             return torch.vmap(lambda weights: self.supernet(x, weights))(dict(edge_weights)).float()
 
     def learning_rates(self) -> Numbers:
@@ -325,7 +375,9 @@ class Search:
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronise(self) -> None:
-        """Averages batch norms' statistics over the processes, and makes sure that nothing else differs."""
+        """Averages batch norms' statistics over the processes, and makes sure that nothing else
+        differs.
+        """
         of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
         synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
@@ -361,10 +413,15 @@ class _Lookout:
         return dict(self._search.genotype().cells)
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        supernet, (x, labels) = self._search.supernet, self._search.valid_batches.batch(self._number)
+        supernet, (x, labels) = (
+            self._search.supernet,
+            self._search.valid_batches.batch(self._number),
+        )
 
         def loss(weights: Sequence[Tensor]) -> Tensor:
-            return F.cross_entropy(supernet(x, dict(zip(edge_weights, weights, strict=True))).float(), labels)
+            return F.cross_entropy(
+                supernet(x, dict(zip(edge_weights, weights, strict=True))).float(), labels
+            )
 
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
             return mean_of_all(loss, list(edge_weights.values()))

@@ -1,4 +1,6 @@
-"""Trained networks without the data they were trained on: a checkpoint says how its network is built and used."""
+"""Trained networks without the data they were trained on: a checkpoint says how its network is
+built and used.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 class PixelNetwork(nn.Module):
-    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them normalised."""
+    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them
+    normalised.
+    """
 
     mean: Tensor
     std: Tensor
@@ -38,9 +42,9 @@ class PixelNetwork(nn.Module):
 class Trained:
     """A trained network, in evaluation mode on the CPU, and what it takes to use it.
 
-    `mean` and `std` are those of each channel, on pixels in [0, 1]; `image_size` is (height, width); `form` holds
-    `build_network`'s keywords; `config` the options of the run that its checkpoint is bound to; `step` the number of
-    weight updates.
+    `mean` and `std` are those of each channel, on pixels in [0, 1]; `image_size` is (height,
+    width); `form` holds `build_network`'s keywords; `config` the options of the run that its
+    checkpoint is bound to; `step` the number of weight updates.
     """
 
     network: Network
@@ -59,26 +63,33 @@ class Trained:
 
 
 def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
-    """What a run folder of a training holds, or its checkpoint. PyTorch's generator is left as it was.
+    """What a run folder of a training holds, or its checkpoint. PyTorch's generator is left as it
+    was.
 
-    With `averaged` the weights are the run's averaged ones, if it kept such. Rules and operations of your own have to
-    be imported before. Raises InputError if the folder holds no whole checkpoint of a training.
+    With `averaged` the weights are the run's averaged ones, if it kept such. Rules and operations
+    of your own have to be imported before. Raises InputError if the folder holds no whole
+    checkpoint of a training.
     """
     path = checkpoint_of(Path(source))
     refuse_missing_plugins(path.parent)
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]
-        missing = {"network", "genotype", "form", "image_size", "classes", "normalisation"} - set(task)
+        missing = {"network", "genotype", "form", "image_size", "classes", "normalisation"} - set(
+            task
+        )
         if missing:
             raise InputError(
-                f"{path}: expected the training of a genotype's network, found none of {', '.join(sorted(missing))}; "
+                f"{path}: expected the training of a genotype's network, found none of "
+                f"{', '.join(sorted(missing))}; "
                 "a run of an earlier version is written anew when it goes on by --resume"
             )
         genotype, form = from_json(task["genotype"], f"{path}: genotype"), dict(task["form"])
         with torch.random.fork_rng(devices=[]):
             network = build_network(genotype, **form)
-        network.load_state_dict(task["averaged"] if averaged and "averaged" in task else task["network"])
+        network.load_state_dict(
+            task["averaged"] if averaged and "averaged" in task else task["network"]
+        )
         trained = Trained(
             network.eval(),
             genotype,
@@ -97,13 +108,26 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
 def _check(trained: Trained, path: Path) -> None:
     """Raises InputError unless what goes with the network fits it."""
     classes, channels = trained.form["num_classes"], trained.form["in_channels"]
-    named = len(trained.classes) == classes and all(isinstance(name, str) for name in trained.classes)
-    scaled = len(trained.mean) == len(trained.std) == channels and all(std > 0 for std in trained.std)
-    sized = len(trained.image_size) == 2 and all(type(side) is int and side > 0 for side in trained.image_size)
+    named = len(trained.classes) == classes and all(
+        isinstance(name, str) for name in trained.classes
+    )
+    scaled = len(trained.mean) == len(trained.std) == channels and all(
+        std > 0 for std in trained.std
+    )
+    sized = len(trained.image_size) == 2 and all(
+        type(side) is int and side > 0 for side in trained.image_size
+    )
     for name, expected, holds, found in (
         ("classes", f"{classes} names", named, trained.classes),
-        ("normalisation", f"the means and stds of {channels} channels", scaled, (trained.mean, trained.std)),
+        (
+            "normalisation",
+            f"the means and stds of {channels} channels",
+            scaled,
+            (trained.mean, trained.std),
+        ),
         ("image_size", "a height and a width", sized, trained.image_size),
     ):
         if not holds:
-            raise InputError(f"{path}: {name}: expected {expected}, found {brief(found)}; use another checkpoint")
+            raise InputError(
+                f"{path}: {name}: expected {expected}, found {brief(found)}; use another checkpoint"
+            )

@@ -2,7 +2,8 @@
 
     python -m stand_in.cases < CASES.json
 
-Reads the keyword arguments of `outcome` for each case by its name; prints a line [name, outcome] for each.
+Reads the keyword arguments of `outcome` for each case by its name; prints a line [name, outcome]
+for each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
 STEADY = 3
-"""The first step that is like all that follow: all has been recorded, the optimizers have their state."""
+"""The first step that is like all that follow: all has been recorded, the optimizers have their
+state."""
 
 
 def images(n: int = 64, side: int = 32) -> ImageData:
@@ -51,7 +53,14 @@ def training(
 ) -> Retraining:
     """With an auxiliary head, and with drop path from the second epoch on."""
     chosen = load_genotype(genotype) if rule is None else load_genotype(genotype).with_rule(rule)
-    sizes = {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 3, "auxiliary": 0.4, "drop_path": 0.5}
+    sizes = {
+        "channels": 4,
+        "layers": 3,
+        "batch_size": 8,
+        "epochs": 3,
+        "auxiliary": 0.4,
+        "drop_path": 0.5,
+    }
     config = RetrainConfig(**(sizes | {"genotype": genotype} | options))
     return Retraining.of_genotype(config, chosen, images(), torch.device(device))
 
@@ -60,7 +69,9 @@ KINDS: dict[str, Callable[..., Any]] = {"search": search, "training": training}
 
 
 def busy_neighbor(task: Any) -> None:
-    """Have another thread pin memory in each forward pass that is recorded, as a DataLoader's may at any time."""
+    """Have another thread pin memory in each forward pass that is recorded, as a DataLoader's may
+    at any time.
+    """
     network = task.supernet if isinstance(task, Search) else task.network
     kept: list[torch.Tensor] = []
 
@@ -68,7 +79,9 @@ def busy_neighbor(task: Any) -> None:
         if torch.cuda.is_current_stream_capturing():
             # Larger than what PyTorch keeps for the next one, so that CUDA is asked.
             pinned = threading.Thread(
-                target=lambda: kept.append(torch.empty((1 << 22) + (1 << 22) * len(kept)).pin_memory())
+                target=lambda: kept.append(
+                    torch.empty((1 << 22) + (1 << 22) * len(kept)).pin_memory()
+                )
             )
             pinned.start()
             pinned.join()
@@ -76,13 +89,17 @@ def busy_neighbor(task: Any) -> None:
     network.register_forward_pre_hook(pin)
 
 
-def outcome(kind: str, ends: bool = False, neighbor: bool = False, timed: int = 0, **options: Any) -> dict[str, Any]:
-    """Run steps of a search or training, up to the second epoch of the latter, whose drop path makes another recording.
+def outcome(
+    kind: str, ends: bool = False, neighbor: bool = False, timed: int = 0, **options: Any
+) -> dict[str, Any]:
+    """Run steps of a search or training, up to the second epoch of the latter, whose drop path
+    makes another recording.
 
-    `ends` ends an epoch too; `neighbor` is `busy_neighbor`. Returns "error" (a line, or None), the "stage" it came from
-    (start, steps or end) and "where"; "steady", the `counters` of one steady step; "waits", the line that PyTorch
-    raised where the next step would have waited for the device, or None; "host_s", CPU seconds of this thread in each
-    of `timed` further steps; "incidents", "warnings" and "recordings" of all.
+    `ends` ends an epoch too; `neighbor` is `busy_neighbor`. Returns "error" (a line, or None), the
+    "stage" it came from (start, steps or end) and "where"; "steady", the `counters` of one steady
+    step; "waits", the line that PyTorch raised where the next step would have waited for the
+    device, or None; "host_s", CPU seconds of this thread in each of `timed` further steps;
+    "incidents", "warnings" and "recordings" of all.
     """
     found: dict[str, Any] = {"error": None, "waits": None, "recordings": 0}
     incidents()
@@ -101,9 +118,16 @@ def outcome(kind: str, ends: bool = False, neighbor: bool = False, timed: int = 
                 task.end_epoch(task.epochs - 1)
                 task.load_state_dict(task.state_dict())
         except Exception as error:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "darts_bio" in frame.filename]
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "darts_bio" in frame.filename
+            ]
             found["error"] = f"{type(error).__name__}: {first_line(error)}"
-            found["where"] = [f"{frame.filename.rpartition('darts_bio/')[2]}:{frame.lineno}" for frame in frames[-4:]]
+            found["where"] = [
+                f"{frame.filename.rpartition('darts_bio/')[2]}:{frame.lineno}"
+                for frame in frames[-4:]
+            ]
     found["incidents"] = incidents()
     found["warnings"] = sorted({str(warning.message) for warning in heard})
     return found
@@ -131,7 +155,9 @@ def _steps(task: Any, found: dict[str, Any], timed: int) -> None:
         task.begin_epoch(1)
         for t in range(STEADY):
             task.step(task.steps_per_epoch + t)
-    found["recordings"] = sum(recording.graph is not None for recording in task.run.recordings.values())
+    found["recordings"] = sum(
+        recording.graph is not None for recording in task.run.recordings.values()
+    )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""The stand-in for a CUDA device: builds it, starts processes on it, and within these tells what happened.
+"""The stand-in for a CUDA device: builds it, starts processes on it, and within these tells what
+happened.
 
 Built once for a version of PyTorch and of these sources, in a folder of the user's cache.
 """
@@ -23,8 +24,16 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = "libcuda.so.1"
-"""The name by which others look for the driver, which the stand-in is too: loaded first, it is what they find."""
-SOURCES = ("stand_in.h", "runtime.c", "libraries.c", "libraries.py", "device.py", "crt/host_defines.h")
+"""The name by which others look for the driver, which the stand-in is too: loaded first, it is what
+they find."""
+SOURCES = (
+    "stand_in.h",
+    "runtime.c",
+    "libraries.c",
+    "libraries.py",
+    "device.py",
+    "crt/host_defines.h",
+)
 
 
 def why_not() -> str | None:
@@ -36,8 +45,12 @@ def why_not() -> str | None:
     missing = [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]
     if missing:
         return f"the stand-in is built with gcc and nm, and {missing[0]} is not there"
-    absent = [header for header in ("cuda_runtime_api.h", "cudnn_graph.h") if not _folders_of(header)]
-    return f"the stand-in needs {absent[0]} of NVIDIA's wheels, which is not there" if absent else None
+    absent = [
+        header for header in ("cuda_runtime_api.h", "cudnn_graph.h") if not _folders_of(header)
+    ]
+    return (
+        f"the stand-in needs {absent[0]} of NVIDIA's wheels, which is not there" if absent else None
+    )
 
 
 def _folders_of(header: str) -> list[Path]:
@@ -47,7 +60,9 @@ def _folders_of(header: str) -> list[Path]:
 
 @functools.cache
 def build() -> Path:
-    """Return the folder of the library, which is built if it is not there. Raises RuntimeError if it cannot be."""
+    """Return the folder of the library, which is built if it is not there. Raises RuntimeError if
+    it cannot be.
+    """
     sources = b"".join((HERE / name).read_bytes() for name in SOURCES)
     key = f"{torch.__version__}-{hashlib.blake2b(sources, digest_size=8).hexdigest()}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -83,7 +98,16 @@ def _compile(folder: Path) -> None:
     written = [folder / "runtime.o", folder / "libraries.o"]
     (folder / "stubs.c").write_text(stubs(Path(torch.__file__).parent / "lib", written))
     gcc("-c", "stubs.c", "-o", "stubs.o")
-    gcc("-shared", f"-Wl,-soname,{LIBRARY}", "runtime.o", "libraries.o", "stubs.o", "-o", LIBRARY, "-ldl")
+    gcc(
+        "-shared",
+        f"-Wl,-soname,{LIBRARY}",
+        "runtime.o",
+        "libraries.o",
+        "stubs.o",
+        "-o",
+        LIBRARY,
+        "-ldl",
+    )
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -101,10 +125,13 @@ def environment(devices: int = 1) -> dict[str, str]:
 def start(*arguments: str, devices: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments on the stand-in; options are those of `subprocess.run`."""
     command = [sys.executable, "-X", "faulthandler", *arguments]
-    return subprocess.run(command, env=environment(devices), capture_output=True, text=True, **options)
+    return subprocess.run(
+        command, env=environment(devices), capture_output=True, text=True, **options
+    )
 
 
-# ------------------------------------------------------------------------------- within a process on the stand-in
+# ------------------------------------------------------------------------------- within a process
+# on the stand-in
 
 
 @functools.cache
@@ -122,8 +149,9 @@ def counters() -> dict[str, int]:
 
 
 def kernels() -> dict[str, tuple[int, int]]:
-    """Return how often each kernel was launched outside captures, and how often recorded, since the last call, by its
-    mangled name (`c++filt` makes it readable)."""
+    """Return how often each kernel was launched outside captures, and how often recorded, since the
+    last call, by its mangled name (`c++filt` makes it readable).
+    """
     lines = _library().stand_in_kernels().decode().splitlines()
     found: dict[str, tuple[int, int]] = {}
     for launched, captured, name in (line.split(" ", 2) for line in lines):
@@ -133,7 +161,9 @@ def kernels() -> dict[str, tuple[int, int]]:
 
 
 def incidents() -> list[str]:
-    """Return the violations ("cudaMalloc 900") and stray launches (a kernel's name and 0) since the last call."""
+    """Return the violations ("cudaMalloc 900") and stray launches (a kernel's name and 0) since the
+    last call.
+    """
     return _library().stand_in_incidents().decode().splitlines()
 
 

@@ -1,4 +1,5 @@
-"""Writes the C of all that PyTorch imports from CUDA's libraries and that `runtime.c` and `libraries.c` leave out.
+"""Writes the C of all that PyTorch imports from CUDA's libraries and that `runtime.c` and
+`libraries.c` leave out.
 
 What there is to import differs by version of PyTorch, so its own libraries are asked.
 """
@@ -12,8 +13,8 @@ from pathlib import Path
 
 IMPORTING = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
 OURS = re.compile(r"(cublas|cudnn|cuda(?=[A-Z])|cu(?=[A-Z])(?!File))\w+")
-"""Names of the runtime, the driver, cuBLAS and cuDNN. (cuFile, cuFFT, cuSPARSE, NCCL and others stay as they are: they
-are loaded, and not called.)"""
+"""Names of the runtime, the driver, cuBLAS and cuDNN. (cuFile, cuFFT, cuSPARSE, NCCL and others
+stay as they are: they are loaded, and not called.)"""
 LEFT = re.compile(r"cu(blas|dnn)\w*(Version|ErrorString|StatusString|StatusName)\w*")
 """What needs no GPU, and is left to the real library."""
 
@@ -32,7 +33,10 @@ int stand_in_missing(const char *name);
 FORMS = (
     # Objects whose inside nobody sees, except for a handle's stream.
     (CREATES, "int {name}(void **out) {{ *out = calloc(1, 4096); return 0; }}"),
-    (COMPUTES, 'int {name}(Handle *handle) {{ return stand_in_launch({name}, "{name}", handle->stream); }}'),
+    (
+        COMPUTES,
+        'int {name}(Handle *handle) {{ return stand_in_launch({name}, "{name}", handle->stream); }}',
+    ),
     (re.compile("cublas|cudnn"), "int {name}(void) {{ return 0; }}"),
     (re.compile(""), 'int {name}(void) {{ return stand_in_missing("{name}"); }}'),
 )
@@ -41,14 +45,22 @@ FORMS = (
 def names(file: Path, kind: str) -> set[str]:
     """Return the symbols of an object or library: `kind` is --undefined-only or --defined-only."""
     dynamic = ["-D"] if file.suffix == ".so" else []
-    listed = subprocess.run(["nm", *dynamic, kind, str(file)], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["nm", *dynamic, kind, str(file)], capture_output=True, text=True, check=True
+    ).stdout
     return {line.split()[-1].partition("@")[0] for line in listed.splitlines() if line.strip()}
 
 
 def stubs(libraries: Path, written: Iterable[Path]) -> str:
-    """Return C for what the libraries of PyTorch in this folder import and the objects `written` do not define."""
-    wanted: set[str] = set().union(*(names(libraries / file, "--undefined-only") for file in IMPORTING))
+    """Return C for what the libraries of PyTorch in this folder import and the objects `written` do
+    not define.
+    """
+    wanted: set[str] = set().union(
+        *(names(libraries / file, "--undefined-only") for file in IMPORTING)
+    )
     wanted -= set().union(*(names(file, "--defined-only") for file in written))
     own = [name for name in sorted(wanted) if OURS.fullmatch(name) and not LEFT.fullmatch(name)]
     forms = [next(form for pattern, form in FORMS if pattern.match(name)) for name in own]
-    return PREAMBLE + "".join(f"{form.format(name=name)}\n" for name, form in zip(own, forms, strict=True))
+    return PREAMBLE + "".join(
+        f"{form.format(name=name)}\n" for name, form in zip(own, forms, strict=True)
+    )
