@@ -16,15 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
-from darts_bio.networks.mixed import (
-    FoldedCell,
-    MixedCell,
-    SharedOperation,
-    StackedBatchNorm,
-    put_together,
-    take_apart,
-)
+from darts_bio.networks.mixed import FoldedCell, MixedCell
+from darts_bio.networks.parts import SharedOperation, put_together, take_apart
 from darts_bio.networks.reference import ReferenceCell
+from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import (
     RULES,
     InitialLaw,
@@ -204,7 +199,7 @@ class Twins:
             count += one.numel()
         theirs = dict(self.reference.named_parameters())
         for name, parameter in self.fast.named_parameters():
-            if not name.startswith(("cells.", "feedback.")) or ".single." in name:
+            if not name.startswith(("cells.", "feedback.")) or ".alone." in name:
                 near(parameter.grad, theirs[self.reference_name(name)].grad, rel)
                 count += parameter.numel()
         for flat, rows, target in self.carriers():
@@ -341,7 +336,7 @@ class TestOtherRules:
     @pytest.mark.parametrize("rule", [*OTHERS, *FURTHER])
     def test_float64(self, rule: str, cell: type) -> None:
         twins = Twins.of(FEW, ("usf", rule), cell=cell)
-        assert not any(len(block.single) for layers in twins.fast.cells for block in layers.blocks)
+        assert not any(len(block.alone) for layers in twins.fast.cells for block in layers.blocks)
         twins.equal(1e-9)
 
     @pytest.mark.parametrize("rule", OTHERS)
@@ -609,7 +604,7 @@ class TestWhatCannotBeStacked:
             "UniformSignFeedback",
             "FeedbackAlignment",
         }
-        assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        assert any(len(block.alone) for cell in twins.fast.cells for block in cell.blocks)
         twins.equal(1e-11)
 
     def test_nothing_but_such_a_rule(self, normed: str) -> None:
@@ -619,17 +614,20 @@ class TestWhatCannotBeStacked:
         twins = Twins.of(
             f"darts(nodes=2, operations=(none, skip_connect, {gated}, dil_conv_3x3))", ("usf", "fa")
         )
-        assert any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        assert any(len(block.alone) for cell in twins.fast.cells for block in cell.blocks)
         twins.equal(1e-11)
 
     def test_an_operation_whose_rules_do_not_follow_its_candidates(self) -> None:
         @operation("uneven_test_operation")
         def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-            """Two 1x1 convolutions, the second under bp where the first is under fa."""
+            """ReLU and two 1x1 convolutions, the second under bp where the first is under fa."""
             second = RULES.build("bp") if rule == RULES.build("fa") else rule
             first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
             return nn.Sequential(
-                first, pointwise(channels, channels, second), batch_norm(channels, supernet)
+                nn.ReLU(),  # without it the batch norms make the stem's gradient vanish
+                first,
+                pointwise(channels, channels, second),
+                batch_norm(channels, supernet),
             )
 
         try:
@@ -652,7 +650,7 @@ class TestWhatCannotBeStacked:
 
     def test_an_operation_of_known_layers_is_stacked(self, wide: str) -> None:
         twins = Twins.of(f"darts(nodes=2, operations=(none, {wide}, avg_pool_3x3))", ("usf", "fa"))
-        assert not any(len(block.single) for cell in twins.fast.cells for block in cell.blocks)
+        assert not any(len(block.alone) for cell in twins.fast.cells for block in cell.blocks)
         twins.equal(1e-11)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
-from darts_bio.networks.mixed import MixedCell, StackedBatchNorm
+from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.reference import ReferenceCell
+from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules.stacked import SharedFeedback, share_feedback
 from darts_bio.spaces import Space
 

@@ -44,7 +44,7 @@ class StackedConv2d(nn.Module):
         first = members[0]
         assert not isinstance(first.padding, str)
         self.weight = nn.Parameter(torch.cat([member.weight.detach() for member in members]))
-        self.rules: tuple[LearningRule, ...] = tuple(rule for rule, _ in groupby(rules))
+        self.rules: tuple[LearningRule, ...] = tuple(rules)
         self.bound = float(first.initial_law.bound)
         self.names = tuple(names)
         self.stride, self.padding, self.dilation = first.stride, first.padding, first.dilation

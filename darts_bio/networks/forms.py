@@ -1,0 +1,112 @@
+"""What a candidate's module is made of, as plain data that can be compared.
+
+Candidates whose forms differ in nothing but their rules can be computed side by side
+(`networks.plan`).
+
+>>> from darts_bio.networks import build_candidate
+>>> from darts_bio.spaces import Candidate
+>>> module = build_candidate(Candidate("dil_conv_3x3", "fa"), channels=4, stride=1, supernet=True)
+>>> [layer.kind for layer in candidate_form(module)]
+['relu', 'convolution', 'convolution', 'norm']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, rule_carriers
+from darts_bio.spaces.operations import EvenAndOdd, Zero
+
+WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """One layer of a candidate.
+
+    `kind` is "relu", "norm", "convolution", "even and odd" (`EvenAndOdd`), "weightless" (identity
+    and pools), "zero", or "other": a layer that only its author knows. `geometry` holds sizes,
+    strides and the like; `rules` the rule of each of its convolutions.
+    """
+
+    kind: str
+    geometry: tuple[Any, ...] = ()
+    rules: tuple[LearningRule, ...] = ()
+
+
+Form = tuple[LayerForm, ...]
+"""The layers of a candidate, from its input to its output."""
+
+
+def candidate_form(candidate: nn.Module) -> Form:
+    """Return the form of a module that `build_candidate` has built for the supernet.
+
+    The layers of an operation under a direct rule are exact themselves; they count as being under
+    that rule, since the supernet has to keep their errors from leaving it.
+    """
+    direct = candidate.rule if isinstance(candidate, DirectOperation) else None
+    return tuple(_layer_form(layer, direct) for _, layer in leaves(candidate))
+
+
+def leaves(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, layer) of a module that is layers in a row; of any other, the module itself."""
+    if isinstance(module, DirectOperation) and _is_exact(module.operation):
+        yield from leaves(module.operation, f"{name}.operation")
+    elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for child, layer in module.named_children():
+            yield from leaves(layer, f"{name}.{child}")
+    else:
+        yield name, module
+
+
+def without_rules(form: Form) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Return all of a form but its rules: equal for candidates that can stand side by side."""
+    return tuple((layer.kind, layer.geometry) for layer in form)
+
+
+def _is_exact(operation: nn.Module) -> bool:
+    exact = RULES.build("bp")
+    return all(carrier.rule == exact for _, carrier in rule_carriers(operation))
+
+
+def _layer_form(layer: nn.Module, direct: LearningRule | None) -> LayerForm:
+    if type(layer) is nn.ReLU:
+        return LayerForm("relu")
+    if type(layer) is nn.BatchNorm2d and _is_plain_norm(layer):
+        return LayerForm("norm", (layer.num_features, layer.eps, layer.momentum))
+    if type(layer) is RuleConv2d and _is_plain_convolution(layer):
+        return LayerForm("convolution", _geometry(layer), (direct or layer.rule,))
+    if type(layer) is EvenAndOdd and all(map(_is_plain_convolution, (layer.even, layer.odd))):
+        halves = (layer.even, layer.odd)
+        geometry = tuple(_geometry(half) for half in halves)
+        return LayerForm("even and odd", geometry, tuple(direct or half.rule for half in halves))
+    if type(layer) in WEIGHTLESS:
+        return LayerForm("weightless", (repr(layer),))
+    if type(layer) is Zero:
+        return LayerForm("zero", (layer.stride,))
+    return LayerForm("other", (repr(layer),))
+
+
+def _is_plain_norm(norm: nn.BatchNorm2d) -> bool:
+    """Tell whether a batch norm is as operations have it in the supernet."""
+    return not norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def _is_plain_convolution(convolution: RuleConv2d) -> bool:
+    """Tell whether a convolution can stand beside others; a direct rule of its own forbids it."""
+    plain_padding = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return plain_padding and convolution.bias is None and not convolution.rule.direct
+
+
+def _geometry(convolution: RuleConv2d) -> tuple[Any, ...]:
+    return (
+        tuple(convolution.weight.shape),
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )

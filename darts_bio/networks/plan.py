@@ -1,0 +1,197 @@
+"""The plan of a batched cell: which candidates are computed together, and where their weights go.
+
+The edges that leave one node of a supernet's cell read the same maps. A `BlockPlan` stands for all
+of them. It has a `Part` for each operation, which is computed in one of three ways:
+
+    shared    layers without weights, and batch norms: computed once, whatever the rules and edges
+    stacked   the same layers under R rules, on E edges: R*E members side by side in each layer
+    alone     anything else: one candidate after the other, as in the reference
+
+Edges that carry nothing (`none`) take no part. A *lane* is one candidate on one edge: the place
+where its weight is needed. Lanes are numbered through the cell in the order part, candidate, edge;
+`CellPlan.lane_order` says which entry of the (edges, candidates) weights each lane is handed.
+
+A plan is plain data. Here are two input nodes and one node that both lead to, by one edge each:
+
+>>> from darts_bio.networks import SuperNet
+>>> from darts_bio.spaces import SPACES
+>>> operations = "none, skip_connect, max_pool_3x3, sep_conv_3x3, dil_conv_3x3"
+>>> space = SPACES.build(f"darts(nodes=1, operations=({operations}))")
+>>> net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=10)
+>>> print(net.cells[0].plan)
+node 0, stride 1, by edge 0 to node 2
+    skip_connect   shared   lane 0
+    max_pool_3x3   shared   lane 1
+    sep_conv_3x3   stacked  lanes 2 to 3: fa, usf
+    dil_conv_3x3   stacked  lanes 4 to 5: fa, usf
+node 1, stride 1, by edge 1 to node 2
+    skip_connect   shared   lane 6
+    max_pool_3x3   shared   lane 7
+    sep_conv_3x3   stacked  lanes 8 to 9: fa, usf
+    dil_conv_3x3   stacked  lanes 10 to 11: fa, usf
+
+The weights of edge 0 are those of none, skip_connect, max_pool_3x3, sep_conv_3x3 under fa and under
+usf, dil_conv_3x3 under both. Lane 2 takes entry 3:
+
+>>> net.cells[0].plan.lane_order[:6]
+(1, 2, 3, 4, 5, 6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from darts_bio.networks.forms import Form, without_rules
+from darts_bio.spaces import Space
+from darts_bio.spaces.base import Row
+
+Way = Literal["shared", "stacked", "alone"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One operation on the E edges that leave a node.
+
+    `columns` are the places of its candidates in the row of edge weights, and `rules` the names of
+    their rules, None where the operation has no weights.
+    """
+
+    operation: str
+    way: Way
+    columns: tuple[int, ...]
+    rules: tuple[str | None, ...]
+    edges: int
+
+    @property
+    def lanes(self) -> list[tuple[int, int]]:
+        """(edge, column) of each lane: candidate by candidate, and for each edge by edge."""
+        return [(edge, column) for column in self.columns for edge in range(self.edges)]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """The edges that leave the node `source`: edge `edges[e]` leads to the node `targets[e]`."""
+
+    source: int
+    stride: int
+    edges: tuple[int, ...]
+    targets: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The blocks of a cell in the order of their sources, and the width of a row of weights."""
+
+    blocks: tuple[BlockPlan, ...]
+    candidates: int
+
+    @property
+    def lane_order(self) -> tuple[int, ...]:
+        """For each lane its entry in the flattened (edges, candidates) weights."""
+        return tuple(
+            block.edges[edge] * self.candidates + column
+            for block in self.blocks
+            for part in block.parts
+            for edge, column in part.lanes
+        )
+
+    def __str__(self) -> str:
+        lines, lane = [], 0
+        for block in self.blocks:
+            edges = " and ".join(
+                f"edge {edge} to node {node}"
+                for edge, node in zip(block.edges, block.targets, strict=True)
+            )
+            lines.append(f"node {block.source}, stride {block.stride}, by {edges}")
+            for part in block.parts:
+                last = lane + len(part.lanes) - 1
+                numbers = f"lane {lane}" if last == lane else f"lanes {lane} to {last}"
+                rules = ", ".join(rule for rule in part.rules if rule is not None)
+                text = f"{numbers}: {rules}" if rules else numbers
+                lines.append(f"    {part.operation:<14} {part.way:<8} {text}")
+                lane = last + 1
+        return "\n".join(lines)
+
+
+def plan_cell(
+    space: Space, cell_type: str, rows: Sequence[Row], forms: Sequence[Sequence[Form]]
+) -> CellPlan:
+    """Plan a cell from the forms of its candidates.
+
+    Args:
+        space: the space, which says which edges there are.
+        cell_type: the type of the cell, which decides the strides.
+        rows: the candidates of each edge.
+        forms: for each edge the forms of its candidates, without those that pad the row.
+    """
+    # Edges with different candidates are in different blocks, though they leave the same node.
+    leaving: dict[tuple[int, Row], list[int]] = {}
+    for edge, (_, source) in enumerate(space.edges):
+        leaving.setdefault((source, rows[edge]), []).append(edge)
+    by_source = sorted(leaving.items(), key=lambda item: item[0][0])
+    blocks = [
+        BlockPlan(
+            source,
+            space.stride(cell_type, source),
+            tuple(edges),
+            tuple(space.edges[edge][0] for edge in edges),
+            tuple(plan_parts(row, [forms[edge] for edge in edges])),
+        )
+        for (source, row), edges in by_source
+    ]
+    return CellPlan(tuple(blocks), len(rows[0]))
+
+
+def plan_parts(row: Row, forms: Sequence[Sequence[Form]]) -> list[Part]:
+    """Plan the edges that leave a node: `forms[e][column]` is that of a candidate on edge e.
+
+    What runs alone comes last; all else is in the order of the operations in the row.
+    """
+    columns = [column for column, candidate in enumerate(row) if candidate is not None]
+    nonzero = [column for column in columns if not _is_zero([edge[column] for edge in forms])]
+    groups: dict[object, tuple[Way, list[int]]] = {}
+    for column in nonzero or columns:  # zeros alone tell the shape of the output
+        candidate = row[column]
+        assert candidate is not None
+        members = [edge[column] for edge in forms]
+        way = _way(members)
+        shape = None if way == "alone" else without_rules(members[0])
+        groups.setdefault((candidate.op, way, shape), (way, []))[1].append(column)
+    parts = [_part(row, way, own, len(forms)) for way, own in groups.values()]
+    return sorted(parts, key=lambda part: part.way == "alone")
+
+
+def _part(row: Row, way: Way, columns: Sequence[int], edges: int) -> Part:
+    candidates = [candidate for column in columns if (candidate := row[column]) is not None]
+    rules = tuple(candidate.rule for candidate in candidates)
+    return Part(candidates[0].op, way, tuple(columns), rules, edges)
+
+
+def _is_zero(members: Iterable[Form]) -> bool:
+    return all([layer.kind for layer in form] == ["zero"] for form in members)
+
+
+def _way(members: Sequence[Form]) -> Way:
+    """Choose how a candidate is computed, from its forms on the edges that leave the node."""
+    form = members[0]
+    if any(other != form for other in members):
+        return "alone"
+    if all(layer.kind in ("weightless", "norm") for layer in form):
+        return "shared"
+    return "stacked" if _stacks(form) else "alone"
+
+
+def _stacks(form: Form) -> bool:
+    """Tell whether members of this form can stand side by side.
+
+    Their common input is repeated for each of them by their first convolution, so nothing but ReLUs
+    may come before it.
+    """
+    after_relus = [layer for layer in form if layer.kind != "relu"]
+    if not after_relus or after_relus[0].kind not in ("convolution", "even and odd"):
+        return False
+    known = all(layer.kind in ("convolution", "norm") for layer in after_relus[1:])
+    return known and all(rule.batched for layer in form for rule in layer.rules)

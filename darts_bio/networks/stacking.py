@@ -1,0 +1,154 @@
+"""Layers that stand for M equal layers of candidates, side by side along the channels.
+
+Names of tensors end in their dimensions:
+
+    n batch    h, w pixels    p = n*h*w pixels of the batch    c channels of one candidate
+    e edges that leave the node    r rules    m = r*e members, in the order (rule, edge)
+
+A map of all members, x_nMhw, has (N, M*C, H, W), and lies in memory channels last, so that a pixel's
+channels of all members are neighbors: (N, H, W, M, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.networks.folded import FoldedMixture
+from darts_bio.rules import LearningRule
+from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.spaces.operations import EvenAndOdd, even_pixels, odd_pixels
+
+
+class LaneWeights(NamedTuple):
+    """The edge weights of L lanes, in the three forms in which they are used.
+
+    `each` is (L,). `factors` is (L,) in the dtype of the maps, which therefore keep theirs.
+    `by_channel` is (L*C,), each weight C times: the gain of a batch norm.
+    """
+
+    each: Tensor
+    factors: Tensor
+    by_channel: Tensor
+
+
+class StackedBatchNorm(nn.Module):
+    """The batch norms of M members, without gain and bias of their own.
+
+    `names` says where the members stand in the reference.
+    """
+
+    def __init__(self, members: Sequence[nn.BatchNorm2d], names: Sequence[str]) -> None:
+        super().__init__()
+        first = members[0]
+        self.names = tuple(names)
+        self.track_running_stats = True
+        self.eps, self.momentum = first.eps, float(first.momentum or 0)  # None is not stacked
+        for statistic in ("running_mean", "running_var"):
+            values = [getattr(member, statistic) for member in members]
+            self.register_buffer(statistic, torch.cat(values))
+
+    def forward(self, x_nMhw: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Normalize (N, M*C, H, W), times `gain` (M*C,) if there is one."""
+        if not self.track_running_stats:
+            return F.batch_norm(x_nMhw, None, None, gain, None, True, 0.0, self.eps)
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(
+            x_nMhw, mean, variance, gain, None, self.training, self.momentum, self.eps
+        )
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
+        """Move the running statistics towards a batch's mean and biased variance, each (M*C,), over
+        `pixels` pixels.
+        """
+        if not self.track_running_stats:
+            return
+        self.get_buffer("running_mean").lerp_(mean, self.momentum)
+        unbiased = variance * (pixels / max(1, pixels - 1))
+        self.get_buffer("running_var").lerp_(unbiased, self.momentum)
+
+    def mix(self, x_nMhw: Tensor, weights: LaneWeights, edges: int) -> Tensor:
+        """Normalize, weight and sum over the rules: (N, M*C, H, W) -> (N, H, W, E, C).
+
+        A member's edge weight costs nothing here: it is the gain of its batch norm.
+        """
+        y_nhwmc = by_member(self(x_nMhw, weights.by_channel), len(self.names))
+        return y_nhwmc.unflatten(3, (-1, edges)).sum(3)  # M -> R, E
+
+
+def by_member(y_nMhw: Tensor, members: int) -> Tensor:
+    """View (N, M*C, H, W) as (N, H, W, M, C)."""
+    return y_nMhw.permute(0, 2, 3, 1).unflatten(3, (members, -1))
+
+
+class FoldedNorm(nn.Module):
+    """A stacked pointwise convolution and its batch norm as one product (`networks.folded`).
+
+    In training it keeps nothing between the two; in evaluation they run one after the other.
+    """
+
+    def __init__(self, convolution: StackedConv2d, norm: StackedBatchNorm) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+        # A variance is a difference of large numbers: the product that yields it is in float32.
+        convolution.casts = False
+
+    def forward(self, x_nMhw: Tensor) -> Tensor:
+        """Convolve and normalize: (N, M*I, H, W) -> (N, M*C, H, W)."""
+        if not self.training:
+            return self.norm(self.convolution(x_nMhw))
+        members = len(self.norm.names)
+        ones_m = torch.ones(members, dtype=self.convolution.weight.dtype, device=x_nMhw.device)
+        y_nhwmc = self._folded(x_nMhw, ones_m, members)
+        return y_nhwmc.flatten(3).permute(0, 3, 1, 2)
+
+    def mix(self, x_nMhw: Tensor, weights: LaneWeights, edges: int) -> Tensor:
+        """Convolve, then do as `StackedBatchNorm.mix`: (N, M*I, H, W) -> (N, H, W, E, C)."""
+        if not self.training:
+            return self.norm.mix(self.convolution(x_nMhw), weights, edges)
+        return self._folded(x_nMhw, weights.each, edges)
+
+    def _folded(self, x_nMhw: Tensor, gains_m: Tensor, outputs: int) -> Tensor:
+        """Return (N, H, W, outputs, C), summed over members that share an output."""
+        weight, kernel = self.convolution.lent()
+        self.convolution.note(x_nMhw, weight.to(x_nMhw.dtype))
+        y, mean, variance, *_ = FoldedMixture.apply(
+            x_nMhw, weight, kernel, gains_m, outputs, self.norm.eps
+        )
+        self.norm.follow(mean, variance, x_nMhw.shape[0] * x_nMhw.shape[2] * x_nMhw.shape[3])
+        return y
+
+
+class StackedEvenAndOdd(nn.Module):
+    """`EvenAndOdd` of M members on one input: (N, C, H, W) -> (N, M*C', H', W')."""
+
+    def __init__(
+        self,
+        members: Sequence[EvenAndOdd],
+        names: Sequence[str],
+        rules: tuple[Sequence[LearningRule], Sequence[LearningRule]],
+    ) -> None:
+        """`rules` holds, for the even and the odd convolution, the rules of the members' columns."""
+        super().__init__()
+        self.even, self.odd = (
+            StackedConv2d(
+                [getattr(member, half) for member in members],
+                [f"{name}.{half}" for name in names],
+                of_half,
+                shared=True,
+            )
+            for half, of_half in zip(("even", "odd"), rules, strict=True)
+        )
+        self.members = len(members)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Put each member's two halves next to each other."""
+        even_nhwmc = by_member(self.even(even_pixels(x_nchw)), self.members)
+        odd_nhwmc = by_member(self.odd(odd_pixels(x_nchw)), self.members)
+        y_nhwmc = torch.cat([even_nhwmc, odd_nhwmc], dim=4)
+        return y_nhwmc.flatten(3).permute(0, 3, 1, 2)
