@@ -274,7 +274,6 @@ def full_size() -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="17,032 nodes: 3,032 of them casts")
 def test_the_graphs_at_full_size_are_small(full_size: Outcome) -> None:
     assert full_size["steady"]["replayed"] <= 10_000
 

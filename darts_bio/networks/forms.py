@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -22,6 +22,16 @@ from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, ru
 from darts_bio.spaces.operations import EvenAndOdd, Zero
 
 WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
+
+
+class Geometry(NamedTuple):
+    """What convolutions have to agree in to stand side by side."""
+
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,20 @@ class LayerForm:
     kind: str
     geometry: tuple[Any, ...] = ()
     rules: tuple[LearningRule, ...] = ()
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """That of a convolution, by dimension."""
+        return self.geometry[0].dilation
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a convolution that multiplies the channels of each pixel by a matrix."""
+        if self.kind != "convolution":
+            return False
+        (geometry,) = self.geometry
+        each_pixel = geometry.weight[2:] == (1, 1) and geometry.stride == (1, 1)
+        return each_pixel and geometry.padding == (0, 0) and geometry.groups == 1
 
 
 Form = tuple[LayerForm, ...]
@@ -79,7 +103,7 @@ def _layer_form(layer: nn.Module, direct: LearningRule | None) -> LayerForm:
     if type(layer) is nn.BatchNorm2d and _is_plain_norm(layer):
         return LayerForm("norm", (layer.num_features, layer.eps, layer.momentum))
     if type(layer) is RuleConv2d and _is_plain_convolution(layer):
-        return LayerForm("convolution", _geometry(layer), (direct or layer.rule,))
+        return LayerForm("convolution", (_geometry(layer),), (direct or layer.rule,))
     if type(layer) is EvenAndOdd and all(map(_is_plain_convolution, (layer.even, layer.odd))):
         halves = (layer.even, layer.odd)
         geometry = tuple(_geometry(half) for half in halves)
@@ -102,8 +126,9 @@ def _is_plain_convolution(convolution: RuleConv2d) -> bool:
     return plain_padding and convolution.bias is None and not convolution.rule.direct
 
 
-def _geometry(convolution: RuleConv2d) -> tuple[Any, ...]:
-    return (
+def _geometry(convolution: RuleConv2d) -> Geometry:
+    assert not isinstance(convolution.padding, str)
+    return Geometry(
         tuple(convolution.weight.shape),
         convolution.stride,
         convolution.padding,

@@ -32,8 +32,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.networks.forms import candidate_form
-from darts_bio.networks.parts import SharedOperation, StackedOperation
-from darts_bio.networks.plan import BlockPlan, CellPlan, plan_cell
+from darts_bio.networks.parts import (
+    JoinedOperation,
+    JoinedOperations,
+    NodeMaps,
+    SharedOperation,
+    StackedOperation,
+    fold,
+    stacked_layers,
+)
+from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights
 from darts_bio.rules import DirectOperation
@@ -49,57 +57,86 @@ class SourceBlock(nn.Module):
     """
 
     def __init__(self, plan: BlockPlan, edges: Sequence[MixedOperation], folded: bool) -> None:
-        """Build it from the reference's `edges`, those of the plan in its order."""
+        """Build it from the reference's `edges`, those of the plan in its order.
+
+        `folded` folds pointwise convolutions and the batch norms behind them, each for itself.
+        """
         super().__init__()
         self.plan = plan
-        self.together, self.alone = nn.ModuleList(), nn.ModuleList()
-        self.alone_edges: tuple[int, ...] = ()
-        self.names: tuple[str, ...] = ()
-        directs: list[DirectOperation] = []
+        self.lane_counts: list[int] = []
+        """The numbers of lanes whose weights `forward` takes one after the other."""
+        candidates = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
+        names = {
+            part: [f"edges.{plan.edges[e]}.{column}" for e, column in part.lanes]
+            for part in plan.parts
+        }
+
+        def layers(part: Part) -> list[nn.Module]:
+            return stacked_layers(candidates[part], names[part], len(edges))
+
+        joined = [part for part in plan.parts if part.joined and not folded]
+        operations = [
+            JoinedOperation.shared(candidates[part], names[part])
+            if part.way == "shared"
+            else JoinedOperation.stacked(layers(part))
+            for part in joined
+        ]
+        self.joined = JoinedOperations(operations, len(edges)) if joined else None
+        if joined:
+            self.lane_counts.append(sum(len(part.lanes) for part in joined))
+
+        self.apart = nn.ModuleList()
+        """The parts that are not joined, but for candidates that run alone."""
         for part in plan.parts:
-            candidates = [edges[e][column] for e, column in part.lanes]
-            names = [f"edges.{plan.edges[e]}.{column}" for e, column in part.lanes]
-            if part.way == "alone":
-                self.alone.extend(candidates)
-                self.alone_edges += tuple(e for e, _ in part.lanes)
-                self.names += tuple(names)
+            if part in joined or part.way == "alone":
                 continue
-            if part.way == "shared":
-                self.together.append(SharedOperation(candidates[0], names, part.edges))
-            else:
-                self.together.append(StackedOperation(candidates, names, part.edges, folded))
-            directs += [module for module in candidates if isinstance(module, DirectOperation)]
+            members = len(part.lanes)
+            self.apart.append(
+                SharedOperation(candidates[part][0], names[part], len(edges))
+                if part.way == "shared"
+                else StackedOperation(
+                    fold(layers(part)) if folded else layers(part), members, len(edges)
+                )
+            )
+            self.lane_counts.append(members)
+
+        alone = [part for part in plan.parts if part.way == "alone"]
+        self.alone = nn.ModuleList(module for part in alone for module in candidates[part])
+        self.alone_edges = [e for part in alone for e, _ in part.lanes]
+        self.names = tuple(name for part in alone for name in names[part])
+        self.lane_counts += [1] * len(self.alone)
+
+        directs = [
+            module
+            for part in plan.parts
+            if part.way == "stacked"
+            for module in candidates[part]
+            if isinstance(module, DirectOperation)
+        ]
         by_rule = groupby(sorted((module.rule for module in directs), key=str))
         self.direct = nn.ModuleList(
             StackedDirect(rule, len(list(same)), directs[0].channels) for rule, same in by_rule
         )
-        """For each direct rule, what sends the output's error to the node for all its candidates."""
+        """For each direct rule, what sends the output's error to the node for its candidates."""
 
-    @property
-    def lane_counts(self) -> list[int]:
-        """The numbers of lanes whose weights `forward` takes one after the other."""
-        counts: list[int] = []
-        for part in self.plan.parts:
-            lanes = len(part.lanes)
-            counts += [1] * lanes if part.way == "alone" else [lanes]
-        return counts
+    def forward(self, x_nchw: Tensor, weights: Iterator[LaneWeights]) -> dict[int, Tensor]:
+        """Map the node's output (N, C, H, W) to what each edge e brings, (N, C, H', W').
 
-    def forward(self, x_nchw: Tensor, weights: Sequence[LaneWeights]) -> dict[int, Tensor]:
-        """Map the node's output (N, C, H, W) to what each edge e brings, (N, C, H', W')."""
+        `weights` yields those of so many lanes as `lane_counts` says.
+        """
         x = x_nchw
         for carrier in self.direct:
             x = carrier(x)
-        rectified = x.relu()
-        total_nhwec: Tensor | None = None
-        for part, lanes in zip(self.together, weights, strict=False):
-            y_nhwec = part(x, rectified, lanes)
-            total_nhwec = y_nhwec if total_nhwec is None else total_nhwec + y_nhwec
+        maps = NodeMaps(x)
+        total: Tensor | None = None  # (N, H', W', E, C)
+        for part in self.apart if self.joined is None else [self.joined, *self.apart]:
+            y_nhwec = part(maps, next(weights))
+            total = y_nhwec if total is None else total + y_nhwec
         sums: dict[int, Tensor] = {}
-        if total_nhwec is not None:
-            sums = dict(enumerate(y.permute(0, 3, 1, 2) for y in total_nhwec.unbind(3)))
-        rest = weights[len(self.together) :]
-        for e, module, weight in zip(self.alone_edges, self.alone, rest, strict=True):
-            _add(sums, e, weight.factors * module(x_nchw))
+        if total is not None:
+            sums = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3)))
+        for e, module in zip(self.alone_edges, self.alone, strict=True):
+            _add(sums, e, next(weights).factors * module(x_nchw))
         return sums
 
 
@@ -198,8 +235,7 @@ class MixedCell(nn.Module):
                 x, passing = self.partial(x, plan.stride)
                 for edge, node in zip(plan.edges, plan.targets, strict=True):
                     _add(passed, node, passing_weights[edge] * passing)
-            block_lanes = [next(lanes) for _ in block.lane_counts]
-            for e, y in block(x, block_lanes).items():
+            for e, y in block(x, lanes).items():
                 _add(mixed, plan.targets[e], y)
         return torch.cat([output(node) for node in self.outputs], dim=1)
 

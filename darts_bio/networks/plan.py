@@ -3,13 +3,17 @@
 The edges that leave one node of a supernet's cell read the same maps. A `BlockPlan` stands for all
 of them. It has a `Part` for each operation, which is computed in one of three ways:
 
-    shared    layers without weights, and batch norms: computed once, whatever the rules and edges
     stacked   the same layers under R rules, on E edges: R*E members side by side in each layer
+    shared    layers without weights, and batch norms: computed once, whatever the rules and edges
     alone     anything else: one candidate after the other, as in the reference
 
-Edges that carry nothing (`none`) take no part. A *lane* is one candidate on one edge: the place
-where its weight is needed. Lanes are numbered through the cell in the order part, candidate, edge;
-`CellPlan.lane_order` says which entry of the (edges, candidates) weights each lane is handed.
+Stacked parts that end with a pointwise convolution and a batch norm, and shared parts that end with
+a batch norm, are *joined*: one batch norm serves all of them, with the edge weights as its gain.
+Edges that carry nothing (`none`) take no part.
+
+A *lane* is one candidate on one edge: the place where its weight is needed. Lanes are numbered
+through the cell in the order part, candidate, edge; `CellPlan.lane_order` says which entry of the
+(edges, candidates) weights each lane is handed.
 
 A plan is plain data. Here are two input nodes and one node that both lead to, by one edge each:
 
@@ -20,34 +24,36 @@ A plan is plain data. Here are two input nodes and one node that both lead to, b
 >>> net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=10)
 >>> print(net.cells[0].plan)
 node 0, stride 1, by edge 0 to node 2
-    skip_connect   shared   lane 0
-    max_pool_3x3   shared   lane 1
-    sep_conv_3x3   stacked  lanes 2 to 3: fa, usf
-    dil_conv_3x3   stacked  lanes 4 to 5: fa, usf
+    max_pool_3x3   shared, joined    lane 0
+    sep_conv_3x3   stacked, joined   lanes 1 to 2: fa, usf
+    dil_conv_3x3   stacked, joined   lanes 3 to 4: fa, usf
+    skip_connect   shared            lane 5
 node 1, stride 1, by edge 1 to node 2
-    skip_connect   shared   lane 6
-    max_pool_3x3   shared   lane 7
-    sep_conv_3x3   stacked  lanes 8 to 9: fa, usf
-    dil_conv_3x3   stacked  lanes 10 to 11: fa, usf
+    max_pool_3x3   shared, joined    lane 6
+    sep_conv_3x3   stacked, joined   lanes 7 to 8: fa, usf
+    dil_conv_3x3   stacked, joined   lanes 9 to 10: fa, usf
+    skip_connect   shared            lane 11
 
 The weights of edge 0 are those of none, skip_connect, max_pool_3x3, sep_conv_3x3 under fa and under
-usf, dil_conv_3x3 under both. Lane 2 takes entry 3:
+usf, dil_conv_3x3 under both. Lane 0 takes entry 2:
 
 >>> net.cells[0].plan.lane_order[:6]
-(1, 2, 3, 4, 5, 6)
+(2, 3, 4, 5, 6, 1)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from darts_bio.networks.forms import Form, without_rules
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
 
-Way = Literal["shared", "stacked", "alone"]
+Way = Literal["stacked", "shared", "alone"]
+WAYS: tuple[Way, ...] = ("stacked", "shared", "alone")
+"""In the order in which a block computes them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Part:
 
     operation: str
     way: Way
+    joined: bool
     columns: tuple[int, ...]
     rules: tuple[str | None, ...]
     edges: int
@@ -111,7 +118,8 @@ class CellPlan:
                 numbers = f"lane {lane}" if last == lane else f"lanes {lane} to {last}"
                 rules = ", ".join(rule for rule in part.rules if rule is not None)
                 text = f"{numbers}: {rules}" if rules else numbers
-                lines.append(f"    {part.operation:<14} {part.way:<8} {text}")
+                way = f"{part.way}, joined" if part.joined else part.way
+                lines.append(f"    {part.operation:<14} {way:<17} {text}")
                 lane = last + 1
         return "\n".join(lines)
 
@@ -148,30 +156,69 @@ def plan_cell(
 def plan_parts(row: Row, forms: Sequence[Sequence[Form]]) -> list[Part]:
     """Plan the edges that leave a node: `forms[e][column]` is that of a candidate on edge e.
 
-    What runs alone comes last; all else is in the order of the operations in the row.
+    Joined parts come first, those without dilation before the others, whose pixels lie in another
+    order (`networks.parts.JoinedOperations`); then the others in the order of `WAYS`. Where all
+    that is equal, the order is that of the operations in the row.
     """
     columns = [column for column, candidate in enumerate(row) if candidate is not None]
     nonzero = [column for column in columns if not _is_zero([edge[column] for edge in forms])]
-    groups: dict[object, tuple[Way, list[int]]] = {}
+    groups: dict[object, _Group] = {}
     for column in nonzero or columns:  # zeros alone tell the shape of the output
         candidate = row[column]
         assert candidate is not None
         members = [edge[column] for edge in forms]
         way = _way(members)
         shape = None if way == "alone" else without_rules(members[0])
-        groups.setdefault((candidate.op, way, shape), (way, []))[1].append(column)
-    parts = [_part(row, way, own, len(forms)) for way, own in groups.values()]
-    return sorted(parts, key=lambda part: part.way == "alone")
+        key = (candidate.op, way, shape)
+        groups.setdefault(key, _Group(way, members[0], [])).columns.append(column)
+    norms = [group.form[-1] for group in groups.values() if group.can_join]
+    planned = [
+        (group, group.can_join and group.form[-1] == norms[0])  # one norm serves equal ones only
+        for group in groups.values()
+    ]
+    planned.sort(key=_in_order)
+    return [_part(row, group, joined, len(forms)) for group, joined in planned]
 
 
-def _part(row: Row, way: Way, columns: Sequence[int], edges: int) -> Part:
-    candidates = [candidate for column in columns if (candidate := row[column]) is not None]
+class _Group(NamedTuple):
+    """Candidates of one operation that are computed in one way."""
+
+    way: Way
+    form: Form
+    columns: list[int]
+
+    @property
+    def can_join(self) -> bool:
+        """Whether its last layers can be computed with those of other operations."""
+        kinds = [layer.kind for layer in self.form]
+        if self.way == "alone" or kinds[-1:] != ["norm"]:
+            return False
+        if self.way == "shared":
+            return len(kinds) > 1 and kinds.count("norm") == 1
+        # Its product must read maps of its own members, which a convolution before it has made.
+        return self.form[-2].is_product and not {"convolution", "even and odd"}.isdisjoint(
+            kinds[:-2]
+        )
+
+
+def _in_order(planned: tuple[_Group, bool]) -> tuple[bool, int, int]:
+    group, joined = planned
+    return not joined, 0 if joined else WAYS.index(group.way), _dilation(group.form)
+
+
+def _part(row: Row, group: _Group, joined: bool, edges: int) -> Part:
+    candidates = [candidate for column in group.columns if (candidate := row[column]) is not None]
     rules = tuple(candidate.rule for candidate in candidates)
-    return Part(candidates[0].op, way, tuple(columns), rules, edges)
+    return Part(candidates[0].op, group.way, joined, tuple(group.columns), rules, edges)
 
 
 def _is_zero(members: Iterable[Form]) -> bool:
     return all([layer.kind for layer in form] == ["zero"] for form in members)
+
+
+def _dilation(form: Form) -> int:
+    """Return the largest dilation among the convolutions, 1 if there is none."""
+    return max([max(layer.dilation) for layer in form if layer.kind == "convolution"], default=1)
 
 
 def _way(members: Sequence[Form]) -> Way:

@@ -37,26 +37,37 @@ class LaneWeights(NamedTuple):
 
 
 class StackedBatchNorm(nn.Module):
-    """The batch norms of M members, without gain and bias of their own.
+    """The batch norms of M members, without gain and bias of their own."""
 
-    `names` says where the members stand in the reference.
-    """
-
-    def __init__(self, members: Sequence[nn.BatchNorm2d], names: Sequence[str]) -> None:
+    def __init__(
+        self, members: Sequence[nn.BatchNorm2d | StackedBatchNorm], names: Sequence[str]
+    ) -> None:
+        """Stack `members`, some of which may stand for several; `names` says where the batch norms
+        stand in the reference.
+        """
         super().__init__()
         first = members[0]
         self.names = tuple(names)
         self.track_running_stats = True
-        self.eps, self.momentum = first.eps, float(first.momentum or 0)  # None is not stacked
+        self.eps: float = first.eps
+        self.momentum: float = float(first.momentum or 0)  # None is not stacked
         for statistic in ("running_mean", "running_var"):
             values = [getattr(member, statistic) for member in members]
             self.register_buffer(statistic, torch.cat(values))
 
-    def forward(self, x_nMhw: Tensor, gain: Tensor | None = None) -> Tensor:
-        """Normalize (N, M*C, H, W), times `gain` (M*C,) if there is one."""
+    def forward(
+        self, x_nMhw: Tensor, gain: Tensor | None = None, members: slice = slice(None)
+    ) -> Tensor:
+        """Normalize (N, M*C, H, W), times `gain` (M*C,) if there is one; `members` says which of
+        them these are, where they are not all.
+        """
         if not self.track_running_stats:
             return F.batch_norm(x_nMhw, None, None, gain, None, True, 0.0, self.eps)
-        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        # Views: the statistics of these members follow in place.
+        mean, variance = (
+            self.get_buffer(statistic).unflatten(0, (len(self.names), -1))[members].flatten()
+            for statistic in ("running_mean", "running_var")
+        )
         return F.batch_norm(
             x_nMhw, mean, variance, gain, None, self.training, self.momentum, self.eps
         )
@@ -78,7 +89,7 @@ class StackedBatchNorm(nn.Module):
         A member's edge weight costs nothing here: it is the gain of its batch norm.
         """
         y_nhwmc = by_member(self(x_nMhw, weights.by_channel), len(self.names))
-        return y_nhwmc.unflatten(3, (-1, edges)).sum(3)  # M -> R, E
+        return y_nhwmc.unflatten(3, (-1, edges)).sum(3, dtype=x_nMhw.dtype)  # M -> R, E
 
 
 def by_member(y_nMhw: Tensor, members: int) -> Tensor:

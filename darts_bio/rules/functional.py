@@ -223,64 +223,132 @@ def learns(ctx: Any, weight: int, kernel: int) -> bool:
 
 
 class FeedbackProducts(torch.autograd.Function):
-    """M pointwise convolutions side by side, x (N, M*I, H, W) with weight (M*O, I, 1, 1) to (N,
-    M*O, H, W), channels last in memory; `kernel` has the weight's shape. Batched matrix products,
-    since oneDNN takes longer for grouped convolutions of 1x1.
+    """Pointwise convolutions of several groups of members, written side by side.
+
+    Group g has M_g members, an input x_g (N_g, M_g*I, H_g, W_g), channels last in memory, and a
+    weight and a kernel (M_g*O, I, 1, 1). Of a group without a weight the input (N_g, O, H_g, W_g)
+    is written itself, M_g times. All inputs have as many pixels; `size` is the (N, H, W) of the
+    output (N, sum of M_g*O, H, W).
+
+    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, kernel: Tensor, members: int) -> Tensor:
-        return products(x, matrices(weight, members).transpose(1, 2))
+    def forward(
+        size: tuple[int, int, int], members: tuple[int, ...], *tensors: Tensor | None
+    ) -> Tensor:
+        """`tensors` are the groups' inputs, then their weights, then their kernels."""
+        inputs, weights, _ = _thirds(tensors)
+        channels = _written_channels(inputs, weights, members)
+        n, h, w = size
+        y = inputs[0].new_empty(n, h, w, sum(channels))
+        targets = y.view(-1, y.shape[3]).split(channels, dim=1)  # (P, M_g*O) each
+        for x, weight, m, target in zip(inputs, weights, members, targets, strict=True):
+            if weight is None:
+                _by_member(target, m).copy_(rows(x, 1))
+            else:
+                _write_products(target, x, matrices(weight, m).transpose(1, 2))
+        return y.permute(0, 3, 1, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, kernel, ctx.members = inputs
-        ctx.save_for_backward(x if learns(ctx, 1, 2) else None, kernel)
+        _, ctx.members, *tensors = inputs
+        xs, weights, kernels = _thirds(tensors)
+        k = len(ctx.members)
+        ctx.channels = _written_channels(xs, weights, ctx.members)
+        ctx.shapes = [x.shape for x in xs]
+        # The values of x serve the weight's gradient alone.
+        learning = [learns(ctx, 2 + k + g, 2 + 2 * k + g) for g in range(k)]
+        kept = [x if learned else None for x, learned in zip(xs, learning, strict=True)]
+        ctx.save_for_backward(*kept, *kernels)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
-        x, kernel = ctx.saved_tensors
-        dx = products(dy, matrices(kernel, ctx.members)) if ctx.needs_input_grad[0] else None
-        dw = None
-        if x is not None:
-            dw = torch.bmm(rows(dy, ctx.members).transpose(1, 2), rows(x, ctx.members)).reshape(
-                kernel.shape
-            )
-        return (
-            dx,
-            dw if ctx.needs_input_grad[1] else None,
-            dw if ctx.needs_input_grad[2] else None,
-            None,
-        )
+        k = len(ctx.members)
+        inputs, kernels = ctx.saved_tensors[:k], ctx.saved_tensors[k:]
+        wants_x, wants_w, wants_kernel = _thirds(ctx.needs_input_grad[2:])
+        # (N, sum of M*O, H, W) -> (P, M*O) for each group
+        errors = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1]).split(ctx.channels, dim=1)
+        of_x: list[Tensor | None] = [None] * k
+        of_w: list[Tensor | None] = [None] * k
+        for g, (error, kernel, m) in enumerate(zip(errors, kernels, ctx.members, strict=True)):
+            if wants_x[g]:
+                n, c, h, w = ctx.shapes[g]
+                dx = dy.new_empty(n * h * w, c)
+                if kernel is None:
+                    torch.sum(_by_member(error, m), 0, out=dx)
+                else:
+                    torch.bmm(_by_member(error, m), matrices(kernel, m), out=_by_member(dx, m))
+                of_x[g] = dx.view(n, h, w, c).permute(0, 3, 1, 2)
+            if inputs[g] is not None:
+                dw = torch.bmm(_by_member(error, m).transpose(1, 2), rows(inputs[g], m))
+                of_w[g] = dw.reshape(kernel.shape)
+        of_weight = [dw if wanted else None for dw, wanted in zip(of_w, wants_w, strict=True)]
+        of_kernel = [dw if wanted else None for dw, wanted in zip(of_w, wants_kernel, strict=True)]
+        return None, None, *of_x, *of_weight, *of_kernel
+
+
+def _thirds(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    k = len(values) // 3
+    return values[:k], values[k : 2 * k], values[2 * k :]
+
+
+def _written_channels(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor | None], members: Sequence[int]
+) -> list[int]:
+    """Return how many channels each group has in the output."""
+    return [
+        m * x.shape[1] if weight is None else len(weight)
+        for x, weight, m in zip(inputs, weights, members, strict=True)
+    ]
 
 
 def matrices(weight: Tensor, members: int) -> Tensor:
-    """(M*O, I, 1, 1) as (M, O, I)."""
+    """View (M*O, I, 1, 1) as (M, O, I)."""
     return weight.reshape(members, -1, weight.shape[1])
 
 
 def rows(x: Tensor, members: int) -> Tensor:
-    """(N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, members, x.shape[1] // members).transpose(0, 1)
+    """Return (N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
+    return _by_member(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), members)
+
+
+def _by_member(pixels: Tensor, members: int) -> Tensor:
+    """View (P, M*C) as (M, P, C)."""
+    return pixels.unflatten(1, (members, -1)).transpose(0, 1)
+
+
+def _write_products(target: Tensor, x: Tensor, matrices: Tensor) -> None:
+    """Write each member's pixels times its matrix: x (N, M*I, H, W), (M, I, O) to target (P, M*O).
+
+    In place, and in any row length of what the target lies in: no copy is needed to reorder.
+    """
+    m = len(matrices)
+    torch.bmm(rows(x, m), matrices, out=_by_member(target, m))
 
 
 def products(x: Tensor, matrices: Tensor) -> Tensor:
-    """Each member's pixels (rows) times its matrix: (N, M*I, H, W) and (M, I, O) to (N, M*O, H,
-    W).
-    """
-    (n, _, h, w), (m, _, c) = x.shape, matrices.shape
-    y = x.new_empty(n, h, w, m * c)
-    torch.bmm(
-        rows(x, m), matrices, out=y.view(-1, m, c).transpose(0, 1)
-    )  # written in place: no copy to reorder
+    """Multiply each member's pixels by its matrix: (N, M*I, H, W), (M, I, O) -> (N, M*O, H, W)."""
+    (n, _, h, w), (m, _, o) = x.shape, matrices.shape
+    y = x.new_empty(n, h, w, m * o)
+    _write_products(y.view(-1, m * o), x, matrices)
     return y.permute(0, 3, 1, 2)
 
 
-def pointwise_products(x: Tensor, weight: Tensor, members: int) -> Tensor:
-    """What `FeedbackProducts` computes, in operations that torch.vmap knows."""
-    y = torch.bmm(rows(x, members), matrices(weight, members).transpose(1, 2))
-    return y.transpose(0, 1).reshape(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+def pointwise_products(
+    size: tuple[int, int, int], members: Sequence[int], *tensors: Tensor | None
+) -> Tensor:
+    """Compute what `FeedbackProducts` does, in operations that torch.vmap knows."""
+    inputs, weights, _ = _thirds(tensors)
+    written = []
+    for x, weight, m in zip(inputs, weights, members, strict=True):
+        if weight is None:
+            y_mpo = rows(x, 1).expand(m, -1, -1)
+        else:
+            y_mpo = torch.bmm(rows(x, m), matrices(weight, m).transpose(1, 2))
+        written.append(y_mpo.transpose(0, 1).flatten(1))  # (P, M*O)
+    return torch.cat(written, dim=1).unflatten(0, size).permute(0, 3, 1, 2)
 
 
 class FeedbackLinear(torch.autograd.Function):

@@ -69,19 +69,13 @@ class StackedConv2d(nn.Module):
         """`spread` > 1 says that neighbours in x stood that many pixels apart: stride, padding and
         dilation shrink.
         """
+        if self.products:
+            n, _, h, w = x.shape
+            return joined_products([x], [self], [len(self.names)], (n, h, w))
         m = len(self.names)
         x, weight, kernel = in_autocast_dtype(x, *self.lent())  # type: ignore[assignment]
         assert weight is not None
         assert kernel is not None
-        # Where there is no error to send, plain operations, which torch.vmap can batch.
-        trained = torch.is_grad_enabled()
-        if self.products:
-            self.note(x, weight)
-            return (
-                FeedbackProducts.apply(x, weight, kernel, m)
-                if trained
-                else pointwise_products(x, weight, m)
-            )
         stride = tuple(max(1, step // spread) for step in self.stride)
         padding = tuple(rim // spread for rim in self.padding)
         if reads_single_pixels(weight.shape[2:], stride, padding):
@@ -91,7 +85,10 @@ class StackedConv2d(nn.Module):
         # Members that share a dense convolution's input are further outputs of it.
         dense = self.shared and self.own_groups == 1
         groups, copies = (1, 1) if dense else (m * self.own_groups, m if self.shared else 1)
-        convolve = FeedbackConvolution.apply if trained else FeedbackConvolution.forward
+        # Where there is no error to send, plain operations, which torch.vmap can batch.
+        convolve = (
+            FeedbackConvolution.apply if torch.is_grad_enabled() else FeedbackConvolution.forward
+        )
         return convolve(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def lent(self) -> tuple[Tensor, Tensor]:
@@ -116,6 +113,36 @@ class StackedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.names)} members of {tuple(self.weight[: len(self.weight) // len(self.names)].shape)}"
+
+
+def joined_products(
+    inputs: Sequence[Tensor],
+    convolutions: Sequence[StackedConv2d | None],
+    members: Sequence[int],
+    size: tuple[int, int, int],
+) -> Tensor:
+    """Write the products of several stacked pointwise convolutions side by side.
+
+    Args:
+        inputs: for each convolution of M members (N_g, M*I, H_g, W_g), of as many pixels as all
+            others; where there is none, (N_g, O, H_g, W_g), which is written M times as it is.
+        convolutions: stacked convolutions that are `products`, or None.
+        members: the numbers M.
+        size: the (N, H, W) of what is returned.
+
+    Returns:
+        (N, sum of M*O, H, W), channels last in memory.
+    """
+    tensors: list[list[Tensor | None]] = []
+    for x, convolution in zip(inputs, convolutions, strict=True):
+        lent = (None, None) if convolution is None else convolution.lent()
+        tensors.append(in_autocast_dtype(x, *lent))
+        if convolution is not None:
+            convolution.note(*cast("tuple[Tensor, Tensor]", tensors[-1][:2]))
+    by_kind = [tensor for third in zip(*tensors, strict=True) for tensor in third]
+    # Where there is no error to send, plain operations, which torch.vmap can batch.
+    multiply = FeedbackProducts.apply if torch.is_grad_enabled() else pointwise_products
+    return multiply(size, tuple(members), *by_kind)
 
 
 class FlatFeedback(RuleCarrier):
