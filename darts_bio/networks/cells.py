@@ -52,7 +52,8 @@ class DropPath(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._probability = 0.0
-        # A tensor, so that a pass that was recorded as a CUDA graph sees it change.
+        # The probability that a sample is kept: a tensor, so that a pass that was recorded as a CUDA
+        # graph sees it change.
         self.register_buffer("keep", torch.ones(()), persistent=False)
 
     @property

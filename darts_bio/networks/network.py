@@ -83,6 +83,7 @@ class Network(CellNetwork):
             "stem": stem,
         }
         """Arguments with which `build_network` builds the same network from the genotype."""
+        # In DARTS' space that is the second reduction (Liu 2019, arXiv 1806.09055).
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
             AuxiliaryHead(

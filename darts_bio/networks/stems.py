@@ -110,6 +110,7 @@ class CifarStem(Stem, nn.Sequential):
     shrinks, auxiliary_stride, auxiliary_norm = 1, 3, True
 
     def __init__(self, in_channels: int, channels: int, width: int, rule: LearningRule) -> None:
+        # Not super().__init__, which is Stem's and takes other arguments.
         nn.Sequential.__init__(
             self,
             RuleConv2d(in_channels, width, 3, padding=1, bias=False, rule=rule),
@@ -140,7 +141,7 @@ class ImageNetStem(Stem):
     shrinks, auxiliary_stride, auxiliary_norm = 8, 2, False
 
     def __init__(self, in_channels: int, channels: int, width: int, rule: LearningRule) -> None:
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # see CifarStem
 
         def halve(c_in: int, c_out: int) -> list[nn.Module]:
             return [RuleConv2d(c_in, c_out, 3, 2, 1, bias=False, rule=rule), nn.BatchNorm2d(c_out)]

@@ -414,6 +414,7 @@ def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     tensor([[0.3333, 0.3333, 0.3333],
             [0.5000, 0.5000, 0.0000]])
     """
+    # Minus infinity rather than a product with the mask: the shares of a row still add up to 1.
     return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)
 
 

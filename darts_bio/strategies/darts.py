@@ -115,8 +115,8 @@ class Darts(GradientStrategy):
         # 1. The virtual step from w to w' (equation 6). Alpha's part in it is left to step 3, so
         #    edge weights are detached here.
         loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))
-        descent = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
-        after, rate = bilevel.virtual_step(descent)
+        train_gradient = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
+        after, rate = bilevel.virtual_step(train_gradient)
         try:
             # 2. At w', one backward pass gives both the first term of equation 7,
             #    dL_val(w', alpha)/dalpha, and v = dL_val(w', alpha)/dw'.
@@ -124,7 +124,7 @@ class Darts(GradientStrategy):
             loss, logits = self.validation_loss(state, bilevel)
             both = [*parameters, *weights]
             gradients = _averaged(torch.autograd.grad(loss, both, allow_unused=True), both)
-            direct, v = gradients[: len(parameters)], gradients[len(parameters) :]
+            first_term, v = gradients[: len(parameters)], gradients[len(parameters) :]
 
             # 3. dL_train/dalpha at w + epsilon v and at w - epsilon v (equation 8). Feedback is
             #    that of w on both sides: a rule that sends down sign(W) would jump where epsilon v
@@ -145,7 +145,8 @@ class Darts(GradientStrategy):
         # 4. Equation 7.
         plus, minus = sides
         second_order = [
-            d - rate * (p - m) / (2 * epsilon) for d, p, m in zip(direct, plus, minus, strict=True)
+            g - rate * (p - m) / (2 * epsilon)
+            for g, p, m in zip(first_term, plus, minus, strict=True)
         ]
         return second_order, logits.detach()
 

@@ -185,7 +185,8 @@ class DartsPt(Strategy[PerturbationState]):
         """Make the choices that are due after this epoch.
 
         They are spread evenly over the ends of the base's last epoch and of all epochs after it, so
-        that the last choice is made after the last epoch.
+        that the last choice is made after the last epoch. With `share=0` the base has no epoch, and
+        the first end has the choices of two.
         """
         base_epochs = self.base_epochs(state.context.epochs)
         if epoch < base_epochs:
@@ -229,11 +230,11 @@ class DartsPt(Strategy[PerturbationState]):
         }
         losses, accuracies = measure(individuals, self.batches)
 
-        def worth(trial: int) -> tuple[float, float]:
+        def quality_without(trial: int) -> tuple[float, float]:
             return accuracies[trial].item(), -losses[trial].item()
 
-        # Most missed first: the lowest accuracy without it.
-        most_missed = sorted(range(len(removals)), key=worth)
+        # Most missed first: what leaves the supernet at its worst.
+        most_missed = sorted(range(len(removals)), key=quality_without)
         if len(edges) == 1:
             state.chosen[cell_type][edges[0]] = options[most_missed[0]]
         else:
@@ -242,10 +243,10 @@ class DartsPt(Strategy[PerturbationState]):
                 state.dropped[cell_type][edges[i]] = True
 
     def final_weights(self, state: PerturbationState) -> EdgeWeights:
-        """Return the base's weights, with what was chosen in place of what it stands for.
+        """Return the final weights of the base strategy under the choices made so far.
 
-        On an edge whose candidate is chosen, that one has the weight of all together; an edge that
-        was dropped has weight zero.
+        Where the candidate of an edge is chosen, it has the weight of all candidates of the edge
+        together, and the others have none. A dropped edge has weight zero.
         """
         weights = {}
         for t, base in self.trainer.final_weights(state.base).items():

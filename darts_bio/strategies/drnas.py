@@ -112,6 +112,7 @@ def _divergence(concentration: Tensor, mask: Tensor) -> Tensor:
         mask: (edges, candidates) bool: which entries count.
     """
     total = (concentration * mask).sum(1)  # c0, (edges,)
+    offset = concentration - 1
     digammas = concentration.digamma() - total.digamma().unsqueeze(1)
-    terms = (concentration - 1) * digammas - concentration.lgamma()
+    terms = offset * digammas - concentration.lgamma()
     return total.lgamma() - mask.sum(1).to(total).lgamma() + (terms * mask).sum(1)

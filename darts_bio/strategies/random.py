@@ -70,6 +70,7 @@ class Random(Strategy[RandomState]):
         Raises:
             InputError: If `genotype` has edges or operations that the search does not have.
         """
+        # All cell types draw from one generator, one after the other.
         source = generator("cpu", "random genotype", context.seed)
         fixed = load_genotype(self.genotype) if self.genotype else None
         if fixed is not None:
@@ -127,6 +128,7 @@ def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]
     """
     kept: list[tuple[int, None]] = []
     for edges in space.incoming():
+        # A space that keeps all edges has kept_edges None: the slice is the whole list.
         order = torch.randperm(len(edges), generator=source).tolist()
         kept += [(edges[i], None) for i in order[: space.kept_edges]]
     return kept
