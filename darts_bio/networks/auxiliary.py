@@ -1,5 +1,6 @@
-"""The auxiliary classifier that is trained beside the discrete network's own (Szegedy 2015, arXiv
-1409.4842).
+"""The auxiliary classifier that is trained beside the network's own.
+
+It is that of Szegedy 2015, arXiv 1409.4842, in the form that DARTS gives it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,24 @@ from darts_bio.spaces.operations import pointwise
 class AuxiliaryHead(nn.Module):
     """A second classifier, on the features after two thirds of the depth, for training only.
 
-    (N, C, H, W) with H, W of at least `least_side` -> logits (N, num_classes). It is exactly the
-    published head where H and W are 8 behind CIFAR's stem, 7 behind ImageNet's, whose head pools at
-    stride 2 and has one batch norm.
+    It maps features (N, channels, H, W), with H and W of at least `least_side`, to logits (N,
+    num_classes). It is exactly the published head where H and W are 8 behind CIFAR's stem, and 7
+    behind ImageNet's, whose head pools at stride 2 and has one batch norm.
+
+    Args:
+        channels: The channels of the features.
+        num_classes: The number of logits.
+        rule: The learning rule of its layers.
+        stem: The stem of the network, which says what form of the head is meant.
+
+    >>> import torch
+    >>> from darts_bio.networks import AuxiliaryHead, CifarStem
+    >>> from darts_bio.rules import RULES
+    >>> head = AuxiliaryHead(16, 10, RULES.build("bp"))
+    >>> head(torch.zeros(2, 16, 8, 8)).shape
+    torch.Size([2, 10])
+    >>> head.least_side, AuxiliaryHead.least_image_behind(CifarStem)
+    (8, 29)
     """
 
     def __init__(
@@ -40,20 +56,29 @@ class AuxiliaryHead(nn.Module):
 
     @staticmethod
     def least_side_behind(stem: type[Stem]) -> int:
-        """Return the least height and width of the features: pooled, they have to hold a 2x2
-        convolution.
+        """Return the least height and width of the features, in pixels.
+
+        Pooled, they have to hold a 2x2 convolution.
         """
+        # Two windows of 5x5, one stride apart.
         return 5 + stem.auxiliary_stride
 
     @classmethod
     def least_image_behind(cls, stem: type[Stem]) -> int:
-        """Return the least height and width of the images: the stem and two reductions lie before
-        the head, and each halving rounds up.
+        """Return the least height and width of the images, in pixels.
+
+        The stem and two reductions lie before the head, and each halving rounds up.
         """
+        # All halvings together divide by 4 * shrinks and round up: the least number of pixels that
+        # ends as least_side is one more than what still ends as least_side - 1.
         return 4 * stem.shrinks * (cls.least_side_behind(stem) - 1) + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features to logits. Raises InputError where they are smaller than `least_side`."""
+        """Map features (N, C, H, W) to logits (N, num_classes).
+
+        Raises:
+            InputError: If H or W is smaller than `least_side`.
+        """
         if min(x.shape[2:]) < self.least_side:
             raise InputError(
                 "auxiliary head: expected features of at least "

@@ -1,5 +1,6 @@
-"""What the supernet and the discrete network share: stem, the inputs of each cell, the cells, head
-and classifier.
+"""What the supernet and the discrete network share.
+
+That is the stem, the inputs of each cell, the cells, the head and the classifier.
 """
 
 from __future__ import annotations
@@ -17,20 +18,31 @@ from darts_bio.spaces import Space
 
 
 class CellNetwork(nn.Module):
-    """Stem, a stack of cells, global average pooling, classifier. Subclasses say what a cell is,
-    and run the cells.
+    """Stem, a stack of cells, global average pooling, classifier.
 
-    The stem makes two outputs of an image, (older, newer). From then on each cell takes what
-    `inputs` prepares of the outputs of the two before it:
+    Subclasses say what a cell is, and run the cells. The stem makes two outputs of an image,
+    (older, newer). From then on each cell takes what `inputs` prepares of the outputs of the two
+    before it:
 
         older, newer = newer, cell(inputs(older, newer))
 
-    At every reduction the size is halved and the channels are doubled. `make_cell(cell_type,
-    channels)` builds a cell; `multiplier` holds how many nodes' outputs each cell type
-    concatenates. Maps are channels last in memory (`memory_format`), in which depthwise
-    convolutions are fastest on CPUs.
+    At every reduction the size is halved and the channels are doubled. Maps are channels last in
+    memory (`memory_format`), in which depthwise convolutions are fastest on CPUs.
 
-    Raises InputError for odd channels, or for counts below 1.
+    Args:
+        space: What says how cells follow each other, and which skeleton surrounds them.
+        layers: The number of cells.
+        make_cell: Builds a cell, given its type and the channels of its nodes.
+        multiplier: How many nodes' outputs the cells of each type concatenate.
+        channels: The channels of a node in the first cell.
+        num_classes: The number of logits.
+        in_channels: The channels of the images.
+        backbone_rule: The spec of the learning rule of all layers outside the cells' edges.
+        supernet: Whether layers are built as a search has them.
+        stem: The name of the stem in `STEMS`.
+
+    Raises:
+        InputError: For odd channels, or for counts below 1.
     """
 
     memory_format = torch.channels_last
@@ -68,21 +80,25 @@ class CellNetwork(nn.Module):
         self.inputs = nn.ModuleList()
         self.cells = nn.ModuleList()
         self.widths: list[int] = []
+        """The channels of each cell's output."""
+        # What the next cell finds before it: the channels of the two outputs, and whether the older
+        # one is twice as large as the newer one.
         entry = self.stem.entry
-        c_older, c_newer, after_reduction = entry.c_older, entry.c_newer, entry.halved_once
+        c_older, c_newer, halved_once = entry.c_older, entry.c_newer, entry.halved_once
         for layer, cell_type in enumerate(self.plan):
             reduces = layer in reductions
             channels *= 2 if reduces else 1
-            before = Before(c_older, c_newer, halves=reduces, halved_once=after_reduction)
+            before = Before(c_older, c_newer, halves=reduces, halved_once=halved_once)
             self.inputs.append(skeleton.inputs(before, channels, rule, supernet))
             self.cells.append(make_cell(cell_type, channels))
-            c_older, c_newer, after_reduction = c_newer, multiplier[cell_type] * channels, reduces
+            c_older, c_newer, halved_once = c_newer, multiplier[cell_type] * channels, reduces
             self.widths.append(c_newer)
         self.head = skeleton.head(c_newer)
         self.classifier = RuleLinear(c_newer, num_classes, rule=rule)
         self.output_error = connect_output(self, num_classes)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Turn the last cell's output (N, C, h, w) into logits (N, num_classes)."""
+        """Return the logits (N, num_classes) of the last cell's output (N, C, h, w)."""
         logits = self.classifier(self.head(features).mean((2, 3)))
+        # Under a direct rule, layers receive the error at the logits.
         return logits if self.output_error is None else self.output_error.watch(logits)

@@ -13,12 +13,24 @@ from darts_bio.spaces import OPERATIONS, Candidate, Cell, Space
 def build_candidate(
     candidate: Candidate, channels: int, stride: int, *, supernet: bool
 ) -> nn.Module:
-    """Build the operation of a candidate, (N, channels, H, W) -> (N, channels, ceil(H/stride),
-    ceil(W/stride)).
+    """Build the operation of a candidate under its learning rule.
 
-    An operation without weights is handed bp, which it has no use for. Under a direct rule the
-    operation itself is exact, and its input receives the error at the model's output.
+    The module maps (N, channels, H, W) to (N, channels, ceil(H / stride), ceil(W / stride)). Under
+    a direct rule the operation itself is exact, and its input receives the error at the model's
+    output.
+
+    Args:
+        candidate: The operation, and the rule of its layers.
+        channels: The channels of its input and of its output.
+        stride: 1 or 2.
+        supernet: Whether to build it as a search has it, where batch norms learn no gain or bias.
+
+    >>> from darts_bio.networks import build_candidate
+    >>> operation = build_candidate(Candidate("sep_conv_3x3", "usf"), 16, 2, supernet=False)
+    >>> operation(torch.zeros(2, 16, 9, 9)).shape
+    torch.Size([2, 16, 5, 5])
     """
+    # An operation without weights has no rule; it is handed bp, which it has no use for.
     operation, rule = OPERATIONS.get(candidate.op), RULES.build(candidate.rule or "bp")
     if rule.direct and operation.carries_rule(stride):
         return DirectOperation(
@@ -28,22 +40,25 @@ def build_candidate(
 
 
 class DropPath(nn.Module):
-    """Drop the whole output of an edge for a sample with probability `probability`, scaling what is
-    kept.
+    """Drop path: for a sample, the whole output of an edge is zero (Larsson 2017, 1605.07648).
 
-    (N, C, H, W) -> (N, C, H, W); does nothing in evaluation (Larsson 2017, arXiv 1605.07648). Each
-    of several processes draws for the samples of all and takes its own part, so that the draws do
-    not depend on how many processes there are.
+    In training each sample of (N, C, H, W) is dropped with the `probability`, and what is kept is
+    divided by 1 - probability. In evaluation it does nothing.
+
+    Each of several processes draws for the samples of all and takes its own part, so that the draws
+    do not depend on how many processes there are.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._probability = 0.0
-        # A tensor, so that a pass that was recorded as a CUDA graph sees it change.
+        # The probability that a sample is kept: a tensor, so that a pass that was recorded as a CUDA
+        # graph sees it change.
         self.register_buffer("keep", torch.ones(()), persistent=False)
 
     @property
     def probability(self) -> float:
+        """The probability, in [0, 1), that a sample is dropped."""
         return self._probability
 
     @probability.setter
@@ -55,29 +70,42 @@ class DropPath(nn.Module):
         if not self.training or self.probability == 0.0:
             return x
         keep, n = self.get_buffer("keep"), x.shape[0]
-        kept = keep.expand(n * world_size(), 1, 1, 1).bernoulli()[n * rank() :][:n]
+        kept_of_all = keep.expand(n * world_size(), 1, 1, 1).bernoulli()
+        kept = kept_of_all[n * rank() :][:n]  # those of this process, (N, 1, 1, 1)
         return x * (kept / keep).to(x.dtype)
 
 
 class DiscreteCell(nn.Module):
-    """The kept edges of a cell, each with drop path but for identities (Liu 2019, arXiv 1806.09055,
-    section 2.1).
+    """A cell of the discrete network (Liu 2019, arXiv 1806.09055, section 2.1).
+
+    Each node is the sum of its edges' outputs, and the cell's output the concatenation of nodes.
+    All edges have drop path but identities.
+
+    Args:
+        space: What says at which stride an edge works.
+        cell_type: The type of the cell.
+        cell: The edges of the genotype, and the nodes that are concatenated.
+        channels: The channels of a node.
     """
 
     def __init__(self, space: Space, cell_type: str, cell: Cell, channels: int) -> None:
         super().__init__()
-        self.wiring = sorted(
-            ((edge.node, edge.input) for edge in cell.edges), key=lambda edge: edge[0]
-        )
+        # Node by node, so that each node is complete when an edge leaves it. The sort is stable:
+        # the edges of a node keep the genotype's order.
+        in_order = sorted(cell.edges, key=lambda edge: edge.node)
+        self.wiring = [(edge.node, edge.input) for edge in in_order]
         self.concat = cell.concat
         self.edges = nn.ModuleList()
-        for edge in sorted(cell.edges, key=lambda edge: edge.node):
+        for edge in in_order:
             stride = space.stride(cell_type, edge.input)
             op = build_candidate(edge.candidate, channels, stride, supernet=False)
             self.edges.append(op if isinstance(op, nn.Identity) else nn.Sequential(op, DropPath()))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Map the prepared inputs, each (N, C, H, W), to the concatenation of the output nodes."""
+        """Map the prepared inputs, each (N, C, H, W), to the concatenation of the output nodes.
+
+        The result is (N, C * output nodes, H', W'), at half the size where the cell reduces.
+        """
         sums: dict[int, Tensor] = dict(enumerate(states))
         for (node, source), edge in zip(self.wiring, self.edges, strict=True):
             out = edge(sums[source])

@@ -1,5 +1,7 @@
-"""The discrete network of a genotype, in CIFAR's form and ImageNet's (Liu 2019, arXiv 1806.09055,
-section 3).
+"""The discrete network of a genotype, which is trained from scratch.
+
+It has the two forms of Liu 2019, arXiv 1806.09055, section 3: CIFAR's and ImageNet's, which differ
+in the stem.
 """
 
 from __future__ import annotations
@@ -18,10 +20,32 @@ from darts_bio.spaces import SPACES, Genotype, Space
 
 
 class Network(CellNetwork):
-    """The discrete network: images (N, in_channels, H, W) to logits (N, num_classes).
+    """The discrete network of a genotype: images (N, in_channels, H, W) to logits.
 
-    In training, with an auxiliary head, `forward` returns (logits, auxiliary logits). Raises
-    InputError for a genotype that its space cannot have, or sizes out of bounds.
+    Logits are (N, num_classes); in training, with an auxiliary head, `forward` returns (logits,
+    auxiliary logits). `build_network` builds one and draws its feedback.
+
+    Args:
+        genotype: The cells, the space they belong to, and the rule of all other layers.
+        channels: The channels of a node in the first cell.
+        layers: The number of cells.
+        num_classes: The number of logits.
+        in_channels: The channels of the images.
+        auxiliary: Whether there is an auxiliary head, after two thirds of the depth.
+        stem: The name of the stem in `STEMS`.
+
+    Raises:
+        InputError: For a genotype that its space cannot have, or for sizes out of bounds.
+
+    >>> import torch
+    >>> from darts_bio.networks import Network
+    >>> from darts_bio.spaces import load_genotype
+    >>> genotype = load_genotype("bionas_darts")
+    >>> network = Network(genotype, channels=4, layers=3, num_classes=10, auxiliary=True)
+    >>> images = torch.zeros(2, 3, 32, 32)
+    >>> logits, auxiliary_logits = network(images)
+    >>> network.eval()(images).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -59,6 +83,7 @@ class Network(CellNetwork):
             "stem": stem,
         }
         """Arguments with which `build_network` builds the same network from the genotype."""
+        # In DARTS' space that is the second reduction (Liu 2019, arXiv 1806.09055).
         self.auxiliary_layer = 2 * layers // 3
         self.auxiliary = (
             AuxiliaryHead(
@@ -72,8 +97,10 @@ class Network(CellNetwork):
         )
 
     def set_drop_path(self, probability: float) -> None:
-        """Set the probability, in [0, 1), with which every edge but identities is dropped in
-        training. Raises InputError out of these bounds.
+        """Set the probability with which every edge but identities is dropped in training.
+
+        Raises:
+            InputError: If it is not in [0, 1).
         """
         if not 0 <= probability < 1:
             raise InputError(
@@ -84,6 +111,7 @@ class Network(CellNetwork):
                 module.probability = probability
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Map images (N, in_channels, H, W) to logits, or to (logits, auxiliary logits)."""
         auxiliary = None
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
@@ -105,9 +133,20 @@ def build_network(
     stem: str = "cifar",
     seed: int = 0,
 ) -> Network:
-    """Build the discrete network of a genotype, its feedback drawn from `seed`. Weights follow
-    PyTorch's global generator. `stem` is cifar, or imagenet for images of 224x224 and thereabouts.
-    Raises InputError for what is no genotype, or cannot be built.
+    """Build the discrete network of a genotype, its feedback drawn from a seed.
+
+    Args:
+        genotype: What `load_genotype` returns.
+        channels: The channels of a node in the first cell.
+        layers: The number of cells.
+        num_classes: The number of logits.
+        in_channels: The channels of the images.
+        auxiliary: Whether there is an auxiliary head, after two thirds of the depth.
+        stem: cifar, or imagenet for images of about 224x224 pixels.
+        seed: What feedback is drawn from. Weights are drawn from PyTorch's global generator.
+
+    Raises:
+        InputError: If it is not given a genotype, or one that cannot be built.
 
     >>> from darts_bio.spaces import load_genotype
     >>> network = build_network(load_genotype("darts_v2"))

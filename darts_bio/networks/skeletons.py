@@ -1,5 +1,7 @@
-"""Skeletons: how wide a space's stem is, what each of its cells receives, what stands before the
-last pooling.
+"""Skeletons: what surrounds the cells of a space.
+
+A skeleton says how wide the stem is, what each cell receives of the outputs before it, and what
+stands before the last pooling.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from darts_bio.spaces.operations import FactorizedReduction, ReLUConvBN, pointwi
 
 
 class CellInputs(nn.Module):
-    """Both outputs before a cell, brought to its size and channels (ReLU, 1x1 convolution, batch
-    norm).
+    """Both outputs before a cell, brought to its size and channels.
 
-    After a reduction the older one is twice as large, and is halved by a factorized reduction.
+    That is done by ReLU, 1x1 convolution and batch norm. After a reduction the older output is
+    twice as large, and a factorized reduction halves it.
     """
 
     def __init__(
@@ -32,23 +34,25 @@ class CellInputs(nn.Module):
         supernet: bool,
     ) -> None:
         super().__init__()
-        older = FactorizedReduction if after_reduction else ReLUConvBN
-        self.prepare_older = older(c_older, channels, rule, supernet)
+        kind = FactorizedReduction if after_reduction else ReLUConvBN
+        self.prepare_older = kind(c_older, channels, rule, supernet)
         self.prepare_newer = ReLUConvBN(c_newer, channels, rule, supernet)
 
     def forward(self, older: Tensor, newer: Tensor) -> list[Tensor]:
-        """Map (N, c_older, H, W), or twice as large, and (N, c_newer, H, W) to the cell's states 0
-        and 1, both (N, channels, H, W).
+        """Return the cell's states 0 and 1, both (N, channels, H, W).
+
+        Args:
+            older: (N, c_older, H, W), or twice as large after a reduction.
+            newer: (N, c_newer, H, W).
         """
         return [self.prepare_older(older), self.prepare_newer(newer)]
 
 
 class ResidualReduction(nn.Module):
-    """A basic residual block that halves the size: (N, c_in, H, W) -> (N, c_out, ceil(H/2),
-    ceil(W/2)).
+    """A basic residual block that halves the size (Dong 2020, arXiv 2001.00326, section 2.1).
 
-    Two times ReLU, 3x3 convolution and batch norm, beside 2x2 average pooling and a 1x1 convolution
-    (Dong 2020, arXiv 2001.00326, section 2.1).
+    It maps (N, c_in, H, W) to (N, c_out, ceil(H/2), ceil(W/2)): two times ReLU, 3x3 convolution and
+    batch norm, beside 2x2 average pooling and a 1x1 convolution.
     """
 
     def __init__(self, c_in: int, c_out: int, rule: LearningRule) -> None:
@@ -68,7 +72,10 @@ class ResidualReduction(nn.Module):
 
 
 class LastOutput(nn.Module):
-    """The newer of the two outputs before a cell, through `prepare`, as the cell's only input."""
+    """The newer of the two outputs before a cell, prepared, as the cell's only input.
+
+    `prepare` is the module that it goes through.
+    """
 
     def __init__(self, prepare: nn.Module) -> None:
         super().__init__()
@@ -80,9 +87,13 @@ class LastOutput(nn.Module):
 
 @dataclass(frozen=True)
 class Before:
-    """What a skeleton is told of a cell's place: the channels of the two outputs before it, whether
-    this cell's layer halves the size, and whether the layer before did, so that the older output is
-    twice as large.
+    """What a skeleton is told of a cell's place.
+
+    Attributes:
+        c_older: The channels of the older of the two outputs before it.
+        c_newer: The channels of the newer one.
+        halves: Whether this cell's layer halves the size.
+        halved_once: Whether the layer before did, so that the older output is twice as large.
     """
 
     c_older: int
@@ -92,33 +103,42 @@ class Before:
 
 
 SKELETONS: Registry[type[Skeleton]] = Registry("skeleton")
+"""All skeletons, by the names that `Space.skeleton` holds."""
 
 
 class Skeleton(ABC):
-    """What surrounds the cells of a space. Subclasses are registered by name in `SKELETONS`."""
+    """What surrounds the cells of a space.
+
+    Subclasses are registered by name in `SKELETONS`.
+    """
 
     stem_multiplier: ClassVar[int]
-    """Channels of the stem over those of a node."""
+    """How many times as many channels as a node of the first cell the stem has."""
 
     @abstractmethod
     def inputs(
         self, before: Before, channels: int, rule: LearningRule, supernet: bool
     ) -> nn.Module:
-        """Build the module from the two outputs before a cell, (older, newer), to the list of the
-        cell's inputs, each (N, channels, H, W).
+        """Build the module that prepares the inputs of a cell.
+
+        It maps the two outputs before the cell, (older, newer), to the list of the cell's inputs,
+        each (N, channels, H, W).
         """
 
     @abstractmethod
     def head(self, channels: int) -> nn.Module:
-        """Build the module from the last cell's output (N, channels, H, W) to what is pooled, of
-        the same shape.
+        """Build the module from the last cell's output (N, channels, H, W) to what is pooled.
+
+        The shape stays the same.
         """
 
 
 @SKELETONS.register("darts")
 class DartsSkeleton(Skeleton):
-    """Each cell sees the two before it; a cell of its own reduces (Liu 2019, arXiv 1806.09055,
-    section 2.1).
+    """The skeleton of DARTS (Liu 2019, arXiv 1806.09055, section 2.1).
+
+    Each cell sees the outputs of the two before it. The size is halved by cells of a type of their
+    own.
     """
 
     stem_multiplier = 3
@@ -136,8 +156,10 @@ class DartsSkeleton(Skeleton):
 
 @SKELETONS.register("residual")
 class ResidualSkeleton(Skeleton):
-    """Each cell sees the one before it, through a residual block where the size is halved (Dong
-    2020, arXiv 2001.00326, section 2.1).
+    """The skeleton of NAS-Bench-201 (Dong 2020, arXiv 2001.00326, section 2.1).
+
+    Each cell sees the output of the one before it. The size is halved by residual blocks between
+    cells.
     """
 
     stem_multiplier = 1

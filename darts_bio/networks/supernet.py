@@ -1,7 +1,8 @@
-"""The one-shot network: a function of its weights w and of the edge weights it is lent.
+"""The supernet: a function of its weights w and of the edge weights it is lent.
 
 `supernet(x, edge_weights)` maps images (N, C, H, W) to logits (N, num_classes). `edge_weights`
-holds a tensor (edges, candidates) per cell type; how it comes about is the strategy's business.
+holds a tensor (edges, candidates) per cell type. Where it comes from is the strategy's business:
+the supernet knows nothing of alpha (`strategies.base` tells its life).
 """
 
 from __future__ import annotations
@@ -22,18 +23,42 @@ from darts_bio.rules.stacked import SharedFeedback, share_feedback
 from darts_bio.spaces import Space
 
 EdgeWeights = Mapping[str, Tensor]
+"""The weight of each candidate on each edge: a tensor (edges, candidates) per cell type."""
 
 
 class SuperNet(CellNetwork):
-    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055). It holds w; alpha is
-    the strategy's.
+    """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055).
+
+    It holds w; alpha is the strategy's.
 
     With `partial` = k > 1 only 1/k of a node's channels goes through the candidates of an edge. The
     others pass by times the sum of the edge's weights (so 1 for a softmax, and beta where the
     strategy weights edges by a beta), max-pooled at stride 2, and channels are shuffled (PC-DARTS,
     arXiv 1907.05737, section 3.2).
 
-    Raises InputError if `channels` cannot be divided so.
+    Args:
+        space: The space that is searched.
+        rules: The learning rules of the candidates.
+        channels: The channels of a node in the first cell.
+        layers: The number of cells.
+        num_classes: The number of logits.
+        in_channels: The channels of the images.
+        backbone_rule: The learning rule of stem, cell inputs, reductions and classifier.
+        partial: k, of which one part of the channels goes through the candidates.
+        cell: The form of the cells; all forms compute the same.
+
+    Raises:
+        InputError: If `channels` cannot be divided so.
+
+    >>> import torch
+    >>> from darts_bio.networks import SuperNet
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")
+    >>> supernet = SuperNet(space, ["bp", "fa"], channels=4, layers=3, num_classes=10)
+    >>> edges, candidates = supernet.table.shape("cell")
+    >>> equal = torch.full((edges, candidates), 1 / candidates)
+    >>> supernet(torch.zeros(2, 3, 8, 8), {"cell": equal}).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -75,8 +100,9 @@ class SuperNet(CellNetwork):
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Have batch norms, in training mode, use each batch's own statistics and keep none of
-        them, so that passes within leave no trace.
+        """Have batch norms use each batch's own statistics and keep none of them.
+
+        Passes within the context, in training mode, leave no trace.
         """
         norms = [
             module
@@ -89,9 +115,13 @@ class SuperNet(CellNetwork):
             yield
 
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, num_classes), by weights (edges,
-        candidates) a cell type.
+        """Map images (N, in_channels, H, W) to logits (N, num_classes).
+
+        Args:
+            x: The images.
+            edge_weights: (edges, candidates) per cell type.
         """
+        # What stacked layers share of their feedback is lent to them before a pass.
         for shared in self.feedback:
             cast(SharedFeedback, shared).lend()
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))

@@ -1,5 +1,47 @@
-"""Who owns alpha: how it becomes edge weights, how it is moved, and which genotype it stands
-for.
+"""Who owns alpha: how it becomes edge weights, how it is moved, which genotype it stands for.
+
+Each strategy is a file and a frozen dataclass of options, registered in `STRATEGIES` under the name
+that `--strategy` takes. `base.py` tells the life of alpha; `gradient.py` holds what the strategies
+that follow a gradient have in common; `regularizers.py` and `objective.py` what is added to their
+loss.
+
+>>> from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
+>>> sorted(STRATEGIES)
+['darts', 'darts_pt', 'drnas', 'eg', 'fair_darts', 'gdas', 'pc_darts', 'random', 'snas']
+>>> STRATEGIES.build("darts(order=2, lr=6e-4)")
+Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
+>>> STRATEGIES.options("random")
+{'genotype': ''}
+>>> sorted(REGULARIZERS)
+['eigenvalue_stop', 'entropy', 'factorised', 'skip_stop', 'warmup']
+>>> REGULARIZERS.build("skip_stop(most=1)")
+SkipStop(most=1)
+>>> sorted(COSTS)
+['multiply_adds', 'parameters', 'weight_transport']
+
+A `Batch` is images and labels; `frozen` computes no gradient of a model's parameters within:
+
+>>> import torch
+>>> from darts_bio.strategies import Batch, frozen
+>>> batch: Batch = (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+>>> images, labels = batch
+>>> model = torch.nn.Conv2d(3, 8, 3)
+>>> with frozen(model):
+...     print(model(images).requires_grad)
+False
+
+A `Measure` is what `Strategy.end_epoch` is lent to try P individuals at once. A search lends one
+that runs the supernet; this one, made up, likes even shares:
+
+>>> from darts_bio.strategies import Measure
+>>> def like_even_shares(edge_weights, batches):
+...     losses = sum(weights.square().sum((1, 2)) for weights in edge_weights.values())
+...     return losses, 1 / losses
+>>> measure: Measure = like_even_shares
+>>> individuals = {"cell": torch.stack([torch.eye(6, 5), torch.full((6, 5), 0.2)])}
+>>> losses, accuracies = measure(individuals, 4)
+>>> losses
+tensor([5.0000, 1.2000])
 """
 
 # Importing a strategy's file registers it.

@@ -8,19 +8,29 @@ import torch
 from torch import Tensor
 
 from darts_bio.runtime import generator
-from darts_bio.spaces import CandidateTable
+from darts_bio.spaces import Candidate, CandidateTable
 from darts_bio.spaces.base import Row
 
 ABSENT = -1e9
-"""The logit of what a row does not have: finite, so that a group without members has a gradient, of
-zero."""
+"""The logit of what a row does not have.
+
+It is finite, so that a group without members has a gradient, which is zero; minus infinity would
+make it NaN."""
 
 
 class Alpha:
-    """A parameter for each candidate, drawn from N(0, init^2)."""
+    """A parameter for each candidate on each edge, drawn from N(0, init^2).
+
+    Args:
+        table: The candidates of the search.
+        seed: The seed of the search; the draw depends on it and on the parameter's name alone.
+        init: The standard deviation of the draw.
+        device: Where the parameters are; they are drawn on the CPU, so equal on all devices.
+    """
 
     def __init__(self, table: CandidateTable, seed: int, init: float, device: torch.device) -> None:
         self.masks = {t: table.mask(t).to(device) for t in table.rows}
+        """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = {
             name: (init * torch.randn(shape, generator=generator("cpu", "alpha", seed, name)))
             .to(device)
@@ -29,37 +39,44 @@ class Alpha:
         }
 
     def _shapes(self, table: CandidateTable) -> dict[str, tuple[int, int]]:
+        """Return the shape of each parameter, by its name."""
         return {t: table.shape(t) for t in table.rows}
 
     def logits(self) -> dict[str, Tensor]:
-        """Per cell type (edges, candidates)."""
+        """Return the logits (edges, candidates) per cell type, with their gradient."""
         return dict(self.parameters)
 
 
 def grouped_by_operation(rows: Sequence[Row]) -> Tensor:
-    """(edges, candidates, operations) bool: whether the candidate is one of that operation, of
-    those in `rows`.
+    """Return (edges, candidates, operations) bool: whether the candidate is of that operation.
+
+    The operations are those that occur in `rows`, in the order in which they do. A padded entry is
+    of no operation.
     """
-    operations = list(dict.fromkeys(c.op for row in rows for c in row if c is not None))
-    return torch.tensor(
-        [[[c is not None and c.op == op for op in operations] for c in row] for row in rows]
-    )
+    candidates = [candidate for row in rows for candidate in row if candidate is not None]
+    operations = list(dict.fromkeys(candidate.op for candidate in candidates))
+
+    def membership(candidate: Candidate | None) -> list[bool]:
+        return [candidate is not None and candidate.op == op for op in operations]
+
+    return torch.tensor([[membership(candidate) for candidate in row] for row in rows])
 
 
-class FactorisedAlpha(Alpha):
-    """A parameter for each operation of an edge and one for each rule given the operation: the
-    logit of a pair is log p(operation) + log p(rule | operation), so that operations with many
-    rules have no more weight than others.
+class FactorizedAlpha(Alpha):
+    """A parameter for each operation of an edge, and one for each rule given the operation.
+
+    The logit of a pair is log p(operation) + log p(rule | operation), so that an operation with
+    many rules has no more weight than others. Before alpha moves, each operation of an edge has
+    about the same share, and each rule of an operation the same part of it.
     """
 
     def __init__(self, table: CandidateTable, seed: int, init: float, device: torch.device) -> None:
         self.members = {t: grouped_by_operation(rows).to(device) for t, rows in table.rows.items()}
-        self.groups = {
-            t: member.int().argmax(2) for t, member in self.members.items()
-        }  # (edges, candidates)
-        self.absent = {
-            t: ~member.any(1) for t, member in self.members.items()
-        }  # (edges, operations)
+        """(edges, candidates, operations) bool per cell type, see `grouped_by_operation`."""
+        # (edges, candidates): the index of each candidate's operation.
+        self.groups = {t: member.int().argmax(2) for t, member in self.members.items()}
+        # (edges, operations): True where an edge has no candidate of that operation.
+        self.absent = {t: ~member.any(1) for t, member in self.members.items()}
         super().__init__(table, seed, init, device)
 
     def _shapes(self, table: CandidateTable) -> dict[str, tuple[int, int]]:
@@ -71,9 +88,11 @@ class FactorisedAlpha(Alpha):
         for t, member in self.members.items():
             operation, rule = self.parameters[f"{t}/operation"], self.parameters[f"{t}/rule"]
             group = self.groups[t]
-            total = (
-                rule.unsqueeze(2).masked_fill(~member, ABSENT).logsumexp(1)
-            )  # (edges, operations)
-            among = operation.masked_fill(self.absent[t], ABSENT).log_softmax(1)
-            logits[t] = among.gather(1, group) + rule - total.gather(1, group)
+            # The normalizer of p(rule | operation): a logsumexp over the candidates of each
+            # operation, (edges, candidates, operations) -> (edges, operations).
+            log_total = rule.unsqueeze(2).masked_fill(~member, ABSENT).logsumexp(1)
+            # log p(operation), (edges, operations).
+            log_operation = operation.masked_fill(self.absent[t], ABSENT).log_softmax(1)
+            # Each candidate looks both up at its own operation, (edges, candidates).
+            logits[t] = log_operation.gather(1, group) + rule - log_total.gather(1, group)
         return logits

@@ -1,11 +1,50 @@
-"""Strategy: the owner of alpha, and what it is lent: Bilevel in a step, Measure between two epochs.
+"""The strategy: who owns alpha, and what a search lends to it.
 
-The network knows nothing of alpha: a strategy turns it into edge weights, the supernet is a
-function of these, and the loss of that function on a validation batch tells the strategy where to
-move.
+In a search two sets of parameters are trained: the weights w of the supernet, and alpha, which says
+how strong each candidate (operation, learning rule) on each edge of a cell is. The supernet owns w
+and knows nothing of alpha; the strategy owns alpha and knows nothing of the supernet's inside. All
+that passes between them are *edge weights*: a tensor (edges, candidates) per cell type.
 
-A strategy is a small immutable value, as a learning rule is; what changes in a search lies in its
-`StrategyState`.
+The life of alpha, and the method of `Strategy` that each stage of it is:
+
+1. It is born. `begin` makes the `StrategyState` of one search, which holds alpha and all else that
+   changes (optimizer, counters, samples). The strategy itself is a frozen dataclass of options, as
+   a learning rule is, and may serve many searches.
+2. It is lent to the supernet, twice a step: once for alpha's own step and once for that of w.
+   `prepare` draws what the next edge weights depend on beside alpha (noise, a temperature), then
+   `edge_weights` turns alpha into edge weights: by softmax, Gumbel softmax, a Dirichlet sample, ...
+3. It is moved. Either by a gradient, once a step: `gradients` differentiates the loss on a
+   validation batch, the search averages the result over processes, `move` follows it, and then w
+   moves along the training loss. Or between epochs: `end_epoch` measures the validation loss of
+   edge weights that it makes up itself (evolution, perturbation). In the first `warmup_share` of
+   the epochs neither is done.
+4. It is recorded and saved: `StrategyState.alpha` for the logs, `StrategyState.state_dict` for the
+   checkpoint, from which an interrupted search goes on as if nothing had happened.
+5. It becomes a genotype. `final_weights` returns the strength of each candidate, without chance and
+   without a gradient, and `Space.derive` picks the strongest ones.
+
+The example walks through these stages, with a loss made up in place of a supernet's:
+
+>>> import torch
+>>> from darts_bio.spaces import SPACES
+>>> from darts_bio.strategies import STRATEGIES, Context, detached
+>>> space = SPACES.build("nb201")
+>>> table = space.table(["bp", "fa"])
+>>> cpu = torch.device("cpu")
+>>> context = Context(space, table, seed=0, device=cpu, epochs=10, steps_per_epoch=5)
+>>> strategy = STRATEGIES.build("darts(lr=0.1)")
+>>> state = strategy.begin(context)
+>>> strategy.prepare(state)
+>>> edge_weights = strategy.edge_weights(state)
+>>> {cell_type: tuple(weights.shape) for cell_type, weights in edge_weights.items()}
+{'cell': (6, 7)}
+>>> loss = edge_weights["cell"][:, 2].sum()  # blames the third candidate of every edge
+>>> strategy.move(state, torch.autograd.grad(loss, list(state.parameters.values())))
+>>> bool((strategy.final_weights(state)["cell"].argmin(dim=1) == 2).all())
+True
+>>> cells = space.derive(strategy.final_weights(state), table)
+>>> table.rows["cell"][0][2] in {edge.candidate for edge in cells["cell"].edges}
+False
 """
 
 from __future__ import annotations
@@ -28,22 +67,41 @@ Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 
 Loss = Callable[[Batch, EdgeWeights], tuple[Tensor, Tensor]]
+"""Maps a batch and edge weights to the supernet's loss, a scalar, and its logits (N, classes)."""
 
 Measure = Callable[[EdgeWeights, int], tuple[Tensor, Tensor]]
-"""(edge weights of P individuals, a tensor (P, edges, candidates) per cell type; a number of
-validation batches) to the mean loss (P,), with the costs that the search counts, and the accuracy
-in [0, 1] (P,) of each on these batches.
+"""Measures P individuals, each of which is a choice of edge weights.
 
-All individuals of a call meet the same batches, with batch norm by each batch's own statistics; w
-is not touched."""
+It is called with the edge weights of all individuals, a tensor (P, edges, candidates) per cell
+type, and with a number of validation batches. It returns two tensors (P,): the mean loss of each
+individual on these batches, with the costs of the search's objective, and its accuracy, a fraction.
+
+All individuals of a call meet the same batches, with batch norm by each batch's own statistics. The
+supernet's weights are not changed."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a strategy knows of the search it serves.
+    """What a strategy is told of the search it serves.
 
-    `factorised` asks for alpha as operation times rule given the operation, where the strategy has
-    an alpha. `recorded` says that steps are recorded as CUDA graphs (see `Strategy.descends`).
+    Attributes:
+        space: The space that is searched.
+        table: The candidates of each edge; rows of one cell type are padded to the same length.
+        seed: The seed of the search, from which everything random is derived.
+        device: Where alpha, edge weights and the supernet are.
+        epochs: The length of the search.
+        steps_per_epoch: How many steps an epoch has.
+        factorised: Whether alpha is asked for as operation times rule given the operation, where
+            the strategy has an alpha.
+        recorded: Whether steps are recorded as CUDA graphs (see `Strategy.descends`).
+
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import Context
+    >>> space = SPACES.build("nb201")
+    >>> table = space.table(["bp", "fa"])
+    >>> context = Context(space, table, 0, torch.device("cpu"), epochs=10, steps_per_epoch=5)
+    >>> {cell_type: context.table.shape(cell_type) for cell_type in context.table.rows}
+    {'cell': (6, 7)}
     """
 
     space: Space
@@ -58,13 +116,52 @@ class Context:
 
 @dataclass(frozen=True)
 class Bilevel:
-    """What a strategy may use in one step of a search.
+    """What a strategy may use in one step of a search: two batches and the losses on them.
 
-    Both losses map (batch, edge weights) to the supernet's loss and its logits. `weight_loss` is
-    the one that w follows, down through the rules' error; the gradient of `architecture_loss` goes
-    down as `--arch-gradient` says. `penalty` is what the objective and the regularizers add, a
-    function of each candidate's share of its edge and of alpha. `virtual_step` maps w's gradient to
-    (w after a step along it, d(w after)/d(-gradient)).
+    Of several processes each has its share of both batches, and computes gradients of that share.
+
+    Attributes:
+        supernet: The network that both losses run.
+        train_batch: The batch along which w moves in this step.
+        valid_batch: The batch along which alpha moves in this step.
+        weight_loss: The loss that w follows; its gradient goes down by the rules' error.
+        architecture_loss: The loss that alpha follows; its gradient goes down as the option
+            `--arch-gradient` says, by the rules' error or exactly.
+        penalty: What the objective and the regularizers add to the loss that alpha follows. It maps
+            each candidate's share of its edge, and the logits alpha, both (edges, candidates) per
+            cell type, to a scalar.
+        weights: The parameters of the supernet that a step moves: w.
+        virtual_step: Maps the gradient g of w to what w would be after an optimizer step along g,
+            and to the rate d(w after)/d(-g). It changes nothing.
+
+    A search makes one in each step. By hand, without penalty, momentum or weight decay:
+
+    >>> import torch.nn.functional as F
+    >>> from darts_bio.networks import SuperNet
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import STRATEGIES, Bilevel, Context
+    >>> space = SPACES.build("nb201")
+    >>> supernet = SuperNet(space, ["bp"], channels=4, layers=3, num_classes=10)
+    >>> def loss(batch, edge_weights):
+    ...     logits = supernet(batch[0], edge_weights)
+    ...     return F.cross_entropy(logits, batch[1]), logits
+    >>> weights = list(supernet.parameters())
+    >>> bilevel = Bilevel(
+    ...     supernet,
+    ...     train_batch=(torch.rand(2, 3, 8, 8), torch.tensor([0, 1])),
+    ...     valid_batch=(torch.rand(2, 3, 8, 8), torch.tensor([2, 3])),
+    ...     weight_loss=loss,
+    ...     architecture_loss=loss,
+    ...     penalty=lambda shares, alpha: torch.zeros(()),
+    ...     weights=weights,
+    ...     virtual_step=lambda g: ([w - 0.1 * d for w, d in zip(weights, g)], 0.1),
+    ... )
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> darts = STRATEGIES.build("darts")
+    >>> state = darts.begin(Context(space, table, 0, cpu, epochs=1, steps_per_epoch=1))
+    >>> (gradient,), logits = darts.gradients(state, bilevel)
+    >>> tuple(gradient.shape), tuple(logits.shape)
+    ((6, 5), (2, 10))
     """
 
     supernet: SuperNet
@@ -78,49 +175,66 @@ class Bilevel:
 
     @contextlib.contextmanager
     def frozen_weights(self) -> Iterator[None]:
-        """Within it no gradient of w is computed; alpha's is the same."""
+        """Compute no gradient of w within the context; that of alpha is the same."""
         with frozen(self.supernet):
             yield
 
 
 class StrategyState(ABC):
-    """Everything that changes while a strategy searches: alpha, its optimizer, what was drawn or
-    chosen so far.
+    """Everything of a strategy that changes while it searches.
+
+    That is alpha, its optimizer, and what was drawn or chosen so far. Subclasses say how it is
+    shown (`alpha`), saved and restored.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import STRATEGIES, Context
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> context = Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5)
+    >>> strategy = STRATEGIES.build("gdas")
+    >>> state, resumed = strategy.begin(context), strategy.begin(context)
+    >>> strategy.prepare(state)  # draws a sample
+    >>> resumed.load_state_dict(state.state_dict())
+    >>> resumed.draws
+    1
+    >>> sorted(state.state_dict())
+    ['draws', 'optimizer', 'parameters']
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.epoch = 0
-        """The epoch that runs now, counted from 0."""
+        """The present epoch, counted from 0."""
 
     @property
     @abstractmethod
     def alpha(self) -> dict[str, Tensor]:
-        """Logits (edges, candidates) per cell type, for the records; empty if there are no such
-        parameters.
-        """
+        """Logits (edges, candidates) per cell type, for the records; empty without an alpha."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed search needs, as tensors and plain values only."""
+        """Return what a resumed search needs, as tensors and plain values only."""
 
     @abstractmethod
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Puts back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
     def begin_with(self, saved: dict[str, Any]) -> None:  # noqa: B027
-        """Takes over what it wants from the `state_dict` of the strategy that trained the supernet
-        of `--supernet`.
+        """Take over what is of use from the strategy that trained the supernet of `--supernet`.
+
+        Args:
+            saved: The `state_dict` of that strategy's state.
         """
 
     def learning_rates(self) -> dict[str, float]:
-        """Returns the rates at which alpha moves now, by name, for the records."""
+        """Return the present learning rates of alpha, by name, for the records."""
         return {}
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
-        """The generators on the search's device that edge weights are drawn from;
-        `Strategy.prepare` seeds them.
+        """The generators on the search's device that edge weights are drawn from.
+
+        `Strategy.prepare` seeds them. A recorder of CUDA graphs has to know them.
         """
         return ()
 
@@ -133,14 +247,43 @@ class Strategy(ABC, Generic[S]):
 
     Subclasses are frozen dataclasses, whose fields are their options, registered by name in
     `STRATEGIES`. A strategy is a value that many searches may share: `begin` makes the state of one
-    search, and every method is given that state.
+    search, and every other method is given that state.
+
+    The class variables and methods are what a search asks of it. A strategy that moves alpha along
+    a gradient extends `GradientStrategy` instead, which answers most of it. The shortest strategy
+    there is gives each candidate the same share, and learns nothing:
+
+    >>> from dataclasses import dataclass
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import Context, Strategy, StrategyState
+    >>> class EqualState(StrategyState):
+    ...     alpha = {}
+    ...     def state_dict(self):
+    ...         return {}
+    ...     def load_state_dict(self, saved):
+    ...         pass
+    >>> @dataclass(frozen=True)
+    ... class Equal(Strategy[EqualState]):
+    ...     def begin(self, context):
+    ...         return EqualState(context)
+    ...     def edge_weights(self, state):
+    ...         masks = {t: state.context.table.mask(t) for t in state.context.table.rows}
+    ...         return {t: mask / mask.sum(1, keepdim=True) for t, mask in masks.items()}
+    ...     def final_weights(self, state):
+    ...         return self.edge_weights(state)
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> strategy = Equal()
+    >>> state = strategy.begin(Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5))
+    >>> strategy.edge_weights(state)["cell"][0]  # the five candidates of the first edge
+    tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000])
     """
 
     partial: ClassVar[int] = 1
-    """k, where 1/k of the channels are to go through the candidates (`SuperNet`)."""
+    """k, where 1/k of the channels are to go through the candidates (see `SuperNet`)."""
 
     warmup: ClassVar[float] = 0.0
-    """The share of the epochs in which only w is trained, as published."""
+    """The share of the epochs, a fraction, in which only w is trained, as published."""
 
     measures: ClassVar[bool] = False
     """Whether it measures individuals between epochs: work that several processes can share."""
@@ -154,102 +297,132 @@ class Strategy(ABC, Generic[S]):
 
     @property
     def where(self) -> str:
-        """What an error message begins with."""
+        """The words that an error message about this strategy begins with."""
         return f"strategy {STRATEGIES.name_of(self)}"
 
     @abstractmethod
     def begin(self, context: Context) -> S:
-        """Makes the state of a new search. Raises InputError if the strategy does not go with that
-        search.
+        """Make the state of a new search.
+
+        Raises:
+            InputError: If the strategy does not go with that search.
         """
 
     def warmup_share(self, epochs: int) -> float:
-        """Returns the share of a search's epochs, from the first on, in which only w is trained."""
+        """Return the fraction of a search's epochs, from the first on, that train only w."""
         return self.warmup
 
     def notes(self, state: S, rules: Sequence[str]) -> list[str]:
-        """Returns what a user of these rules is to know of the strategy's assumptions, a line
-        each.
+        """Return what a user should know of the strategy's assumptions, a line each.
+
+        Args:
+            state: The state at the beginning of the search.
+            rules: The learning rules that are searched among.
         """
         return []
 
     def begin_epoch(self, state: S, epoch: int) -> None:
-        """Notes which epoch begins, counted from 0; called again when a run goes on within an
-        epoch.
+        """Note which epoch begins, counted from 0.
+
+        It is called again for the same epoch when an interrupted run goes on within it.
         """
         state.epoch = epoch
 
     def descends(self, state: S) -> bool:
-        """Returns whether alpha follows a gradient in the present epoch: once a step, by
-        `gradients` and `move`.
+        """Return whether alpha follows a gradient in the present epoch.
 
-        On a GPU these two and `edge_weights` are recorded then (`training.graphs`): they may depend
-        on nothing that changes but tensors that change in place. What else they need, `prepare`
-        puts into such tensors.
+        If so, `gradients` and `move` are called once a step. On a GPU these two and `edge_weights`
+        are then recorded as CUDA graphs (`training.graphs`): Python runs them a few times and never
+        again, so they may depend on nothing that changes but tensors that change in place. What
+        else they need, `prepare` puts into such tensors.
         """
         return False
 
     def prepare(self, state: S) -> None:
-        """Puts into the state what the next edge weights depend on beside alpha: a sample's noise,
-        a temperature.
+        """Set what the next edge weights depend on beside alpha: a sample's noise, a temperature.
 
-        Called before each pass that moves alpha, and before each one that moves w.
+        It is called before each pass that moves alpha, and before each one that moves w.
         """
 
     @abstractmethod
     def edge_weights(self, state: S) -> EdgeWeights:
-        """Returns what the supernet is lent, (edges, candidates) per cell type, zero where the
-        table is padded.
+        """Return what the supernet is lent: (edges, candidates) per cell type.
+
+        Entries are zero where the table of candidates is padded.
         """
 
     def gradients(self, state: S, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
-        """Returns the gradients that alpha follows, in the order of the state's parameters, and the
-        validation logits (N, classes) that were seen, detached. w is as before.
+        """Return the gradients that alpha follows, and the validation logits they come from.
+
+        Gradients are in the order of the state's parameters; the logits (N, classes) are detached.
+        When it returns, w is as it was.
         """
         raise NotImplementedError(f"{type(self).__name__}.gradients")
 
     def move(self, state: S, gradients: Sequence[Tensor]) -> None:
-        """Moves alpha once along its gradients, before the weights' own step."""
+        """Move alpha once along its gradients; the weights' own step comes after."""
         raise NotImplementedError(f"{type(self).__name__}.move")
 
     def end_epoch(self, state: S, epoch: int, measure: Measure) -> dict[str, float]:
-        """Does what is due after an epoch's last step, once the warm-up is over. Returns numbers
-        for the records.
+        """Do what is due after the last step of an epoch, and return numbers for the records.
+
+        It is called once the warm-up is over.
         """
         return {}
 
     @abstractmethod
     def final_weights(self, state: S) -> EdgeWeights:
-        """Returns the strength of each candidate, (edges, candidates) per cell type without a
-        gradient.
+        """Return the strength of each candidate: (edges, candidates) per cell type, no gradient.
 
         The space derives the genotype from it. Where a space compares edges, it takes each row for
-        shares of 1.
+        shares that add up to 1.
         """
 
 
 STRATEGIES: Registry[type[Strategy[Any]]] = Registry("strategy")
+"""All strategies, by the names and options that `--strategy` takes."""
 
 
 def masks_of(context: Context) -> dict[str, Tensor]:
-    """Returns per cell type (edges, candidates) bool, on the search's device: True where there is a
-    candidate.
+    """Return masks (edges, candidates) per cell type: True where there is a candidate.
+
+    They are on the search's device.
     """
     return {t: context.table.mask(t).to(context.device) for t in context.table.rows}
 
 
 def detached(edge_weights: EdgeWeights) -> EdgeWeights:
-    """The same numbers without a gradient."""
+    """Return the same edge weights without a gradient: for a pass that moves w and not alpha.
+
+    >>> from darts_bio.strategies import detached
+    >>> edge_weights = {"normal": torch.ones(14, 8, requires_grad=True)}
+    >>> detached(edge_weights)["normal"].requires_grad
+    False
+    """
     return {cell_type: weights.detach() for cell_type, weights in edge_weights.items()}
 
 
 def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the candidates of each edge (edges, candidates); zero where mask is False."""
+    """Return the softmax over the candidates of each edge, zero where the mask is False.
+
+    All three are (edges, candidates).
+
+    >>> from darts_bio.strategies import masked_softmax
+    >>> alpha = torch.zeros(2, 3)
+    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+    >>> masked_softmax(alpha, mask)
+    tensor([[0.3333, 0.3333, 0.3333],
+            [0.5000, 0.5000, 0.0000]])
+    """
+    # Minus infinity rather than a product with the mask: the shares of a row still add up to 1.
     return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)
 
 
 def one_hot_like(weights: Tensor, chosen: Tensor) -> Tensor:
-    """1 at the candidate of index `chosen` (edges,) of each edge, else 0, as `weights` (edges,
-    candidates).
+    """Return 1 at the chosen candidate of each edge and 0 elsewhere.
+
+    Args:
+        weights: (edges, candidates); its shape, dtype and device are those of the result.
+        chosen: (edges,), the index of a candidate for each edge.
     """
     return torch.zeros_like(weights).scatter(1, chosen.unsqueeze(1), 1.0)

@@ -1,15 +1,39 @@
-"""DARTS, first and second order (Liu 2019, arXiv 1806.09055, equations 6 to 8).
+"""DARTS, first and second order (Liu 2019, arXiv 1806.09055, equations 3 to 8).
 
-Edge weights are the softmax of alpha over the candidates of an edge. In each step Adam moves alpha
-along the gradient of the validation loss at the present weights (order 1), or at the weights after
-a step along the training loss, which depends on alpha too (order 2):
-
-    w'(alpha) = w - lr (momentum buffer + dL_train(w, alpha)/dw + decay w)
-    d L_val(w', alpha)/d alpha = dL_val/d alpha - lr d<v, dL_train(w, alpha)/dw>/d alpha,     v = dL_val(w')/dw'
-    d<v, dL_train/dw>/d alpha = (dL_train(w + R v)/d alpha - dL_train(w - R v)/d alpha) / 2R,  R = 0.01 / |v|
-
-The candidates are (operation, rule) pairs, so a rule's share is learnt by the same softmax (arXiv
+Edge weights are the softmax of alpha over the candidates of an edge. The candidates are (operation,
+rule) pairs, so the share of a rule is learned by the same softmax as that of an operation (arXiv
 2507.13485).
+
+What is wanted is the alpha whose *trained* weights do best on the validation half (equations 3, 4):
+
+    min over alpha of L_val(w*(alpha), alpha),    w*(alpha) = argmin over w of L_train(w, alpha)
+
+Training to the end for each alpha is out of reach, so w*(alpha) is approximated in each step:
+
+- First order (`order=1`): by the present weights. Alpha follows dL_val(w, alpha)/dalpha.
+
+- Second order (`order=2`): by one step of the weights' optimizer (equation 6), here SGD with
+  momentum and weight decay, whose learning rate is xi:
+
+      w'(alpha) = w - xi (momentum * buffer + dL_train(w, alpha)/dw + decay * w)
+
+  w' depends on alpha too, so the chain rule adds a term (equation 7). With
+  v = dL_val(w', alpha)/dw':
+
+      d L_val(w'(alpha), alpha) / dalpha
+          = dL_val(w', alpha)/dalpha - xi d<v, dL_train(w, alpha)/dw>/dalpha
+
+  The last term is a product of v with the matrix of mixed second derivatives. It is taken by a
+  central difference of two first derivatives (equation 8), since rules have no second derivative:
+
+      d<v, dL_train(w, alpha)/dw>/dalpha
+          = (dL_train(w + epsilon v, alpha)/dalpha - dL_train(w - epsilon v, alpha)/dalpha)
+            / (2 epsilon)
+
+  with epsilon = 0.01 / |v|. Four passes in place of one, and a copy of w.
+
+The term assumes that w steps along the true gradient of L_train. Under a rule such as feedback
+alignment it does not (`Darts.notes` says so to the user), and the term is that of another step.
 """
 
 from __future__ import annotations
@@ -27,12 +51,27 @@ from darts_bio.strategies.base import STRATEGIES, Bilevel, detached
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 STEP_OF_DIFFERENCES = 0.01
+"""The norm of epsilon v: how far the central difference goes to either side of w."""
 
 
 @STRATEGIES.register("darts")
 @dataclass(frozen=True)
 class Darts(GradientStrategy):
-    """Differentiable search, first or second order: softmax of alpha (Liu 2019)."""
+    """Differentiable search, first or second order: softmax of alpha (Liu 2019).
+
+    `order` is 1 or 2; the other options are Adam's and the standard deviation of alpha at the
+    beginning (see `GradientStrategy`).
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> STRATEGIES.options("darts")
+    {'order': 1, 'lr': 0.0003, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
+    >>> STRATEGIES.build("darts(order=2, lr=6e-4)").lr
+    0.0006
+    >>> STRATEGIES.build("darts(order=3)")
+    Traceback (most recent call last):
+        ...
+    darts_bio.errors.InputError: strategy darts: order: expected 1 or 2, found 3
+    """
 
     order: int = 1
 
@@ -46,80 +85,88 @@ class Darts(GradientStrategy):
         return self.order == 2
 
     def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
-        other = [rule for rule in rules if not RULES.build(rule).transports_weights]
-        if self.order == 1 or not other:
+        inexact = [rule for rule in rules if not RULES.build(rule).transports_weights]
+        if self.order == 1 or not inexact:
             return []
         return [
             "note: second-order darts takes the weights' step for one along the gradient of the "
             "training loss. Under "
-            f"{', '.join(other)} it follows the rule's gradient instead, so the second-order term "
-            "is that of another "
+            f"{', '.join(inexact)} it follows the rule's gradient instead, so the second-order "
+            "term is that of another "
             "step; feedback is held fixed while the term is measured"
         ]
 
     def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
-        return (
-            super().gradients(state, bilevel)
-            if self.order == 1
-            else self.second_order_gradients(state, bilevel)
-        )
+        if self.order == 1:
+            return super().gradients(state, bilevel)
+        return self.second_order_gradients(state, bilevel)
 
     def second_order_gradients(
         self, state: AlphaState, bilevel: Bilevel
     ) -> tuple[list[Tensor], Tensor]:
-        """Returns what `gradients` does, of the loss after the virtual step.
+        """Return what `gradients` does, of the loss after the virtual step (equations 6 to 8).
 
         Each gradient is the mean over all processes, so that the virtual step and v are the same in
-        all.
+        all. When it returns or raises, w is as it was.
         """
         weights, parameters = list(bilevel.weights), list(state.parameters.values())
         before = [weight.detach().clone() for weight in weights]
+
+        # 1. The virtual step from w to w' (equation 6). Alpha's part in it is left to step 3, so
+        #    edge weights are detached here.
         loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))
-        along = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
-        after, rate = bilevel.virtual_step(along)
+        train_gradient = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
+        after, rate = bilevel.virtual_step(train_gradient)
         try:
+            # 2. At w', one backward pass gives both the first term of equation 7,
+            #    dL_val(w', alpha)/dalpha, and v = dL_val(w', alpha)/dw'.
             _put(weights, after)
             loss, logits = self.validation_loss(state, bilevel)
-            found = torch.autograd.grad(loss, [*parameters, *weights], allow_unused=True)
-            gradients = _averaged(found, [*parameters, *weights])
-            own, v = gradients[: len(parameters)], gradients[len(parameters) :]
-            size = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(
-                torch.stack(torch._foreach_norm(v))
-            )
+            both = [*parameters, *weights]
+            gradients = _averaged(torch.autograd.grad(loss, both, allow_unused=True), both)
+            first_term, v = gradients[: len(parameters)], gradients[len(parameters) :]
+
+            # 3. dL_train/dalpha at w + epsilon v and at w - epsilon v (equation 8). Feedback is
+            #    that of w on both sides: a rule that sends down sign(W) would jump where epsilon v
+            #    flips a sign, and the difference would be divided by epsilon.
+            norm_of_v = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
+            epsilon = STEP_OF_DIFFERENCES / norm_of_v
             _put(weights, before)
+            sides = []
             with held_feedback(bilevel.supernet), bilevel.frozen_weights():
-                sides = []
                 for sign in (1, -1):
-                    _put(
-                        weights,
-                        [
-                            w + sign * size * direction
-                            for w, direction in zip(before, v, strict=True)
-                        ],
-                    )
+                    shift = sign * epsilon
+                    _put(weights, [w + shift * d for w, d in zip(before, v, strict=True)])
                     loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights(state))
                     sides.append(_averaged(torch.autograd.grad(loss, parameters), parameters))
         finally:
             _put(weights, before)
-        gradients = [
-            g - rate * (plus - minus) / (2 * size)
-            for g, plus, minus in zip(own, *sides, strict=True)
+
+        # 4. Equation 7.
+        plus, minus = sides
+        second_order = [
+            g - rate * (p - m) / (2 * epsilon)
+            for g, p, m in zip(first_term, plus, minus, strict=True)
         ]
-        return gradients, logits.detach()
+        return second_order, logits.detach()
 
 
 def _averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the means over all processes, as copies; zeros where a weight has no part in the
-    loss.
+    """Return the means of gradients over all processes, as copies.
+
+    Args:
+        gradients: This process' gradients; None for a tensor that has no part in the loss.
+        like: What the gradients are of. It gives the shape of the zeros that stand for a None.
     """
-    kept = [
+    means = [
         torch.zeros_like(w) if g is None else g.clone()
         for g, w in zip(gradients, like, strict=True)
     ]
-    average(kept)
-    return kept
+    average(means)
+    return means
 
 
 @torch.no_grad()
 def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Set weights in place, all in a few calls: a supernet has thousands of them."""
     torch._foreach_copy_(list(weights), list(values))

@@ -1,10 +1,15 @@
-"""DARTS-PT (Wang 2021, arXiv 2108.04392): candidates are chosen by what their removal does, not by
-alpha.
+"""DARTS-PT (Wang 2021, arXiv 2108.04392): selection by perturbation.
 
-Any strategy trains the supernet first. Then, edge by edge in random order, each candidate is taken
-out in turn, and the one whose absence costs the most validation accuracy is kept; between these
-choices w is trained on, with alpha as it is. At last each node keeps the edges whose removal costs
-the most. Equal accuracies are told apart by the loss.
+Candidates are chosen by what their removal does, not by alpha:
+
+1. Another strategy (`base`) trains the supernet for a `share` of the epochs.
+2. Edge by edge, in random order, each candidate of the edge is taken out in turn, and the one whose
+   absence costs the most validation accuracy is kept as the edge's only one. Between these choices
+   w is trained on, with alpha as it is.
+3. At last, node by node, each incoming edge is taken out in turn, and the node keeps those whose
+   absence costs the most.
+
+Of equal accuracies the one with the higher loss counts as the lower.
 """
 
 from __future__ import annotations
@@ -32,12 +37,14 @@ from darts_bio.strategies.base import (
 )
 
 UNDECIDED = -1
+"""Stands for the index of a candidate on an edge where none was chosen yet."""
 
 
 class PerturbationState(StrategyState):
-    """The base strategy's state, and per cell type what was chosen: `chosen` (edges,) holds a
-    candidate's index or UNDECIDED, `dropped` (edges,) bool the edges that are gone. `decided`
-    counts the choices that were made.
+    """The state of the base strategy, and what was chosen so far.
+
+    Per cell type `chosen` (edges,) holds the index of a candidate or UNDECIDED, and `dropped`
+    (edges,) bool says which edges are gone. `decided` counts the choices that were made.
     """
 
     def __init__(self, context: Context, base: StrategyState) -> None:
@@ -56,8 +63,12 @@ class PerturbationState(StrategyState):
         self.base.load_state_dict(saved)
 
     def state_dict(self) -> dict[str, Any]:
-        made = {"chosen": dict(self.chosen), "dropped": dict(self.dropped), "decided": self.decided}
-        return {"base": self.base.state_dict(), **made}
+        choices = {
+            "chosen": dict(self.chosen),
+            "dropped": dict(self.dropped),
+            "decided": self.decided,
+        }
+        return {"base": self.base.state_dict(), **choices}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.base.load_state_dict(saved["base"])
@@ -78,8 +89,18 @@ class PerturbationState(StrategyState):
 class DartsPt(Strategy[PerturbationState]):
     """Selection by perturbation on a supernet that another strategy trained (Wang 2021).
 
-    The strategy of the spec `base` trains the supernet for that `share` of the epochs (0: the one
-    of `--supernet` is taken as it is); an accuracy is measured on so many validation `batches`.
+    Attributes:
+        base: The spec of the strategy that trains the supernet.
+        share: The fraction of the epochs in which it does. With 0 the supernet of `--supernet` is
+            taken as it is.
+        batches: The number of validation batches that an accuracy is measured on.
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> darts_pt = STRATEGIES.build("darts_pt(base=drnas, share=0.8)")
+    >>> darts_pt.trainer.anchor, darts_pt.base_epochs(50)
+    (0.001, 40)
+    >>> STRATEGIES.options("darts_pt")
+    {'base': 'darts', 'share': 0.5, 'batches': 8}
     """
 
     measures = True
@@ -89,7 +110,7 @@ class DartsPt(Strategy[PerturbationState]):
     batches: int = 8
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value out of bounds, or for a base that there is not."""
+        """Raise InputError for a value out of bounds, or for an unknown base."""
         check_number(f"{self.where}: share", self.share, below=1)
         check_whole(f"{self.where}: batches", self.batches)
         STRATEGIES.build(self.base)
@@ -108,17 +129,16 @@ class DartsPt(Strategy[PerturbationState]):
         return self.trainer.exchanges
 
     def base_epochs(self, epochs: int) -> int:
-        """Returns for how many epochs of a search, from the first on, the base strategy trains the
-        supernet.
-        """
+        """Return in how many epochs, the first of a search, the base strategy trains."""
         return math.ceil(self.share * epochs)
 
     def warmup_share(self, epochs: int) -> float:
+        # The base's share of its own epochs, as a share of all epochs.
         trained = self.base_epochs(epochs)
         return self.trainer.warmup_share(max(1, trained)) * trained / epochs
 
     def trains(self, state: PerturbationState) -> bool:
-        """Returns whether the base strategy still trains the supernet in the present epoch."""
+        """Return whether the base strategy still trains the supernet in the present epoch."""
         return state.epoch < self.base_epochs(state.context.epochs)
 
     def begin(self, context: Context) -> PerturbationState:
@@ -127,9 +147,8 @@ class DartsPt(Strategy[PerturbationState]):
 
     def notes(self, state: PerturbationState, rules: Sequence[str]) -> list[str]:
         rows = state.context.table.rows
-        passes = self.batches * sum(
-            candidate is not None for t in rows for row in rows[t] for candidate in row
-        )
+        candidates = [c for t in rows for row in rows[t] for c in row if c is not None]
+        passes = self.batches * len(candidates)
         return [
             *self.trainer.notes(state.base, rules),
             f"note: darts_pt chooses {sum(map(len, rows.values()))} candidates by {passes} passes "
@@ -143,11 +162,9 @@ class DartsPt(Strategy[PerturbationState]):
             self.trainer.begin_epoch(state.base, epoch)
 
     def edge_weights(self, state: PerturbationState) -> EdgeWeights:
-        return (
-            self.trainer.edge_weights(state.base)
-            if self.trains(state)
-            else self.final_weights(state)
-        )
+        if self.trains(state):
+            return self.trainer.edge_weights(state.base)
+        return self.final_weights(state)
 
     def descends(self, state: PerturbationState) -> bool:
         return self.trains(state) and self.trainer.descends(state.base)
@@ -165,17 +182,21 @@ class DartsPt(Strategy[PerturbationState]):
         self.trainer.move(state.base, gradients)
 
     def end_epoch(self, state: PerturbationState, epoch: int, measure: Measure) -> dict[str, float]:
-        """Makes the choices that are due: evenly over the epochs that remain, the last after the
-        last one.
+        """Make the choices that are due after this epoch.
+
+        They are spread evenly over the ends of the base's last epoch and of all epochs after it, so
+        that the last choice is made after the last epoch. With `share=0` the base has no epoch, and
+        the first end has the choices of two.
         """
         base_epochs = self.base_epochs(state.context.epochs)
         if epoch < base_epochs:
             numbers = self.trainer.end_epoch(state.base, epoch, measure)
             if epoch < base_epochs - 1:
                 return numbers
-        done, left = epoch - base_epochs + 1, state.context.epochs - base_epochs
+        # Of remaining + 1 ends of epochs at which choices are made, this is number done + 1.
+        done, remaining = epoch - base_epochs + 1, state.context.epochs - base_epochs
         choices = _choices(state.context)
-        due = math.ceil(len(choices) * (done + 1) / (left + 1))
+        due = math.ceil(len(choices) * (done + 1) / (remaining + 1))
         for choice in choices[state.decided : due]:
             for cell_type, edges in choice.items():
                 self._choose(state, cell_type, edges, measure)
@@ -185,59 +206,77 @@ class DartsPt(Strategy[PerturbationState]):
     def _choose(
         self, state: PerturbationState, cell_type: str, edges: Sequence[int], measure: Measure
     ) -> None:
-        """Chooses the candidate of a single edge, or which of several edges stay."""
+        """Choose the candidate of a single edge, or which of several edges of a node stay."""
         context, weights = state.context, self.final_weights(state)
-        own = weights[cell_type]
-        removed: list[tuple[int, int | slice]]
+        # What is removed in each of T trials: an edge, and the columns of its row that become 0.
+        removals: list[tuple[int, int | slice]]
         if len(edges) == 1:
             (e,) = edges
             row = context.table.rows[cell_type][e]
             options = [
                 i for i, c in enumerate(row) if c is not None and context.space.selectable(c)
             ]
-            removed = [(e, i) for i in options]
+            removals = [(e, i) for i in options]
         else:
-            removed = [(e, slice(None)) for e in edges]
-        trials = own.repeat(len(removed), 1, 1)
-        for trial, (e, columns) in zip(trials, removed, strict=True):
+            removals = [(e, slice(None)) for e in edges]
+
+        trials = weights[cell_type].repeat(len(removals), 1, 1)  # (T, edges, candidates)
+        for trial, (e, columns) in zip(trials, removals, strict=True):
             trial[e, columns] = 0.0
-        stacked = {
-            t: trials if t == cell_type else w.expand(len(removed), -1, -1)
+        # The cells of all other types are the same in each trial.
+        individuals = {
+            t: trials if t == cell_type else w.expand(len(removals), -1, -1)
             for t, w in weights.items()
         }
-        losses, accuracies = measure(stacked, self.batches)
-        damage = sorted(
-            range(len(removed)), key=lambda i: (accuracies[i].item(), -losses[i].item())
-        )
+        losses, accuracies = measure(individuals, self.batches)
+
+        def quality_without(trial: int) -> tuple[float, float]:
+            return accuracies[trial].item(), -losses[trial].item()
+
+        # Most missed first: what leaves the supernet at its worst.
+        most_missed = sorted(range(len(removals)), key=quality_without)
         if len(edges) == 1:
-            state.chosen[cell_type][edges[0]] = options[damage[0]]
+            state.chosen[cell_type][edges[0]] = options[most_missed[0]]
         else:
             assert context.space.kept_edges is not None
-            for i in damage[context.space.kept_edges :]:
+            for i in most_missed[context.space.kept_edges :]:
                 state.dropped[cell_type][edges[i]] = True
 
     def final_weights(self, state: PerturbationState) -> EdgeWeights:
+        """Return the final weights of the base strategy under the choices made so far.
+
+        Where the candidate of an edge is chosen, it has the weight of all candidates of the edge
+        together, and the others have none. A dropped edge has weight zero.
+        """
         weights = {}
         for t, base in self.trainer.final_weights(state.base).items():
             chosen = state.chosen[t].to(base.device)
+            # UNDECIDED is no index: where it stands, the result of one_hot_like is not used.
             single = one_hot_like(base, chosen.clamp_min(0)) * base.sum(1, keepdim=True)
-            own = torch.where((chosen == UNDECIDED).unsqueeze(1), base, single)
-            weights[t] = own.masked_fill(state.dropped[t].to(base.device).unsqueeze(1), 0.0)
+            decided = torch.where((chosen == UNDECIDED).unsqueeze(1), base, single)
+            weights[t] = decided.masked_fill(state.dropped[t].to(base.device).unsqueeze(1), 0.0)
         return weights
 
 
 def _choices(context: Context) -> list[dict[str, list[int]]]:
-    """Returns in order: per cell type an edge whose candidate is chosen, or all edges of a node of
-    which some stay.
+    """Return all choices of a search in order, a function of its seed.
+
+    A choice is made in the cells of all types at once. Per cell type it holds the index of one
+    edge, whose candidate is chosen, or the indices of all edges into a node, some of which stay.
+    The edges come first in random order, then the nodes that have more edges than they keep.
     """
     space = context.space
-    plans = {}
+    choices_by_type = {}
     for t in context.table.rows:
         source = generator("cpu", "perturbation", context.seed, t)
-        plan = [[e] for e in torch.randperm(len(space.edges), generator=source).tolist()]
+        choices = [[e] for e in torch.randperm(len(space.edges), generator=source).tolist()]
         crowded = [
             edges for edges in space.incoming() if len(edges) > (space.kept_edges or len(edges))
         ]
-        plan += [crowded[i] for i in torch.randperm(len(crowded), generator=source).tolist()]
-        plans[t] = plan
-    return [dict(zip(plans, choice, strict=True)) for choice in zip(*plans.values(), strict=True)]
+        choices += [crowded[i] for i in torch.randperm(len(crowded), generator=source).tolist()]
+        choices_by_type[t] = choices
+    # {type: [choice, ...]} -> [{type: choice}, ...]; all types have the same edges.
+    return [
+        dict(zip(choices_by_type, choice, strict=True))
+        for choice in zip(*choices_by_type.values(), strict=True)
+    ]

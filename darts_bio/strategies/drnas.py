@@ -1,8 +1,9 @@
 """DrNAS (Chen 2021, arXiv 2006.10355): edge weights drawn from a Dirichlet distribution.
 
-Its concentration is elu(alpha) + 1, and the gradient goes through the draw (implicit
-reparameterisation). The Kullback-Leibler divergence to the uniform Dirichlet, times `anchor`, keeps
-the concentration near 1. The genotype follows the distribution's mean.
+The distribution of an edge has the concentration c = elu(alpha) + 1, and the gradient goes through
+the draw (implicit reparameterization). The Kullback-Leibler divergence to the uniform Dirichlet
+distribution, whose concentration is 1, is added to the loss times `anchor`: it keeps the
+concentration near 1. The genotype follows the mean of the distribution, c / sum of c.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 SMALLEST = 1e-5
-"""Of a concentration and of a draw: below it their logarithms are lost in float32."""
+"""The least concentration and the least draw: below it their logarithms are lost in float32."""
 
 
 class DirichletState(AlphaState):
-    """Alpha, and the generator, on the search's device, that its next sample is drawn from."""
+    """Alpha, and the generator on the search's device that its next sample is drawn from."""
 
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(strategy, context)
@@ -39,7 +40,14 @@ class DirichletState(AlphaState):
 class DrNas(GradientStrategy):
     """Weights drawn from a Dirichlet distribution, anchored to the uniform one (Chen 2021).
 
-    `anchor` is the weight of the divergence to the uniform distribution.
+    `anchor` is the weight of the divergence to the uniform distribution; the other options are
+    those of `GradientStrategy`.
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> STRATEGIES.options("drnas")
+    {'anchor': 0.001, 'lr': 0.0006, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
+    >>> STRATEGIES.build("drnas(anchor=0.01)").anchor
+    0.01
     """
 
     anchor: float = 1e-3
@@ -51,30 +59,33 @@ class DrNas(GradientStrategy):
         super().__post_init__()
 
     def concentrations(self, state: AlphaState) -> dict[str, Tensor]:
-        """Returns per cell type (edges, candidates), 1 where the table is padded."""
+        """Return the concentrations (edges, candidates) per cell type, 1 where padded."""
         return {
             t: (F.elu(logits) + 1).clamp_min(SMALLEST).masked_fill(~state.masks[t], 1.0)
             for t, logits in state.alpha.items()
         }
 
     def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
-        return {t: _normalised(c * state.masks[t]) for t, c in self.concentrations(state).items()}
+        return {t: _normalized(c * state.masks[t]) for t, c in self.concentrations(state).items()}
 
     def begin(self, context: Context) -> DirichletState:
         return DirichletState(self, context)
 
     def prepare(self, state: AlphaState) -> None:
+        # The draw itself happens in `edge_weights`, on the device; here its generator is seeded
+        # anew, so that a sample is a function of the search's seed and of how many came before.
         assert isinstance(state, DirichletState)
         state.source.manual_seed(int(torch.randint(2**62, (), generator=state.next_draw())))
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, DirichletState)
-        drawn = {}
+        weights = {}
         for t, concentration in self.concentrations(state).items():
-            # As torch.distributions.Gamma draws, which takes no generator.
+            # Gamma draws divided by their sum are a Dirichlet draw. This is how
+            # torch.distributions.Gamma draws, gradient included; but that takes no generator.
             draws = torch._standard_gamma(concentration, generator=state.source).clamp_min(SMALLEST)
-            drawn[t] = _normalised(draws * state.masks[t])
-        return drawn
+            weights[t] = _normalized(draws * state.masks[t])
+        return weights
 
     def own_penalty(self, state: AlphaState) -> Tensor:
         divergences = [
@@ -83,16 +94,25 @@ class DrNas(GradientStrategy):
         return self.anchor * torch.stack(divergences).sum()
 
 
-def _normalised(values: Tensor) -> Tensor:
+def _normalized(values: Tensor) -> Tensor:
+    """Return values (edges, candidates) divided by the sum of their row."""
     return values / values.sum(1, keepdim=True)
 
 
 def _divergence(concentration: Tensor, mask: Tensor) -> Tensor:
-    """KL(Dirichlet(c) || Dirichlet(1)) of each row: log G(c0) - sum log G(c) - log G(n) + sum (c -
-    1)(D(c) - D(c0)).
+    """Return KL(Dirichlet(c) || Dirichlet(1)) of each edge, (edges,), in nats.
+
+    With c0 the sum of the n concentrations of an edge, G the gamma function and D the digamma
+    function it is
+
+        log G(c0) - sum log G(c) - log G(n) + sum (c - 1) (D(c) - D(c0)).
+
+    Args:
+        concentration: (edges, candidates).
+        mask: (edges, candidates) bool: which entries count.
     """
-    total = (concentration * mask).sum(1)
-    terms = (concentration - 1) * (
-        concentration.digamma() - total.digamma().unsqueeze(1)
-    ) - concentration.lgamma()
+    total = (concentration * mask).sum(1)  # c0, (edges,)
+    offset = concentration - 1
+    digammas = concentration.digamma() - total.digamma().unsqueeze(1)
+    terms = offset * digammas - concentration.lgamma()
     return total.lgamma() - mask.sum(1).to(total).lgamma() + (terms * mask).sum(1)

@@ -1,19 +1,28 @@
 """BioNAS-EG (arXiv 2507.13485): evolution strategies over the edge weights, after EG-NAS.
 
-After a warm-up of w, once an epoch, CMA-ES (Hansen 2016, arXiv 1604.00772; package cmaes) samples
-individuals around the present architecture c = softmax(alpha): an individual is c + s z, with z
-from the strategy's own distribution and s falling over the epochs, brought back to shares of each
-edge. Its fitness is
+Only w follows a gradient. After a warm-up of w, once an epoch, CMA-ES (Hansen 2016, arXiv
+1604.00772; package cmaes) samples individuals around the present architecture c = softmax(alpha):
+
+    individual = c + s z,  brought back to shares of each edge,
+
+with z from the strategy's own distribution and s falling over the epochs. The fitness of an
+individual is
 
     - (validation loss of the supernet with its edge weights + novelty * cosine(individual, c)),
 
 and the best one moves the architecture by a step: c <- (1 - step) c + step * best.
 
-What the published code does otherwise, and `published=True` keeps: each epoch a new CMA-ES is begun
-and ended after one generation, so that its covariance never adapts; every sample of every epoch has
-the same seed; fitness is measured on one validation batch; s does not fall. (It also stops with an
-error in its first generation, which is mended.) By default the distributions live on from epoch to
-epoch, each sample has seeds of its own, and several batches rank the individuals.
+What the published code does otherwise, and `published=True` keeps:
+
+- each epoch a new CMA-ES is begun and ended after one generation, so that its covariance never
+  adapts;
+- every sample of every epoch has the same seed;
+- fitness is measured on one validation batch;
+- s does not fall.
+
+(It also stops with an error in its first generation, which is mended.) By default the distributions
+live on from epoch to epoch, each sample has seeds of its own, and several batches rank the
+individuals.
 """
 
 from __future__ import annotations
@@ -46,12 +55,27 @@ generations to adapt."""
 
 
 class Sampler:
-    """One CMA-ES that minimises over R^n from mean 0 and step size 1, with a seed for each
-    generation.
+    """One CMA-ES that minimizes over R^n from mean 0 and step size 1, with a seed per generation.
 
     Its state is plain values: what it draws in a generation depends on that state and the seed
-    alone. The separable variant is for many dimensions: with far more individuals than dimensions
-    its learning rates exceed 1.
+    alone.
+
+    Args:
+        dimensions: n.
+        population: The number of individuals of a generation.
+        seed: What the seeds of all generations are derived from.
+        separable: Whether the covariance is diagonal. That is for many dimensions: with far more
+            individuals than dimensions its learning rates exceed 1.
+
+    Raises:
+        InputError: If the package cmaes is not installed.
+
+    >>> sampler = Sampler(dimensions=3, population=8, seed=0, separable=False)
+    >>> for _ in range(40):
+    ...     individuals = sampler.ask()
+    ...     sampler.tell(individuals, np.square(individuals - 1).sum(1))
+    >>> sampler.mean.round(1)
+    array([1., 1., 1.])
     """
 
     def __init__(self, dimensions: int, population: int, seed: int, separable: bool) -> None:
@@ -69,27 +93,36 @@ class Sampler:
 
     @property
     def mean(self) -> np.ndarray:
+        """The distribution's mean, (dimensions,)."""
         return self._evolution.mean
 
     def ask(self) -> np.ndarray:
-        """The next generation, (population, dimensions)."""
+        """Return the individuals of the next generation, (population, dimensions)."""
         evolution = self._evolution
+        # NumPy's seeds have 32 bits.
         evolution.reseed_rng(derive_seed("evolution", self.seed, evolution.generation) % 2**32)
         return np.stack([evolution.ask() for _ in range(evolution.population_size)])
 
     def tell(self, individuals: np.ndarray, values: Sequence[float]) -> None:
-        """The value of each individual of the generation asked for; less is better."""
+        """Adapt the distribution to the values of the generation asked for; less is better.
+
+        Args:
+            individuals: What `ask` returned, (population, dimensions).
+            values: The value of each individual.
+        """
         self._evolution.tell(list(zip(individuals, map(float, values), strict=True)))
-        # Saving rounds (it makes the covariance symmetric): so that what is saved now and what goes
-        # on are one.
+        # Saving rounds, since it makes the covariance symmetric. Rounded at once, what goes on now
+        # equals what would go on from the saved state.
         self.load_state_dict(self.state_dict())
 
     @property
     def scales(self) -> np.ndarray:
-        """(dimensions,) the distribution's standard deviation along each axis of its space."""
+        """The distribution's standard deviation along each axis of its space, (dimensions,)."""
         state = self._evolution.__getstate__()
-        packed = state.get("_c_1d")
         n = len(self.mean)
+        # CMA packs the upper triangle of its symmetric covariance, row by row; SepCMA holds the
+        # diagonal.
+        packed = state.get("_c_1d")
         if packed is None:
             variances = state["_C"]
         else:
@@ -99,12 +132,14 @@ class Sampler:
         return state["_sigma"] * np.sqrt(variances)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
         # What pickle would save, without pickle; but for a record that serves a stopping rule not
-        # asked for here, whose memory is not initialised.
+        # asked for here, whose memory is not initialized.
         state = self._evolution.__getstate__()
         return {name: _plain(value) for name, value in state.items() if name != "_funhist_values"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         values = {
             name: v.numpy().copy() if isinstance(v, Tensor) else v for name, v in state.items()
         }
@@ -112,15 +147,14 @@ class Sampler:
 
 
 def _plain(value: Any) -> Any:
+    """Return a NumPy array as a tensor of its own, a NumPy number as one of Python's."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     return value.item() if isinstance(value, np.generic) else value
 
 
 class EgState(StrategyState):
-    """The architecture, as edge weights (edges, candidates) per cell type, and the CMA-ES of each
-    sample.
-    """
+    """The architecture, as edge weights (edges, candidates) per cell type, and all CMA-ES."""
 
     def __init__(
         self, context: Context, weights: dict[str, Tensor], samplers: list[Sampler]
@@ -131,32 +165,44 @@ class EgState(StrategyState):
 
     @property
     def alpha(self) -> dict[str, Tensor]:
-        """Logarithms of the weights, 0 where the table is padded."""
+        """The logarithms of the weights, 0 where the table is padded."""
         return {t: w.masked_fill(~self.masks[t], 1.0).log() for t, w in self.weights.items()}
 
     def individuals(self, offsets: np.ndarray, scale: float) -> dict[str, Tensor]:
-        """Returns offsets (P, dimensions) as edge weights (P, edges, candidates) around the present
-        ones.
+        """Return P individuals around the present architecture, as shares of each edge.
+
+        Args:
+            offsets: z, (P, dimensions); a dimension for each candidate on each edge, cell type by
+                cell type.
+            scale: s, relative to an equal share of an edge.
+
+        Returns:
+            Edge weights (P, edges, candidates) per cell type.
         """
-        pieces = torch.from_numpy(offsets).to(torch.get_default_dtype())
-        found, start = {}, 0
+        z = torch.from_numpy(offsets).to(torch.get_default_dtype())
+        individuals, start = {}, 0
         for t, weights in self.weights.items():
-            mask, n = self.masks[t], int(self.masks[t].sum())
-            spread = torch.zeros(
-                len(pieces), *mask.shape, device=weights.device, dtype=weights.dtype
-            )
-            spread[:, mask] = pieces[:, start : start + n].to(weights)
-            equal = scale / mask.sum(1, keepdim=True)
-            # Not to exact zero, so that an edge whose candidates are all lowered has shares still.
-            moved = (weights + equal * spread).clamp_min(1e-6) * mask
-            found[t] = moved / moved.sum(-1, keepdim=True)
+            mask = self.masks[t]
+            n = int(mask.sum())
+            # The n columns of this cell type, put where its table has candidates.
+            # (P, n) -> (P, edges, candidates)
+            z_of_type = torch.zeros(len(z), *mask.shape, device=weights.device, dtype=weights.dtype)
+            z_of_type[:, mask] = z[:, start : start + n].to(weights)
             start += n
-        return found
+            unit = scale / mask.sum(1, keepdim=True)  # (edges, 1)
+            # Not to exact zero, so that an edge whose candidates are all lowered still has shares.
+            moved = (weights + unit * z_of_type).clamp_min(1e-6) * mask
+            individuals[t] = moved / moved.sum(-1, keepdim=True)
+        return individuals
 
     def similarity(self, individuals: Mapping[str, Tensor]) -> Tensor:
-        """Returns (P,): the cosine of each individual to the present architecture."""
-        flat = torch.cat([own.flatten(1) for own in individuals.values()], dim=1)
-        present = torch.cat([w.flatten() for w in self.weights.values()])
+        """Return the cosine of each individual to the present architecture, (P,) on the CPU.
+
+        Args:
+            individuals: (P, edges, candidates) per cell type.
+        """
+        flat = torch.cat([weights.flatten(1) for weights in individuals.values()], dim=1)
+        present = torch.cat([weights.flatten() for weights in self.weights.values()])
         return F.cosine_similarity(flat, present.unsqueeze(0), dim=1).cpu()
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,8 +213,8 @@ class EgState(StrategyState):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.weights = {t: w.to(self.weights[t]).clone() for t, w in saved["weights"].items()}
-        for sampler, own in zip(self.samplers, saved["samplers"], strict=True):
-            sampler.load_state_dict(own)
+        for sampler, sampler_state in zip(self.samplers, saved["samplers"], strict=True):
+            sampler.load_state_dict(sampler_state)
 
 
 @STRATEGIES.register("eg")
@@ -176,8 +222,25 @@ class EgState(StrategyState):
 class Eg(Strategy[EgState]):
     """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485).
 
-    `samples` independent CMA-ES of that `population` meet that many validation `batches`; `sigma`
-    and `sigma_min`, s at the start and the end, are relative to an equal share of an edge.
+    Needs the package cmaes.
+
+    Attributes:
+        population: The number of individuals of a generation, of each sample.
+        samples: The number of independent CMA-ES.
+        batches: The number of validation batches on which an individual is measured.
+        sigma: s in the first epoch, relative to an equal share of an edge.
+        sigma_min: s in the last epoch.
+        novelty: The weight of the cosine to the present architecture.
+        step: How far the architecture moves towards the best individual, a fraction.
+        init: The standard deviation of the logits at the beginning.
+        published: Whether to do what the published code does (see the top of this file).
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> eg = STRATEGIES.build("eg(population=20, samples=1)")
+    >>> eg.measured_batches, STRATEGIES.build("eg(published=True)").measured_batches
+    (4, 1)
+    >>> eg.warmup_share(50)  # 15 of 50 epochs
+    0.3
     """
 
     warmup = 0.3  # 15 of 50 epochs
@@ -194,7 +257,7 @@ class Eg(Strategy[EgState]):
     published: bool = False
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value out of bounds."""
+        """Raise InputError for a value out of bounds."""
         for option, least in (("population", 4), ("samples", 1), ("batches", 1)):
             check_whole(f"{self.where}: {option}", getattr(self, option), least)
         check_number(f"{self.where}: sigma_min", self.sigma_min, above=0)
@@ -216,19 +279,20 @@ class Eg(Strategy[EgState]):
         if context.factorised:
             raise InputError(f"{self.where}: has no factorised alpha; leave that regularizer out")
         draw = generator("cpu", "evolution's alpha", context.seed)
-        weights = {
-            t: masked_softmax(
-                (self.init * torch.randn(mask.shape, generator=draw)).to(context.device), mask
-            )
-            for t, mask in masks_of(context).items()
-        }
+        weights = {}
+        for t, mask in masks_of(context).items():
+            logits = self.init * torch.randn(mask.shape, generator=draw)
+            weights[t] = masked_softmax(logits.to(context.device), mask)
         return EgState(
             context, weights, [self.sampler(context, sample) for sample in range(self.samples)]
         )
 
     def sampler(self, context: Context, sample: int) -> Sampler:
-        """Returns the CMA-ES of that number before its first generation, over all candidates of the
-        search.
+        """Return a CMA-ES before its first generation, over all candidates of the search.
+
+        Args:
+            context: The search.
+            sample: The number of the CMA-ES, on which its seeds depend; not in the published way.
         """
         dimensions = sum(int(context.table.mask(t).sum()) for t in context.table.rows)
         seed = derive_seed("sample", context.seed, 0 if self.published else sample)
@@ -250,17 +314,17 @@ class Eg(Strategy[EgState]):
         return state.weights
 
     def scale(self, state: EgState, epoch: int) -> float:
-        """Returns s of an epoch, on its way from `sigma` to `sigma_min`; in the published way it
-        does not fall.
+        """Return s of an epoch, on its way from `sigma` to `sigma_min`.
+
+        In the published way it does not fall.
         """
         last = self.sigma if self.published else self.sigma_min
         return self.sigma + (last - self.sigma) * (epoch / max(1, state.context.epochs - 1))
 
     def end_epoch(self, state: EgState, epoch: int, measure: Measure) -> dict[str, float]:
-        """Runs a generation of each sample; then the best individual of all moves the
-        architecture.
-        """
+        """Run a generation of each CMA-ES; the best individual of all moves the architecture."""
         scale = self.scale(state, epoch)
+        # The least value so far, and the individual that has it: (edges, candidates) per cell type.
         best: tuple[float, dict[str, Tensor]] | None = None
         means = []
         for i, sampler in enumerate(state.samplers):
@@ -269,18 +333,22 @@ class Eg(Strategy[EgState]):
             offsets = sampler.ask()
             individuals = state.individuals(offsets, scale)
             losses, _ = measure(individuals, self.measured_batches)
+            # The negative of fitness: CMA-ES minimizes.
             values = losses.cpu() + self.novelty * state.similarity(individuals)
             sampler.tell(offsets, values.tolist())
-            winner = int(values.argmin())
             means.append(values.mean().item())
+            winner = int(values.argmin())
             if best is None or values[winner].item() < best[0]:
-                best = values[winner].item(), {t: own[winner] for t, own in individuals.items()}
+                individual = {t: weights[winner] for t, weights in individuals.items()}
+                best = values[winner].item(), individual
         assert best is not None
+        least_value, best_individual = best
         state.weights = {
-            t: (1 - self.step) * w + self.step * best[1][t] for t, w in state.weights.items()
+            t: (1 - self.step) * w + self.step * best_individual[t]
+            for t, w in state.weights.items()
         }
         return {
-            "evolution/best_fitness": -best[0],
+            "evolution/best_fitness": -least_value,
             "evolution/mean_fitness": -sum(means) / len(means),
         }
 

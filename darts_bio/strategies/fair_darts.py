@@ -1,8 +1,9 @@
 """Fair DARTS (Chu 2020, arXiv 1911.12126): candidates that do not compete.
 
-Each has its own sigmoid(alpha) as its weight, and the zero-one loss -w mean (sigmoid(alpha) -
-1/2)^2 drives these away from the middle. The published derivation drops edges below a threshold;
-here a node keeps as many as its space asks for.
+Each candidate has its own sigmoid(alpha) as its weight, in place of a share of a softmax. The
+zero-one loss -w mean (sigmoid(alpha) - 1/2)^2 drives the weights away from the middle. The
+published derivation drops edges below a threshold; here a node keeps as many edges as its space
+asks for.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 
 class FairState(AlphaState):
-    """Alpha, and per cell type the numbers of the candidates that there are, in its flattened
-    (edges, candidates).
-    """
+    """Alpha, and which entries of its flattened tables are candidates and not padding."""
 
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(strategy, context)
-        # Numbers, since to select by a mask Python has to wait for how many there are.
+        # Indices rather than a mask: to select by a mask, Python waits for the GPU to say how many
+        # entries there are, which a recorded step cannot.
         self.present = {
             t: context.table.mask(t).flatten().nonzero().squeeze(1).to(context.device)
             for t in context.table.rows
         }
+        """(candidates of all edges,) indices into the flattened (edges, candidates), per type."""
 
 
 @STRATEGIES.register("fair_darts")
@@ -37,7 +38,14 @@ class FairState(AlphaState):
 class FairDarts(GradientStrategy):
     """Independent candidates: sigmoid of alpha with a zero-one loss (Chu 2020).
 
-    `zero_one` is the weight of the zero-one loss.
+    `zero_one` is the weight w of the zero-one loss; the other options are those of
+    `GradientStrategy`.
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> STRATEGIES.options("fair_darts")
+    {'zero_one': 10.0, 'lr': 0.0003, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
+    >>> STRATEGIES.build("fair_darts(zero_one=1)").zero_one
+    1
     """
 
     zero_one: float = 10.0
@@ -61,7 +69,8 @@ class FairDarts(GradientStrategy):
 
     @torch.no_grad()
     def final_weights(self, state: AlphaState) -> EdgeWeights:
-        # As shares, since a space that compares edges multiplies them by the number of candidates.
+        # Divided by the number of candidates of the edge: a space that compares edges takes rows
+        # for shares, and multiplies them by that number.
         return {
             t: weights / state.masks[t].sum(1, keepdim=True)
             for t, weights in self.mean_weights(state).items()

@@ -20,7 +20,28 @@ from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelSt
 @STRATEGIES.register("gdas")
 @dataclass(frozen=True)
 class Gdas(GradientStrategy):
-    """One candidate an edge by hard Gumbel softmax, straight-through gradient (Dong 2019)."""
+    """One candidate an edge by hard Gumbel softmax, straight-through gradient (Dong 2019).
+
+    `tau` and `tau_min` are the temperature in the first and in the last epoch; the other options
+    are those of `GradientStrategy`.
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> gdas = STRATEGIES.build("gdas(tau_min=1)")
+    >>> gdas.tau, gdas.tau_min
+    (10.0, 1)
+
+    A sample has one candidate on each of the six edges of a cell:
+
+    >>> import torch
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import Context
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> state = gdas.begin(Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5))
+    >>> gdas.prepare(state)
+    >>> (gdas.edge_weights(state)["cell"] > 0.5).sum(dim=1).tolist()
+    [1, 1, 1, 1, 1, 1]
+    """
 
     tau: float = 10.0
     tau_min: float = 0.1
@@ -31,7 +52,7 @@ class Gdas(GradientStrategy):
         super().__post_init__()
 
     def temperature(self, state: AlphaState) -> float:
-        """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
+        """Return the temperature of the present epoch, on its way from `tau` to `tau_min`."""
         return self.tau + (self.tau_min - self.tau) * state.epoch / max(1, state.context.epochs - 1)
 
     def begin(self, context: Context) -> GumbelState:
@@ -43,6 +64,8 @@ class Gdas(GradientStrategy):
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GumbelState)
+        # Straight through: the values are those of the one-hot tensor (up to rounding), since
+        # s - s.detach() is zero, and the gradient is that of the soft sample s.
         return {
             t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in state.soft_sample().items()
         }

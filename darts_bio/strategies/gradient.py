@@ -1,4 +1,9 @@
-"""GradientStrategy: what the strategies that move alpha along a gradient have in common."""
+"""What the strategies that move alpha along a gradient have in common.
+
+`GradientStrategy` answers everything that a search asks of a strategy but how alpha becomes edge
+weights, for which its default is the softmax of DARTS. Strategies that draw a Gumbel sample (gdas,
+snas) share `GumbelState` beside.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,28 @@ from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.optimizers import Adam, load_optimizer
 from darts_bio.runtime import fill, generator
-from darts_bio.strategies.alpha import Alpha, FactorisedAlpha
+from darts_bio.strategies.alpha import Alpha, FactorizedAlpha
 from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState, masked_softmax
 
 
 class AlphaState(StrategyState):
-    """Alpha, further parameters that move beside it, their Adam, and how many samples were
-    drawn.
+    """Alpha, further parameters that move beside it, their Adam, and the number of samples drawn.
+
+    Args:
+        strategy: The strategy, whose `lr`, `betas`, `weight_decay` and `init` are used.
+        context: The search.
+        further: Parameters beside alpha, such as the betas of PC-DARTS.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import AlphaState, Context, GradientStrategy
+    >>> space = SPACES.build("darts")
+    >>> table, cpu = space.table(["bp", "fa"]), torch.device("cpu")
+    >>> context = Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5)
+    >>> state = AlphaState(GradientStrategy(init=0.0), context)
+    >>> {cell_type: tuple(logits.shape) for cell_type, logits in state.alpha.items()}
+    {'normal': (14, 12), 'reduce': (14, 13)}
+    >>> state.learning_rates()
+    {'alpha': 0.0003}
     """
 
     def __init__(
@@ -29,11 +49,12 @@ class AlphaState(StrategyState):
         further: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(context)
-        kind = FactorisedAlpha if context.factorised else Alpha
+        kind = FactorizedAlpha if context.factorised else Alpha
         self._alpha = kind(context.table, context.seed, strategy.init, context.device)
         self.masks = self._alpha.masks
         """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = self._alpha.parameters | dict(further or {})
+        """All that Adam moves, by name; gradients are in the order of its values."""
         self.optimizer = Adam(
             list(self.parameters.values()),
             lr=strategy.lr,
@@ -43,25 +64,28 @@ class AlphaState(StrategyState):
             fused=context.recorded or None,  # None is PyTorch's own choice
         )
         self.draws = 0
+        """How many samples were drawn so far."""
 
     @property
     def alpha(self) -> dict[str, Tensor]:
         return self._alpha.logits()
 
     def next_draw(self) -> torch.Generator:
-        """Returns a generator on the CPU for the next sample: a function of the seed and of how
-        many came before.
+        """Return a generator on the CPU for the next sample.
+
+        Its seed is a function of the search's seed and of how many samples came before, so that a
+        resumed search draws what the interrupted one would have drawn.
         """
         self.draws += 1
         return generator("cpu", "strategy", self.context.seed, self.draws)
 
     def values(self) -> dict[str, Tensor]:
-        """Returns copies of the parameters as they are now."""
+        """Return copies of the parameters as they are now, by name."""
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:
-        """Sets the parameters, in place, to those of these names."""
+        """Set all parameters, in place, to the values of their names."""
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
@@ -83,11 +107,38 @@ class AlphaState(StrategyState):
 
 @dataclass(frozen=True)
 class GradientStrategy(Strategy[AlphaState]):
-    """Adam moves alpha, once a step, along the gradient of the validation loss with its penalties,
-    which is the mean over all processes.
+    """A strategy whose alpha follows the gradient of the validation loss, by Adam.
 
-    Subclasses say how alpha becomes edge weights, and which weights it stands for. `init` is the
-    standard deviation of alpha at the start.
+    Alpha moves once a step. The loss has the penalties of the objective and the regularizers, and
+    the gradient is the mean over all processes. Subclasses say how alpha becomes edge weights
+    (`edge_weights`, or `mean_weights` where there is no chance in them).
+
+    Attributes:
+        lr: Adam's learning rate.
+        betas: Adam's decay rates of the first and the second moment.
+        weight_decay: Adam's L2 penalty on alpha.
+        init: The standard deviation of alpha at the beginning.
+
+    A strategy of one's own, a softmax with a temperature:
+
+    >>> from dataclasses import dataclass
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import Context, GradientStrategy, masked_softmax
+    >>> @dataclass(frozen=True)
+    ... class Sharp(GradientStrategy):
+    ...     temperature: float = 0.5
+    ...     def mean_weights(self, state):
+    ...         return {
+    ...             t: masked_softmax(logits / self.temperature, state.masks[t])
+    ...             for t, logits in state.alpha.items()
+    ...         }
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> context = Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5)
+    >>> sharp = Sharp(temperature=1e-5)
+    >>> weights = sharp.final_weights(sharp.begin(context))["cell"]
+    >>> bool((weights.max(dim=1).values > 0.9).all())  # nearly one candidate an edge
+    True
     """
 
     _: KW_ONLY
@@ -97,7 +148,7 @@ class GradientStrategy(Strategy[AlphaState]):
     init: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value out of bounds."""
+        """Raise InputError for a value out of bounds."""
         for option in ("lr", "weight_decay", "init"):
             check_number(f"{self.where}: {option}", getattr(self, option))
         betas = self.betas
@@ -114,8 +165,10 @@ class GradientStrategy(Strategy[AlphaState]):
         return AlphaState(self, context)
 
     def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
-        """Returns the edge weights that alpha stands for, with their gradient and without chance:
-        its softmax.
+        """Return the edge weights that alpha stands for without chance: here, its softmax.
+
+        They are (edges, candidates) per cell type, with their gradient. The genotype is derived
+        from them.
         """
         return {t: masked_softmax(logits, state.masks[t]) for t, logits in state.alpha.items()}
 
@@ -123,28 +176,29 @@ class GradientStrategy(Strategy[AlphaState]):
         return self.mean_weights(state)
 
     def shares(self, state: AlphaState) -> EdgeWeights:
-        """Returns each candidate's share of its edge, with its gradient: what costs and entropies
-        are counted by.
+        """Return each candidate's share of its edge, by which costs and entropies are counted.
+
+        They are (edges, candidates) per cell type, with their gradient.
         """
         return self.mean_weights(state)
 
     def own_penalty(self, state: AlphaState) -> Tensor | float:
-        """Returns what the strategy itself adds to the loss that alpha follows."""
+        """Return what the strategy itself adds to the loss that alpha follows, a scalar."""
         return 0.0
 
     def validation_loss(self, state: AlphaState, bilevel: Bilevel) -> tuple[Tensor, Tensor]:
-        """Returns the loss that alpha follows, with all penalties, and the validation logits (N,
-        classes).
-        """
+        """Return the loss that alpha follows, with all penalties, and the logits (N, classes)."""
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
-        return loss + bilevel.penalty(self.shares(state), state.alpha) + self.own_penalty(
-            state
-        ), logits
+        loss = loss + bilevel.penalty(self.shares(state), state.alpha)
+        loss = loss + self.own_penalty(state)
+        return loss, logits
 
     def descends(self, state: AlphaState) -> bool:
         return True
 
     def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+        # Only alpha's gradient is wanted: with w frozen, autograd skips the weights' half of every
+        # layer's backward pass.
         with bilevel.frozen_weights():
             loss, logits = self.validation_loss(state, bilevel)
             gradients = torch.autograd.grad(loss, list(state.parameters.values()))
@@ -161,38 +215,40 @@ class GradientStrategy(Strategy[AlphaState]):
 
 
 class GumbelState(AlphaState):
-    """Alpha, and what its sample is made with: Gumbel noise (edges, candidates) per cell type, and
-    a temperature.
+    """Alpha, and what a Gumbel sample of it is made with: noise and a temperature.
+
+    `noise` is (edges, candidates) per cell type, and `temperature` a scalar; both are tensors that
+    change in place, as a recorded step needs them.
     """
 
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(strategy, context)
         sizes = [mask.numel() for mask in self.masks.values()]
-        # In one tensor, which is one copy to a GPU.
-        self._drawn = torch.ones(sum(sizes) + 1, device=context.device)
-        *noises, temperature = self._drawn.split([*sizes, 1])
+        # The noise of all cell types and the temperature are views of one tensor, so that a sample
+        # is one copy to a GPU.
+        self._noise_and_temperature = torch.ones(sum(sizes) + 1, device=context.device)
+        *noises, temperature = self._noise_and_temperature.split([*sizes, 1])
         self.noise = {
             t: noise.view_as(self.masks[t]) for t, noise in zip(self.masks, noises, strict=True)
         }
         self.temperature = temperature.squeeze(0)
 
     def sample(self, temperature: float) -> None:
-        """Draws the noise of the next sample, and sets its temperature."""
+        """Draw the noise of the next sample, and set its temperature."""
         source = self.next_draw()
+        # Away from 0 and 1, whose Gumbel noise -log(-log u) is infinite.
         uniform = [
             torch.rand(mask.shape, generator=source).clamp_(1e-10, 1 - 1e-7)
             for mask in self.masks.values()
         ]
         noises = [-(-draw.log()).log() for draw in uniform]
         fill(
-            self._drawn,
+            self._noise_and_temperature,
             torch.cat([*(noise.flatten() for noise in noises), torch.tensor([temperature])]),
         )
 
     def soft_sample(self) -> dict[str, Tensor]:
-        """Returns the sample per cell type (edges, candidates): softmax((alpha + noise) /
-        temperature).
-        """
+        """Return softmax((alpha + noise) / temperature): (edges, candidates) per cell type."""
         return {
             t: masked_softmax((logits + self.noise[t]) / self.temperature, self.masks[t])
             for t, logits in self.alpha.items()

@@ -1,13 +1,33 @@
 """The objective of a search: the validation loss, and what an architecture costs.
 
 A cost is a number for each candidate on each edge; the shares of alpha make it an expected cost,
-differentiable in alpha. It is counted relative to the cost of equal shares, so that a weight of 0.1
-means: an architecture that costs twice as much as the average one is worth it if its loss is lower
-by 0.1.
+differentiable in alpha:
+
+    penalty = sum over costs of weight * (expected cost / cost of equal shares)
+
+It is relative to the cost of equal shares, so that a weight of 0.1 means: an architecture that
+costs twice as much as the average one is worth it if its loss is lower by 0.1.
+
+A cost of one's own is a function of a candidate's place (in a module that `--plugin` names):
+
+>>> from darts_bio.strategies import COSTS
+>>> @COSTS.register("layers_of_doctest")
+... def layers(place):
+...     '''Layers of the cells' operations that have weights.'''
+...     return sum(1 for m in place.build().modules() if hasattr(m, "weight"))
+>>> COSTS.unregister("layers_of_doctest")
+
+Those that there are:
+
+>>> from darts_bio.spaces import Candidate
+>>> place = Place(Candidate("sep_conv_3x3", "usf"), channels=16, stride=1, size=(8, 8))
+>>> {name: COSTS.get(name)(place) for name in ("parameters", "multiply_adds", "weight_transport")}
+{'parameters': 864.0, 'multiply_adds': 51200.0, 'weight_transport': 0.0}
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +43,9 @@ from darts_bio.spaces import Candidate, CandidateTable, Space
 
 @dataclass(frozen=True)
 class Place:
-    """Where a candidate stands in the network that is derived: `size` is (height, width) of its
-    input.
+    """Where a candidate stands in the discrete network, which is what a cost is a function of.
+
+    `size` is (height, width) of its input, in pixels.
     """
 
     candidate: Candidate
@@ -33,10 +54,12 @@ class Place:
     size: tuple[int, int]
 
     def build(self) -> nn.Module:
+        """Build the candidate's operation as it is in the discrete network."""
         return build_candidate(self.candidate, self.channels, self.stride, supernet=False)
 
 
 COSTS: Registry[Callable[[Place], float]] = Registry("cost")
+"""What `--objective` may count: functions from a candidate's place to a number."""
 
 
 @COSTS.register("parameters")
@@ -59,9 +82,42 @@ def _weight_transport(place: Place) -> float:
 
 
 class Objective:
-    """The weighted costs of an objective such as `("parameters(weight=0.1)",)`.
+    """The weighted costs that a search adds to its validation loss.
 
-    `penalty(shares)` maps shares (..., edges, candidates) per cell type to the sum (...).
+    Args:
+        specs: Costs and their weights, such as `("parameters(weight=0.1)",)`.
+        space: The space that is searched.
+        table: Its candidates.
+        channels: The channels of a node in the first cell.
+        layers: The number of cells.
+        image_size: Height and width of the images, in pixels.
+        device: Where shares of alpha are.
+
+    Raises:
+        InputError: For an unknown cost, a bad weight, or a cost that no candidate has.
+
+    At equal shares each cost is 1 times its weight:
+
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import Objective
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> objective = Objective(
+    ...     ["parameters(weight=0.1)"],
+    ...     space,
+    ...     table,
+    ...     channels=4,
+    ...     layers=3,
+    ...     image_size=(8, 8),
+    ...     device=cpu,
+    ... )
+    >>> round(objective.penalty({"cell": torch.full((6, 5), 1 / 5)}).item(), 4)
+    0.1
+    >>> [candidate.op for candidate in table.rows["cell"][0]]
+    ['none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3']
+    >>> only_skips = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]).expand(6, 5)
+    >>> objective.penalty({"cell": only_skips})
+    tensor(0.)
     """
 
     def __init__(
@@ -75,8 +131,9 @@ class Objective:
         image_size: tuple[int, int],
         device: torch.device,
     ) -> None:
-        """Raises InputError for an unknown cost, a bad weight, or a cost that no candidate has."""
         self.tables: list[tuple[float, Mapping[str, Tensor]]] = []
+        """For each cost its weight, and the cost of each candidate, (edges, candidates) per cell
+        type, relative to that of an average architecture."""
         for spec in specs:
             name, options = parse_spec(spec)
             cost = COSTS.get(name)
@@ -96,6 +153,12 @@ class Objective:
             self.tables.append((float(options["weight"]), scaled))
 
     def penalty(self, shares: EdgeWeights) -> Tensor:
+        """Return the sum of the expected costs, each times its weight.
+
+        Args:
+            shares: Each candidate's share of its edge, (..., edges, candidates) per cell type. What
+                stands before the last two dimensions, such as individuals, is kept: (...).
+        """
         first = next(iter(shares.values()))
         total = first.new_zeros(first.shape[:-2])
         for weight, table in self.tables:
@@ -105,6 +168,7 @@ class Objective:
 
 
 def _equal_shares(table: CandidateTable, cell_type: str) -> Tensor:
+    """Return the same share for each candidate of an edge, (edges, candidates) in float64."""
     mask = table.mask(cell_type).double()
     return mask / mask.sum(1, keepdim=True)
 
@@ -117,25 +181,29 @@ def _table(
     layers: int,
     image_size: tuple[int, int],
 ) -> dict[str, Tensor]:
-    """Per cell type (edges, candidates): the cost in all layers of that type together."""
-    reductions, (height, width) = space.reductions(layers), image_size
-    known: dict[Place, float] = {}
+    """Return each candidate's cost in all layers of its cell type together.
+
+    It is (edges, candidates) per cell type in float64, zero where the table is padded. Arguments
+    are those of `Objective`.
+    """
+    reductions = space.reductions(layers)
     values = {t: torch.zeros(table.shape(t), dtype=torch.float64) for t in table.rows}
-    before = (height, width)
+    # Most places occur many times, and measuring one takes building it.
+    known: dict[Place, float] = {}
+    # (height, width) of a layer's nodes, and of what its edges of stride 2 read.
+    height, width = image_size
+    size = before = (height, width)
     for layer, cell_type in enumerate(space.plan(layers)):
         if layer in reductions:
-            channels, before, (height, width) = (
-                2 * channels,
-                (height, width),
-                (-(-height // 2), -(-width // 2)),
-            )
+            channels *= 2
+            before, size = size, (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
         for e, (_, source) in enumerate(space.edges):
             stride = space.stride(cell_type, source)
-            size = before if stride > 1 else (height, width)
             for i, candidate in enumerate(table.rows[cell_type][e]):
-                if candidate is not None:
-                    place = Place(candidate, channels, stride, size)
-                    if place not in known:
-                        known[place] = cost(place)
-                    values[cell_type][e, i] += known[place]
+                if candidate is None:
+                    continue
+                place = Place(candidate, channels, stride, before if stride > 1 else size)
+                if place not in known:
+                    known[place] = cost(place)
+                values[cell_type][e, i] += known[place]
     return values

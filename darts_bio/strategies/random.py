@@ -1,7 +1,7 @@
-"""Random choices, without which no search is to be judged (arXiv 2507.13485's control; Li 2019,
-arXiv 1902.07638).
+"""A genotype drawn at random: the control without which no search is to be judged.
 
-Nothing is trained: the genotype is there at once, a function of the seed.
+The control is that of arXiv 2507.13485; see also Li 2019, arXiv 1902.07638. Nothing is trained: the
+genotype is known at once, a function of the seed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategySta
 
 
 class RandomState(StrategyState):
-    """The weights of the genotype that was drawn: 1 for a candidate that is part of it, 0 for all
-    others.
+    """The weights of the genotype that was drawn, (edges, candidates) per cell type.
+
+    They are 1 for a candidate that is part of it and 0 for all others.
     """
 
     def __init__(self, context: Context, weights: dict[str, Tensor]) -> None:
@@ -44,7 +45,19 @@ class RandomState(StrategyState):
 class Random(Strategy[RandomState]):
     """A uniform genotype; with `genotype`, uniform rules on its operations. Nothing is trained.
 
-    `genotype` is whatever `load_genotype` reads, a path in quotes.
+    `genotype` is whatever `load_genotype` reads: the name of a shipped one, or a path in quotes.
+
+    >>> import torch
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import STRATEGIES, Context
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp", "fa"]), torch.device("cpu")
+    >>> random = STRATEGIES.build("random")
+    >>> state = random.begin(Context(space, table, 0, cpu, epochs=1, steps_per_epoch=1))
+    >>> random.final_weights(state)["cell"].sum(dim=1).tolist()  # one candidate on each edge
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    >>> STRATEGIES.build("random(genotype=darts_v2)")
+    Random(genotype='darts_v2')
     """
 
     finished = True
@@ -52,9 +65,12 @@ class Random(Strategy[RandomState]):
     genotype: str = ""
 
     def begin(self, context: Context) -> RandomState:
-        """Draws the genotype. Raises InputError if `genotype` has edges or operations that the
-        search has not.
+        """Draw the genotype.
+
+        Raises:
+            InputError: If `genotype` has edges or operations that the search does not have.
         """
+        # All cell types draw from one generator, one after the other.
         source = generator("cpu", "random genotype", context.seed)
         fixed = load_genotype(self.genotype) if self.genotype else None
         if fixed is not None:
@@ -74,38 +90,55 @@ class Random(Strategy[RandomState]):
 def _draw(
     context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator
 ) -> Tensor:
-    """Draws weights (edges, candidates): 1 for a candidate that is drawn and 0 for all others."""
+    """Draw weights (edges, candidates): 1 for a candidate that is drawn and 0 for all others.
+
+    Args:
+        context: The search.
+        cell_type: The cell that is drawn.
+        fixed: The genotype whose edges and operations are kept, if there is one.
+        source: The generator of all draws, on the CPU.
+
+    Raises:
+        InputError: If the search has no candidate of an operation of `fixed`.
+    """
     rows, space = context.table.rows[cell_type], context.space
     weights = torch.zeros(context.table.shape(cell_type))
-    for e, op in (
-        _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type)
-    ):
+    edges = _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type)
+    for e, operation in edges:
         choices = [
             i
             for i, candidate in enumerate(rows[e])
-            if candidate is not None and space.selectable(candidate) and op in (None, candidate.op)
+            if candidate is not None
+            and space.selectable(candidate)
+            and operation in (None, candidate.op)
         ]
         if not choices:
             raise InputError(
-                f"strategy random: genotype: expected operations of --space, found {op}"
+                f"strategy random: genotype: expected operations of --space, found {operation}"
             )
-        weights[e, choices[int(torch.randint(len(choices), (), generator=source))]] = 1.0
+        choice = int(torch.randint(len(choices), (), generator=source))
+        weights[e, choices[choice]] = 1.0
     return weights
 
 
 def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]:
-    """Uniformly chosen incoming edges of each node, as many as the space keeps, for any
-    operation.
+    """Draw incoming edges of each node, as many as the space keeps.
+
+    Returns pairs of an edge's index and None, which stands for any operation.
     """
     kept: list[tuple[int, None]] = []
     for edges in space.incoming():
+        # A space that keeps all edges has kept_edges None: the slice is the whole list.
         order = torch.randperm(len(edges), generator=source).tolist()
         kept += [(edges[i], None) for i in order[: space.kept_edges]]
     return kept
 
 
 def _fixed_edges(space: Space, genotype: Genotype, cell_type: str) -> list[tuple[int, str]]:
-    """A genotype's edges and their operations."""
+    """Return the edges of a genotype: pairs of an edge's index in the space and its operation.
+
+    Raises InputError for an edge that the space does not have.
+    """
     for edge in genotype.cells[cell_type].edges:
         if (edge.node, edge.input) not in space.edges:
             raise InputError(

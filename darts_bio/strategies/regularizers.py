@@ -1,8 +1,17 @@
-"""Regularizers of a search: what keeps alpha from running after the weights' whims. Any number goes
-with any strategy.
+"""Regularizers of a search: what keeps alpha from following the noise of half-trained weights.
 
-They are registered by name in `REGULARIZERS` and given as `--regularizers
-"skip_stop(most=2),entropy(weight=0.1)"`.
+A regularizer adds a penalty to the loss that alpha follows, has a say in when the search stops or
+when alpha begins to move, or asks for another form of alpha. Any number of them goes with any
+strategy. They are registered by name in `REGULARIZERS` and given as
+`--regularizers "skip_stop(most=2),entropy(weight=0.1)"`.
+
+>>> from darts_bio.strategies import REGULARIZERS
+>>> REGULARIZERS.names()[:5]
+('warmup', 'factorised', 'entropy', 'skip_stop', 'eigenvalue_stop')
+>>> REGULARIZERS.options("entropy")
+{'weight': 0.1, 'level': 'pair'}
+>>> REGULARIZERS.build("entropy(level=rule)")
+Entropy(weight=0.1, level='rule')
 """
 
 from __future__ import annotations
@@ -31,83 +40,125 @@ class Lookout(Protocol):
     strategy_state: StrategyState
 
     def cells(self) -> dict[str, Cell]:
-        """Returns what would be derived now, per cell type."""
+        """Return the cells that would be derived now, per cell type."""
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        """Returns the exact loss on a validation batch, the same at each call, differentiable in
-        the edge weights.
+        """Return the loss on a validation batch, the same batch at each call.
+
+        It is differentiable in the edge weights (edges, candidates), with exact gradients in place
+        of the rules' own.
         """
 
 
 class RegularizerState:
-    """What a regularizer keeps in a search; nothing, unless a subclass says otherwise."""
+    """What a regularizer keeps in a search; nothing, unless a subclass says otherwise.
+
+    >>> from darts_bio.strategies import RegularizerState
+    >>> class Counter(RegularizerState):
+    ...     epochs = 0
+    ...     def state_dict(self):
+    ...         return {"epochs": self.epochs}
+    ...     def load_state_dict(self, saved):
+    ...         self.epochs = saved["epochs"]
+    >>> resumed = Counter()
+    >>> resumed.load_state_dict({"epochs": 7})
+    >>> resumed.epochs
+    7
+    >>> RegularizerState().state_dict()
+    {}
+    """
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed search needs, as tensors and plain values only."""
+        """Return what a resumed search needs, as tensors and plain values only."""
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Puts back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 R = TypeVar("R", bound=RegularizerState)
 
 
 class Regularizer(Generic[R]):
-    """Does nothing; subclasses override what they are about.
+    """A regularizer that does nothing; subclasses override what they are about.
 
     Subclasses are frozen dataclasses, whose fields are their options, registered by name in
-    `REGULARIZERS`. `begin` makes the state of one search, and the other methods are given that
+    `REGULARIZERS`. `begin` makes the state of one search, and most other methods are given that
     state.
+
+    >>> from dataclasses import dataclass
+    >>> from darts_bio.strategies import Regularizer
+    >>> @dataclass(frozen=True)
+    ... class Even(Regularizer):
+    ...     weight: float = 0.1
+    ...     def penalty(self, state, shares):
+    ...         return self.weight * sum(s.square().sum((-2, -1)) for s in shares.values())
+    >>> single, even = torch.eye(2), torch.full((2, 2), 0.5)  # two edges, two candidates
+    >>> Even().penalty(None, {"normal": torch.stack([single, even])})
+    tensor([0.2000, 0.1000])
     """
 
     warmup_epochs: ClassVar[int | None] = None
-    """Epochs in which alpha is not moved, if the regularizer has a say in it."""
+    """For how many epochs alpha is not moved; None if the regularizer has no say in it."""
 
     factorised: ClassVar[bool] = False
     """Whether alpha is to be operation times rule given the operation."""
 
     @property
     def where(self) -> str:
-        """What an error message begins with."""
+        """The words that an error message about this regularizer begins with."""
         return f"regularizer {REGULARIZERS.name_of(self)}"
 
     def begin(self, context: Context) -> R:
-        """Makes the state of a new search. Raises InputError if the regularizer does not go with
-        that search.
+        """Make the state of a new search.
+
+        Raises:
+            InputError: If the regularizer does not go with that search.
         """
         return RegularizerState()  # type: ignore[return-value]
 
     def accept(self, strategy: Strategy[Any]) -> None:
-        """Raises InputError if it cannot go with this strategy."""
+        """Raise InputError if the regularizer cannot go with this strategy."""
 
     def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
-        """Returns what is added to the loss that alpha follows; shares (..., edges, candidates) to
-        (...).
+        """Return what is added to the loss that alpha follows, for the shares of candidates.
+
+        Args:
+            state: What `begin` made.
+            shares: Each candidate's share of its edge, (..., edges, candidates) per cell type. What
+                stands before the last two dimensions, such as individuals, is kept: (...).
         """
         return 0.0
 
     def alpha_penalty(self, state: R, alpha: Mapping[str, Tensor]) -> Tensor | float:
-        """Returns what is added to that loss for alpha itself, the logits (edges, candidates) per
-        cell type.
+        """Return what is added to the loss that alpha follows, for alpha itself: a scalar.
 
-        Asked where a strategy moves alpha along a gradient; individuals that are only measured have
-        no alpha.
+        It is called where a strategy moves alpha along a gradient; individuals that are only
+        measured have no alpha.
+
+        Args:
+            state: What `begin` made.
+            alpha: The logits, (edges, candidates) per cell type.
         """
         return 0.0
 
     def after_epoch(self, state: R, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
-        """Returns whether the search is to stop, and numbers for the records."""
+        """Return whether the search is to stop, and numbers for the records."""
         return False, {}
 
 
 REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer")
+"""All regularizers, by the names and options that `--regularizers` takes."""
 
 
 @REGULARIZERS.register("warmup")
 @dataclass(frozen=True)
 class Warmup(Regularizer[RegularizerState]):
-    """Alpha stays as it is for the first epochs (in place of the strategy's own share of them)."""
+    """A warm-up: alpha stays as it is for that many epochs, in place of the strategy's own share.
+
+    >>> REGULARIZERS.build("warmup(epochs=3)").warmup_epochs
+    3
+    """
 
     epochs: int = 15
 
@@ -131,19 +182,27 @@ class Warmup(Regularizer[RegularizerState]):
 @REGULARIZERS.register("factorised")
 @dataclass(frozen=True)
 class Factorised(Regularizer[RegularizerState]):
-    """Alpha as operation times rule given the operation, so that many rules do not outweigh one
-    operation.
+    """Alpha as operation times rule given the operation: many rules do not outweigh an operation.
+
+    Without it each of the R rules of a convolution has the same share at the beginning as an
+    operation that has no weights, so that convolutions have R times its share (see
+    `alpha.FactorizedAlpha`).
+
+    >>> REGULARIZERS.build("factorised").factorised
+    True
     """
 
     factorised = True
 
 
 Level = Literal["pair", "operation", "rule"]
+"""What an entropy is of: (operation, rule) pairs, operations, or rules given the operation."""
 
 
 class EntropyState(RegularizerState):
-    """Which candidates are of which operation: (edges, candidates, operations) bool per cell
-    type.
+    """Which candidates are of which operation.
+
+    `members` is (edges, candidates, operations) bool per cell type.
     """
 
     def __init__(self, context: Context) -> None:
@@ -156,10 +215,20 @@ class EntropyState(RegularizerState):
 @REGULARIZERS.register("entropy")
 @dataclass(frozen=True)
 class Entropy(Regularizer[EntropyState]):
-    """Adds weight times the mean entropy of the edges' shares: of pairs, of operations, or of rules
-    given these.
+    """A penalty of weight times the mean entropy of edges: of pairs, operations, or rules in these.
 
-    A positive weight drives alpha to single candidates, a negative one keeps it even.
+    A positive weight drives alpha to single candidates, a negative one keeps it even. `level` says
+    what the entropy, in nats, is of: pair, operation or rule.
+
+    >>> import math
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")  # under two rules 7 candidates, of 5 operations
+    >>> table, cpu = space.table(["bp", "fa"]), torch.device("cpu")
+    >>> entropy = REGULARIZERS.build("entropy(weight=1, level=pair)")
+    >>> state = entropy.begin(Context(space, table, 0, cpu, epochs=10, steps_per_epoch=5))
+    >>> penalty = entropy.penalty(state, {"cell": torch.full((6, 7), 1 / 7)})
+    >>> round(penalty.item(), 4) == round(math.log(7), 4)
+    True
     """
 
     weight: float = 0.1
@@ -181,29 +250,35 @@ class Entropy(Regularizer[EntropyState]):
 
     def penalty(self, state: EntropyState, shares: EdgeWeights) -> Tensor:
         entropies = []
-        for t, own in shares.items():
-            normalised = own / own.sum(-1, keepdim=True)
-            pairs = _entropy(normalised)
-            operations = _entropy(
-                torch.einsum("...ec,eco->...eo", normalised, state.members[t].to(own))
+        for t, weights in shares.items():
+            pair_shares = weights / weights.sum(-1, keepdim=True)
+            # Summed over the candidates of each operation:
+            # (..., edges, candidates) -> (..., edges, operations)
+            operation_shares = torch.einsum(
+                "...ec,eco->...eo", pair_shares, state.members[t].to(weights)
             )
+            pairs, operations = _entropy(pair_shares), _entropy(operation_shares)
             # H(operation, rule) = H(operation) + H(rule | operation)
-            entropies.append(
-                {"pair": pairs, "operation": operations, "rule": pairs - operations}[self.level]
-            )
+            of_level = {"pair": pairs, "operation": operations, "rule": pairs - operations}
+            entropies.append(of_level[self.level])
         return self.weight * torch.cat(entropies, dim=-1).mean(-1)
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    """In nats, over the last dimension."""
+    """Return the entropy, in nats, of shares along the last dimension: (..., n) -> (...)."""
+    # The bound keeps the gradient finite where a share is zero.
     return -torch.special.xlogy(shares, shares.clamp_min(torch.finfo(shares.dtype).tiny)).sum(-1)
 
 
 @REGULARIZERS.register("skip_stop")
 @dataclass(frozen=True)
 class SkipStop(Regularizer[RegularizerState]):
-    """Stops once the normal cell would have that many skip connections (DARTS+, Liang 2019, arXiv
-    1909.06035).
+    """A stop once the normal cell has too many skip connections (DARTS+, Liang 2019, 1909.06035).
+
+    The cell is the one that would be derived after the epoch, `most` the number at which it stops.
+
+    >>> REGULARIZERS.build("skip_stop(most=3)")
+    SkipStop(most=3)
     """
 
     most: int = 2
@@ -214,15 +289,17 @@ class SkipStop(Regularizer[RegularizerState]):
     def after_epoch(
         self, state: RegularizerState, epoch: int, search: Lookout
     ) -> tuple[bool, dict[str, float]]:
-        cell = next(
-            iter(search.cells().values())
-        )  # the first type is the one that most layers have
+        # The first cell type is the one that most layers have: normal in DARTS' space.
+        cell = next(iter(search.cells().values()))
         skips = sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
         return skips >= self.most, {"regularizer/skips": float(skips)}
 
 
 class EigenvalueState(RegularizerState):
-    """The eigenvalues measured so far, and alpha's parameters at the last measurements."""
+    """The eigenvalues measured so far, and alpha's parameters at the last measurements.
+
+    `snapshots` holds the last lag + 1 of them, the oldest first.
+    """
 
     def __init__(self) -> None:
         self.measured: list[float] = []
@@ -238,11 +315,20 @@ class EigenvalueState(RegularizerState):
 @REGULARIZERS.register("eigenvalue_stop")
 @dataclass(frozen=True)
 class EigenvalueStop(Regularizer[EigenvalueState]):
-    """Stops when the dominant eigenvalue of the validation loss' Hessian in alpha has grown (Zela
-    2020, 1909.09656).
+    """A stop when the dominant eigenvalue of alpha's Hessian has grown (Zela 2020, 1909.09656).
 
-    It is measured every few epochs. Once its mean over a window exceeds `factor` times the mean
-    `lag` measurements before, the search ends with the alpha of then.
+    The Hessian is that of the validation loss in alpha. Once the mean of its largest eigenvalue
+    over a window of measurements exceeds `factor` times the mean `lag` measurements before, the
+    search ends with the alpha of that earlier time.
+
+    Attributes:
+        factor: By how much the mean has to grow.
+        window: Over how many measurements a mean is taken, at most.
+        lag: How many measurements lie between the two means.
+        every: How many epochs lie between two measurements.
+
+    >>> REGULARIZERS.build("eigenvalue_stop(every=5)")
+    EigenvalueStop(factor=1.3, window=5, lag=4, every=5)
     """
 
     factor: float = 1.3
@@ -279,38 +365,45 @@ class EigenvalueStop(Regularizer[EigenvalueState]):
         numbers = {"regularizer/eigenvalue": measured[-1]}
         if len(measured) <= self.lag:
             return False, numbers
-        now, then = (
-            _mean_of_last(measured[: len(measured) - back], self.window) for back in (0, self.lag)
-        )
-        if now <= self.factor * then:
+        present = _mean_of_last(measured, self.window)
+        earlier = _mean_of_last(measured[: -self.lag], self.window)
+        if present <= self.factor * earlier:
             return False, numbers
-        alpha.put(state.snapshots[0])
+        alpha.put(state.snapshots[0])  # of `lag` measurements ago
         return True, numbers
 
 
 def _mean_of_last(values: list[float], window: int) -> float:
+    """Return the mean of the last `window` values, or of all if there are fewer."""
     last = values[-window:]
     return sum(last) / len(last)
 
 
 STEP_OF_DIFFERENCES = 1e-2
+"""How far a central difference goes to either side of alpha, in the norm of all its logits."""
 
 
 def dominant_eigenvalue(
     strategy: GradientStrategy, state: AlphaState, loss: Callable[[EdgeWeights], Tensor]
 ) -> float:
-    """Find the largest eigenvalue of the Hessian of `loss(edge weights)` in alpha, to about 1 %.
+    """Return the largest eigenvalue of the Hessian of a loss in alpha, to about 1 %.
 
-    Its products with vectors are central differences of gradients, since rules have no second
-    derivative.
+    Products of the Hessian with vectors are central differences of gradients, since rules have no
+    second derivative. When it returns or raises, alpha is as it was.
+
+    Args:
+        strategy: What turns alpha into edge weights.
+        state: Its state, which holds alpha.
+        loss: A function of edge weights (edges, candidates) per cell type.
     """
     parameters = list(state.parameters.values())
     before = state.values()
     sizes = [parameter.numel() for parameter in parameters]
 
     def gradient_at(offset: Tensor) -> Tensor:
-        pieces = zip(before.items(), offset.split(sizes), strict=True)
-        state.put({name: value + piece.view_as(value) for (name, value), piece in pieces})
+        # (all logits,) -> the shape of each parameter, and back.
+        offsets = zip(before.items(), offset.split(sizes), strict=True)
+        state.put({name: value + piece.view_as(value) for (name, value), piece in offsets})
         gradients = torch.autograd.grad(loss(strategy.mean_weights(state)), parameters)
         return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -328,12 +421,18 @@ def dominant_eigenvalue(
 def largest_eigenvalue(
     product: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float = 1e-2, least: int = 12
 ) -> float:
-    """Find the largest eigenvalue of a symmetric matrix (n, n) from its products with unit vectors
-    (n,).
+    """Return the largest eigenvalue of a symmetric matrix, given its products with vectors.
 
-    Lanczos' method (1950), every vector orthogonalized against all before it: alpha has a few
-    hundred entries at most. It ends where the residual is within `tolerance`, relative, but not
-    before `least` products.
+    This is the method of Lanczos (1950): an orthonormal basis is built from products with the
+    matrix, in which the matrix is tridiagonal, and the eigenvalues of that small matrix approach
+    those of the large one from the ends of the spectrum inwards. Every basis vector is
+    orthogonalized against all before it, which is affordable: alpha has a few hundred entries.
+
+    Args:
+        product: Maps a unit vector (n,) to its product with the matrix (n, n).
+        n: The size of the matrix.
+        tolerance: The residual, relative to the eigenvalue, at which it ends.
+        least: The number of products before which it does not end for that reason.
 
     >>> matrix = np.diag([1.0, 5.0, -9.0])
     >>> round(largest_eigenvalue(lambda x: matrix @ x, 3), 6)
@@ -342,20 +441,25 @@ def largest_eigenvalue(
     # A fixed start, so that a resumed search measures the same.
     start = np.random.default_rng(0).standard_normal(n)
     basis = (start / np.linalg.norm(start))[None]
+    # The tridiagonal matrix: its diagonal, and what stands above and below it.
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     while True:
         image = product(basis[-1])
         diagonal.append(float(image @ basis[-1]))
         for _ in range(2):  # once leaves what rounding brings back
             image = image - basis.T @ (basis @ image)
         values, vectors = np.linalg.eigh(
-            np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+            np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
         )
-        rest = float(np.linalg.norm(image))
-        converged = rest * abs(vectors[-1, -1]) <= tolerance * abs(values[-1])
-        exhausted = len(basis) == n or rest <= 1e-10 * np.abs(values).max()
+        norm = float(np.linalg.norm(image))
+        # The residual of the last, largest Ritz pair: the norm of the new direction times the last
+        # entry of its eigenvector.
+        residual = norm * abs(vectors[-1, -1])
+        converged = residual <= tolerance * abs(values[-1])
+        # The basis spans everything that products with the matrix reach from the start.
+        exhausted = len(basis) == n or norm <= 1e-10 * np.abs(values).max()
         if exhausted or (converged and len(basis) >= least):
             return float(values[-1])
-        beside.append(rest)
-        basis = np.vstack([basis, image / rest])
+        off_diagonal.append(norm)
+        basis = np.vstack([basis, image / norm])

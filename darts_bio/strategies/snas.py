@@ -1,8 +1,8 @@
 """SNAS (Xie 2019, arXiv 1812.09926): edge weights drawn from a concrete distribution.
 
 With Gumbel noise g the weights are softmax((log softmax(alpha) + g) / tau); tau falls
-geometrically, so that they near single candidates. The published search moves alpha and w by one
-loss on all the data; here alpha moves by the validation half, as every strategy's, so that
+geometrically, so that they approach single candidates. The published search moves alpha and w by
+one loss on all the data; here alpha moves by the validation half, as under every strategy, so that
 strategies are compared on the same data.
 """
 
@@ -19,7 +19,19 @@ from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelSt
 @STRATEGIES.register("snas")
 @dataclass(frozen=True)
 class Snas(GradientStrategy):
-    """Soft weights by Gumbel softmax, its temperature falling (Xie 2019)."""
+    """Soft weights by Gumbel softmax, its temperature falling (Xie 2019).
+
+    `tau` and `tau_min` are the temperature in the first and in the last epoch; the other options
+    are those of `GradientStrategy`.
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> STRATEGIES.options("snas")["tau_min"]
+    0.03
+    >>> STRATEGIES.build("snas(tau=0.01)")
+    Traceback (most recent call last):
+        ...
+    darts_bio.errors.InputError: strategy snas: tau: expected a number of at least 0.03, found 0.01
+    """
 
     tau: float = 1.0
     tau_min: float = 0.03
@@ -30,10 +42,9 @@ class Snas(GradientStrategy):
         super().__post_init__()
 
     def temperature(self, state: AlphaState) -> float:
-        """Returns the temperature of the present epoch, on its way from `tau` to `tau_min`."""
-        return self.tau * (self.tau_min / self.tau) ** (
-            state.epoch / max(1, state.context.epochs - 1)
-        )
+        """Return the temperature of the present epoch, on its way from `tau` to `tau_min`."""
+        progress = state.epoch / max(1, state.context.epochs - 1)
+        return self.tau * (self.tau_min / self.tau) ** progress
 
     def begin(self, context: Context) -> GumbelState:
         return GumbelState(self, context)
@@ -44,6 +55,6 @@ class Snas(GradientStrategy):
 
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GumbelState)
-        # A constant added to all logits of an edge changes nothing, so alpha does as well as log
-        # softmax(alpha).
+        # Alpha stands for log softmax(alpha): the two differ by a constant per edge, which a
+        # softmax does not see.
         return state.soft_sample()
