@@ -62,6 +62,14 @@ class Trained:
         step: How many updates the weights have had.
 
     `load_trained` makes one from a run folder.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> genotype = load_genotype("bionas_darts")
+    >>> form = {"channels": 4, "layers": 3, "num_classes": 2, "in_channels": 1}
+    >>> network = build_network(genotype, **form).eval()
+    >>> trained = Trained(network, genotype, ("cat", "dog"), (0.5,), (0.25,), (8, 8), form, {}, 0)
+    >>> trained.on_pixels()(torch.rand(3, 1, 8, 8)).shape
+    torch.Size([3, 2])
     """
 
     network: Network
