@@ -95,7 +95,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["foreach"]
     (0.5, False)
     """
-    groups, rates = [], []
+    groups: list[dict[str, Any]] = []
+    rates: list[float | torch.Tensor] = []
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         kept = {name: group[name] for name in _IMPLEMENTATION if name in group}
         groups.append({**saved, **kept})

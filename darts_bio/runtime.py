@@ -55,7 +55,7 @@ def select_device(name: str) -> torch.device:
     kernels by timing them.
 
     Raises:
-        InputError: The name is none of a CPU or GPU, or that GPU is not there.
+        InputError: The name is not that of a CPU or GPU, or there is no such GPU.
 
     >>> select_device("cpu")
     device(type='cpu')
@@ -220,10 +220,9 @@ def worker_count(asked: int | None) -> int:
     """
     if asked is not None:
         return asked
-    if hasattr(os, "sched_getaffinity"):  # not on macOS; in a container it counts what is allowed
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    # The cores that this process may use, which in a container are fewer; macOS does not tell.
+    tells = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, cores // processes))
 

@@ -11,32 +11,33 @@ computes into functions, and runs these through a `Recorder`:
 A graph is a list of kernels with fixed arguments: addresses of memory, and numbers. Hence the rules
 for a function, and for whoever calls it:
 
-Inputs. The recording reads them where they lay at call 3, so each replay copies the inputs there.
-An input that is itself the output of another recording lies at the same address each time, and is
-read where it lies.
+Inputs. The recording reads copies of its own, made at call 3; each replay first copies the new
+inputs there. An input that is itself the output of another recording lies at the same address each
+time, and is read where it lies.
 
-Everything else that changes from step to step has to be a tensor that changes in place: weights,
-feedback, the learning rate, drop path's probability, a strategy's noise. A tensor that is replaced
-by another is not seen; the recording goes on reading the memory of the old one.
-
-Outputs. Each function has tensors of its own for what it returns, allocated at call 2, outside of
-the graphs' memory; the last kernels of a recording copy its results there. They hold until the same
+Outputs. Each recording has tensors of its own for what the function returns, allocated at call 2,
+outside of the graphs' memory; its last kernels copy the results there. They hold until the same
 function runs again. Everything in between lies in one memory pool that all recordings share, and is
 overwritten by the next replay of any of them, in whatever order these come.
 
 Random numbers. A graph advances the generators that it draws from at each replay; PyTorch has to
 know which ones these are (`Recorder.generators`).
 
-Python. It does not run in a replay: a number that it computes anew in each step would stay for ever
-what it was at call 3. Three checks find that, and end the run with an `InputError`:
-- The calls to PyTorch of calls 2 and 3 are compared, with their shapes and numbers.
-- While it is recorded, a function may not read a tensor on the CPU, whose values would be kept.
-- After the first `begin_epoch` that follows a recording, the function runs once more as it is, and
-  its calls are compared again: for what Python changes from epoch to epoch.
+Situations. What Python looks at on purpose (whether paths are dropped) is named by the argument
+`situation`. Another situation, or inputs of another shape or dtype, make a recording of their own.
+None is ever thrown away or made again, so each has to stay valid.
 
-What Python changes on purpose (whether paths are dropped) is named by the argument `situation`.
-Another situation, or inputs of another shape or dtype, make a recording of their own; none is ever
-thrown away or made again.
+A recording becomes invalid, and CUDA does not say so, when
+
+- a tensor that it reads beside its inputs is replaced by another: it goes on reading the memory of
+  the old one. So weights, feedback, the learning rate, drop path's probability and a strategy's
+  noise change in place. The tests find this, which play recordings back on a CPU.
+- Python would compute another number: Python does not run in a replay, and the number stays for
+  ever what it was at call 3. Three checks find this, and end the run with an `InputError`. The
+  calls to PyTorch of calls 2 and 3 are compared, with their shapes and numbers. While it is
+  recorded, a function may not read a tensor on the CPU, whose values would be kept. And with the
+  first `begin_epoch` after the recording, the function runs once more as it is and its calls are
+  compared again, for what changes from epoch to epoch.
 """
 
 from __future__ import annotations

@@ -389,7 +389,7 @@ class Search:
         # All measure the first process' w, since GPUs round differently.
         from_first([*self.supernet.parameters(), *self.supernet.buffers()])
         count = len(next(iter(edge_weights.values())))
-        mine = list(range(rank(), count, world_size()))
+        mine = list(range(rank(), count, world_size()))  # the individuals of this process
         my_weights = {cell_type: weights[mine] for cell_type, weights in edge_weights.items()}
         # Of all individuals; the other processes' stay 0 here, and come in by the sum.
         losses_and_correct, images = torch.zeros(2, count, dtype=torch.float64), 0
