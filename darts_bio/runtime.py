@@ -303,7 +303,12 @@ def rng_state() -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Set the generators to what `rng_state` returned; GPUs that are absent here are passed over."""
+    """Set PyTorch's default generators to what `rng_state` returned.
+
+    States of GPUs that are absent here are passed over.
+
+    >>> set_rng_state({"cpu": torch.get_rng_state(), "cuda:99": torch.get_rng_state()})
+    """
     torch.set_rng_state(state["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda:{i}" in state:

@@ -37,7 +37,11 @@ Numbers = dict[str, float]
 
 
 def never() -> bool:
-    """Return False: the answer to "stop?" where nobody asks to."""
+    """Return False: the answer to "stop?" where nobody asks to.
+
+    >>> never()
+    False
+    """
     return False
 
 
@@ -359,6 +363,26 @@ def fit(
     Raises:
         InputError: The checkpoint is of other data or another genotype, a number or a weight is no
             longer finite, or the GPU's memory does not suffice.
+
+    >>> import tempfile
+    >>> from darts_bio.config import SearchConfig
+    >>> class Halving:  # a task whose only weight is halved in each step
+    ...     epochs, steps_per_epoch, images_per_step = 2, 3, 1
+    ...     subject, finished, measures, weight = {}, False, False, 1.0
+    ...     def begin_epoch(self, epoch): ...
+    ...     def synchronise(self): ...
+    ...     def learning_rates(self): return {"lr/weights": 0.5}
+    ...     def step(self, t):
+    ...         self.weight /= 2
+    ...         return {"train": Sums(("train/loss",), torch.tensor([self.weight]).double(), 1)}
+    ...     def end_epoch(self, epoch, stop): return {"test/loss": self.weight}
+    ...     def state_dict(self): return {"weight": self.weight}
+    ...     def load_state_dict(self, state): self.weight = state["weight"]
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     folder = RunFolder(Path(place), "train", SearchConfig(), "python example.py")
+    ...     outcome = fit(Halving(), folder, Listener(), StopRequest(), log_every=1)
+    ...     print(outcome.step, outcome.numbers["test/loss"], folder.load()["task"])
+    6 0.015625 {'weight': 0.015625}
     """
     # Means since the last record, and since the epoch began.
     record, epoch_means = Meters(), Meters()
@@ -373,7 +397,7 @@ def fit(
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
             epoch_means.load_state_dict(state["epoch_means"])
-            set_rng_state(state["rng"])
+            set_rng_state(state["rng"])  # last, which undoes what loading may have drawn
 
     def save(ended: bool = True) -> None:
         task.synchronise()
@@ -441,6 +465,7 @@ def fit(
             record.clear()
         if progress.ends_epoch:
             if task.measures:
+                # A run that is stopped within the end goes on from here, and computes it anew.
                 save(ended=False)
             try:
                 end_epoch(progress)

@@ -418,6 +418,7 @@ class Retraining:
         return "test accuracy" + (" of the averaged network" if self.averaged is not None else "")
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what the training needs to go on, and what `load_trained` needs to use it."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -439,6 +440,6 @@ class Retraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.began_with = state.get("processes", 1)
+        self.began_with = state.get("processes", 1)  # not in checkpoints of earlier versions
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])

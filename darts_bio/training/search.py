@@ -159,6 +159,7 @@ class Search:
             image_size=data.image_size,
             device=device,
         )
+        # Of its own, so that w does not depend on what strategies and regularizers drew before.
         torch.manual_seed(derive_seed("weights", config.seed))
         self.supernet = SuperNet(
             self.space,
@@ -354,7 +355,7 @@ class Search:
         numbers: Numbers = {}
         if epoch < self.warmup_epochs:
             return numbers
-        # The number of the first validation batch of the next epoch.
+        # Measured on the validation batches that the next epoch begins with.
         first = (epoch + 1) * self.steps_per_epoch
 
         def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
@@ -420,13 +421,9 @@ class Search:
         count, start = len(next(iter(edge_weights.values()))), 0
         while start < count:
             chunk = slice(start, start + self.together)
+            chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
             try:
-                chunks.append(
-                    self._logits(
-                        x,
-                        {cell_type: weights[chunk] for cell_type, weights in edge_weights.items()},
-                    )
-                )
+                chunks.append(self._logits(x, chunk_weights))
                 start += self.together
             except RuntimeError as error:
                 if self.together == 1:
@@ -464,6 +461,7 @@ class Search:
         synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
+        """Return w and the feedback, alpha, the state of all that moves them, and `share`'s parts."""
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -480,7 +478,7 @@ class Search:
         for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]
-        self.began_with = state.get("processes", 1)
+        self.began_with = state.get("processes", 1)  # not in checkpoints of earlier versions
 
 
 class _Lookout:
