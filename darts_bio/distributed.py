@@ -212,7 +212,7 @@ def _has_lost_another(error: Exception) -> bool:
 def _missing(
     store: dist.Store, prefix: str, numbers: Sequence[int], within: datetime.timedelta
 ) -> list[int]:
-    """Wait for the keys `prefix/number`; return the numbers whose key is not set within the time."""
+    """Wait for the keys `prefix/number`; return the numbers whose key is not set in time."""
     until, missing = time.monotonic() + within.total_seconds(), list(numbers)
     # Asked again and again: a store's own way to wait leaves a broken connection once the time is
     # over.
@@ -478,9 +478,9 @@ def mean_of_all(
 
 @torch.no_grad()
 def refuse_drift(tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Raise InputError unless these tensors, which all processes compute alike, are the same in all.
+    """Raise InputError unless these tensors are the same in all processes.
 
-    Their sums are compared. `tensors` names them by what they are, in the plural.
+    For tensors that all compute alike. Their sums are compared. `tensors` names them by what they are, in the plural.
 
     >>> refuse_drift({"the weights": [torch.ones(2)]})  # alone, nothing can drift apart
     """

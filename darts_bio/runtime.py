@@ -180,7 +180,10 @@ def made_by() -> str:
     '20...; darts_bio 0..., PyTorch 2..., Python 3...'
     """
     day = datetime.date.today().isoformat()
-    return f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    return (
+        f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def code_identity() -> str:

@@ -4,7 +4,7 @@ A step of a search is thousands of small kernels, and a GPU that waits for Pytho
 them idles most of the time. A CUDA graph launches them all at once. So a task puts what a step
 computes into functions, and runs these through a `Recorder`:
 
-    call 1, 2    the function runs as it is: steps like any other, in which libraries choose their kernels
+    call 1, 2    the function runs as it is, and libraries choose their kernels
     call 3       it is recorded, which computes nothing, and the recording is replayed
     call 4, ...  its inputs are copied to where the recording reads them, and it is replayed
 
@@ -102,7 +102,7 @@ class Recorder:
     def __call__(
         self, function: Callable[..., Any], *inputs: Tensor, situation: Hashable = ()
     ) -> Any:
-        """Return what `function(*inputs)` returns: tensors, in tuples and dicts if there are several.
+        """Return what `function(*inputs)` returns: tensors, or tuples and dicts of such.
 
         Args:
             function: A function, or a method of a task. All that it reads beside its inputs has to

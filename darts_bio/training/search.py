@@ -272,7 +272,7 @@ class Search:
             average(gradients)
             self.run(self._move_alpha, *gradients)
             sums["valid"] = measured("valid", valid_sums, len(valid[1]))
-        # Once more: alpha has moved, and w has draws of its own.
+        # Once more: the pass that moves w has a sample of its own.
         strategy.prepare(state)
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
         train_sums = self.run(self._weight_gradients, *train, *lent)
@@ -461,7 +461,7 @@ class Search:
         synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return w and the feedback, alpha, the state of all that moves them, and `share`'s parts."""
+        """Return w, feedback and alpha, the state of all that moves them, and `share`'s parts."""
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
