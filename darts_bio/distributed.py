@@ -1,7 +1,8 @@
-"""The processes of torchrun, or of SLURM's srun: who they are, what they tell each other, and how
-they end together.
+"""The processes of torchrun or srun: who they are, what they exchange, and how they end together.
 
-Alone, a process is rank 0 of 1, and everything here returns what it was given.
+Processes have ranks from 0; the first is the one of rank 0, which alone writes files and prints. A
+process that runs alone is rank 0 of 1: then every function here returns what it was given, without
+an exchange. Each exchange has to be entered by all processes, in the same order.
 """
 
 from __future__ import annotations
@@ -25,49 +26,90 @@ from darts_bio.errors import InputError, first_line
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""For a process that neither answers nor has ended; one that has ended is noticed at once."""
+"""How long to wait for a process that neither answers nor has ended.
+
+One that has ended is noticed at once."""
 AT_THE_START = datetime.timedelta(minutes=1)
-"""For a process that does not say what it was started with, though all have met."""
+"""How long to wait, once all have met, for a process to say what it was started with."""
 AS_LONG_AS_IT_TAKES = datetime.timedelta(days=1000)
+"""A time limit that is none, for processes that wait for each other's whole runs."""
 REASON_S = 5.0
-REASON, BLAMED, LEFT, TOLD = (
-    f"darts_bio/{name}" for name in ("reason", "failures", "left", "told")
-)
+"""Seconds in which a process that failed writes down why, and in which the others read it."""
+REASON = "darts_bio/reason"
+"""The key of the store under which the process that failed first says why."""
+BLAMED = "darts_bio/failures"
+"""The key under which processes that failed by themselves are counted."""
+LEFT = "darts_bio/left"
+"""The prefix of the keys by which processes say that they have read the reason."""
+TOLD = "darts_bio/told"
+"""The prefix of the keys under which processes say what they were started with."""
 
 _store: dist.Store | None = None
-"""Where the processes of the group left texts for each other."""
+"""The key-value store in which the processes of the group leave texts for each other."""
 _comparisons = itertools.count()
+"""Numbers the calls of `refuse_differences`, so that each has keys of its own."""
 _apart = False
-"""Whether this process is alone for a while, though there are others."""
+"""Whether this process counts as alone for a while, though there are others."""
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Within it the processes that torchrun or srun started know each other; alone, there is
-    nothing to do.
+    """Connect, within the context, the processes that torchrun or srun started.
 
     Each takes the GPU of its number on its machine, if there are any. Where one process fails, the
-    others end with an InputError that says why that one did. Raises InputError if the environment
-    does not say where they meet, and if they have not all come there within TIMEOUT.
+    others end with an InputError that says why that one did. In a process that runs alone, or
+    within another such context, nothing happens.
+
+    Raises:
+        InputError: The environment does not say where the processes meet, they have not all come
+            there within TIMEOUT, there are more of them than GPUs, or another one has failed.
+
+    >>> with process_group():
+    ...     rank(), world_size()
+    (0, 1)
     """
-    global _store
-    if not _several() or dist.is_initialized():  # within another such context
+    if not _several() or dist.is_initialized():  # alone, or within another such context
         yield
         return
+    store, number, world = _join()
+    try:
+        yield
+    except Exception as error:
+        # torchrun sends SIGTERM to all as soon as one has failed; this one still has to say why it
+        # ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        reason = _reason_of_another(store, number, error)
+        _leave(store, number, world)
+        if reason is None:
+            raise
+        same_error = isinstance(error, InputError) and reason.endswith(f": {error}")
+        if same_error:  # all processes fail alike: one of them prints the line
+            raise SystemExit(2) from None
+        raise InputError(
+            f"process {number} ends, since {reason}. The last checkpoint is whole"
+        ) from None
+    summed(torch.zeros(1))  # a barrier: none ends while another still talks to it
+    dist.destroy_process_group()
+
+
+def _join() -> tuple[dist.Store, int, int]:
+    """Join this process to the group of all, on its GPU if there are any.
+
+    Return the store that they share, the number of this process, and how many there are. Raises
+    InputError as `process_group` does.
+    """
+    global _store
     local, number, world = _who()
     if "MASTER_ADDR" not in os.environ:
         raise InputError(
             "several processes, but MASTER_ADDR does not say where they meet; start them by "
             "torchrun, or before srun: "
-            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500'
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
+            "MASTER_PORT=29500"
         )
-    os.environ.update(
-        {
-            "RANK": str(number),
-            "WORLD_SIZE": str(world),
-            "MASTER_PORT": os.environ.get("MASTER_PORT", "29500"),
-        }
-    )
+    # What torchrun sets and srun does not.
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(number), str(world)
+    os.environ.setdefault("MASTER_PORT", "29500")
     gpus = torch.cuda.device_count()
     if gpus:
         if local >= gpus:
@@ -76,54 +118,36 @@ def process_group() -> Iterator[None]:
                 "GPUs"
             )
         torch.cuda.set_device(local)
-    # Its functions take the group that stands when it is imported as a default value. Imported
-    # later, by whatever needs the compiler, it would keep the group and its threads alive until the
-    # interpreter ends, which a thread that still lets go of a tensor then aborts.
+    # The functions of this module take, as a default value, the group that stands when it is
+    # imported. Imported later, by whatever needs the compiler, it would keep our group and its
+    # threads alive until the interpreter ends; a thread that still lets go of a tensor then aborts.
     importlib.import_module("torch.distributed.nn.functional")
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     try:
-        store = next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
-        # After an elastic restart the store still holds where the processes before were to be
-        # found.
-        store = _store = dist.PrefixStore(
-            f"darts_bio/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # A prefix for each elastic restart: the store still holds the addresses of the processes
+        # before it.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _store = dist.PrefixStore(f"darts_bio/{restarts}", store)
         dist.init_process_group(
-            backend, store=store, rank=number, world_size=world, timeout=TIMEOUT
+            backend, store=_store, rank=number, world_size=world, timeout=TIMEOUT
         )
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
             f"process {number}: the {world} processes did not all come to {where} within "
-            f"{TIMEOUT.total_seconds():.0f} "
-            f"s ({first_line(error)}); see whether each was started, and whether MASTER_ADDR and "
-            "MASTER_PORT are the "
-            "same in all"
+            f"{TIMEOUT.total_seconds():.0f} s ({first_line(error)}); see whether each was started, "
+            "and whether MASTER_ADDR and MASTER_PORT are the same in all"
         ) from None
-    try:
-        yield
-    except Exception as error:
-        # torchrun sends it as soon as one has failed; this one still has to say why it ends.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        theirs = _reason_of_another(store, number, error)
-        _leave(store, number, world)
-        if theirs is None:
-            raise
-        if isinstance(error, InputError) and theirs.endswith(
-            f": {error}"
-        ):  # the same in all: one line is enough
-            raise SystemExit(2) from None
-        raise InputError(
-            f"process {number} ends, since {theirs}. The last checkpoint is whole"
-        ) from None
-    summed(torch.zeros(1))  # none ends while another still talks to it
-    dist.destroy_process_group()
+    return _store, number, world
 
 
 def _several() -> bool:
-    """Whether torchrun, or srun, started more than this process. An allocation of SLURM alone says
-    nothing of that.
+    """Tell whether torchrun or srun started more processes than this one.
+
+    SLURM_STEP_NUM_TASKS is that of a step, which srun starts; what SLURM says of a whole allocation
+    does not tell.
     """
     return any(
         int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -131,26 +155,29 @@ def _several() -> bool:
 
 
 def _who() -> tuple[int, int, int]:
-    """The number of this process on its machine, that among all, and how many there are."""
+    """Return this process' number on its machine, its number among all, and how many there are."""
     names = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
-    if all(
-        name in os.environ for name in names
-    ):  # torchrun: timm, which knows all launchers, takes seconds to import
-        return int(os.environ[names[0]]), int(os.environ[names[1]]), int(os.environ[names[2]])
+    if all(name in os.environ for name in names):  # torchrun
+        local, number, world = (int(os.environ[name]) for name in names)
+        return local, number, world
+    # timm knows the variables of all launchers, but takes seconds to import.
     from timm.utils import world_info_from_env
 
     return world_info_from_env()
 
 
 def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str | None:
-    """What another process failed of before this one; None, told to the others, if this one is the
-    first.
+    """Return why another process failed before this one, as a clause.
+
+    None if this one is the first; its own error is then left in the store for the others.
     """
-    own = f"process {number} failed: {first_line(error) if isinstance(error, InputError) else repr(error)}"
+    message = first_line(error) if isinstance(error, InputError) else repr(error)
     lost = _has_lost_another(error)
     try:
+        # Of processes that fail by themselves, the first to count itself is the one to blame. A
+        # broken exchange is the consequence of a failure elsewhere, and is not counted.
         if not lost and store.add(BLAMED, 1) == 1:
-            store.set(REASON, own)
+            store.set(REASON, f"process {number} failed: {message}")
             return None
         until = time.monotonic() + REASON_S
         while time.monotonic() < until:
@@ -163,8 +190,10 @@ def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str 
 
 
 def _leave(store: dist.Store, number: int, world: int) -> None:
-    """Has the first process, where it keeps the store, wait until the others have read there why
-    they end.
+    """Say in the store that this process has read why it ends.
+
+    The first process, where it keeps the store itself, then waits for the others to say so: with it
+    the store ends. Under torchrun the launcher keeps the store.
     """
     with contextlib.suppress(RuntimeError):
         store.set(f"{LEFT}/{number}", "")
@@ -173,7 +202,7 @@ def _leave(store: dist.Store, number: int, world: int) -> None:
 
 
 def _has_lost_another(error: Exception) -> bool:
-    """Whether what failed is an exchange with another process."""
+    """Tell whether an error comes from an exchange with another process."""
     signs = ("gloo", "nccl", "connection", "socket", "timed out")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
@@ -181,21 +210,25 @@ def _has_lost_another(error: Exception) -> bool:
 
 
 def _missing(
-    store: dist.Store, place: str, numbers: Sequence[int], within: datetime.timedelta
+    store: dist.Store, prefix: str, numbers: Sequence[int], within: datetime.timedelta
 ) -> list[int]:
-    """The numbers for which nothing has come to lie at `place` within that time."""
+    """Wait for the keys `prefix/number`; return the numbers whose key is not set in time."""
     until, missing = time.monotonic() + within.total_seconds(), list(numbers)
     # Asked again and again: a store's own way to wait leaves a broken connection once the time is
     # over.
-    while (
-        missing := [i for i in missing if not store.check([f"{place}/{i}"])]
-    ) and time.monotonic() < until:
+    while True:
+        missing = [i for i in missing if not store.check([f"{prefix}/{i}"])]
+        if not missing or time.monotonic() >= until:
+            return missing
         time.sleep(0.05)
-    return missing
 
 
 def launcher() -> list[str]:
-    """The words of the command that started these processes, before the script's."""
+    """Return the words of the command that started these processes, before the script's.
+
+    >>> launcher()
+    ['python']
+    """
     if world_size() == 1:
         return ["python"]
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -206,19 +239,32 @@ def launcher() -> list[str]:
 
 
 def rank() -> int:
-    """The number of this process; 0 where it is alone."""
+    """Return the number of this process, from 0; 0 where it runs alone or is `apart`.
+
+    >>> rank()
+    0
+    """
     return dist.get_rank() if dist.is_initialized() and not _apart else 0
 
 
 def world_size() -> int:
-    """How many processes there are; 1 where this one is alone."""
+    """Return how many processes there are; 1 where this one runs alone or is `apart`.
+
+    >>> world_size()
+    1
+    """
     return dist.get_world_size() if dist.is_initialized() and not _apart else 1
 
 
 @contextlib.contextmanager
 def apart(alone: bool = True) -> Iterator[None]:
-    """Within it this process is one of one, as if there were no others; with alone=False, one of
-    all again.
+    """Have this process count as alone within the context, as if there were no others.
+
+    With `alone=False`, inside such a context, it is one of all again.
+
+    >>> with apart():
+    ...     rank(), world_size()
+    (0, 1)
     """
     global _apart
     before, _apart = _apart, alone
@@ -229,51 +275,68 @@ def apart(alone: bool = True) -> Iterator[None]:
 
 
 def patient_group() -> Any:
-    """A group for `gathered`, in which processes wait for each other however long that takes; one
-    that ends is noticed at once. All have to ask for it together.
+    """Return a group for `gathered` whose processes wait for each other however long it takes.
+
+    A process that ends is noticed at once all the same. All have to ask for it together. None where
+    this process runs alone.
+
+    >>> gathered("mine", patient_group())
+    ['mine']
     """
     return dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if world_size() > 1 else None
 
 
 def refuse_differences(told: Mapping[str, str], within: datetime.timedelta = AT_THE_START) -> None:
-    """Raises InputError, in all processes, if these texts, by what they are about, are not the same
-    in all, and if one has not told its own within that time.
+    """Raise InputError, in all processes, unless all were started with the same.
+
+    Args:
+        told: This process' texts to compare, by what they are about: {"the command": ...}.
+        within: How long to wait for a process to tell its own.
+
+    Raises:
+        InputError: A text differs between two processes, or a process told nothing in time.
+
+    >>> refuse_differences({"the command": "darts-bio search"})  # alone, nothing can differ
     """
     if world_size() == 1:
         return
     assert _store is not None
-    place, numbers = f"{TOLD}/{next(_comparisons)}", range(world_size())
-    _store.set(f"{place}/{rank()}", json.dumps(dict(told)))
-    silent = _missing(_store, place, numbers, within)
-    everyone: list[dict[str, str]] = [
-        json.loads(_store.get(f"{place}/{i}")) for i in numbers if i not in silent
+    # Through the store, not by a collective: that one could not tell which process is silent.
+    prefix, numbers = f"{TOLD}/{next(_comparisons)}", range(world_size())
+    _store.set(f"{prefix}/{rank()}", json.dumps(dict(told)))
+    silent = _missing(_store, prefix, numbers, within)
+    told_by_all: list[dict[str, str]] = [
+        json.loads(_store.get(f"{prefix}/{i}")) for i in numbers if i not in silent
     ]
     if silent:
         raise InputError(
             f"process {', '.join(map(str, silent))} did not say within "
-            f"{within.total_seconds():.0f} s what it was "
-            "started with; start all by the same command, and see what that one does"
+            f"{within.total_seconds():.0f} s what it was started with; start all by the same "
+            "command, and see what that one does"
         )
-    first = everyone[0]
-    for i, theirs in enumerate(everyone):
-        for name in {**first, **theirs}:
-            if theirs.get(name) != first.get(name):
-                found = [
-                    f"{own.get(name, 'nothing'):.80} in process {j}"
-                    for j, own in ((0, first), (i, theirs))
-                ]
+    first = told_by_all[0]
+    for i, other in enumerate(told_by_all):
+        for name in {**first, **other}:
+            if other.get(name) != first.get(name):
                 raise InputError(
-                    f"{name}: expected the same in all processes, found {' and '.join(found)}; "
-                    "start all by the same "
+                    f"{name}: expected the same in all processes, found "
+                    f"{first.get(name, 'nothing'):.80} in process 0 and "
+                    f"{other.get(name, 'nothing'):.80} in process {i}; start all by the same "
                     "command, with the same code and data"
                 )
 
 
 @contextlib.contextmanager
 def first_before_the_others() -> Iterator[None]:
-    """Within it the first process is done before the others begin, so that only it downloads what
-    they all read.
+    """Have the first process finish the context before the others begin it.
+
+    So that only the first downloads what all of them read.
+
+    >>> with first_before_the_others():
+    ...     print("the data are there")
+    the data are there
     """
+    # `summed` is a barrier here: the others wait in theirs until the first comes to its own.
     if world_size() > 1 and rank() > 0:
         summed(torch.zeros(1))
     yield
@@ -282,14 +345,24 @@ def first_before_the_others() -> Iterator[None]:
 
 
 def from_first(tensors: Sequence[torch.Tensor]) -> None:
-    """Gives each process the first one's values of these tensors, in place."""
+    """Overwrite these tensors, in place, with the first process' values.
+
+    >>> weight = torch.ones(2)
+    >>> from_first([weight])  # alone, the values are the first process' already
+    >>> weight
+    tensor([1., 1.])
+    """
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def text_from_first(text: str) -> str:
-    """The first process' text, in each."""
+    """Return, in each process, the first one's text.
+
+    >>> text_from_first("runs/search-1")
+    'runs/search-1'
+    """
     texts = [text]
     if world_size() > 1:
         dist.broadcast_object_list(texts, 0)
@@ -297,7 +370,11 @@ def text_from_first(text: str) -> str:
 
 
 def first_says(flag: bool) -> bool:
-    """The first process' flag, in each."""
+    """Return, in each process, the first one's flag: for decisions that clocks could split.
+
+    >>> first_says(True)
+    True
+    """
     if world_size() == 1:
         return flag
     flags = torch.tensor(flag)
@@ -306,8 +383,14 @@ def first_says(flag: bool) -> bool:
 
 
 def gathered(value: T, group: Any = None) -> list[T]:
-    """Every process' value (plain data), in the order of their numbers; those of all, unless a
-    `group` is given.
+    """Return every process' value, in the order of their numbers.
+
+    Args:
+        value: Plain data of this process.
+        group: The processes that take part, such as `patient_group`; by default all.
+
+    >>> gathered({"loss": 2.5})
+    [{'loss': 2.5}]
     """
     if world_size() == 1:
         return [value]
@@ -317,7 +400,11 @@ def gathered(value: T, group: Any = None) -> list[T]:
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a CPU tensor over all processes."""
+    """Sum a CPU tensor over all processes, in place, and return it.
+
+    >>> summed(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
     if world_size() > 1:
         dist.all_reduce(values)
     return values
@@ -325,8 +412,15 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def average(tensors: Sequence[torch.Tensor]) -> None:
-    """Gives each process the mean of these tensors over all, in place: one exchange for those of a
-    dtype.
+    """Replace these tensors, in place, by their means over all processes.
+
+    Tensors of one dtype are exchanged together. A plug-in that computes gradients of its own calls
+    this on them; `torch.autograd.grad` does not average.
+
+    >>> gradient = torch.tensor([1.0, 2.0])
+    >>> average([gradient])
+    >>> gradient
+    tensor([1., 2.])
     """
     if world_size() == 1:
         return
@@ -337,15 +431,14 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in members])
         dist.all_reduce(flat)
         flat /= world_size()
-        parts = flat.split([tensor.numel() for tensor in members])
+        pieces = flat.split([tensor.numel() for tensor in members])
+        means = [piece.view_as(tensor) for tensor, piece in zip(members, pieces, strict=True)]
         # A few kernels, where a supernet has thousands of tensors.
-        torch._foreach_copy_(
-            members, [part.view_as(own) for own, part in zip(members, parts, strict=True)]
-        )
+        torch._foreach_copy_(members, means)
 
 
-class _OfAll(torch.autograd.Function):
-    """Gives what it is given; the gradient that comes back is the mean over all processes."""
+class _AverageGradients(torch.autograd.Function):
+    """The identity, whose backward pass replaces gradients by their means over all processes."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -361,39 +454,50 @@ class _OfAll(torch.autograd.Function):
 def mean_of_all(
     function: Callable[[Sequence[torch.Tensor]], torch.Tensor], at: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Returns the mean over all processes of `function(at)`, a scalar, and has its gradient at
-    `at`, which is the same in all, be the mean as well. For where whoever differentiates it knows
-    nothing of processes.
+    """Return the mean over all processes of `function(at)`, differentiable at `at`.
+
+    For code that differentiates and knows nothing of processes: the gradient that it gets is the
+    mean as well, the same in all.
+
+    Args:
+        function: A function to a scalar, of data that each process has its own share of.
+        at: The tensors it is called with, the same in all processes.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> torch.autograd.grad(mean_of_all(lambda at: at[0] ** 2, [x]), x)
+    (tensor(6.),)
     """
     if world_size() == 1:
         return function(at)
-    own = function(_OfAll.apply(*at))
-    mean = own.detach().clone()
+    local = function(_AverageGradients.apply(*at))
+    mean = local.detach().clone()
     average([mean])
-    return mean + (own - own.detach())
+    # The value is the mean (local - local is 0), the gradient comes through `local`.
+    return mean + (local - local.detach())
 
 
 @torch.no_grad()
 def refuse_drift(tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Raises InputError if these tensors, which all processes compute alike, are not the same in
-    all. They are named by what they are, in the plural.
+    """Raise InputError unless these tensors are the same in all processes.
+
+    For tensors that all compute alike. Their sums are compared. `tensors` names them by what they are, in the plural.
+
+    >>> refuse_drift({"the weights": [torch.ones(2)]})  # alone, nothing can drift apart
     """
-    named = [(name, tensor) for name, own in tensors.items() for tensor in own]
+    named = [(name, tensor) for name, members in tensors.items() for tensor in members]
     if world_size() == 1 or not named:
         return
-    # What has diverged alike is not for here.
+    # Tensors that diverged to nan alike are not an error of this function: they count as 0.
     sums = torch.stack([tensor.double().sum().cpu() for _, tensor in named]).nan_to_num()
-    most, least = sums.clone(), sums.clone()
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    dist.all_reduce(least, dist.ReduceOp.MIN)
-    apart = dict.fromkeys(
-        name for (name, _), differ in zip(named, most != least, strict=True) if differ
+    highest, lowest = sums.clone(), sums.clone()
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    drifted = dict.fromkeys(  # each name once, in its order
+        name for (name, _), differs in zip(named, highest != lowest, strict=True) if differs
     )
-    if apart:
+    if drifted:
         raise InputError(
-            f"the processes have drifted apart: {' and '.join(apart)} are no longer the same in "
-            "all; run all on the "
-            "same kind of device and with the same versions, and have a plug-in average what it "
-            "moves along "
-            "(darts_bio.distributed.average)"
+            f"the processes have drifted apart: {' and '.join(drifted)} are no longer the same in "
+            "all; run all on the same kind of device and with the same versions, and have a "
+            "plug-in average what it moves along (darts_bio.distributed.average)"
         )

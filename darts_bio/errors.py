@@ -1,6 +1,6 @@
-"""The one exception that means "what you gave cannot be used", and its wording.
+"""The exception that means "what you gave cannot be used", and the wording of its messages.
 
-The entry scripts print an `InputError` as one line and end with exit code 2; every other exception
+The entry scripts print an `InputError` as one line and end with exit code 2. Every other exception
 is a defect of this package and keeps its traceback.
 """
 
@@ -12,25 +12,39 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what was expected, what was found,
-    how to mend it.
+    """An error in what the user gave: an option, a file, a data set, a plug-in.
+
+    The message says what was expected, what was found, and how to mend it. It is a `ValueError`, so
+    callers from Python may catch either.
+
+    >>> try:
+    ...     check_whole("--epochs", -5)
+    ... except InputError as error:
+    ...     print(error)
+    --epochs: expected a whole number of at least 1, found -5
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line: its kind if it says nothing."""
+    """Return the first line of an exception's message that is not blank, or its type's name.
+
+    At most 160 characters are kept; of an `OSError` it is the system's reason without the path.
+
+    >>> first_line(RuntimeError("CUDA out of memory.\\nTried to allocate 2 GiB"))
+    'CUDA out of memory.'
+    >>> first_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
     text = getattr(error, "strerror", None) or str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[
-        :160
-    ]
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:160]
 
 
 def install_hint(extra: str) -> str:
-    """Name the command that installs what an extra of this package needs, in a checkout as from a
-    wheel.
+    """Return the command that installs one of this package's extras, for an error message.
 
-    torchattacks stands by itself: it asks for a requests of 2021, which it never imports, and
-    `--no-deps` leaves the one that is installed alone.
+    The extra `attacks` takes a second command: torchattacks pins a version of requests from 2021
+    that it never imports, and `--no-deps` leaves alone the version that is installed.
 
     >>> install_hint("plot")
     "pip install 'darts-bio[plot]'"
@@ -40,11 +54,16 @@ def install_hint(extra: str) -> str:
 
 
 LONGEST_LIST = 300
-"""Characters of the known names that a message lists."""
+"""The most characters that a message spends on the list of known names."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among `known`, with close matches suggested.
+    """Return the error for a name that is not among `known`, with close matches suggested.
+
+    Args:
+        kind: What the name was to be a name of, as the message calls it.
+        name: The name that was given.
+        known: All names that would have been accepted; the message lists them sorted.
 
     >>> print(unknown_name("learning rule", "ufs", ["bp", "fa", "usf"]))
     unknown learning rule 'ufs': did you mean 'usf'? (known: bp, fa, usf)
@@ -53,7 +72,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
     listed = ", ".join(known)
-    if len(listed) > LONGEST_LIST:  # a line is to be read
+    if len(listed) > LONGEST_LIST:
+        # Cut after a whole name, and say how many names there are instead.
         listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
     return InputError(f"unknown {kind} {name[:240]!r}{hint} (known: {listed})")
 
@@ -66,17 +86,43 @@ def check_number(
     above: float | None = None,
     below: float = float("inf"),
 ) -> None:
-    """Raises InputError unless it is a number of at least `least` (or above `above`) and below
-    `below`.
+    """Check that an option's value is a number within bounds.
+
+    Args:
+        where: The option, as the message names it.
+        value: The value to check; True and False are not numbers.
+        least: The smallest value allowed; unused if `above` is given.
+        above: A bound that the value has to exceed.
+        below: A bound that the value has to stay under.
+
+    Raises:
+        InputError: The value is not a number, or lies outside the bounds.
+
+    >>> check_number("--momentum", 0.9, below=1)
+    >>> check_number("--momentum", 1.0, below=1)
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: --momentum: expected a number of at least 0 and below 1, found 1.0
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and (value >= least if above is None else value > above) and value < below):
-        lower = f"of at least {least}" if above is None else f"above {above}"
-        upper = "" if below == float("inf") else f" and below {below}"
-        raise InputError(f"{where}: expected a number {lower}{upper}, found {value!r}")
+    # bool is a subclass of int, but True as a learning rate is a mistake.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number:
+        high_enough = value >= least if above is None else value > above
+        if high_enough and value < below:
+            return
+    lower = f"of at least {least}" if above is None else f"above {above}"
+    upper = "" if below == float("inf") else f" and below {below}"
+    raise InputError(f"{where}: expected a number {lower}{upper}, found {value!r}")
 
 
 def check_whole(where: str, value: Any, least: int = 1) -> None:
-    """Raises InputError unless it is a whole number of at least `least`."""
+    """Raise InputError unless an option's value is a whole number of at least `least`.
+
+    `where` is the option, as the message names it.
+
+    >>> check_whole("--layers", 20)
+    >>> check_whole("--layers", 2.5)
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: --layers: expected a whole number of at least 1, found 2.5
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{where}: expected a whole number of at least {least}, found {value!r}")

@@ -20,11 +20,19 @@ SCRIPTS = {
     "robustness": "evaluate/robustness.py",
     "alignment": "evaluate/alignment.py",
 }
-"""The scripts of a checkout, by the command that each of them is."""
+"""The path of a checkout's script, by the command that it runs."""
 
 
 def spelled(command: str, program: str | None = None) -> list[str]:
-    """Give the words that call `command` as this process was called, by default by sys.argv[0].
+    """Return the words that call `command` in the form in which this process was called.
+
+    Args:
+        command: A command of `darts-bio`, such as "train".
+        program: The path this process was started by; `sys.argv[0]` by default.
+
+    Returns:
+        The words after "python", or all of them if the first is "darts-bio". A command that has no
+        script is called as a module.
 
     >>> spelled("train", "/usr/bin/darts-bio"), spelled("train", "site-packages/darts_bio/__main__.py")
     (['darts-bio', 'train'], ['-m', 'darts_bio', 'train'])
@@ -33,6 +41,7 @@ def spelled(command: str, program: str | None = None) -> list[str]:
     """
     program = sys.argv[0] if program is None else program
     path = PurePath(program)
+    # Python replaces "-m" in sys.argv by the module's path only once the module is found.
     if path.parts[-2:] == ("darts_bio", "__main__.py") or program == "-m":
         return ["-m", "darts_bio", command]
     if "/".join(path.parts[-2:]) in SCRIPTS.values():
@@ -42,7 +51,7 @@ def spelled(command: str, program: str | None = None) -> list[str]:
 
 
 def named(command: str) -> str:
-    """Name a command in a sentence, as it would be called.
+    """Return a command's name for a sentence, as it would be called.
 
     >>> import sys; before, sys.argv = sys.argv, ["search/run.py"]
     >>> named("train"), named("export")
@@ -54,8 +63,12 @@ def named(command: str) -> str:
 
 
 def line(command: str, *options: str, launcher: Sequence[str] = ("python",)) -> str:
-    """Write the whole command, as a shell reads it, with what launches it: `launcher` is python,
-    torchrun or srun.
+    """Return a whole command line, quoted for a shell, with the words that launch it.
+
+    Args:
+        command: A command of `darts-bio`, such as "train".
+        options: The words that follow it.
+        launcher: The words of python, torchrun or srun (`distributed.launcher`).
 
     >>> import sys; before, sys.argv = sys.argv, ["/usr/bin/darts-bio"]
     >>> line("train", "--genotype", "my run").removeprefix("uv run ")
@@ -67,14 +80,14 @@ def line(command: str, *options: str, launcher: Sequence[str] = ("python",)) -> 
     words = spelled(command)
     if words[0] == "darts-bio" and list(launcher) != ["python"]:
         words = ["-m", "darts_bio", command]  # torchrun starts Python's modules and files only
-    started = [] if words[0] == "darts-bio" else list(launcher)
-    if by_uv() and started == ["python"] and words[0] != "-m":
-        started = []  # uv run starts a script by itself
-    return shlex.join([*(["uv", "run"] if by_uv() else []), *started, *words, *options])
+    launching = [] if words[0] == "darts-bio" else list(launcher)
+    if by_uv() and launching == ["python"] and words[0] != "-m":
+        launching = []  # uv run starts a script by itself
+    return shlex.join([*(["uv", "run"] if by_uv() else []), *launching, *words, *options])
 
 
 def called(launcher: Sequence[str]) -> str:
-    """Write the command line that began this process, for what is stamped with it.
+    """Return the command line that began this process, for files that are stamped with it.
 
     >>> import sys; before, sys.argv = sys.argv, ["/home/me/.venv/bin/darts-bio", "search", "--seed", "1"]
     >>> called(["python"])
@@ -85,15 +98,31 @@ def called(launcher: Sequence[str]) -> str:
     path = PurePath(program)
     if path.name == "darts-bio":
         return shlex.join(["darts-bio", *words])
-    module = path.parts[-2:] == ("darts_bio", "__main__.py")
-    return shlex.join([*launcher, *(["-m", "darts_bio"] if module else [program]), *words])
+    is_module = path.parts[-2:] == ("darts_bio", "__main__.py")
+    program_words = ["-m", "darts_bio"] if is_module else [program]
+    return shlex.join([*launcher, *program_words, *words])
 
 
 def by_uv() -> bool:
-    """Tell whether `uv run` started this, which leaves its path in the environment."""
+    """Tell whether `uv run` started this process.
+
+    uv leaves its own path in the environment variable UV.
+
+    >>> before = os.environ.pop("UV", None)
+    >>> by_uv()
+    False
+    >>> os.environ["UV"] = "/usr/bin/uv"
+    >>> by_uv()
+    True
+    >>> _ = os.environ.pop("UV") if before is None else os.environ.update(UV=before)
+    """
     return "UV" in os.environ
 
 
 def watch_line(runs: Path) -> str:
-    """Write the command that shows the runs in a folder in a browser."""
+    """Return the command that shows in a browser the runs in a folder.
+
+    >>> watch_line(Path("my runs")).removeprefix("uv run ")
+    "tensorboard --logdir 'my runs'"
+    """
     return shlex.join([*(["uv", "run"] if by_uv() else []), "tensorboard", "--logdir", str(runs)])

@@ -1,7 +1,7 @@
-"""Changes to a model that last for a while: its mode, what of it is trained, or anything that a
-measurement does to it.
+"""Temporary changes to a model: its mode, what of it is trained, or what a measurement does to it.
 
-`restored` is what the others are made of, here and where a module has a switch of its own
+All are context managers that undo the change at the end, also after an exception. `restored` is
+what the others are made of, here and where a module has a switch of its own
 (`rules.true_gradients`, `SuperNet.batch_statistics`).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def restored(objects: Iterable[nn.Module | Tensor], attribute: str) -> Iterator[None]:
-    """Put an attribute of each object back at the end to what it is now, also after an exception.
+    """Restore an attribute of each object at the end to the value it has at the beginning.
 
     >>> layer = nn.Linear(2, 3)
     >>> with restored([layer.weight], "requires_grad"):
@@ -25,18 +25,24 @@ def restored(objects: Iterable[nn.Module | Tensor], attribute: str) -> Iterator[
     >>> layer.weight.requires_grad
     True
     """
-    before = [(found, getattr(found, attribute)) for found in objects]
+    before = [(owner, getattr(owner, attribute)) for owner in objects]
     try:
         yield
     finally:
-        for found, value in before:
-            setattr(found, attribute, value)
+        for owner, value in before:
+            setattr(owner, attribute, value)
 
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode, and each of its modules back into its own
-    mode at the end.
+    """Put a model into training or evaluation mode, and at the end each module back into its own.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
+    >>> with in_mode(model, training=False):
+    ...     [module.training for module in model]
+    [False, False]
+    >>> [module.training for module in model]
+    [True, False]
     """
     with restored(model.modules(), "training"):
         model.train(training)
@@ -45,8 +51,16 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Compute no gradient of the model's parameters within; those that were frozen before stay
-    so.
+    """Have autograd compute no gradients of a model's parameters within the context.
+
+    Gradients still flow through the model to its input. Parameters that were frozen before stay
+    frozen afterwards.
+
+    >>> layer, x = nn.Linear(2, 1), torch.ones(2, requires_grad=True)
+    >>> with frozen(layer):
+    ...     layer(x).sum().backward()
+    >>> layer.weight.grad is None, x.grad is not None
+    (True, True)
     """
     with restored(model.parameters(), "requires_grad"):
         model.requires_grad_(False)
@@ -55,11 +69,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode, and its modes, buffers (batch norm
-    statistics, feedback) and .grad back at the end. The values of parameters are not looked after.
+    """Put a model into a mode and undo at the end what passes through it change.
+
+    The modes of modules, all buffers (batch norm statistics, feedback) and the parameters' `.grad`
+    are put back. The values of parameters are not looked after.
 
     All buffers are copied for that. `in_mode` is enough for a pass in evaluation mode, which
     changes none of them.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> with undisturbed(norm, training=True):
+    ...     _ = norm(torch.tensor([[1.0], [3.0]]))
+    ...     print(norm.running_mean)
+    tensor([0.2000])
+    >>> norm.running_mean
+    tensor([0.])
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with in_mode(model, training=training), restored(model.parameters(), "grad"):

@@ -1,10 +1,9 @@
 """PyTorch's SGD and Adam, without the compiler.
 
 `torch.optim` wraps the methods below so that `torch.compile` leaves them alone, and the first call
-of such a wrapper imports the compiler, which takes as long as the import of PyTorch itself. Here
-what stands inside the wrapper is called (`inspect.unwrap`: wrappers name it as `__wrapped__`), so
-that the numbers are PyTorch's own, bit for bit. Nothing of that is for use within a function that
-is compiled.
+of such a wrapper imports the compiler, which takes as long as the import of PyTorch itself. The
+classes here call the method inside the wrapper (`inspect.unwrap` follows `__wrapped__`), so the
+numbers are PyTorch's own, bit for bit. They are not meant for use within a compiled function.
 """
 
 from __future__ import annotations
@@ -18,12 +17,23 @@ import torch
 
 
 def _inside(method: Any) -> Callable[..., Any]:
-    """Give a bound method without its wrappers: itself if it has none."""
+    """Return a bound method without its wrappers, or the method itself if it has none."""
     return MethodType(inspect.unwrap(method.__func__), method.__self__)
 
 
 class Eager(torch.optim.Optimizer):
-    """Mixed in before an optimizer of PyTorch's, has its methods do without the compiler."""
+    """A mixin that keeps the compiler out of an optimizer's methods.
+
+    It stands before an optimizer of PyTorch's among the bases.
+
+    >>> class RMSprop(Eager, torch.optim.RMSprop):
+    ...     '''RMSprop that never imports the compiler.'''
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> weight.grad = torch.ones(1)
+    >>> RMSprop([weight], lr=0.1, alpha=0.0).step()
+    >>> weight.data
+    tensor([0.9000])
+    """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _inside(super().add_param_group)(param_group)
@@ -38,33 +48,63 @@ class Eager(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         _inside(super().load_state_dict)(state_dict)
 
-    @torch.no_grad()  # as PyTorch's wrapper has it
+    @torch.no_grad()  # PyTorch's wrapper, which is left out here, turns gradients off
     def step(self, closure: Any = None) -> Any:
         return _inside(super().step)(closure)
 
 
 class SGD(Eager, torch.optim.SGD):
-    """`torch.optim.SGD`."""
+    """`torch.optim.SGD`, which never imports the compiler.
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = SGD([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([2.0])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([0.8000])
+    """
 
 
 class Adam(Eager, torch.optim.Adam):
-    """`torch.optim.Adam`."""
+    """`torch.optim.Adam`, which never imports the compiler.
+
+    >>> alpha = torch.nn.Parameter(torch.zeros(1))
+    >>> optimizer = Adam([alpha], lr=0.1)
+    >>> alpha.grad = torch.tensor([2.0])
+    >>> optimizer.step()
+    >>> alpha.data
+    tensor([-0.1000])
+    """
+
+
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+"""The options of a parameter group that say how, not what, an optimizer computes."""
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `state_dict` returned, perhaps on another kind of device: how the optimizer
-    computes stays as it is.
+    """Load into an optimizer what the `state_dict` of one like it returned.
+
+    The state may come from another kind of device: the optimizer keeps its own implementation
+    (`foreach`, `fused` and the like), and a learning rate that is a tensor stays the same tensor,
+    since a recorded CUDA graph reads it.
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> saved = SGD([weight], lr=0.5, foreach=True).state_dict()
+    >>> optimizer = SGD([weight], lr=0.1, foreach=False)
+    >>> load_optimizer(optimizer, saved)
+    >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["foreach"]
+    (0.5, False)
     """
-    form = ("foreach", "fused", "capturable", "differentiable")
-    groups, rates = [], []
-    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        rate = (
-            own["lr"].fill_(saved["lr"])
-            if isinstance(own["lr"], torch.Tensor)
-            else float(saved["lr"])
-        )
-        groups.append({**saved, **{name: own[name] for name in form if name in own}})
-        rates.append(rate)
+    groups: list[dict[str, Any]] = []
+    rates: list[float | torch.Tensor] = []
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        kept = {name: group[name] for name in _IMPLEMENTATION if name in group}
+        groups.append({**saved, **kept})
+        if isinstance(group["lr"], torch.Tensor):
+            rates.append(group["lr"].fill_(saved["lr"]))
+        else:
+            rates.append(float(saved["lr"]))
     optimizer.load_state_dict({**state, "param_groups": groups})
+    # `load_state_dict` puts copies in the place of the groups' values: the tensors go back in.
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

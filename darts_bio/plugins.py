@@ -1,8 +1,7 @@
-"""Users' modules, whose decorators register what they add: named by --plugin, or of installed
-packages.
+"""Users' modules, whose decorators register rules, operations, spaces, strategies and the like.
 
-An installed package names its modules as entry points of the group `darts_bio`, which are imported
-at each start:
+A module is named by `--plugin`, or by an installed package as an entry point of the group
+`darts_bio`, which is imported at each start:
 
     [project.entry-points.darts_bio]
     my_rules = "my_package.my_rules"
@@ -22,13 +21,21 @@ from pathlib import Path
 from darts_bio.errors import InputError, first_line
 
 GROUP = "darts_bio"
+"""The group of entry points under which installed packages name their modules."""
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import these modules, and those of installed packages. The working directory is searched as
-    well.
+    """Import these modules, and those that installed packages name as entry points.
 
-    Raises InputError, naming the module and the line, if an import fails.
+    The working directory is searched for `modules` as well.
+
+    Raises:
+        InputError: An import fails; the message names the module and the line.
+
+    >>> import_plugins(["colorsys"])
+    >>> import_plugins(["my_rules.py"])
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: --plugin my_rules.py: expected a module's name, not a file's; write my_rules
     """
     for point in entry_points(group=GROUP):
         _import(point.module, f"the plug-in {point.name} of an installed package")
@@ -38,40 +45,41 @@ def import_plugins(modules: Sequence[str]) -> None:
         _import(module, f"--plugin {module}")
 
 
-def _import(module: str, asked: str) -> None:
+def _import(module: str, where: str) -> None:
+    """Import a module, with InputError for any failure; `where` says who asked for it."""
     try:
         importlib.import_module(module)
     except Exception as error:
         if not isinstance(error, ImportError):
             raise InputError(
-                f"{asked}: its import failed with {type(error).__name__} ({first_line(error)}), "
-                "raised at "
-                f"{_users_line(error)}"
+                f"{where}: its import failed with {type(error).__name__} ({first_line(error)}), "
+                f"raised at {_users_line(error)}"
             ) from error
         if module.endswith(".py"):
             raise InputError(
-                f"{asked}: expected a module's name, not a file's; write "
+                f"{where}: expected a module's name, not a file's; write "
                 f"{module.removesuffix('.py')}"
             ) from None
         raise InputError(
-            f"{asked}: cannot be imported ({first_line(error)}); expected a module, such as "
-            "my_package.my_rule, that "
-            "is installed or lies in the working directory"
+            f"{where}: cannot be imported ({first_line(error)}); expected a module, such as "
+            "my_package.my_rule, that is installed or lies in the working directory"
         ) from None
 
 
 def _users_line(error: BaseException) -> str:
-    """Say where an import went wrong: the last line of it that is not of this package or of
-    Python's importing.
+    """Return `file:line` of the user's code that a failed import was last in.
+
+    Frames of this package and of Python's import machinery are passed over, unless there are no
+    others.
     """
-    own = str(Path(__file__).parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
-        f
-        for f in frames
-        if not f.filename.startswith((own, "<frozen importlib")) and "importlib" not in f.filename
-    ]
-    if isinstance(error, SyntaxError) and error.filename:  # it has no frame of its own
+    if isinstance(error, SyntaxError) and error.filename:  # the faulty file has no frame of its own
         return f"{error.filename}:{error.lineno}"
-    place = (theirs or frames)[-1]
-    return f"{place.filename}:{place.lineno}"
+    not_users = (str(Path(__file__).parent), "<frozen importlib")
+    frames = traceback.extract_tb(error.__traceback__)
+    users_frames = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(not_users) and "importlib" not in frame.filename
+    ]
+    frame = (users_frames or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"

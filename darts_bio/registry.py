@@ -16,14 +16,22 @@ from typing import Any, Generic, TypeVar
 from darts_bio.errors import InputError, unknown_name
 
 LONGEST_SPEC = 1000
-"""Characters. Python's parser gives way at many times this depth of nesting."""
+"""The most characters of a spec. Python's parser gives way at many times this depth of nesting."""
 
 T = TypeVar("T")
+"""What all members of a registry are."""
 M = TypeVar("M")
+"""The member that is decorated, whose own type the decorator keeps."""
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`name(option=value)` as the name and its options. A bare word as a value is a string.
+    """Split a spec, `name(option=value, ...)`, into its name and its options.
+
+    A value is a number, a text, True, False, None, or a tuple or list of these, which becomes a
+    tuple. A bare word is a text.
+
+    Raises:
+        InputError: The text is no spec, is longer than `LONGEST_SPEC`, or gives an option twice.
 
     >>> parse_spec("darts(lr=6e-4, betas=(0.5, 0.999))")
     ('darts', {'lr': 0.0006, 'betas': (0.5, 0.999)})
@@ -32,22 +40,22 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     expected = (
         "expected 'name' or 'name(option=value, ...)', where a path or other text stands in "
-        "quotes, found "
-        f"{spec[:LONGEST_SPEC]!r}"
+        f"quotes, found {spec[:LONGEST_SPEC]!r}"
     )
     if len(spec) > LONGEST_SPEC:
         raise InputError(f"{expected}... of {len(spec)} characters")
+    # Python's own grammar parses the text, but nothing of it is evaluated.
     try:
         node = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise InputError(expected) from None
     if isinstance(node, ast.Name):
         return node.id, {}
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise InputError(expected)
     options: dict[str, Any] = {}
     for keyword in node.keywords:
-        if keyword.arg is None:
+        if keyword.arg is None:  # name(**options)
             raise InputError(expected)
         if keyword.arg in options:
             raise InputError(f"{expected}: the option {keyword.arg} is given twice")
@@ -61,6 +69,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(node: ast.expr) -> Any:
+    """Return the value that a syntax tree writes out; raise ValueError if it is not plain data."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, (ast.Tuple, ast.List)):
@@ -69,7 +78,9 @@ def _value(node: ast.expr) -> Any:
 
 
 def canonical_spec(spec: str) -> str:
-    """The one way in which a spec is written in files: what is equal is written equally.
+    """Return a spec in the one form that files hold, so that equal specs are equal texts.
+
+    Options stand in alphabetical order; raises InputError as `parse_spec` does.
 
     >>> canonical_spec(" usf() "), canonical_spec("mine(b=0.50, a=match)")
     ('usf', "mine(a='match', b=0.5)")
@@ -78,7 +89,7 @@ def canonical_spec(spec: str) -> str:
 
 
 def write_spec(name: str, options: Mapping[str, Any]) -> str:
-    """Writes a name and its options as a spec, the options in alphabetical order.
+    """Return a name and its options as a spec, the options in alphabetical order.
 
     >>> write_spec("mine", {"b": 0.5, "a": "match"}), write_spec("usf", {})
     ("mine(a='match', b=0.5)", 'usf')
@@ -88,35 +99,46 @@ def write_spec(name: str, options: Mapping[str, Any]) -> str:
 
 
 def split_specs(text: str) -> tuple[str, ...]:
-    """A comma-separated list of specs; commas inside brackets or quotes do not separate.
+    """Split a list of specs at its commas, but for those inside brackets or quotes.
 
     >>> split_specs("fa, usf, mine(a=1, b=2)")
     ('fa', 'usf', 'mine(a=1, b=2)')
     """
-    parts, depth, start = [], 0, 0
-    # A quoted text, with what is escaped in it, is one piece; so is every other character.
-    for piece in re.finditer(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", text, re.DOTALL):
-        depth += (piece[0] in "([{") - (piece[0] in ")]}")
-        if piece[0] == "," and depth == 0:
-            parts.append(text[start : piece.start()])
-            start = piece.end()
-    return tuple(part.strip() for part in [*parts, text[start:]] if part.strip())
+    specs, depth, start = [], 0, 0
+    # A quoted text, with the escapes in it, is one token; so is every other character.
+    for token in re.finditer(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", text, re.DOTALL):
+        depth += (token[0] in "([{") - (token[0] in ")]}")
+        if token[0] == "," and depth == 0:
+            specs.append(text[start : token.start()])
+            start = token.end()
+    specs.append(text[start:])
+    return tuple(spec.strip() for spec in specs if spec.strip())
 
 
 class Registry(Generic[T]):
-    """One family. `kind` is its name in error messages.
+    """A family of members that are registered under a name and looked up or built by it.
 
-    Names are Python identifiers, so that a spec can hold them. `hyphens` admits hyphens inside them
-    as well: for families that are asked for by `get` alone.
+    Iteration, `len` and `in` are over the members' names, in the order of their registration.
 
-    >>> colours = Registry("colour")
-    >>> @colours.register("red")
-    ... class Red:
-    ...     '''The first colour.'''
-    >>> "red" in colours, colours.names()
-    (True, ('red',))
-    >>> colours.name_of(Red), colours.name_of(Red()), colours.spec(Red())
-    ('red', 'red', 'red')
+    Args:
+        kind: What a member is, for error messages: "learning rule".
+        hyphens: Whether names may hold hyphens. A name is otherwise a Python identifier, so that a
+            spec can hold it; hyphens are for families whose members are looked up by `get` alone.
+
+    >>> from dataclasses import dataclass
+    >>> schedules = Registry("schedule")
+    >>> @schedules.register("constant")
+    ... @dataclass(frozen=True)
+    ... class Constant:
+    ...     '''The same rate in all epochs.'''
+    ...     rate: float = 0.1
+    >>> "constant" in schedules, list(schedules)
+    (True, ['constant'])
+    >>> schedules.build("constant(rate=0.5)")
+    Constant(rate=0.5)
+    >>> schedules.get("constnat")
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: unknown schedule 'constnat': did you mean 'constant'? (known: constant)
     """
 
     def __init__(self, kind: str, *, hyphens: bool = False) -> None:
@@ -125,14 +147,24 @@ class Registry(Generic[T]):
         self._members: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[M], M]:
-        """Decorator that adds a member. Raises ValueError if the name is taken or none that can be
-        asked for.
+        """Return a decorator that adds a class or function under a name, and gives it back as is.
+
+        Raises:
+            ValueError: The name is taken already, or no identifier. It is no `InputError`, since
+                the mistake is in code.
+
+        >>> colors = Registry("color")
+        >>> @colors.register("red")
+        ... class Red:
+        ...     '''The first color.'''
+        >>> colors.names()
+        ('red',)
         """
         checked = name[:1] + name[1:].replace("-", "_") if self._hyphens else name
         if not checked.isidentifier():
-            but = ", hyphens aside" if self._hyphens else ""
+            exception = ", hyphens aside" if self._hyphens else ""
             raise ValueError(
-                f"the name of a {self.kind} must be a Python identifier{but}, found {name!r}"
+                f"the name of a {self.kind} must be a Python identifier{exception}, found {name!r}"
             )
         if name in self._members:
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
@@ -144,7 +176,14 @@ class Registry(Generic[T]):
         return add
 
     def unregister(self, name: str) -> None:
-        """Takes a member out again: for plug-ins and tests that clean up behind themselves."""
+        """Remove a member, if it is there: for plug-ins and tests that clean up after themselves.
+
+        >>> colors = Registry("color")
+        >>> _ = colors.register("red")(object())
+        >>> colors.unregister("red")
+        >>> len(colors)
+        0
+        """
         self._members.pop(name, None)
 
     def __contains__(self, name: str) -> bool:
@@ -157,54 +196,79 @@ class Registry(Generic[T]):
         return len(self._members)
 
     def names(self) -> tuple[str, ...]:
+        """Return the members' names, in the order of their registration."""
         return tuple(self._members)
 
     def get(self, name: str) -> T:
-        """The member itself. Raises InputError, with close matches, if there is none of that
-        name.
+        """Return the member of that name, as it was registered.
+
+        Raises:
+            InputError: There is none; the message suggests close matches.
         """
         if name not in self._members:
             raise unknown_name(self.kind, name, self._members)
         return self._members[name]
 
     def name_of(self, member: Any) -> str:
-        """Returns the name a member is registered by, given the member or an instance of it.
+        """Return the name of a member, given the member or an instance of it.
 
-        Of several names it is the first; of something that is not registered it is the name in
-        Python.
+        A member registered under several names has the first of them; something that is not
+        registered has its name in Python.
+
+        >>> colors = Registry("color")
+        >>> @colors.register("red")
+        ... class Red:
+        ...     '''The first color.'''
+        >>> colors.name_of(Red), colors.name_of(Red()), colors.name_of(dict)
+        ('red', 'red', 'dict')
         """
-        for name, known in self._members.items():
-            if known is member or known is type(member):
+        for name, registered in self._members.items():
+            if registered is member or registered is type(member):
                 return name
         return str(getattr(member, "__name__", type(member).__name__))
 
     def spec(self, built: Any) -> str:
-        """Writes a dataclass that `build` made as its spec: its name, and the options that differ
-        from their defaults.
+        """Return the spec from which `build` makes an object equal to this one, a dataclass.
 
-        `build` makes an equal one of it.
+        It names the options that differ from their defaults.
+
+        >>> from darts_bio.strategies import STRATEGIES
+        >>> STRATEGIES.spec(STRATEGIES.build("darts(order=2, lr=3e-4)"))
+        'darts(order=2)'
         """
-        declared = [field for field in fields(built) if field.init] if is_dataclass(built) else []
-        values = {field.name: getattr(built, field.name) for field in declared}
-        return write_spec(
-            self.name_of(built),
-            {f.name: values[f.name] for f in declared if values[f.name] != f.default},
-        )
+        options = {}
+        for field in fields(built) if is_dataclass(built) else ():
+            if field.init:
+                value = getattr(built, field.name)
+                if value != field.default:
+                    options[field.name] = value
+        return write_spec(self.name_of(built), options)
 
     def build(self, spec: str) -> Any:
-        """Calls the member with the spec's options. Raises InputError for an option it does not
-        have.
+        """Call the member that a spec names with the spec's options, and return the result.
+
+        Raises:
+            InputError: There is no such member, it lacks one of the options, or it needs one that
+                the spec does not give.
+
+        >>> from darts_bio.training.adversarial import ADVERSARIES
+        >>> ADVERSARIES.build("pgd(eps=4, steps=3)").eps
+        4
+        >>> ADVERSARIES.build("pgd(epsilon=4)")
+        Traceback (most recent call last):
+        darts_bio.errors.InputError: adversary 'pgd' has no option 'epsilon' (its options: eps, step, steps, gradient)
         """
         name, options = parse_spec(spec)
         member: Any = self.get(name)
-        everything = inspect.signature(member).parameters.values()
-        parameters = [p for p in everything if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in everything)
-        known = ", ".join(p.name for p in parameters) or "none"
+        signature = inspect.signature(member).parameters.values()
+        parameters = [p for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        accepted = [p.name for p in parameters]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature)
         for option in options:
-            if not takes_any and option not in {p.name for p in parameters}:
+            if not takes_any and option not in accepted:
                 raise InputError(
-                    f"{self.kind} {name!r} has no option {option!r} (its options: {known})"
+                    f"{self.kind} {name!r} has no option {option!r} "
+                    f"(its options: {', '.join(accepted) or 'none'})"
                 )
         for p in parameters:
             if p.default is p.empty and p.name not in options:
@@ -214,12 +278,30 @@ class Registry(Generic[T]):
         return member(**options)
 
     def options(self, name: str) -> dict[str, Any]:
-        """The options that a spec may give, with their defaults."""
+        """Return the options that a spec may give to a member, with their defaults.
+
+        >>> from darts_bio.training.adversarial import ADVERSARIES
+        >>> ADVERSARIES.options("pgd")
+        {'eps': 8.0, 'step': 2.0, 'steps': 7, 'gradient': 'true'}
+        """
         parameters = inspect.signature(self.get(name)).parameters.values()  # type: ignore[arg-type]
         return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def summaries(self) -> dict[str, str]:
-        """Name -> the member's `summary`, or the first line of its docstring, for listings."""
+        """Return a line on each member, by its name, for listings.
+
+        It is the member's attribute `summary`, or the first line of its docstring.
+
+        >>> colors = Registry("color")
+        >>> @colors.register("red")
+        ... class Red:
+        ...     '''The first color.
+        ...
+        ...     Details are not listed.
+        ...     '''
+        >>> colors.summaries()
+        {'red': 'The first color.'}
+        """
         texts = {
             name: getattr(m, "summary", None) or inspect.getdoc(m) or ""
             for name, m in self._members.items()

@@ -1,4 +1,4 @@
-"""Seeds, RNG state, device, precision, and a polite end on Ctrl-C or SIGTERM."""
+"""Seeds, states of generators, the device, its precision, and an orderly end on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ T = TypeVar("T")
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) that depends on all parts and on nothing else: not on call order, process
-    or platform.
+    """Return a seed in [0, 2^63) that depends on all parts and on nothing else.
+
+    Not on the order of calls, the process or the platform. A feedback tensor's seed, for example,
+    comes from the run's seed and its layer's name.
 
     >>> derive_seed(0, "stem") == derive_seed(0, "stem") != derive_seed(1, "stem")
     True
@@ -38,19 +40,30 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
-    """A fresh generator on `device`, seeded by `derive_seed(*parts)`."""
+    """Return a new generator on `device`, seeded by `derive_seed(*parts)`.
+
+    >>> torch.rand(2, generator=generator("cpu", "example", 0))
+    tensor([0.0435, 0.8887])
+    """
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises InputError for a device that is not there.
+    """Return the device that `--device` names; `auto` is the GPU where there is one.
 
-    On a GPU float32 products use TF32 from then on, and cuDNN picks its kernels by timing them.
+    For a GPU this also sets up PyTorch: float32 products use TF32 from then on, and cuDNN picks its
+    kernels by timing them.
+
+    Raises:
+        InputError: The name is not that of a CPU or GPU, or there is no such GPU.
+
+    >>> select_device("cpu")
+    device(type='cpu')
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-        )
+        device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -64,9 +77,8 @@ def select_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cuda":
-        if (
-            device.index is not None
-        ):  # what names no device (streams, generators) is meant for this one
+        if device.index is not None:
+            # Streams and generators that name no device are meant for this one.
             torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -74,21 +86,34 @@ def select_device(name: str) -> torch.device:
 
 
 Run = Callable[..., Any]
-"""Maps a function and the tensors it is to be called with to what it returns: `call`, or a recorder
-of CUDA graphs (`training.graphs.Recorder`)."""
+"""Something that calls a function with tensors and returns what it returns.
+
+It is `call`, or a recorder of CUDA graphs (`training.graphs.Recorder`), which may replay what the
+function did before."""
 
 
 def call(function: Callable[..., T], *inputs: torch.Tensor, situation: Hashable = ()) -> T:
-    """Return what the function returns; `situation` is what a recorder would have to know beside
-    the inputs.
+    """Call a function with tensors and return what it returns: a `Run` that records nothing.
+
+    `situation` is for recorders alone: whatever the function depends on beside its inputs.
+
+    >>> call(torch.add, torch.tensor(1), torch.tensor(2))
+    tensor(3)
     """
     return function(*inputs)
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within it the default generators of Python, NumPy and PyTorch's CPU start from `seed`; then
-    all is as before.
+    """Start the default generators from `seed` within the context; restore them at the end.
+
+    These are Python's, NumPy's and that of PyTorch's CPU.
+
+    >>> with seeded(1):
+    ...     first = torch.rand(1)
+    >>> with seeded(1):
+    ...     torch.equal(first, torch.rand(1))
+    True
     """
     with generators_kept():
         seed_generators(seed)
@@ -96,19 +121,30 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """Start the default generators of Python, NumPy and PyTorch's CPU from `seed`."""
+    """Start the default generators of Python, NumPy and PyTorch's CPU from `seed`.
+
+    >>> with generators_kept():
+    ...     seed_generators(0)
+    ...     random.random(), float(np.random.rand())
+    (0.8444218515250481, 0.5488135039273248)
+    """
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # NumPy takes 32 bits
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
 
 
 @contextlib.contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put the default generators of Python, NumPy and PyTorch's CPU back at the end to where they
-    stand now.
+    """Restore the default generators of Python, NumPy and PyTorch's CPU at the end.
 
-    That takes several times as long as `seed_generators`, so who seeds them often does it within
-    one of these.
+    That takes several times as long as `seed_generators`: code that seeds them often does so within
+    one such context.
+
+    >>> before = torch.get_rng_state()
+    >>> with generators_kept():
+    ...     _ = torch.rand(3)
+    >>> torch.equal(before, torch.get_rng_state())
+    True
     """
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -120,10 +156,14 @@ def generators_kept() -> Iterator[None]:
 
 
 def hardware(device: torch.device) -> str:
-    """Name the device, of a CPU its model, the instruction set that PyTorch's kernels use, and the
-    threads.
+    """Return a name of the device: a GPU's model, or all of a CPU that results depend on.
 
-    The last digits of results depend on all of these.
+    The last digits of a number that is computed on a CPU depend on its model, the instruction set
+    that PyTorch's kernels use (and the one that ONEDNN_MAX_CPU_ISA limits oneDNN to), and the
+    number of threads.
+
+    >>> hardware(torch.device("cpu")).endswith(f"{torch.get_num_threads()} thread(s)")
+    True
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -134,14 +174,25 @@ def hardware(device: torch.device) -> str:
 
 
 def made_by() -> str:
-    """Name the day and the versions that made a number, for the reports that quote it."""
+    """Return the day and the versions that made a number, for the reports that quote it.
+
+    >>> made_by()  # doctest: +ELLIPSIS
+    '20...; darts_bio 0..., PyTorch 2..., Python 3...'
+    """
     day = datetime.date.today().isoformat()
-    return f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    return (
+        f"{day}; darts_bio {__version__}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def code_identity() -> str:
-    """Name the versions of this package and of PyTorch, with a digest of this package's files, in a
-    line.
+    """Return the versions of this package and PyTorch, and a digest of this package's files.
+
+    Processes compare it to make sure that they all run the same code.
+
+    >>> code_identity()  # doctest: +ELLIPSIS
+    'PyTorch 2..., darts_bio 0..., digest ...'
     """
     digest, home = hashlib.blake2b(digest_size=8), Path(__file__).parent
     for path in sorted(home.rglob("*.py")):
@@ -150,7 +201,7 @@ def code_identity() -> str:
 
 
 def _processor() -> str:
-    """Give the model's name where Linux tells it, else the architecture."""
+    """Return the CPU's model where Linux tells it, else the architecture alone."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [
@@ -162,35 +213,60 @@ def _processor() -> str:
 
 
 def worker_count(asked: int | None) -> int:
-    """Of `--workers`: if that is not given this process' share of the machine's cores, at most
-    16.
+    """Return how many data-loading workers `--workers` asks this process to start.
+
+    By default as many as its share of the machine's cores, between 1 and 16; the cores are shared
+    out among the processes that torchrun started on this machine.
+
+    >>> worker_count(3), 1 <= worker_count(None) <= 16
+    (3, True)
     """
     if asked is not None:
         return asked
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    # The cores that this process may use, which in a container are fewer; macOS does not tell.
+    tells = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, cores // processes))
 
 
 def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on the device. From page-locked memory, for which Python need not wait until the
-    GPU is idle.
+    """Return a CPU tensor on the device.
+
+    A GPU is sent it from page-locked memory: a copy from other memory would have Python wait until
+    the GPU is idle.
+
+    >>> send(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
     """
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def fill(target: torch.Tensor, values: torch.Tensor) -> None:
-    """Put a CPU tensor's values into a tensor on any device, in place. As `send`, Python does not
-    wait for the GPU.
+    """Copy a CPU tensor's values into a tensor on any device, in place.
+
+    As in `send`, Python does not wait for the GPU.
+
+    >>> target = torch.zeros(2)
+    >>> fill(target, torch.ones(2))
+    >>> target
+    tensor([1., 1.])
     """
     on_gpu = target.device.type == "cuda"
     target.copy_(values.pin_memory() if on_gpu else values, non_blocking=on_gpu)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The autocast context of `--amp none|bf16`. Each weight is used once a pass, so no casts are
-    kept.
+    """Return the autocast context of `--amp none|bf16`.
+
+    Each weight is used once in a pass, so casts of weights are not kept for a second use.
+
+    >>> layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    >>> for amp in ("none", "bf16"):
+    ...     with autocast(torch.device("cpu"), amp):
+    ...         layer(x).dtype
+    torch.float32
+    torch.bfloat16
     """
     return torch.autocast(
         device.type, dtype=torch.bfloat16, enabled=amp == "bf16", cache_enabled=False
@@ -198,7 +274,11 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def precision_notes(device: torch.device, amp: str) -> list[str]:
-    """Say in a line what `--amp bf16` costs where it gains nothing; no line elsewhere."""
+    """Return a line, as a list, that warns of `--amp bf16` where it gains nothing; else no lines.
+
+    >>> len(precision_notes(torch.device("cpu"), "bf16")), precision_notes(torch.device("cpu"), "none")
+    (1, [])
+    """
     if device.type != "cpu" or amp != "bf16":
         return []
     return [
@@ -208,17 +288,30 @@ def precision_notes(device: torch.device, amp: str) -> list[str]:
 
 
 def rng_state() -> dict[str, torch.Tensor]:
-    """The states of PyTorch's default generators (drop path draws from them), those of GPUs if they
-    are in use.
+    """Return the states of PyTorch's default generators, from which drop path draws.
+
+    They are keyed "cpu", "cuda:0" and so on; those of GPUs are there once a GPU is in use.
+
+    >>> state = rng_state()
+    >>> first = torch.rand(1)
+    >>> set_rng_state(state)
+    >>> torch.equal(first, torch.rand(1))
+    True
     """
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        state |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        for i, gpu_state in enumerate(torch.cuda.get_rng_state_all()):
+            state[f"cuda:{i}"] = gpu_state
     return state
 
 
 def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Puts back what `rng_state` returned; devices that are absent here are passed over."""
+    """Set PyTorch's default generators to what `rng_state` returned.
+
+    States of GPUs that are absent here are passed over.
+
+    >>> set_rng_state({"cpu": torch.get_rng_state(), "cuda:99": torch.get_rng_state()})
+    """
     torch.set_rng_state(state["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda:{i}" in state:
@@ -226,49 +319,64 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
 
 
 SAME_REQUEST_S = 1.0
+"""Seconds within which a second signal counts as the first one, come by another way."""
 
 
 class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the training loop asks it after each step and ends in
-    good order.
+    """A flag that the first Ctrl-C or SIGTERM sets, made by `stop_on_signals`.
+
+    The training loop asks it after each step, `if stop:`, and then ends in good order.
+
+    >>> stop = StopRequest()
+    >>> bool(stop), stop.exit_code
+    (False, 0)
+    >>> stop.signal = signal.SIGINT
+    >>> bool(stop), stop.exit_code
+    (True, 130)
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __bool__(self) -> bool:
-        """Whether to stop; with several processes, whether any of them was asked to. All have to
-        ask alike.
+        """Return whether to stop: whether any of the processes was asked to.
+
+        This is an exchange between processes, so all of them have to ask equally often.
         """
         if world_size() == 1:
             return self.signal is not None
-        asked = summed(torch.tensor(0 if self.signal is None else int(self.signal)))
-        if asked and self.signal is None:
+        signals = summed(torch.tensor(0 if self.signal is None else int(self.signal)))
+        if signals and self.signal is None:  # another process was asked, which ends this one too
             self.signal = signal.SIGTERM
-        return bool(asked)
+        return bool(signals)
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells report it; 0 without one."""
+        """The exit code for shells: 128 + the signal's number, or 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it the first SIGINT or SIGTERM only sets the request; another, a second later or more,
-    acts as it always does. (One Ctrl-C may arrive twice: from the terminal, and passed on by what
-    started this process.)
+    """Turn the first SIGINT or SIGTERM within the context into a request to stop.
 
-    A signal that whoever started this process has it ignore (a shell, for its background jobs)
-    stays ignored. Outside the main thread, where Python lets nobody take signals, the request is
-    never set.
+    Another signal, a second later or more, acts as it always does. (One Ctrl-C may arrive twice:
+    from the terminal, and passed on by whatever started this process.)
+
+    A signal that this process was started with ignored stays ignored, as for a shell's background
+    jobs. Outside the main thread, where Python allows no signal handlers, the request is never set.
+
+    >>> with stop_on_signals() as stop:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     bool(stop), stop.exit_code
+    (True, 143)
     """
     request, requested_at = StopRequest(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    previous = {s: handler for s, handler in previous.items() if handler is not signal.SIG_IGN}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: handler for s, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal requested_at
@@ -276,13 +384,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
             request.signal, requested_at = signal.Signals(number), time.monotonic()
         elif time.monotonic() - requested_at >= SAME_REQUEST_S:
             restore()
-            signal.raise_signal(number)
+            signal.raise_signal(number)  # now to the handler that was there before
 
     def restore() -> None:
-        for number, handler in previous.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    for number in previous:
+    for number in handlers:
         signal.signal(number, handle)
     try:
         yield request

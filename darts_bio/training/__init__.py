@@ -1,1 +1,11 @@
-"""What a step is, the loop around it, and the folder it leaves behind."""
+"""Training: the loop, what a step of a search or retraining is, and the folder that a run leaves.
+
+engine.py         the loop around a `Task`, its listeners, and evaluation
+search.py         the task of a search: alpha and w
+retrain.py        the task of retraining a genotype's network from scratch
+optim.py          the optimizer of w; schedules.py its learning rate
+adversarial.py    examples that are made at each step
+graphs.py         steps recorded as CUDA graphs
+parallel.py       what several processes bring together
+run_folder.py     a run's folder and checkpoint; trained.py networks read from one
+"""

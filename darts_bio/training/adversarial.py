@@ -1,5 +1,9 @@
-"""Training on adversarial examples, which are made anew at each step against the network as it then
-is.
+"""Adversarial training: examples are made anew at each step, against the network as it then is.
+
+An example begins near its image and climbs: a number of steps along the sign of the gradient at the
+pixels, clipped to a ball of radius eps around the image and to the range of pixels. An `Adversary`
+says where the climb begins, what it raises, and which loss is then descended;
+`AdversarialExamples` does the climbing for the batches of a run.
 """
 
 from __future__ import annotations
@@ -22,14 +26,21 @@ from darts_bio.rules import true_gradients
 from darts_bio.runtime import autocast, generator, send
 
 Loss = Callable[[Any, Tensor], Tensor]
-"""Of what a network gives in training, and targets."""
+"""Maps a network's output in training, which may be a tuple, and the targets to a scalar loss."""
 
 
 def check_reach(where: str, steps: int, step: float, eps: float) -> None:
-    """Raises InputError if steps of that length end before eps, both in 1/255 of a pixel's
-    range.
+    """Raise InputError unless that many steps of that length can reach eps.
+
+    `step` and `eps` are in 1/255 of a pixel's range; `where` is what the message begins with.
+
+    >>> check_reach("attack pgd", steps=7, step=2.0, eps=8.0)
+    >>> check_reach("attack pgd", steps=3, step=2.0, eps=8.0)
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: attack pgd: 3 steps of 2/255 end before eps 8/255; take more or \
+longer ones
     """
-    if step * steps < eps * (1 - 1e-9):  # 3 * 0.7 is rounded to less than 2.1
+    if step * steps < eps * (1 - 1e-9):  # with a tolerance: 3 * 0.7 is rounded to less than 2.1
         raise InputError(
             f"{where}: {steps} steps of {step:g}/255 end before eps {eps:g}/255; take more or "
             "longer ones"
@@ -38,9 +49,19 @@ def check_reach(where: str, steps: int, step: float, eps: float) -> None:
 
 @dataclass(frozen=True)
 class Adversary:
-    """How examples are made, and what is learned from them. `eps`, the largest change of a pixel,
-    and `step` are in 1/255 of a pixel's range; `gradient` is true, the exact one, or rule, what the
-    learning rules send down.
+    """A way to make adversarial examples, and the loss that is learned from them.
+
+    Subclasses define `start`, `climbed` and `loss`, and are registered in `ADVERSARIES`.
+
+    Attributes:
+        eps: The largest change of a pixel, in 1/255 of its range.
+        step: The length of a step of the climb, in 1/255 of a pixel's range.
+        steps: How many steps the climb takes.
+        gradient: What the climb follows: "true", the exact gradient, or "rule", what the learning
+            rules of the network send down.
+
+    >>> ADVERSARIES.build("pgd(eps=4, step=1)")
+    PGD(eps=4, step=1, steps=7, gradient='true')
     """
 
     eps: float = 8.0
@@ -49,8 +70,8 @@ class Adversary:
     gradient: str = "true"
 
     needs_clean: ClassVar[bool] = False
-    """Whether the images as they are pass through the network as well: before the climb, and in
-    training."""
+    """Whether the clean images pass through the network as well, before the climb and in training.
+    """
 
     def __post_init__(self) -> None:
         where = f"--adversarial {ADVERSARIES.name_of(self)}"
@@ -62,33 +83,51 @@ class Adversary:
         check_reach(where, self.steps, self.step, self.eps)
 
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
-        """Where the climb begins: a change (N, C, H, W) in units of eps."""
+        """Draw where the climb begins: changes of images (N, C, H, W), in units of eps.
+
+        `source` is a generator on the CPU, where the changes are drawn.
+        """
         raise NotImplementedError(f"{type(self).__name__}.start")
 
     def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
-        """The sum over images of what the example is to raise. `clean`: the logits of the images as
-        they are, if that is needed.
+        """Return what the climb raises, a scalar: summed over images, so that each climbs alone.
+
+        Args:
+            logits: The network's logits (N, K) of the examples.
+            targets: Labels (N,), or the classes' shares (N, K).
+            clean: The logits (N, K) of the clean images if `needs_clean`, else None.
         """
         raise NotImplementedError(f"{type(self).__name__}.climbed")
 
     def loss(self, output: Any, clean: Any, targets: Tensor, loss: Loss) -> Tensor:
-        """What is descended, by what the network gives for the examples and, if that is needed, for
-        the images.
+        """Return the loss, a scalar, that the weights descend.
+
+        Args:
+            output: The network's output for the examples, in training.
+            clean: Its output for the clean images if `needs_clean`, else None.
+            targets: Labels (N,), or the classes' shares (N, K).
+            loss: The loss of an ordinary training.
         """
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
 
 ADVERSARIES: Registry[type[Adversary]] = Registry("adversary")
+"""The adversaries that `--adversarial` knows."""
 
 
 @ADVERSARIES.register("pgd")
 @dataclass(frozen=True)
 class PGD(Adversary):
-    """The loss on examples of projected gradient descent (Madry 2018, arXiv 1706.06083)."""
+    """The loss on examples of projected gradient descent (Madry 2018, arXiv 1706.06083).
+
+    >>> PGD(eps=8, step=2).steps
+    7
+    """
 
     steps: int = 7
 
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
+        # Uniform in the ball: [-1, 1) times eps.
         return 2 * torch.rand(shape, generator=source) - 1
 
     def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
@@ -101,8 +140,13 @@ class PGD(Adversary):
 @ADVERSARIES.register("trades")
 @dataclass(frozen=True)
 class TRADES(Adversary):
-    """The loss on clean images, and beta times how far predictions move (Zhang 2019, arXiv
-    1901.08573).
+    """The loss on clean images plus beta times how far predictions move (arXiv 1901.08573).
+
+    How far is the Kullback-Leibler divergence from the predictions on clean images to those on the
+    examples, which the climb raises (Zhang 2019).
+
+    >>> TRADES().beta, TRADES.needs_clean
+    (6.0, True)
     """
 
     beta: float = 6.0
@@ -113,6 +157,7 @@ class TRADES(Adversary):
         check_number("--adversarial trades: beta", self.beta, above=0)
 
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
+        # The paper's start, 0.001 in pixels of [0, 1], here in units of eps.
         return 0.001 / (self.eps / 255) * torch.randn(shape, generator=source)
 
     def climbed(self, logits: Tensor, targets: Tensor, clean: Any) -> Tensor:
@@ -124,7 +169,7 @@ class TRADES(Adversary):
 
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    """Kullback-Leibler's, from the predictions on clean images to these, summed over images."""
+    """Return KL(clean predictions || predictions), summed over images, of logits (N, K) each."""
     return F.kl_div(
         F.log_softmax(logits.float(), 1),
         F.log_softmax(clean.float(), 1),
@@ -134,16 +179,30 @@ def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Of what a network gives in training: the logits, without those of an auxiliary head."""
+    """Return the logits of what a network gives in training, without those of an auxiliary head.
+
+    >>> logits_of((torch.ones(1, 2), torch.zeros(1, 2)))
+    tensor([[1., 1.]])
+    """
     logits: Tensor = output[0] if isinstance(output, tuple) else output
     return logits
 
 
 class AdversarialExamples:
-    """Examples for the images of a run's batches, normalised as these are.
+    """The maker of adversarial examples for a run's batches.
 
-    They are made in evaluation mode, so that batch norms use and keep their statistics and no path
-    is dropped, and are a function of the network, the images, the seed and the step.
+    Images and examples are normalized by each channel's mean and standard deviation; bounds and
+    steps are converted to these units. Examples are made in evaluation mode, so that batch norms
+    use and keep their statistics and no path is dropped, and are a function of the network, the
+    images, the seed and the step.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> plain = Normalisation(torch.zeros(1), torch.ones(1))
+    >>> maker = AdversarialExamples(PGD(eps=51, step=51), network, plain, seed=0, amp="none")
+    >>> x, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    >>> examples = maker.made(x, labels, maker.starts(0, x))
+    >>> print(f"{(examples - x).abs().max():.1f}")
+    0.2
     """
 
     def __init__(
@@ -156,21 +215,34 @@ class AdversarialExamples:
         amp: str,
     ) -> None:
         self.adversary, self._network, self._seed, self._amp = adversary, network, seed, amp
+        # (C,) -> (C, 1, 1), against images (N, C, H, W)
         mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
+        # Pixels 0 and 1, and a change of 1/255, as the network sees them.
         self._black, self._white, self._unit = -mean / std, (1 - mean) / std, 1 / (255 * std)
 
     def starts(self, t: int, x: Tensor) -> Tensor:
-        """Where the climbs of step t begin, for this process' share x (N, C, H, W) of the batch."""
-        number, own = rank(), len(x)
+        """Draw where the climbs of step t begin: changes (N, C, H, W) in units of eps.
+
+        x: this process' share (N, C, H, W) of the batch.
+        """
+        number, share = rank(), len(x)
         # Drawn for the whole batch, so that an image's draw does not depend on how many processes
         # there are.
-        shape = torch.Size((own * world_size(), *x.shape[1:]))
+        shape = torch.Size((share * world_size(), *x.shape[1:]))
         drawn = self.adversary.start(shape, generator("cpu", "adversary", self._seed, t))
-        return send(drawn[number * own : (number + 1) * own], x.device)
+        return send(drawn[number * share : (number + 1) * share], x.device)
 
     def made(self, x: Tensor, targets: Tensor, start: Tensor) -> Tensor:
-        """The examples of images (N, C, H, W), with labels (N,) or the classes' shares (N, K)."""
-        adversary, bound = self.adversary, self.adversary.eps * self._unit
+        """Return the adversarial examples (N, C, H, W) of images.
+
+        Args:
+            x: Normalized images (N, C, H, W).
+            targets: Labels (N,), or the classes' shares (N, K).
+            start: What `starts` drew for these images.
+        """
+        adversary = self.adversary
+        bound, step = adversary.eps * self._unit, adversary.step * self._unit
+        # The ball of radius eps, cut to the range of pixels.
         low, high = torch.maximum(x - bound, self._black), torch.minimum(x + bound, self._white)
         example = torch.clamp(x + bound * start, low, high)
         exact = (
@@ -184,14 +256,14 @@ class AdversarialExamples:
             for _ in range(adversary.steps):
                 example = example.detach().requires_grad_()
                 raised = adversary.climbed(self._logits(example).float(), targets, clean)
-                # Where no error is sent down to the images the example stays as it is.
+                # The sum ties the result to the pixels where no error is sent down to them: the
+                # gradient is then 0, and the example stays as it is.
                 (gradient,) = torch.autograd.grad(raised + 0 * example.sum(), example)
                 with torch.no_grad():
-                    example = torch.clamp(
-                        example + adversary.step * self._unit * gradient.sign(), low, high
-                    )
+                    example = torch.clamp(example + step * gradient.sign(), low, high)
         return example.detach()
 
     def _logits(self, x: Tensor) -> Tensor:
+        """Return the network's logits (N, K) of images (N, C, H, W), in the run's precision."""
         with autocast(x.device, self._amp):
             return logits_of(self._network(x))

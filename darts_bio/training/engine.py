@@ -1,8 +1,12 @@
-"""The one training loop, for search and retraining alike; and evaluation.
+"""The one training loop, for search and retraining alike, and the evaluation of networks.
 
-A task says what a step is. The loop says when numbers are read, when the state is saved and when to
-stop, so that a run that was stopped after any step and resumed equals one that was not, bit for bit
-on a CPU. Of several processes each runs this loop, in step with the others; the first alone writes.
+A `Task` says what a step is. The loop, `fit`, says when numbers are read, when the state is saved
+and when to stop. A run that was stopped after any step and resumed equals one that was not, bit for
+bit on a CPU. Of several processes each runs this loop, in step with the others; the first alone
+writes.
+
+Numbers go one way: a step returns `Sums`, `Meters` accumulate them, and a `Listener` hears the
+means.
 """
 
 from __future__ import annotations
@@ -26,19 +30,32 @@ from darts_bio.runtime import StopRequest, autocast, rng_state, send, set_rng_st
 from darts_bio.training.run_folder import RunFolder
 
 SAVE_EVERY_S = 300.0
+"""Seconds after which a checkpoint is due, also within an epoch."""
 
 Numbers = dict[str, float]
+"""Measurements by name, such as {"train/loss": 2.3, "lr/weights": 0.025}."""
 
 
 def never() -> bool:
-    """Of a task that is not to be stopped."""
+    """Return False: the answer to "stop?" where nobody asks to.
+
+    >>> never()
+    False
+    """
     return False
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Several numbers, each summed over `count` values: `totals` (numbers,) float64, in the order
-    of `names`.
+    """Several numbers, each summed over the same `count` values, such as the images of a step.
+
+    Attributes:
+        names: The numbers' names.
+        totals: The sums (numbers,) float64, in the order of `names`, on the device that made them.
+        count: How many values were summed.
+
+    >>> Sums(("train/loss",), torch.tensor([5.0], dtype=torch.float64), 2).count
+    2
     """
 
     names: tuple[str, ...]
@@ -47,16 +64,27 @@ class Sums:
 
 
 class Meters:
-    """Running means by name, over all processes. Sums stay on the device until they are read."""
+    """Running means by name, over all processes.
+
+    Sums stay on the device until they are read, so that Python does not wait for a GPU.
+
+    >>> meters = Meters()
+    >>> for loss in (3.0, 2.0):
+    ...     meters.add(Sums(("loss",), torch.tensor([loss], dtype=torch.float64), 1))
+    >>> meters.read()
+    {'loss': 2.5}
+    """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
+        """The sums (numbers,) on the device, by the names that were added together."""
         self._begun: dict[str, float] = {}
-        """Sums that were loaded, until more is added to them."""
+        """Sums that were loaded, by name, until more is added to them."""
         self._counts: dict[str, int] = {}
+        """How many values were summed, by name."""
 
     def add(self, *several: Sums) -> None:
-        """Add to the sums of the same names: on a GPU by one kernel."""
+        """Add to the sums of the same names, on a GPU by one kernel for all."""
         for sums in several:
             if sums.names not in self._sums:
                 begun = torch.tensor(
@@ -70,99 +98,122 @@ class Meters:
         )
 
     def read(self) -> Numbers:
-        """Return the means since the last `clear`. All processes have to read alike."""
+        """Return the means since the last `clear`. All processes have to read equally often."""
         return {name: total / count for name, (total, count) in self._totals().items()}
 
     def _totals(self) -> dict[str, tuple[float, int]]:
-        mine = dict(self._begun)
+        """Return (sum, count) by name, over all processes, the same in each."""
+        sums_here = dict(self._begun)
         for names, sums in self._sums.items():
-            mine |= zip(names, sums.tolist(), strict=True)
+            sums_here |= zip(names, sums.tolist(), strict=True)
+        here = {name: (total, self._counts[name]) for name, total in sums_here.items()}
         totals: dict[str, tuple[float, int]] = {}
-        for own in gathered({name: (total, self._counts[name]) for name, total in mine.items()}):
-            for name, (total, count) in own.items():
+        # In the order of the processes, so that rounding is the same in all.
+        for of_process in gathered(here):
+            for name, (total, count) in of_process.items():
                 before = totals.get(name, (0.0, 0))
                 totals[name] = (before[0] + total, before[1] + count)
         return totals
 
     def clear(self) -> None:
+        """Begin all means anew."""
         self._sums, self._begun, self._counts = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the sums and counts of all processes together, by name."""
         totals = self._totals()
         return {
-            name: {key: value[i] for key, value in totals.items()}
-            for i, name in enumerate(("sums", "counts"))
+            "sums": {name: total for name, (total, _) in totals.items()},
+            "counts": {name: count for name, (_, count) in totals.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What all processes had together becomes the first one's."""
+        """Go on from saved sums. What all processes had together becomes the first one's."""
         self.clear()
         if rank() == 0:
             self._begun, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
-    """A stop was asked for within the end of an epoch; what that has done so far is to be
-    forgotten.
+    """A stop was asked for during the end of an epoch.
+
+    What the end of the epoch has computed so far is dropped; a resumed run computes it anew.
     """
 
 
 class Task(Protocol):
-    """What is trained. `step` makes one update of the weights; `end_epoch` returns what was
-    measured after an epoch.
+    """What is trained: a search (`Search`) or a network (`Retraining`).
+
+    Attributes:
+        epochs: How many epochs there are.
+        steps_per_epoch: How many weight updates an epoch has.
+        images_per_step: How many images a step computes, over all processes.
+        subject: What a checkpoint is bound to beside the configuration, in words: the data, the
+            genotype that is trained.
     """
 
     epochs: int
     steps_per_epoch: int
     images_per_step: int
     subject: dict[str, str]
-    """What a checkpoint is bound to beside the configuration, in words: the data, the genotype that
-    is trained."""
 
     @property
     def finished(self) -> bool:
-        """Whether the task wants no further epoch, though there are some left. Asked between
-        epochs.
+        """Whether the task wants no further epoch, though some are left.
+
+        The loop asks between epochs.
         """
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets what is constant over an epoch, counted from 0; called again when a run goes on
-        within one.
+        """Set what is constant over an epoch, counted from 0.
+
+        Called again for the same epoch when a run goes on within it.
         """
 
     def step(self, t: int) -> Mapping[str, Sums]:
-        """Make update t, counted from 0 over all epochs. Return what was measured in it, by the
-        name of the images.
+        """Make update t of the weights, counted from 0 over all epochs.
+
+        Return what was measured in it, by the images' split: "train", "valid".
         """
 
-    def learning_rates(self) -> Numbers: ...
+    def learning_rates(self) -> Numbers:
+        """Return the current learning rates, under names that begin with "lr/"."""
 
     @property
     def measures(self) -> bool:
-        """Whether the end of an epoch may take long, so that a checkpoint is to be made before
-        it.
-        """
+        """Whether the end of an epoch may take long, so that a checkpoint is made before it."""
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
-        """What was measured after an epoch. Raises Interrupted if `stop` says so before it is
-        done.
+        """Return what is measured after an epoch, counted from 0.
+
+        Raises Interrupted if `stop` says so before that is done.
         """
 
     def synchronise(self) -> None:
-        """Brings together what differs between processes, before it is measured or saved."""
+        """Bring together what differs between processes, before it is measured or saved."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the task needs to go on. A tensor in it that is not finite means that the
-        training diverged.
+        """Return all that the task needs to go on, as tensors and plain values.
+
+        A tensor in it that is not finite means that the training diverged.
         """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `step` updates are done, `epoch` epochs are done or under way (counted from
-    1).
+    """How far a run is.
+
+    Attributes:
+        step: How many updates are done.
+        steps: How many there are in all.
+        epoch: How many epochs are done or under way, that is, counted from 1.
+        epochs: How many there are in all.
+
+    >>> Progress(step=20, steps=100, epoch=2, epochs=10).ends_epoch
+    True
     """
 
     step: int
@@ -172,18 +223,25 @@ class Progress:
 
     @property
     def ends_epoch(self) -> bool:
+        """Whether the latest step was the last one of its epoch."""
+        # step == epoch * steps_per_epoch, where steps_per_epoch is steps / epochs
         return self.step * self.epochs == self.epoch * self.steps
 
 
 class Listener:
-    """What hears of a run: subclass it and write the methods that you want. It must not change what
-    it is told of.
+    """The base of classes that hear of a run: subclass it and write the methods that you want.
+
+    A listener must not change what it is told of.
 
     >>> class Losses(Listener):
     ...     def __init__(self) -> None:
     ...         self.losses: list[float] = []
     ...     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
     ...         self.losses.append(numbers["train/loss"])
+    >>> listener = Losses()
+    >>> listener.on_epoch(Progress(step=10, steps=10, epoch=1, epochs=1), {"train/loss": 2.5})
+    >>> listener.losses
+    [2.5]
     """
 
     def on_start(self, progress: Progress) -> None:
@@ -193,16 +251,22 @@ class Listener:
         """Hear of a step of `images` images."""
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
-        """Hear, every `log_every` steps, the means since the last record, and the learning
-        rates.
-        """
+        """Hear the means since the last record, and the learning rates: every `log_every` steps."""
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         """Hear, after each epoch, the means over it and what was measured at its end."""
 
 
 class Listeners(Listener):
-    """Several listeners as one, which hear of everything in their order."""
+    """Several listeners as one; each hears of everything, in their order.
+
+    >>> class Printer(Listener):
+    ...     def on_step(self, progress: Progress, images: int) -> None:
+    ...         print(f"step {progress.step} of {progress.steps}")
+    >>> Listeners(Printer(), Printer()).on_step(Progress(1, 10, 1, 1), images=64)
+    step 1 of 10
+    step 1 of 10
+    """
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
@@ -225,7 +289,13 @@ class Listeners(Listener):
 
 
 class Pace:
-    """How fast a run goes: seconds, steps and images since it began here."""
+    """How fast a run goes: seconds, steps and images since this object was made.
+
+    >>> pace = Pace()
+    >>> pace.count(images=64)
+    >>> pace.steps, pace.images, pace.images_per_second > 0
+    (1, 64, True)
+    """
 
     def __init__(self) -> None:
         self.began, self.steps, self.images = time.monotonic(), 0, 0
@@ -237,21 +307,31 @@ class Pace:
 
     @property
     def seconds(self) -> float:
+        """The seconds since the beginning."""
         return time.monotonic() - self.began
 
     @property
     def images_per_second(self) -> float:
+        """The mean rate since the beginning."""
         return self.images / max(self.seconds, 1e-9)
 
     def seconds_left(self, steps: int) -> float:
-        """Estimate the seconds that so many further steps take."""
+        """Estimate the seconds that this many further steps take."""
         return self.seconds / max(1, self.steps) * steps
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the numbers of its last whole epoch, and whether it came to its end, or to
-    one before that its task asked for.
+    """How a run ended.
+
+    Attributes:
+        numbers: The numbers of its last whole epoch.
+        finished: Whether it came to its end, or to an earlier one that its task asked for; False if
+            it was stopped.
+        step: How many updates were made.
+
+    >>> Outcome({"test/accuracy": 0.97}, finished=True, step=1000).numbers["test/accuracy"]
+    0.97
     """
 
     numbers: Numbers
@@ -267,15 +347,47 @@ def fit(
     *,
     log_every: int,
 ) -> Outcome:
-    """Trains until the last epoch, the task's own end or a stop request, saving after each epoch,
-    every five minutes, at the stop, and before the end of an epoch that may take long, which a stop
-    interrupts.
+    """Train a task until its last epoch, an earlier end that it asks for, or a stop request.
 
-    Goes on from the folder's checkpoint if there is one. Raises InputError if that is of other data
-    or another genotype, if a number or a weight is no longer finite, and if the GPU's memory does
-    not suffice.
+    Goes on from the folder's checkpoint if there is one. Saves one at the beginning, after each
+    epoch, every five minutes, at a stop, and before the end of an epoch that may take long, which a
+    stop interrupts.
+
+    Args:
+        task: What is trained.
+        folder: Where checkpoints lie.
+        listener: Who hears of the run.
+        stop: Asked after each step whether to stop.
+        log_every: After how many steps the means are read and told to the listener.
+
+    Raises:
+        InputError: The checkpoint is of other data or another genotype, a number or a weight is no
+            longer finite, or the GPU's memory does not suffice.
+
+    >>> import tempfile
+    >>> from darts_bio.config import SearchConfig
+    >>> class Halving:  # a task whose only weight is halved in each step
+    ...     epochs, steps_per_epoch, images_per_step = 2, 3, 1
+    ...     subject, finished, measures, weight = {}, False, False, 1.0
+    ...     def begin_epoch(self, epoch): ...
+    ...     def synchronise(self): ...
+    ...     def learning_rates(self): return {"lr/weights": 0.5}
+    ...     def step(self, t):
+    ...         self.weight /= 2
+    ...         return {"train": Sums(("train/loss",), torch.tensor([self.weight]).double(), 1)}
+    ...     def end_epoch(self, epoch, stop): return {"test/loss": self.weight}
+    ...     def state_dict(self): return {"weight": self.weight}
+    ...     def load_state_dict(self, state): self.weight = state["weight"]
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     folder = RunFolder(Path(place), "train", SearchConfig(), "python example.py")
+    ...     outcome = fit(Halving(), folder, Listener(), StopRequest(), log_every=1)
+    ...     print(outcome.step, outcome.numbers["test/loss"], folder.load()["task"])
+    6 0.015625 {'weight': 0.015625}
     """
+    # Means since the last record, and since the epoch began.
     record, epoch_means = Meters(), Meters()
+    # t: the updates made. last: the numbers of the last whole epoch. ended: whether the end of that
+    # epoch is done, too.
     t, last, ended = 0, Numbers(), True
     state = folder.load()
     if state is not None:
@@ -285,11 +397,11 @@ def fit(
             task.load_state_dict(state["task"])
             record.load_state_dict(state["record"])
             epoch_means.load_state_dict(state["epoch_means"])
-            set_rng_state(state["rng"])
+            set_rng_state(state["rng"])  # last, which undoes what loading may have drawn
 
     def save(ended: bool = True) -> None:
         task.synchronise()
-        # So that no state that has diverged replaces one that has not.
+        # Checked first, so that no state that has diverged replaces one that has not.
         _finite(epoch_means.read(), t)
         task_state = task.state_dict()
         _finite_tensors(task_state, t)
@@ -309,8 +421,8 @@ def fit(
     def end_epoch(progress: Progress) -> None:
         nonlocal last
         task.synchronise()
-        measured = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
-        last = _finite({**epoch_means.read(), **measured}, t)
+        measurements = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
+        last = _finite({**epoch_means.read(), **measurements}, t)
         epoch_means.clear()
         listener.on_epoch(progress, last)
 
@@ -318,7 +430,7 @@ def fit(
         save()  # so that a run which has records has a checkpoint, too
     steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
-    if not ended:  # the run was stopped within the end of an epoch, which is made anew
+    if not ended:  # the run was stopped during the end of an epoch, which is computed anew
         epoch = t // task.steps_per_epoch - 1
         task.begin_epoch(epoch)
         try:
@@ -327,6 +439,7 @@ def fit(
             return Outcome(last, False, t)
         save()
     if 0 < t < steps:
+        # For a run that goes on within an epoch: the loop begins one only at its first step.
         task.begin_epoch(t // task.steps_per_epoch)
     stopping = bool(stop)
     while t < steps and not stopping:
@@ -340,8 +453,7 @@ def fit(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"the GPU's memory does not suffice for a step ({first_line(error)}); try a "
-                "smaller --batch-size or "
-                "fewer --channels"
+                "smaller --batch-size or fewer --channels"
             ) from None
         record.add(*sums.values())
         epoch_means.add(*sums.values())
@@ -353,11 +465,14 @@ def fit(
             record.clear()
         if progress.ends_epoch:
             if task.measures:
+                # A run that is stopped within the end goes on from here, and computes it anew.
                 save(ended=False)
             try:
                 end_epoch(progress)
             except Interrupted:
                 return Outcome(last, False, t)
+        # Several processes have to decide alike: `stop` sums over them, and the clock that counts
+        # is the first one's.
         stopping = bool(stop)
         if (
             progress.ends_epoch
@@ -366,13 +481,22 @@ def fit(
         ):
             save()
             saved_at = time.monotonic()
-    return Outcome(last, t == steps or (t % task.steps_per_epoch == 0 and task.finished), t)
+    between_epochs = t % task.steps_per_epoch == 0
+    return Outcome(last, t == steps or (between_epochs and task.finished), t)
 
 
 def run_epoch(task: Task, epoch: int) -> Numbers:
-    """Make all steps of an epoch, counted from 0, and its end; return what was measured there.
+    """Make all steps of an epoch, counted from 0; return what was measured at its end.
 
     For experiments that keep no run: nothing is recorded, saved or stopped.
+
+    >>> class Counting:  # a task that measures how many steps it made
+    ...     steps_per_epoch, made = 3, 0
+    ...     def begin_epoch(self, epoch): ...
+    ...     def step(self, t): self.made += 1
+    ...     def end_epoch(self, epoch): return {"steps": self.made}
+    >>> run_epoch(Counting(), epoch=0)
+    {'steps': 3}
     """
     task.begin_epoch(epoch)
     for t in range(epoch * task.steps_per_epoch, (epoch + 1) * task.steps_per_epoch):
@@ -382,8 +506,16 @@ def run_epoch(task: Task, epoch: int) -> Numbers:
 
 @contextlib.contextmanager
 def fitting(checkpoint: Path) -> Iterator[None]:
-    """Within it a checkpoint's content that is not what is asked of it is an InputError that names
+    """Turn errors from a checkpoint's content, within the context, into an InputError.
+
+    For code that takes apart what a checkpoint of another version may not hold. The message names
     the file.
+
+    >>> with fitting(Path("checkpoint.pt")):
+    ...     {"step": 3}["task"]
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: checkpoint.pt: does not fit the run that its configuration \
+describes ('task'); resume with the version of darts_bio, and of your plug-ins, that wrote it
     """
     try:
         yield
@@ -398,8 +530,14 @@ def fitting(checkpoint: Path) -> Iterator[None]:
 
 
 def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], where: Path) -> None:
-    """Raises InputError if a checkpoint, of the file `where`, is bound to something else than there
-    is here.
+    """Raise InputError if a checkpoint is bound to other data or another genotype than this run.
+
+    Args:
+        here: The `Task.subject` of this run.
+        there: That of the checkpoint.
+        where: The checkpoint's file.
+
+    >>> refuse_other_subject({"data set": "digits"}, {"data set": "digits"}, Path("checkpoint.pt"))
     """
     for name, value in here.items():
         if there[name] != value:
@@ -410,14 +548,15 @@ def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], wher
 
 
 def _diverged(what: str, t: int) -> InputError:
+    """Return the error for a training that diverged; `what` is the clause that says so."""
     return InputError(
         f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
-        "before, if there was "
-        "one, is whole"
+        "before, if there was one, is whole"
     )
 
 
 def _finite(numbers: Numbers, t: int) -> Numbers:
+    """Return the numbers. Raise InputError if one of them is not finite."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise _diverged(f"{name} is {value}", t)
@@ -425,7 +564,12 @@ def _finite(numbers: Numbers, t: int) -> Numbers:
 
 
 def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield all floating-point tensors in a state of plain values, by where they stand in it."""
+    """Yield all floating-point tensors in a state of plain values, with where they stand in it.
+
+    >>> state = {"optimizer": [{"momentum": torch.zeros(1)}], "step": 3}
+    >>> list(named_tensors(state))
+    [('optimizer[0].momentum', tensor([0.]))]
+    """
     if isinstance(state, Tensor) and state.is_floating_point():
         yield name, state
     elif isinstance(state, Mapping):
@@ -437,37 +581,49 @@ def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _finite_tensors(state: dict[str, Any], t: int) -> None:
-    """Raises InputError if a tensor anywhere in `state` holds a value that is not finite."""
-    found = dict(named_tensors(state))
-    names, flags = list(found), [tensor.isfinite().all() for tensor in found.values()]
-    by_device: dict[torch.device, list[int]] = {}
-    for i, flag in enumerate(flags):
-        by_device.setdefault(flag.device, []).append(i)
-    for members in by_device.values():  # one transfer a device
-        finite = torch.stack([flags[i] for i in members]).tolist()
-        for i, is_finite in zip(members, finite, strict=True):
+    """Raise InputError if a tensor anywhere in `state` holds a value that is not finite."""
+    flags = {name: tensor.isfinite().all() for name, tensor in named_tensors(state)}
+    by_device: dict[torch.device, list[str]] = {}
+    for name, flag in flags.items():
+        by_device.setdefault(flag.device, []).append(name)
+    for names in by_device.values():
+        # One transfer for all flags of a device, where a supernet has thousands.
+        finite = torch.stack([flags[name] for name in names]).tolist()
+        for name, is_finite in zip(names, finite, strict=True):
             if not is_finite:
-                raise _diverged(f"{names[i]} is not finite", t)
+                raise _diverged(f"{name} is not finite", t)
 
 
 @torch.no_grad()
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return cross entropy and correct answers of logits (N, classes), each summed over the images:
-    (2,) float64.
+    """Return a batch's cross entropy and number of correct answers, summed over images.
 
-    labels: (N,), or the classes' shares (N, classes), the largest of which counts as the label.
+    Args:
+        logits: Logits (N, classes).
+        labels: Labels (N,), or the classes' shares (N, classes), the largest of which counts as the
+            label.
+
+    Returns:
+        Both sums, (2,) float64, on the device of the logits.
+
+    >>> loss_and_accuracy(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    tensor([2.7726, 3.0000], dtype=torch.float64)
     """
     logits = logits.detach().float()
     likeliest = labels if labels.dim() == 1 else labels.argmax(1)
-    loss, correct = (
-        F.cross_entropy(logits, labels, reduction="sum"),
-        (logits.argmax(1) == likeliest).sum(),
-    )
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    correct = (logits.argmax(1) == likeliest).sum()
     return torch.stack([loss.double(), correct.double()])
 
 
 def measured(prefix: str, loss_and_accuracy: Tensor, count: int) -> Sums:
-    """Name what `loss_and_accuracy` returned for `count` images; the accuracy is in [0, 1]."""
+    """Name what `loss_and_accuracy` returned for `count` images.
+
+    Read as means, the loss is per image and the accuracy a fraction in [0, 1].
+
+    >>> measured("train", torch.tensor([2.7726, 3.0]), 4).names
+    ('train/loss', 'train/accuracy')
+    """
     return Sums((f"{prefix}/loss", f"{prefix}/accuracy"), loss_and_accuracy, count)
 
 
@@ -475,8 +631,19 @@ def measured(prefix: str, loss_and_accuracy: Tensor, count: int) -> Sums:
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none"
 ) -> Numbers:
-    """Measure loss and accuracy in evaluation mode. Modes, feedback and random state are left as
-    they were.
+    """Return a model's mean loss and accuracy on batches, in evaluation mode, over all processes.
+
+    Modes, feedback and the states of generators are left as they were.
+
+    Args:
+        model: A network from images to logits (N, classes).
+        batches: Images (N, C, H, W) and labels (N,), of this process.
+        prefix: What the numbers' names begin with, such as "test".
+        amp: The precision of the passes, "none" or "bf16".
+
+    >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
+    >>> evaluate(nn.Identity(), batches, prefix="test")["test/accuracy"]
+    1.0
     """
     meters = Meters()
     with in_mode(model, training=False):

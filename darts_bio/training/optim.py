@@ -19,46 +19,70 @@ from darts_bio.training.schedules import learning_rate
 
 
 class WeightOptimizer:
-    """SGD with momentum and weight decay, or another of timm's optimizers, at the rate of
-    `learning_rate`.
+    """The optimizer of a network's weights and learned feedback, with clipping and a schedule.
 
-    The gradient is the mean over all processes. Its norm is clipped as that of the weights alone:
-    feedback that is learned is scaled with them. With a recorder that records, the gradients lie
-    where an update that was recorded reads them, and updates of SGD are recorded.
+    It is SGD with momentum and weight decay, or another of timm's optimizers, at the rate of
+    `schedules.learning_rate`. Gradients are averaged over all processes. Their norm is clipped as
+    that of the weights alone; the gradients of learned feedback are scaled by the same factor.
+
+    With a recorder that records, gradients are kept in tensors that stay where they are, from which
+    a recorded update can read them. Updates of SGD are recorded.
+
+    Attributes:
+        weights: The network's parameters but for learned feedback.
+        parameters: All that is moved: the weights, then the feedback that a rule learns.
+        optimizer: The PyTorch optimizer of `parameters`.
+
+    >>> from darts_bio.config import RetrainConfig
+    >>> network = nn.Linear(2, 1)
+    >>> optimizer = WeightOptimizer(network, RetrainConfig(genotype="bionas_darts"))
+    >>> before = network.weight.detach().clone()
+    >>> optimizer.differentiate([network(torch.ones(1, 2)).sum()])
+    >>> optimizer.update()
+    >>> bool((network.weight < before).all())
+    True
     """
 
     def __init__(self, model: nn.Module, config: FitConfig, run: Recorder | None = None) -> None:
-        """Raises InputError for an optimizer that timm does not have, or that does not take these
-        options, and for a schedule that there is not.
+        """Build the optimizer that `config.optimizer` names.
+
+        Raises:
+            InputError: timm has no optimizer of that name, it does not take these options, or there
+                is no schedule of the configured name.
         """
+        # Raises now for an unknown schedule; `begin_epoch` then sets the rate of each epoch.
         self._lr = learning_rate(config, config.epochs - 1)
         self.config, self._run = config, run or call
         feedback = learned_feedback(model)
-        apart = set(map(id, feedback))
-        self.weights = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+        feedback_ids = set(map(id, feedback))
+        self.weights = [p for p in model.parameters() if id(p) not in feedback_ids]
         self.parameters = [*self.weights, *feedback]
         recorded = run is not None and run.records
         self.optimizer = _make(self.parameters, config, recorded)
         self._kept = (
             [torch.empty_like(parameter) for parameter in self.parameters] if recorded else []
         )
+        """The fixed places of the parameters' gradients; none where nothing is recorded."""
 
     @property
     def lr(self) -> float:
+        """The learning rate of the current epoch."""
         return self._lr
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets the rate of this epoch, counted from 0."""
+        """Set the learning rate to that of an epoch, counted from 0."""
         self._lr = learning_rate(self.config, epoch)
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
+            if isinstance(group["lr"], Tensor):  # in place: a recorded update reads this tensor
                 group["lr"].fill_(self._lr)
             else:
                 group["lr"] = self._lr
 
     def differentiate(self, losses: Iterable[Tensor]) -> None:
-        """Compute the gradient of the sum of several losses, each of which is made when it is its
-        turn.
+        """Set the parameters' `.grad` to the gradient of the sum of several losses.
+
+        Each loss is taken from the iterable only after the one before was differentiated, so that a
+        generator holds one graph at a time.
         """
         if not self._kept:
             self.optimizer.zero_grad()
@@ -66,7 +90,7 @@ class WeightOptimizer:
                 loss.backward()
             return
         # Not by backward(), which would hand gradients over to the stream that first accumulated
-        # them.
+        # them: within a recording they have to stay on the recording's stream.
         places = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         sums: dict[int, Tensor] = {}
         for loss in losses:
@@ -76,26 +100,35 @@ class WeightOptimizer:
             for i, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:
                     sums[i] = sums[i] + gradient if i in sums else gradient
-        # Flat, since only tensors of the same strides are copied together, and those of dimensions
-        # of size 1 differ.
-        pairs = [(self._kept[i], gradient) for i, gradient in sums.items()]
-        flat = [(mine.view(-1), g.reshape(-1)) for mine, g in pairs if mine.is_contiguous()]
-        for same in (flat, [(mine, g) for mine, g in pairs if not mine.is_contiguous()]):
-            if same:
-                torch._foreach_copy_([mine for mine, _ in same], [gradient for _, gradient in same])
+        # A foreach copy takes few kernels only for pairs of the same strides, and strides of
+        # dimensions of size 1 may differ. Hence contiguous gradients are copied as flat views;
+        # others (channels_last) as they are.
+        flat, shaped = [], []
+        for i, gradient in sums.items():
+            kept = self._kept[i]
+            if kept.is_contiguous():
+                flat.append((kept.view(-1), gradient.reshape(-1)))
+            else:
+                shaped.append((kept, gradient))
+        for pairs in (flat, shaped):
+            if pairs:
+                torch._foreach_copy_([kept for kept, _ in pairs], [value for _, value in pairs])
         for i, parameter in enumerate(self.parameters):
             parameter.grad = self._kept[i] if i in sums else None
 
     def update(self) -> None:
-        """Make one update along the gradients that the parameters hold."""
+        """Average the parameters' `.grad` over all processes, clip them, and make one step."""
         average([p.grad for p in self.parameters if p.grad is not None])
-        if self._kept and isinstance(self.optimizer, SGD):  # not timm's, whose rates are numbers
+        # Updates of timm's optimizers are not recorded: their rates are numbers.
+        if self._kept and isinstance(self.optimizer, SGD):
             self._run(self._update)
         else:
             self._update()
 
     def _update(self) -> None:
+        """Clip the gradients and make one step: the part of an update that can be recorded."""
         if self.config.clip:
+            # `clip_grad_norm_` in its two halves: the norm of the weights, the scale for all.
             norm = nn.utils.get_total_norm(
                 [p.grad for p in self.weights if p.grad is not None], foreach=True
             )
@@ -104,30 +137,32 @@ class WeightOptimizer:
 
     @torch.no_grad()
     def virtual_step(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], float | Tensor]:
-        """What the weights would be after an SGD step along these gradients, w - lr (momentum
-        buffer + gradient + decay w), and lr. Nothing is changed. The bound on the norm plays no
-        part, as in the published second order.
+        """Return what an SGD step along these gradients would make of the weights, and its rate.
 
-        Raises InputError for another optimizer than SGD.
+        The step is w - lr (momentum * buffer + gradient + decay * w); nothing is changed by it. The
+        bound on the gradient's norm plays no part, as in the published second order.
+
+        Args:
+            gradients: A gradient for each of `weights`.
+
+        Raises:
+            InputError: The optimizer is not SGD.
         """
         if self.config.optimizer != "sgd":
             raise InputError(
                 f"--optimizer {self.config.optimizer}: second-order darts differentiates a step of "
-                "SGD; use "
-                "--optimizer sgd, or darts(order=1)"
+                "SGD; use --optimizer sgd, or darts(order=1)"
             )
-        after, rate = [], self.optimizer.param_groups[0]["lr"]
+        stepped, rate = [], self.optimizer.param_groups[0]["lr"]
+        # Looked up with `in` first: the state is a defaultdict, and must not grow here.
+        state = self.optimizer.state
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            buffer = (
-                self.optimizer.state[weight].get("momentum_buffer")
-                if weight in self.optimizer.state
-                else None
-            )
+            buffer = state[weight].get("momentum_buffer") if weight in state else None
             direction = gradient + self.config.weight_decay * weight
             if buffer is not None:
                 direction = direction + self.config.momentum * buffer
-            after.append(weight - rate * direction)
-        return after, rate
+            stepped.append(weight - rate * direction)
+        return stepped, rate
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -139,6 +174,10 @@ class WeightOptimizer:
 def _make(
     parameters: list[nn.Parameter], config: FitConfig, recorded: bool
 ) -> torch.optim.Optimizer:
+    """Build the optimizer that `config.optimizer` names; `recorded` if a graph makes its updates.
+
+    Raises InputError if timm has none of that name, or if it does not take these options.
+    """
     if config.optimizer == "sgd":
         sgd = SGD(
             parameters,
@@ -148,7 +187,9 @@ def _make(
             foreach=not recorded,  # all parameters in a few calls, where a supernet has thousands
             fused=recorded,
         )
-        if recorded:  # the rate as a tensor, which a recorded update sees change; only the fused form takes one
+        if recorded:
+            # A recorded update sees a rate change only if it is a tensor, which only the fused
+            # implementation takes.
             for group in sgd.param_groups:
                 group["lr"] = torch.tensor(config.lr, device=parameters[0].device)
         return sgd

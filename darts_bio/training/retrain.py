@@ -1,5 +1,7 @@
-"""The task of retraining: a discrete network from scratch (arXiv 1806.09055, sections 3.2 and
-3.3).
+"""Retraining: a derived genotype's network, trained from scratch (arXiv 1806.09055, 3.2 and 3.3).
+
+`Retraining` is the `Task` of it: with cutout, drop path, an auxiliary head, gradient accumulation,
+averaged weights, mixup and cutmix, and adversarial examples, as the options say.
 """
 
 from __future__ import annotations
@@ -44,8 +46,15 @@ from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 def config_of_run(folder: Path) -> TrainingConfig:
-    """Read the options of a training. Raises InputError if the folder is not that of one, or lacks
-    its plug-ins.
+    """Return the options of the training that left this run folder.
+
+    Raises:
+        InputError: The folder is not that of a training, or one of its plug-ins is not imported.
+
+    >>> config_of_run(Path("runs/none"))
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: runs/none: expected the run folder of a training, found no \
+config.yaml there
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -62,16 +71,21 @@ def config_of_run(folder: Path) -> TrainingConfig:
 
 
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
-    """The network that is to be trained, its weights and feedback drawn by the seed.
+    """Build the network that is to be trained, its weights and feedback drawn by the run's seed.
 
-    Raises InputError if the images are too small for its auxiliary head.
+    Args:
+        config: The options of the run.
+        genotype: What the network is built from.
+        source: The images, whose classes, channels and size the network takes.
+
+    Raises:
+        InputError: The images are too small for the auxiliary head.
     """
     needed = AuxiliaryHead.least_image_behind(STEMS.get(config.stem))
     if config.auxiliary > 0 and min(source.image_size) < needed:
         raise InputError(
             f"--auxiliary: expected images of at least {needed}x{needed} for an auxiliary head, "
-            "found "
-            f"{'x'.join(map(str, source.image_size))}; use --auxiliary 0"
+            f"found {'x'.join(map(str, source.image_size))}; use --auxiliary 0"
         )
     torch.manual_seed(derive_seed("weights", config.seed))
     return build_network(
@@ -89,18 +103,17 @@ def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> N
 class Mixing:
     """Mixup and cutmix through timm, drawn anew for each batch (arXiv 1710.09412, 1905.04899).
 
-    Images of one process are mixed with each other, by the same draw in all.
+    Images of one process are mixed with each other, by the same draw in all processes.
     """
 
     def __init__(self, config: TrainingConfig, num_classes: int) -> None:
-        """Raises InputError if a process' share of a batch is odd: timm mixes pairs."""
+        """Raise InputError if a process' share of a batch is odd: timm mixes pairs."""
         from timm.data import Mixup
 
         if config.batch_size // world_size() % 2:
             raise InputError(
                 f"--batch-size {config.batch_size}: expected an even number of images for each of "
-                f"{world_size()} "
-                "process(es), since mixup and cutmix mix pairs"
+                f"{world_size()} process(es), since mixup and cutmix mix pairs"
             )
         self._mix = Mixup(
             mixup_alpha=config.mixup,
@@ -111,39 +124,74 @@ class Mixing:
         self._seed = config.seed
 
     def __call__(self, t: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W), which may be overwritten, and labels (N,), to images and the
-        classes' shares (N, K).
+        """Mix the images of step t with each other.
+
+        Args:
+            t: The step, which the draw depends on.
+            x: Images (N, C, H, W), which may be overwritten.
+            labels: Labels (N,).
+
+        Returns:
+            The mixed images (N, C, H, W) and the classes' shares (N, K) of each.
         """
         with seeded(derive_seed("mix", self._seed, t)):  # timm draws from NumPy's global generator
             return self._mix(x, labels)
 
 
 class Retraining:
-    """A network, trained on all training images that are not held out. The result is the last
-    epoch's, never the best one's.
+    """The task of training a network on all training images that are not held out.
+
+    Its result is the last epoch's, never the best one's.
+
+    Attributes:
+        network: The network that is trained.
+        averaged: The moving average of the network's weights (`--ema`), or None.
+        optimizer: What moves the weights.
+        renewal: What renews the feedback after each update, for the rules that ask for it.
+        run: The recorder that runs what a step computes.
+        began_with: How many processes made the steps so far.
+        genotype: The network's genotype; None of a network that has none.
+
+    >>> from darts_bio.data.batches import Split
+    >>> from darts_bio.spaces import load_genotype
+    >>> split = Split(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 2)
+    >>> sizes = {"channels": 2, "layers": 3, "batch_size": 4, "epochs": 1}
+    >>> config = RetrainConfig(genotype="bionas_darts", auxiliary=0.0, cutout=2, **sizes)
+    >>> task = Retraining.of_genotype(
+    ...     config,
+    ...     load_genotype("bionas_darts"),
+    ...     ImageData(split, split, ("cat", "dog")),
+    ...     torch.device("cpu"),
+    ... )
+    >>> task.begin_epoch(0)
+    >>> task.step(0)["train"].names, task.steps_per_epoch
+    (('train/loss', 'train/accuracy'), 2)
     """
 
     def __init__(
         self, config: TrainingConfig, network: nn.Module, source: Source, device: torch.device
     ) -> None:
-        """Raises InputError if the batch cannot be shared out, and for options that do not go
-        together.
+        """Move the network to the device, and make what trains it.
+
+        Raises:
+            InputError: The batch cannot be shared out, or options do not go together.
         """
         self.config, self.device, self.epochs, self.source = config, device, config.epochs, source
         refuse_uneven_shares(config.batch_size, world_size(), config.accumulate)
         self.network = network
-        self.examples = self._against(config) if config.adversarial else None
+        self.examples = self._maker_of_examples(config) if config.adversarial else None
         warn_of_strided_pointwise(self.network.to(device))
         self.run = source.run = Recorder(device, graphs=config.graphs)
         self.renewal = Renewal(self.network, config.seed)
         self.run.generators = self.renewal.generators
         self.optimizer = WeightOptimizer(self.network, config, self.run)
         self.mixing = Mixing(config, len(source.classes)) if config.mixup or config.cutmix else None
-        self.averaged = self._average() if config.ema else None
+        self.averaged = self._averaged_copy() if config.ema else None
         self.drops_paths = False
+        """Whether the network drops paths in this epoch, which a recording has to know."""
         self.began_with = world_size()
-        """How many processes made the steps so far."""
         self._damaged: dict[str, str] = {}
+        """The files that could not be read, of all processes, up to the last epoch."""
         self.genotype = network.genotype if isinstance(network, Network) else None
         self.subject = {"data set": source.identity()}
         if self.genotype is not None:
@@ -155,7 +203,7 @@ class Retraining:
     def of_genotype(
         cls, config: RetrainConfig, genotype: Genotype, data: ImageData, device: torch.device
     ) -> Retraining:
-        """That of a genotype's network on images in memory."""
+        """Return the task of training a genotype's network on images in memory."""
         source = InMemory(data, config, device)
         return cls(config, new_network(config, genotype, source), source, device)
 
@@ -167,10 +215,16 @@ class Retraining:
         data_dir: str | None = None,
         data: ImageData | None = None,
     ) -> Retraining:
-        """Read a run as its checkpoint holds it, with the data of `data_dir` (by default where the
-        run found them), or those that were handed over.
+        """Return the task of a run as its checkpoint holds it, in the epoch of its last step.
 
-        Raises InputError if the folder holds no retraining, or one of other data.
+        Args:
+            folder: The run's folder.
+            device: Where the network is to be.
+            data_dir: Where the data lie; by default where the run found them.
+            data: Images in memory, if the run was made on such.
+
+        Raises:
+            InputError: The folder holds no retraining, or one of other data.
         """
         config, checkpoint = config_of_run(folder), checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
@@ -180,74 +234,88 @@ class Retraining:
         with fitting(checkpoint):
             refuse_other_subject(training.subject, state["subject"], checkpoint)
             training.load_state_dict(state["task"])
-            training.begin_epoch(
-                min(config.epochs - 1, max(0, state["step"] - 1) // training.steps_per_epoch)
-            )
+            last_step = max(0, state["step"] - 1)
+            training.begin_epoch(min(config.epochs - 1, last_step // training.steps_per_epoch))
         return training
 
-    def _against(self, config: TrainingConfig) -> AdversarialExamples:
-        """Raises InputError for an unknown adversary, or an option it does not have."""
+    def _maker_of_examples(self, config: TrainingConfig) -> AdversarialExamples:
+        """Return what makes the adversarial examples that `--adversarial` asks for.
+
+        Raises InputError for an unknown adversary, or an option it does not have.
+        """
         adversary = ADVERSARIES.build(config.adversarial)
         return AdversarialExamples(
             adversary, self.network, self.source.normalisation, seed=config.seed, amp=config.amp
         )
 
-    def _average(self) -> Any:
+    def _averaged_copy(self) -> Any:
+        """Return a copy of the network that follows its weights as a moving average."""
         from timm.utils import ModelEmaV3
 
         return ModelEmaV3(self.network, decay=self.config.ema, use_warmup=True)
 
+    # Of a `Task`: it wants all its epochs, and their ends are short.
     finished = measures = False
 
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         if self.config.drop_path and isinstance(self.network, Network):
+            # Grows linearly from 0 over the epochs, as in the published training.
             probability = self.config.drop_path * epoch / self.epochs
             self.network.set_drop_path(probability)
             self.drops_paths = probability > 0
         self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
-        """Move the weights, then renew the feedback. What is computed in between is run by the
-        recorder.
+        """Move the weights, then renew the feedback; return what the training batch was worth.
+
+        What is computed in between is run by the recorder.
         """
         x, labels = self.source.batch(t)
         targets = labels
         if self.mixing is not None:
             x, targets = self.mixing(t, x, labels)
-        drawn: list[Tensor] = []
+        starts: list[Tensor] = []
         if self.examples is not None:
-            # By several processes they are made with the same statistics, however long ago these
-            # were averaged.
+            # Several processes make their examples with the same statistics, also if these were not
+            # synchronised for many steps.
             average(running_statistics(self.network))
-            drawn.append(self.examples.starts(t, x))
-        seen = self.run(self._gradients, x, targets, *drawn, situation=self.drops_paths)
+            starts.append(self.examples.starts(t, x))
+        sums = self.run(self._gradients, x, targets, *starts, situation=self.drops_paths)
         self.optimizer.update()
         if self.averaged is not None:
             self.averaged.update(self.network, t + 1)
         self.renewal(t + 1, self.run)
-        return {"train": measured("train", seen, len(labels))}
+        return {"train": measured("train", sums, len(labels))}
 
     def _gradients(self, x: Tensor, targets: Tensor, *starts: Tensor) -> Tensor:
-        """Compute the weights' gradients, by parts of the batch, and return what it was worth.
+        """Set the weights' gradients, by parts of the batch; return `loss_and_accuracy`.
 
-        `starts` says where adversarial examples begin. All are made before the first pass in
-        training, which moves the statistics of batch norms that they are made with.
+        All adversarial examples are made before the first pass in training, which moves the
+        statistics of batch norms that they are made with.
+
+        Args:
+            x: Images (N, C, H, W).
+            targets: Labels (N,), or the classes' shares (N, K).
+            starts: Where adversarial examples begin (N, C, H, W), if there are any.
         """
         count = self.config.accumulate
         parts = list(zip(x.chunk(count), targets.chunk(count), strict=True))
         examples: list[Tensor | None] = [None] * count
         if self.examples is not None:
-            starting = starts[0].chunk(count)
+            (start,) = starts
             examples = [
-                self.examples.made(*part, start)
-                for part, start in zip(parts, starting, strict=True)
+                self.examples.made(part_x, part_targets, part_start)
+                for (part_x, part_targets), part_start in zip(
+                    parts, start.chunk(count), strict=True
+                )
             ]
         outputs: list[Tensor] = []
 
+        # A generator, so that the passes of one part at a time are kept for its gradient.
         def losses() -> Iterator[Tensor]:
-            for (part, wanted), example in zip(parts, examples, strict=True):
-                logits, loss = self._pass(part, wanted, example)
+            for (part_x, part_targets), example in zip(parts, examples, strict=True):
+                logits, loss = self._pass(part_x, part_targets, example)
                 outputs.append(logits.detach())
                 yield loss / count
 
@@ -255,8 +323,9 @@ class Retraining:
         return loss_and_accuracy(torch.cat(outputs), targets)
 
     def _pass(self, x: Tensor, targets: Tensor, example: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The logits that are counted, and the loss. Against an adversary these are the examples',
-        unless it needs the clean images too: then theirs.
+        """Return the logits (N, K) that accuracy is counted by, and the loss.
+
+        Against an adversary these are the examples' logits, or the clean images' if it needs them.
         """
         if self.examples is None or example is None:
             output = self._forward(x)
@@ -268,13 +337,16 @@ class Retraining:
         return logits_of(output if clean is None else clean), loss
 
     def _forward(self, x: Tensor) -> Any:
+        """Return the network's output for images (N, C, H, W), in the run's precision."""
         with autocast(self.device, self.config.amp):
             return self.network(x)
 
     def loss(self, output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """Cross entropy of what the network gives in training, the auxiliary head's by its weight.
+        """Return the cross entropy, plus the auxiliary head's times its weight.
 
-        targets: labels (N,), which are smoothed here, or the classes' shares (N, K).
+        Args:
+            output: Logits (N, K), or these and the auxiliary head's.
+            targets: Labels (N,), which are smoothed here, or the classes' shares (N, K).
         """
         logits, auxiliary = output if isinstance(output, tuple) else (output, None)
         smoothing = self.config.label_smoothing if targets.dim() == 1 else 0.0
@@ -287,8 +359,9 @@ class Retraining:
 
     @property
     def damaged(self) -> dict[str, str]:
-        """Files that could not be read, and why: those this process has met, and the others' up to
-        the last epoch.
+        """Files that could not be read, with the reasons.
+
+        Those that this process has met, and the others' up to the last epoch.
         """
         return self._damaged | dict(self.source.damaged)
 
@@ -296,50 +369,56 @@ class Retraining:
         return {"lr/weights": self.optimizer.lr}
 
     def synchronise(self) -> None:
-        """Averages batch norms' statistics over the processes, and makes sure that nothing else
-        differs.
+        """Average batch norms' statistics over the processes, and compare everything else.
 
+        Raises InputError if that is not the same in all.
         (Adversarial examples depend on these statistics, and have them averaged at each step.)
         """
-        synchronise(
-            [self.network] if self.averaged is None else [self.network, self.averaged.module], {}
-        )
+        networks = [self.network]
+        if self.averaged is not None:
+            networks.append(self.averaged.module)
+        synchronise(networks, {})
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
-        parts: list[Measured] = ["valid"] if self.config.holdout else ["test"]
+        """Return the loss and accuracy on the images that are held out, else on the test images.
+
+        With held-out images the test images are used once, after the last epoch.
+        """
+        splits: list[Measured] = ["valid"] if self.config.holdout else ["test"]
         if self.config.holdout and epoch == self.epochs - 1:
-            parts.append("test")
+            splits.append("test")
+        amp = self.config.amp
         numbers: Numbers = {}
-        for part in parts:
-            numbers |= evaluate(
-                self.network, self.source.measured(part), prefix=part, amp=self.config.amp
-            )
+        for split in splits:
+            numbers |= evaluate(self.network, self.source.measured(split), prefix=split, amp=amp)
             if self.averaged is not None:
-                averaged = self.averaged.module
                 numbers |= evaluate(
-                    averaged,
-                    self.source.measured(part),
-                    prefix=f"{part}_averaged",
-                    amp=self.config.amp,
+                    self.averaged.module,
+                    self.source.measured(split),
+                    prefix=f"{split}_averaged",
+                    amp=amp,
                 )
-        for theirs in gathered(dict(self.source.damaged)):
-            self._damaged |= theirs
-        return numbers | (
-            {"data/damaged_files": float(len(self._damaged))} if self._damaged else {}
-        )
+        for damaged in gathered(dict(self.source.damaged)):
+            self._damaged |= damaged
+        if self._damaged:
+            numbers["data/damaged_files"] = float(len(self._damaged))
+        return numbers
 
     @property
     def result(self) -> str:
-        """The name of the number that a run is made for: the test accuracy, of the averaged network
-        if there is one.
+        """The name of the number that a run is made for.
+
+        It is the test accuracy, of the averaged network if there is one.
         """
         return "test/accuracy" if self.averaged is None else "test_averaged/accuracy"
 
     @property
     def result_in_words(self) -> str:
+        """What `result` is called in a sentence."""
         return "test accuracy" + (" of the averaged network" if self.averaged is not None else "")
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what the training needs to go on, and what `load_trained` needs to use it."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -361,6 +440,6 @@ class Retraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.began_with = state.get("processes", 1)
+        self.began_with = state.get("processes", 1)  # not in checkpoints of earlier versions
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])

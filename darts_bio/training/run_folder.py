@@ -1,10 +1,13 @@
-"""A run's folder: its configuration, its checkpoint, and files that are whole or not there at all.
+"""A run's folder: its configuration, its numbers, and the checkpoint that it goes on from.
 
 config.yaml       every option of the run
 genotype.json     the genotype that was derived, or is trained
 metrics.jsonl     the numbers, one record a line
 events.out.*      the same for TensorBoard
 checkpoint.pt     everything the run needs to go on
+
+Each file but the two logs is replaced as a whole: after a crash it is there, as it was or as it was
+to become, never in part.
 """
 
 from __future__ import annotations
@@ -28,32 +31,51 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
 
 FORMAT = 1
+"""The version of the layout of checkpoints; one of another version is refused."""
 CHECKPOINT_FILE = "checkpoint.pt"
 METRICS_FILE = "metrics.jsonl"
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it a disk that refuses is an InputError that names the file and the way out."""
+    """Turn an OSError within the context into an InputError that names the file and the way out.
+
+    >>> with writing(Path("report.md")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: report.md: cannot be written (No space left on device); make room \
+or choose another place. Files that were written before are whole
+    """
     try:
         yield
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({first_line(error)}); make room or choose another place. "
-            "Files that were "
-            "written before are whole"
+            "Files that were written before are whole"
         ) from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lends a temporary path beside `path`; what was written there takes the place of `path` in one
-    step at the end.
+    """Lend a temporary path whose file takes the place of `path` in one step at the end.
+
+    If the context raises, `path` stays as it was. Raises InputError if the disk refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "table.csv"
+    ...     with replacing(path) as temporary:
+    ...         _ = temporary.write_text("epoch,loss")
+    ...         print(path.exists())
+    ...     print(path.read_text())
+    False
+    epoch,loss
     """
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
             yield temporary
+            # On the disk before it is renamed: else a power cut could leave an empty file there.
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -62,15 +84,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all. Raises InputError if the disk refuses."""
+    """Write a text file, whole or not at all. Raise InputError if the disk refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "report.md", "# A run")
+    ...     (Path(folder) / "report.md").read_text()
+    '# A run'
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 class RunFolder:
-    """The folder of one run, and what its checkpoint is stamped with.
+    """The folder of one run, which keeps its checkpoint.
 
-    `kind` is search or train; `command` is the one that began the run.
+    A checkpoint is stamped with the run's kind, configuration and command, and is refused by a run
+    of another kind or configuration.
+
+    Args:
+        path: The folder, which exists.
+        kind: The kind of run, "search" or "train".
+        config: The run's options.
+        command: The command line that began the run.
+
+    >>> import tempfile
+    >>> from darts_bio.config import SearchConfig
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     config = SearchConfig(out=f"{place}/run")
+    ...     folder = RunFolder.open("search", config, "darts-bio search")
+    ...     print(sorted(path.name for path in folder.path.iterdir()), folder.load())
+    ...     folder.save({"step": 100})
+    ...     print(folder.load()["step"])
+    ['config.yaml'] None
+    100
     """
 
     def __init__(self, path: Path, kind: str, config: RunConfig, command: str) -> None:
@@ -82,12 +129,22 @@ class RunFolder:
     def open(
         cls, kind: str, config: RunConfig, command: str, *, genotype: Genotype | None = None
     ) -> RunFolder:
-        """Makes a new folder, with the genotype that is trained if there is one; or with `--resume`
-        opens the old one. Of several processes the first does, and alone writes to it.
+        """Make the folder of a new run, or with `--resume` open that of the run to go on with.
 
-        Raises InputError if a new one would overwrite another run or cannot be written to, or if
-        the old one is of another configuration.
+        Of several processes the first does that, and alone writes to it; the others get a
+        `ReadOnlyFolder`.
+
+        Args:
+            kind: The kind of run, "search" or "train".
+            config: The run's options, `out` and `resume` among them.
+            command: The command line of this process.
+            genotype: The genotype that is trained, which a new folder keeps.
+
+        Raises:
+            InputError: The new folder would overwrite another run, the disk refuses, or the old one
+                is of another configuration.
         """
+        # Only the first process knows a new folder's name, which tells the time: it sends the path.
         if rank() > 0:
             return ReadOnlyFolder(Path(text_from_first("")), kind, config, command)
         folder = cls._open(kind, config, command, genotype)
@@ -98,11 +155,12 @@ class RunFolder:
     def _open(
         cls, kind: str, config: RunConfig, command: str, genotype: Genotype | None
     ) -> RunFolder:
+        """Make or open the folder, as `open` says, in the process that writes to it."""
         if config.resume:
             assert config.out is not None  # the configuration was read from there
             folder = cls(Path(config.out), kind, config, command)
-            there = type(config)(**read_yaml(folder.path / CONFIG_FILE, type(config)))
-            folder._refuse_differences(folder.path, there.identity())
+            saved = type(config)(**read_yaml(folder.path / CONFIG_FILE, type(config)))
+            folder._refuse_differences(folder.path, saved.identity())
             return folder
         folder = cls(_new_folder(kind, config), kind, config, command)
         if genotype is not None:
@@ -111,8 +169,9 @@ class RunFolder:
         return folder
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint. Raises InputError if the disk refuses; the one before is then
-        still there.
+        """Replace the checkpoint by the `state`, stamped with what this run is.
+
+        Raises InputError if the disk refuses; the checkpoint before is then still there.
         """
         stamp = {
             "format": FORMAT,
@@ -128,48 +187,56 @@ class RunFolder:
             temporary.write_bytes(buffer.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, or None if the run ended before it wrote one.
+        """Return the checkpoint to go on from, or None if the run has not written one yet.
 
-        Raises InputError if it is damaged, if it belongs to another configuration, and if it is
-        missing though the run has come further than its beginning.
+        The folder takes over the command that began the run.
+
+        Raises:
+            InputError: The checkpoint is damaged, belongs to another configuration, or is missing
+                though metrics.jsonl says that the run had begun.
         """
         if not self.checkpoint_path.exists():
-            if (self.path / METRICS_FILE).exists():
-                records = read_records(self.path / METRICS_FILE)
-                told = (
-                    f"tells of step {records[-1]['step']}"
-                    if records
-                    else "says that the run had begun"
-                )
-                raise InputError(
-                    f"{self.checkpoint_path}: missing, though {METRICS_FILE} beside it {told}; put "
-                    "it back, or begin "
-                    "anew in another --out"
-                )
-            return None
+            if not (self.path / METRICS_FILE).exists():
+                return None
+            records = read_records(self.path / METRICS_FILE)
+            begun = (
+                f"tells of step {records[-1]['step']}" if records else "says that the run had begun"
+            )
+            raise InputError(
+                f"{self.checkpoint_path}: missing, though {METRICS_FILE} beside it {begun}; put it "
+                "back, or begin anew in another --out"
+            )
         state = read_checkpoint(self.checkpoint_path, self.kind)
         self._refuse_differences(self.checkpoint_path, state["config"])
         self.command = state["command"]
         return state
 
     def _refuse_differences(self, where: Path, identity: dict[str, Any]) -> None:
+        """Raise InputError if a saved configuration, read from `where`, is not this run's."""
         different = self.config.differences(identity)
         if different:
             raise InputError(
                 f"{where}: a run of another configuration ({'; '.join(different)}); leave these "
-                "options as they were, "
-                "or start anew in another --out"
+                "options as they were, or start anew in another --out"
             )
 
 
 class ReadOnlyFolder(RunFolder):
-    """A run's folder for the processes of torchrun beside the first, which alone writes to it."""
+    """The folder of a run for all processes but the first: it loads, and saves nothing.
+
+    >>> from darts_bio.config import SearchConfig
+    >>> ReadOnlyFolder(Path("no folder"), "search", SearchConfig(), "").save({"step": 1})
+    """
 
     def save(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Do nothing: the first process saves for all."""
 
 
 def _new_folder(kind: str, config: RunConfig) -> Path:
+    """Make and return the folder of `--out`, or one under runs/ that is named by the time.
+
+    Raises InputError if `--out` is there and not empty, or if the disk refuses.
+    """
     if config.out is None:
         name = "-".join(filter(None, (kind, config.about)))
         stem = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -190,26 +257,43 @@ def _new_folder(kind: str, config: RunConfig) -> Path:
 
 
 def is_filled(path: Path) -> bool:
-    """Whether something else than an empty folder is there."""
+    """Tell whether there is anything at `path` but an empty folder.
+
+    >>> is_filled(Path(__file__)), is_filled(Path(__file__).with_name("nowhere"))
+    (True, False)
+    """
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Read the records of a run's metrics.jsonl, or those of `step` and before; none if there is no
-    such file.
+    """Return the records of a run's metrics.jsonl; none if there is no such file.
+
+    With a `step` only those up to it. A line that is no JSON is left out: a crash cut it off, so it
+    was written after the checkpoint.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / METRICS_FILE
+    ...     _ = path.write_text('{"step": 1, "loss": 2.5}\\n{"step": 2, "lo')
+    ...     read_records(path)
+    [{'step': 1, 'loss': 2.5}]
     """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(
-            ValueError
-        ):  # a line that a crash has cut off was written after the checkpoint
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # of a line that was cut off
             records.append(json.loads(line))
     return [record for record in records if step is None or record["step"] <= step]
 
 
 def checkpoint_of(source: Path) -> Path:
-    """The checkpoint of a run folder, or `source` itself if it is a file. Raises InputError if
-    there is none.
+    """Return the path of a run folder's checkpoint, or `source` itself if it is a file.
+
+    Raises:
+        InputError: There is no checkpoint, or the folder holds a run for each of several seeds.
+
+    >>> checkpoint_of(Path(__file__)).name
+    'run_folder.py'
     """
     path = source / CHECKPOINT_FILE if source.is_dir() else source
     if path.is_file():
@@ -221,16 +305,25 @@ def checkpoint_of(source: Path) -> Path:
         )
     raise InputError(
         f"{source}: expected the run folder of a training, or its {CHECKPOINT_FILE}, found no "
-        f"{path}; a run writes it "
-        "at the end of its first epoch"
+        f"{path}; a run writes it at the end of its first epoch"
     )
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. Tensors and plain values only: nothing in the file is
-    executed.
+    """Return a checkpoint's content, its tensors on the CPU.
 
-    Raises InputError if it is not a checkpoint of that kind.
+    The file holds tensors and plain values only: nothing in it is executed.
+
+    Args:
+        path: The file.
+        kind: The kind of run that it has to be of, "search" or "train".
+
+    Raises:
+        InputError: The file is damaged, not a checkpoint, or that of another kind of run.
+
+    >>> read_checkpoint(Path(__file__).with_name("nowhere.pt"), "train")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: ...nowhere.pt: not a readable checkpoint (No such file or directory)
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -241,11 +334,8 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})"
         )
     if state.get("kind") != kind:
-        hint = (
-            "; train the genotype it found first"
-            if (kind, state.get("kind")) == ("train", "search")
-            else ""
-        )
+        is_search = kind == "train" and state.get("kind") == "search"
+        hint = "; train the genotype it found first" if is_search else ""
         raise InputError(
             f"{path}: expected the checkpoint of a {kind} run, found one of a {state.get('kind')} "
             f"run{hint}"

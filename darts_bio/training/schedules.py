@@ -1,9 +1,8 @@
-"""Schedules: how the learning rate of the weights goes from one epoch to the next. One is a
-function of
+"""Schedules: how the learning rate of the weights goes from one epoch to the next.
 
-    peak (the rate at the start), last (at the end), epoch (counted from 0), config (the run's options)
-
-registered by name in `SCHEDULES`.
+A schedule is a function, registered by name in `SCHEDULES`, of four arguments: the rate at the
+start (`peak`), the rate at the end (`last`), the epoch, counted from 0, and the run's options
+(`config`). It returns the rate of that epoch.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ from darts_bio.config import FitConfig, TrainingConfig
 from darts_bio.registry import Registry
 
 Schedule = Callable[[float, float, int, FitConfig], float]
+"""Maps (peak, last, epoch, config) to the learning rate of an epoch."""
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
+"""The schedules that `--schedule` knows."""
 
 
 @SCHEDULES.register("cosine")
 def cosine(peak: float, last: float, epoch: int, config: FitConfig) -> float:
-    """Half a cosine from the peak to the last rate, without restarts (arXiv 1608.03983).
+    """Follow half a cosine from the peak to the last rate, without restarts (arXiv 1608.03983).
 
     >>> from darts_bio.config import SearchConfig
     >>> [round(cosine(0.025, 0.001, epoch, SearchConfig(epochs=50)), 4) for epoch in (0, 25, 50)]
@@ -32,22 +33,41 @@ def cosine(peak: float, last: float, epoch: int, config: FitConfig) -> float:
 
 @SCHEDULES.register("linear")
 def linear(peak: float, last: float, epoch: int, config: FitConfig) -> float:
-    """A line from the peak to the last rate (arXiv 1904.12760)."""
+    """Follow a line from the peak to the last rate (arXiv 1904.12760).
+
+    >>> from darts_bio.config import SearchConfig
+    >>> [round(linear(0.5, 0.0, epoch, SearchConfig(epochs=50)), 4) for epoch in (0, 25, 50)]
+    [0.5, 0.25, 0.0]
+    """
     return last + (peak - last) * (1 - epoch / config.epochs)
 
 
 @SCHEDULES.register("exponential")
 def exponential(peak: float, last: float, epoch: int, config: FitConfig) -> float:
-    """The peak times --lr-decay an epoch (arXiv 1806.09055); the last rate plays no part."""
+    """Multiply the peak by --lr-decay in each epoch; the last rate is unused (arXiv 1806.09055).
+
+    >>> from darts_bio.config import RetrainConfig
+    >>> config = RetrainConfig(genotype="bionas_darts", lr_decay=0.5)
+    >>> [exponential(0.1, 0.0, epoch, config) for epoch in (0, 1, 2)]
+    [0.1, 0.05, 0.025]
+    """
     return peak * getattr(config, "lr_decay", 1.0) ** epoch
 
 
 def learning_rate(config: FitConfig, epoch: int) -> float:
-    """Give the rate of an epoch counted from 0: along a cosine in a search, as the options say in a
-    training.
+    """Return the learning rate of an epoch, counted from 0.
 
-    A warm-up takes the place of the schedule's first epochs, and does not put it off. Raises
-    InputError for a schedule that there is not.
+    A search always follows a cosine; a training follows `--schedule`, its rates scaled to the batch
+    size if `--lr-batch` says for which batch they are meant. A warm-up replaces the schedule's
+    first epochs and does not put the schedule off.
+
+    Raises:
+        InputError: There is no schedule of that name.
+
+    >>> from darts_bio.config import RetrainConfig
+    >>> config = RetrainConfig(genotype="bionas_darts", lr=0.1, epochs=4, lr_min=0.0, warmup=2)
+    >>> [round(learning_rate(config, epoch), 4) for epoch in range(4)]
+    [0.05, 0.1, 0.05, 0.0146]
     """
     if not isinstance(config, TrainingConfig):
         return cosine(config.lr, config.lr_min, epoch, config)

@@ -1,9 +1,8 @@
-"""The task of a search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055,
-algorithm 1).
+"""Search: in each step the strategy moves alpha, then SGD moves w (arXiv 1806.09055, algorithm 1).
 
-Of several processes each takes its share of both batches, and the gradients of alpha and of w are
-averaged before they are followed. Where a strategy measures individuals, each process measures
-some, and trains w on whole batches.
+`Search` is the `Task` of it. Of several processes each takes its share of both batches, and the
+gradients of alpha and of w are averaged before they are followed. Where a strategy measures
+individuals, each process measures some, and trains w on whole batches.
 """
 
 from __future__ import annotations
@@ -57,29 +56,62 @@ from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, 
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
-"""Individuals whose passes are computed as one, at most: a GPU is idle in a small pass, a CPU is
-not."""
+"""How many individuals at most are passed through the supernet together, by the kind of device.
+
+A GPU is idle in the pass of a single one; a CPU is not."""
 
 
 class Search:
-    """A supernet's weights w and a strategy's alpha, trained together on two halves of the training
-    images.
+    """The task of training a supernet's weights w and a strategy's alpha together.
+
+    The training images are split in halves: w learns from one, alpha from the other.
+
+    Attributes:
+        supernet: The network of weights w, a function of images and edge weights.
+        strategy: How alpha becomes edge weights and moves; `strategy_state` holds alpha.
+        regularizers: What else is added to alpha's loss, or ends the search;
+            `regularizer_states` holds their state, in the same order.
+        objective: The costs beside the loss, such as the number of parameters.
+        table: The candidates (operation, rule) of each edge.
+        optimizer: What moves w.
+        renewal: What renews the feedback after each update, for the rules that ask for it.
+        run: The recorder that runs what a step computes.
+        warmup_epochs: For how many epochs alpha stays as it is.
+        share: This process' part of each batch: its number, and how many parts there are.
+        began_with: Into how many parts the batches of the steps so far were shared out.
+        together: How many individuals are passed through the supernet together.
+        stopped: Whether a regularizer has ended the search.
+
+    >>> from darts_bio.data.batches import Split
+    >>> split = Split(torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8), torch.arange(16) % 2)
+    >>> space = "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"
+    >>> sizes = {"channels": 2, "layers": 3, "batch_size": 4, "epochs": 1}
+    >>> config = SearchConfig(space=space, rules=("fa", "usf"), regularizers=(), **sizes)
+    >>> task = Search(config, ImageData(split, split, ("cat", "dog")), torch.device("cpu"))
+    >>> task.begin_epoch(0)
+    >>> sorted(task.step(0)), task.steps_per_epoch
+    (['train', 'valid'], 2)
+    >>> sorted(task.genotype().cells)
+    ['normal', 'reduce']
     """
 
     def __init__(self, config: SearchConfig, data: ImageData, device: torch.device) -> None:
+        """Build all that the options name, on the device.
+
+        Raises:
+            InputError: An option names something unknown, or options do not go together.
+        """
         self.config, self.device, self.epochs = config, device, config.epochs
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
         for rule in (*config.rules, config.backbone_rule):
-            RULES.build(rule)
+            RULES.build(rule)  # an unknown rule is an error now, not once the supernet is built
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalisation = Normalisation.of(data.train.images)
         self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
-        # Where individuals are measured, by each process some, all train w alike.
+        # Where each process measures some of the individuals, all of them train w alike.
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
-        """This process' part of each batch: its number, and how many parts there are."""
         self.began_with = self.share[1]
-        """Into how many parts the batches of the steps so far were shared out."""
         refuse_uneven_shares(config.batch_size, self.share[1])
         self.train_batches, self.valid_batches = (
             Batches(
@@ -112,18 +144,12 @@ class Search:
             REGULARIZERS.build(spec) for spec in config.regularizers
         ]
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
+        # The regularizers say in which form alpha is kept, so the strategy begins after them.
         context = replace(context, factorised=any(r.factorised for r in self.regularizers))
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
-        asked = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
-        if len(asked) > 1:
-            raise InputError(
-                f"--regularizers: expected one warmup, found {len(asked)}; leave out all but one"
-            )
-        self.warmup_epochs = (
-            asked[0] if asked else round(self.strategy.warmup_share(self.epochs) * self.epochs)
-        )
+        self.warmup_epochs = self._warmup_epochs()
         self.objective = Objective(
             config.objective,
             self.space,
@@ -133,6 +159,7 @@ class Search:
             image_size=data.image_size,
             device=device,
         )
+        # Of its own, so that w does not depend on what strategies and regularizers drew before.
         torch.manual_seed(derive_seed("weights", config.seed))
         self.supernet = SuperNet(
             self.space,
@@ -150,21 +177,39 @@ class Search:
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
         self.optimizer = WeightOptimizer(self.supernet, config, self.run)
-        # A pass of autograd Functions of its own cannot be batched.
+        # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
-        idle = [name for name in ("regularizers", "objective", "supernet") if getattr(config, name)]
-        if self.strategy.finished and idle:
-            raise InputError(
-                f"--{idle[0]}: has no say with --strategy {config.strategy}, which trains nothing; "
-                "leave it out"
-            )
+        if self.strategy.finished:  # of a strategy that trains nothing
+            unused = ("regularizers", "objective", "supernet")
+            for option in unused:
+                if getattr(config, option):
+                    raise InputError(
+                        f"--{option}: has no say with --strategy {config.strategy}, which trains "
+                        "nothing; leave it out"
+                    )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
+    def _warmup_epochs(self) -> int:
+        """Return for how many epochs alpha stays as it is, by a regularizer or by the strategy.
+
+        Raises InputError if several regularizers say so.
+        """
+        warmups = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
+        if len(warmups) > 1:
+            raise InputError(
+                f"--regularizers: expected one warmup, found {len(warmups)}; leave out all but one"
+            )
+        if warmups:
+            return warmups[0]
+        return round(self.strategy.warmup_share(self.epochs) * self.epochs)
+
     def _begin_with(self, folder: Path) -> None:
-        """Takes over the supernet of another run, and of its strategy's state what this strategy
-        wants of it.
+        """Begin with the supernet of another run (`--supernet`).
+
+        Of that run's strategy this one takes over what it wants. Raises InputError if the supernet
+        is another one than this search's.
         """
         task = read_checkpoint(folder / CHECKPOINT_FILE, "search").get("task", {})
         try:
@@ -173,13 +218,13 @@ class Search:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"--supernet {folder}: that run's supernet is not one of this search "
-                f"({first_line(error)}); use its "
-                "--space, --rules, --channels, --layers and --memory, and for darts_pt its "
-                "strategy as base"
+                f"({first_line(error)}); use its --space, --rules, --channels, --layers and "
+                "--memory, and for darts_pt its strategy as base"
             ) from None
 
     @property
     def measures(self) -> bool:
+        """Whether the strategy measures individuals at the end of an epoch, which takes long."""
         return self.strategy.measures
 
     @property
@@ -188,21 +233,21 @@ class Search:
         return self.strategy.finished or self.stopped
 
     def notes(self) -> list[str]:
-        """What the user is to know of this search before it begins."""
+        """Return lines that the user is to know of this search before it begins."""
         notes = self.strategy.notes(self.strategy_state, self.config.rules)
         notes += precision_notes(self.device, self.config.amp)
         if self.strategy.finished:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
             notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
-        if self.share[1] > 1 and not self.strategy.finished:
+        parts = self.share[1]
+        if parts > 1 and not self.strategy.finished:
             notes.append(
-                f"each of {self.share[1]} processes takes "
-                f"{self.config.batch_size // self.share[1]} of a "
-                f"batch's {self.config.batch_size} images"
+                f"each of {parts} processes takes {self.config.batch_size // parts} of a batch's "
+                f"{self.config.batch_size} images"
             )
-        if self.began_with != self.share[1]:
-            notes.append(shared_otherwise(self.began_with, self.share[1]))
+        if self.began_with != parts:
+            notes.append(shared_otherwise(self.began_with, parts))
         return notes
 
     def begin_epoch(self, epoch: int) -> None:
@@ -211,8 +256,9 @@ class Search:
         self.run.begin_epoch()
 
     def step(self, t: int) -> dict[str, Sums]:
-        """Move alpha, then w, then renew the feedback. What is computed in between is run by the
-        recorder.
+        """Move alpha, then w, then renew the feedback; return what the batches were worth.
+
+        What is computed in between is run by the recorder.
         """
         train, valid = self.train_batches.batch(t), self.valid_batches.batch(t)
         strategy, state = self.strategy, self.strategy_state
@@ -220,21 +266,25 @@ class Search:
         descends = strategy.descends(state)
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
             strategy.prepare(state)
-            # What meets other processes within cannot be recorded.
+            # A function that exchanges with other processes within cannot be recorded.
             run = call if strategy.exchanges and world_size() > 1 else self.run
-            gradients, seen = run(self._alpha_gradients, *train, *valid)
+            gradients, valid_sums = run(self._alpha_gradients, *train, *valid)
             average(gradients)
             self.run(self._move_alpha, *gradients)
-            sums["valid"] = measured("valid", seen, len(valid[1]))
+            sums["valid"] = measured("valid", valid_sums, len(valid[1]))
+        # Once more: the pass that moves w has a sample of its own.
         strategy.prepare(state)
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
-        seen = self.run(self._weight_gradients, *train, *lent)
+        train_sums = self.run(self._weight_gradients, *train, *lent)
         self.optimizer.update()
         self.renewal(t + 1, self.run)
-        return {"train": measured("train", seen, len(train[1]))} | sums
+        return {"train": measured("train", train_sums, len(train[1]))} | sums
 
     def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """The gradients that alpha follows, and what the validation batch was worth."""
+        """Return the gradients that alpha follows, and `loss_and_accuracy` of the validation batch.
+
+        `batches` are the images and labels to train on, then those to validate on.
+        """
         x, labels, valid_x, valid_labels = batches
         bilevel = Bilevel(
             self.supernet,
@@ -250,119 +300,147 @@ class Search:
         return tuple(gradients), loss_and_accuracy(logits, valid_labels)
 
     def _move_alpha(self, *gradients: Tensor) -> None:
+        """Have the strategy move alpha along these gradients."""
         self.strategy.move(self.strategy_state, gradients)
 
     def _edge_weights(self) -> tuple[Tensor, ...]:
-        """What the supernet is lent while w is trained, in the order of its cell types."""
+        """Return the edge weights for training w, detached, in the order of the cell types."""
         lent = detached(self.strategy.edge_weights(self.strategy_state))
-        return tuple(lent[t] for t in self.table.rows)
+        return tuple(lent[cell_type] for cell_type in self.table.rows)
 
     def _weight_gradients(self, x: Tensor, labels: Tensor, *lent: Tensor) -> Tensor:
-        """Compute w's gradients, and return what the training batch was worth."""
-        loss, logits = self._weight_loss((x, labels), dict(zip(self.table.rows, lent, strict=True)))
+        """Set w's gradients, and return `loss_and_accuracy` of the training batch.
+
+        `lent` is what `_edge_weights` returned: inputs of a recording are tensors, not dicts.
+        """
+        edge_weights = dict(zip(self.table.rows, lent, strict=True))
+        loss, logits = self._weight_loss((x, labels), edge_weights)
         self.optimizer.differentiate([loss])
         return loss_and_accuracy(logits, labels)
 
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
+        """Return the cross entropy on a batch, and the logits (N, classes), in float32 at least."""
+        x, labels = batch
         with autocast(self.device, self.config.amp):
-            logits = self.supernet(batch[0], edge_weights)
-        logits = logits.to(
-            torch.promote_types(logits.dtype, torch.float32)
-        )  # a loss in float32 at least
-        return F.cross_entropy(logits, batch[1]), logits
+            logits = self.supernet(x, edge_weights)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels), logits
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
+        """Return `_weight_loss`, whose gradient `--arch-gradient` says: the rules', or exact."""
         exact = self.config.arch_gradient == "true"
         with true_gradients(self.supernet) if exact else contextlib.nullcontext():
             return self._weight_loss(batch, edge_weights)
 
     def _penalty(self, shares: EdgeWeights, alpha: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return what the objective and the regularizers add to alpha's loss.
+
+        Args:
+            shares: The candidates' shares of each edge, by cell type.
+            alpha: Alpha by cell type, for the regularizers of alpha itself; None leaves those out.
+        """
         regularizers = list(zip(self.regularizers, self.regularizer_states, strict=True))
         total = self.objective.penalty(shares) + sum(
             r.penalty(state, shares) for r, state in regularizers
         )
-        return (
-            total
-            if alpha is None
-            else total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
-        )
+        if alpha is None:
+            return total
+        return total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
+        """Have the strategy and the regularizers look at the search; return what they measured.
+
+        During a warm-up nothing is done. Raises Interrupted if `stop` says so between two measures.
+        """
         numbers: Numbers = {}
-        if epoch >= self.warmup_epochs:
-            first = (epoch + 1) * self.steps_per_epoch
+        if epoch < self.warmup_epochs:
+            return numbers
+        # Measured on the validation batches that the next epoch begins with.
+        first = (epoch + 1) * self.steps_per_epoch
 
-            def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
-                if stop():
-                    raise Interrupted
-                return self._measure(weights, first, batches)
+        def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
+            if stop():
+                raise Interrupted
+            return self._measure(weights, first, batches)
 
-            numbers |= self.strategy.end_epoch(self.strategy_state, epoch, measure)
-            lookout = _Lookout(self, first)
-            for regularizer, state in zip(self.regularizers, self.regularizer_states, strict=True):
-                ends, own = regularizer.after_epoch(state, epoch, lookout)
-                self.stopped = self.stopped or ends
-                numbers |= own
+        numbers |= self.strategy.end_epoch(self.strategy_state, epoch, measure)
+        lookout = _Lookout(self, first)
+        for regularizer, state in zip(self.regularizers, self.regularizer_states, strict=True):
+            ends, measurements = regularizer.after_epoch(state, epoch, lookout)
+            self.stopped = self.stopped or ends
+            numbers |= measurements
         return numbers
 
     @torch.no_grad()
     def _measure(
         self, edge_weights: EdgeWeights, first: int, batches: int
     ) -> tuple[Tensor, Tensor]:
-        """`strategies.Measure`, on the validation batches from number `first` on. The processes of
-        torchrun share the individuals; w is the first one's, since GPUs round differently.
+        """Measure individuals on validation batches: `strategies.Measure`, from batch `first` on.
+
+        The processes share the individuals.
+
+        Args:
+            edge_weights: The edge weights (P, ...) of P individuals, by cell type.
+            first: The number of the first validation batch.
+            batches: How many batches to measure on.
+
+        Returns:
+            The losses (P,), penalties included, and the accuracies (P,), float64 on the CPU.
         """
+        # All measure the first process' w, since GPUs round differently.
         from_first([*self.supernet.parameters(), *self.supernet.buffers()])
         count = len(next(iter(edge_weights.values())))
-        mine = list(range(rank(), count, world_size()))
-        own = {t: w[mine] for t, w in edge_weights.items()}
-        sums, images = torch.zeros(2, count, dtype=torch.float64), 0
+        mine = list(range(rank(), count, world_size()))  # the individuals of this process
+        my_weights = {cell_type: weights[mine] for cell_type, weights in edge_weights.items()}
+        # Of all individuals; the other processes' stay 0 here, and come in by the sum.
+        losses_and_correct, images = torch.zeros(2, count, dtype=torch.float64), 0
         with self.supernet.batch_statistics():
             for number in range(first, first + batches):
                 x, labels = self.valid_batches.batch(number)
                 images += len(labels)
                 if mine:
-                    logits = self._logits_of(x, own)
-                    each = F.cross_entropy(
-                        logits.transpose(1, 2), labels.expand(len(mine), -1), reduction="none"
+                    logits = self._logits_of(x, my_weights)  # (P, N, classes)
+                    losses = F.cross_entropy(
+                        logits.transpose(1, 2),  # (P, N, classes) -> (P, classes, N)
+                        labels.expand(len(mine), -1),  # (N,) -> (P, N)
+                        reduction="none",
                     )
-                    sums[0, mine] += each.double().sum(1).cpu()
-                    sums[1, mine] += (logits.argmax(2) == labels).double().sum(1).cpu()
-        losses, accuracies = summed(sums) / images
-        return losses + self._penalty(edge_weights).double().cpu(), accuracies
+                    correct = logits.argmax(2) == labels  # (P, N)
+                    losses_and_correct[0, mine] += losses.double().sum(1).cpu()
+                    losses_and_correct[1, mine] += correct.double().sum(1).cpu()
+        mean_losses, accuracies = summed(losses_and_correct) / images
+        return mean_losses + self._penalty(edge_weights).double().cpu(), accuracies
 
     def _logits_of(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """(P, N, classes) of P individuals on the same images, as many together as memory and the
-        operations allow.
+        """Return the logits (P, N, classes) of P individuals on the same images.
+
+        As many pass together as memory and the operations allow: where a pass fails, `together`
+        is lowered for all further ones.
         """
-        parts: list[Tensor] = []
+        chunks: list[Tensor] = []
         count, start = len(next(iter(edge_weights.values()))), 0
         while start < count:
+            chunk = slice(start, start + self.together)
+            chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
             try:
-                parts.append(
-                    self._logits(
-                        x, {t: w[start : start + self.together] for t, w in edge_weights.items()}
-                    )
-                )
+                chunks.append(self._logits(x, chunk_weights))
                 start += self.together
             except RuntimeError as error:
                 if self.together == 1:
                     raise
-                # An operation of a user's own may be one that torch.vmap cannot batch.
-                self.together = (
-                    self.together // 2 if isinstance(error, torch.OutOfMemoryError) else 1
-                )
-        return torch.cat(parts)
+                # Out of memory, half as many may do; an operation of a user's own that torch.vmap
+                # cannot batch fails with any number but one.
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)
+                self.together = self.together // 2 if out_of_memory else 1
+        return torch.cat(chunks)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """(P, N, classes) of P individuals on the same images."""
+        """Return the logits (P, N, classes) of P individuals, in one pass for all."""
         with autocast(self.device, self.config.amp):
             if len(next(iter(edge_weights.values()))) == 1:
-                return (
-                    self.supernet(x, {t: w[0] for t, w in edge_weights.items()})
-                    .float()
-                    .unsqueeze(0)
-                )
+                # Without torch.vmap, which not every operation allows.
+                weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
+                return self.supernet(x, weights_of_one).float().unsqueeze(0)
             return torch.vmap(lambda weights: self.supernet(x, weights))(dict(edge_weights)).float()
 
     def learning_rates(self) -> Numbers:
@@ -370,18 +448,20 @@ class Search:
         return {f"lr/{name}": rate for name, rate in rates.items()}
 
     def genotype(self) -> Genotype:
-        """The genotype that alpha stands for now."""
+        """Return the genotype that alpha stands for at present."""
         cells = self.space.derive(self.strategy.final_weights(self.strategy_state), self.table)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronise(self) -> None:
-        """Averages batch norms' statistics over the processes, and makes sure that nothing else
-        differs.
+        """Average batch norms' statistics over the processes, and compare everything else.
+
+        Raises InputError if w, the feedback or alpha is not the same in all.
         """
         of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
         synchronise([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
+        """Return w, feedback and alpha, the state of all that moves them, and `share`'s parts."""
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -398,30 +478,36 @@ class Search:
         for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]
-        self.began_with = state.get("processes", 1)
+        self.began_with = state.get("processes", 1)  # not in checkpoints of earlier versions
 
 
 class _Lookout:
-    """What regularisers see of a search after an epoch."""
+    """What regularizers see of a search after an epoch.
+
+    Args:
+        search: The search.
+        number: The number of the validation batch that losses are measured on.
+    """
 
     def __init__(self, search: Search, number: int) -> None:
-        """`number` is that of the validation batch."""
         self._search, self._number = search, number
         self.strategy, self.strategy_state = search.strategy, search.strategy_state
 
     def cells(self) -> dict[str, Cell]:
+        """Return the cells of the genotype that alpha stands for at present."""
         return dict(self._search.genotype().cells)
 
     def validation_loss(self, edge_weights: EdgeWeights) -> Tensor:
-        supernet, (x, labels) = (
-            self._search.supernet,
-            self._search.valid_batches.batch(self._number),
-        )
+        """Return the loss on a validation batch, differentiable at the edge weights, a scalar.
+
+        It is the mean over all processes, as is its gradient, which is exact.
+        """
+        supernet = self._search.supernet
+        x, labels = self._search.valid_batches.batch(self._number)
 
         def loss(weights: Sequence[Tensor]) -> Tensor:
-            return F.cross_entropy(
-                supernet(x, dict(zip(edge_weights, weights, strict=True))).float(), labels
-            )
+            logits = supernet(x, dict(zip(edge_weights, weights, strict=True)))
+            return F.cross_entropy(logits.float(), labels)
 
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
             return mean_of_all(loss, list(edge_weights.values()))

@@ -1,5 +1,7 @@
-"""Trained networks without the data they were trained on: a checkpoint says how its network is
-built and used.
+"""Trained networks, for use without the data that they were trained on.
+
+A training's checkpoint says how its network is built and which images it expects; `load_trained`
+reads both.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
 class PixelNetwork(nn.Module):
-    """Pixels (N, C, H, W) in [0, 1] to logits (N, num_classes), by a network that wants them
-    normalised.
+    """A network on pixels in [0, 1], which normalizes them for a network that wants that.
+
+    `mean` and `std` have a value for each channel. They are buffers, and move with the module.
+
+    >>> network = PixelNetwork(nn.Identity(), mean=(0.5,), std=(0.25,))
+    >>> network(torch.tensor([[[[0.0, 1.0]]]]))
+    tensor([[[[-2.,  2.]]]])
     """
 
     mean: Tensor
@@ -35,16 +42,34 @@ class PixelNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels (N, C, H, W) to logits (N, num_classes)."""
         return self.network((pixels - self.mean) / self.std)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, in evaluation mode on the CPU, and what it takes to use it.
+    """A trained network, in evaluation mode on the CPU, with what it takes to use it.
 
-    `mean` and `std` are those of each channel, on pixels in [0, 1]; `image_size` is (height,
-    width); `form` holds `build_network`'s keywords; `config` the options of the run that its
-    checkpoint is bound to; `step` the number of weight updates.
+    Attributes:
+        network: The network, on normalized images.
+        genotype: Its genotype.
+        classes: The classes' names, in the order of the logits.
+        mean: The mean of each channel, on pixels in [0, 1].
+        std: The standard deviation of each channel, on pixels in [0, 1].
+        image_size: The height and width of the images it was trained on.
+        form: The keywords with which `build_network` built it.
+        config: The options of the run that its checkpoint is bound to.
+        step: How many updates the weights have had.
+
+    `load_trained` makes one from a run folder.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> genotype = load_genotype("bionas_darts")
+    >>> form = {"channels": 4, "layers": 3, "num_classes": 2, "in_channels": 1}
+    >>> network = build_network(genotype, **form).eval()
+    >>> trained = Trained(network, genotype, ("cat", "dog"), (0.5,), (0.25,), (8, 8), form, {}, 0)
+    >>> trained.on_pixels()(torch.rand(3, 1, 8, 8)).shape
+    torch.Size([3, 2])
     """
 
     network: Network
@@ -58,34 +83,44 @@ class Trained:
     step: int
 
     def on_pixels(self) -> PixelNetwork:
-        """The network on pixels in [0, 1], in evaluation mode."""
+        """Return the network on pixels in [0, 1], in evaluation mode."""
         return PixelNetwork(self.network, self.mean, self.std).eval()
 
 
 def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
-    """What a run folder of a training holds, or its checkpoint. PyTorch's generator is left as it
-    was.
+    """Read the network of a training from its run folder, or from the checkpoint in it.
 
-    With `averaged` the weights are the run's averaged ones, if it kept such. Rules and operations
-    of your own have to be imported before. Raises InputError if the folder holds no whole
-    checkpoint of a training.
+    The state of PyTorch's generators is left as it was. Rules and operations of your own have to be
+    imported before.
+
+    Args:
+        source: A run folder, or a checkpoint.
+        averaged: Whether to take the averaged weights, if the run kept such (`--ema`).
+
+    Raises:
+        InputError: There is no checkpoint of the training of a genotype's network, or it is
+            damaged.
+
+    >>> load_trained("runs/none")
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: runs/none: expected the run folder of a training, or its \
+checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
     """
     path = checkpoint_of(Path(source))
     refuse_missing_plugins(path.parent)
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]
-        missing = {"network", "genotype", "form", "image_size", "classes", "normalisation"} - set(
-            task
-        )
+        needed = {"network", "genotype", "form", "image_size", "classes", "normalisation"}
+        missing = needed - set(task)
         if missing:
             raise InputError(
                 f"{path}: expected the training of a genotype's network, found none of "
-                f"{', '.join(sorted(missing))}; "
-                "a run of an earlier version is written anew when it goes on by --resume"
+                f"{', '.join(sorted(missing))}; a run of an earlier version is written anew when "
+                "it goes on by --resume"
             )
         genotype, form = from_json(task["genotype"], f"{path}: genotype"), dict(task["form"])
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
             network = build_network(genotype, **form)
         network.load_state_dict(
             task["averaged"] if averaged and "averaged" in task else task["network"]
@@ -106,28 +141,24 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
 
 
 def _check(trained: Trained, path: Path) -> None:
-    """Raises InputError unless what goes with the network fits it."""
+    """Raise InputError unless the classes, the normalization and the image size fit the network."""
     classes, channels = trained.form["num_classes"], trained.form["in_channels"]
-    named = len(trained.classes) == classes and all(
+    are_names = len(trained.classes) == classes and all(
         isinstance(name, str) for name in trained.classes
     )
-    scaled = len(trained.mean) == len(trained.std) == channels and all(
+    are_scales = len(trained.mean) == len(trained.std) == channels and all(
         std > 0 for std in trained.std
     )
-    sized = len(trained.image_size) == 2 and all(
+    is_size = len(trained.image_size) == 2 and all(
         type(side) is int and side > 0 for side in trained.image_size
     )
-    for name, expected, holds, found in (
-        ("classes", f"{classes} names", named, trained.classes),
-        (
-            "normalisation",
-            f"the means and stds of {channels} channels",
-            scaled,
-            (trained.mean, trained.std),
-        ),
-        ("image_size", "a height and a width", sized, trained.image_size),
+    normalisation = (trained.mean, trained.std)
+    for name, expected, holds, value in (
+        ("classes", f"{classes} names", are_names, trained.classes),
+        ("normalisation", f"the means and stds of {channels} channels", are_scales, normalisation),
+        ("image_size", "a height and a width", is_size, trained.image_size),
     ):
         if not holds:
             raise InputError(
-                f"{path}: {name}: expected {expected}, found {brief(found)}; use another checkpoint"
+                f"{path}: {name}: expected {expected}, found {brief(value)}; use another checkpoint"
             )
