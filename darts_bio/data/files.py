@@ -38,7 +38,7 @@ from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    centre_transform,
+    center_transform,
     training_transform,
 )
 from darts_bio.errors import InputError, first_line
@@ -163,7 +163,7 @@ class ImageFiles:
             f"the {config.train_split} split", len(train), config.train_images, config.seed
         )
         trained, held = split_off(len(chosen), config.holdout, config.seed)
-        augmented, centred = training_transform(config), centre_transform(config)
+        augmented, centred = training_transform(config), center_transform(config)
         self._train = SeededLoader(
             items=FileItems(train, chosen[trained], augmented),
             batch_size=config.batch_size,

@@ -21,7 +21,7 @@ from darts_bio.data.loader import Workers
 from darts_bio.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    centre_transform,
+    center_transform,
     training_transform,
 )
 from darts_bio.errors import InputError
@@ -71,7 +71,7 @@ class ImageStream:
             root, dataset, config.test_split, training=False, batch_size=EVALUATION_BATCH, seed=seed
         )
         self._train.transform = training_transform(config)
-        self._test.transform = centre_transform(config)
+        self._test.transform = center_transform(config)
         # Among processes timm's readers share out whole files, and cut off or repeat what does not
         # come out even.
         self._test.reader.dist_rank, self._test.reader.dist_num_replicas = 0, 1
