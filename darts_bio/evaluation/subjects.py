@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, drawn
-from darts_bio.data.sources import Labelled, Source, source_of
+from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import audit
 from darts_bio.training.engine import evaluate
@@ -154,10 +154,10 @@ def _load(
 class _Counted:
     """Batches as they are, and how many images they held."""
 
-    def __init__(self, batches: Iterable[Labelled]) -> None:
+    def __init__(self, batches: Iterable[Labeled]) -> None:
         self._batches, self.images = batches, 0
 
-    def __iter__(self) -> Iterator[Labelled]:
+    def __iter__(self) -> Iterator[Labeled]:
         for x, labels in self._batches:
             self.images += len(labels)
             yield x, labels
