@@ -240,10 +240,8 @@ def _bytes(noted: Any) -> bytes | bytearray:
 
 def _labels(noted: Any) -> np.ndarray:
     """Return labels (N,) int64 from a list or the note of an array, else raise ValueError."""
-    if isinstance(noted, list):
-        labels = np.array([_label(number) for number in noted], np.int64)
-    else:
-        labels = _array(noted)
+    is_list = isinstance(noted, list)
+    labels = np.array([_label(item) for item in noted], np.int64) if is_list else _array(noted)
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels of dtype {labels.dtype}")
     return labels.astype(np.int64)
