@@ -270,6 +270,18 @@ def open_parts(
 ) -> tuple[Part, Part]:
     """Return the part that is trained on and the one that is measured on, of the same classes.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for name in ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png"):
+    ...         path = Path(directory, name)
+    ...         path.parent.mkdir(parents=True)
+    ...         Image.new("RGB", (40, 30)).save(path)
+    ...     train, test = open_parts(Path(directory), "", "train", "val")
+    ...     train.image(0).size
+    (40, 30)
+    >>> train.classes, train.labels.tolist(), train.name(1), test.name(1)
+    (('cat', 'dog'), [0, 1], 'dog/1.png', 'dog/2.png')
+
     Args:
         root: The folder of the data set, None if the library that reads it knows where it is.
         dataset: Empty for folders and tar files, else a name of timm's, such as hfds/NAME.

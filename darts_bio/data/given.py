@@ -109,14 +109,14 @@ def _split(source: Any, name: str) -> Split:
             f"{name}: expected samples (image, label), found "
             f"{type(samples[0]).__name__ if samples else 'none'}"
         )
-    images = [_sample(image) for image, _ in samples]
-    if len({image.shape for image in images}) != 1:
-        shapes = sorted({tuple(image.shape) for image in images})
+    each = [_sample(image) for image, _ in samples]  # (C, H, W)
+    if len({image.shape for image in each}) != 1:
+        shapes = sorted({tuple(image.shape) for image in each})
         raise InputError(
             f"{name}: expected images of one size, found {shapes[:4]}; resize them first"
         )
-    labels = _whole([label for _, label in samples], name)
-    return Split(_bytes(torch.stack(images), name), labels)
+    images = _bytes(torch.stack(each), name)
+    return Split(images, _whole([label for _, label in samples], name))
 
 
 def _sample(image: Any) -> Tensor:

@@ -205,8 +205,10 @@ def measure_alignment(
                 # Each pass is forked from the same random state: the same dropout, drop path.
                 with torch.random.fork_rng([x.device] if x.is_cuda else []), context:
                     inputs, value = _pass(
-                        model, layers, lambda x=x, labels=labels: loss(model(x), labels)
-                    )  # type: ignore[misc]
+                        model,
+                        layers,
+                        lambda x=x, labels=labels: loss(model(x), labels),  # type: ignore[misc]
+                    )
                     order = order or list(inputs)
                     # The error that a layer sends down is the gradient of its input. None reaches
                     # the images, which need no gradient.

@@ -159,11 +159,11 @@ class _Steps(Attack):
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
 class PGD(_Steps):
-    """Projected gradient descent on cross entropy from a random start (Madry 2018, 1706.06083).
+    """Projected gradient descent from a random start (Madry 2018, arXiv 1706.06083).
 
-    Threat model: L-infinity, every value within eps of the clean image's and in [0, 1]; white box.
-    Returned is where the last step ends, for every image. Options are those of `_Steps`: 20 steps
-    of 2.5 eps / 20 by default.
+    It climbs cross entropy. Threat model: L-infinity, every value within eps of the clean image's
+    and in [0, 1]; white box. Returned is where the last step ends, for every image. Options are
+    those of `_Steps`: 20 steps of 2.5 eps / 20 by default.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     >>> pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])

@@ -164,7 +164,7 @@ def _load(
                 f"{'x'.join(map(str, source.image_size))}; name them by --data-dir"
             )
         trained.network.to(device)
-        # Under --ema the averaged weights are the network that the checkpoint gives.
+        # `load_trained` gives the averaged weights where a run kept such.
         result = "test_averaged" if config.ema else "test"
         counted = _Counted(source.measured("test"))
         accuracies = evaluate(trained.network, counted, prefix=result, amp=config.amp)
