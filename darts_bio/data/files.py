@@ -1,8 +1,7 @@
-"""Images that are read from disk while the network trains: folders, tar files and what else timm
-knows.
+"""Images that are read from disk while the network trains: folders, tar files, timm's data sets.
 
-The data sets and the transforms are timm's; order and augmentation are those of
-`loader.SeededLoader`.
+The data sets and the transforms are timm's; which images a batch has, and how they are altered, is
+a function of (seed, t), as `loader.SeededLoader` makes it.
 """
 
 from __future__ import annotations
@@ -38,33 +37,40 @@ from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    centre_transform,
+    center_transform,
     training_transform,
 )
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import Run, call, worker_count
 
 EVALUATION_BATCH = 256
+"""Images of a batch that is measured, of those on disk."""
 
 FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "eval", "evaluation"),
 }
-"""The names under which timm looks for a part."""
+"""The names under which timm looks for a part of a data set."""
 
 STREAMING_PACKAGES = {"wds": "webdataset", "hfids": "datasets", "tfds": "tensorflow_datasets"}
-"""What reads those that come as streams."""
+"""The packages that read timm's data sets of a prefix as streams."""
 
 PACKAGES = {"hfds": "datasets", "torch": "torchvision"}
-"""What reads timm's data sets of a prefix, each image by its number."""
+"""The packages that read timm's data sets of a prefix, each image by its number."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of a timm data set that are trained on, or measured on.
+    """A part of a timm data set: the images that are trained on, or those that are measured on.
 
-    The first thing in `reader[i]` is an opened file or an image; `members` are the i that count,
-    `labels` their places in `classes`, `name_of(reader, i)` what identifies an image.
+    Images are numbered from 0 here. The reader has numbers of its own, some of which may not count.
+
+    Attributes:
+        reader: Its `reader[i]` is a sequence that begins with an opened file or an image.
+        members: The reader's numbers (N,) of the images that count.
+        labels: Their places (N,) in `classes`.
+        classes: The names of the classes.
+        name_of: Maps the reader and one of its numbers to what identifies the image.
     """
 
     reader: Any
@@ -74,13 +80,18 @@ class Part:
     name_of: Callable[[Any, int], str]
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.members)
 
     def name(self, number: int) -> str:
+        """Return what identifies an image, such as its path in the folder."""
         return self.name_of(self.reader, int(self.members[number]))
 
     def image(self, number: int) -> Image.Image:
-        """Decoded, in RGB. Raises whatever the reader or the decoder does if it is damaged."""
+        """Return an image, decoded, in RGB.
+
+        Raises whatever the reader or the decoder does if it is damaged.
+        """
         opened = self.reader[int(self.members[number])][0]
         if isinstance(opened, Image.Image):
             return eight_bits(opened).convert("RGB")
@@ -89,41 +100,54 @@ class Part:
 
 
 class TarMembers:
-    """The members of tar files by number, as timm's index of them says: (member, file name or None,
-    inner tar or None).
+    """The files in tar files, by number.
 
-    timm's own reader keeps files open, whose position processes would share.
+    timm's own reader keeps the tar files open; processes that are forked from this one would share
+    the position in them. Here each read opens its file anew.
     """
 
     def __init__(self, root: str, samples: Any) -> None:
+        """Take over timm's index.
+
+        Args:
+            root: A tar file, or a folder of tar files.
+            samples: For each file (member, name of the tar file in the folder or None, member that
+                is a tar file inside of that or None).
+        """
         self.root, self.samples = root, samples
 
     def __len__(self) -> int:
+        """Return the number of files."""
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[io.BytesIO]:
-        member, tar, inner = self.samples[i]
+        """Return the bytes of file i, in the form that a `Part`'s reader has."""
+        member, tar, inner_tar = self.samples[i]
         with open(os.path.join(self.root, tar) if tar else self.root, "rb") as file:
-            file.seek(member.offset_data + (inner.offset_data if inner else 0))
+            # The offsets of files in an inner tar count from where that begins.
+            file.seek(member.offset_data + (inner_tar.offset_data if inner_tar else 0))
             return (io.BytesIO(file.read(member.size)),)
 
 
 class FileItems:
-    """The images of a part that `chosen` numbers, transformed: `loader.Items`."""
+    """Transformed images of a part, those that `chosen` (N,) numbers; a `loader.Items`."""
 
     def __init__(self, part: Part, chosen: Tensor, transform: Callable[[Image.Image], Any]) -> None:
         self._part, self._chosen, self._transform = part, chosen.numpy(), transform
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """An image (3, S, S) uint8 and its label. Raises Damaged if it cannot be decoded."""
+        """Return an image (3, S, S) uint8 and its label.
+
+        Raises Damaged if it cannot be decoded.
+        """
         number = int(self._chosen[index])
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # of Pillow, about oddities in what it reads nevertheless
+            with warnings.catch_warnings():
+                # Pillow warns about oddities in files that it reads nevertheless.
                 warnings.simplefilter("ignore")
                 image = self._part.image(number)
         except MemoryError:
@@ -134,11 +158,27 @@ class FileItems:
 
 
 class ImageFiles:
-    """A `Source` of images on disk. What is trained on is cropped at random (8 to 100 % of the
-    area, with an aspect ratio of 3/4 to 4/3), mirrored and altered in colour; what is measured is
-    resized and its centre cut out.
+    """A `Source` of images on disk.
 
-    Images that cannot be read are passed over, and named in `damaged`.
+    Images that are trained on are cropped at random, mirrored and altered in color
+    (`transforms.training_transform`); of those that are measured the center is cut out
+    (`transforms.center_transform`). Images that cannot be read are passed over, and named in
+    `damaged`.
+
+    >>> import tempfile
+    >>> from itertools import product
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for part, name in product(("train", "val"), ("cat", "dog")):
+    ...         folder = Path(directory, part, name)
+    ...         folder.mkdir(parents=True)
+    ...         Image.new("RGB", (40, 30)).save(folder / "1.png")
+    ...     config = ImageNetConfig(
+    ...         genotype="bionas_darts", data_dir=directory, image_size=32, batch_size=2, workers=0
+    ...     )
+    ...     source = ImageFiles(config, torch.device("cpu"))
+    ...     x, labels = source.batch(0)
+    >>> source.classes, source.per_epoch, tuple(x.shape), sorted(labels.tolist())
+    (('cat', 'dog'), 1, (2, 3, 32, 32), [0, 1])
     """
 
     in_channels = 3
@@ -146,8 +186,15 @@ class ImageFiles:
     def __init__(
         self, config: ImageNetConfig, device: torch.device, share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Of the processes `share` is (rank, number). Raises InputError if the images cannot be
-        found, or are not what the options say.
+        """Find the images; they are read by the batch, and no worker starts before the first.
+
+        Args:
+            config: Says where the images are and how they are altered.
+            device: Where batches are put.
+            share: (rank, processes); the number of processes divides the batch size.
+
+        Raises:
+            InputError: If the images cannot be found, or are not what the options say.
         """
         root = None if config.data_dir is None else Path(config.data_dir)
         train, test = open_parts(root, config.dataset, config.train_split, config.test_split)
@@ -162,10 +209,10 @@ class ImageFiles:
         chosen = drawn(
             f"the {config.train_split} split", len(train), config.train_images, config.seed
         )
-        trained, held = split_off(len(chosen), config.holdout, config.seed)
-        augmented, centred = training_transform(config), centre_transform(config)
+        trained, held_out = split_off(len(chosen), config.holdout, config.seed)
+        augment, crop_center = training_transform(config), center_transform(config)
         self._train = SeededLoader(
-            items=FileItems(train, chosen[trained], augmented),
+            items=FileItems(train, chosen[trained], augment),
             batch_size=config.batch_size,
             seed=config.seed,
             name="train",
@@ -175,8 +222,8 @@ class ImageFiles:
         )
         self.per_epoch = self._train.per_epoch
         measured = {
-            "valid": FileItems(train, chosen[held], centred),
-            "test": FileItems(test, torch.arange(len(test)), centred),
+            "valid": FileItems(train, chosen[held_out], crop_center),
+            "test": FileItems(test, torch.arange(len(test)), crop_center),
         }
         self._measured = {
             part: OrderedLoader(
@@ -196,23 +243,24 @@ class ImageFiles:
         return {name: reason for loader in self._loaders for name, reason in loader.damaged.items()}
 
     def identity(self) -> str:
-        """These file names and labels in a line; another one for anything else. The images are not
-        read.
+        """Return a line that is equal for equal file names, labels and classes, and for no others.
+
+        The images are not read.
         """
         return self._identity
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """This process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
+        """Return this process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
         images, labels = self._train.batch(t)
         return self.run(self.normalisation, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process' share of the images held out, or of the test images, each once."""
+        """Yield this process' share of the images held out, or of the test images, each once."""
         for images, labels in self._measured[part]:
             yield self.normalisation(images), labels
 
     def close(self) -> None:
-        """Ends the processes that read."""
+        """End the processes that read."""
         for loader in self._loaders:
             loader.close()
 
@@ -220,17 +268,35 @@ class ImageFiles:
 def open_parts(
     root: Path | None, dataset: str, train_split: str, test_split: str
 ) -> tuple[Part, Part]:
-    """What is trained on and what is measured on, with the same classes. Raises InputError if they
-    cannot be read.
+    """Return the part that is trained on and the one that is measured on, of the same classes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for name in ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png"):
+    ...         path = Path(directory, name)
+    ...         path.parent.mkdir(parents=True)
+    ...         Image.new("RGB", (40, 30)).save(path)
+    ...     train, test = open_parts(Path(directory), "", "train", "val")
+    ...     train.image(0).size
+    (40, 30)
+    >>> train.classes, train.labels.tolist(), train.name(1), test.name(1)
+    (('cat', 'dog'), [0, 1], 'dog/1.png', 'dog/2.png')
+
+    Args:
+        root: The folder of the data set, None if the library that reads it knows where it is.
+        dataset: Empty for folders and tar files, else a name of timm's, such as hfds/NAME.
+        train_split: The name of the part that is trained on.
+        test_split: The name of the part that is measured on.
+
+    Raises:
+        InputError: If a part cannot be read, or their classes differ.
     """
     torchvision_datasets()  # timm cannot be imported without it, and says less about why
     prefix = dataset.partition("/")[0]
     if not dataset:
         try:
-            train_root, test_root = (
-                _find(root, train_split, "--train-split"),
-                _find(root, test_split, "--test-split"),
-            )
+            train_root = _find(root, train_split, "--train-split")
+            test_root = _find(root, test_split, "--test-split")
             if train_root == test_root:
                 raise InputError(
                     "--test-split: expected another part than the one that is trained on, "
@@ -243,35 +309,41 @@ def open_parts(
         if prefix == "torch" and root is None:
             raise InputError(f"--dataset {dataset} needs --data-dir DIR, in which it lies")
         need_package(dataset, PACKAGES[prefix])
-        train, test = (
-            _part_of_library(root, dataset, train_split),
-            _part_of_library(root, dataset, test_split),
-        )
+        train = _part_of_library(root, dataset, train_split)
+        test = _part_of_library(root, dataset, test_split)
     else:
         known = ", ".join(f"{prefix}/NAME" for prefix in (*PACKAGES, *STREAMING_PACKAGES))
         raise InputError(
             f"--dataset: expected {known}, or nothing for folders and tar files, found {dataset!r}"
         )
-    only = sorted(set(train.classes) ^ set(test.classes))
-    if only:
-        here, there = (
-            (train_split, test_split) if only[0] in train.classes else (test_split, train_split)
+    in_one_alone = sorted(set(train.classes) ^ set(test.classes))
+    if in_one_alone:
+        name = in_one_alone[0]
+        has_it, lacks_it = (
+            (train_split, test_split) if name in train.classes else (test_split, train_split)
         )
         raise InputError(
-            f"class {only[0]} has images in {here} and none in {there}: expected the same classes "
-            "in both; add or "
-            "remove its images"
+            f"class {name} has images in {has_it} and none in {lacks_it}: expected the same "
+            "classes in both; add or remove its images"
         )
     return train, test
 
 
 def need_package(dataset: str, package: str) -> None:
+    """Raise InputError, which says how to install it, if a data set's package is missing.
+
+    >>> need_package("torch/cifar10", "torchvision")
+    """
     if importlib.util.find_spec(package) is None:
         raise InputError(f"--dataset {dataset} needs a package: pip install {package}")
 
 
 def _find(root: Path | None, split: str, option: str) -> Path:
-    """The folder, or tar file, of a part in `root`."""
+    """Return the folder, or tar file, of a part in `root`.
+
+    It may have any of the names that mean the same in `FOLDERS`; the one that was given comes
+    first. Raises InputError, which names the option, if there is none.
+    """
     if root is None:
         raise InputError(
             "expected --data-dir DIR, with DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, found "
@@ -281,103 +353,110 @@ def _find(root: Path | None, split: str, option: str) -> Path:
         raise InputError(
             f"--data-dir: expected a folder with the folders train and val, found no folder {root}"
         )
-    names = next((known for known in FOLDERS.values() if split in known), (split,))
-    names = (split, *(name for name in names if name != split))
+    synonyms = next((known for known in FOLDERS.values() if split in known), (split,))
+    names = (split, *(name for name in synonyms if name != split))
     for name in names:
         for path in (root / name, root / f"{name}.tar"):
             if path.is_dir() or (path.is_file() and path.suffix == ".tar"):
                 return path
     raise InputError(
         f"--data-dir {root}: expected a folder or tar file named {' or '.join(names)} in it, found "
-        "none; give its name "
-        f"by {option}"
+        f"none; give its name by {option}"
     )
 
 
 def _part_on_disk(path: Path) -> Part:
+    """Return the images in a folder of class folders, a tar file, or a folder of tar files.
+
+    Raises InputError if they cannot be read, or a class folder has none.
+    """
     from timm.data import create_dataset
     from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-    folders = (
-        []
-        if path.is_file()
-        else [f.name for f in path.iterdir() if f.is_dir() and f.name[0] != "."]
-    )
+    entries = [] if path.is_file() else list(path.iterdir())
+    folders = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
     in_tar = not folders and (path.is_file() or any(path.glob("*.tar")))
     try:
         if in_tar:  # timm's factory knows single tar files only
             # Of many gigabytes timm would keep an index beside them, as a pickle, which may as well
             # be someone else's.
             index = ReaderImageInTar(str(path), cache_tarinfo=False)
-            own_labels, own_classes = index.targets, index.class_name_to_idx
+            timm_labels, timm_classes = index.targets, index.class_name_to_idx
             reader, name_of = TarMembers(str(path), index.samples), _name_in_tar
         else:
             reader = create_dataset(
                 "", root=str(path), search_split=False, input_key=";".join(IMAGE_SUFFIXES)
             ).reader
-            own_labels, own_classes = [label for _, label in reader.samples], reader.class_to_idx
+            timm_labels, timm_classes = [label for _, label in reader.samples], reader.class_to_idx
             name_of = _name_in_folder
     except Exception as error:  # of timm and tarfile, of many kinds
         raise InputError(
             f"{path}: {_EXPECTED}, found none that can be read ({first_line(error)})"
         ) from None
     names = [name_of(reader, i) for i in range(len(reader))]
-    # Outside of a folder there is no class; a leading dot is of what systems leave behind, such as
-    # ._0.png. And timm's order leaves open which of 1.png and 01.png is first.
+    # By name, since timm's order leaves open which of 1.png and 01.png is first.
     members = sorted((i for i, name in enumerate(names) if _is_sample(name)), key=names.__getitem__)
     empty = sorted(set(folders) - {names[i].partition("/")[0] for i in members})
     if empty or not members:
         raise InputError(f"{path / empty[0] if empty else path}: {_EXPECTED}, found none")
-    class_of = {label: name for name, label in own_classes.items()}
-    labels = [class_of[own_labels[i]] for i in members]
-    classes = _in_order(set(labels))
+    # timm's labels may count classes of which no member is left; these do not.
+    timm_names = {label: name for name, label in timm_classes.items()}
+    class_names = [timm_names[timm_labels[i]] for i in members]
+    classes = _in_order(set(class_names))
     label_of = {name: label for label, name in enumerate(classes)}
-    return Part(
-        reader, np.array(members), np.array([label_of[name] for name in labels]), classes, name_of
-    )
+    labels = np.array([label_of[name] for name in class_names])
+    return Part(reader, np.array(members), labels, classes, name_of)
 
 
 _EXPECTED = f"expected images ({' '.join(IMAGE_SUFFIXES)}) in a folder for each class, or tar files of such folders"
 
 
 def _is_sample(name: str) -> bool:
-    return "/" in name and not any(part.startswith(".") for part in name.split("/"))
+    """Return whether a file is in a class folder and not hidden.
+
+    Outside of a folder there is no class; a leading dot is of what systems leave behind, such as
+    ._0.png.
+    """
+    return "/" in name and not any(piece.startswith(".") for piece in name.split("/"))
 
 
 def _in_order(classes: set[str]) -> tuple[str, ...]:
-    """As timm numbers them: 2 before 10."""
+    """Sort names of classes as timm does: 2 before 10."""
     from timm.utils.misc import natural_key
 
     return tuple(sorted(classes, key=lambda name: (natural_key(name), name)))
 
 
 def _name_in_folder(reader: Any, i: int) -> str:
+    """Return the path of timm's sample i in the folder, with forward slashes."""
     return reader.samples[i][0][len(reader.root) :].replace(os.sep, "/").lstrip("/")
 
 
 def _name_in_tar(reader: Any, i: int) -> str:
+    """Return the path of timm's sample i: of the tar file, the tar file in it, and the member."""
     member, tar, inner_tar = reader.samples[i]
-    return posixpath.normpath(
-        "/".join(([tar] if tar else []) + ([inner_tar.name] if inner_tar else []) + [member.name])
-    )
+    pieces = [*([tar] if tar else []), *([inner_tar.name] if inner_tar else []), member.name]
+    return posixpath.normpath("/".join(pieces))
 
 
 def _part_of_library(root: Path | None, dataset: str, split: str) -> Part:
+    """Return a part of a data set that torchvision or Hugging Face's datasets reads.
+
+    Raises InputError if it cannot be read.
+    """
     from timm.data import create_dataset
 
     with readable(dataset, split):
-        found = create_dataset(dataset, root=None if root is None else str(root), split=split)
+        data_set = create_dataset(dataset, root=None if root is None else str(root), split=split)
         if dataset.startswith("torch/"):
-            reader, own_labels, classes = (
-                found,
-                found.targets,
-                [str(name) for name in found.classes],
-            )
+            reader, given_labels = data_set, data_set.targets
+            classes = [str(name) for name in data_set.classes]
         else:
-            reader = found.reader
-            own_labels = list(reader.dataset[reader.label_key])
+            reader = data_set.reader
+            # The column of labels alone; going through the samples would decode all images.
+            given_labels = list(reader.dataset[reader.label_key])
             classes = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-        labels = np.array(own_labels, dtype=np.int64)
+        labels = np.array(given_labels, dtype=np.int64)
     return Part(
         reader,
         np.arange(len(labels)),
@@ -389,32 +468,39 @@ def _part_of_library(root: Path | None, dataset: str, split: str) -> Part:
 
 @contextlib.contextmanager
 def readable(dataset: str, split: str) -> Iterator[None]:
-    """Within it what goes wrong is an InputError about this part of the data set."""
+    """Turn whatever is raised within into an InputError about this part of the data set.
+
+    >>> with readable("wds/shards", "train"):
+    ...     open("no such file")
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: --dataset wds/shards, part train: cannot be read ...
+    """
     try:
         yield
     except Exception as error:  # of libraries and of what they download from, of many kinds
         raise InputError(
             f"--dataset {dataset}, part {split}: cannot be read ({first_line(error)}); expected it "
-            "in --data-dir, and "
-            "the names of its parts in --train-split and --test-split"
+            "in --data-dir, and the names of its parts in --train-split and --test-split"
         ) from None
 
 
 def _name_by_number(part: str, reader: Any, i: int) -> str:
+    """Return what identifies image i of a part whose images have no names."""
     return f"{part} image {i}"
 
 
 def _class_names(train: Part, test: Part, num_classes: int | None) -> tuple[str, ...]:
-    """By label; numbers where there are no names. Raises InputError if they are too few for the
-    labels.
+    """Return the names of classes by label; numbers where there are no names.
+
+    `num_classes` may ask for more classes than the images have. Raises InputError if it is less
+    than these, or the labels do not fit the names.
     """
     labels = np.concatenate([train.labels, test.labels])
     names = train.classes or tuple(map(str, range(labels.max(initial=0) + 1)))
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(names):
         raise InputError(
             f"--dataset: expected images with labels from 0 to {len(names) - 1}, found others; "
-            "choose parts "
-            "that have labels, by --train-split and --test-split"
+            "choose parts that have labels, by --train-split and --test-split"
         )
     if len(names) < 2:
         raise InputError(f"--data-dir: expected at least 2 classes, found {names[0]} alone")
@@ -429,8 +515,10 @@ def _class_names(train: Part, test: Part, num_classes: int | None) -> tuple[str,
 
 
 def _identity(train: Part, test: Part, classes: tuple[str, ...]) -> str:
+    """Return a line with numbers and a digest of all file names, labels and classes."""
     digest = hashlib.blake2b(repr(classes).encode(), digest_size=8)
     for part in (train, test):
-        digest.update("\n".join(map(part.name, range(len(part)))).encode(errors="surrogateescape"))
-        digest.update(part.labels.astype("<i8").tobytes())
+        names = "\n".join(map(part.name, range(len(part))))
+        digest.update(names.encode(errors="surrogateescape"))  # of names that are not UTF-8
+        digest.update(part.labels.astype("<i8").tobytes())  # the same on every platform
     return f"{len(train)} + {len(test)} image files in {len(classes)} classes, digest {digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""Images that a user hands over in Python, as the data sets of this package hold theirs."""
+"""Images that a user hands over in Python, brought into the form of this package's data sets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,32 @@ GIVEN = "given"
 
 @DATASETS.register(GIVEN)
 def given(data_dir: Any, image_size: Any) -> ImageData:
-    """Images that were handed over in Python; not to be had from a command line."""
+    """Refuse to load images that were handed over in Python: a command line has none of them.
+
+    The name is registered so that the configuration of such a run can be read; `image_data` is what
+    makes the data set. Raises InputError always.
+    """
     raise InputError(
         "data set given: the images of this run were handed over in Python; go on with it, or "
-        "measure it, there, by "
-        "darts_bio.search, train, align or attack with the same images (dataset=..., test=...)"
+        "measure it, there, by darts_bio.search, train, align or attack with the same images "
+        "(dataset=..., test=...)"
     )
 
 
 def image_data(train: Any, test: Any = None) -> ImageData:
     """Make a data set of images and labels.
 
-    `train` and `test` are each a pair (images, labels) or a map-style dataset of (image, label)
-    pairs. Images are all of one size: tensors or arrays (N, C, H, W), or of each sample (C, H, W);
-    a sample's NumPy array or PIL image is (H, W, C) or (H, W). Values are bytes from 0 to 255, or
-    floats from 0 to 1, which are rounded to bytes. Labels are whole numbers from 0. Names of
-    classes are the dataset's `classes`, where it has such.
+    Args:
+        train: A pair (images, labels) or a map-style dataset of (image, label) pairs; an
+            `ImageData` is returned as it is. Images are all of one size: tensors or arrays
+            (N, C, H, W), or of each sample (C, H, W); a sample's NumPy array or PIL image is
+            (H, W, C) or (H, W). Values are bytes from 0 to 255, or floats from 0 to 1, which are
+            rounded to bytes. Labels are whole numbers from 0. Names of classes are the dataset's
+            `classes`, where it has such.
+        test: The same; without it there are no images to measure a result on.
 
-    Raises InputError for anything else. Without `test` there are no images to measure a result on.
+    Raises:
+        InputError: For anything else.
 
     >>> images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
     >>> data = image_data((images, labels))
@@ -44,41 +52,46 @@ def image_data(train: Any, test: Any = None) -> ImageData:
     """
     if isinstance(train, ImageData):
         return train
-    own = _split(train, "dataset")
-    other = own[:0] if test is None else _split(test, "test")
+    train_split = _split(train, "dataset")
+    test_split = train_split[:0] if test is None else _split(test, "test")
     names = tuple(map(str, getattr(train, "classes", ())))
-    classes = names or tuple(map(str, range(int(own.labels.max()) + 1 if len(own) else 0)))
-    absent = sorted(set(range(len(classes))) - set(own.labels.tolist()))
+    largest = int(train_split.labels.max()) if len(train_split) else -1
+    classes = names or tuple(map(str, range(largest + 1)))
+    absent = sorted(set(range(len(classes))) - set(train_split.labels.tolist()))
+    # A named class may be without images; a number without images is rather a mistake.
     if len(classes) < 2 or (absent and not names):
         found = f"none of class {absent[0]}" if absent else f"{len(classes)} class"
         raise InputError(
             "dataset: expected labels from 0 on, of 2 classes or more, each of them there; found "
             f"{found}"
         )
-    if len(other) and int(other.labels.max()) >= len(classes):
+    if len(test_split) and int(test_split.labels.max()) >= len(classes):
         raise InputError(
             f"test: expected labels from 0 to {len(classes) - 1}, as in `dataset`, found "
-            f"{int(other.labels.max())}"
+            f"{int(test_split.labels.max())}"
         )
-    if len(other) and other.images.shape[1:] != own.images.shape[1:]:
+    if len(test_split) and test_split.images.shape[1:] != train_split.images.shape[1:]:
         raise InputError(
-            f"test: expected images of {tuple(own.images.shape[1:])} (channels, height, width), as "
-            "in `dataset`, found "
-            f"{tuple(other.images.shape[1:])}"
+            f"test: expected images of {tuple(train_split.images.shape[1:])} "
+            "(channels, height, width), as in `dataset`, found "
+            f"{tuple(test_split.images.shape[1:])}"
         )
-    data = ImageData(own, other, classes)
+    data = ImageData(train_split, test_split, classes)
     check_data(data, GIVEN, test=test is not None)
     return data
 
 
 def _split(source: Any, name: str) -> Split:
+    """Return a pair (images, labels) or a map-style dataset as images (N, C, H, W) uint8.
+
+    Raises InputError, which calls the argument `name`, for anything else.
+    """
     if isinstance(source, (tuple, list)) and len(source) == 2:
         images, labels = torch.as_tensor(np.asarray(source[0])), _whole(source[1], name)
         if images.dim() != 4 or len(images) != len(labels):
             raise InputError(
                 f"{name}: expected images (N, C, H, W) and as many labels (N,), found "
-                f"{tuple(images.shape)} and "
-                f"{tuple(labels.shape)}"
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
             )
         return Split(_bytes(images, name), labels)
     if isinstance(source, (Tensor, np.ndarray)):
@@ -88,8 +101,7 @@ def _split(source: Any, name: str) -> Split:
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise InputError(
             f"{name}: expected the name of a data set, a pair (images, labels) or a map-style "
-            "dataset, found "
-            f"{type(source).__name__}"
+            f"dataset, found {type(source).__name__}"
         )
     samples = [source[i] for i in range(len(source))]
     if not all(isinstance(sample, (tuple, list)) and len(sample) == 2 for sample in samples):
@@ -97,29 +109,34 @@ def _split(source: Any, name: str) -> Split:
             f"{name}: expected samples (image, label), found "
             f"{type(samples[0]).__name__ if samples else 'none'}"
         )
-    each = [_sample(image) for image, _ in samples]
+    each = [_sample(image) for image, _ in samples]  # (C, H, W)
     if len({image.shape for image in each}) != 1:
         shapes = sorted({tuple(image.shape) for image in each})
         raise InputError(
             f"{name}: expected images of one size, found {shapes[:4]}; resize them first"
         )
-    return Split(_bytes(torch.stack(each), name), _whole([label for _, label in samples], name))
+    images = _bytes(torch.stack(each), name)
+    return Split(images, _whole([label for _, label in samples], name))
 
 
 def _sample(image: Any) -> Tensor:
     """Lay one image out as (C, H, W)."""
     if isinstance(image, Tensor):
         return image
-    array = torch.from_numpy(np.array(image))  # PIL images and arrays count channels last
-    return array.unsqueeze(0) if array.dim() == 2 else array.permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image))
+    # PIL images and arrays have channels last, or none: (H, W) -> (1, H, W), (H, W, C) -> (C, H, W)
+    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
 def _bytes(images: Tensor, name: str) -> Tensor:
+    """Return images (N, C, H, W) of bytes, or of floats from 0 to 1, as uint8.
+
+    Raises InputError for other types and values, and for images whose channels seem to be last.
+    """
     if images.shape[1] > 4 >= images.shape[3]:
         raise InputError(
             f"{name}: expected images (N, C, H, W), found {tuple(images.shape)}, whose channels "
-            "seem to stand last; "
-            "hand over images.permute(0, 3, 1, 2)"
+            "seem to stand last; hand over images.permute(0, 3, 1, 2)"
         )
     if images.dtype == torch.uint8:
         return images.contiguous()
@@ -128,13 +145,13 @@ def _bytes(images: Tensor, name: str) -> Tensor:
         low, high = (images.min().item(), images.max().item()) if images.numel() else ("-", "-")
         raise InputError(
             f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} "
-            f"from {low} to {high}; "
-            "hand them over before they are normalized"
+            f"from {low} to {high}; hand them over before they are normalized"
         )
     return (images * 255).round().to(torch.uint8).contiguous()
 
 
 def _whole(labels: Any, name: str) -> Tensor:
+    """Return labels (N,) as int64; raises InputError if they are not whole numbers in a row."""
     values = torch.as_tensor(np.asarray(labels))
     if values.is_floating_point() or values.dim() != 1:
         raise InputError(

@@ -1,9 +1,11 @@
-"""The files of ImageNet16-120 (NAS-Bench-201, arXiv 2001.00326), read without running anything they
-ask for.
+"""A safe reader of the files of ImageNet16-120 (NAS-Bench-201, arXiv 2001.00326).
 
-They are pickles that somebody downloaded, and a pickle may name any function to be called. Here
-each call is only noted; the numbers are then taken out of the notes that say "an array", and every
-other name is refused.
+They are pickles that somebody downloaded, and a pickle may name any function to be called. Nothing
+is called here:
+
+1. `_NotingUnpickler` writes down, as `_Noted`, each call that makes an array or a number of NumPy's,
+   and refuses every other name.
+2. `_array`, `_labels` and their helpers recognize these notes and take the numbers out of them.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ TRAIN_FILES = tuple(f"train_data_batch_{i}" for i in range(1, 11))
 TEST_FILES = ("val_data",)
 CLASSES = 120
 LABELS_IN_FILES = 1000
+"""The files hold all of ImageNet; the classes of ImageNet16-120 are the labels from 1 to 120."""
 SHAPE = (3, 16, 16)
 PIXELS = 3 * 16 * 16
 SOURCE = "NAS-Bench-201's ImageNet16 (github.com/D-X-Y/NAS-Bench-201)"
 
-# NumPy 2 moved its core; a pickle names the place where the NumPy that wrote it had each function.
+# The names that pickles of arrays consist of. NumPy 2 moved its core from numpy.core to numpy._core;
+# a pickle names the place where the NumPy that wrote it had each function.
 ADMITTED = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -48,52 +52,69 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def read(data_dir: Path) -> tuple[Arrays, Arrays]:
-    """(images, labels) to train on and to test on: uint8 (N, 3, 16, 16) and int64 (N,) from 0 to
-    119.
+    """Return the (images, labels) to train on and those to test on.
 
-    Raises InputError if a file is missing, is damaged or holds anything else.
+    Images are uint8 (N, 3, 16, 16), labels int64 (N,) from 0 to 119. Raises InputError if a file in
+    `data_dir`, or in its folder ImageNet16, is missing, is damaged or holds anything else.
+
+    >>> import tempfile
+    >>> content = {"data": np.zeros((2, PIXELS), np.uint8), "labels": [1, 120]}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for name in (*TRAIN_FILES, *TEST_FILES):
+    ...         _ = (Path(directory) / name).write_bytes(pickle.dumps(content))
+    ...     (images, labels), (_, test_labels) = read(Path(directory))
+    >>> images.shape, test_labels.tolist()
+    ((20, 3, 16, 16), [0, 119])
     """
     root = _folder(data_dir)
     return _read_part(root, TRAIN_FILES), _read_part(root, TEST_FILES)
 
 
 def _folder(data_dir: Path) -> Path:
-    """`data_dir` or its subfolder, whichever holds all the files."""
-    places = (data_dir, data_dir / FOLDER)
-    lacking = [
-        [name for name in (*TRAIN_FILES, *TEST_FILES) if not (place / name).is_file()]
-        for place in places
+    """Return `data_dir` or its subfolder, whichever holds all the files; raises InputError if none.
+
+    The message names the missing files of the folder that lacks fewer of them.
+    """
+    folders = (data_dir, data_dir / FOLDER)
+    missing_files = [
+        [name for name in (*TRAIN_FILES, *TEST_FILES) if not (folder / name).is_file()]
+        for folder in folders
     ]
-    missing, place = min(zip(lacking, places, strict=True), key=lambda found: len(found[0]))
+    missing, folder = min(zip(missing_files, folders, strict=True), key=lambda pair: len(pair[0]))
     if not missing:
-        return place
-    where = place if len(missing) <= len(TRAIN_FILES) else " or ".join(map(str, places))
+        return folder
+    # Where no file at all is found, either folder could have been meant.
+    searched = folder if len(missing) <= len(TRAIN_FILES) else " or ".join(map(str, folders))
     raise InputError(
-        f"--data-dir: expected the files of {SOURCE}, found no {', '.join(missing)} in {where}; "
-        "download them from "
-        f"there and give --data-dir DIR, where DIR or DIR/{FOLDER} holds them"
+        f"--data-dir: expected the files of {SOURCE}, found no {', '.join(missing)} in {searched}; "
+        f"download them from there and give --data-dir DIR, where DIR or DIR/{FOLDER} holds them"
     )
 
 
 def _read_part(root: Path, names: tuple[str, ...]) -> Arrays:
+    """Return images (N, 3, 16, 16) and labels (N,) from 0 to 119 of these files together."""
     # Each file is cut down before the next is read: all 1,281,167 images would fill 1 GB.
     parts = [_of_the_first_classes(*_read_file(root / name)) for name in names]
     images, labels = (
         np.ascontiguousarray(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
     )
     if not len(labels):
-        where = " or ".join(names)
-        _refuse(root, f"an image with a label from 1 to {CLASSES} in {where}", "none")
+        files = " or ".join(names)
+        _refuse(root, f"an image with a label from 1 to {CLASSES} in {files}", "none")
     return images.reshape(-1, *SHAPE), labels - 1
 
 
 def _of_the_first_classes(images: np.ndarray, labels: np.ndarray) -> Arrays:
+    """Return the images and labels whose labels are from 1 to 120."""
     chosen = labels <= CLASSES
     return images[chosen], labels[chosen]
 
 
 def _read_file(path: Path) -> Arrays:
-    """All its images, uint8 (N, 768), and labels, int64 (N,) from 1 to 1000."""
+    """Return all images of a file, uint8 (N, 768), and labels, int64 (N,) from 1 to 1000.
+
+    Raises InputError unless the file is a dict of just such arrays.
+    """
     content = _read_pickle(path)
     if not isinstance(content, dict) or not {"data", "labels"} <= content.keys():
         keys = [key for key in content if isinstance(key, str)] if isinstance(content, dict) else []
@@ -119,6 +140,7 @@ def _read_file(path: Path) -> Arrays:
 
 
 def _refuse(path: Path, expected: str, found: str) -> NoReturn:
+    """Raise InputError about a file's content."""
     raise InputError(
         f"{path}: expected {expected}, found {found}; replace it with that of {SOURCE}"
     ) from None
@@ -126,7 +148,11 @@ def _refuse(path: Path, expected: str, found: str) -> NoReturn:
 
 @dataclass(eq=False)
 class _Noted:
-    """A function that a pickle names, or a call of it with the state it sets afterwards."""
+    """The note of a function that a pickle names, or of a call of it.
+
+    pickle calls the note as it would the function, and gets a note of the call; the state that it
+    would set on the result (an array's shape, type and bytes) is kept in `state`.
+    """
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -140,28 +166,27 @@ class _Noted:
 
 
 class _NotingUnpickler(pickle.Unpickler):
-    """Leaves a `_Noted` wherever an array or a number of NumPy's is to be made. Raises InputError
-    for other names.
-    """
+    """An unpickler that leaves a `_Noted` wherever an array or a number of NumPy's is to be made."""
 
     def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(
-            file, encoding="latin1"
-        )  # Python 2 wrote bytes as str, which this keeps one to one
+        # Python 2 wrote bytes as str; Latin-1 keeps each byte as the character of its number.
+        super().__init__(file, encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> _Noted:
+        """Return a note of the function; raises InputError if arrays of numbers do not need it."""
         if (module, name) not in ADMITTED:
-            asked = f"{module}.{name}"[:80]
+            function = f"{module}.{name}"[:80]
             _refuse(
                 self._path,
                 "arrays of numbers alone",
-                f"a pickle that asks for {asked!r}, which was not executed",
+                f"a pickle that asks for {function!r}, which was not executed",
             )
         return _Noted(name)
 
 
 def _read_pickle(path: Path) -> Any:
+    """Return what a file holds, with notes in the place of arrays; raises InputError if damaged."""
     with path.open("rb") as file:
         try:
             return _NotingUnpickler(file, path).load()
@@ -172,21 +197,29 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _array(noted: Any) -> np.ndarray:
-    """The array that was to be made. Raises ValueError or TypeError if it is none of plain
-    numbers.
+    """Return the array that a note describes.
+
+    Raises ValueError or TypeError if it describes none, or one of other things than numbers.
     """
     match noted:
-        case _Noted("_reconstruct", _, (_, shape, dtype, bool(by_columns), content)):
+        # Protocols to 4: an empty array, whose state is (version, shape, dtype, order, bytes).
+        case _Noted("_reconstruct", _, (_, shape, dtype, bool(is_fortran), content)):
             pass
+        # Protocol 5: all that in the call itself.
         case _Noted("_frombuffer", (content, dtype, shape, ("C" | "F") as order)):
-            by_columns = order == "F"
+            is_fortran = order == "F"
         case _:
             raise ValueError(f"{_kind(noted)} where an array belongs")
-    numbers = _dtype(dtype)  # first, as arrays of other things have no bytes
-    return np.frombuffer(_bytes(content), numbers).reshape(shape, order="F" if by_columns else "C")
+    number_type = _dtype(dtype)  # first, as arrays of other things have no bytes
+    numbers = np.frombuffer(_bytes(content), number_type)
+    return numbers.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _dtype(noted: Any) -> np.dtype:
+    """Return the type of numbers that a note describes; raises ValueError if it is of none.
+
+    The note is of a call such as dtype("u1"), whose state is (version, byte order, ...).
+    """
     match noted:
         case _Noted("dtype", (str(code), *_), (_, ("<" | ">" | "|") as order, *_)):
             if re.fullmatch("[biuf][1248]", code):
@@ -196,6 +229,7 @@ def _dtype(noted: Any) -> np.dtype:
 
 
 def _bytes(noted: Any) -> bytes | bytearray:
+    """Return the bytes that stand in a pickle or that a note describes, else raise ValueError."""
     match noted:
         case bytes() | bytearray():
             return noted
@@ -205,15 +239,16 @@ def _bytes(noted: Any) -> bytes | bytearray:
 
 
 def _labels(noted: Any) -> np.ndarray:
-    labels = (
-        np.array([_label(x) for x in noted], np.int64) if isinstance(noted, list) else _array(noted)
-    )
+    """Return labels (N,) int64 from a list or the note of an array, else raise ValueError."""
+    is_list = isinstance(noted, list)
+    labels = np.array([_label(item) for item in noted], np.int64) if is_list else _array(noted)
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels of dtype {labels.dtype}")
     return labels.astype(np.int64)
 
 
 def _label(noted: Any) -> int:
+    """Return a whole number from itself or the note of a NumPy scalar, else raise ValueError."""
     match noted:
         case bool():
             pass
@@ -227,4 +262,5 @@ def _label(noted: Any) -> int:
 
 
 def _kind(noted: Any) -> str:
+    """Name what stands in a pickle, for messages."""
     return f"{noted.name}(...)" if isinstance(noted, _Noted) else type(noted).__name__

@@ -1,6 +1,15 @@
-"""Samples that worker processes read while the network trains. Which ones, and how each is altered
-at random, is a function of (seed, name of the stream, t), whatever the number of workers and of the
-processes that share a batch.
+"""Samples that worker processes read from disk while the network trains.
+
+Which samples are in batch t, and how each is altered at random, is a function of (seed, name of the
+stream, t), whatever the number of workers and of the processes that share a batch:
+
+1. `order.ShuffledOrder` says which samples batch t has, by the seed.
+2. Sample i of batch t stands at position t * batch_size + i of the stream. Before it is read, the
+   default generators of Python, NumPy and PyTorch, from which transforms draw, are seeded by
+   ("augment", seed, name, position). So it does not matter which worker reads it, nor what that
+   worker read before.
+
+A worker's own seed, which PyTorch would draw for it, is used by nothing here.
 """
 
 from __future__ import annotations
@@ -27,14 +36,20 @@ IN_A_ROW = 100
 """Damaged samples one after the other at which a training gives up."""
 
 JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM} if sys.platform == "linux" else set()
-"""Of which a worker takes no notice; elsewhere it could then not be ended."""
+"""Signals to a whole job, which workers ignore. None but on Linux, where `_end_on_request` can still
+tell a worker to end."""
 
 Key = tuple[int, int]
-"""A sample's index, and its position in the stream, from which what is random in it is drawn."""
+"""A sample's index, and its position in the stream, by which its random changes are seeded."""
 
 
 class Damaged(Exception):  # noqa: N818  (it says what a sample is)
-    """A sample that cannot be read: its name, and why not."""
+    """A sample that cannot be read: its name, and the reason.
+
+    >>> error = Damaged("train/cat/1.png", "image file is truncated")
+    >>> error.name, error.reason
+    ('train/cat/1.png', 'image file is truncated')
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -42,24 +57,38 @@ class Damaged(Exception):  # noqa: N818  (it says what a sample is)
 
 
 class Items(Protocol):
-    """Samples by index. They may draw from the default generators of Python, NumPy and PyTorch."""
+    """Samples by index; to read one may draw from Python's, NumPy's and PyTorch's generators."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """An image (C, H, W) uint8, all of one size, and its label. Raises Damaged if it cannot be
-        read.
+        """Return an image (C, H, W) uint8, all of one size, and its label.
+
+        Raises Damaged if it cannot be read.
         """
 
 
 class SeededLoader:
-    """An endless sequence of batches of samples in random order; an epoch leaves out what does not
-    fill one.
+    """An endless sequence of batches of samples in random order, read by worker processes.
 
-    `batch(t)` depends on (seed, name, t) alone; the order is that of `ShuffledOrder`. Sample i of
-    batch t is read with the default generators seeded by (seed, name, t * batch_size + i). One that
-    is damaged is replaced by the next that is not, and kept in `damaged`: its name, and why it
-    could not be read.
+    `batch(t)` depends on (seed, name, t) alone; the order is that of `ShuffledOrder`, and sample i
+    of batch t is read with the default generators seeded by (seed, name, t * batch_size + i). A
+    damaged sample is replaced by the next that is not damaged.
+
+    >>> class Gray:
+    ...     def __len__(self):
+    ...         return 6
+    ...     def __getitem__(self, index):
+    ...         return np.full((1, 2, 2), index, np.uint8), index % 2
+    >>> loader = SeededLoader(
+    ...     items=Gray(), batch_size=4, seed=0, name="train", workers=0,
+    ...     device=torch.device("cpu"),
+    ... )
+    >>> images, labels = loader.batch(5)
+    >>> loader.per_epoch, tuple(images.shape), torch.equal(images[:, 0, 0, 0] % 2, labels)
+    (1, (4, 1, 2, 2), True)
+    >>> torch.equal(images, loader.batch(5)[0])
+    True
     """
 
     def __init__(
@@ -73,35 +102,47 @@ class SeededLoader:
         device: torch.device,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """A batch is of `batch_size` samples; of `share` = (rank, processes), which divides it,
-        this process reads its part. Raises InputError if a batch is larger than all samples
-        together.
+        """Prepare the workers; they start with the first batch.
+
+        Args:
+            items: The samples.
+            batch_size: Samples of a batch, of all processes together.
+            seed: The seed of order and of what is random in a sample.
+            name: The name of the stream; streams of other names have other draws.
+            workers: Processes that read; 0 reads in this one.
+            device: Where batches are put.
+            share: (rank, processes) makes this process read its part of each batch; the number of
+                processes divides `batch_size`.
+
+        Raises:
+            InputError: If a batch is larger than all samples together.
         """
         order = ShuffledOrder(len(items), batch_size, seed=seed, name=name, share=share)
-        self.per_epoch, self._own_size = order.per_epoch, order.share.stop - order.share.start
+        self.per_epoch, self._share_size = order.per_epoch, order.share.stop - order.share.start
         self._keys, self._tries = _Keys(order), min(IN_A_ROW, len(items))
         self._workers = _reading(
             _Batches(items, seed, name, tries=self._tries), self._keys, workers, device
         )
-        self._next = -1
+        self._next = -1  # the batch that the workers have prepared; -1 for none
 
     @property
     def damaged(self) -> dict[str, str]:
+        """Names of the samples that could not be read so far, with the reasons."""
         return self._workers.damaged
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """This process' part of batch t, on the device: images (N, C, H, W) uint8 and labels (N,)
-        int64.
+        """Return this process' part of batch t: images (N, C, H, W) uint8 and labels (N,) int64.
 
-        Quick where t follows the t before, since that has been prepared. Raises InputError if the
-        workers cannot go on, or find nothing but damaged samples.
+        It is on the device. Quick where t follows the t before, since that has been prepared.
+        Raises InputError if the workers cannot go on, or find nothing but damaged samples.
         """
+        # Until the batch is there no batch is the next, so that after an error workers start anew.
         follows, self._next = t == self._next, -1
         if not follows:
             self._keys.start = t
             self._workers.start()
         images, labels = next(self._workers)
-        if len(labels) < self._own_size:
+        if len(labels) < self._share_size:
             name, reason = next(reversed(self.damaged.items()))
             raise InputError(
                 f"{self._tries} images in a row cannot be read, among them {name} ({reason}): "
@@ -112,17 +153,27 @@ class SeededLoader:
         return images, labels
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers; another batch starts new ones."""
         self._next = -1
         self._workers.close()
 
 
 class OrderedLoader:
-    """This process' share of all samples, each once and in order, in batches of up to `batch_size`;
-    iterable again and again, by the same workers. Of `share` = (rank, processes) it is every
-    processes-th from rank on.
+    """Batches of all samples, each once and in order; iterable again and again, by the same workers.
 
-    A damaged sample is left out, and kept in `damaged`.
+    A damaged sample is left out. Each sample is read with the default generators seeded by its
+    index, so even a random transform gives the same image in every pass.
+
+    >>> class Gray:
+    ...     def __len__(self):
+    ...         return 5
+    ...     def __getitem__(self, index):
+    ...         return np.full((1, 2, 2), index, np.uint8), index
+    >>> loader = OrderedLoader(
+    ...     items=Gray(), batch_size=2, workers=0, device=torch.device("cpu"), share=(1, 2)
+    ... )
+    >>> [labels.tolist() for _, labels in loader]
+    [[1, 3]]
     """
 
     def __init__(
@@ -134,31 +185,45 @@ class OrderedLoader:
         device: torch.device,
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        """Prepare the workers; they start with the first pass.
+
+        Args:
+            items: The samples.
+            batch_size: Samples of a batch of this process; the last batch may be smaller.
+            workers: Processes that read; 0 reads in this one.
+            device: Where batches are put.
+            share: (rank, processes) takes every processes-th sample, from rank on.
+        """
         rank, processes = share
-        own = [(i, i) for i in range(rank, len(items), processes)]
-        order = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+        keys = [(i, i) for i in range(rank, len(items), processes)]
+        order = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
         self._workers = _reading(_Batches(items, 0, "in order", tries=1), order, workers, device)
 
     @property
     def damaged(self) -> dict[str, str]:
+        """Names of the samples that could not be read so far, with the reasons."""
         return self._workers.damaged
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64, on the device. Raises InputError if the
-        workers cannot go on.
+        """Yield images (N, C, H, W) uint8 and labels (N,) int64, on the device.
+
+        Raises InputError if the workers cannot go on.
         """
         self._workers.start()
         for images, labels in self._workers:
-            if len(labels):
+            if len(labels):  # none where all samples of a batch are damaged
                 yield images, labels
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers; another pass starts new ones."""
         self._workers.close()
 
 
 class _Keys:
-    """The keys of this process' part of batch `start`, and of all batches after it."""
+    """The keys of this process' part of batch `start` and, one list each, of all batches after.
+
+    It is DataLoader's sampler: `start` is set before the iterator is made.
+    """
 
     def __init__(self, order: ShuffledOrder) -> None:
         self.start, self._order = 0, order
@@ -170,10 +235,10 @@ class _Keys:
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
-    """What a worker does: reads the samples of a list of keys.
+    """A data set of whole batches: what a worker reads for a list of keys.
 
-    Returns images, labels, and the names of damaged samples with the reasons. In place of a damaged
-    sample one of the next is tried, `tries` altogether; there is none where these are damaged too.
+    In place of a damaged sample the next ones are tried, `tries` samples altogether; where all of
+    these are damaged the batch is smaller by one.
     """
 
     def __init__(self, items: Items, seed: int, name: str, tries: int) -> None:
@@ -181,9 +246,15 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
         self._tries = min(tries, len(items))
 
     def __getitem__(self, keys: list[Key]) -> tuple[Tensor, Tensor, dict[str, str]]:
+        """Return images (N, C, H, W), labels (N,), and damaged samples' names with the reasons."""
         damaged: dict[str, str] = {}
+        samples = []
+        # Without workers these are the generators of the whole program.
         with generators_kept():
-            samples = [sample for key in keys if (sample := self._read(*key, damaged)) is not None]
+            for index, position in keys:
+                sample = self._read(index, position, damaged)
+                if sample is not None:
+                    samples.append(sample)
         if not samples:
             return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), damaged
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
@@ -198,6 +269,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
     def _read(
         self, index: int, position: int, damaged: dict[str, str]
     ) -> tuple[np.ndarray, int] | None:
+        """Return the sample, or the next that is not damaged; note those that are in `damaged`."""
         seed = derive_seed("augment", *self._stream, position)
         for i in range(self._tries):
             try:
@@ -209,11 +281,10 @@ class _Batches(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
 
 
 class Workers:
-    """An iterator over what a DataLoader's processes give, on the device; `start` has it begin, or
-    begin again.
+    """An iterator over the batches of a DataLoader's processes, moved to the device.
 
-    With `workers` = 0 it all happens in this process. Raises InputError if the workers cannot go
-    on. What they say is damaged gathers in `damaged`.
+    `start` has it begin, or begin again. Names of damaged samples gather in `damaged`, with the
+    reasons. Raises InputError if the workers cannot go on.
     """
 
     def __init__(
@@ -225,9 +296,15 @@ class Workers:
         draws: torch.Generator,
         **options: Any,
     ) -> None:
-        """The dataset, or the `collate_fn` among DataLoader's other options, gives images, labels
-        and the names of damaged samples with the reasons. The workers' seeds are drawn from
-        `draws`.
+        """Build the DataLoader; no process starts before `start`.
+
+        Args:
+            dataset: Gives images, labels, and the names of damaged samples with the reasons, if the
+                `collate_fn` among the options does not.
+            workers: Processes that read; 0 reads in this one.
+            device: Where batches are put.
+            draws: The generator from which the workers' seeds are drawn.
+            **options: Further options of `torch.utils.data.DataLoader`.
         """
         self.damaged: dict[str, str] = {}
         self._count, self._device = workers, device
@@ -242,6 +319,7 @@ class Workers:
         )
 
     def start(self) -> None:
+        """Begin with the first batch; starts the processes if there are none."""
         with self._explained(), _starting_workers():
             self._iterator = iter(self._loader)
 
@@ -249,16 +327,16 @@ class Workers:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
+        """Return the next images (N, C, H, W) and labels (N,), on the device."""
         with self._explained():
             images, labels, damaged = next(self._iterator)
-        self.damaged.update(
-            {name: reason for name, reason in damaged.items() if name not in self.damaged}
-        )
-        return images.to(self._device, non_blocking=True), labels.to(
-            self._device, non_blocking=True
-        )
+        for name, reason in damaged.items():
+            self.damaged.setdefault(name, reason)
+        images = images.to(self._device, non_blocking=True)
+        return images, labels.to(self._device, non_blocking=True)
 
     def close(self) -> None:
+        """End the processes."""
         if self._count and self._iterator is not None:
             # Not left to the end of the last reference: PyTorch and the traceback of an exception
             # may hold some.
@@ -267,7 +345,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Within it what workers raise, or their death, ends them all in an InputError."""
+        """Turn what a worker raises, or its death, into an InputError, and end all workers."""
         try:
             yield
         except StopIteration:
@@ -277,33 +355,31 @@ class Workers:
                 raise
             self.close()
             # PyTorch appends the worker's traceback, the last line of which says what happened.
-            whole = str(error).strip() or type(error).__name__
-            what = whole.splitlines()[-1].strip() if "Traceback" in whole else first_line(error)
-            _, of_input, message = what.partition("InputError: ")
-            if of_input:
+            text = str(error).strip() or type(error).__name__
+            cause = text.splitlines()[-1].strip() if "Traceback" in text else first_line(error)
+            _, is_input_error, message = cause.partition("InputError: ")
+            if is_input_error:  # its message is meant for the user as it is
                 raise InputError(message) from None
             raise InputError(
-                f"a worker process that reads images failed ({what[:160]}). If memory or shared "
-                "memory (/dev/shm) does "
-                "not suffice, try fewer --workers, a smaller --batch-size or, in a container, a "
-                "larger --shm-size; "
-                "--workers 0 shows an error in full"
+                f"a worker process that reads images failed ({cause[:160]}). If memory or shared "
+                "memory (/dev/shm) does not suffice, try fewer --workers, a smaller --batch-size "
+                "or, in a container, a larger --shm-size; --workers 0 shows an error in full"
             ) from None
 
 
 def _reading(
     batches: _Batches, order: Iterable[list[Key]], workers: int, device: torch.device
 ) -> Workers:
-    """The batches of an order, by workers that stay for the next time."""
+    """Return workers that read the batches of an order, and stay for the next pass over it."""
     # By default the workers' seeds, which nothing here depends on, are drawn from the main process'
-    # generator.
+    # generator, which would then stand elsewhere with workers than without.
     draws = torch.Generator()
     return Workers(
         batches,
         workers,
         device,
         draws=draws,
-        batch_size=None,
+        batch_size=None,  # an element of the order is a whole batch already
         sampler=order,
         persistent_workers=workers > 0,
     )
@@ -311,13 +387,14 @@ def _reading(
 
 @contextlib.contextmanager
 def _starting_workers() -> Iterator[None]:
-    """Within it DataLoader may start processes, which are not open to the job's signals before
-    `_start_worker` has run.
+    """Block the job's signals while DataLoader starts processes.
 
-    DataLoader's handler of SIGCHLD, which would raise the death of a worker wherever the main
-    thread happens to be, is gone again at the end; the next batch raises it.
+    A new process inherits what is blocked, so it is not open to these signals before
+    `_start_worker` has run. DataLoader's handler of SIGCHLD, which would raise the death of a
+    worker wherever the main thread happens to be, is gone again at the end; the next batch raises
+    it.
     """
-    is_main = threading.current_thread() is threading.main_thread()
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
     handler = signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
     try:
@@ -329,8 +406,10 @@ def _starting_workers() -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM, which reach all processes of a job, are for the main
-    process, which may need another batch to end in good order.
+    """Leave, in a new worker, the signals of the job to the main process.
+
+    Ctrl-C and SIGTERM reach all processes of a job, and the main process may need another batch to
+    end in good order.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -339,7 +418,7 @@ def _start_worker(number: int) -> None:
 
 
 def _end_on_request() -> None:
-    """Ends this worker at a SIGTERM of the main process."""
+    """End this worker at a SIGTERM that the main process itself has sent (DataLoader's shutdown)."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,5 +1,6 @@
-"""The order in which a training meets its samples: a function of the seed, so that a checkpoint
-need not hold it.
+"""The order in which a training meets its samples: a function of (seed, name, t).
+
+A checkpoint need not hold it, and a run that is resumed goes on with the samples it would have met.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from darts_bio.runtime import generator
 
 
 class ShuffledOrder:
-    """Batches of the numbers of samples, shuffled anew in each epoch; an epoch leaves out what does
-    not fill a batch.
+    """Batches of the numbers of samples, shuffled anew in each epoch.
 
-    `indices(t)` depends on (seed, name of the stream, t) alone. With `share` = (i, n) it is the
-    i-th of n equal parts of that batch. Raises InputError if a batch is larger than all samples
-    together.
+    `indices(t)` depends on (seed, name of the stream, t) alone. Of an epoch, which is `per_epoch`
+    batches, samples that do not fill a batch are left out.
 
-    >>> order = ShuffledOrder(10, 4, seed=0, name="train", share=(1, 2))
-    >>> order.per_epoch, order.share, len(order.indices(7))
-    (2, slice(2, 4, None), 2)
+    >>> order = ShuffledOrder(10, 4, seed=0, name="train")
+    >>> order.per_epoch, len(order.indices(7))
+    (2, 4)
+    >>> second = ShuffledOrder(10, 4, seed=0, name="train", share=(1, 2))
+    >>> second.share, torch.equal(second.indices(7), order.indices(7)[2:])
+    (slice(2, 4, None), True)
     """
 
     def __init__(
@@ -33,6 +35,18 @@ class ShuffledOrder:
         name: str,
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        """Fix the order.
+
+        Args:
+            samples: How many there are.
+            batch_size: Samples of a batch, of all processes together.
+            seed: The seed of the order.
+            name: The name of the stream; streams of other names have other orders.
+            share: (i, n) makes `indices` return the i-th of n equal parts of each batch.
+
+        Raises:
+            InputError: If a batch is larger than all samples together.
+        """
         if batch_size > samples:
             raise InputError(
                 f"--batch-size: expected at most {samples}, the images of the {name} split, found "
@@ -53,6 +67,5 @@ class ShuffledOrder:
                 self.samples, generator=generator("cpu", "order", *self._stream, epoch)
             )
             self._epoch = epoch
-        return self._shuffled[position * self.batch_size : (position + 1) * self.batch_size][
-            self.share
-        ]
+        first = position * self.batch_size
+        return self._shuffled[first : first + self.batch_size][self.share]

@@ -21,7 +21,7 @@ from darts_bio.data.loader import Workers
 from darts_bio.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    centre_transform,
+    center_transform,
     training_transform,
 )
 from darts_bio.errors import InputError
@@ -29,14 +29,16 @@ from darts_bio.runtime import Run, call, generator, worker_count
 
 
 class ImageStream:
-    """A `Source` of images that come one after the other (timm's wds/, hfids/, tfds/), altered as
-    in `ImageFiles`.
+    """A `Source` of images that come one after the other: timm's wds/, hfids/ and tfds/ data sets.
 
-    timm's reader deals them out to processes and workers and shuffles what it holds in its buffer,
-    so the order, which the seed fixes, depends on the number of both. Batch t in the middle of an
-    epoch is reached by reading what is before it. Where a process' part of the stream ends within
-    an epoch it begins again. What is measured each process reads as a whole, and keeps its share of
-    the batches. timm passes over images that cannot be read.
+    They are altered as in `ImageFiles`. What differs from sources that read by number:
+
+    - timm's reader deals the shards out to processes and workers and shuffles what it holds in its
+      buffer, so the order is fixed by the seed, the number of processes and that of workers.
+    - Batch t in the middle of an epoch is reached by reading what is before it.
+    - Where a process' part of the stream ends within an epoch, it begins again.
+    - Of what is measured every process reads all, and keeps its share of the batches.
+    - timm itself passes over images that cannot be read, so `damaged` stays empty.
     """
 
     in_channels = 3
@@ -44,12 +46,19 @@ class ImageStream:
     def __init__(
         self, config: ImageNetConfig, device: torch.device, share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Of the processes `share` is (rank, number). Raises InputError if the stream cannot be
-        read, without `num_classes`, since a stream does not tell, and for `train_images` and
-        `holdout`, since no images can be chosen from it.
+        """Open both streams; no worker starts before the first batch.
+
+        Args:
+            config: Its `dataset` names the stream, as wds/NAME.
+            device: Where batches are put.
+            share: (rank, processes); the number of processes divides the batch size.
+
+        Raises:
+            InputError: If the stream cannot be read; without `num_classes`, since a stream does not
+                tell; for `train_images` and `holdout`, since no images can be chosen from it.
         """
-        root, dataset = None if config.data_dir is None else Path(config.data_dir), config.dataset
-        batch_size, seed = config.batch_size, config.seed
+        root = None if config.data_dir is None else Path(config.data_dir)
+        dataset, batch_size, seed = config.dataset, config.batch_size, config.seed
         if config.train_images is not None or config.holdout:
             raise InputError(
                 f"--train-images and --holdout: images of the stream {dataset} cannot be chosen; "
@@ -60,20 +69,20 @@ class ImageStream:
         if config.num_classes is None:
             raise InputError(
                 f"--num-classes: the stream {dataset} does not tell how many classes it has; say "
-                "it, as in "
-                "--num-classes 1000"
+                "it, as in --num-classes 1000"
             )
-        own_size = batch_size // share[1]
+        share_size = batch_size // share[1]
         self._train = _stream(
-            root, dataset, config.train_split, training=True, batch_size=own_size, seed=seed
+            root, dataset, config.train_split, training=True, batch_size=share_size, seed=seed
         )
         self._test = _stream(
             root, dataset, config.test_split, training=False, batch_size=EVALUATION_BATCH, seed=seed
         )
         self._train.transform = training_transform(config)
-        self._test.transform = centre_transform(config)
-        # Among processes timm's readers share out whole files, and cut off or repeat what does not
-        # come out even.
+        self._test.transform = center_transform(config)
+        # timm's readers share out whole files among processes, and cut off or repeat what does not
+        # come out even, so that images would be measured twice or not at all. Each process is told
+        # that it is the only one.
         self._test.reader.dist_rank, self._test.reader.dist_num_replicas = 0, 1
         images = self._train.reader.num_samples or 0
         if batch_size > images:
@@ -90,42 +99,43 @@ class ImageStream:
         ).to(device)
         self.damaged: dict[str, str] = {}
         self._identity = f"{images} images a pass of {dataset}, {config.train_split}; measured on {config.test_split}"
-        self._own_size, self._stream, self._device = own_size, (seed, share[0]), device
+        self._share_size, self._stream, self._device = share_size, (seed, share[0]), device
+        # Start, stop and step: of the measured batches every processes-th, from rank on.
         self._batches_measured = (share[0], None, share[1])
-        self._workers = max(
-            1, worker_count(config.workers)
-        )  # in this process they would draw from its generators
+        # At least one, since in this process transforms would draw from its own generators.
+        self._workers = max(1, worker_count(config.workers))
+        # The batch that `_batches` gives next; -1 if that is not known.
         self._next, self._batches = -1, self._batches_from(0)
 
     def identity(self) -> str:
-        """The stream in a line. What it holds is not read."""
+        """Return a line with the stream's name, parts and number of images, which are not read."""
         return self._identity
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """This process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
+        """Return this process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
         if t != self._next:
             self._batches.close()
             self._batches = self._batches_from(t)
-        self._next = -1
+        self._next = -1  # so that a reading that fails is begun anew
         images, labels = next(self._batches)
         self._next = t + 1
         return self.run(self.normalisation, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process' share of the test images. Nothing is held out."""
+        """Yield this process' share of the test images; nothing is held out of a stream."""
         if part == "test":
-            with self._read(
-                self._test, EVALUATION_BATCH, generator("cpu", "measured", *self._stream)
-            ) as workers:
+            draws = generator("cpu", "measured", *self._stream)
+            with self._read(self._test, EVALUATION_BATCH, draws) as workers:
                 for images, labels in itertools.islice(workers, *self._batches_measured):
                     yield self.normalisation(images), labels
 
     def close(self) -> None:
-        """Ends the processes that read."""
+        """End the processes that read."""
         self._next = -1
         self._batches.close()
 
     def _batches_from(self, t: int) -> Generator[tuple[Tensor, Tensor]]:
+        """Yield batch t and all after it; those of its epoch that are before it are read as well."""
         first, skipped = divmod(t, self.per_epoch)
         for epoch in itertools.count(first):
             with contextlib.closing(self._epoch(epoch)) as batches:
@@ -133,15 +143,19 @@ class ImageStream:
             skipped = 0
 
     def _epoch(self, epoch: int) -> Generator[tuple[Tensor, Tensor]]:
-        """The stream of an epoch, over and over."""
+        """Yield the batches of an epoch without end: the stream, over and over.
+
+        Raises InputError if it has not a single batch for this process.
+        """
         self._train.set_epoch(epoch)
         for lap in itertools.count():
-            draws, found = generator("cpu", "stream", *self._stream, epoch, lap), False
-            with self._read(self._train, self._own_size, draws, drop_last=True) as workers:
+            draws = generator("cpu", "stream", *self._stream, epoch, lap)
+            is_empty = True
+            with self._read(self._train, self._share_size, draws, drop_last=True) as workers:
                 for batch in workers:
-                    found = True
+                    is_empty = False
                     yield batch
-            if not found:
+            if is_empty:
                 raise InputError(
                     "the stream has no images for a process: expected a shard or more for each; "
                     "see --data-dir"
@@ -151,7 +165,11 @@ class ImageStream:
     def _read(
         self, dataset: Any, size: int, draws: torch.Generator, **options: Any
     ) -> Iterator[Workers]:
-        """New workers, since those of an epoch before know how far their own generators are."""
+        """Lend workers that read batches of `size`, and end them afterwards.
+
+        They are new ones each time: those of an epoch before would go on with their own generators
+        where these stood, and a resumed run could not know where.
+        """
         collate = partial(_collated, len(self.classes))
         workers = Workers(
             dataset,
@@ -172,25 +190,28 @@ class ImageStream:
 def _stream(
     root: Path | None, dataset: str, split: str, *, training: bool, batch_size: int, seed: int
 ) -> Any:
+    """Return timm's data set of a part of a stream; raises InputError if it cannot be opened."""
     from timm.data import create_dataset
 
-    where = None if root is None else str(root)
+    folder = None if root is None else str(root)
     with readable(dataset, split):
         return create_dataset(
-            dataset, where, split, is_training=training, batch_size=batch_size, seed=seed
+            dataset, folder, split, is_training=training, batch_size=batch_size, seed=seed
         )
 
 
 def _collated(
     classes: int, samples: list[tuple[Tensor, int]]
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """In a worker: images, labels, and nothing that is damaged. Raises InputError for labels that
-    are no classes.
+    """Return samples as images, labels and an empty dict, as no damaged sample comes this far.
+
+    Raises InputError for labels that are not below `classes`. It runs in a worker.
     """
     images, labels = default_collate(samples)
     if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels.max() if labels.max() >= classes else labels.min()
         raise InputError(
             f"--num-classes: expected labels from 0 to {classes - 1} in the stream, found one of "
-            f"{labels.max() if labels.max() >= classes else labels.min()}"
+            f"{wrong}"
         )
     return images, labels, {}

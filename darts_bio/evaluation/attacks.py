@@ -1,8 +1,21 @@
-"""Attacks on classifiers of images, by torchattacks, under names and options of ours.
+"""Attacks on classifiers of images, by torchattacks, under names and options of this package.
 
-All work on pixels (N, C, H, W) in [0, 1], so a network brings its normalisation with it
-(`Trained.on_pixels`), and eps is a share of that range. What an attack does is a function of the
-network, the images and a seed.
+An attack changes images so that a classifier errs, within a threat model:
+
+| name | norm | bound | follows | paper |
+|---|---|---|---|---|
+| fgsm | L-infinity | eps | the gradient, one step | Goodfellow 2015, arXiv 1412.6572 |
+| pgd | L-infinity | eps | the gradient | Madry 2018, arXiv 1706.06083 |
+| tpgd | L-infinity | eps | the gradient, without labels | Zhang 2019, arXiv 1901.08573 |
+| apgd_ce, apgd_dlr | L-infinity | eps | the gradient | Croce 2020, arXiv 2003.01690 |
+| square | L-infinity | eps | logits alone | Andriushchenko 2020, arXiv 1912.00049 |
+| one_pixel | L0 | 1 pixel, of any color | logits alone | Su 2019, arXiv 1710.08864 |
+| autoattack | L-infinity | eps | four attacks in turn | Croce 2020, arXiv 2003.01690 |
+
+Pixels (N, C, H, W) are in [0, 1], so a network brings its normalization with it
+(`Trained.on_pixels`). eps bounds the change of every value, as a share of that range: command
+lines and papers give it in 1/255, and 8/255 is customary for CIFAR-10. What an attack returns is a
+function of the network, the images, eps and a seed.
 """
 
 from __future__ import annotations
@@ -29,8 +42,13 @@ image."""
 
 @dataclass(frozen=True)
 class Attack:
-    """What is asked of torchattacks. Members of `ATTACKS` are frozen dataclasses; their fields are
-    the options.
+    """The options of an attack, and how torchattacks' object is built from them.
+
+    Members of `ATTACKS` are frozen dataclasses; their fields are the options of a spec.
+
+    >>> attack = ATTACKS.build("pgd(steps=40, restarts=5)")
+    >>> attack.name, attack.white_box, attack.bounded, attack.tries
+    ('pgd', True, True, 5)
     """
 
     white_box: ClassVar[bool] = True
@@ -40,10 +58,11 @@ class Attack:
     """Whether no pixel changes by more than eps."""
 
     strength: ClassVar[int] = 0
-    """What has more of it should not leave more images right, under the same gradients; 0 where
-    nothing is promised."""
+    """Its place in an order of strength: of two attacks by the same gradients the one with more of
+    it should not leave more images right. 0 where nothing is promised."""
 
     least_classes: ClassVar[int] = 2
+    """The classes that a classifier must have at least."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -52,6 +71,7 @@ class Attack:
 
     @property
     def name(self) -> str:
+        """The name it is registered by."""
         return ATTACKS.name_of(self)
 
     @property
@@ -60,10 +80,10 @@ class Attack:
         return getattr(self, "restarts", 1)
 
     def check(self, eps: float) -> None:
-        """Raises InputError if the attack cannot reach eps, a share of a pixel's range."""
+        """Raise InputError if the attack cannot reach eps, a share of a pixel's range."""
 
     def refuse_few(self, classes: int) -> None:
-        """Raises InputError if the attack asks for more classes."""
+        """Raise InputError if the attack needs more classes than the classifier has."""
         if classes < self.least_classes:
             raise InputError(
                 f"attack {self.name}: expected at least {self.least_classes} classes, found "
@@ -71,17 +91,37 @@ class Attack:
             )
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
-        """torchattacks' object, from `library`, which is that package."""
+        """Return what maps pixels (N, C, H, W) and labels (N,) to changed pixels.
+
+        Args:
+            library: The package torchattacks.
+            model: From pixels in [0, 1] to logits.
+            eps: The bound, a share of a pixel's range.
+            classes: How many the model tells apart.
+            seed: That of the attack's own draws, where it takes one; the default generators are
+                seeded besides.
+        """
         raise NotImplementedError(f"{type(self).__name__}.build")
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
+"""The attacks, by the name that --attacks takes."""
 
 
 @ATTACKS.register("fgsm")
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """One step of eps along the sign of the gradient (Goodfellow 2015, arXiv 1412.6572)."""
+    """One step of eps along the sign of the gradient (Goodfellow 2015, arXiv 1412.6572).
+
+    Threat model: L-infinity, every value within eps; white box. Returned is where the step ends,
+    for every image.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 1])
+    >>> changed = perturb(FGSM(), model, pixels, labels, eps=8 / 255)
+    >>> [round(255 * change.item(), 2) for change in (changed - pixels).abs().aminmax()]
+    [8.0, 8.0]
+    """
 
     strength = 1
 
@@ -91,8 +131,12 @@ class FGSM(Attack):
 
 @dataclass(frozen=True)
 class _Steps(Attack):
-    """Steps along the sign of the gradient, of a length `step` in 1/255 of a pixel's range, or of
-    2.5 eps / steps.
+    """An attack by steps along the sign of the gradient, each followed by a projection.
+
+    Attributes:
+        steps: How many.
+        step: Their length in 1/255 of a pixel's range; by default 2.5 eps / steps.
+        restarts: How often an image that withstands is attacked.
     """
 
     steps: int = 20
@@ -105,7 +149,7 @@ class _Steps(Attack):
             check_number(f"attack {self.name}: step", self.step, above=0, below=256)
 
     def length(self, eps: float) -> float:
-        """Of a step, as a share of a pixel's range."""
+        """Return the length of a step, as a share of a pixel's range."""
         return 2.5 * eps / self.steps if self.step is None else self.step / 255
 
     def check(self, eps: float) -> None:
@@ -115,8 +159,20 @@ class _Steps(Attack):
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
 class PGD(_Steps):
-    """Projected gradient descent on the cross entropy, from a random start (Madry 2018, arXiv
-    1706.06083).
+    """Projected gradient descent from a random start (Madry 2018, arXiv 1706.06083).
+
+    It climbs cross entropy. Threat model: L-infinity, every value within eps of the clean image's
+    and in [0, 1]; white box. Returned is where the last step ends, for every image. Options are
+    those of `_Steps`: 20 steps of 2.5 eps / 20 by default.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> changed = perturb(PGD(steps=5), model, pixels, labels, eps=8 / 255)
+    >>> loss = nn.functional.cross_entropy
+    >>> bool(loss(model(changed), labels) > loss(model(pixels), labels))
+    True
+    >>> round(255 * (changed - pixels).abs().max().item(), 2)
+    8.0
     """
 
     strength = 2
@@ -130,8 +186,20 @@ class PGD(_Steps):
 @ATTACKS.register("tpgd")
 @dataclass(frozen=True)
 class TPGD(_Steps):
-    """PGD on the divergence from the clean image's prediction, without labels (Zhang 2019, arXiv
-    1901.08573).
+    """PGD on the divergence from the clean image's prediction (Zhang 2019, arXiv 1901.08573).
+
+    Threat model: L-infinity, every value within eps; white box; it makes no use of the labels. The
+    start is normal noise of 0.001. Returned is where the last step ends, for every image. Options
+    are those of `_Steps`.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels = torch.rand(2, 3, 4, 4)
+    >>> one, other = (
+    ...     perturb(TPGD(steps=5), model, pixels, labels, eps=8 / 255)
+    ...     for labels in (torch.tensor([0, 1]), torch.tensor([2, 3]))
+    ... )
+    >>> torch.equal(one, other), round(255 * (one - pixels).abs().max().item(), 2)
+    (True, 8.0)
     """
 
     def build(self, library: Any, model: nn.Module, eps: float, classes: int, seed: int) -> Any:
@@ -140,6 +208,13 @@ class TPGD(_Steps):
 
 @dataclass(frozen=True)
 class _APGD(Attack):
+    """Auto-PGD: projected gradient steps with momentum, whose length is halved where they stall.
+
+    Attributes:
+        steps: How many.
+        restarts: How often an image that withstands is attacked.
+    """
+
     strength = 3
     loss: ClassVar[str]
     steps: int = 50
@@ -152,7 +227,18 @@ class _APGD(Attack):
 @ATTACKS.register("apgd_ce")
 @dataclass(frozen=True)
 class APGDCE(_APGD):
-    """PGD that chooses its steps by itself, on the cross entropy (Croce 2020, arXiv 2003.01690)."""
+    """Auto-PGD, which chooses its step lengths, on cross entropy (Croce 2020, arXiv 2003.01690).
+
+    Threat model: L-infinity, every value within eps; white box. Returned is a misclassified image
+    where one was found, and the clean image elsewhere.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 3])
+    >>> changed = perturb(APGDCE(steps=5), model, pixels, labels, eps=8 / 255)
+    >>> withstood = model(changed).argmax(1) == labels
+    >>> torch.equal(changed[withstood], pixels[withstood])
+    True
+    """
 
     loss = "ce"
 
@@ -160,8 +246,16 @@ class APGDCE(_APGD):
 @ATTACKS.register("apgd_dlr")
 @dataclass(frozen=True)
 class APGDDLR(_APGD):
-    """The same on the difference of logits ratio, which does not saturate; of three classes or
-    more.
+    """Auto-PGD on the difference of logits ratio (Croce 2020, arXiv 2003.01690); 3 classes or more.
+
+    That loss does not change with the scale of the logits, where cross entropy saturates and its
+    gradient vanishes. It compares three logits, hence as many classes. Threat model and what is
+    returned are those of apgd_ce.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    >>> perturb(APGDDLR(), model, torch.rand(1, 3, 4, 4), torch.tensor([0]), eps=8 / 255)
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: attack apgd_dlr: expected at least 3 classes, found 2; leave it out
     """
 
     loss = "dlr"
@@ -171,7 +265,21 @@ class APGDDLR(_APGD):
 @ATTACKS.register("square")
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random squares, kept where they help: no gradient (Andriushchenko 2020, arXiv 1912.00049)."""
+    """Random squares, kept where they help: no gradient (Andriushchenko 2020, arXiv 1912.00049).
+
+    Threat model: L-infinity, every value within eps; black box, `queries` passes of the classifier
+    at most. Returned is a misclassified image where one was found, and the clean image elsewhere.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> changed = perturb(Square(queries=20), model, pixels, labels, eps=8 / 255)
+    >>> bool((changed - pixels).abs().max() < 8.001 / 255)
+    True
+
+    Attributes:
+        queries: Squares that are tried on an image, in each restart.
+        restarts: How often an image that withstands is attacked.
+    """
 
     white_box = False
     queries: int = 1000
@@ -184,8 +292,22 @@ class Square(Attack):
 @ATTACKS.register("one_pixel")
 @dataclass(frozen=True)
 class OnePixel(Attack):
-    """A pixel or a few, changed without bound, by evolution: no gradient (Su 2019, arXiv
-    1710.08864).
+    """One pixel or a few, of any color, by evolution: no gradient (Su 2019, arXiv 1710.08864).
+
+    Threat model: L0, at most `pixels` pixels, each with all its channels changed at will, so eps
+    does not count; black box. Returned is the best individual of the last generation, for every
+    image.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> changed = perturb(OnePixel(steps=2, population=10), model, pixels, labels, eps=0.0)
+    >>> (changed != pixels).any(1).sum((1, 2)).tolist()
+    [1, 1]
+
+    Attributes:
+        pixels: How many may change.
+        steps: Generations.
+        population: Individuals of a generation.
     """
 
     white_box = False
@@ -203,8 +325,20 @@ class OnePixel(Attack):
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """APGD, APGD against each class, FAB, Square of 5000 queries (Croce 2020, arXiv 2003.01690); of
-    four classes up.
+    """APGD, targeted APGD, targeted FAB, then Square (Croce 2020, arXiv 2003.01690); 4 classes up.
+
+    It is torchattacks' version "standard": Square has 5000 queries, and each attack is made on the
+    images that the ones before have left right. The targeted loss compares four logits, hence as
+    many classes. Threat model: L-infinity, every value within eps; three white boxes and a black
+    one. Returned is a misclassified image where one was found, and the clean image elsewhere.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels = torch.rand(2, 3, 4, 4)
+    >>> labels = model(pixels).argmax(1)
+    >>> changed = perturb(AutoAttack(), model, pixels, labels, eps=64 / 255)
+    >>> (model(changed).argmax(1) == labels).tolist()
+    [False, False]
     """
 
     strength = 4
@@ -215,47 +349,74 @@ class AutoAttack(Attack):
 
 
 class Victim(nn.Module):
-    """What an attack is given of a classifier of pixels: its logits, and the derivative that is
-    asked for.
+    """A classifier as an attack sees it: its logits, and the derivative that is asked for.
 
-    Where no error reaches the image the gradient is zero. With `draws` > 1 and gradients of the
-    rule it is the mean over that many draws of the feedback that is drawn anew at every weight
-    update (brsf): expectation over transformation (Athalye 2018, arXiv 1707.07397).
+    Where no error reaches the image, as under a rule that sends none down, the gradient is zero.
+
+    >>> from darts_bio.rules import convert
+    >>> model = convert(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), "fa")
+    >>> pixels = torch.rand(2, 3, 4, 4, requires_grad=True)
+    >>> exact, ruled = (
+    ...     torch.autograd.grad(Victim(model, side)(pixels)[:, 0].sum(), pixels)[0]
+    ...     for side in ("true", "rule")
+    ... )
+    >>> torch.allclose(exact[0].flatten(), model[1].weight[0]), torch.allclose(ruled, exact)
+    (True, False)
     """
 
     def __init__(
         self, model: nn.Module, gradients: Gradients, draws: int = 1, seed: int = 0
     ) -> None:
+        """Wrap a classifier of pixels.
+
+        Args:
+            model: From pixels (N, C, H, W) in [0, 1] to logits.
+            gradients: Which derivative the backward pass gives.
+            draws: With gradients of the rule, the mean is taken over that many draws of feedback
+                that is drawn anew at every weight update (brsf): expectation over transformation
+                (Athalye 2018, arXiv 1707.07397).
+            seed: That of these draws.
+        """
         super().__init__()
-        self.model, self.exact, self.seed, self.drawn = model, gradients == "true", seed, 0
+        self.model, self.exact, self.seed, self.draw_number = model, gradients == "true", seed, 0
         self.draws = draws if gradients == "rule" and redraws(model) else 1
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels (N, C, H, W) to logits (N, classes)."""
         if self.draws > 1 and torch.is_grad_enabled() and pixels.requires_grad:
             logits: Tensor = _Expected.apply(pixels, self)
         else:
             with true_gradients(self.model) if self.exact else contextlib.nullcontext():
                 logits = self.model(pixels)
+        # Adds nothing, but ties the logits to the pixels: attacks ask for a gradient even where no
+        # error reaches the image, and autograd would raise instead of giving zero.
         return logits + 0 * pixels.flatten(1).sum(1, keepdim=True)
 
     def redraw(self) -> None:
-        self.drawn += 1
+        """Draw the feedback anew, of all layers whose rule does so at every weight update."""
+        self.draw_number += 1
         for name, carrier in rule_carriers(self.model):
             if carrier.rule.redraws and carrier.feedback:
                 device = next(iter(carrier.feedback.values())).device
                 carrier.renew_feedback(
-                    generator(device, "expectation", self.seed, name, self.drawn)
+                    generator(device, "expectation", self.seed, name, self.draw_number)
                 )
 
 
 def redraws(model: nn.Module) -> bool:
-    """Whether any feedback of the model is drawn anew at every weight update."""
+    """Return whether any feedback of the model is drawn anew at every weight update.
+
+    >>> from darts_bio.rules import convert
+    >>> [redraws(convert(nn.Sequential(nn.Linear(4, 2)), rule)) for rule in ("fa", "brsf")]
+    [False, True]
+    """
     return any(carrier.rule.redraws for _, carrier in rule_carriers(model))
 
 
 class _Expected(torch.autograd.Function):
-    """The forward pass does not depend on the feedback, so that the mean of the derivatives is that
-    of the mean.
+    """Logits of a victim, whose derivative is the mean over `victim.draws` draws of feedback.
+
+    The forward pass does not depend on the feedback, so one pass gives the logits for all draws.
     """
 
     @staticmethod
@@ -270,16 +431,22 @@ class _Expected(torch.autograd.Function):
         total = torch.zeros_like(pixels)
         for _ in range(ctx.victim.draws):
             ctx.victim.redraw()
+            # A pass of its own for each draw: what a pass keeps for its derivative holds the
+            # feedback of its time. Within backward gradients are off by default.
             with torch.enable_grad():
                 x = pixels.detach().requires_grad_()
-                (sent,) = torch.autograd.grad(ctx.victim.model(x), x, error, allow_unused=True)
-            if sent is not None:
-                total += sent
+                (gradient,) = torch.autograd.grad(ctx.victim.model(x), x, error, allow_unused=True)
+            if gradient is not None:
+                total += gradient
         return total / ctx.victim.draws, None
 
 
 def torchattacks() -> Any:
-    """The package. Raises InputError if it is not installed."""
+    """Return the package torchattacks; raises InputError if it is not installed.
+
+    >>> torchattacks().__name__
+    'torchattacks'
+    """
     try:
         import torchattacks as library
     except ImportError as error:
@@ -300,37 +467,57 @@ def perturb(
     draws: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Images (N, C, H, W) in [0, 1], as an attack on a classifier of pixels changes them.
+    """Return images as an attack on a classifier of pixels changes them.
 
-    The model is attacked in evaluation mode and left as it was, random states too. Of several
-    restarts an image keeps the first that is misclassified. Raises InputError if the attack asks
-    for more classes, or cannot reach eps.
+    The model is attacked in evaluation mode and left as it was, random states too.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> changed = perturb(ATTACKS.build("pgd(steps=5)"), model, pixels, labels, eps=2 / 255)
+    >>> tuple(changed.shape), round(255 * (changed - pixels).abs().max().item(), 2)
+    ((2, 3, 4, 4), 2.0)
+
+    Args:
+        attack: A member of `ATTACKS`, built from a spec.
+        model: From pixels in [0, 1] to logits.
+        pixels: The images (N, C, H, W), in [0, 1].
+        labels: Their classes (N,).
+        eps: The bound on the change of each value, a share of a pixel's range.
+        gradients: By which derivative it climbs.
+        draws: Draws of random feedback that the rule's gradient is the mean of (`Victim`).
+        seed: That of all draws.
+
+    Returns:
+        Images (N, C, H, W) in [0, 1]; where there are restarts, of each image the first result that
+        is misclassified, or else the last.
+
+    Raises:
+        InputError: If the attack needs more classes, or cannot reach eps.
     """
     attack.check(eps)
-    library, found = torchattacks(), pixels.clone()
+    library, result = torchattacks(), pixels.clone()
     with undisturbed(model, training=False), frozen(model):
         with torch.no_grad():
             classes = model(pixels[:1]).shape[1]
         attack.refuse_few(classes)
-        left = torch.arange(len(pixels), device=pixels.device)
+        remaining = torch.arange(len(pixels), device=pixels.device)  # numbers of images still right
         for number in range(attack.tries):
-            own = derive_seed("attack", seed, number) % 2**32
-            with _drawing(own, pixels.device):
-                victim = Victim(model, gradients, draws, own).eval()
-                changed = attack.build(library, victim, eps, classes, own)(
-                    pixels[left], labels[left]
-                ).detach()
-            found[left] = changed
+            try_seed = derive_seed("attack", seed, number) % 2**32  # NumPy takes 32 bits
+            with _drawing(try_seed, pixels.device):
+                victim = Victim(model, gradients, draws, try_seed).eval()
+                built = attack.build(library, victim, eps, classes, try_seed)
+                changed = built(pixels[remaining], labels[remaining]).detach()
+            result[remaining] = changed
             with torch.no_grad():
-                left = left[model(changed).argmax(1) == labels[left]]
-            if not len(left):
+                remaining = remaining[model(changed).argmax(1) == labels[remaining]]
+            if not len(remaining):
                 break
-    return found
+    return result
 
 
 @contextlib.contextmanager
 def _drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it all default generators start from the seed, that of the images' GPU too."""
+    """Start all default generators from the seed, the GPU's too; put them back at the end."""
     with seeded(seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)

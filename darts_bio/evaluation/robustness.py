@@ -1,13 +1,13 @@
-"""How many images networks still get right: attacked, changed by an attack on another network,
-corrupted.
+"""How many images networks still get right when these are attacked or corrupted.
 
-What is measured is a list of jobs, each a function of (networks, images, seed) that is done batch
-by batch, so that a measurement can be stopped anywhere and gone on with. An image counts as right
-under an attack if it was right before and still is.
+A `Plan` says what is measured. `jobs` makes a list of it, and a `Measurement` does them batch by
+batch, each a function of (networks, images, seed), so that it can be stopped anywhere and gone on
+with. An image counts as right under an attack if it was right before and still is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,11 +24,17 @@ from darts_bio.modes import in_mode
 from darts_bio.runtime import derive_seed
 
 SEVERITIES = range(1, 6)
+"""Severities at which each corruption is measured."""
+
 LARGE_EPS = 128.0
-"""In 1/255: half the range, by which every image can be turned into the same grey one."""
+"""In 1/255: half the range, by which every image can be turned into the same gray one."""
+
 LARGE_ATTACK = "pgd"
+"""The attack that is tried at the large eps."""
+
 ROUNDING = 0.01
 """Share of images whose prediction may hang on the last bits."""
+
 ZERO_IMAGES, LARGE_IMAGES, FIGURE_IMAGES = 8, 64, 64
 """Images that the checks of eps = 0, of a large eps, and of gradients are made on: the first that
 are right."""
@@ -36,9 +42,20 @@ are right."""
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. `eps` in 1/255 of a pixel's range; `draws` of random feedback that the
-    rule's gradient is the mean of; `transfer` is the attack whose images are tried on the other
-    networks, if there is one.
+    """What is measured, of each network.
+
+    >>> plan = Plan(attacks=("fgsm", "square"), eps=(2.0, 8.0), corruptions=("contrast",))
+    >>> plan.job("net", "square", 8.0, "true").key
+    'attack|net|square|8|none|0'
+
+    Attributes:
+        attacks: Specs of attacks.
+        eps: Bounds in 1/255 of a pixel's range.
+        gradients: By which gradients attacks climb that follow one.
+        draws: Draws of random feedback that the rule's gradient is the mean of.
+        transfer: The spec of the attack whose images are tried on the other networks; empty for
+            none.
+        corruptions: Names of corruptions, each at all severities.
     """
 
     attacks: tuple[str, ...] = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square")
@@ -49,9 +66,7 @@ class Plan:
     corruptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError for an unknown attack or corruption, an option it does not have, or
-        steps too short.
-        """
+        """Raise InputError for unknown attacks, options and corruptions, and for steps too short."""
         for spec in (*self.attacks, *filter(None, [self.transfer])):
             attack = ATTACKS.build(spec)
             for eps in self.eps:
@@ -60,12 +75,15 @@ class Plan:
             CORRUPTIONS.get(name)
 
     def attack(self, spec: str) -> Attack:
+        """Build an attack from its spec."""
         built: Attack = ATTACKS.build(spec)
         return built
 
     def job(self, network: str, spec: str, eps: float, gradients: Gradients, most: int = 0) -> Job:
-        """That of an attack: without gradients if it follows none, at eps 0 if it is not bounded by
-        it.
+        """Return the job of an attack on a network.
+
+        An attack that follows no gradient, or is not bounded by eps, has the same job whatever the
+        gradients or eps.
         """
         attack = self.attack(spec)
         level = eps if attack.bounded else 0.0
@@ -74,61 +92,96 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement of one network; a row an image.
+    """One measurement of one network, which gives a row for each image.
 
-    - attack: whether it is still right; `what` is the attack's spec
-    - transfer: the same for each network, of images that the attack made on this one
-    - corruption: whether it is right; `what` is the corruption, `level` the severity
-    - gradients: `gradient_check.FIGURES`
+    >>> Job("corruption", "net", "contrast", level=3.0).key
+    'corruption|net|contrast|3|none|0'
+
+    Attributes:
+        kind: What is measured, and what a row is:
+            attack: whether the image is still right, when attacked;
+            transfer: the same for each network, of images that the attack made on this one;
+            corruption: whether it is right, when corrupted;
+            gradients: `gradient_check.FIGURES`.
+        network: The name of the network.
+        what: The attack's spec, or the corruption's name.
+        level: eps in 1/255, or the severity.
+        gradients: By which gradient the attack climbs.
+        most: How many images it is limited to, the first that are right; 0 for all.
     """
 
     kind: Literal["attack", "transfer", "corruption", "gradients"]
     network: str
     what: str = ""
     level: float = 0.0
-    """eps in 1/255, or the severity."""
     gradients: Gradients | Literal["none"] = "none"
     most: int = 0
-    """Images, if not all."""
 
     @property
     def key(self) -> str:
-        return "|".join(
-            map(
-                str,
-                (self.kind, self.network, self.what, f"{self.level:g}", self.gradients, self.most),
-            )
-        )
+        """A text that identifies the job in files."""
+        level = f"{self.level:g}"
+        pieces = (self.kind, self.network, self.what, level, self.gradients, self.most)
+        return "|".join(map(str, pieces))
 
 
 def jobs(plan: Plan, networks: Sequence[str]) -> list[Job]:
-    """All of them, one network after the other, what is cheap first."""
-    found = []
+    """Return the jobs of a plan, one network after the other, what is cheap first.
+
+    Beside what the plan asks for there are the checks of `doubts`: gradients, each bounded attack
+    at eps 0, and `LARGE_ATTACK` at a large eps, on few images.
+
+    >>> for job in jobs(Plan(attacks=("fgsm",), eps=(8.0,)), ["net"]):
+    ...     print(job.kind, job.what, job.level, job.most)
+    gradients  0.0 64
+    attack fgsm 0.0 8
+    attack fgsm 8.0 0
+    attack pgd 128.0 64
+    """
+    planned = []
     for network in networks:
-        found.append(Job("gradients", network, most=FIGURE_IMAGES))
+        planned.append(Job("gradients", network, most=FIGURE_IMAGES))
         for name in plan.corruptions:
-            found += [Job("corruption", network, name, severity) for severity in SEVERITIES]
+            planned += [Job("corruption", network, name, severity) for severity in SEVERITIES]
         for spec in plan.attacks:
             if plan.attack(spec).bounded:
-                found.append(plan.job(network, spec, 0.0, plan.gradients[0], ZERO_IMAGES))
-            found += dict.fromkeys(
+                planned.append(plan.job(network, spec, 0.0, plan.gradients[0], ZERO_IMAGES))
+            # Each once: without gradients, or without a bound, several are the same job.
+            planned += dict.fromkeys(
                 plan.job(network, spec, eps, side) for side in plan.gradients for eps in plan.eps
             )
-        found += [
+        planned += [
             plan.job(network, LARGE_ATTACK, LARGE_EPS, side, LARGE_IMAGES)
             for side in plan.gradients
         ]
         if plan.transfer and len(networks) > 1:
-            found += [Job("transfer", network, plan.transfer, eps, "true") for eps in plan.eps]
-    return found
+            planned += [Job("transfer", network, plan.transfer, eps, "true") for eps in plan.eps]
+    return planned
 
 
 class Measurement:
-    """Networks, by name, that take pixels in [0, 1], all on the same images; each is left as it
-    was.
+    """A plan carried out on networks, all on the same images; each network is left as it was.
 
-    `right` is what each gets right of the images (N,) as they are; `found` holds what the jobs
-    found so far, by key.
+    >>> from darts_bio.data.datasets import load_data
+    >>> images = load_data("digits").test[:20]
+    >>> networks = {"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}
+    >>> measured = Measurement(networks, images, Plan(attacks=("fgsm",), corruptions=("contrast",)))
+    >>> for job in measured.run():
+    ...     pass
+    >>> measured.done == measured.steps
+    True
+    >>> attacked = measured.plan.job("net", "fgsm", 8.0, "true")
+    >>> measured.accuracy(attacked) <= measured.clean("net")
+    True
+
+    Attributes:
+        networks: They map pixels (N, C, H, W) in [0, 1] to logits; by name.
+        images: Images (N, C, H, W) uint8 and labels (N,).
+        plan: What is measured.
+        seed: The seed of all draws.
+        jobs: The jobs of the plan, in the order in which they are done.
+        right: For each network which images (N,) it gets right as they are.
+        found: The rows that jobs gave so far, by the key of the job.
     """
 
     def __init__(
@@ -140,7 +193,10 @@ class Measurement:
         batch_size: int = 250,
         seed: int = 0,
     ) -> None:
-        """Raises InputError if an attack asks for more classes than a network has."""
+        """Predict the images as they are, and list the jobs.
+
+        Raises InputError if an attack needs more classes than a network has.
+        """
         self.networks, self.images, self.plan, self.seed = dict(networks), images, plan, seed
         self._batch_size = batch_size
         self.right = {name: self._predicted_right(model) for name, model in self.networks.items()}
@@ -148,23 +204,24 @@ class Measurement:
         self.found: dict[str, Tensor] = {}
 
     def _predicted_right(self, model: nn.Module) -> Tensor:
+        """Return which images (N,) a network gets right; raises InputError if it has few classes."""
+        batches = torch.arange(len(self.images)).split(self._batch_size)
         with in_mode(model, training=False), torch.no_grad():
-            logits = torch.cat(
-                [
-                    model(self.pixels(index))
-                    for index in torch.arange(len(self.images)).split(self._batch_size)
-                ]
-            )
+            logits = torch.cat([model(self.pixels(index)) for index in batches])
         for spec in (*self.plan.attacks, *filter(None, [self.plan.transfer])):
             self.plan.attack(spec).refuse_few(logits.shape[1])
         return (logits.argmax(1) == self.images.labels).cpu()
 
     def pixels(self, index: Tensor) -> Tensor:
-        """The images (n, C, H, W) of these numbers, in [0, 1]."""
+        """Return the images (n, C, H, W) of these numbers (n,), in [0, 1]."""
         return self.images.images[index].float() / 255
 
     def subject(self, job: Job) -> Tensor:
-        """The numbers of the images that a job is about."""
+        """Return the numbers (n,) of the images that a job is about.
+
+        Attacks and gradients are about images that the network gets right; what is wrong needs no
+        attack.
+        """
         if job.kind in ("attack", "gradients"):
             index = self.right[job.network].nonzero().flatten()
             return index[: job.most] if job.most else index
@@ -173,31 +230,34 @@ class Measurement:
     @property
     def steps(self) -> int:
         """Batches of all jobs."""
-        return sum(-(-len(self.subject(job)) // self._batch_size) for job in self.jobs)
+        return sum(math.ceil(len(self.subject(job)) / self._batch_size) for job in self.jobs)
 
     @property
     def done(self) -> int:
-        """Batches done."""
-        return sum(-(-len(rows) // self._batch_size) for rows in self.found.values())
+        """Batches done so far."""
+        return sum(math.ceil(len(rows) / self._batch_size) for rows in self.found.values())
 
     def run(self) -> Iterator[Job]:
-        """Does what is left, batch by batch, and after each lends the job it is of."""
+        """Do what is left to do, and yield after each batch the job it belongs to.
+
+        Raises InputError if a batch does not fit into the GPU's memory.
+        """
         for job in self.jobs:
             index = self.subject(job)
-            for start in range(len(self.found.get(job.key, ())), len(index), self._batch_size):
-                part = index[start : start + self._batch_size]
-                # Not of the network or the gradients, so that these are compared under the same
-                # draws.
+            rows_done = len(self.found.get(job.key, ()))
+            for start in range(rows_done, len(index), self._batch_size):
+                batch = index[start : start + self._batch_size]
+                # Neither network nor gradients are in the seed, so that these are compared under
+                # the same draws.
                 seed = derive_seed(
                     "robustness", self.seed, job.kind, job.what, f"{job.level:g}", start
                 )
                 try:
-                    rows = self._measure(job, part, seed).cpu()
+                    rows = self._measure(job, batch, seed).cpu()
                 except torch.OutOfMemoryError as error:
                     raise InputError(
                         f"the GPU's memory does not suffice for {job.what or job.kind} "
-                        f"({first_line(error)}); try a "
-                        "smaller --batch-size"
+                        f"({first_line(error)}); try a smaller --batch-size"
                     ) from None
                 self.found[job.key] = (
                     torch.cat([self.found[job.key], rows]) if job.key in self.found else rows
@@ -205,15 +265,14 @@ class Measurement:
                 yield job
 
     def _measure(self, job: Job, index: Tensor, seed: int) -> Tensor:
-        model, pixels, labels = (
-            self.networks[job.network],
-            self.pixels(index),
-            self.images.labels[index],
-        )
+        """Return a job's rows for the images of these numbers (n,)."""
+        model, labels = self.networks[job.network], self.images.labels[index]
+        pixels = self.pixels(index)
         if job.kind == "gradients":
             return gradient_figures(model, pixels, labels)
         if job.kind == "corruption":
-            # The same draws for every network; they go by the image's number.
+            # Draws go by the image's number, so they are the same for every network. A corruption
+            # is about all images: the numbers of a batch follow each other.
             changed = corrupt(job.what, pixels, int(job.level), self.seed, first=int(index[0]))
             return _right(model, changed, labels)
         changed = self.perturbed(job, index, seed)
@@ -224,7 +283,7 @@ class Measurement:
         return _right(model, changed, labels)
 
     def perturbed(self, job: Job, index: Tensor, seed: int) -> Tensor:
-        """The images (n, C, H, W) of these numbers as a job's attack changes them."""
+        """Return the images (n, C, H, W) of these numbers (n,) as a job's attack changes them."""
         return perturb(
             self.plan.attack(job.what),
             self.networks[job.network],
@@ -237,8 +296,10 @@ class Measurement:
         )
 
     def survived(self, job: Job) -> Tensor | None:
-        """Of an attack that is done: which of all images (N,) are still right; None before. Of one
-        on a part of the images, those of that part.
+        """Return the mask (N,) of images still right under an attack; None while it is unfinished.
+
+        Images that were wrong before count as wrong. Of an attack that is limited to some images
+        the mask (n,) is of those alone.
         """
         rows, index = self.found.get(job.key), self.subject(job)
         if len(index) and (rows is None or len(rows) < len(index)):
@@ -246,25 +307,28 @@ class Measurement:
         rows = torch.zeros(0, dtype=torch.bool) if rows is None else rows
         if job.most:
             return rows
-        whole = torch.zeros(len(self.images), dtype=torch.bool)
-        whole[index] = rows
-        return whole
+        still_right = torch.zeros(len(self.images), dtype=torch.bool)
+        still_right[index] = rows
+        return still_right
 
     def clean(self, network: str) -> float:
-        """The share of images that it gets right as they are, in [0, 1]."""
+        """Return the share of images in [0, 1] that a network gets right as they are."""
         return self.right[network].double().mean().item()
 
     def accuracy(self, *attacks: Job) -> float:
-        """The share of images, or of the part the jobs are on, that withstand all these attacks,
-        which are done.
+        """Return the share of images in [0, 1] that withstand all these attacks, which are done.
+
+        It is of all images, or of those that the jobs are limited to.
         """
         survived = [rows for rows in map(self.survived, attacks) if rows is not None]
         assert len(survived) == len(attacks)
         return torch.stack(survived).all(0).double().mean().item()
 
     def transferred(self, made_on: str, eps: float) -> dict[str, Tensor]:
-        """What each network, by name, keeps right of the images (N,) that the attack made on one of
-        them; empty if that is not done.
+        """Return the masks (N,) of images that networks keep right when attacked through another.
+
+        They are by the name of the network that predicts; the attack was made on `made_on`. Empty
+        if that is not done.
         """
         rows = self.found.get(Job("transfer", made_on, self.plan.transfer, eps, "true").key)
         if rows is None or len(rows) < len(self.images):
@@ -275,8 +339,9 @@ class Measurement:
         }
 
     def figures(self, network: str) -> dict[str, float]:
-        """Of `gradient_check.FIGURES` the mean over the network's images, of slope_error the
-        median; empty if it gets no image right.
+        """Return the mean of each of `gradient_check.FIGURES`, by name; of slope_error the median.
+
+        It is over the images that the job looks at; empty if the network gets no image right.
         """
         job = next(job for job in self.jobs if job.kind == "gradients" and job.network == network)
         columns = self.found[job.key].unbind(1) if job.key in self.found else ()
@@ -286,18 +351,20 @@ class Measurement:
         }
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what has been measured so far, for a checkpoint."""
         return {"right": self.right, "found": self.found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises InputError if the networks get other images right than those whose results these
-        are, rounding on another machine aside.
+        """Go on from what has been measured before.
+
+        Raises InputError if the networks get other images right than the networks did whose results
+        these are, rounding on another machine aside.
         """
         for name, right in self.right.items():
             if (state["right"][name] != right).float().mean() > ROUNDING:
                 raise InputError(
                     f"{name}: gets other images right than when the measurement began; the network "
-                    "or the data have "
-                    "changed: start anew in another --out"
+                    "or the data have changed: start anew in another --out"
                 )
         self.right = dict(state["right"])
         known = {job.key for job in self.jobs}
@@ -305,5 +372,6 @@ class Measurement:
 
 
 def _right(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Return which images (n,) a network gets right."""
     with in_mode(model, training=False), torch.no_grad():
         return model(pixels).argmax(1) == labels

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, drawn
-from darts_bio.data.sources import Labelled, Source, source_of
+from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import audit
 from darts_bio.training.engine import evaluate
@@ -23,9 +23,16 @@ from darts_bio.training.trained import PixelNetwork, Trained, load_trained
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network. `group` is what seeds of one training have in common; `clean` the test
-    accuracy, measured as the training does, and `logged` that of the training's log, if there is
-    one.
+    """A trained network that an evaluation is done to.
+
+    Attributes:
+        name: Tells it from the others; the end of its folder's path.
+        group: The name that all seeds of one training share.
+        folder: Its run folder.
+        trained: The network and how it was trained.
+        model: The network on the device, from pixels in [0, 1] to logits.
+        clean: Its test accuracy, measured as the training does.
+        logged: The test accuracy in the training's log, None if there is none.
     """
 
     name: str
@@ -33,7 +40,6 @@ class Subject:
     folder: Path
     trained: Trained
     model: PixelNetwork
-    """On the device; from pixels in [0, 1] to logits."""
     clean: float
     logged: float | None
 
@@ -42,7 +48,8 @@ class Subject:
         """The learning rules of its layers, that of most parameters first."""
         sizes: dict[str, int] = {}
         for row in audit(self.trained.network).rows:
-            sizes[row.rule or "bp"] = sizes.get(row.rule or "bp", 0) + row.parameters
+            rule = row.rule or "bp"  # a layer without a rule learns by backpropagation
+            sizes[rule] = sizes.get(rule, 0) + row.parameters
         return ", ".join(sorted(sizes, key=lambda rule: -sizes[rule]))
 
 
@@ -55,21 +62,31 @@ def load_subjects(
     seed: int,
     data: ImageData | None = None,
 ) -> tuple[list[Subject], Split]:
-    """Read the networks of run folders, and `images` of their test images (uint8), drawn by the
-    seed, on the device.
+    """Read the networks of run folders, and test images that they share.
 
-    The images are those of the runs, or of `data`.
+    Args:
+        checkpoints: Run folders, their checkpoints, or folders of several seeds.
+        device: Where networks and images are put.
+        data_dir: Where the data are, if not where the runs say.
+        images: How many test images are drawn; all if there are not so many.
+        seed: The seed of that draw.
+        data: The data set, if the runs had theirs handed over in Python.
 
-    Raises InputError if a folder holds no training, or the test images differ from one to the next.
+    Returns:
+        The networks, in the order of the folders, and their images (n, C, H, W) uint8.
+
+    Raises:
+        InputError: If a folder holds no training, is named twice, or the test images differ from
+            one to the next.
     """
-    places = [place for source in checkpoints for place in _with_seeds(Path(source))]
-    names = _names([folder for folder, _ in places])
+    folders = [pair for source in checkpoints for pair in _with_seeds(Path(source))]
+    names = _names([folder for folder, _ in folders])
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: expected each run once, found {', '.join(checkpoints)}")
-    groups = _names([group for _, group in places])
+    groups = _names([group for _, group in folders])
     subjects: list[Subject] = []
     shared: Split | None = None
-    for (folder, _), name, group in zip(places, names, groups, strict=True):
+    for (folder, _), name, group in zip(folders, names, groups, strict=True):
         subject, split = _load(folder, name, group, device, data_dir, images, seed, data)
         if shared is not None and not (
             subject.trained.classes == subjects[0].trained.classes
@@ -77,9 +94,8 @@ def load_subjects(
             and torch.equal(split.labels, shared.labels)
         ):
             raise InputError(
-                f"--checkpoint {folder}: expected the test images of {places[0][0]}, found others; "
-                "measure networks of "
-                "different data in runs of their own"
+                f"--checkpoint {folder}: expected the test images of {folders[0][0]}, found "
+                "others; measure networks of different data in runs of their own"
             )
         subjects.append(subject)
         shared = split
@@ -88,7 +104,13 @@ def load_subjects(
 
 
 def groups_of(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """The seeds of each training."""
+    """Return the seeds of each training, by the name that they share.
+
+    >>> from types import SimpleNamespace as Fake
+    >>> subjects = [Fake(name="usf/seed-0", group="usf"), Fake(name="usf/seed-1", group="usf")]
+    >>> {group: [subject.name for subject in seeds] for group, seeds in groups_of(subjects).items()}
+    {'usf': ['usf/seed-0', 'usf/seed-1']}
+    """
     groups: dict[str, list[Subject]] = {}
     for subject in subjects:
         groups.setdefault(subject.group, []).append(subject)
@@ -96,7 +118,10 @@ def groups_of(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
 
 
 def _with_seeds(source: Path) -> list[tuple[Path, Path]]:
-    """(run folder, that which its seeds share) for each seed."""
+    """Return (run folder, folder that its seeds share) for each seed of a run.
+
+    A run of one seed shares its folder with nobody. A checkpoint stands for its folder.
+    """
     if source.is_file():
         source = source.parent
     seeds = sorted(path.parent for path in source.glob(f"seed-*/{CHECKPOINT_FILE}"))
@@ -104,7 +129,11 @@ def _with_seeds(source: Path) -> list[tuple[Path, Path]]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """What tells folders apart: their paths from the last folder that all lie in."""
+    """Return what tells folders apart: their paths from the last folder that all lie in.
+
+    >>> _names([Path("runs/usf"), Path("runs/fa/seed-0")])
+    ['usf', 'fa/seed-0']
+    """
     common = os.path.commonpath({str(folder.absolute().parent) for folder in folders})
     return [os.path.relpath(folder.absolute(), common) for folder in folders]
 
@@ -119,6 +148,10 @@ def _load(
     seed: int,
     data: ImageData | None,
 ) -> tuple[Subject, Split]:
+    """Read the network of a run folder, measure it, and draw test images, as `load_subjects` says.
+
+    Raises InputError if it was trained on other data.
+    """
     config = config_of_run(folder)
     trained = load_trained(folder)
     source = source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
@@ -131,11 +164,12 @@ def _load(
                 f"{'x'.join(map(str, source.image_size))}; name them by --data-dir"
             )
         trained.network.to(device)
+        # `load_trained` gives the averaged weights where a run kept such.
         result = "test_averaged" if config.ema else "test"
         counted = _Counted(source.measured("test"))
-        clean = evaluate(trained.network, counted, prefix=result, amp=config.amp)[
-            f"{result}/accuracy"
-        ]
+        accuracies = evaluate(trained.network, counted, prefix=result, amp=config.amp)
+        clean = accuracies[f"{result}/accuracy"]
+        # Only now is it known how many there are: damaged files are passed over.
         chosen = drawn("the test images", counted.images, min(images, counted.images), seed)
         split = _chosen(source, chosen)
     finally:
@@ -146,37 +180,39 @@ def _load(
         if record["event"] == "epoch"
     ]
     logged = epochs[-1].get(f"{result}/accuracy") if epochs else None
-    return Subject(
-        name, group, folder, trained, trained.on_pixels().to(device), clean, logged
-    ), split
+    model = trained.on_pixels().to(device)
+    return Subject(name, group, folder, trained, model, clean, logged), split
 
 
 class _Counted:
-    """Batches as they are, and how many images they held."""
+    """Batches as they are; `images` counts how many images they have held so far."""
 
-    def __init__(self, batches: Iterable[Labelled]) -> None:
+    def __init__(self, batches: Iterable[Labeled]) -> None:
         self._batches, self.images = batches, 0
 
-    def __iter__(self) -> Iterator[Labelled]:
+    def __iter__(self) -> Iterator[Labeled]:
         for x, labels in self._batches:
             self.images += len(labels)
             yield x, labels
 
 
 def _chosen(source: Source, chosen: Tensor) -> Split:
-    """The test images of these numbers, in ascending order, uint8 as they were before they were
-    normalised.
+    """Return the test images of these numbers (n,), in ascending order, as uint8 (n, C, H, W).
+
+    A source gives normalized images; rounding gives back the bytes that they were before.
     """
     numbers, start = chosen.sort().values, 0
     images, labels = [], []
-    mean, std = (
-        values.view(-1, 1, 1) for values in (source.normalisation.mean, source.normalisation.std)
-    )
-    for x, classes in source.measured("test"):
-        own = numbers[(numbers >= start) & (numbers < start + len(classes))] - start
-        start += len(classes)
-        if len(own):
-            own = own.to(x.device)
-            images.append(((x[own] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
-            labels.append(classes[own])
+    mean = source.normalisation.mean.view(-1, 1, 1)
+    std = source.normalisation.std.view(-1, 1, 1)
+    for x, batch_labels in source.measured("test"):
+        # The batch holds the images from `start` on; `places` are those of the chosen ones in it.
+        in_batch = (numbers >= start) & (numbers < start + len(batch_labels))
+        places = numbers[in_batch] - start
+        start += len(batch_labels)
+        if len(places):
+            places = places.to(x.device)
+            pixels = ((x[places] * std + mean) * 255).round().clamp(0, 255)
+            images.append(pixels.to(torch.uint8))
+            labels.append(batch_labels[places])
     return Split(torch.cat(images), torch.cat(labels))
