@@ -1,4 +1,4 @@
-"""Figures of cells: edges labelled by operation and coloured by learning rule.
+"""Figures of cells: edges labeled by operation and colored by learning rule.
 
 Cells are taken as their space validated them: every edge goes from a node to a later one. Nodes 0
 and 1 are the cell's inputs, node 0 alone where an edge leads into node 1; any number of edges may
@@ -28,16 +28,16 @@ from darts_bio.figures.drawing import (
 )
 from darts_bio.spaces.genotype import Cell, Genotype
 
-KNOWN_COLOURS = {
+KNOWN_COLORS = {
     "bp": "#0072b2",
     "fa": "#009e73",
     "usf": "#d55e00",
     "frsf": "#cc79a7",
     "brsf": "#e69f00",
 }
-"""Okabe and Ito's colours, told apart under every common form of colour blindness."""
+"""Okabe and Ito's colors, told apart under every common form of color blindness."""
 
-FURTHER_COLOURS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
+FURTHER_COLORS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
 NO_RULE = "#8c8c8c"
 LANE, NODE, PILL = 38.0, 30.0, 17.0
 """Heights in pixels: of the lanes that nodes lie in, of a node, of an edge's label."""
@@ -45,25 +45,25 @@ PITCH = 132.0
 """The least distance of columns of nodes."""
 
 
-def rule_colours(rules: Iterable[str | None]) -> dict[str | None, str]:
-    """Rule -> colour, as a legend orders them.
+def rule_colors(rules: Iterable[str | None]) -> dict[str | None, str]:
+    """Rule -> color, as a legend orders them.
 
-    The known rules' colours are fixed; any other's follows from its name, unless two of them clash.
+    The known rules' colors are fixed; any other's follows from its name, unless two of them clash.
     """
     names = set(rules)
-    colours: dict[str | None, str] = {
-        rule: colour for rule, colour in KNOWN_COLOURS.items() if rule in names
+    colors: dict[str | None, str] = {
+        rule: color for rule, color in KNOWN_COLORS.items() if rule in names
     }
-    for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLOURS):
+    for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLORS):
         start = int.from_bytes(
             hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest(), "big"
         )
         further = [
-            FURTHER_COLOURS[(start + i) % len(FURTHER_COLOURS)] for i in range(len(FURTHER_COLOURS))
+            FURTHER_COLORS[(start + i) % len(FURTHER_COLORS)] for i in range(len(FURTHER_COLORS))
         ]
-        free = [colour for colour in further if colour not in colours.values()] or further
-        colours[rule] = free[0]
-    return colours | ({None: NO_RULE} if None in names else {})
+        free = [color for color in further if color not in colors.values()] or further
+        colors[rule] = free[0]
+    return colors | ({None: NO_RULE} if None in names else {})
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _ends(plan: _Plan, boxes: Sequence[Box], side: int) -> dict[int, float]:
     return ends
 
 
-def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]) -> list[Curve]:
+def _curves(plan: _Plan, boxes: Sequence[Box], colors: Mapping[str | None, str]) -> list[Curve]:
     starts, ends = _ends(plan, boxes, 0), _ends(plan, boxes, 1)
     curves = []
     for i, ((source, target), bow) in enumerate(zip(plan.lines, plan.bows.tolist(), strict=True)):
@@ -212,7 +212,7 @@ def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]
             continue
         op, rule = edge.candidate.op, edge.candidate.rule
         title = f"{op}{'' if rule is None else f' : {rule}'}, {edge.input} -> {edge.node}"
-        curves.append(Curve(points, colours[rule], dashed=rule is None, arrow=True, title=title))
+        curves.append(Curve(points, colors[rule], dashed=rule is None, arrow=True, title=title))
     return curves
 
 
@@ -255,8 +255,8 @@ def _pills(
         if best is None or (best[0] and not may_hide):
             return None
         _, x, y = best
-        (dx, dy), colour, title = half.tolist(), curves[i].colour, curves[i].title
-        pills[i] = Box(x - dx, y - dy, 2 * dx, 2 * dy, PAPER, colour, PILL / 2, title)
+        (dx, dy), color, title = half.tolist(), curves[i].color, curves[i].title
+        pills[i] = Box(x - dx, y - dy, 2 * dx, 2 * dy, PAPER, color, PILL / 2, title)
         taken.append((x, y, dx + 3, dy + 3))
     return [pills[i] for i in range(len(ops))]
 
@@ -283,7 +283,7 @@ def _cell(
     pitch: float,
     top: float,
     title: str,
-    colours: Mapping[str | None, str],
+    colors: Mapping[str | None, str],
     may_hide: bool,
 ) -> tuple[list[Primitive], float] | None:
     """The cell below `top`, its columns `pitch` apart, and where it ends; None if that is too
@@ -293,12 +293,12 @@ def _cell(
     heights = [y for box in boxes for y in (box.y, box.y + box.height)]
     heights += [
         y
-        for curve in _curves(plan, boxes, colours)
+        for curve in _curves(plan, boxes, colors)
         for y in curve.at(np.linspace(0, 1, 50))[:, 1].tolist()
     ]
     middle = top + (32 if title else 12) - min(heights)
     boxes = _boxes(plan, pitch, middle)
-    curves = _curves(plan, boxes, colours)
+    curves = _curves(plan, boxes, colors)
     ops = [edge.candidate.op for edge in plan.cell.edges]
     pills = _pills(ops, boxes, curves, may_hide)
     if pills is None:
@@ -311,19 +311,19 @@ def _cell(
 
 
 def _legend(
-    colours: Mapping[str | None, str], top: float, width: float
+    colors: Mapping[str | None, str], top: float, width: float
 ) -> tuple[list[Primitive], float]:
     """A line and the name of each rule, in as many rows as the width asks for, and where they
     end.
     """
     primitives: list[Primitive] = []
     x, y = MARGIN, top + 8
-    for rule, colour in colours.items():
+    for rule, color in colors.items():
         name = "no weights" if rule is None else rule
         if x > MARGIN and x + 34 + text_width(name) > width - MARGIN:
             x, y = MARGIN, y + 18
         primitives.append(
-            Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), colour, 2.2, rule is None)
+            Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), color, 2.2, rule is None)
         )
         primitives.append(Text(x + 34, y, name, anchor="start"))
         x += 34 + text_width(name) + 22
@@ -331,7 +331,7 @@ def _legend(
 
 
 def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
-    colours = rule_colours(edge.candidate.rule for cell in cells.values() for edge in cell.edges)
+    colors = rule_colors(edge.candidate.rule for cell in cells.values() for edge in cell.edges)
     plans = {name: _plan(cell) for name, cell in cells.items()}
     pitch, done = PITCH, False
     while not done:
@@ -340,7 +340,7 @@ def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
         )
         top, done = MARGIN + (28 if title else 0), True
         for name, plan in plans.items():
-            part = _cell(plan, pitch, top, name, colours, may_hide=pitch > 1.3 * PITCH)
+            part = _cell(plan, pitch, top, name, colors, may_hide=pitch > 1.3 * PITCH)
             if part is None:
                 pitch, done = 1.06 * pitch, False
                 break
@@ -348,9 +348,9 @@ def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
             top = part[1] + 16
     widths = [1.3 * NODE + plan.columns[-1] * pitch for plan in plans.values()]
     widths += [text_width(title, 17), *(text_width(name, 15) for name in cells)]
-    widths += [34 + text_width(rule or "no weights") for rule in colours]
+    widths += [34 + text_width(rule or "no weights") for rule in colors]
     width = math.ceil(2 * MARGIN + max(widths))
-    legend, bottom = _legend(colours, top, width)
+    legend, bottom = _legend(colors, top, width)
     return Drawing(width, math.ceil(bottom + MARGIN), (*primitives, *legend), label)
 
 
@@ -360,6 +360,6 @@ def draw_cell(cell: Cell, title: str = "") -> Drawing:
 
 
 def draw_genotype(genotype: Genotype, title: str = "") -> Drawing:
-    """The cells, one above the other: edges labelled by operation and coloured by learning rule."""
+    """The cells, one above the other: edges labeled by operation and colored by learning rule."""
     cells = ", ".join(f"{name} ({len(cell.edges)} edges)" for name, cell in genotype.cells.items())
     return _figure(genotype.cells, title, f"{title or f'{genotype.space} genotype'}: {cells}")

@@ -21,7 +21,7 @@ from darts_bio.figures.drawing import (
     text_width,
 )
 
-COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
+COLORS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
 """Of a panel's plot, and the room beside and below it, in pixels."""
 TICKS = 5
@@ -35,7 +35,7 @@ class Series:
 
     name: str
     points: Sequence[Point]
-    colour: str
+    color: str
     dashed: bool = False
 
 
@@ -56,7 +56,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
             if name.endswith(f"/{quantity}") and name.count("/") == 1
         }
         panels[quantity] = [
-            Series(name, points, COLOURS[number % len(COLOURS)])
+            Series(name, points, COLORS[number % len(COLORS)])
             for number, (name, points) in enumerate(series.items())
         ]
     last = max((record["epoch"] for record in records), default=1)
@@ -120,12 +120,12 @@ def _panel(
     for curve in curves:
         places = tuple(place(*point) for point in curve.points)
         if len(places) > 1:
-            drawn.append(Line(places, curve.colour, 1.8, curve.dashed))
+            drawn.append(Line(places, curve.color, 1.8, curve.dashed))
         elif places:
-            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.colour))
+            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.color))
         if curve.name:
             drawn.append(
-                Text(beside, y + MARGIN + 16, curve.name, anchor="start", colour=curve.colour)
+                Text(beside, y + MARGIN + 16, curve.name, anchor="start", color=curve.color)
             )
             beside += text_width(curve.name) + 12
     return drawn

@@ -113,7 +113,7 @@ class Text:
     size: float = SMALL
     anchor: Literal["start", "middle", "end"] = "middle"
     angle: float = 0.0
-    colour: str = INK
+    color: str = INK
 
     @property
     def width(self) -> float:
@@ -125,7 +125,7 @@ class Text:
         return (
             f'<text x="{x}" y="{_number(self.y + 0.35 * self.size)}" font-size="{_number(self.size)}" '
             f'text-anchor="{self.anchor}" textLength="{_number(self.width)}" lengthAdjust="spacingAndGlyphs" '
-            f'fill="{self.colour}" pointer-events="none"{turn}>{escape(_shown(self.text))}</text>'
+            f'fill="{self.color}" pointer-events="none"{turn}>{escape(_shown(self.text))}</text>'
         )
 
     def paint(self, image: Image.Image, scale: float) -> None:
@@ -145,7 +145,7 @@ class Text:
         )
         mask = mask.rotate(self.angle, Image.Resampling.BICUBIC, expand=True)
         corner = round(centre[0] - mask.width / 2), round(centre[1] - mask.height / 2)
-        image.paste(self.colour, corner, mask)
+        image.paste(self.color, corner, mask)
 
 
 Point = tuple[float, float]
@@ -156,7 +156,7 @@ class Curve:
     """A cubic Bezier curve by its four points, with an arrow head beyond its end if `arrow`."""
 
     points: tuple[Point, Point, Point, Point]
-    colour: str = INK
+    color: str = INK
     width: float = 1.7
     dashed: bool = False
     arrow: bool = False
@@ -180,29 +180,27 @@ class Curve:
 
     def svg(self) -> str:
         corners = [" ".join(map(_number, point)) for point in self.points]
-        path = (
-            f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.colour}" '
-        )
+        path = f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.color}" '
         path += f'stroke-width="{_number(self.width)}"' + (
             f' stroke-dasharray="{DASH} {GAP}"/>' if self.dashed else "/>"
         )
         if self.arrow:
             head = "L".join(" ".join(map(_number, point)) for point in self.head())
-            path += f'<path d="M{head}Z" fill="{self.colour}"/>'
+            path += f'<path d="M{head}Z" fill="{self.color}"/>'
         return f"<g><title>{escape(_clean(self.title))}</title>{path}</g>" if self.title else path
 
     def paint(self, image: Image.Image, scale: float) -> None:
         _paint_line(
-            image, self.at(np.linspace(0, 1, 1601)), self.colour, self.width, self.dashed, scale
+            image, self.at(np.linspace(0, 1, 1601)), self.color, self.width, self.dashed, scale
         )
         if self.arrow:
             ImageDraw.Draw(image).polygon(
-                [(x * scale, y * scale) for x, y in self.head()], self.colour
+                [(x * scale, y * scale) for x, y in self.head()], self.color
             )
 
 
 def _paint_line(
-    image: Image.Image, points: np.ndarray, colour: str, width: float, dashed: bool, scale: float
+    image: Image.Image, points: np.ndarray, color: str, width: float, dashed: bool, scale: float
 ) -> None:
     """points: (n, 2)."""
     draw, pieces = ImageDraw.Draw(image), [points]
@@ -217,7 +215,7 @@ def _paint_line(
         if len(piece) > 1:
             draw.line(
                 [(x, y) for x, y in (piece * scale).tolist()],
-                colour,
+                color,
                 max(1, round(width * scale)),
                 "curve",
             )
@@ -228,7 +226,7 @@ class Line:
     """A line through points."""
 
     points: tuple[Point, ...]
-    colour: str = INK
+    color: str = INK
     width: float = 1.2
     dashed: bool = False
 
@@ -236,12 +234,12 @@ class Line:
         points = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.points)
         dashes = f' stroke-dasharray="{DASH} {GAP}"' if self.dashed else ""
         return (
-            f'<polyline points="{points}" fill="none" stroke="{self.colour}" stroke-width="{_number(self.width)}"'
+            f'<polyline points="{points}" fill="none" stroke="{self.color}" stroke-width="{_number(self.width)}"'
             f"{dashes}/>"
         )
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        _paint_line(image, np.array(self.points), self.colour, self.width, self.dashed, scale)
+        _paint_line(image, np.array(self.points), self.color, self.width, self.dashed, scale)
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from darts_bio.spaces.base import Row
 from darts_bio.spaces.genotype import Candidate
 
 SHADES = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
-"""Anchors of a sequential, perceptually even colour map (viridis)."""
+"""Anchors of a sequential, perceptually even color map (viridis)."""
 
 TILE = 20.0
 """Height in pixels of a row."""
 
 
 def _shade(share: float) -> str:
-    """The colour at `share`, from 0 to 1, of the scale."""
+    """The color at `share`, from 0 to 1, of the scale."""
     place = share * (len(SHADES) - 1)
     i = min(int(place), len(SHADES) - 2)
     low, high = (
@@ -108,8 +108,8 @@ def draw_edge_weights(
     )
 
 
-def _dot(x: float, y: float, colour: str) -> Box:
-    return Box(x - 3.5, y - 3.5, 7, 7, colour, radius=3.5)
+def _dot(x: float, y: float, color: str) -> Box:
+    return Box(x - 3.5, y - 3.5, 7, 7, color, radius=3.5)
 
 
 def _tiles(
@@ -142,7 +142,7 @@ def _tiles(
 
 
 def _scale(x: float, y: float, low: float, high: float) -> list[Primitive]:
-    """The colour scale with its ends, and what the dot means."""
+    """The color scale with its ends, and what the dot means."""
     least, most = f"{low:.3g}", f"{high:.3g}"
     x += text_width(least) + 6
     strip = [Box(x + 4 * i, y, 5, 12, _shade(i / 31)) for i in range(32)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darts_bio.evaluation.robustness import Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
-from darts_bio.figures.curves import COLOURS, Series, draw_panels
+from darts_bio.figures.curves import COLORS, Series, draw_panels
 from darts_bio.figures.drawing import MARGIN, Drawing, Picture, Primitive, Text
 
 EXAMPLES, SIDE = 4, 64
@@ -38,9 +38,9 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
                     points.append(
                         (eps, statistics.mean(100 * measured.accuracy(job) for job in jobs))
                     )
-                colour, dashed = COLOURS[number % len(COLOURS)], jobs[0].gradients == "rule"
+                color, dashed = COLORS[number % len(COLORS)], jobs[0].gradients == "rule"
                 curves.append(
-                    Series(group if side == plan.gradients[0] else "", points, colour, dashed)
+                    Series(group if side == plan.gradients[0] else "", points, color, dashed)
                 )
         panels[spec] = curves
     label = "accuracy in % against eps; dashed: by the rule's gradient"
@@ -49,7 +49,7 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
 
 def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
     """Of the first network of each group a few images: clean, under the strongest attack at the
-    largest eps, and the difference (grey: none, black and white: eps).
+    largest eps, and the difference (gray: none, black and white: eps).
     """
     plan, primitives = measured.plan, list[Primitive]()
     firsts = [members[0] for members in groups_of(subjects).values()]
