@@ -34,7 +34,11 @@ from darts_bio.version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `darts-bio`: its options, the function that runs it, and its help texts."""
+    """A command of `darts-bio`: its options, the function that runs it, and its help texts.
+
+    >>> COMMANDS["search"].name, COMMANDS["search"].run
+    ('search', 'darts_bio.cli.run:search')
+    """
 
     config: type[CommandConfig]
     run: str

@@ -51,7 +51,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
     names = list(dict.fromkeys(key for record in records for key in record))
     panels = {}
     for quantity in ("loss", "accuracy"):
-        series = []
+        series: list[Series] = []
         for name in names:
             group, _, rest = name.partition("/")
             if rest != quantity:

@@ -117,7 +117,7 @@ class TimmNetwork(Network):
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 7])
         >>> [info["reduction"] for info in model.feature_info]
-        [1, 2, 4]
+        [1, 1, 2, 4]
     """
 
     def __init__(

@@ -255,12 +255,12 @@ def _doubts(all_doubts: Sequence[Doubt]) -> list[str]:
         return ["None: every check that was made held (docs/robustness.md says what is checked)."]
     texts_by_check: dict[tuple[str, str, str], list[str]] = {}
     for doubt in all_doubts:
-        check = (doubt.network, doubt.gradients, doubt.check)
-        texts_by_check.setdefault(check, []).append(doubt.found)
+        key = (doubt.network, doubt.gradients, doubt.check)
+        texts_by_check.setdefault(key, []).append(doubt.found)
     rows = []
-    for check, texts in texts_by_check.items():
+    for (network, gradients, check), texts in texts_by_check.items():
         more = f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""
-        rows.append((*check, texts[-1] + more))
+        rows.append((network, gradients, check, texts[-1] + more))
     return [
         "What speaks against believing the numbers by that gradient:",
         "",
