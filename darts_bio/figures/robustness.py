@@ -18,13 +18,13 @@ EXAMPLES, SIDE = 4, 64
 """The number of images shown of a network, and their side in pixels."""
 
 
-def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
+def draw_accuracy(subjects: Sequence[Subject], measurement: Measurement) -> Drawing:
     """Draw accuracy in per cent against eps.
 
     There is a panel for each attack that eps bounds, and in it a line for each group of networks,
     the mean over its seeds; dashed where the attack followed the rule's gradient.
     """
-    plan, groups = measured.plan, groups_of(subjects)
+    plan, groups = measurement.plan, groups_of(subjects)
     panels: dict[str, list[Series]] = {}
     for spec in plan.attacks:
         attack = plan.attack(spec)
@@ -35,12 +35,12 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
         curves = []
         for number, (group, members) in enumerate(groups.items()):
             color = COLORS[number % len(COLORS)]
-            clean = statistics.mean(100 * measured.clean(subject.name) for subject in members)
+            clean = statistics.mean(100 * measurement.clean(subject.name) for subject in members)
             for gradient in gradients:
                 points = [(0.0, clean)]
                 for eps in plan.eps:
                     jobs = [plan.job(subject.name, spec, eps, gradient) for subject in members]
-                    accuracy = statistics.mean(100 * measured.accuracy(job) for job in jobs)
+                    accuracy = statistics.mean(100 * measurement.accuracy(job) for job in jobs)
                     points.append((eps, accuracy))
                 name = group if gradient == plan.gradients[0] else ""  # named once
                 curves.append(Series(name, points, color, dashed=jobs[0].gradients == "rule"))
@@ -49,28 +49,28 @@ def draw_accuracy(subjects: Sequence[Subject], measured: Measurement) -> Drawing
     return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
 
 
-def draw_examples(subjects: Sequence[Subject], measured: Measurement) -> Drawing:
+def draw_examples(subjects: Sequence[Subject], measurement: Measurement) -> Drawing:
     """Draw a few images of the first network of each group, before and under an attack.
 
     The attack is the strongest one that is bounded, at the largest eps. Of each image there are
     three pictures: clean, attacked, and the difference (gray: none; black and white: eps). Above
     them stand its class and the one predicted under attack.
     """
-    plan, primitives = measured.plan, list[Primitive]()
+    plan, primitives = measurement.plan, list[Primitive]()
     first_members = [members[0] for members in groups_of(subjects).values()]
     bounded = [spec for spec in plan.attacks if plan.attack(spec).bounded]
     spec = max(bounded, key=lambda spec: plan.attack(spec).strength, default="")
     y = MARGIN
     for subject in first_members if spec else []:
         job = plan.job(subject.name, spec, plan.eps[-1], plan.gradients[0])
-        index = measured.subject(job)[:EXAMPLES]
+        index = measurement.subject(job)[:EXAMPLES]
         if not len(index):
             continue
-        changed = measured.perturbed(job, index, measured.seed)
-        clean = measured.pixels(index)
+        changed = measurement.perturbed(job, index, measurement.seed)
+        clean = measurement.pixels(index)
         with torch.no_grad():
             predicted = subject.model(changed).argmax(1).tolist()
-        labels = measured.images.labels[index].tolist()
+        labels = measurement.images.labels[index].tolist()
         classes = subject.trained.classes
         heading = f"{subject.name}: {spec}, eps {job.level:g}/255"
         primitives.append(Text(MARGIN, y, heading, anchor="start"))

@@ -119,7 +119,7 @@ class RobustnessBoard(TensorBoard):
     def show(
         self,
         subjects: Sequence[Subject],
-        measured: Measurement,
+        measurement: Measurement,
         accuracy: Drawing,
         examples: Drawing,
         report: str,
@@ -128,7 +128,7 @@ class RobustnessBoard(TensorBoard):
 
         Args:
             subjects: The networks.
-            measured: The measurement.
+            measurement: The measurement.
             accuracy: The figure of accuracy against eps.
             examples: The figure of attacked images.
             report: The report in Markdown.
@@ -136,12 +136,12 @@ class RobustnessBoard(TensorBoard):
         self.open_events()
         # The steps of scalars are whole numbers: here they are eps, or 100 times eps if one of them
         # is a fraction.
-        integral = all(float(eps).is_integer() for eps in measured.plan.eps)
+        integral = all(float(eps).is_integer() for eps in measurement.plan.eps)
         for subject in subjects:
-            for job in attacks_on(measured, subject.name):
+            for job in attacks_on(measurement, subject.name):
                 step = round(job.level if integral else 100 * job.level)
                 tag = f"{job.what}/{job.gradients}/{subject.name}"
-                self.scalar(tag, measured.accuracy(job), step)
+                self.scalar(tag, measurement.accuracy(job), step)
         self.image("accuracy", accuracy.image(), 0)
         self.image("examples", examples.image(), 0)
         self.text("report", report, 0)

@@ -113,15 +113,15 @@ class RobustnessConsole(Console):
     where an attack takes long.
     """
 
-    def __init__(self, stream: TextIO, measured: Measurement) -> None:
+    def __init__(self, stream: TextIO, measurement: Measurement) -> None:
         super().__init__(stream)
-        self.measured, self._done, self._steps = measured, measured.done, measured.steps
+        self.measurement, self._done, self._steps = measurement, measurement.done, measurement.steps
 
     def on_start(self, subjects: Sequence[Subject]) -> None:
         """Write the networks and their clean accuracy, and open the bar."""
         for subject in subjects:
             self.say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
-        self.say(f"{len(self.measured.images)} test images, {self._steps} batches to do")
+        self.say(f"{len(self.measurement.images)} test images, {self._steps} batches to do")
         self.open_bar(self._done, self._steps, "batch")
 
     def on_batch(self, job: Job) -> None:
@@ -130,14 +130,14 @@ class RobustnessConsole(Console):
         self.pace.count(0)
         self._done += 1
         # The numbers of the images to measure, and a row for each that has been measured.
-        index, rows = self.measured.subject(job), self.measured.found[job.key]
+        index, rows = self.measurement.subject(job), self.measurement.found[job.key]
         left = clock(self.pace.seconds_left(self._steps - self._done))
         progress = f"({self._done} of {self._steps} batches, {left} left)"
         complete = len(rows) == len(index)
         # A job on a few images (`most`) is a check of the attack, not a result.
         is_result = job.kind in ("attack", "corruption") and not job.most
         if complete and is_result:
-            share = rows.sum().item() / len(self.measured.images)
+            share = rows.sum().item() / len(self.measurement.images)
             self.say(f"{in_words(job)}: {100 * share:.2f} % right  {progress}")
         elif self.line_is_due:
             self.say(f"{in_words(job)}: {len(rows)} of {len(index)} images  {progress}")

@@ -21,16 +21,16 @@ RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg",
 
 
 def write_report(
-    subjects: Sequence[Subject], measured: Measurement, folder: RunFolder, seconds: float
+    subjects: Sequence[Subject], measurement: Measurement, folder: RunFolder, seconds: float
 ) -> tuple[list[Doubt], Drawing, Drawing, str]:
     """Write all files of a measurement that took `seconds`.
 
     Returns the doubts about it, the figures of accuracy and of examples, and the text of report.md.
     """
-    all_doubts = [*_log_doubts(subjects), *doubts(measured)]
-    accuracy, examples = draw_accuracy(subjects, measured), draw_examples(subjects, measured)
-    text = report(subjects, measured, all_doubts, folder, seconds)
-    write_text(folder.path / RESULTS_FILE, _json(results(subjects, measured, all_doubts)))
+    all_doubts = [*_log_doubts(subjects), *doubts(measurement)]
+    accuracy, examples = draw_accuracy(subjects, measurement), draw_examples(subjects, measurement)
+    text = report(subjects, measurement, all_doubts, folder, seconds)
+    write_text(folder.path / RESULTS_FILE, _json(results(subjects, measurement, all_doubts)))
     write_text(folder.path / ACCURACY_FIGURE, accuracy.svg())
     write_text(folder.path / EXAMPLES_FIGURE, examples.svg())
     write_text(folder.path / CARD_FILE, text)
@@ -52,45 +52,45 @@ def _log_doubts(subjects: Sequence[Subject]) -> list[Doubt]:
     ]
 
 
-def attacks_on(measured: Measurement, name: str) -> list[Job]:
+def attacks_on(measurement: Measurement, name: str) -> list[Job]:
     """Return the attacks on a network that were made on all images, not on a few for a check."""
     return [
         job
-        for job in measured.jobs
+        for job in measurement.jobs
         if job.kind == "attack" and job.network == name and not job.most
     ]
 
 
 def results(
-    subjects: Sequence[Subject], measured: Measurement, all_doubts: Sequence[Doubt]
+    subjects: Sequence[Subject], measurement: Measurement, all_doubts: Sequence[Doubt]
 ) -> dict[str, Any]:
     """Return all numbers of a measurement as plain data for JSON; accuracies are in [0, 1]."""
     return {
-        "images": len(measured.images),
-        "networks": [_network_results(subject, measured) for subject in subjects],
+        "images": len(measurement.images),
+        "networks": [_network_results(subject, measurement) for subject in subjects],
         "doubts": [doubt.as_dict() for doubt in all_doubts],
     }
 
 
-def _network_results(subject: Subject, measured: Measurement) -> dict[str, Any]:
+def _network_results(subject: Subject, measurement: Measurement) -> dict[str, Any]:
     """Return the numbers of one network."""
-    jobs = [job for job in measured.jobs if job.network == subject.name]
+    jobs = [job for job in measurement.jobs if job.network == subject.name]
     attacks = [
         {
             "attack": job.what,
             "eps": job.level,
             "gradients": job.gradients,
-            "images": len(measured.subject(job)) if job.most else len(measured.images),
-            "accuracy": measured.accuracy(job),
+            "images": len(measurement.subject(job)) if job.most else len(measurement.images),
+            "accuracy": measurement.accuracy(job),
         }
         for job in jobs
-        if job.kind == "attack" and len(measured.subject(job))
+        if job.kind == "attack" and len(measurement.subject(job))
     ]
     corruptions = [
         {
             "corruption": job.what,
             "severity": int(job.level),
-            "accuracy": _accuracy(measured, job),
+            "accuracy": _accuracy(measurement, job),
         }
         for job in jobs
         if job.kind == "corruption"
@@ -99,7 +99,7 @@ def _network_results(subject: Subject, measured: Measurement) -> dict[str, Any]:
     for job in jobs:
         if job.kind != "transfer":
             continue
-        for name, correct in measured.transferred(subject.name, job.level).items():
+        for name, correct in measurement.transferred(subject.name, job.level).items():
             transfers.append(
                 {
                     "attack": job.what,
@@ -114,8 +114,8 @@ def _network_results(subject: Subject, measured: Measurement) -> dict[str, Any]:
         "rules": subject.rules,
         "clean_all_test_images": subject.clean,
         "clean_in_training_log": subject.logged,
-        "clean": measured.clean(subject.name),
-        "gradients": measured.figures(subject.name),
+        "clean": measurement.clean(subject.name),
+        "gradients": measurement.figures(subject.name),
         "attacks": attacks,
         "corruptions": corruptions,
         "transfer_to": transfers,
@@ -129,23 +129,23 @@ def _json(data: dict[str, Any]) -> str:
     return re.sub(innermost, lambda match: " ".join(match[0].split()), text) + "\n"
 
 
-def _accuracy(measured: Measurement, job: Job) -> float:
+def _accuracy(measurement: Measurement, job: Job) -> float:
     """Return the share of images that a network classifies correctly in a job without an attack."""
-    return measured.found[job.key].double().mean().item()
+    return measurement.found[job.key].double().mean().item()
 
 
 def report(
     subjects: Sequence[Subject],
-    measured: Measurement,
+    measurement: Measurement,
     all_doubts: Sequence[Doubt],
     folder: RunFolder,
     seconds: float,
 ) -> str:
     """Return the report of a measurement in Markdown; accuracies are in per cent."""
-    plan, groups = measured.plan, groups_of(subjects)
+    plan, groups = measurement.plan, groups_of(subjects)
     lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
     lines += [
-        f"In % of {len(measured.images)} test images, right before and after; `worst` are those "
+        f"In % of {len(measurement.images)} test images, right before and after; `worst` are those "
         "that withstand every attack of the row. `true`: attacks climb along the exact gradient; "
         "`rule`: along what the learning rules send down, which is no measure of robustness: the "
         "gap between the two is masking. Attacks that follow no gradient stand in both rows."
@@ -153,7 +153,7 @@ def report(
         "",
     ]
     for eps in plan.eps:
-        lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measured, eps), ""]
+        lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measurement, eps), ""]
     lines += [
         f"![accuracy against eps]({ACCURACY_FIGURE})",
         "",
@@ -167,7 +167,7 @@ def report(
         "",
         "## Networks",
         "",
-        *_networks(subjects, measured),
+        *_networks(subjects, measurement),
         "",
     ]
     if plan.transfer and len(subjects) > 1:
@@ -175,12 +175,12 @@ def report(
             lines += [
                 f"## Transfer, {plan.transfer}, eps {eps:g}/255",
                 "",
-                *_transfer(subjects, measured, eps),
+                *_transfer(subjects, measurement, eps),
                 "",
             ]
     if plan.corruptions:
-        lines += ["## Common corruptions", "", *_corruptions(groups, measured), ""]
-    device = measured.images.images.device
+        lines += ["## Common corruptions", "", *_corruptions(groups, measurement), ""]
+    device = measurement.images.images.device
     lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
     lines += [
         folder.config.to_yaml().rstrip(),
@@ -211,16 +211,16 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
 
 
 def _eps_table(
-    groups: Mapping[str, Sequence[Subject]], measured: Measurement, eps: float
+    groups: Mapping[str, Sequence[Subject]], measurement: Measurement, eps: float
 ) -> list[str]:
     """Return the table of accuracies at one eps: a row for each group and gradient.
 
     Where attacks followed both gradients, a third row has the gap between them.
     """
-    plan = measured.plan
+    plan = measurement.plan
     rows = []
     for group, members in groups.items():
-        clean = _percent([measured.clean(subject.name) for subject in members])
+        clean = _percent([measurement.clean(subject.name) for subject in members])
         # Gradient -> attack (the last: the worst of all) -> accuracy of each seed.
         accuracies: dict[str, list[list[float]]] = {}
         for gradient in plan.gradients:
@@ -229,10 +229,10 @@ def _eps_table(
                 for subject in members
             ]
             columns = [
-                [measured.accuracy(job) for job in jobs_of_attack]
+                [measurement.accuracy(job) for job in jobs_of_attack]
                 for jobs_of_attack in zip(*jobs_by_seed, strict=True)
             ]
-            columns.append([measured.accuracy(*jobs) for jobs in jobs_by_seed])
+            columns.append([measurement.accuracy(*jobs) for jobs in jobs_by_seed])
             accuracies[gradient] = columns
             rows.append((group, members[0].rules, gradient, clean, *map(_percent, columns)))
         if len(accuracies) == 2:
@@ -268,7 +268,7 @@ def _doubts(all_doubts: Sequence[Doubt]) -> list[str]:
     ]
 
 
-def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
+def _networks(subjects: Sequence[Subject], measurement: Measurement) -> list[str]:
     """Return the table of networks: clean accuracy, and the checks of their gradients."""
     formats = {
         "cosine": "{:.3f}",
@@ -278,7 +278,7 @@ def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
     }
     rows = []
     for subject in subjects:
-        figures = measured.figures(subject.name)
+        figures = measurement.figures(subject.name)
         logged = "-" if subject.logged is None else f"{100 * subject.logged:.2f}"
         numbers = [form.format(figures[name]) if figures else "-" for name, form in formats.items()]
         rows.append((subject.name, f"{100 * subject.clean:.2f}", logged, *numbers))
@@ -294,11 +294,11 @@ def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
     return markdown_table(head, rows)
 
 
-def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) -> list[str]:
+def _transfer(subjects: Sequence[Subject], measurement: Measurement, eps: float) -> list[str]:
     """Return the table of transferred attacks at one eps, network by network."""
     rows = []
     for subject in subjects:
-        correct_by_network = measured.transferred(subject.name, eps).values()  # masks (N,)
+        correct_by_network = measurement.transferred(subject.name, eps).values()  # masks (N,)
         accuracies = [f"{100 * correct.double().mean():.1f}" for correct in correct_by_network]
         rows.append((subject.name, *accuracies))
     return [
@@ -309,12 +309,12 @@ def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) ->
     ]
 
 
-def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement) -> list[str]:
+def _corruptions(groups: Mapping[str, Sequence[Subject]], measurement: Measurement) -> list[str]:
     """Return the table of accuracies under common corruptions: a row for each, and their mean."""
 
     def mean(subject: Subject, kinds: Sequence[str]) -> float:
         accuracies = [
-            _accuracy(measured, Job("corruption", subject.name, kind, severity))
+            _accuracy(measurement, Job("corruption", subject.name, kind, severity))
             for kind in kinds
             for severity in SEVERITIES
         ]
@@ -325,10 +325,10 @@ def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement)
         return title, *cells
 
     clean = [
-        _percent([measured.clean(subject.name) for subject in members])
+        _percent([measurement.clean(subject.name) for subject in members])
         for members in groups.values()
     ]
-    kinds = measured.plan.corruptions
+    kinds = measurement.plan.corruptions
     rows = [("none", *clean), *(row(kind, [kind]) for kind in kinds), row("mean", kinds)]
     return [
         "Accuracy in %, the mean over the severities 1 to 5 of CIFAR-10-C (arXiv 1903.12261).",
