@@ -1,16 +1,24 @@
-"""darts_bio: architecture search over (operation, learning rule) pairs, after BioNAS (arXiv
-2507.13485).
+"""Architecture search over (operation, learning rule) pairs, after BioNAS (arXiv 2507.13485).
+
+Search a cell, then train its network from scratch:
 
     import darts_bio
 
-    found = darts_bio.search("digits")              # or "cifar10", (images, labels), a torch Dataset
-    trained = darts_bio.train(found, "digits")
-    print(found.genotype, trained.accuracy, trained.folder)
+    searched = darts_bio.search("digits")       # or "cifar10", (images, labels), a torch Dataset
+    trained = darts_bio.train(searched, "digits")
+    print(searched.genotype, trained.accuracy, trained.folder)
 
-    network = darts_bio.build_network(darts_bio.load_genotype("bionas_darts"), channels=36, layers=20)
+Build a published network, or put any PyTorch model under a learning rule:
+
+>>> import darts_bio
+>>> genotype = darts_bio.load_genotype("bionas_darts")
+>>> network = darts_bio.build_network(genotype, channels=4, layers=3, num_classes=10)
+>>> type(network).__name__
+'Network'
+
     model = darts_bio.convert(any_pytorch_model, "usf")
 
-Importing it is light: what needs PyTorch is imported when it is first asked for.
+Importing the package is light: a name that needs PyTorch is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from darts_bio.version import __version__
 
+# Public name -> the module that defines it, imported by `__getattr__` below at the first use.
 _HOMES = {
     "InputError": "darts_bio.errors",
     "Listener": "darts_bio.training.engine",
@@ -36,6 +45,7 @@ _HOMES = {
     "true_gradients": "darts_bio.rules",
 }
 
+# The same names once more, for type checkers and editors, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from darts_bio.api import align as align
     from darts_bio.api import attack as attack
@@ -55,6 +65,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    """Import the public name from its module when it is first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'darts_bio' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

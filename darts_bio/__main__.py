@@ -1,4 +1,4 @@
-"""`python -m darts_bio COMMAND ...`, the same as `darts-bio COMMAND ...`."""
+"""Run `python -m darts_bio COMMAND ...`, the same as `darts-bio COMMAND ...`."""
 
 import sys
 

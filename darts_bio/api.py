@@ -1,7 +1,8 @@
-"""The Python functions of this package: what the commands do, from a program or a notebook.
+"""Search, train, attack, align and load runs from a program or a notebook.
 
-Their keyword options are those of the commands (`darts-bio search --help`), with the same protocols
-and defaults.
+Each function does what the command of its name does. Its keyword options are those of the command
+(`darts-bio search --help`; `attack` is `darts-bio robustness`, `align` is `darts-bio alignment`),
+with the same protocols and defaults. A wrong option or value raises `InputError`.
 """
 
 from __future__ import annotations
@@ -51,26 +52,37 @@ def search(
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search cells over (operation, learning rule) pairs.
 
-    `dataset` is the name of a data set, a pair (images, labels) or a map-style dataset (see
-    `data.given.image_data`). `progress` shows the run on standard error; `tensorboard` writes its
-    events; `listener` hears of each step, record and epoch. All other options are those of
-    `darts-bio search`, such as epochs, rules, strategy, space, channels, layers, seed, seeds,
-    device, out, resume.
+    Ctrl-C stops the run after the current step: the result then has `finished=False`, and the same
+    call with `resume=True` continues it.
 
-    Returns the genotype found, the numbers of each epoch and the run folder; for several `seeds` a
-    `SeedResults` of such. Ctrl-C ends the run after the present step: the result says
-    `finished=False`, and `resume=True` goes on.
+    Args:
+        dataset: The name of a data set, a pair (images, labels), or a map-style dataset of (image,
+            label) pairs (see `darts_bio.data.given.image_data`).
+        progress: Whether to show the run on standard error.
+        tensorboard: Whether to write TensorBoard events into the run folder.
+        listener: Called at each step, record and epoch; an object of a subclass of
+            `darts_bio.Listener`.
+        **options: The options of `darts-bio search`, such as `epochs`, `rules`, `strategy`,
+            `space`, `channels`, `layers`, `seed`, `seeds`, `device`, `out`, `resume`.
 
-    Raises InputError for bad input.
+    Returns:
+        The derived genotype, the numbers of each epoch and the run folder; with `seeds` above 1 a
+        `SeedResults` that holds such a result for each seed.
 
-    >>> import darts_bio, tempfile
-    >>> out = tempfile.mkdtemp()
-    >>> found = darts_bio.search("digits", train_images=200, epochs=1, out=out, progress=False, tensorboard=False)
-    >>> sorted(found.genotype.cells), found.finished, len(found.epochs)
-    (['normal', 'reduce'], True, 1)
+    Raises:
+        InputError: For an unknown option or a value that is not possible.
+
+    Example:
+        >>> import darts_bio, tempfile
+        >>> result = darts_bio.search(
+        ...     "digits", train_images=200, epochs=1, out=tempfile.mkdtemp(),
+        ...     progress=False, tensorboard=False,
+        ... )
+        >>> sorted(result.genotype.cells), result.finished, len(result.epochs)
+        (['normal', 'reduce'], True, 1)
     """
     _check_listener(listener)
-    config, data, command = _asked("search", SearchConfig, dataset, None, options)
+    config, data, command = _configure("search", SearchConfig, dataset, None, options)
     return run_search(config, command, data, _watching(progress, tensorboard, listener))
 
 
@@ -86,23 +98,37 @@ def train(
 ) -> TrainResult | SeedResults[TrainResult]:
     """Train the network of a genotype from scratch, and measure it on the test images.
 
-    `genotype` is a result of `search`, a genotype, or what `load_genotype` takes. `dataset` is the
-    name of a data set, or a pair (images, labels) or a map-style dataset, with `test` of the same
-    kind to measure on; what of the recipe does not fit such images, and is not given, is cut down
-    to them (cutout, auxiliary head, batch). With `stem="imagenet"` and none of our data sets images
-    are read from files, as by `darts-bio train-imagenet`. All other options are those of `darts-bio
-    train`; `progress`, `tensorboard` and `listener` are as in `search`.
+    With `stem="imagenet"` and a `dataset` that is not one of the named in-memory data sets, images
+    are read from files, as by `darts-bio train-imagenet`.
 
-    Returns the network, its test accuracy, the numbers of each epoch and the run folder; for
-    several `seeds` a `SeedResults` of such. Raises InputError for bad input.
+    Args:
+        genotype: A result of `search`, a `Genotype`, or anything `load_genotype` takes: a name, a
+            file, a run folder or a DARTS-style string.
+        dataset: The name of a data set, a pair (images, labels), or a map-style dataset. For images
+            that are handed over, options of the recipe that you do not give are reduced until they
+            fit (cutout, auxiliary head, batch size).
+        test: The test images, of the same kind as `dataset`; required where `dataset` is not a
+            name.
+        progress: Whether to show the run on standard error.
+        tensorboard: Whether to write TensorBoard events into the run folder.
+        listener: As in `search`.
+        **options: The options of `darts-bio train` or `darts-bio train-imagenet`.
 
-    >>> import darts_bio, tempfile
-    >>> trained = darts_bio.train(
-    ...     "darts_v2", train_images=64, channels=2, epochs=1, batch_size=16, out=tempfile.mkdtemp(),
-    ...     progress=False, tensorboard=False,
-    ... )
-    >>> type(trained.network).__name__, trained.accuracy == trained.epochs[-1]["test/accuracy"]
-    ('Network', True)
+    Returns:
+        The network, its test accuracy, the numbers of each epoch and the run folder; with `seeds`
+        above 1 a `SeedResults` that holds such a result for each seed.
+
+    Raises:
+        InputError: For an unknown option or a value that is not possible.
+
+    Example:
+        >>> import darts_bio, tempfile
+        >>> trained = darts_bio.train(
+        ...     "darts_v2", train_images=64, channels=2, epochs=1, batch_size=16,
+        ...     out=tempfile.mkdtemp(), progress=False, tensorboard=False,
+        ... )
+        >>> type(trained.network).__name__, trained.accuracy == trained.epochs[-1]["test/accuracy"]
+        ('Network', True)
     """
     _check_listener(listener)
     if not isinstance(genotype, (str, Path, Genotype, SearchResult)):
@@ -112,18 +138,24 @@ def train(
         )
     if isinstance(genotype, SearchResult):
         genotype = genotype.genotype
-    chosen = genotype if isinstance(genotype, Genotype) else None
-    kind: type[RetrainConfig | ImageNetConfig] = RetrainConfig
-    ours = not isinstance(dataset, str) or (dataset in DATASETS and dataset != "digits")
-    if options.get("stem") == "imagenet" and not ours:
-        kind, dataset = ImageNetConfig, "" if dataset == "digits" else dataset
-    options = {"genotype": str(genotype) if chosen is None else _spelled(chosen), **options}
+    genotype_object = genotype if isinstance(genotype, Genotype) else None
+    genotype_text = str(genotype) if genotype_object is None else _name_unsaved(genotype_object)
+    config_class: type[RetrainConfig | ImageNetConfig] = RetrainConfig
+    # "digits" is the default of `dataset`; beside ImageNet's stem it means that none was given.
+    in_memory = not isinstance(dataset, str) or (dataset in DATASETS and dataset != "digits")
+    if options.get("stem") == "imagenet" and not in_memory:
+        config_class = ImageNetConfig
+        dataset = "" if dataset == "digits" else dataset
+    options = {"genotype": genotype_text, **options}
     if test is None and not isinstance(dataset, (str, ImageData)):
         raise InputError(
             "train: expected test images beside those of `dataset`; give test=(images, labels)"
         )
-    config, data, command = _asked("train", kind, dataset, test, options, chosen)
-    return run_train(config, command, chosen, data, _watching(progress, tensorboard, listener))
+    config, data, command = _configure(
+        "train", config_class, dataset, test, options, genotype_object
+    )
+    watching = _watching(progress, tensorboard, listener)
+    return run_train(config, command, genotype_object, data, watching)
 
 
 def attack(
@@ -135,42 +167,85 @@ def attack(
     tensorboard: bool = True,
     **options: Any,
 ) -> RobustnessResult:
-    """Attack trained networks, and tell how far the result can be believed.
+    """Attack trained networks, and list the reasons to doubt the measured robustness.
 
-    `runs` is a result of `train`, a run folder, or several of either. The options are those of
-    `darts-bio robustness` (attacks, eps, gradients, images, corruptions, transfer, ...). Images
-    that were handed over to the training are handed over again, by `dataset` and `test`. Needs
-    torchattacks (`darts_bio.errors.install_hint("attacks")`).
+    Needs torchattacks (`darts_bio.errors.install_hint("attacks")`).
 
-    Returns all numbers, the doubts about them and the run folder. Raises InputError for bad input.
+    Args:
+        runs: A result of `train`, a run folder, or a list of either.
+        dataset: The training images, if they were handed over to `train`; None where it was given
+            the name of a data set.
+        test: The test images that were handed over to `train` together with `dataset`.
+        progress: Whether to show the measurement on standard error.
+        tensorboard: Whether to write TensorBoard events into the run folder.
+        **options: The options of `darts-bio robustness`, such as `attacks`, `eps` (in 1/255),
+            `gradients`, `images`, `corruptions`, `transfer`.
+
+    Returns:
+        All numbers, the doubts about them and the folder of the measurement.
+
+    Raises:
+        InputError: For an unknown option or value, or a run that holds no trained network.
+
+    Example:
+        >>> import darts_bio, tempfile
+        >>> quiet = {"progress": False, "tensorboard": False}
+        >>> trained = darts_bio.train(
+        ...     "darts_v2", train_images=64, channels=2, epochs=1, batch_size=16,
+        ...     out=tempfile.mkdtemp(), **quiet,
+        ... )
+        >>> result = darts_bio.attack(
+        ...     trained, attacks="fgsm", eps=8, images=20, out=tempfile.mkdtemp(), **quiet
+        ... )
+        >>> result.finished, result.numbers["images"], len(result.numbers["networks"])
+        (True, 20, 1)
     """
-    several = runs if isinstance(runs, (tuple, list)) else [runs]
-    options = {"checkpoint": tuple(str(_folder(run)) for run in several), **options}
+    run_list = runs if isinstance(runs, (tuple, list)) else [runs]
+    options = {"checkpoint": tuple(str(_folder(run)) for run in run_list), **options}
     config = _complete(RobustnessConfig, options)
+    command = _call_text("attack", options)
     console = sys.stderr if progress else None
-    return measure_robustness(
-        config, _called("attack", options), console, tensorboard, _given(dataset, test)
-    )
+    return measure_robustness(config, command, console, tensorboard, _images_again(dataset, test))
 
 
 def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) -> AlignmentResult:
     """Measure how near a trained network's learning is to backpropagation, layer by layer.
 
-    `run` is a result of `train` or a run folder. The options are those of `darts-bio alignment`
-    (batches, data_dir, device). Images that were handed over to the training are handed over again,
-    by `dataset` and `test`. Returns the table, also written into the run folder. Raises InputError
-    for bad input.
+    Args:
+        run: A result of `train` or a run folder.
+        dataset: The training images, if they were handed over to `train`; None where it was given
+            the name of a data set.
+        test: The test images that were handed over to `train` together with `dataset`.
+        **options: The options of `darts-bio alignment`: `batches`, `data_dir`, `device`.
+
+    Returns:
+        The table of layers (angles in degrees), and the files in the run folder that hold it.
+
+    Raises:
+        InputError: For an unknown option or value, or a run that is not a training.
+
+    Example:
+        >>> import darts_bio, tempfile
+        >>> trained = darts_bio.train(
+        ...     "bionas_darts", train_images=64, channels=2, epochs=1, batch_size=16,
+        ...     out=tempfile.mkdtemp(), progress=False, tensorboard=False,
+        ... )
+        >>> result = darts_bio.align(trained, batches=2)
+        >>> stem = result.alignment.layers[0]  # bp carries the error by the weight itself
+        >>> stem.name, stem.rule, stem.feedback_angle
+        ('stem.0', 'bp', 0.0)
     """
     config = _complete(AlignmentConfig, {"checkpoint": str(_folder(run)), **options})
-    return measure_alignment_of_run(config, _given(dataset, test))
+    return measure_alignment_of_run(config, _images_again(dataset, test))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder holds it.
+    """A run as it was read from its folder (see `load_run`).
 
-    `kind` is the command that made it, `options` those of its configuration, `epochs` the numbers
-    of each epoch; `genotype` is that found or trained, if there is one.
+    `kind` is the command that made it, such as "search" or "train"; `options` are the options in
+    its config.yaml; `epochs` holds the numbers of each epoch, first to last; `genotype` is the one
+    that was derived or trained, None if the folder has none.
     """
 
     folder: Path
@@ -180,50 +255,56 @@ class Run:
     genotype: Genotype | None
 
     def trained(self) -> Trained:
-        """Read the trained network from the checkpoint, with what it takes to use it. Raises
-        InputError if there is none: the run is no training, or has not ended an epoch.
+        """Read the trained network from the checkpoint, with its classes and normalization.
+
+        Raises InputError if the checkpoint holds none: the run is not a training, or was stopped
+        before the end of its first epoch.
         """
         return load_trained(self.folder)
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read what a run folder holds. Nothing in it is executed.
+    """Read the options, the numbers and the genotype of a run from its folder.
 
-    Raises InputError if it is not a run folder, or if the run needs plug-ins that are not imported.
+    Nothing in the folder is executed. Raises InputError if it is not a run folder, or if the run
+    needs plug-ins that are not imported.
 
     >>> import darts_bio, tempfile
     >>> out = tempfile.mkdtemp()
     >>> quiet = {"progress": False, "tensorboard": False}
-    >>> found = darts_bio.search("digits", train_images=200, epochs=1, out=out, **quiet)
-    >>> darts_bio.load_run(out).genotype == found.genotype
-    True
+    >>> result = darts_bio.search("digits", train_images=200, epochs=1, out=out, **quiet)
+    >>> run = darts_bio.load_run(out)
+    >>> run.kind, run.options["epochs"], run.genotype == result.genotype
+    ('search', 1, True)
     """
     folder = _folder(folder)
-    path = folder / CONFIG_FILE
-    if not path.is_file():
+    config_path = folder / CONFIG_FILE
+    if not config_path.is_file():
         raise InputError(f"{folder}: expected a run folder, found no {CONFIG_FILE} there")
-    kind: type[RunConfig] = kind_of(path, SearchConfig)
+    config_class: type[RunConfig] = kind_of(config_path, SearchConfig)
     refuse_missing_plugins(folder)
-    file = folder / GENOTYPE_FILE
+    genotype_path = folder / GENOTYPE_FILE
     return Run(
         folder,
-        kind.command,
-        read_yaml(path, kind),
+        config_class.command,
+        read_yaml(config_path, config_class),
         epochs_of(folder),
-        read_genotype(file) if file.is_file() else None,
+        read_genotype(genotype_path) if genotype_path.is_file() else None,
     )
 
 
-def _asked(
-    name: str,
-    kind: type[C],
+def _configure(
+    function: str,
+    config_class: type[C],
     dataset: Any,
     test: Any,
     options: dict[str, Any],
     genotype: Genotype | None = None,
 ) -> tuple[C, ImageData | None, str]:
-    """The configuration, the images if they were handed over, and the call as it would be
-    written.
+    """Turn the arguments of `search` or `train` into a run's configuration, images and command.
+
+    Returns the configuration, the images if they were handed over (None where a data set is named),
+    and the text of the call to `darts_bio.{function}`, which the run records as its command.
     """
     data = None
     if not isinstance(dataset, str):
@@ -235,29 +316,29 @@ def _asked(
         )
     options = {"dataset": dataset, **options}
     space = None if genotype is None else genotype.space
-    config = _complete(kind, options, space)
-    begun = (
-        bool(config.resume) and Path(config.out or "", CONFIG_FILE).is_file()
-    )  # "auto" may begin
-    if data is not None and not begun:
+    config = _complete(config_class, options, space)
+    # resume="auto" also starts a new run, where the folder holds none yet.
+    resumed = bool(config.resume) and Path(config.out or "", CONFIG_FILE).is_file()
+    # A run that is resumed was fitted to its images when it began.
+    if data is not None and not resumed:
         fitting = {
             option: value
             for option, value in misfits(config, data).items()
             if option not in options
         }
         config = replace(config, **fitting)
-    return config, data, _called(name, options)
+    return config, data, _call_text(function, options)
 
 
-def _given(dataset: Any, test: Any) -> ImageData | None:
-    """The images that a training was handed over, if they are handed over again; both parts of
-    them.
+def _images_again(dataset: Any, test: Any) -> ImageData | None:
+    """Return the images that a training was handed over, now handed over again for a measurement.
+
+    None if neither argument is given. Raises InputError if only one of them is.
     """
     if dataset is None and test is None:
         return None
-    if isinstance(dataset, str) or not (
-        isinstance(dataset, ImageData) or (dataset is not None and test is not None)
-    ):
+    both_given = dataset is not None and test is not None
+    if isinstance(dataset, str) or not (isinstance(dataset, ImageData) or both_given):
         raise InputError(
             "dataset, test: expected both as they were handed over to the training, or neither of "
             "them"
@@ -266,6 +347,7 @@ def _given(dataset: Any, test: Any) -> ImageData | None:
 
 
 def _check_listener(listener: Any) -> None:
+    """Raise InputError unless `listener` is None or a `Listener`."""
     if not (listener is None or isinstance(listener, Listener)):
         raise InputError(
             "listener: expected an object of a subclass of darts_bio.Listener, found "
@@ -273,13 +355,14 @@ def _check_listener(listener: Any) -> None:
         )
 
 
-def _complete(kind: type[C], options: dict[str, Any], space: str | None = None) -> C:
-    known = {field.name for field in fields(kind)}
+def _complete(config_class: type[C], options: dict[str, Any], space: str | None = None) -> C:
+    """Build a configuration from keyword options; raise InputError for an unknown one."""
+    known = {field.name for field in fields(config_class)}
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    made: C = complete(kind, options, space=space)
-    return made
+    config: C = complete(config_class, options, space=space)
+    return config
 
 
 def _watching(progress: bool, tensorboard: bool, listener: Listener | None) -> Watching:
@@ -287,6 +370,7 @@ def _watching(progress: bool, tensorboard: bool, listener: Listener | None) -> W
 
 
 def _folder(run: Any) -> Path:
+    """Return the folder of a result, of a `Run`, or that a path names."""
     if isinstance(run, (Result, Run, SeedResults)):
         return run.folder
     if not isinstance(run, (str, Path)):
@@ -294,10 +378,12 @@ def _folder(run: Any) -> Path:
     return Path(run)
 
 
-def _spelled(genotype: Genotype) -> str:
-    """Name a genotype that has no file, in the options of its run."""
+def _name_unsaved(genotype: Genotype) -> str:
+    """Return the text that names a genotype without a file in the options of its run."""
     return f"given, {genotype.identity()}"
 
 
-def _called(name: str, options: dict[str, Any]) -> str:
-    return f"darts_bio.{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+def _call_text(function: str, options: dict[str, Any]) -> str:
+    """Return the call that the user made, such as `darts_bio.search(epochs=1)`."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"darts_bio.{function}({arguments})"

@@ -1,7 +1,7 @@
-"""Our networks as models of timm: importing this module registers them.
+"""The networks of this package as timm models: importing this module registers them with timm.
 
-`darts_bio_cifar` and `darts_bio_imagenet` take any genotype; each shipped one is a model by name
-with either stem, such as `darts_v2_cifar`.
+`darts_bio_cifar` and `darts_bio_imagenet` take any genotype. Each shipped genotype is also a model
+of its own with either stem, such as `darts_v2_cifar`.
 
 >>> import timm, darts_bio.models
 >>> model = timm.create_model("darts_bio_cifar", genotype="darts_v2", rule="usf", channels=4, layers=3, num_classes=7)

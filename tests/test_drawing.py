@@ -17,12 +17,12 @@ from PIL import Image, ImageFont
 
 from darts_bio.figures import drawing
 from darts_bio.figures.cells import (
-    FURTHER_COLOURS,
-    KNOWN_COLOURS,
+    FURTHER_COLORS,
+    KNOWN_COLORS,
     NO_RULE,
     draw_cell,
     draw_genotype,
-    rule_colours,
+    rule_colors,
 )
 from darts_bio.figures.drawing import Box, Curve, Drawing, Text
 from darts_bio.figures.heat_map import draw_edge_weights
@@ -131,7 +131,7 @@ def test_cells_of_other_spaces(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_svg_carries_each_edge_once_in_its_rules_colour(name: str) -> None:
+def test_svg_carries_each_edge_once_in_its_rules_color(name: str) -> None:
     genotype = load_genotype(name)
     root = ET.fromstring(draw_genotype(genotype).svg())
     assert root.get("role") == "img"
@@ -145,7 +145,7 @@ def test_svg_carries_each_edge_once_in_its_rules_colour(name: str) -> None:
                 if rule is None
                 else f"{op} : {rule}, {edge.input} -> {edge.node}"
             )
-            expected[title, NO_RULE if rule is None else KNOWN_COLOURS[rule], rule is None] += 1
+            expected[title, NO_RULE if rule is None else KNOWN_COLORS[rule], rule is None] += 1
     found: Counter[tuple[str, str, bool]] = Counter()
     for group in root.iter(f"{SVG}g"):
         line, head = group.findall(f"{SVG}path")
@@ -229,20 +229,20 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert one.image().tobytes() == two.image().tobytes()
 
 
-def test_known_rules_keep_their_colours_and_others_follow_from_their_name() -> None:
-    assert rule_colours(KNOWN_COLOURS) == KNOWN_COLOURS
-    others = [f"mine(a={i})" for i in range(len(FURTHER_COLOURS))]
-    colours = rule_colours([*others, "usf", None, "bp"])
-    assert list(colours) == ["bp", "usf", *others, None]
-    assert {rule: colours[rule] for rule in ("bp", "usf", None)} == {
+def test_known_rules_keep_their_colors_and_others_follow_from_their_name() -> None:
+    assert rule_colors(KNOWN_COLORS) == KNOWN_COLORS
+    others = [f"mine(a={i})" for i in range(len(FURTHER_COLORS))]
+    colors = rule_colors([*others, "usf", None, "bp"])
+    assert list(colors) == ["bp", "usf", *others, None]
+    assert {rule: colors[rule] for rule in ("bp", "usf", None)} == {
         "bp": "#0072b2",
         "usf": "#d55e00",
         None: NO_RULE,
     }
-    assert set(colours.values()) == {"#0072b2", "#d55e00", NO_RULE, *FURTHER_COLOURS}
+    assert set(colors.values()) == {"#0072b2", "#d55e00", NO_RULE, *FURTHER_COLORS}
     # Written out: a hash that changes from one process to the next would fail here.
-    assert rule_colours(["mine(a=1)"]) == {"mine(a=1)": "#999933"}
-    assert len(rule_colours(f"rule{i}" for i in range(20))) == 20
+    assert rule_colors(["mine(a=1)"]) == {"mine(a=1)": "#999933"}
+    assert len(rule_colors(f"rule{i}" for i in range(20))) == 20
 
 
 @pytest.mark.parametrize("cell_type", ["normal", "reduce"])

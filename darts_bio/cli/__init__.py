@@ -1,9 +1,8 @@
-"""The command `darts-bio`: `darts-bio COMMAND ...`, and the same as `python -m darts_bio COMMAND
-...`.
+"""The command line: `darts-bio COMMAND ...`, the same as `python -m darts_bio COMMAND ...`.
 
-One parser and one contract about errors for all commands: what cannot be used is one line on
-standard error and exit code 2, and nothing is overwritten. No PyTorch is imported before a command
-runs, so that `--help` answers at once.
+All commands share one parser and treat errors alike: bad input is one line on standard error and
+exit code 2, and nothing is overwritten. No PyTorch is imported before a command runs, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -35,18 +34,23 @@ from darts_bio.version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it takes, where the function that runs it lies ("module:function"), and lines
-    about it.
+    """A command of `darts-bio`: its options, the function that runs it, and its help texts.
+
+    >>> COMMANDS["search"].name, COMMANDS["search"].run
+    ('search', 'darts_bio.cli.run:search')
     """
 
     config: type[CommandConfig]
     run: str
+    """The function as "module:function", imported when the command runs."""
     summary: str
+    """A few words that follow the command's name in the overview."""
     about: str = ""
     """Examples and remarks, shown by `--help` below the options."""
 
     @property
     def name(self) -> str:
+        """The word that selects the command."""
         return self.config.command
 
 
@@ -56,7 +60,7 @@ COMMANDS = {
         Command(
             SearchConfig,
             "darts_bio.cli.run:search",
-            "search cells over (operation, learning rule) pairs, and write the genotype found",
+            "search cells over (operation, learning rule) pairs, and write the derived genotype",
         ),
         Command(
             RetrainConfig,
@@ -72,7 +76,7 @@ COMMANDS = {
         Command(
             RobustnessConfig,
             "darts_bio.cli.run:robustness",
-            "attack trained networks, and say how far the result can be believed",
+            "attack trained networks, and list the reasons to doubt the measured robustness",
         ),
         Command(
             AlignmentConfig,
@@ -82,11 +86,10 @@ COMMANDS = {
         Command(
             ExportConfig,
             "darts_bio.cli.tools:export",
-            "write a trained network as an ONNX model, a program of torch.export or a folder of "
-            "timm's",
-            "ONNX models and programs take float pixels (N, C, H, W) in [0, 1], since the run's "
-            "normalization is "
-            "inside, and give logits. timm's folder takes images as timm normalizes them.",
+            "write a trained network as an ONNX model, a torch.export program or a timm folder",
+            "ONNX models and programs take float pixels (N, C, H, W) in [0, 1], since they contain "
+            "the run's normalization, and return logits. The timm folder takes images as timm "
+            "normalizes them.",
         ),
         Command(
             GenotypeConfig,
@@ -117,9 +120,21 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
-    """Run a command line, by default that of this process, and return the exit code.
+    """Run a command line and return its exit code.
 
-    `command` says which command it is of where the words do not, as in the scripts of a checkout.
+    The code is 0 after success, 2 for bad input, and 128 plus its number for a signal.
+
+    Args:
+        argv: The words of the command line; by default those of this process.
+        command: The command that all of `argv` are options of. By default `argv` begins with the
+            command; the scripts of a checkout (`search/run.py`, `evaluate/*.py`) name it here.
+
+    Example:
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        darts-bio ...
+        0
+        >>> main(["audit", "darts_v2", "--channels", "1"])  # the error goes to standard error
+        2
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -133,26 +148,28 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             command, *words = words
             if command not in COMMANDS:
                 raise unknown_name("command", command, COMMANDS)
-        chosen = COMMANDS[command]
-        config = parse(
-            chosen.config, words, f"{chosen.summary[0].upper()}{chosen.summary[1:]}.", chosen.about
-        )
-        module, _, function = chosen.run.partition(":")
+        entry = COMMANDS[command]
+        description = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+        config = parse(entry.config, words, description, entry.about)
+        module, _, function = entry.run.partition(":")
         code: int = getattr(importlib.import_module(module), function)(config)
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, so that a reader that has gone is noticed below
         return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before the run takes signals itself, or a second one
+    except KeyboardInterrupt:  # before the run handles signals itself, or at a second Ctrl-C
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe. Python flushes standard output once more
+        # at its exit, which would raise again: send that to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _overview() -> str:
+    """Return the text of `darts-bio --help`: all commands with their summaries."""
     import textwrap
 
     width = help_width()

@@ -1,8 +1,8 @@
-"""The command line of a configuration, made from its dataclass.
+"""Make the command line of a configuration from its dataclass, and read it.
 
-A value comes from the first of these that gives one: the command line, the file of `--config`, the
-run folder that `--resume` goes on from, the protocol (by default that of the data set, then of the
-space), the default.
+An option's value comes from the first of these that has one: the command line, the file of
+`--config`, the run folder that `--resume` continues, the protocol (by default that of the data set,
+then of the space), the default.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from darts_bio.runs.options import complete
 C = TypeVar("C", bound=CommandConfig)
 
 NARROW, WIDE = 60, 118
-"""Columns of help texts, at least and at most."""
+"""The smallest and the largest width of help texts, in columns."""
 
 
 def help_width() -> int:
-    """Give the columns for help texts: the terminal's, within bounds."""
+    """Return the number of columns for help texts: the terminal's, within bounds."""
     return max(NARROW, min(WIDE, shutil.get_terminal_size().columns - 2))
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that raises InputError instead of printing its usage and exiting."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
@@ -38,17 +40,22 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(
     cls: type[CommandConfig], description: str, about: str = ""
 ) -> argparse.ArgumentParser:
-    """Make the parser of a configuration: an option for each field, in groups, with its default and
-    the protocols'.
+    """Make the argument parser of a configuration, with an option for each of its fields.
+
+    `description` stands above the options in the help, `about` below them. Help texts end with the
+    option's default and the values of protocols in brackets. Options that are not given are absent
+    from the parsed namespace.
     """
     protocols = values_of(cls.command)
     remarks = [about, "`darts-bio list` shows all names."]
     if protocols:
         remarks.append(
             "Defaults are the protocol of DARTS; [NAME: value] is the value of the protocol, data "
-            "set or space of that "
-            "name."
+            "set or space of that name."
         )
+    positional = "".join(
+        f" {f.metadata['metavar']}" for f in fields(cls) if f.metadata["positional"]
+    )
     parser = _Parser(
         prog=f"darts-bio {cls.command}",
         description=description,
@@ -58,8 +65,7 @@ def make_parser(
         formatter_class=lambda prog: argparse.HelpFormatter(
             prog, max_help_position=34, width=help_width()
         ),
-        usage=f"darts-bio {cls.command} [OPTIONS]"
-        + "".join(f" {f.metadata['metavar']}" for f in fields(cls) if f.metadata["positional"]),
+        usage=f"darts-bio {cls.command} [OPTIONS]{positional}",
     )
     groups: dict[str, Any] = {}
     for f in _in_order(cls):
@@ -75,12 +81,16 @@ def make_parser(
 
 
 def _in_order(cls: type[CommandConfig]) -> list[Any]:
-    """Sort the options: positional ones first, then what the run is of, groups of few general use
-    last.
+    """Return the fields of a configuration in the order of the help.
+
+    Positional options come first, then the group "data", then the other groups as they are
+    declared, and at last "this run" and "plug-ins", which all commands have.
     """
     last = ["this run", "plug-ins"]
     groups = list(dict.fromkeys(f.metadata["group"] for f in fields(cls)))
-    order = sorted(groups, key=lambda g: (last.index(g) + 1 if g in last else 0, g != "data"))
+    order = sorted(
+        groups, key=lambda group: (last.index(group) + 1 if group in last else 0, group != "data")
+    )
     return sorted(
         fields(cls), key=lambda f: (not f.metadata["positional"], order.index(f.metadata["group"]))
     )
@@ -89,64 +99,78 @@ def _in_order(cls: type[CommandConfig]) -> list[Any]:
 def _add(
     group: Any, cls: type[CommandConfig], f: Any, protocols: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    default = ",".join(map(_shown, f.default)) if isinstance(f.default, tuple) else f.default
-    shown = [] if default in (None, "", False) else [_shown(default)]
-    shown += [
-        f"{name}: {_shown(values[f.name])}"
+    """Add the option of field `f` to a group of the parser.
+
+    `protocols` are the command's: protocol -> option -> value. argparse keeps the value as text; it
+    is converted by `parse`.
+    """
+    default = ",".join(map(_value_text, f.default)) if isinstance(f.default, tuple) else f.default
+    shown_values = [] if default in (None, "", False) else [_value_text(default)]
+    shown_values += [
+        f"{name}: {_value_text(values[f.name])}"
         for name, values in protocols.items()
         if f.name in values
     ]
-    text = (f.metadata["help"] + (f" [{'; '.join(shown)}]" if shown else "")).replace("%", "%%")
-    kind = types_of(cls)[f.name]
+    text = f.metadata["help"]
+    if shown_values:
+        text += f" [{'; '.join(shown_values)}]"
+    text = text.replace("%", "%%")  # argparse formats help texts by %
+    hint = types_of(cls)[f.name]
+    is_tuple = get_origin(hint) is tuple
+    metavar = f.metadata["metavar"]
     if f.metadata["positional"]:
-        nargs: Any = (
-            argparse.REMAINDER
-            if get_origin(kind) is tuple
-            else ("?" if f.default is None else None)
-        )
-        group.add_argument(f.name, nargs=nargs, metavar=f.metadata["metavar"], help=text)
+        nargs: Any = None
+        if is_tuple:
+            nargs = argparse.REMAINDER
+        elif f.default is None:
+            nargs = "?"
+        group.add_argument(f.name, nargs=nargs, metavar=metavar, help=text)
     elif f.name == "resume":
         group.add_argument(flag(f.name), nargs="?", const=True, metavar="auto", help=text)
-    elif kind is bool:
+    elif hint is bool:
         group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, help=text)
     else:
-        choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
-        usual = {str: "NAME"}.get(kind, "A,B,..." if get_origin(kind) is tuple else "N")
-        group.add_argument(
-            flag(f.name), metavar=f.metadata["metavar"] or choices or usual, help=text
-        )
+        choices = "|".join(get_args(hint)) if get_origin(hint) is Literal else None
+        usual = {str: "NAME"}.get(hint, "A,B,..." if is_tuple else "N")
+        group.add_argument(flag(f.name), metavar=metavar or choices or usual, help=text)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
+    """Return an option's value as the help shows it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def parse(cls: type[C], argv: Sequence[str], description: str = "", about: str = "") -> C:
-    """Read the configuration that a command line asks for; print the help and exit where it asks
-    for that.
+    """Read a configuration from the words of a command line; for `--help` print that and exit.
 
-    Plug-ins that it names are imported on the way, since they may bring the protocol. Raises
-    InputError for anything that it cannot mean.
+    Plug-ins that the words name are imported, since they may register the protocol or any other
+    name. Raises InputError for an unknown option or an impossible value.
     """
     parser = make_parser(cls, description, about)
-    namespace, unknown = parser.parse_known_args(_normal(argv))
+    namespace, unknown = parser.parse_known_args(_with_hyphens(argv))
     if unknown:
-        _refuse(unknown[0].partition("=")[0], parser)
+        _refuse_unknown(unknown[0].partition("=")[0], parser)
     given, hints = vars(namespace), types_of(cls)
     file = given.pop("config", None)
     given = {name: convert(name, hints[name], value) for name, value in given.items()}
     return complete(cls, given, file)
 
 
-def _normal(argv: Sequence[str]) -> list[str]:
-    """Take `_` in the names of options for `-`."""
-    tokens = [token.partition("=") for token in argv]
-    return [(a.replace("_", "-") if a.startswith("--") else a) + sep + b for a, sep, b in tokens]
+def _with_hyphens(argv: Sequence[str]) -> list[str]:
+    """Replace `_` by `-` in the names of options: `--batch_size=64` to `--batch-size=64`."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        words.append(name + equals + value)
+    return words
 
 
-def _refuse(name: str, parser: argparse.ArgumentParser) -> NoReturn:
+def _refuse_unknown(name: str, parser: argparse.ArgumentParser) -> NoReturn:
+    """Raise InputError for a word that the parser does not know."""
     known = [
         flag
         for action in parser._actions

@@ -1,6 +1,4 @@
-"""The commands that make a run: each hands its configuration to `darts_bio.runs`, and prints what
-came of it.
-"""
+"""The commands that make a run: each passes its configuration to `darts_bio.runs` and prints."""
 
 from __future__ import annotations
 
@@ -22,7 +20,10 @@ from darts_bio.spaces import GENOTYPE_FILE, text_of
 
 
 def search(config: SearchConfig) -> int:
-    """Search, print the genotypes found, and the command that trains each."""
+    """Search, then print the derived genotypes and the command that trains each; return the code.
+
+    The exit code is 0, or 128 plus the number of the signal that stopped the run.
+    """
     with process_group():
         result = run_search(
             config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
@@ -30,53 +31,58 @@ def search(config: SearchConfig) -> int:
         if rank() > 0:
             return result.exit_code
         if isinstance(result, SeedResults):
-            for seed, own in result.seeds.items():
-                print(f"seed {seed}:\n{own.genotype}\n")
-                if own.finished:
-                    print(f"next, train it: {_next(own)}\n")
+            for seed, seed_result in result.seeds.items():
+                print(f"seed {seed}:\n{seed_result.genotype}\n")
+                if seed_result.finished:
+                    print(f"next, train it: {_train_command(seed_result)}\n")
             print(f"report: {result.folder / CARD_FILE}")
         else:
-            _show(result)
+            _print_search(result)
         if not result.finished:
             _say_resume(config, str(result.folder))
         return result.exit_code
 
 
-def _show(result: SearchResult) -> None:
-    if text := text_of(result.genotype):
+def _print_search(result: SearchResult) -> None:
+    """Print the result of a search with one seed."""
+    text = text_of(result.genotype)
+    if text:
         print(text)
     if result.known is not None:
-        known = ", ".join(f"{name} {value:.2f} %" for name, value in result.known.items())
-        print(f"known accuracy of these operations under bp: {known or 'not in the table'}")
+        accuracies = ", ".join(f"{name} {value:.2f} %" for name, value in result.known.items())
+        print(f"known accuracy of these operations under bp: {accuracies or 'not in the table'}")
     print(
         f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}\nfigure:   "
         f"{result.folder / CELLS_FIGURE}"
     )
     print(f"report:   {result.folder / CARD_FILE}")
     if result.finished:
-        print(f"next, train it: {_next(result)}")
+        print(f"next, train it: {_train_command(result)}")
 
 
-def _next(result: SearchResult) -> str:
-    options = [("genotype", str(result.folder)), *result.next_options.items()]
-    words = [word for name, value in options for word in (flag(name), _word(value))]
+def _train_command(result: SearchResult) -> str:
+    """Return the command line that trains the genotype of a search on the same images."""
+    words = [flag("genotype"), str(result.folder)]
+    for name, value in result.next_options.items():
+        words += [flag(name), _option_word(value)]
     return line("train", *words, launcher=launcher())
 
 
-def _word(value: object) -> str:
-    """Write an option's value as the command line reads it."""
+def _option_word(value: object) -> str:
+    """Return an option's value as the command line reads it."""
     value = plain(value)
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder: str) -> None:
+    """Print the command line that resumes a run which was stopped."""
     plugins = ["--plugin", ",".join(config.plugin)] if config.plugin else []
     resume = line(config.command, "--out", folder, "--resume", *plugins, launcher=launcher())
     print(f"stopped; go on with: {resume}")
 
 
 def train(config: TrainingConfig) -> int:
-    """Train, and print the result."""
+    """Train, print the test accuracy and where the report lies, and return the exit code."""
     with process_group():
         result = run_train(
             config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
@@ -87,15 +93,11 @@ def train(config: TrainingConfig) -> int:
             _say_resume(config, str(result.folder))
         elif isinstance(result, SeedResults):
             first = next(iter(result.seeds.values()))
-            accuracies = {seed: own.accuracy for seed, own in result.seeds.items()}
-            print(
-                *(f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in accuracies.items()),
-                sep="\n",
-            )
-            print(
-                f"{first.measured}: {spread(list(accuracies.values()))}\nreport: "
-                f"{result.folder / CARD_FILE}"
-            )
+            accuracies = {seed: seed_result.accuracy for seed, seed_result in result.seeds.items()}
+            for seed, accuracy in accuracies.items():
+                print(f"seed {seed}: {100 * accuracy:.2f} %")
+            print(f"{first.measured}: {spread(list(accuracies.values()))}")
+            print(f"report: {result.folder / CARD_FILE}")
         else:
             print(f"{result.measured}: {100 * result.accuracy:.2f} % after {config.epochs} epochs")
             print(f"parameters:    {result.parameters:,}\nrun folder:    {result.folder}")
@@ -104,7 +106,7 @@ def train(config: TrainingConfig) -> int:
 
 
 def robustness(config: RobustnessConfig) -> int:
-    """Attack, and print where the report lies."""
+    """Attack networks, print the number of doubts and where the report lies; return the code."""
     result = measure_robustness(config, called(launcher()), sys.stderr, tensorboard=True)
     if not result.finished:
         _say_resume(config, str(result.folder))
@@ -115,7 +117,7 @@ def robustness(config: RobustnessConfig) -> int:
 
 
 def alignment(config: AlignmentConfig) -> int:
-    """Measure, and print the table."""
+    """Measure the alignment with backpropagation, print the table, and return 0."""
     result = measure_alignment_of_run(config)
     print(f"{result.alignment}\n\nwrote {result.numbers}")
     if result.figure is None:

@@ -1,5 +1,6 @@
-"""The small commands: what can be named in an option, what a genotype looks like, what a run's
-network becomes.
+"""The small commands: list names, show rules and genotypes, audit, export, run scripts of timm.
+
+Each function takes the command's configuration, prints, and returns the exit code 0.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from darts_bio.registry import Registry
 
 def list_names(config: ListConfig) -> int:
     """Print every registered name with a line about it, and its options with their defaults."""
+    # Here and below imports stand in the functions: only commands that use PyTorch import it.
     from darts_bio.data.datasets import DATASETS
     from darts_bio.evaluation.attacks import ATTACKS
     from darts_bio.evaluation.corruptions import CORRUPTIONS
@@ -35,6 +37,7 @@ def list_names(config: ListConfig) -> int:
     from darts_bio.training.adversarial import ADVERSARIES
     from darts_bio.training.schedules import SCHEDULES
 
+    # Title, members, and whether the members have options of their own.
     families: list[tuple[str, Registry[Any] | tuple[str, ...], bool]] = [
         ("learning rules   --rules, --backbone-rule", RULES, True),
         ("operations", OPERATIONS, False),
@@ -61,15 +64,13 @@ def list_names(config: ListConfig) -> int:
             print(f"  {name:16} {summary}".rstrip())
             options = members.options(name) if has_options and isinstance(members, Registry) else {}
             if options:
-                print(
-                    f"  {'':16} "
-                    f"({', '.join(f'{option}={value!r}' for option, value in options.items())})"
-                )
+                option_texts = [f"{option}={value!r}" for option, value in options.items()]
+                print(f"  {'':16} ({', '.join(option_texts)})")
     return 0
 
 
 def show_rules(config: RulesConfig) -> int:
-    """Print the page of a rule, or the table of all."""
+    """Print the page of a learning rule, or the table of all rules where none is named."""
     from darts_bio.reports.rule_pages import rule_page, rule_table
 
     print(rule_page(config.name) if config.name else rule_table(), end="")
@@ -82,19 +83,16 @@ def show_audit(config: AuditConfig) -> int:
     from darts_bio.rules import audit
     from darts_bio.spaces import load_genotype
 
-    print(
-        audit(
-            build_network(
-                load_genotype(config.source), channels=config.channels, layers=config.layers
-            )
-        )
-    )
+    genotype = load_genotype(config.source)
+    network = build_network(genotype, channels=config.channels, layers=config.layers)
+    print(audit(network))
     return 0
 
 
 def show_genotype(config: GenotypeConfig) -> int:
-    """Print a genotype; write it as JSON and as a figure where asked to. Without one, print what
-    shipped ones cost.
+    """Print a genotype, and write it as JSON and as an SVG figure if the options name files.
+
+    Without a genotype, print the tables of the shipped ones.
     """
     if config.source is None:
         from darts_bio.reports.genotype_table import genotype_tables
@@ -106,20 +104,21 @@ def show_genotype(config: GenotypeConfig) -> int:
     from darts_bio.training.run_folder import write_text
 
     genotype = load_genotype(config.source)
-    texts = {config.json: genotype.to_json(), config.svg: draw_genotype(genotype).svg()}
-    texts.pop(None, None)
-    _refuse_existing(*texts)
-    for path, content in texts.items():
+    contents = {config.json: genotype.to_json(), config.svg: draw_genotype(genotype).svg()}
+    contents.pop(None, None)  # an option that is not given
+    _refuse_existing(*contents)
+    for path, content in contents.items():
         write_text(Path(path or ""), content)
         print(f"wrote {path}")
     print(genotype)
-    if text := text_of(genotype):
+    text = text_of(genotype)
+    if text:
         print(text)
     return 0
 
 
 def _refuse_existing(*paths: str | None) -> None:
-    """Raise InputError for a file that is there already, or cannot be; a path of None is none."""
+    """Raise InputError if a file exists already, or its folder does not; skip paths of None."""
     from darts_bio.training.run_folder import writing
 
     for path in filter(None, paths):
@@ -134,7 +133,7 @@ def _refuse_existing(*paths: str | None) -> None:
 
 
 def export(config: ExportConfig) -> int:
-    """Write a trained network in the forms that are asked for, and print which."""
+    """Write a trained network in each form that the options name a file for, and print those."""
     from darts_bio.interop.export import (
         export_program,
         refuse_missing_onnx,
@@ -146,6 +145,7 @@ def export(config: ExportConfig) -> int:
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = config.onnx, config.program, config.hub
+    # Everything that can be refused is, before the checkpoint is read and a file is written.
     _refuse_existing(onnx, program)
     if onnx:
         refuse_missing_onnx()
@@ -153,13 +153,13 @@ def export(config: ExportConfig) -> int:
     if hub:
         save_for_hub(trained, Path(hub), logged_accuracy(config.source, trained))
         print(
-            f'wrote {hub}: after "import darts_bio.models", timm.create_model("local-dir:{hub}", pretrained=True)'
+            f'wrote {hub}: after "import darts_bio.models", '
+            f'timm.create_model("local-dir:{hub}", pretrained=True)'
         )
     if not (onnx or program):
         return 0
-    images = "x".join(
-        map(str, (config.batch or "N", trained.form["in_channels"], *trained.image_size))
-    )
+    shape = (config.batch or "N", trained.form["in_channels"], *trained.image_size)
+    images = "x".join(map(str, shape))
     exported = export_program(trained, config.batch)
     for path, write in ((onnx, write_onnx), (program, write_program)):
         if path:
@@ -177,18 +177,16 @@ def run_timm(config: TimmConfig) -> int:
     if not script.is_file():
         raise InputError(
             f"{script}: expected a script of timm's, such as train.py or validate.py, found no "
-            "such file; get it from "
-            "https://github.com/huggingface/pytorch-image-models (of the version of timm that is "
-            "installed)"
+            "such file; get it from https://github.com/huggingface/pytorch-image-models (of the "
+            "version of timm that is installed)"
         )
-    importlib.import_module("darts_bio.models")
-    before = sys.argv, sys.path
-    sys.argv, sys.path = (
-        [config.script, *config.arguments],
-        [str(script.resolve().parent), *sys.path],
-    )
+    importlib.import_module("darts_bio.models")  # registers them
+    saved_argv, saved_path = sys.argv, sys.path
+    # As `python SCRIPT ARGS` sets them: the script may import its neighbors.
+    sys.argv = [config.script, *config.arguments]
+    sys.path = [str(script.resolve().parent), *sys.path]
     try:
         runpy.run_path(config.script, run_name="__main__")
     finally:
-        sys.argv, sys.path = before
+        sys.argv, sys.path = saved_argv, saved_path
     return 0

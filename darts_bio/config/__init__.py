@@ -1,4 +1,9 @@
-"""What a run is made of: options declared once, protocols, and files of options."""
+"""Configurations: the options of each command, declared once, with protocols and YAML files.
+
+>>> from darts_bio.config import SearchConfig
+>>> SearchConfig(rules="fa,usf", epochs="3").rules
+('fa', 'usf')
+"""
 
 from darts_bio.config.options import configuration, flag, option
 from darts_bio.config.protocols import PROTOCOLS, Protocol

@@ -1,7 +1,7 @@
-"""Configurations from files: YAML that a user writes, and the config.yaml of a run folder.
+"""Read options from files: YAML that a user writes, and the config.yaml of a run folder.
 
-Files hold data and never bring code: a run folder that names plug-ins is told so, and they are
-named again by whoever trusts them.
+Files hold data and never bring code. A run folder that was made with plug-ins names them, but they
+are only imported when the user names them once more.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ C = TypeVar("C", bound=RunConfig)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which would let a later key replace an earlier one of the same name."""
+    """YAML's safe loader, made to refuse a repeated key instead of taking its last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{twice} is given twice")
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise yaml.YAMLError(f"{repeated} is given twice")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:
-    """Read options from a YAML file; `-` and `_` in names are the same.
+    """Read the options of a command from a YAML file; `-` and `_` in their names are the same.
 
-    Raises InputError for unknown ones, for values that cannot be meant and for files that cannot be
-    read.
+    Raises InputError for an unknown option, an impossible value, or a file that cannot be read.
     """
     hints, values = types_of(cls), {}
     known = {f.name for f in fields(cls)} - {"resume"}
@@ -52,25 +51,26 @@ def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:
 
 
 def read_run(folder: Path, cls: type[C]) -> dict[str, Any]:
-    """Read the options of the run in a folder, which has to be one of `cls`.
+    """Read the options of the run in a folder, which has to be a run of the command of `cls`.
 
     Raises InputError if there is no such run, or if it needs plug-ins that are not imported.
     """
     path = folder / CONFIG_FILE
     try:
-        found = path.is_file()
-    except OSError as error:
+        exists = path.is_file()
+    except OSError as error:  # such as a name that is too long
         raise InputError(
             f"--out {str(folder)[:80]}...: not a folder's name ({first_line(error)})"
         ) from None
-    if not found:
+    if not exists:
         raise InputError(
             f"--resume: {path} does not exist, so {folder} holds no run; start one without --resume"
         )
-    theirs = kind_of(path, cls)
-    if theirs is not cls:
+    saved_cls = kind_of(path, cls)
+    if saved_cls is not cls:
         raise InputError(
-            f"--resume: {folder} is a run of {named(theirs.command)}; go on with it by that command"
+            f"--resume: {folder} is a run of {named(saved_cls.command)}; go on with it by that "
+            "command"
         )
     refuse_missing_plugins(folder)
     return read_yaml(path, cls)
@@ -79,30 +79,27 @@ def read_run(folder: Path, cls: type[C]) -> dict[str, Any]:
 def refuse_missing_plugins(folder: Path) -> None:
     """Raise InputError if the run in a folder was made with plug-ins that are not imported.
 
-    They are code: the user names them, by --plugin or by an import in Python. Nothing is imported
-    because a file says so. A folder without a configuration needs none.
+    Plug-ins are code, so the user has to name them, by --plugin or by an import in Python: nothing
+    is imported because a file says so. A folder without a configuration needs no plug-ins.
     """
     path = folder / CONFIG_FILE
     names = _yaml_mapping(path).get("plugin", ()) if path.is_file() else ()
-    missing = (
-        [str(name) for name in names if str(name) not in sys.modules]
-        if isinstance(names, list)
-        else []
-    )
+    missing = []
+    if isinstance(names, list):
+        missing = [str(name) for name in names if str(name) not in sys.modules]
     if missing:
-        several = "s" if len(missing) > 1 else ""
+        plural = "s" if len(missing) > 1 else ""
         raise InputError(
-            f"{folder}: was made with the plug-in{several} {', '.join(missing)[:200]}, code that "
-            "no run folder "
-            f"can bring; if you trust it, add --plugin {','.join(missing)[:200]}"
+            f"{folder}: was made with the plug-in{plural} {', '.join(missing)[:200]}, code that no "
+            f"run folder can bring; if you trust it, add --plugin {','.join(missing)[:200]}"
         )
 
 
 def kind_of(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
-    """Tell which configuration a run's file is of: that which knows most of its options, in doubt
-    the expected one.
+    """Return the configuration class that a run's config.yaml was written from.
 
-    Raises InputError if it cannot be read.
+    The file does not name its command, so this is the class that knows most of the options in it;
+    among equals `expected` wins. Raises InputError if the file cannot be read.
     """
     options = {key.replace("-", "_") for key in _yaml_mapping(path)}
     return max(
@@ -112,16 +109,13 @@ def kind_of(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
-    """Read what a YAML file holds by name. Raise InputError if it cannot be read."""
+    """Read a YAML file of `option: value` lines; raise InputError for any other file."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: a date or number that there is not
+    # A ValueError is raised for a date or number that does not exist, such as 2026-13-01.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a YAML file ({' '.join(str(error).split())[:200]})"
         ) from None

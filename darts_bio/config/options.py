@@ -1,5 +1,6 @@
-"""How an option is declared, once: a field of a frozen dataclass, from which the command line, YAML
-files, the Python functions and all checks follow.
+"""Declare an option once: a field of a frozen dataclass that checks and converts its value.
+
+The command line, YAML files and the Python functions all follow from these fields.
 
 >>> @configuration("network")
 ... class Sizes:
@@ -49,12 +50,25 @@ def option(
     group: str | None = None,
     positional: bool = False,
 ) -> Any:
-    """Declare a field of a configuration.
+    """Declare an option as a field of a configuration class.
 
-    `minimum` is the least value, `below` a bound that is not reached. `identity` says whether a
-    checkpoint of one value is of no use under another; where it is False the value may change when
-    a run goes on. `group` is the heading in `--help`, by default that of the class. A `positional`
-    option stands on the command line without its name.
+    Args:
+        default: The value where none is given.
+        help: A few words for `--help`.
+        minimum: The smallest value allowed.
+        below: A bound that the value must stay below.
+        metavar: The placeholder of the value in `--help`.
+        identity: Whether a checkpoint is of no use under another value of the option. Where it is
+            False, the value may change when a run is resumed.
+        group: The heading in `--help`; by default that of the class.
+        positional: Whether the value stands on the command line without the option's name.
+
+    Example:
+        >>> @configuration("network")
+        ... class Sizes:
+        ...     layers: int = option(8, "cells stacked", minimum=1)
+        >>> Sizes().layers
+        8
     """
     metadata = {
         "help": help,
@@ -70,31 +84,42 @@ def option(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 def configuration(group: str, **defaults: Any) -> Callable[[type[T]], type[T]]:
-    """Decorate a class whose fields are options: make it a frozen dataclass that checks its values.
+    """Make a class whose fields are options a frozen dataclass that checks its values.
 
-    `group` is the heading of its own options in `--help`; `defaults` are new defaults of options
-    that it inherits. Values are converted as the command line converts them, so "8" is 8 where a
-    whole number is expected.
+    Values are converted as the command line converts them, so "8" is 8 where a whole number is
+    expected.
+
+    Args:
+        group: The heading in `--help` of the options that the class declares itself.
+        **defaults: New defaults of options that the class inherits.
+
+    Example:
+        >>> @configuration("network")
+        ... class Sizes:
+        ...     layers: int = option(8, "cells stacked", minimum=1)
+        >>> @configuration("network", layers=20)
+        ... class Deep(Sizes):
+        ...     '''The same option with another default.'''
+        >>> Deep().layers, Deep(layers="30").layers
+        (20, 30)
     """
 
     def make(cls: type[T]) -> type[T]:
-        own = inspect.get_annotations(cls)
-        for name in own:
+        annotations = inspect.get_annotations(cls)
+        for name in annotations:
             declared: Any = cls.__dict__.get(name)
             if hasattr(declared, "metadata") and declared.metadata.get("group") is None:
-                setattr(
-                    cls,
-                    name,
-                    field(default=declared.default, metadata={**declared.metadata, "group": group}),
-                )
-        inherited = {
-            f.name: f
-            for base in cls.__mro__[1:]
-            for f in getattr(base, "__dataclass_fields__", {}).values()
-        }
-        cls.__annotations__ = {**own, **{name: inherited[name].type for name in defaults}}
+                metadata = {**declared.metadata, "group": group}
+                setattr(cls, name, field(default=declared.default, metadata=metadata))
+        inherited = {}
+        for base in cls.__mro__[1:]:
+            for f in getattr(base, "__dataclass_fields__", {}).values():
+                inherited[f.name] = f
+        # A dataclass takes a new default only from a field that the class itself annotates.
+        cls.__annotations__ = {**annotations, **{name: inherited[name].type for name in defaults}}
         for name, default in defaults.items():
             setattr(cls, name, field(default=default, metadata=inherited[name].metadata))
+        # A class with a __post_init__ of its own calls `check_values` there.
         if "__post_init__" not in {name for base in cls.__mro__ for name in vars(base)}:
             cls.__post_init__ = check_values  # type: ignore[attr-defined]
         return dataclass(frozen=True, kw_only=True)(cls)
@@ -103,19 +128,17 @@ def configuration(group: str, **defaults: Any) -> Callable[[type[T]], type[T]]:
 
 
 def check_values(config: Any) -> None:
-    """Convert and check each value of a configuration, in place. Raise InputError for one that
-    cannot be meant.
-    """
+    """Convert and check each value of a configuration in place; raise InputError for a bad one."""
     hints = types_of(type(config))
     for f in fields(config):
         if "help" in f.metadata:
             value = convert(f.name, hints[f.name], getattr(config, f.name))
             _check_bounds(f.name, value, f.metadata)
-            object.__setattr__(config, f.name, value)
+            object.__setattr__(config, f.name, value)  # as the dataclass is frozen
 
 
 def types_of(cls: type) -> dict[str, Any]:
-    """Give the type of each option by name."""
+    """Return the type of each field of a configuration class, by name."""
     return _types_of(cls)
 
 
@@ -125,7 +148,7 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
-    """Spell an option as the command line has it.
+    """Return an option's name as it is written on the command line.
 
     >>> flag("batch_size")
     '--batch-size'
@@ -134,13 +157,23 @@ def flag(name: str) -> str:
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """Convert `value`, a text of the command line, what YAML made of one, or a Python value, to the
-    option's type.
+    """Convert an option's value to its type.
 
-    Raises InputError, naming the option, for a value that is none of that type.
+    Args:
+        name: The option, for the error message.
+        hint: The type: int, float, bool, str, a `Literal`, a tuple of any number of one of these,
+            or such a type or None.
+        value: Text from the command line, what YAML made of such text, or a Python value.
 
-    >>> convert("lr", float, "1e-3"), convert("rules", tuple[str, ...], "fa,usf"), convert("flip", bool, True)
-    (0.001, ('fa', 'usf'), True)
+    Raises:
+        InputError: If the value is not of that type.
+
+    Example:
+        >>> convert("lr", float, "1e-3"), convert("rules", tuple[str, ...], "fa,usf")
+        (0.001, ('fa', 'usf'))
+        >>> convert("layers", int, "many")
+        Traceback (most recent call last):
+        darts_bio.errors.InputError: --layers: expected a whole number, found 'many'
     """
     if get_origin(hint) in (Union, types.UnionType):
         members = get_args(hint)
@@ -155,16 +188,19 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     if hint is str and isinstance(value, str) and "\0" not in value:
         return value
     if get_origin(hint) is tuple:
-        kind, items = get_args(hint)[0], split_specs(value) if isinstance(value, str) else value
+        item_hint = get_args(hint)[0]
+        items = split_specs(value) if isinstance(value, str) else value
         items = items if isinstance(items, (list, tuple)) else [items]
-        if kind is not str or all(isinstance(item, str) for item in items):
-            return tuple(convert(name, kind, item) for item in items)
+        # Names have to be text: YAML makes numbers and dates of some words.
+        if item_hint is not str or all(isinstance(item, str) for item in items):
+            return tuple(convert(name, item_hint, item) for item in items)
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
         raise unknown_name(f"value of {flag(name)}", str(value), get_args(hint))
     if hint in (int, float) and not isinstance(value, bool):
         try:
+            # 3.0 is a whole number, 3.5 is not.
             if hint is float or isinstance(value, str) or value == int(value):
                 return hint(value)
         except (TypeError, ValueError, OverflowError):
@@ -176,6 +212,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 
 def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Raise InputError for a number, or one in a tuple, outside the bounds of its option."""
     if isinstance(value, tuple):
         for item in value:
             _check_bounds(name, item, metadata)
@@ -183,7 +220,7 @@ def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     minimum, below = metadata["minimum"], metadata["below"]
     if value is None or (minimum is None and below is None):
         return
-    # Written so that "not a number" fails both.
+    # NaN compares False with everything, so asking for what is allowed refuses it too.
     low_enough = below is None or value < below
     if not (value >= minimum and low_enough and value != float("inf")):
         bounds = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
@@ -191,5 +228,5 @@ def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Write a value as YAML and JSON can hold it."""
+    """Return a value as YAML and JSON can hold it: a tuple becomes a list."""
     return list(value) if isinstance(value, tuple) else value

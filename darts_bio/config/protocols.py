@@ -1,5 +1,4 @@
-"""Protocols: recipes by name, of a paper, a data set or a space, for the options that a user does
-not give.
+"""Protocols: named recipes of a paper, a data set or a space for options that are not given.
 
 >>> sorted(PROTOCOLS.get("digits").values)
 ['search', 'train']
@@ -18,17 +17,23 @@ from darts_bio.registry import Registry, parse_spec
 
 @dataclass(frozen=True)
 class Protocol:
-    """Values of options, by the command that they are for: `{"train": {"epochs": 100}}`."""
+    """A recipe: values of options, by the command that they are for.
+
+    >>> quick = Protocol("ten epochs", {"train": {"epochs": 10}})
+    >>> quick.values["train"]["epochs"]
+    10
+    """
 
     summary: str
     values: Mapping[str, Mapping[str, Any]]
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol", hyphens=True)
+"""All protocols by name; by default a run takes those of its data set and its space."""
 
 PROTOCOLS.register("darts")(
     Protocol(
-        "the protocol of DARTS, which the defaults are (arXiv 1806.09055)",
+        "the protocol of DARTS, from which the defaults are taken (arXiv 1806.09055)",
         {"train": {}, "train-imagenet": {}},
     )
 )
@@ -97,7 +102,7 @@ PROTOCOLS.register("nb201")(
 )
 PROTOCOLS.register("fast")(
     Protocol(
-        "a short recipe of today's usual parts; what it reaches has not been measured",
+        "a short recipe of parts that are usual today; its accuracy has not been measured",
         {
             "train": {
                 "epochs": 100,
@@ -122,7 +127,7 @@ PROTOCOLS.register("p_darts")(
 )
 PROTOCOLS.register("modern")(
     Protocol(
-        "today's usual parts on ImageNet; what it reaches has not been measured",
+        "parts that are usual today on ImageNet; its accuracy has not been measured",
         {
             "train-imagenet": {
                 "epochs": 300,
@@ -143,21 +148,34 @@ PROTOCOLS.register("modern")(
 
 
 def values_of(command: str) -> dict[str, Mapping[str, Any]]:
-    """Give the values for a command by the name of the protocol."""
-    members = {name: PROTOCOLS.get(name) for name in PROTOCOLS}
+    """Return the option values that protocols have for a command, by the protocol's name.
+
+    >>> values_of("train")["nb201"]["epochs"]
+    200
+    """
+    protocols = {name: PROTOCOLS.get(name) for name in PROTOCOLS}
     return {
-        name: member.values[command] for name, member in members.items() if command in member.values
+        name: protocol.values[command]
+        for name, protocol in protocols.items()
+        if command in protocol.values
     }
 
 
 def preset(
     cls: type[CommandConfig], given: Mapping[str, Any], space_of: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, Any]:
-    """Give the values of the protocol that is asked for, or those of the space and, over them, of
-    the data set.
+    """Return the option values of the named protocol, or those that belong to the space and data.
 
-    `given` holds the options that the user gave; `space_of` names the space that they are about.
-    Raises InputError for a protocol that there is not.
+    By default (protocol "auto") the protocol of the space is used, and over it that of the data
+    set.
+
+    Args:
+        cls: The configuration of the command.
+        given: The options that the user gave.
+        space_of: Returns the name of the space that a run of such options is about.
+
+    Raises:
+        InputError: For an unknown protocol.
     """
     protocols = values_of(cls.command)
     protocol = given.get("protocol", "auto")
@@ -168,6 +186,7 @@ def preset(
     dataset = given.get("dataset", getattr(cls, "dataset", None))
     if not protocols or dataset is None:
         return {}
-    own = dict(protocols.get(dataset, {}))
-    space, _ = parse_spec(space_of({**own, **given}))
-    return {**protocols.get(space, {}), **own}
+    dataset_values = dict(protocols.get(dataset, {}))
+    # The data set's protocol may name the space, as that of the digits does.
+    space, _ = parse_spec(space_of({**dataset_values, **given}))
+    return {**protocols.get(space, {}), **dataset_values}

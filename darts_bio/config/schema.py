@@ -1,6 +1,6 @@
-"""What each command is told: frozen dataclasses of options, with the protocol of DARTS (arXiv
-1806.09055) as defaults.
+"""The options of each command, as frozen dataclasses.
 
+The defaults are the protocol of DARTS (arXiv 1806.09055). The help texts are what `--help` shows.
 This module imports no PyTorch, so that `--help` answers at once.
 """
 
@@ -17,18 +17,23 @@ from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import canonical_spec
 
 CONFIG_FILE = "config.yaml"
+"""The file of a run folder that holds the run's options."""
 
 
 @configuration("plug-ins")
 class CommandConfig:
-    """What every command can be told. Raises InputError for a value that cannot be meant."""
+    """The options of every command; raises InputError for a value that is not possible.
+
+    >>> CommandConfig(plugin="my_package.my_rule").plugin
+    ('my_package.my_rule',)
+    """
 
     command: ClassVar[str]
-    """Its name: `darts-bio NAME`."""
+    """The command's name: `darts-bio NAME`."""
 
     plugin: tuple[str, ...] = option(
         (),
-        "modules of yours to import first, such as my_package.my_rule",
+        "your own modules to import first, such as my_package.my_rule",
         metavar="A,B,...",
         identity=False,
     )
@@ -39,11 +44,15 @@ class CommandConfig:
 
 @configuration("this run")
 class RunConfig(CommandConfig):
-    """What all runs, which write a folder, have in common."""
+    """The options of all commands that write a run folder.
+
+    >>> RunConfig(seed=3, device="cpu").identity()
+    {'seed': 3}
+    """
 
     seed: int = option(
         0,
-        "fixes all that is drawn: weights, feedback, alpha, images' order and augmentation",
+        "seed of all random draws: weights, feedback, alpha, order and augmentation of images",
         minimum=0,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME", identity=False)
@@ -55,48 +64,59 @@ class RunConfig(CommandConfig):
     )
     resume: bool | Literal["auto"] = option(
         False,
-        "go on with the run in --out from its checkpoint; auto: if there is one, else begin",
+        "resume the run in --out from its checkpoint; auto: resume if there is one, else begin",
         identity=False,
     )
 
     @property
     def about(self) -> str:
-        """What the run is of, in a word for its folder's name."""
+        """The word between the command and the time in the default name of the run's folder."""
         return ""
 
     def identity(self) -> dict[str, Any]:
-        """The values that a checkpoint is bound to, as plain data."""
+        """Return the options that a checkpoint is bound to, by name, as plain data."""
         names = [f.name for f in fields(self) if f.metadata["identity"]]
         return {name: plain(value) for name, value in asdict(self).items() if name in names}
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
-        """Say how the identity of an earlier run differs from this one's, an option an entry:
-        "channels was 8, is 16".
+        """List the options in which this run differs from the identity of an earlier one.
 
-        An option that it lacks is newer than that run, and had its default then.
+        An entry reads "seed was 0, is 1". An option that `identity` lacks is newer than that run,
+        which had its default.
+
+        >>> RunConfig(seed=1).differences({"seed": 0})
+        ['seed was 0, is 1']
         """
         defaults = {f.name: plain(f.default) for f in fields(self)}
-        return [
-            f"{name} was {identity.get(name, defaults[name])}, is {here}"
-            for name, here in self.identity().items()
-            if identity.get(name, defaults[name]) != here
-        ]
+        lines = []
+        for name, value in self.identity().items():
+            earlier = identity.get(name, defaults[name])
+            if earlier != value:
+                lines.append(f"{name} was {earlier}, is {value}")
+        return lines
 
     def to_yaml(self) -> str:
-        """Write every value but where this run lies, as `--config` and `--resume` read it."""
-        values = {k: plain(v) for k, v in asdict(self).items() if k not in ("out", "resume")}
+        """Return all options but `out` and `resume` as YAML, for `--config` and `--resume`."""
+        values = {
+            name: plain(value)
+            for name, value in asdict(self).items()
+            if name not in ("out", "resume")
+        }
         return yaml.safe_dump(values, sort_keys=False)
 
 
 @configuration("data")
 class DataConfig(RunConfig):
-    """What a run that fits weights is told of its data."""
+    """The options on the data of a run that trains weights."""
 
     dataset: str = option(
         "digits", "digits, cifar10, cifar100, imagenet16-120 or folder", metavar="NAME"
     )
     data_dir: str | None = option(
-        None, "where the data set lies, or is downloaded to", metavar="DIR", identity=False
+        None,
+        "folder that holds the data set, or to which it is downloaded",
+        metavar="DIR",
+        identity=False,
     )
     train_images: int | None = option(
         None, "train on this many images only, drawn by the seed", minimum=2
@@ -109,30 +129,36 @@ class DataConfig(RunConfig):
 
 @configuration("network")
 class NetworkConfig(DataConfig):
-    """What it is told of the network."""
+    """The options on the size of the network, beside those on the data."""
 
     channels: int = option(
         16, "channels of a node in the first cell; each reduction doubles them", minimum=2
     )
     layers: int = option(
-        8, "cells stacked; a third and two thirds of the way they halve the size", minimum=1
+        8,
+        "cells stacked; those at a third and at two thirds of the depth halve the image's sides",
+        minimum=1,
     )
 
 
 @configuration("training of the weights")
 class WeightsConfig(NetworkConfig):
-    """What it is told of the training of the weights."""
+    """The options on the training of the weights, beside those on data and network."""
 
     epochs: int = option(50, "passes over the training images", minimum=1)
-    batch_size: int = option(64, "images a step, of all processes together", minimum=2)
+    batch_size: int = option(64, "images per step, over all processes together", minimum=2)
     optimizer: str = option(
-        "sgd", "of the weights: sgd, or one of timm's such as adamw or lion", metavar="NAME"
+        "sgd",
+        "optimizer of the weights: sgd, or one of timm's such as adamw or lion",
+        metavar="NAME",
     )
     lr: float = option(
         0.025, "learning rate of the weights at the start of its schedule", minimum=0
     )
     lr_min: float = option(
-        0.001, "learning rate of the weights at the end of a cosine or a line", minimum=0
+        0.001,
+        "learning rate of the weights at the end of a cosine or linear schedule",
+        minimum=0,
     )
     momentum: float = option(
         0.9, "momentum of the weights' optimizer, where it has one", minimum=0, below=1
@@ -143,33 +169,46 @@ class WeightsConfig(NetworkConfig):
 
 @configuration("this run")
 class FitConfig(WeightsConfig):
-    """What all runs that fit weights to a data set have in common."""
+    """The options of all runs that train weights: searches and trainings.
+
+    >>> FitConfig(seeds=3, dataset="cifar10").about
+    'cifar10'
+    """
 
     seeds: int = option(
-        1, "make this many runs, of seeds --seed, --seed + 1, ...", minimum=1, identity=False
+        1, "number of runs, with the seeds --seed, --seed + 1, ...", minimum=1, identity=False
     )
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
     graphs: bool = option(True, "on a GPU, replay steps as CUDA graphs", identity=False)
-    log_every: int = option(50, "steps between two records of the running numbers", minimum=1)
+    log_every: int = option(50, "steps between two records of loss and accuracy", minimum=1)
 
 
 @configuration("images")
 class SmallImagesConfig(FitConfig):
-    """Of runs on images that lie in memory as one tensor, and are augmented there."""
+    """The options of runs on small images, held in memory as one tensor and augmented there.
+
+    >>> SmallImagesConfig(cutout=16).cutout
+    16
+    """
 
     image_size: int | None = option(
-        None, "side the images of --dataset folder are resized to", minimum=4
+        None, "side in pixels to which images of --dataset folder are resized", minimum=4
     )
     crop_padding: int = option(
         4, "pixels an image is padded by before a random crop; 0 for none", minimum=0
     )
     flip: bool = option(True, "mirror images at random")
-    cutout: int = option(0, "side of the square blanked at random; 0 for none", minimum=0)
+    cutout: int = option(0, "side in pixels of the square blanked at random; 0: none", minimum=0)
 
 
 @configuration("search")
 class SearchConfig(SmallImagesConfig):
-    """A search. The defaults are those of DARTS on CIFAR-10."""
+    """The options of a search; the defaults are those of DARTS on CIFAR-10.
+
+    >>> config = SearchConfig(rules="usf, fa", strategy="darts(lr=6e-4)")
+    >>> config.rules, config.strategy, config.channels
+    (('usf', 'fa'), 'darts(lr=6e-4)', 16)
+    """
 
     command = "search"
 
@@ -190,35 +229,38 @@ class SearchConfig(SmallImagesConfig):
     )
     regularizers: tuple[str, ...] = option(
         (),
-        "such as 'warmup(epochs=15)', 'entropy(weight=0.1)', skip_stop, eigenvalue_stop, "
-        "factorised",
+        "regularizers of the search, such as 'warmup(epochs=15)', 'entropy(weight=0.1)', "
+        "skip_stop, eigenvalue_stop, factorised",
     )
     supernet: str | None = option(
         None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
     )
     table: str | None = option(
         None,
-        "JSON or CSV file of NAS-Bench-201's accuracies, to look the cell up in",
+        "JSON or CSV file of NAS-Bench-201's accuracies, in which the derived cell is looked up",
         metavar="FILE",
         identity=False,
     )
     arch_gradient: Literal["rule", "true"] = option(
-        "rule", "whether alpha's gradient goes down through the rules' error or the exact one"
+        "rule",
+        "gradient of alpha: rule, through the error that the learning rules send down; true, the "
+        "exact one",
     )
     backbone_rule: str = option(
         "bp", "learning rule of stem, preprocessing and classifier", metavar="RULE"
     )
     share: Literal["seeds", "batch"] = option(
         "seeds",
-        "what processes of torchrun share out, where there are several --seeds: seeds: each search "
-        "is one process' "
-        "alone; batch: all share each batch of a search, one search after the other, as with a "
-        "single seed",
+        "what the processes of torchrun divide where there are several --seeds: seeds, each search "
+        "belongs to one process; batch, all processes share each batch, one search after the "
+        "other, as with a single seed",
         identity=False,
         group="this run",
     )
     memory: Literal["normal", "low"] = option(
-        "normal", "low: the supernet keeps 40 % less, at a quarter to a third more time"
+        "normal",
+        "low: the supernet stores 40 % less for the backward pass, and takes a quarter to a third "
+        "more time",
     )
 
     def __post_init__(self) -> None:
@@ -240,7 +282,11 @@ class SearchConfig(SmallImagesConfig):
 
 @configuration("recipe")
 class TrainingConfig(FitConfig):
-    """A genotype's network trained from scratch."""
+    """The options of training a genotype's network from scratch, on any kind of images.
+
+    >>> TrainingConfig(genotype="darts_v2", adversarial="pgd(eps=8)").adversarial
+    'pgd(eps=8)'
+    """
 
     genotype: str = option(
         "",
@@ -250,33 +296,43 @@ class TrainingConfig(FitConfig):
         group="data",
     )
     stem: str = option(
-        "cifar", "what stands before the cells: cifar, imagenet or one of yours", metavar="NAME"
+        "cifar", "layers before the cells: cifar, imagenet or one of yours", metavar="NAME"
     )
     protocol: str = option(
         "auto",
-        "recipe of what is not given; auto: of the data set or the space, else darts",
+        "recipe for the options that are not given; auto: of the data set or space, else darts",
         metavar="NAME",
     )
     schedule: str = option(
         "cosine",
-        "how the learning rate goes from one epoch to the next: cosine, linear, exponential",
+        "course of the learning rate over the epochs: cosine, linear, exponential",
         metavar="NAME",
     )
     lr_decay: float = option(
-        0.97, "factor of the learning rate an epoch, of the exponential schedule", minimum=0
+        0.97,
+        "factor by which the exponential schedule multiplies the learning rate per epoch",
+        minimum=0,
     )
     lr_batch: int = option(
-        0, "batch size --lr is meant for: it is scaled with the batch size; 0: as it is", minimum=0
+        0,
+        "batch size that --lr is meant for: --lr grows in proportion to --batch-size; 0: it does "
+        "not",
+        minimum=0,
     )
     warmup: int = option(0, "epochs in which the learning rate grows to --lr", minimum=0)
     accumulate: int = option(
-        1, "parts a batch is passed through the network in, one after the other", minimum=1
+        1,
+        "parts of a batch that pass through the network one after the other, to save memory",
+        minimum=1,
     )
     auxiliary: float = option(
         0.4, "weight of the auxiliary head's loss; 0 leaves the head out", minimum=0
     )
     drop_path: float = option(
-        0.2, "probability of dropping an edge at the end, growing from 0", minimum=0, below=1
+        0.2,
+        "probability of dropping an edge, growing from 0 to this at the end of the training",
+        minimum=0,
+        below=1,
     )
     label_smoothing: float = option(
         0.0, "share of a label that is spread over all classes", minimum=0, below=1
@@ -288,8 +344,8 @@ class TrainingConfig(FitConfig):
     )
     workers: int | None = option(
         None,
-        "processes that read, and augment by a policy; 0: this one does (default: as many as "
-        "cores, at most 16)",
+        "processes that read images, and augment them by a policy; 0: the training's own process "
+        "does (default: as many as cores, at most 16)",
         minimum=0,
         identity=False,
     )
@@ -300,19 +356,19 @@ class TrainingConfig(FitConfig):
     )
     ema: float = option(
         0.0,
-        "decay of the averaged network, which is then the result; 0 for none",
+        "decay of the moving average of the weights, which is then the result; 0 for none",
         minimum=0,
         below=1,
     )
     holdout: int = option(
         0,
-        "training images held out and measured after each epoch; the test images then only at the "
-        "end",
+        "training images held out to measure on after each epoch; the test images are then "
+        "measured at the end only",
         minimum=0,
     )
     alignment_every: int = option(
         0,
-        "measure how near learning is to backpropagation every N epochs; 0 for never",
+        "measure every N epochs how near learning is to backpropagation; 0 for never",
         minimum=0,
         identity=False,
     )
@@ -343,7 +399,12 @@ class TrainingConfig(FitConfig):
     "images", channels=36, layers=20, epochs=600, batch_size=96, lr_min=0.0, cutout=16,
 )  # fmt: skip
 class RetrainConfig(TrainingConfig, SmallImagesConfig):
-    """A training on small images. The defaults are those of DARTS on CIFAR-10."""
+    """The options of a training on small images; the defaults are those of DARTS on CIFAR-10.
+
+    >>> config = RetrainConfig(genotype="darts_v2")
+    >>> config.channels, config.layers, config.epochs
+    (36, 20, 600)
+    """
 
     command = "train"
 
@@ -353,27 +414,34 @@ class RetrainConfig(TrainingConfig, SmallImagesConfig):
     lr=0.1, lr_min=0.0, weight_decay=3e-5, label_smoothing=0.1, drop_path=0.0,
 )  # fmt: skip
 class ImageNetConfig(TrainingConfig):
-    """A training on ImageNet, or other images of its kind. The defaults are those of DARTS."""
+    """The options of a training on ImageNet or similar images; the defaults are those of DARTS.
+
+    >>> config = ImageNetConfig(genotype="darts_v2")
+    >>> config.channels, config.layers, config.epochs, config.image_size
+    (48, 14, 250, 224)
+    """
 
     command = "train-imagenet"
 
     train_split: str = option(
-        "train", "the part, or folder, that is trained on", metavar="NAME", group="data"
+        "train", "split, or folder, to train on", metavar="NAME", group="data"
     )
     test_split: str = option(
-        "validation", "the part, or folder, that is measured on", metavar="NAME", group="data"
+        "validation", "split, or folder, to measure on", metavar="NAME", group="data"
     )
     num_classes: int | None = option(
-        None, "classes, if not as many as there are class folders", minimum=1, group="data"
+        None, "number of classes, if it is not that of the class folders", minimum=1, group="data"
     )
-    image_size: int = option(224, "side of the images", minimum=8)
+    image_size: int = option(224, "side of the images in pixels", minimum=8)
     crop_share: float = option(
-        0.875, "side that is measured over the shorter side of the image", minimum=0.1
+        0.875,
+        "side of the central crop to measure on, as a share of the image's shorter side",
+        minimum=0.1,
     )
     color_jitter: float = option(
         0.4,
-        "strength for brightness, contrast and saturation, half for hue; 0 for none; a policy goes "
-        "before",
+        "strength of random changes of brightness, contrast and saturation, half of it for hue; 0 "
+        "for none; an --auto-augment policy takes its place",
         minimum=0,
     )
     flip: bool = option(True, "mirror images at random")
@@ -381,45 +449,53 @@ class ImageNetConfig(TrainingConfig):
 
 @configuration("attacks")
 class RobustnessConfig(RunConfig):
-    """Attacks on trained networks."""
+    """The options of attacks on trained networks.
+
+    >>> RobustnessConfig(checkpoint="runs/a,runs/b", eps="8,2").eps
+    (2.0, 8.0)
+    """
 
     command = "robustness"
 
     checkpoint: tuple[str, ...] = option(
         (),
-        "run folders of trainings, side by side; of one with several seeds all of them; required",
+        "run folders of trainings to compare; one with several seeds stands for all of them; "
+        "required",
         metavar="RUN,...",
     )
     attacks: tuple[str, ...] = option(
         ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"),
-        "such as fgsm or 'pgd(steps=50, restarts=5)'",
+        "attacks, such as fgsm or 'pgd(steps=50, restarts=5)'",
     )
     eps: tuple[float, ...] = option(
         (1.0, 2.0, 4.0, 8.0),
-        "how much a pixel may change, in 1/255 of its range",
+        "largest change of a pixel, in 1/255 of its range",
         minimum=0.01,
         below=256,
     )
     gradients: tuple[str, ...] = option(
         ("true",),
-        "by which attacks climb: true, the exact one; rule, what the learning rules send down",
+        "gradients that attacks follow: true, the exact one; rule, what the learning rules send "
+        "down",
     )
     draws: int = option(
-        1, "draws of random feedback that the rule's gradient is the mean of", minimum=1
+        1, "draws of random feedback over which the rule's gradient is averaged", minimum=1
     )
     transfer: str = option(
-        "", "attack whose images made on each network are tried on the others", metavar="SPEC"
+        "",
+        "attack whose images, made on each network, are tried on the other networks too",
+        metavar="SPEC",
     )
     corruptions: tuple[str, ...] = option(
         (), "common corruptions, such as gaussian_noise,gaussian_blur; or all"
     )
 
     images: int = option(
-        1000, "test images, drawn by the seed; fewer if there are no more", minimum=1
+        1000, "test images, drawn by the seed; all, if there are not that many", minimum=1
     )
-    batch_size: int = option(250, "images at once", minimum=1)
+    batch_size: int = option(250, "images per batch", minimum=1)
     data_dir: str | None = option(
-        None, "where the data lie, if not where the runs found them", metavar="DIR", identity=False
+        None, "folder of the data, if it is not that of the runs", metavar="DIR", identity=False
     )
 
     def __post_init__(self) -> None:
@@ -444,13 +520,17 @@ class RobustnessConfig(RunConfig):
 
 @configuration("measurement")
 class AlignmentConfig(CommandConfig):
-    """How near a trained network's learning is to backpropagation."""
+    """The options of measuring how near a trained network's learning is to backpropagation.
+
+    >>> AlignmentConfig(checkpoint="runs/a").batches
+    8
+    """
 
     command = "alignment"
 
     checkpoint: str = option("", "the run folder of a training; required", metavar="RUN")
     data_dir: str | None = option(
-        None, "where the data lie, if not where the run found them", metavar="DIR"
+        None, "folder of the data, if it is not that of the run", metavar="DIR"
     )
     batches: int = option(8, "training batches to measure on", minimum=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
@@ -463,19 +543,29 @@ class AlignmentConfig(CommandConfig):
 
 @configuration("what is written")
 class ExportConfig(CommandConfig):
-    """A trained network in the forms of other libraries."""
+    """The options of writing a trained network in the forms of other libraries.
+
+    >>> ExportConfig(source="runs/a", onnx="a.onnx").onnx
+    'a.onnx'
+    """
 
     command = "export"
 
     source: str = option(
         "", "run folder of a training, or its checkpoint.pt", metavar="RUN", positional=True
     )
-    onnx: str | None = option(None, "ONNX model", metavar="FILE")
-    program: str | None = option(None, "program for torch.export.load", metavar="FILE.pt2")
+    onnx: str | None = option(None, "write an ONNX model", metavar="FILE")
+    program: str | None = option(None, "write a program for torch.export.load", metavar="FILE.pt2")
     hub: str | None = option(
-        None, 'new folder for timm.create_model("local-dir:DIR") or the Hub', metavar="DIR"
+        None,
+        'write a new folder for timm.create_model("local-dir:DIR") or the Hub',
+        metavar="DIR",
     )
-    batch: int | None = option(None, "fix the number of images at once (default: any)", minimum=1)
+    batch: int | None = option(
+        None,
+        "fix the number of images in a batch of --onnx and --program (default: any)",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -490,7 +580,11 @@ class ExportConfig(CommandConfig):
 
 @configuration("what is shown")
 class GenotypeConfig(CommandConfig):
-    """A genotype, shown and drawn, or what the shipped ones cost."""
+    """The options of showing and drawing a genotype, or the table of the shipped ones.
+
+    >>> GenotypeConfig(source="darts_v2", svg="cells.svg").svg
+    'cells.svg'
+    """
 
     command = "genotype"
 
@@ -511,7 +605,11 @@ class GenotypeConfig(CommandConfig):
 
 @configuration("network")
 class AuditConfig(CommandConfig):
-    """Which layers of a genotype's network transport weights."""
+    """The options of showing which layers of a genotype's network transport weights.
+
+    >>> AuditConfig(source="darts_v2").channels
+    36
+    """
 
     command = "audit"
 
@@ -522,7 +620,11 @@ class AuditConfig(CommandConfig):
 
 @configuration("what is shown")
 class RulesConfig(CommandConfig):
-    """The table of learning rules, or the page of one."""
+    """The options of showing the table of learning rules, or the page of one.
+
+    >>> RulesConfig(name="usf").name
+    'usf'
+    """
 
     command = "rules"
 
@@ -531,14 +633,22 @@ class RulesConfig(CommandConfig):
 
 @configuration("what is shown")
 class ListConfig(CommandConfig):
-    """Every name that an option takes."""
+    """The options of listing every name that an option takes: only those of all commands.
+
+    >>> ListConfig().plugin
+    ()
+    """
 
     command = "list"
 
 
 @configuration("what is run")
 class TimmConfig(CommandConfig):
-    """A script of timm's, run with this package's models registered."""
+    """The options of running a script of timm's with this package's models registered.
+
+    >>> TimmConfig(script="train.py", arguments=["--model", "darts_v2_cifar"]).arguments
+    ('--model', 'darts_v2_cifar')
+    """
 
     command = "timm"
 
@@ -546,7 +656,7 @@ class TimmConfig(CommandConfig):
         "", "your copy of timm's train.py, validate.py, ...", metavar="SCRIPT", positional=True
     )
     arguments: tuple[str, ...] = option(
-        (), "the script's own, as it takes them", metavar="ARGS", positional=True
+        (), "arguments of the script", metavar="ARGS", positional=True
     )
 
 
@@ -556,12 +666,12 @@ RUNS: Mapping[str, type[RunConfig]] = {
 """The configurations of commands that write a run folder, by the command's name."""
 
 
-def _refuse_repeated(name: str, given: Sequence[Any]) -> None:
-    """Raise InputError if an option holds something twice."""
-    twice = sorted({value for value in given if given.count(value) > 1})
-    if twice:
+def _refuse_repeated(name: str, values: Sequence[Any]) -> None:
+    """Raise InputError if an option holds a value more than once."""
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
         what = "rule" if name == "rules" else "of them"
         raise InputError(
-            f"{flag(name)}: expected each {what} once, found {', '.join(map(str, twice))} more "
+            f"{flag(name)}: expected each {what} once, found {', '.join(map(str, repeated))} more "
             "than once"
         )

@@ -1,1 +1,1 @@
-"""Figures: pictures of cells, weights and numbers, as data that is drawn to SVG or to pixels."""
+"""Figures of cells, weights and numbers, as data that is drawn as SVG or as pixels."""

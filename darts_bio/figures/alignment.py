@@ -1,4 +1,4 @@
-"""Alignment against depth, as a figure. Needs matplotlib (the extra `plot`)."""
+"""The figure of alignment against depth; needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ PANELS = {
         "exact_gradient_variance": "exact",
     },
 }
+"""Title of a panel -> the quantities it shows, fields of `LayerAlignment`, with their labels."""
 
 
 def draw_alignment(alignment: Alignment, path: Path) -> None:
-    """Writes an SVG: angles, gradient cosine and gradient variance of each layer against its depth.
+    """Write an SVG of angles, gradient cosine and gradient variance of each layer against depth.
 
-    Raises ImportError without matplotlib.
+    Raises ImportError without matplotlib, and InputError if the disk refuses.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -32,11 +33,11 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
     FigureCanvasSVG(figure)
     for axis, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for (name, label), mark in zip(lines.items(), ("o-", "s--"), strict=False):
-            points = [(layer.depth, getattr(layer, name)) for layer in alignment.layers]
-            known = [(depth, value) for depth, value in points if value is not None]
+            # A value is None where a layer has nothing to compare, such as no feedback.
+            layers = [layer for layer in alignment.layers if getattr(layer, name) is not None]
             axis.plot(
-                [depth for depth, _ in known],
-                [value for _, value in known],
+                [layer.depth for layer in layers],
+                [getattr(layer, name) for layer in layers],
                 mark,
                 markersize=3,
                 label=label,

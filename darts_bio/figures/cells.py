@@ -1,8 +1,13 @@
-"""Figures of cells: edges labelled by operation and coloured by learning rule.
+"""Figures of cells: edges labeled by operation and colored by learning rule.
 
-Cells are taken as their space validated them: every edge goes from a node to a later one. Nodes 0
-and 1 are the cell's inputs, node 0 alone where an edge leads into node 1; any number of edges may
-lead into a node.
+Cells are expected as their space validated them: every edge goes from a node to a later one. Nodes
+0 and 1 are the cell's inputs, or node 0 alone where an edge leads into node 1; any number of edges
+may lead into a node.
+
+A figure is made in three steps. `_plan` puts the nodes into columns, one each, and searches for
+heights and bows of the lines that keep lines apart from one another and from nodes (`_strain`).
+`_place_labels` then puts the name of each operation on its line where it hides nothing. If there is
+no room, `_figure` moves the columns apart and places the labels anew.
 """
 
 from __future__ import annotations
@@ -28,67 +33,80 @@ from darts_bio.figures.drawing import (
 )
 from darts_bio.spaces.genotype import Cell, Genotype
 
-KNOWN_COLOURS = {
+KNOWN_COLORS = {
     "bp": "#0072b2",
     "fa": "#009e73",
     "usf": "#d55e00",
     "frsf": "#cc79a7",
     "brsf": "#e69f00",
 }
-"""Okabe and Ito's colours, told apart under every common form of colour blindness."""
+"""Okabe and Ito's colors, which can be told apart under every common form of color blindness."""
 
-FURTHER_COLOURS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
+FURTHER_COLORS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
+"""Colors of all other rules."""
 NO_RULE = "#8c8c8c"
+"""The color of candidates without weights, which have no rule."""
 LANE, NODE, PILL = 38.0, 30.0, 17.0
 """Heights in pixels: of the lanes that nodes lie in, of a node, of an edge's label."""
 PITCH = 132.0
-"""The least distance of columns of nodes."""
+"""The smallest distance in pixels between columns of nodes."""
+END_GAP = 9.0
+"""The distance in pixels between the ends of lines at a node."""
 
 
-def rule_colours(rules: Iterable[str | None]) -> dict[str | None, str]:
-    """Rule -> colour, as a legend orders them.
+def rule_colors(rules: Iterable[str | None]) -> dict[str | None, str]:
+    """Map each rule to its color, in the order of the legend.
 
-    The known rules' colours are fixed; any other's follows from its name, unless two of them clash.
+    The colors of known rules are fixed. The color of any other follows from its name, so that it is
+    the same in all figures, unless two such rules of a figure would have the same. None stands for
+    candidates without weights.
+
+    >>> rule_colors(["usf", None, "bp"])
+    {'bp': '#0072b2', 'usf': '#d55e00', None: '#8c8c8c'}
     """
     names = set(rules)
-    colours: dict[str | None, str] = {
-        rule: colour for rule, colour in KNOWN_COLOURS.items() if rule in names
+    colors: dict[str | None, str] = {
+        rule: color for rule, color in KNOWN_COLORS.items() if rule in names
     }
-    for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLOURS):
-        start = int.from_bytes(
-            hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest(), "big"
-        )
-        further = [
-            FURTHER_COLOURS[(start + i) % len(FURTHER_COLOURS)] for i in range(len(FURTHER_COLOURS))
+    for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLORS):
+        # Python's own hash of a text differs from process to process.
+        digest = hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest()
+        start = int.from_bytes(digest, "big")
+        candidates = [
+            FURTHER_COLORS[(start + i) % len(FURTHER_COLORS)] for i in range(len(FURTHER_COLORS))
         ]
-        free = [colour for colour in further if colour not in colours.values()] or further
-        colours[rule] = free[0]
-    return colours | ({None: NO_RULE} if None in names else {})
+        unused = [color for color in candidates if color not in colors.values()]
+        colors[rule] = (unused or candidates)[0]
+    return colors | ({None: NO_RULE} if None in names else {})
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where a cell's nodes lie (columns count from the inputs, heights in pixels) and how far its
-    lines bow out.
-
-    The last column and height are the output's. `lines` has (source, target), as positions in
-    `nodes`, for each edge and then for each node of the concatenation.
-    """
+    """The layout of a cell: where its nodes lie, and how far its lines bow out."""
 
     cell: Cell
     nodes: tuple[int, ...]
+    """The numbers of the nodes, inputs first, without the output."""
     inputs: int
+    """How many of `nodes` are inputs of the cell."""
     columns: np.ndarray
+    """The column of each node and at last of the output, counted from the inputs' column."""
     lines: tuple[tuple[int, int], ...]
+    """(source, target) of each edge and then of each node of the concatenation, as places in
+    `nodes`; the output follows them."""
     heights: np.ndarray
+    """The height of each node and at last of the output, in pixels from the middle, downward."""
     bows: np.ndarray
+    """How far the inner control points of each line lie off its ends, in pixels."""
 
 
 def _plan(cell: Cell) -> _Plan:
+    """Lay a cell out."""
     inputs = (0,) if any(edge.node == 1 for edge in cell.edges) else (0, 1)
-    inner = {n for edge in cell.edges for n in (edge.node, edge.input)} | set(cell.concat)
-    nodes = (*inputs, *sorted(inner - set(inputs)))
+    used = {n for edge in cell.edges for n in (edge.node, edge.input)} | set(cell.concat)
+    nodes = (*inputs, *sorted(used - set(inputs)))
     last = len(nodes) - len(inputs)
+    # The first gap is wider (1.3 columns) than the others, the last one narrower (0.7).
     columns = np.array([0.0] * len(inputs) + [i + 0.3 for i in range(1, last + 1)] + [last + 1.0])
     lines = [(nodes.index(edge.input), nodes.index(edge.node)) for edge in cell.edges]
     lines += [(nodes.index(node), len(nodes)) for node in cell.concat]
@@ -99,72 +117,101 @@ def _plan(cell: Cell) -> _Plan:
 def _relax(
     columns: np.ndarray, inputs: int, lines: Sequence[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of the nodes and bows of the lines: from two zigzags, improved a node at a time, what
-    strains less.
+    """Search for heights of the nodes and bows of the lines that are easy to read.
+
+    Coordinate descent: each height and bow in turn takes that of its values, half a lane apart,
+    which makes `_strain` least, until none changes (at most 8 rounds). Of two starts, both a zigzag
+    of the nodes, the better end is taken.
+
+    Args:
+        columns: The column of each node, inputs first, the output last.
+        inputs: How many of the nodes are inputs.
+        lines: (source, target) of each line, as places in `columns`.
+
+    Returns:
+        The heights (nodes,) and the bows (lines,), in pixels.
     """
     inner = range(inputs, len(columns) - 1)
     reach = (len(inner) + 1) // 2
-    options = {i: np.arange(-reach, reach + 0.5, 0.5) for i in inner}
-    if inputs == 2:
-        options |= {0: np.arange(-2, 0, 0.5), 1: np.arange(0.5, 2.5, 0.5)}
-    options |= {i: np.arange(-3, 3.5, 0.5) for i in range(len(columns), len(columns) + len(lines))}
-    found = []
+    # Place in the state -> the values it may take, in lanes. The state is all heights and then all
+    # bows. The output, and an input that is alone, stay in the middle.
+    choices = {i: np.arange(-reach, reach + 0.5, 0.5) for i in inner}
+    if inputs == 2:  # input 0 stays above the middle, input 1 below
+        choices |= {0: np.arange(-2, 0, 0.5), 1: np.arange(0.5, 2.5, 0.5)}
+    choices |= {i: np.arange(-3, 3.5, 0.5) for i in range(len(columns), len(columns) + len(lines))}
+    ends = []
     for first in (-1, 1):
         state = np.zeros(len(columns) + len(lines))
         state[:inputs] = (-1, 1) if inputs == 2 else 0
         state[inner] = [first * (-1) ** i for i in range(len(inner))]
         for _ in range(8):
             before = state
-            for i, values in options.items():
+            for i, values in choices.items():
                 trials = np.tile(state, (len(values), 1))
                 trials[:, i] = values
                 state = trials[_strain(columns, lines, trials).argmin()]
             if (state == before).all():
                 break
-        found.append(state)
-    best = found[_strain(columns, lines, np.stack(found)).argmin()] * LANE
+        ends.append(state)
+    best = ends[_strain(columns, lines, np.stack(ends)).argmin()] * LANE
     return best[: len(columns)], best[len(columns) :]
 
 
 def _node_height(node: int, lines: Sequence[tuple[int, int]]) -> float:
-    """Tall enough for the lines that start or end there."""
-    return max(NODE, 9.0 * max(sum(line[side] == node for line in lines) for side in (0, 1)) + 8)
+    """Return the height in pixels of a node that has room for the lines that start or end there."""
+    outgoing = sum(source == node for source, _ in lines)
+    incoming = sum(target == node for _, target in lines)
+    return max(NODE, END_GAP * max(outgoing, incoming) + 8)
 
 
 def _strain(
     columns: np.ndarray, lines: Sequence[tuple[int, int]], states: np.ndarray
 ) -> np.ndarray:
-    """(k,) how hard to read each of k layouts is; states (k, nodes + lines) are heights and bows,
-    in lanes.
+    """Return how hard to read each of k layouts is, (k,).
 
-    What counts is how far lines run close to one another or to nodes not their own, and how steep
-    they are.
+    It grows with the length over which lines run close to one another or to nodes of other lines,
+    with their bows and slopes, and with the distance of nodes from the middle.
+
+    Args:
+        columns: The column of each node and of the output, (nodes,).
+        lines: (source, target) of each line.
+        states: Heights of the nodes and then bows of the lines, in lanes, (k, nodes + lines).
     """
     source, target = np.array(lines, int).reshape(-1, 2).T
     y, bows = states[:, : len(columns)], states[:, len(columns) :, None]
+    # Lines are compared at six abscissas a column. t is the place of an abscissa along a line, from
+    # 0 to 1; NaN, which `fmax` below passes over, where the line does not reach.
     grid = (np.arange(round(6 * columns[-1])) + 0.5) / 6
-    span = (columns[target] - columns[source])[:, None]
-    t = (grid - columns[source][:, None]) / span
+    span = (columns[target] - columns[source])[:, None]  # (lines, 1)
+    t = (grid - columns[source][:, None]) / span  # (lines, grid)
     t = np.where((t > 0) & (t < 1), t, np.nan)
-    rise = (y[:, target] - y[:, source])[..., None]
-    curves = y[:, source, None] + rise * t**2 * (3 - 2 * t) + 3 * bows * t * (1 - t)
+    # A line is a Bezier curve whose inner control points lie at a third and two thirds of its span,
+    # at the heights of its ends plus its bow: so x is linear in t.
+    rise = (y[:, target] - y[:, source])[..., None]  # (k, lines, 1)
+    straight = rise * t**2 * (3 - 2 * t)
+    bowed = 3 * bows * t * (1 - t)
+    curves = y[:, source, None] + straight + bowed  # (k, lines, grid)
+    # Every pair of lines: 1 where they meet, falling to 0 at a distance of 0.8 lanes.
     a, b = np.triu_indices(len(lines), 1)
     strain = np.fmax(0, 1 - np.abs(curves[:, a] - curves[:, b]) / 0.8).sum((1, 2))
     for node in range(len(columns)):
-        foreign, near = (source != node) & (target != node), np.abs(grid - columns[node]) < 0.3
+        foreign = (source != node) & (target != node)
+        near = np.abs(grid - columns[node]) < 0.3
         gaps = np.abs(curves[:, foreign][..., near] - y[:, node, None, None])
         clearance = (_node_height(node, lines) / 2 + 14) / LANE
         strain += 8 * np.fmax(0, 1 - gaps / clearance).sum((1, 2))
-    strain += ((3 * bows**2 / np.sqrt(span) + 0.1 * rise**2) / span).sum((1, 2)) + 0.1 * (y**2).sum(
-        1
-    )
-    return strain.round(
-        6
-    )  # so that the last bits of a sum, which differ between processors, decide nothing
+    steepness = ((3 * bows**2 / np.sqrt(span) + 0.1 * rise**2) / span).sum((1, 2))
+    off_middle = 0.1 * (y**2).sum(1)
+    strain += steepness + off_middle
+    # Rounded, since the last bits of a sum differ between processors and must decide nothing.
+    return strain.round(6)
 
 
 def _boxes(plan: _Plan, pitch: float, middle: float) -> list[Box]:
-    """The box of each node and of the output."""
+    """Return the box of each node and at last of the output.
+
+    `pitch` is the distance of columns and `middle` the y of height 0, in pixels.
+    """
     boxes = []
     for i, (column, y) in enumerate(zip(plan.columns, plan.heights, strict=True)):
         inner = plan.inputs <= i < len(plan.nodes)
@@ -176,30 +223,36 @@ def _boxes(plan: _Plan, pitch: float, middle: float) -> list[Box]:
 
 
 def _ends(plan: _Plan, boxes: Sequence[Box], side: int) -> dict[int, float]:
-    """Line -> height of its start (side 0) or end (side 1): apart from others', in the order in
-    which they come.
+    """Map each line to the y of its start (side 0) or end (side 1).
+
+    Lines of a node start or end apart from one another, in the order in which they come to lie
+    beside it, so that they do not cross there.
     """
 
-    def leaning(i: int) -> float:
-        here, there = plan.lines[i][side], plan.lines[i][1 - side]
-        t = min(0.5, 0.3 / abs(plan.columns[there] - plan.columns[here]))
-        rise = plan.heights[there] - plan.heights[here]
+    def offset_beside_node(i: int) -> float:
+        """Return how far line i has risen 0.3 columns beside the node, as in `_strain`."""
+        node, other = plan.lines[i][side], plan.lines[i][1 - side]
+        t = min(0.5, 0.3 / abs(plan.columns[other] - plan.columns[node]))
+        rise = plan.heights[other] - plan.heights[node]
         return float(rise * t**2 * (3 - 2 * t) + 3 * plan.bows[i] * t * (1 - t))
 
     ends = {}
     for node, box in enumerate(boxes):
-        mine = sorted((i for i, line in enumerate(plan.lines) if line[side] == node), key=leaning)
-        for place, i in enumerate(mine):
-            ends[i] = box.y + box.height / 2 + 9.0 * (place - (len(mine) - 1) / 2)
+        node_lines = [i for i, line in enumerate(plan.lines) if line[side] == node]
+        node_lines.sort(key=offset_beside_node)
+        for place, i in enumerate(node_lines):
+            ends[i] = box.y + box.height / 2 + END_GAP * (place - (len(node_lines) - 1) / 2)
     return ends
 
 
-def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]) -> list[Curve]:
+def _curves(plan: _Plan, boxes: Sequence[Box], colors: Mapping[str | None, str]) -> list[Curve]:
+    """Return a curve for each line of the plan; those to the output are faint, without arrows."""
     starts, ends = _ends(plan, boxes, 0), _ends(plan, boxes, 1)
     curves = []
     for i, ((source, target), bow) in enumerate(zip(plan.lines, plan.bows.tolist(), strict=True)):
         edge = plan.cell.edges[i] if i < len(plan.cell.edges) else None
-        x0, x1 = boxes[source].x + boxes[source].width, boxes[target].x - (ARROW if edge else 0)
+        x0 = boxes[source].x + boxes[source].width
+        x1 = boxes[target].x - (ARROW if edge else 0)
         third = (x1 - x0) / 3
         points = (
             (x0, starts[i]),
@@ -211,40 +264,57 @@ def _curves(plan: _Plan, boxes: Sequence[Box], colours: Mapping[str | None, str]
             curves.append(Curve(points, FAINT, 1.2))
             continue
         op, rule = edge.candidate.op, edge.candidate.rule
-        title = f"{op}{'' if rule is None else f' : {rule}'}, {edge.input} -> {edge.node}"
-        curves.append(Curve(points, colours[rule], dashed=rule is None, arrow=True, title=title))
+        pair = op if rule is None else f"{op} : {rule}"
+        title = f"{pair}, {edge.input} -> {edge.node}"
+        curves.append(Curve(points, colors[rule], dashed=rule is None, arrow=True, title=title))
     return curves
 
 
-def _pills(
+def _place_labels(
     ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], may_hide: bool
 ) -> list[Box] | None:
-    """What the labels of the edges stand on, clear of nodes and of one another; None if there is no
-    room.
+    """Return the box of each edge's label, clear of nodes and of one another; None without room.
 
-    Short edges choose first, having the least room. Each takes the place on its curve that hides
-    the fewest others, the nearest to the middle among equals. Unless `may_hide`, it must hide none.
+    Short edges choose first, since they have the least room. Each label takes the place on its
+    curve where it lies over the fewest other curves, among equals the one nearest to the middle.
+    Unless `may_hide`, it must lie over none.
+
+    Args:
+        ops: The operation of each edge.
+        boxes: The boxes of the nodes; the first is the leftmost.
+        curves: A curve for each edge, and after them those to the output.
+        may_hide: Whether a label may lie over another curve where it cannot be helped.
     """
-    taken = [
+    # Rectangles that labels keep clear of, as (center x, center y, half width, half height) with a
+    # margin. Beside a node there is room for the head of an arrow, too.
+    occupied = [
         (
-            b.x + (b.width - ARROW) / 2,
-            b.y + b.height / 2,
-            (b.width + ARROW) / 2 + 6,
-            b.height / 2 + 3,
+            box.x + (box.width - ARROW) / 2,
+            box.y + box.height / 2,
+            (box.width + ARROW) / 2 + 6,
+            box.height / 2 + 3,
         )
-        for b in boxes
+        for box in boxes
     ]
+    # Points of each curve, (161, 2), from its middle outward.
     ts = np.linspace(0, 1, 161)
-    samples = [curve.at(ts[np.argsort(np.abs(ts - 0.5), kind="stable")]) for curve in curves]
-    pills: dict[int, Box] = {}
-    for i in sorted(range(len(ops)), key=lambda i: curves[i].points[3][0] - curves[i].points[0][0]):
-        half = np.array([text_width(ops[i]) / 2 + 6, PILL / 2])
-        around = np.array(taken)
-        clear = (np.abs(samples[i][:, None] - around[:, :2]) >= half + around[:, 2:]).any(2).all(1)
+    middle_first = ts[np.argsort(np.abs(ts - 0.5), kind="stable")]
+    samples = [curve.at(middle_first) for curve in curves]
+
+    def length(i: int) -> float:
+        return curves[i].points[3][0] - curves[i].points[0][0]
+
+    labels: dict[int, Box] = {}
+    for i in sorted(range(len(ops)), key=length):
+        half = np.array([text_width(ops[i]) / 2 + 6, PILL / 2])  # of the label's width and height
+        obstacles = np.array(occupied)
+        # Two rectangles are apart if their centers are, in x or in y, by their halves or more.
+        distances = np.abs(samples[i][:, None] - obstacles[:, :2])  # (161, obstacles, 2)
+        clear = (distances >= half + obstacles[:, 2:]).any(2).all(1)
         clear &= samples[i][:, 0] - half[0] >= boxes[0].x  # none may leave the figure
-        others = (
-            np.stack(samples[:i] + samples[i + 1 :]) if len(curves) > 1 else np.zeros((0, 1, 2))
-        )
+        others = np.zeros((0, 1, 2))
+        if len(curves) > 1:
+            others = np.stack(samples[:i] + samples[i + 1 :])  # (curves - 1, 161, 2)
         best: tuple[int, float, float] | None = None
         for x, y in samples[i][clear].tolist():
             hidden = int((np.abs(others - (x, y)) < half + 2).all(2).any(1).sum())
@@ -255,15 +325,16 @@ def _pills(
         if best is None or (best[0] and not may_hide):
             return None
         _, x, y = best
-        (dx, dy), colour, title = half.tolist(), curves[i].colour, curves[i].title
-        pills[i] = Box(x - dx, y - dy, 2 * dx, 2 * dy, PAPER, colour, PILL / 2, title)
-        taken.append((x, y, dx + 3, dy + 3))
-    return [pills[i] for i in range(len(ops))]
+        (dx, dy), color, title = half.tolist(), curves[i].color, curves[i].title
+        labels[i] = Box(x - dx, y - dy, 2 * dx, 2 * dy, PAPER, color, PILL / 2, title)
+        occupied.append((x, y, dx + 3, dy + 3))
+    return [labels[i] for i in range(len(ops))]
 
 
-def _names(plan: _Plan, boxes: Sequence[Box]) -> list[Text]:
-    """What stands in the nodes: their numbers, or c with the index of the cell whose output it
-    is.
+def _node_texts(plan: _Plan, boxes: Sequence[Box]) -> list[Text]:
+    """Return what stands in the nodes: their numbers, or c_k-2, c_k-1 and c_k.
+
+    These are the outputs of the two cells before, which are the inputs, and of cell k itself.
     """
     texts = []
     for i, box in enumerate(boxes):
@@ -283,47 +354,48 @@ def _cell(
     pitch: float,
     top: float,
     title: str,
-    colours: Mapping[str | None, str],
+    colors: Mapping[str | None, str],
     may_hide: bool,
 ) -> tuple[list[Primitive], float] | None:
-    """The cell below `top`, its columns `pitch` apart, and where it ends; None if that is too
-    narrow for its labels.
+    """Draw a cell below the y `top`, its columns `pitch` pixels apart.
+
+    Returns its primitives and the y where it ends; None if the columns are too near for its labels.
     """
+    # Drawn once around 0 to learn how far it reaches up and down, then at its place.
     boxes = _boxes(plan, pitch, 0.0)
-    heights = [y for box in boxes for y in (box.y, box.y + box.height)]
-    heights += [
-        y
-        for curve in _curves(plan, boxes, colours)
-        for y in curve.at(np.linspace(0, 1, 50))[:, 1].tolist()
-    ]
-    middle = top + (32 if title else 12) - min(heights)
+    ys = [y for box in boxes for y in (box.y, box.y + box.height)]
+    for curve in _curves(plan, boxes, colors):
+        ys += curve.at(np.linspace(0, 1, 50))[:, 1].tolist()
+    middle = top + (32 if title else 12) - min(ys)
     boxes = _boxes(plan, pitch, middle)
-    curves = _curves(plan, boxes, colours)
+    curves = _curves(plan, boxes, colors)
     ops = [edge.candidate.op for edge in plan.cell.edges]
-    pills = _pills(ops, boxes, curves, may_hide)
-    if pills is None:
+    labels = _place_labels(ops, boxes, curves, may_hide)
+    if labels is None:
         return None
     primitives: list[Primitive] = [Text(MARGIN, top + 8, title, 15, "start")] if title else []
-    primitives += [*reversed(curves), *boxes, *_names(plan, boxes)]
-    for op, pill in zip(ops, pills, strict=True):
-        primitives += [pill, Text(pill.x + pill.width / 2, pill.y + PILL / 2, op)]
-    return primitives, middle + max(heights) + 12
+    # Edges lie above the faint lines to the output, which come last in `curves`.
+    primitives += [*reversed(curves), *boxes, *_node_texts(plan, boxes)]
+    for op, label in zip(ops, labels, strict=True):
+        primitives += [label, Text(label.x + label.width / 2, label.y + PILL / 2, op)]
+    return primitives, middle + max(ys) + 12
 
 
 def _legend(
-    colours: Mapping[str | None, str], top: float, width: float
+    colors: Mapping[str | None, str], top: float, width: float
 ) -> tuple[list[Primitive], float]:
-    """A line and the name of each rule, in as many rows as the width asks for, and where they
-    end.
+    """Draw the legend: a line and the name of each rule, in rows of at most `width` pixels.
+
+    Returns the primitives and the y where the legend ends.
     """
     primitives: list[Primitive] = []
     x, y = MARGIN, top + 8
-    for rule, colour in colours.items():
+    for rule, color in colors.items():
         name = "no weights" if rule is None else rule
         if x > MARGIN and x + 34 + text_width(name) > width - MARGIN:
             x, y = MARGIN, y + 18
         primitives.append(
-            Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), colour, 2.2, rule is None)
+            Curve(((x, y), (x + 9, y), (x + 17, y), (x + 26, y)), color, 2.2, rule is None)
         )
         primitives.append(Text(x + 34, y, name, anchor="start"))
         x += 34 + text_width(name) + 22
@@ -331,35 +403,56 @@ def _legend(
 
 
 def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
-    colours = rule_colours(edge.candidate.rule for cell in cells.values() for edge in cell.edges)
+    """Draw cells one above the other, with a legend; all have the same distance of columns."""
+    colors = rule_colors(edge.candidate.rule for cell in cells.values() for edge in cell.edges)
     plans = {name: _plan(cell) for name, cell in cells.items()}
+    # Columns move apart by 6 % until there is room for all labels. Once they are 30 % further apart
+    # than at first, labels may lie over other curves: a figure should not grow too wide for that.
     pitch, done = PITCH, False
     while not done:
-        primitives: list[Primitive] = (
-            [Text(MARGIN, MARGIN + 8, title, 17, "start")] if title else []
-        )
+        primitives: list[Primitive] = []
+        if title:
+            primitives.append(Text(MARGIN, MARGIN + 8, title, 17, "start"))
         top, done = MARGIN + (28 if title else 0), True
         for name, plan in plans.items():
-            part = _cell(plan, pitch, top, name, colours, may_hide=pitch > 1.3 * PITCH)
-            if part is None:
+            drawn_cell = _cell(plan, pitch, top, name, colors, may_hide=pitch > 1.3 * PITCH)
+            if drawn_cell is None:
                 pitch, done = 1.06 * pitch, False
                 break
-            primitives += part[0]
-            top = part[1] + 16
+            cell_primitives, bottom = drawn_cell
+            primitives += cell_primitives
+            top = bottom + 16
     widths = [1.3 * NODE + plan.columns[-1] * pitch for plan in plans.values()]
     widths += [text_width(title, 17), *(text_width(name, 15) for name in cells)]
-    widths += [34 + text_width(rule or "no weights") for rule in colours]
+    widths += [34 + text_width(rule or "no weights") for rule in colors]
     width = math.ceil(2 * MARGIN + max(widths))
-    legend, bottom = _legend(colours, top, width)
-    return Drawing(width, math.ceil(bottom + MARGIN), (*primitives, *legend), label)
+    legend, legend_bottom = _legend(colors, top, width)
+    return Drawing(width, math.ceil(legend_bottom + MARGIN), (*primitives, *legend), label)
 
 
 def draw_cell(cell: Cell, title: str = "") -> Drawing:
-    """One cell, as `draw_genotype` draws it."""
+    """Draw one cell, as `draw_genotype` does.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> figure = draw_cell(load_genotype("darts_v2").cells["normal"], "normal")
+    >>> figure.label
+    'normal cell (8 edges)'
+    """
     return _figure({title: cell}, "", f"{title} cell ({len(cell.edges)} edges)".strip())
 
 
 def draw_genotype(genotype: Genotype, title: str = "") -> Drawing:
-    """The cells, one above the other: edges labelled by operation and coloured by learning rule."""
+    """Draw the cells of a genotype one above the other, colored by learning rule.
+
+    Edges without a rule are dashed; nodes whose outputs are concatenated lead to the output by
+    faint lines.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> figure = draw_genotype(load_genotype("bionas_darts"))
+    >>> figure.label
+    'darts genotype: normal (8 edges), reduce (8 edges)'
+    >>> figure.svg()[:4], figure.image().shape[2]
+    ('<svg', 3)
+    """
     cells = ", ".join(f"{name} ({len(cell.edges)} edges)" for name, cell in genotype.cells.items())
     return _figure(genotype.cells, title, f"{title or f'{genotype.space} genotype'}: {cells}")

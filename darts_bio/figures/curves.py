@@ -1,6 +1,4 @@
-"""Curves over a number: panels with axes, and the figure of a training, loss and accuracy over the
-epochs.
-"""
+"""Panels of curves with axes, and the figure of a training: loss and accuracy over the epochs."""
 
 from __future__ import annotations
 
@@ -21,44 +19,48 @@ from darts_bio.figures.drawing import (
     text_width,
 )
 
-COLOURS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
+COLORS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
-"""Of a panel's plot, and the room beside and below it, in pixels."""
+"""Width and height of a panel's plot, and the room to its left and below it, in pixels."""
 TICKS = 5
+"""The greatest number of steps between the ends of a y axis, as the values need."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel, through points (x, y); its name stands above the panel unless that is
-    empty.
-    """
+    """A line of a panel through points (x, y); a name that is not empty stands above the plot."""
 
     name: str
     points: Sequence[Point]
-    colour: str
+    color: str
     dashed: bool = False
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
-    """A panel for loss and one for accuracy, a line for each group that measured it (train, test,
-    ...).
+    """Draw a panel for loss and one for accuracy, with a line for each group of images.
 
-    `records` are the epochs of metrics.jsonl: `epoch`, and numbers named GROUP/loss and
-    GROUP/accuracy.
+    `records` are the numbers of epochs as metrics.jsonl has them: `epoch`, and numbers named
+    GROUP/loss and GROUP/accuracy, where the group is train, test or the like.
+
+    >>> epochs = [{"epoch": 1, "train/loss": 2.3, "train/accuracy": 0.1},
+    ...           {"epoch": 2, "train/loss": 1.9, "train/accuracy": 0.4}]
+    >>> figure = draw_curves(epochs)
+    >>> figure.width, figure.label
+    (736, 'loss and accuracy over the epochs')
     """
+    names = list(dict.fromkeys(key for record in records for key in record))
     panels = {}
     for quantity in ("loss", "accuracy"):
-        series = {
-            name.partition("/")[0]: [
+        series: list[Series] = []
+        for name in names:
+            group, _, rest = name.partition("/")
+            if rest != quantity:
+                continue
+            points = [
                 (float(record["epoch"]), record[name]) for record in records if name in record
             ]
-            for name in dict.fromkeys(key for record in records for key in record)
-            if name.endswith(f"/{quantity}") and name.count("/") == 1
-        }
-        panels[quantity] = [
-            Series(name, points, COLOURS[number % len(COLOURS)])
-            for number, (name, points) in enumerate(series.items())
-        ]
+            series.append(Series(group, points, COLORS[len(series) % len(COLORS)]))
+        panels[quantity] = series
     last = max((record["epoch"] for record in records), default=1)
     return draw_panels(panels, sorted({1, last}), "epoch", "loss and accuracy over the epochs")
 
@@ -72,8 +74,15 @@ def draw_panels(
     columns: int = 2,
     span: tuple[float, float] | None = None,
 ) -> Drawing:
-    """A panel for each title, with `columns` of them side by side. x runs from the first to the
-    last of `ticks`, which are marked; y over `span`, or what there is in the panel.
+    """Draw a panel of curves for each title.
+
+    Args:
+        panels: Title -> the lines of the panel.
+        ticks: The values marked on the x axis, which runs from the first to the last.
+        along: What the x axis shows.
+        label: The figure in words, for those who cannot see it.
+        columns: The number of panels side by side.
+        span: The ends of the y axis; by default round numbers around the values of the panel.
     """
     width, height = LEFT + WIDTH + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
     primitives: list[Primitive] = []
@@ -82,7 +91,7 @@ def draw_panels(
         primitives += _panel(
             MARGIN + column * width, row * height, title, curves, ticks, along, span
         )
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // columns)  # rounded up
     size = round(min(columns, len(panels)) * width + MARGIN), round(rows * height)
     return Drawing(*size, tuple(primitives), label)
 
@@ -96,13 +105,13 @@ def _panel(
     along: str,
     span: tuple[float, float] | None,
 ) -> list[Primitive]:
-    low, high, step = _scale(
-        span or [value for curve in curves for _, value in curve.points], exact=span is not None
-    )
+    """Draw one panel, (x, y) its upper left corner; the other arguments are as in `draw_panels`."""
+    values = span or [value for curve in curves for _, value in curve.points]
+    low, high, step = _scale(values, exact=span is not None)
     left, top = x + LEFT, y + 2 * MARGIN + 14
 
-    def place(at: float, value: float) -> Point:
-        share = (at - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
+    def place(abscissa: float, value: float) -> Point:
+        share = (abscissa - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)  # or 1: a single tick
         return left + WIDTH * share, top + HEIGHT * (1 - (value - low) / (high - low))
 
     drawn: list[Primitive] = [
@@ -115,30 +124,33 @@ def _panel(
         drawn.append(Line(((left, height), (left + WIDTH, height)), FAINT, 0.6))
         drawn.append(Text(left - 6, height, f"{value:.4g}", anchor="end"))
     drawn += [Text(place(tick, low)[0], top + HEIGHT + 12, f"{tick:g}") for tick in ticks]
+    # Between two ticks there is room for the axis' title; it goes below more of them.
     drawn.append(Text(left + WIDTH / 2, top + HEIGHT + (12 if len(ticks) < 3 else 26), along))
-    beside = left
+    legend_x = left
     for curve in curves:
         places = tuple(place(*point) for point in curve.points)
         if len(places) > 1:
-            drawn.append(Line(places, curve.colour, 1.8, curve.dashed))
+            drawn.append(Line(places, curve.color, 1.8, curve.dashed))
         elif places:
-            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.colour))
+            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.color))
         if curve.name:
             drawn.append(
-                Text(beside, y + MARGIN + 16, curve.name, anchor="start", colour=curve.colour)
+                Text(legend_x, y + MARGIN + 16, curve.name, anchor="start", color=curve.color)
             )
-            beside += text_width(curve.name) + 12
+            legend_x += text_width(curve.name) + 12
     return drawn
 
 
 def _scale(values: Sequence[float], *, exact: bool = False) -> tuple[float, float, float]:
-    """Least and greatest value of an axis, with `exact` those of the values, and a round step
-    between its ticks.
+    """Return the ends of an axis and a round step (1, 2 or 5 times a power of 10) between ticks.
+
+    With `exact` the ends are those of the values, otherwise the multiples of the step around them.
     """
     low, high = min(values, default=0.0), max(values, default=1.0)
-    raw = max(high - low, 1e-6 * max(1.0, abs(high))) / TICKS
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    # A smallest range keeps the logarithm finite where all values are equal.
+    least_step = max(high - low, 1e-6 * max(1.0, abs(high))) / TICKS
+    power = 10.0 ** math.floor(math.log10(least_step))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least_step)
     if exact:
         return low, high, step
     return step * math.floor(low / step), step * (math.floor(high / step) + 1), step

@@ -1,8 +1,10 @@
-"""Drawings: one list of primitives in two forms, so that figures need no plotting package.
+"""Drawings: a list of primitives that is written as SVG or painted as pixels.
 
-SVG text is crisp in a run's folder and in documents; an RGB array is for TensorBoard. Both measure
-text by the font that Pillow brings, so what fits in one fits in the other. The same input gives the
-same bytes.
+So figures need no plotting package. SVG is crisp in a run's folder and in documents; an RGB array
+is for TensorBoard. Both measure text by the font that Pillow brings, so what fits in one fits in
+the other. The same input gives the same bytes.
+
+All lengths are in pixels; x grows to the right and y downward.
 """
 
 from __future__ import annotations
@@ -25,51 +27,61 @@ MARGIN = 16.0
 ARROW, SMALL = 8.0, 11.0
 """The length of an arrow head, the size of small text."""
 DASH, GAP = 5, 3
-"""Of a dashed line."""
+"""Lengths of the dashes of a dashed line and of the gaps between them."""
 
 LONGEST_TEXT = 80
+"""Characters; longer texts are cut."""
 SHARPNESS = 3
 """Images are painted this many times larger, then reduced, since Pillow's lines have hard edges."""
 
 
 def _clean(text: str) -> str:
-    """The text on one line, without the characters that XML cannot hold."""
+    """Return the text on one line, with the characters that XML cannot hold replaced."""
     text = re.sub(r"\s+", " ", text)
     return re.sub("[^ -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def _shown(text: str) -> str:
+    """Return the text as it is drawn: cleaned and cut."""
     text = _clean(text)
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
 def _number(value: float) -> str:
-    return f"{round(value, 2) + 0.0:g}"
+    """Return a coordinate with at most two decimals."""
+    return f"{round(value, 2) + 0.0:g}"  # + 0.0 makes -0.0 a 0
 
 
 SCALABLE = features.check("freetype2")
+"""Whether Pillow has FreeType; without it its font has one size only."""
 EM = 64 if SCALABLE else 11
-"""The size at which text is measured and painted, to be scaled from there; without FreeType there
-is one only."""
+"""The size at which text is measured and painted, to be scaled from there."""
 
 
 @functools.cache
 def _font() -> Any:
+    """Return Pillow's font at the size EM."""
     return ImageFont.load_default(EM) if SCALABLE else ImageFont.load_default()
 
 
 def text_width(text: str, size: float = SMALL) -> float:
+    """Return the width in pixels of a text as it is drawn at a font size."""
     return _font().getlength(_shown(text)) * size / EM
 
 
 class Primitive(Protocol):
-    def svg(self) -> str: ...
-    def paint(self, image: Image.Image, scale: float) -> None: ...
+    """A part of a drawing."""
+
+    def svg(self) -> str:
+        """Return the primitive as SVG elements."""
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        """Paint the primitive on an image that is `scale` times as large as the drawing."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rounded rectangle, (x, y) its upper left corner. The title appears on hovering."""
+    """A rounded rectangle, (x, y) its upper left corner; the title appears on hovering."""
 
     x: float
     y: float
@@ -102,9 +114,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """One line of text: (x, y) is the middle of its height, and across what the anchor says.
+    """One line of text.
 
-    It lets the pointer through, to the title of what lies below.
+    y is the middle of its height; x is its left end, middle or right end, as the anchor says. It is
+    turned about (x, y) by `angle` degrees, counterclockwise. It lets the pointer through, to the
+    title of what lies below.
     """
 
     x: float
@@ -113,62 +127,72 @@ class Text:
     size: float = SMALL
     anchor: Literal["start", "middle", "end"] = "middle"
     angle: float = 0.0
-    colour: str = INK
+    color: str = INK
 
     @property
     def width(self) -> float:
+        """The width of the text in pixels."""
         return text_width(self.text, self.size)
 
     def svg(self) -> str:
         x, y = _number(self.x), _number(self.y)
+        # SVG's y is the baseline, about a third of the size below the middle.
+        baseline = _number(self.y + 0.35 * self.size)
+        size, width = _number(self.size), _number(self.width)
         turn = f' transform="rotate({_number(-self.angle)} {x} {y})"' if self.angle else ""
+        # textLength fits the viewer's font into the width that was measured by Pillow's.
         return (
-            f'<text x="{x}" y="{_number(self.y + 0.35 * self.size)}" font-size="{_number(self.size)}" '
-            f'text-anchor="{self.anchor}" textLength="{_number(self.width)}" lengthAdjust="spacingAndGlyphs" '
-            f'fill="{self.colour}" pointer-events="none"{turn}>{escape(_shown(self.text))}</text>'
+            f'<text x="{x}" y="{baseline}" font-size="{size}" '
+            f'text-anchor="{self.anchor}" textLength="{width}" lengthAdjust="spacingAndGlyphs" '
+            f'fill="{self.color}" pointer-events="none"{turn}>{escape(_shown(self.text))}</text>'
         )
 
     def paint(self, image: Image.Image, scale: float) -> None:
         size = self.size * scale
+        # A mask of the size EM is scaled to the size of the text, turned, and pasted in its color.
         mask = Image.new("L", (max(1, math.ceil(text_width(self.text, EM))), math.ceil(1.4 * EM)))
-        place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)
+        place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)  # "ls": left, baseline
         ImageDraw.Draw(mask).text(place, _shown(self.text), 255, _font(), anchor)
         mask = mask.resize(
             (math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)), Image.Resampling.LANCZOS
         )
+        # From (x, y) to the center of the mask before the text is turned, and then after.
         across = {"start": 0.5, "middle": 0.0, "end": -0.5}[self.anchor] * mask.width
         down = 0.05 * size
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        centre = (
-            self.x * scale + across * cos + down * sin,
-            self.y * scale - across * sin + down * cos,
-        )
+        center_x = self.x * scale + across * cos + down * sin
+        center_y = self.y * scale - across * sin + down * cos
         mask = mask.rotate(self.angle, Image.Resampling.BICUBIC, expand=True)
-        corner = round(centre[0] - mask.width / 2), round(centre[1] - mask.height / 2)
-        image.paste(self.colour, corner, mask)
+        corner = round(center_x - mask.width / 2), round(center_y - mask.height / 2)
+        image.paste(self.color, corner, mask)
 
 
 Point = tuple[float, float]
+"""A point (x, y)."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A cubic Bezier curve by its four points, with an arrow head beyond its end if `arrow`."""
+    """A cubic Bezier curve by its four points, with an arrow head beyond its end if `arrow` is set.
+
+    The title appears on hovering.
+    """
 
     points: tuple[Point, Point, Point, Point]
-    colour: str = INK
+    color: str = INK
     width: float = 1.7
     dashed: bool = False
     arrow: bool = False
     title: str = ""
 
     def at(self, t: np.ndarray) -> np.ndarray:
-        """(n, 2) points of the curve at n parameters in [0, 1]."""
+        """Return points of the curve, (n, 2), at parameters t (n,) in [0, 1]."""
         weights = np.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], 1)
         return weights @ np.array(self.points)
 
     def head(self) -> list[Point]:
-        """The corners of the arrow head."""
+        """Return the corners of the arrow head: its tip, and the ends of its base."""
+        # The curve ends in the direction from its third point to its last.
         (x0, y0), (x, y) = self.points[2:]
         length = math.hypot(x - x0, y - y0) or 1.0
         dx, dy = (x - x0) / length, (y - y0) / length
@@ -180,55 +204,51 @@ class Curve:
 
     def svg(self) -> str:
         corners = [" ".join(map(_number, point)) for point in self.points]
-        path = (
-            f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.colour}" '
-        )
-        path += f'stroke-width="{_number(self.width)}"' + (
-            f' stroke-dasharray="{DASH} {GAP}"/>' if self.dashed else "/>"
-        )
+        path = f'<path d="M{corners[0]}C{",".join(corners[1:])}" fill="none" stroke="{self.color}" '
+        path += f'stroke-width="{_number(self.width)}"'
+        path += f' stroke-dasharray="{DASH} {GAP}"/>' if self.dashed else "/>"
         if self.arrow:
             head = "L".join(" ".join(map(_number, point)) for point in self.head())
-            path += f'<path d="M{head}Z" fill="{self.colour}"/>'
+            path += f'<path d="M{head}Z" fill="{self.color}"/>'
         return f"<g><title>{escape(_clean(self.title))}</title>{path}</g>" if self.title else path
 
     def paint(self, image: Image.Image, scale: float) -> None:
         _paint_line(
-            image, self.at(np.linspace(0, 1, 1601)), self.colour, self.width, self.dashed, scale
+            image, self.at(np.linspace(0, 1, 1601)), self.color, self.width, self.dashed, scale
         )
         if self.arrow:
             ImageDraw.Draw(image).polygon(
-                [(x * scale, y * scale) for x, y in self.head()], self.colour
+                [(x * scale, y * scale) for x, y in self.head()], self.color
             )
 
 
 def _paint_line(
-    image: Image.Image, points: np.ndarray, colour: str, width: float, dashed: bool, scale: float
+    image: Image.Image, points: np.ndarray, color: str, width: float, dashed: bool, scale: float
 ) -> None:
-    """points: (n, 2)."""
+    """Paint a line through points (n, 2) on an image that is `scale` times as large."""
     draw, pieces = ImageDraw.Draw(image), [points]
     if dashed:
-        along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        # Pillow draws no dashes: the line is sampled four times a pixel, by its length from the
+        # start, and cut into pieces.
+        lengths = np.hypot(*np.diff(points, axis=0).T)
+        along = np.concatenate([[0.0], np.cumsum(lengths)])
         dense = np.linspace(0, along[-1], max(2, round(4 * along[-1])))
         points = np.stack([np.interp(dense, along, points[:, i]) for i in (0, 1)], 1)
-        pieces = [
-            points[(dense >= s) & (dense <= s + DASH)] for s in np.arange(0, along[-1], DASH + GAP)
-        ]
+        starts = np.arange(0, along[-1], DASH + GAP)
+        pieces = [points[(dense >= start) & (dense <= start + DASH)] for start in starts]
+    thickness = max(1, round(width * scale))
     for piece in pieces:
         if len(piece) > 1:
-            draw.line(
-                [(x, y) for x, y in (piece * scale).tolist()],
-                colour,
-                max(1, round(width * scale)),
-                "curve",
-            )
+            corners = [(x, y) for x, y in (piece * scale).tolist()]
+            draw.line(corners, color, thickness, "curve")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points."""
+    """A line of straight pieces through points."""
 
     points: tuple[Point, ...]
-    colour: str = INK
+    color: str = INK
     width: float = 1.2
     dashed: bool = False
 
@@ -236,17 +256,17 @@ class Line:
         points = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.points)
         dashes = f' stroke-dasharray="{DASH} {GAP}"' if self.dashed else ""
         return (
-            f'<polyline points="{points}" fill="none" stroke="{self.colour}" stroke-width="{_number(self.width)}"'
-            f"{dashes}/>"
+            f'<polyline points="{points}" fill="none" stroke="{self.color}" '
+            f'stroke-width="{_number(self.width)}"{dashes}/>'
         )
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        _paint_line(image, np.array(self.points), self.colour, self.width, self.dashed, scale)
+        _paint_line(image, np.array(self.points), self.color, self.width, self.dashed, scale)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, (x, y) its upper left corner; pixels (H, W, 3) uint8, each shown as a square."""
+    """An image of pixels (H, W, 3) uint8, shown as squares; (x, y) is its upper left corner."""
 
     x: float
     y: float
@@ -273,7 +293,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure on white ground, in pixels. The label says in words what it shows."""
+    """A figure on a white ground; the label says in words what it shows.
+
+    >>> square = Box(10, 10, 20, 20, fill="#0072b2")
+    >>> figure = Drawing(40, 40, (square, Text(20, 20, "a")), "a square")
+    >>> figure.image(scale=2).shape
+    (80, 80, 3)
+    """
 
     width: int
     height: int
@@ -281,17 +307,19 @@ class Drawing:
     label: str = ""
 
     def svg(self) -> str:
+        """Return the figure as the text of an SVG file."""
         size = (
             f'width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}"'
         )
         body = "\n".join(item.svg() for item in self.primitives)
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={quoteattr(_clean(self.label))} '
-            f'font-family="{FONTS}">\n<rect width="100%" height="100%" fill="{PAPER}"/>\n{body}\n</svg>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
+            f'aria-label={quoteattr(_clean(self.label))} font-family="{FONTS}">\n'
+            f'<rect width="100%" height="100%" fill="{PAPER}"/>\n{body}\n</svg>\n'
         )
 
     def image(self, scale: float = 1.0) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """Return the figure as pixels (H, W, 3) uint8, `scale` times its size."""
         size = round(self.width * scale), round(self.height * scale)
         image = Image.new("RGB", (size[0] * SHARPNESS, size[1] * SHARPNESS), PAPER)
         for item in self.primitives:

@@ -1,4 +1,4 @@
-"""The heat map of architecture parameters: a row an edge, a column a candidate."""
+"""The heat map of architecture parameters: a row for each edge, a column for each candidate."""
 
 from __future__ import annotations
 
@@ -26,24 +26,28 @@ from darts_bio.spaces.base import Row
 from darts_bio.spaces.genotype import Candidate
 
 SHADES = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
-"""Anchors of a sequential, perceptually even colour map (viridis)."""
+"""Anchors of a sequential, perceptually even color map (viridis)."""
 
 TILE = 20.0
-"""Height in pixels of a row."""
+"""The side in pixels of a tile with its gap: the height of a row and the width of a column."""
 
 
 def _shade(share: float) -> str:
-    """The colour at `share`, from 0 to 1, of the scale."""
+    """Return the color at `share`, from 0 to 1, of the scale, between the two nearest shades."""
     place = share * (len(SHADES) - 1)
     i = min(int(place), len(SHADES) - 2)
-    low, high = (
-        np.array([int(shade[k : k + 2], 16) for k in (1, 3, 5)]) for shade in SHADES[i : i + 2]
-    )
-    return "#" + "".join(f"{round(v):02x}" for v in (low + (place - i) * (high - low)).tolist())
+    low, high = (_rgb(shade) for shade in SHADES[i : i + 2])
+    mixed = low + (place - i) * (high - low)
+    return "#" + "".join(f"{round(value):02x}" for value in mixed.tolist())
 
 
-def _spread(groups: Sequence[Any], start: float) -> list[float]:
-    """Where each tile of a row starts, with a gap wherever the group changes."""
+def _rgb(color: str) -> np.ndarray:
+    """Return red, green and blue, from 0 to 255, of a color "#rrggbb"."""
+    return np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)])
+
+
+def _tile_positions(groups: Sequence[Any], start: float) -> list[float]:
+    """Return where each tile starts; between tiles of two groups there is a gap of 5 pixels."""
     gaps = np.cumsum([0] + [a != b for a, b in itertools.pairwise(groups)])
     return [
         start + TILE * i + 5.0 * float(gap)
@@ -57,59 +61,77 @@ def draw_edge_weights(
     edges: Sequence[tuple[int, int]],
     values: Tensor | Sequence[Sequence[float]],
 ) -> Drawing:
-    """Heat map of values (edges, candidates), such as alpha or the edge weights of one cell type.
+    """Draw a heat map of one cell type's values, such as alpha or the edge weights.
 
-    `rows` are the table's candidates, `edges` the space's (node, input). A column holds one
-    candidate wherever it stands in its row; an edge without it leaves it blank, and a value that is
-    not finite an empty frame. A dot marks the first largest value of an edge.
+    A column holds one candidate, at whatever place it stands in its row. An edge without that
+    candidate leaves the column blank; a value that is not finite is an empty frame. A dot marks the
+    first largest value of an edge.
+
+    Args:
+        title: What stands above the heat map.
+        rows: The candidates of each edge, in the order of the values; None pads a row.
+        edges: The (node, input) of each edge.
+        values: The values, (edges, candidates).
+
+    Example:
+        >>> skip, conv = Candidate("skip_connect", None), Candidate("sep_conv_3x3", "usf")
+        >>> figure = draw_edge_weights(
+        ...     "normal cell", [(skip, conv)] * 2, [(2, 0), (2, 1)], [[0.25, 0.75], [0.5, 0.5]]
+        ... )
+        >>> figure.label
+        'normal cell: 2 edges, 2 candidates, values from 0.25 to 0.75'
     """
-    found = list(
+    all_candidates = list(
         dict.fromkeys(candidate for row in rows for candidate in row if candidate is not None)
     )
-    ops = list(dict.fromkeys(candidate.op for candidate in found))
-    columns = sorted(found, key=lambda candidate: ops.index(candidate.op))
-    names = [f"{node} <- {source}" for node, source in edges]
-    table = [
-        {
-            candidate: value
-            for candidate, value in zip(row, line, strict=True)
-            if candidate is not None
-        }
-        for row, line in zip(
-            rows, torch.as_tensor(values).detach().double().cpu().tolist(), strict=True
-        )
-    ]
+    # Columns of the same operation stand together, operations in the order of their first one.
+    ops = list(dict.fromkeys(candidate.op for candidate in all_candidates))
+    columns = sorted(all_candidates, key=lambda candidate: ops.index(candidate.op))
+    edge_names = [f"{node} <- {source}" for node, source in edges]
+    value_rows = torch.as_tensor(values).detach().double().cpu().tolist()
+    table: list[dict[Candidate, float]] = []  # of each edge: candidate -> value
+    for row, row_values in zip(rows, value_rows, strict=True):
+        pairs = zip(row, row_values, strict=True)
+        table.append({candidate: value for candidate, value in pairs if candidate is not None})
     finite = [value for line in table for value in line.values() if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    left = MARGIN + max((text_width(name) for name in names), default=0.0) + 8
-    head = max((text_width(str(c)) for c in columns), default=0.0) * math.sqrt(0.5)
-    top = MARGIN + 26 + head + 12
-    xs = dict(zip(columns, _spread([candidate.op for candidate in columns], left), strict=True))
-    ys = _spread([node for node, _ in edges], top)
+
+    # Names of candidates stand above their columns at 45 degrees.
+    head_widths = {candidate: text_width(str(candidate)) * math.sqrt(0.5) for candidate in columns}
+    left = MARGIN + max((text_width(name) for name in edge_names), default=0.0) + 8
+    top = MARGIN + 26 + max(head_widths.values(), default=0.0) + 12
+    column_xs = _tile_positions([candidate.op for candidate in columns], left)
+    xs = dict(zip(columns, column_xs, strict=True))
+    ys = _tile_positions([node for node, _ in edges], top)
+
     primitives: list[Primitive] = [Text(MARGIN, MARGIN + 8, title, 15, "start")] if title else []
-    primitives += [
-        Text(x + TILE / 2, top - 6, str(c), anchor="start", angle=45) for c, x in xs.items()
-    ]
-    primitives += [
-        Text(left - 8, y + TILE / 2, name, anchor="end") for name, y in zip(names, ys, strict=True)
-    ]
-    for name, y, line in zip(names, ys, table, strict=True):
+    for candidate, x in xs.items():
+        primitives.append(Text(x + TILE / 2, top - 6, str(candidate), anchor="start", angle=45))
+    for name, y in zip(edge_names, ys, strict=True):
+        primitives.append(Text(left - 8, y + TILE / 2, name, anchor="end"))
+    for name, y, line in zip(edge_names, ys, table, strict=True):
         primitives += _tiles(name, y, xs, line, low, high)
     bottom = (ys[-1] if ys else top) + TILE + 14
     if finite:
         primitives += _scale(left, bottom, low, high)
-    right = max([x + TILE for x in xs.values()] + [left + 320, MARGIN + text_width(title, 15)])
     right = max(
-        [right] + [x + TILE / 2 + 8 + text_width(str(c)) * math.sqrt(0.5) for c, x in xs.items()]
+        left + 320,  # the scale
+        MARGIN + text_width(title, 15),
+        *(x + TILE for x in xs.values()),
+        *(x + TILE / 2 + 8 + head_widths[candidate] for candidate, x in xs.items()),
     )
-    label = f"{title}: {len(edges)} edges, {len(columns)} candidates, values from {low:.3g} to {high:.3g}"
+    label = (
+        f"{title}: {len(edges)} edges, {len(columns)} candidates, values from {low:.3g} to "
+        f"{high:.3g}"
+    )
     return Drawing(
         math.ceil(right + MARGIN), math.ceil(bottom + 12 + MARGIN), tuple(primitives), label
     )
 
 
-def _dot(x: float, y: float, colour: str) -> Box:
-    return Box(x - 3.5, y - 3.5, 7, 7, colour, radius=3.5)
+def _dot(x: float, y: float, color: str) -> Box:
+    """Draw a dot around (x, y)."""
+    return Box(x - 3.5, y - 3.5, 7, 7, color, radius=3.5)
 
 
 def _tiles(
@@ -120,37 +142,46 @@ def _tiles(
     low: float,
     high: float,
 ) -> list[Primitive]:
-    """One edge's row of the heat map."""
+    """Draw the row of one edge.
+
+    Args:
+        name: The edge, for the titles that appear on hovering.
+        y: The top of the row.
+        xs: The left side of each candidate's column.
+        values: The value of each candidate on the edge.
+        low: The value at the low end of the color scale.
+        high: The value at the high end of the color scale.
+    """
     tiles: list[Primitive] = []
     finite = {candidate: value for candidate, value in values.items() if math.isfinite(value)}
     shares = {
         candidate: (value - low) / ((high - low) or 1.0) for candidate, value in finite.items()
     }
     for candidate, value in values.items():
-        fill, stroke = (
-            (_shade(shares[candidate]), "none") if candidate in shares else (PAPER, FAINT)
-        )
+        fill, stroke = PAPER, FAINT
+        if candidate in shares:
+            fill, stroke = _shade(shares[candidate]), "none"
         title = f"{name}, {candidate}: {value:.4g}"
         tiles.append(Box(xs[candidate], y, TILE - 1, TILE - 1, fill, stroke, title=title))
     if finite:
         largest = max(finite, key=finite.__getitem__)
         middle = (TILE - 1) / 2
-        tiles.append(
-            _dot(xs[largest] + middle, y + middle, INK if shares[largest] > 0.5 else PAPER)
-        )
+        # Low shades are dark, high ones light.
+        color = INK if shares[largest] > 0.5 else PAPER
+        tiles.append(_dot(xs[largest] + middle, y + middle, color))
     return tiles
 
 
 def _scale(x: float, y: float, low: float, high: float) -> list[Primitive]:
-    """The colour scale with its ends, and what the dot means."""
-    least, most = f"{low:.3g}", f"{high:.3g}"
-    x += text_width(least) + 6
+    """Draw the color scale with its ends at (x, y), and beside it what the dot means."""
+    low_text, high_text = f"{low:.3g}", f"{high:.3g}"
+    x += text_width(low_text) + 6
     strip = [Box(x + 4 * i, y, 5, 12, _shade(i / 31)) for i in range(32)]
-    after = x + 134 + text_width(most) + 24
-    texts = [Text(x - 6, y + 6, least, anchor="end"), Text(x + 134, y + 6, most, anchor="start")]
+    dot_x = x + 134 + text_width(high_text) + 24
     return [
         *strip,
-        *texts,
-        _dot(after, y + 6, INK),
-        Text(after + 8, y + 6, "largest of the edge", anchor="start"),
+        Text(x - 6, y + 6, low_text, anchor="end"),
+        Text(x + 134, y + 6, high_text, anchor="start"),
+        _dot(dot_x, y + 6, INK),
+        Text(dot_x + 8, y + 6, "largest of the edge", anchor="start"),
     ]

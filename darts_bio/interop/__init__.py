@@ -1,1 +1,1 @@
-"""Interop: our networks in the forms of other libraries (timm, ONNX, torch.export)."""
+"""Networks of this package in the forms of other libraries: timm, ONNX, torch.export."""

@@ -1,8 +1,7 @@
-"""A trained network for other programs: an ONNX model, a program of torch.export, or a folder of
-timm's.
+"""Export a trained network as an ONNX model, a torch.export program or a timm folder.
 
-The first two take pixels (N, C, H, W) in [0, 1], float32; the normalisation of the run is inside.
-They hold the weights alone: predicting takes no learning rule, so there is no feedback in them and
+The first two take pixels (N, C, H, W) in [0, 1], float32, since the run's normalization is part of
+them. They hold the weights alone: prediction needs no learning rule, so they have no feedback and
 no auxiliary head.
 """
 
@@ -31,17 +30,26 @@ from darts_bio.training.trained import PixelNetwork, Trained
 
 
 def inference_network(trained: Trained) -> PixelNetwork:
-    """The trained network in evaluation mode, without rules, feedback and auxiliary head."""
-    direct = [
-        f"{n}.operation."
-        for n, module in trained.network.named_modules()
+    """Build the trained network without rules, feedback and auxiliary head, in evaluation mode.
+
+    It maps pixels (N, C, H, W) in [0, 1] to logits (N, num_classes).
+    """
+    # A rule that sends the error directly wraps an operation in a module, whose child it then is.
+    # The network under bp has no such modules, so the wrapper's part of a weight's name goes:
+    # "X.operation.weight" -> "X.weight".
+    wrapper_prefixes = [
+        f"{module_name}.operation."
+        for module_name, module in trained.network.named_modules()
         if isinstance(module, DirectOperation)
     ]
     weights = {}
     for name, weight in trained.network.state_dict().items():
-        outer = next((prefix for prefix in direct if name.startswith(prefix)), "")
-        if not (name.startswith("auxiliary.") or name.rsplit(".", 1)[-1].startswith(PREFIX)):
-            weights[outer.removesuffix("operation.") + name.removeprefix(outer)] = weight
+        is_feedback = name.rsplit(".", 1)[-1].startswith(PREFIX)
+        if is_feedback or name.startswith("auxiliary."):
+            continue
+        wrapper = next((prefix for prefix in wrapper_prefixes if name.startswith(prefix)), "")
+        weights[wrapper.removesuffix("operation.") + name.removeprefix(wrapper)] = weight
+    # Building draws weights, to be overwritten, which must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = build_network(
             trained.genotype.with_rule("bp"), **{**trained.form, "auxiliary": False}
@@ -51,9 +59,8 @@ def inference_network(trained: Trained) -> PixelNetwork:
 
 
 def export_program(trained: Trained, batch: int | None = None) -> ExportedProgram:
-    """The program of `inference_network`, for any number of images at once, or for `batch` of
-    them.
-    """
+    """Export `inference_network` as a program for batches of any size, or of `batch` images."""
+    # An example of the input. A size of 1 would be taken as fixed, so the free size is shown by 2.
     pixels = torch.zeros(batch or 2, trained.form["in_channels"], *trained.image_size)
     shapes = None if batch else ({0: Dim("batch")},)
     with torch.no_grad(), _quiet():
@@ -61,8 +68,9 @@ def export_program(trained: Trained, batch: int | None = None) -> ExportedProgra
 
 
 def write_program(program: ExportedProgram, path: Path) -> None:
-    """Writes what `torch.export.load(path).module()` runs. Raises InputError if the disk
-    refuses.
+    """Write a program that `torch.export.load(path).module()` runs.
+
+    Raises InputError if the disk refuses.
     """
     content = io.BytesIO()
     torch.export.save(program, content)
@@ -71,43 +79,51 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 
 def refuse_missing_onnx() -> None:
-    """Raises InputError unless what writes ONNX models is installed."""
+    """Raise InputError unless the packages that write ONNX models are installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--onnx: needs {' and '.join(missing)}; {install_hint('onnx')}")
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Writes the program as an ONNX model, `pixels` to `logits`, in one file. Raises InputError if
-    a package is missing or the disk refuses.
+    """Write the program as an ONNX model with input `pixels` and output `logits`, in one file.
+
+    Raises InputError if a package is missing or the disk refuses.
     """
     refuse_missing_onnx()
     with torch.no_grad(), _quiet():
-        names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["logits"]}
-        names["dynamic_shapes"] = ({0: "batch"},) if program.range_constraints else None
-        model = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        options: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["logits"]}
+        # A program has range constraints if its batch size is free.
+        options["dynamic_shapes"] = ({0: "batch"},) if program.range_constraints else None
+        model = torch.onnx.export(program, dynamo=True, verbose=False, **options)
     assert model is not None
     with replacing(path) as temporary:
         temporary.write_bytes(model.model_proto.SerializeToString())
 
 
 def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = None) -> None:
-    """Writes a trained network as a folder of timm's: weights, config.json, and a README.md for
-    Hugging Face's Hub.
+    """Write a trained network as a timm folder: weights, config.json, and a README.md for the Hub.
 
     After `import darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)`
-    gives the network, and so does `"hf-hub:NAME"` where the folder was uploaded. (timm 1.0.20 reads
-    no safetensors from folders: there, add `pretrained_cfg_overlay={"source": "", "file":
-    "DIRECTORY/model.safetensors"}`.) Feedback goes with it, the auxiliary head does not.
-    `accuracy`, in [0, 1], is that on the test images, for the README.md; None if unknown. Raises
-    InputError if the folder is not new and empty, cannot be written, or the network has a stem of
-    its own.
+    returns the network, and so does `"hf-hub:NAME"` where the folder was uploaded to Hugging Face's
+    Hub. (timm 1.0.20 reads no safetensors from folders: there, add
+    `pretrained_cfg_overlay={"source": "", "file": "DIRECTORY/model.safetensors"}`.) The folder
+    holds the feedback too, but not the auxiliary head.
+
+    Args:
+        trained: The network.
+        directory: The folder to make.
+        accuracy: The accuracy on the test images in [0, 1], for the README.md; None if unknown.
+
+    Raises:
+        InputError: If the folder exists and is not empty, cannot be written, or the network has a
+            stem that timm's models do not have.
     """
     from safetensors.torch import save
     from timm import create_model
 
-    # save_for_hf around it asks for a huggingface_hub that fits timm, which a folder on disk has no
-    # use for.
+    # timm's save_for_hf, which calls this function, insists on a huggingface_hub that fits timm,
+    # though a folder on disk does not need it.
     from timm.models._hub import save_config_for_hf
 
     from darts_bio.interop.hub_card import CARD_FILE, hub_card
@@ -126,19 +142,19 @@ def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = Non
         "in_chans": form["in_channels"],
         "seed": trained.config.get("seed", 0),
     }
-    used: dict[str, Any] = {
+    pretrained_cfg: dict[str, Any] = {
         "input_size": (form["in_channels"], *trained.image_size),
         "num_classes": form["num_classes"],
         "mean": trained.mean,
         "std": trained.std,
         "pool_size": None,
     }
-    if (
-        "crop_share" in trained.config
-    ):  # of images that lay in files; others are measured whole, as their stem has it
-        used["crop_pct"] = trained.config["crop_share"]
+    # Images from files are cropped before they are measured; others are measured whole, which is
+    # what the model's own configuration says.
+    if "crop_share" in trained.config:
+        pretrained_cfg["crop_pct"] = trained.config["crop_share"]
     with torch.random.fork_rng(devices=[]):
-        model = create_model(variant, pretrained_cfg_overlay=used, **arguments)
+        model = create_model(variant, pretrained_cfg_overlay=pretrained_cfg, **arguments)
     weights = trained.network.state_dict()
     model.load_state_dict(
         {name: weight for name, weight in weights.items() if not name.startswith("auxiliary.")}
@@ -149,18 +165,17 @@ def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = Non
                 f"{directory}: exists and is not empty; remove it first, or choose another name"
             )
         directory.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside its place and renamed, so that the folder is whole or not there.
         partial = directory.with_name(f".{directory.name}.partial")
         try:
             partial.mkdir(exist_ok=True)
             (partial / "model.safetensors").write_bytes(save(model.state_dict()))
             labels: Any = {"label_names": list(trained.classes)}
-            config: Any = (
-                partial / "config.json"
-            )  # text by its annotation, which timm 1.0.20 does not take
-            save_config_for_hf(model, config, model_config=labels, model_args=arguments)
-            (partial / CARD_FILE).write_text(
-                hub_card(trained, directory.name, accuracy), encoding="utf-8"
-            )
+            # timm annotates the path as text, but timm 1.0.20 takes a Path only.
+            config_path: Any = partial / "config.json"
+            save_config_for_hf(model, config_path, model_config=labels, model_args=arguments)
+            card = hub_card(trained, directory.name, accuracy)
+            (partial / CARD_FILE).write_text(card, encoding="utf-8")
             partial.replace(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -168,14 +183,12 @@ def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = Non
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it exporters do not tell of their inner workings; what they cannot do they raise all
-    the same.
-    """
-    before = logging.root.manager.disable
+    """Silence warnings and log messages of exporters; errors are raised as ever."""
+    saved_level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(before)
+            logging.disable(saved_level)

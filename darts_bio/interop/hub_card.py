@@ -1,8 +1,7 @@
-"""The page of a trained network on Hugging Face's Hub: README.md, metadata in YAML before text in
-Markdown.
+"""The page of a trained network on Hugging Face's Hub, README.md.
 
-The metadata are those of https://huggingface.co/docs/hub/model-cards, which
-`huggingface_hub.ModelCard` reads.
+It begins with metadata in YAML, which `huggingface_hub.ModelCard` reads (they are described at
+https://huggingface.co/docs/hub/model-cards), and goes on with text in Markdown.
 """
 
 from __future__ import annotations
@@ -20,30 +19,34 @@ from darts_bio.training.trained import Trained
 CARD_FILE = "README.md"
 
 LICENSE = "apache-2.0"
-"""The license of this package, which a card names until its author names another."""
+"""The license of this package, which a card names until the author of the network changes it."""
 
 
 def logged_accuracy(source: str | Path, trained: Trained) -> float | None:
-    """Look up the test accuracy in [0, 1] that a run logged of the weights that
-    `load_trained(source)` gave.
+    """Look up the test accuracy, in [0, 1], that a run logged for its saved weights.
 
-    None if it measured none at that step: it was stopped within an epoch, or its metrics.jsonl is
-    not there.
+    Args:
+        source: The run folder or its checkpoint.
+        trained: What `load_trained(source)` returned.
+
+    Returns:
+        The accuracy; None if it was not measured at that step, since the run was stopped within an
+        epoch, or if there is no metrics.jsonl.
     """
     records = read_records(checkpoint_of(Path(source)).parent / METRICS_FILE, trained.step)
-    measured = [
+    epochs = [
         record
         for record in records
         if record["event"] == "epoch" and record["step"] == trained.step
     ]
-    result = "test_averaged/accuracy" if trained.config.get("ema") else "test/accuracy"
-    return measured[-1].get(result) if measured else None
+    tag = "test_averaged/accuracy" if trained.config.get("ema") else "test/accuracy"
+    return epochs[-1].get(tag) if epochs else None
 
 
 def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
-    """Write the page of a trained network, as Markdown.
+    """Return the page of a trained network: YAML metadata and Markdown.
 
-    `name` is what the network is called there; `accuracy`, in [0, 1], is that on the test images,
+    `name` is that of the network on the Hub; `accuracy`, in [0, 1], is that on the test images,
     None if unknown.
     """
     metadata = yaml.safe_dump(
@@ -51,17 +54,19 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
     )
     # The genotype is shown whole; its option may be a path on the machine of the run.
     recipe = {option: value for option, value in trained.config.items() if option != "genotype"}
-    size = "x".join(map(str, (trained.form["in_channels"], *trained.image_size)))
+    form = trained.form
+    size = "x".join(map(str, (form["in_channels"], *trained.image_size)))
     facts = {
         "images": size,
-        "classes": f"{trained.form['num_classes']:,}",
-        "form": f"{trained.form['layers']} cells, {trained.form['channels']} channels, {trained.form['stem']} stem",
+        "classes": f"{form['num_classes']:,}",
+        "form": f"{form['layers']} cells, {form['channels']} channels, {form['stem']} stem",
         "parameters": f"{_parameters(trained):,}",
         "rule of stem, preprocessing and classifier": f"`{trained.genotype.backbone_rule}`",
         "weight updates": f"{trained.step:,}",
     }
     if accuracy is not None:
         facts[_accuracy_in_words(trained.config)] = f"{100 * accuracy:.2f} %"
+    create = f'timm.create_model("local-dir:{name}", pretrained=True)'
     lines = [
         f"---\n{metadata}---",
         f"# Model card for {name}",
@@ -80,7 +85,7 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         "",
         "import darts_bio.models  # registers the architecture",
         "",
-        f'model = timm.create_model("local-dir:{name}", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/{name}"',
+        f'model = {create}.eval()  # on the Hub: "hf-hub:OWNER/{name}"',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
         "```",
         "",
@@ -100,6 +105,7 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
 
 
 def _metadata(trained: Trained, name: str, accuracy: float | None) -> dict[str, Any]:
+    """Return the metadata of the page, among them the accuracy as an evaluation result."""
     data = _data_set(trained.config)
     metadata: dict[str, Any] = {
         "library_name": "timm",
@@ -124,19 +130,18 @@ def _metadata(trained: Trained, name: str, accuracy: float | None) -> dict[str, 
 
 
 def _data_set(config: Mapping[str, Any]) -> str | None:
-    """Name the data set of a run as the Hub does, without timm's prefix; None where images lay in
-    folders.
-    """
+    """Return the name of a run's data set on the Hub; None where images lay in folders."""
     name = str(config.get("dataset", ""))
-    name = name.partition("/")[2] or name
+    name = name.partition("/")[2] or name  # without the prefix that timm takes, such as "hfds/"
     return None if name in ("", "folder") else name
 
 
 def _parameters(trained: Trained) -> int:
-    """Count parameters without the auxiliary head, which is not exported."""
+    """Return the number of parameters without the auxiliary head, which is not exported."""
     auxiliary = trained.network.auxiliary
     return parameters(trained.network) - (0 if auxiliary is None else parameters(auxiliary))
 
 
 def _accuracy_in_words(config: Mapping[str, Any]) -> str:
+    """Say which accuracy is that of the network: with `ema` that of averaged weights."""
     return "test accuracy" + (" of the averaged network" if config.get("ema") else "")

@@ -1,5 +1,4 @@
-"""Genotypes' networks as models of timm, under the public name `darts_bio.models`, whose import
-registers them.
+"""Networks of genotypes as timm models, public as `darts_bio.models`; importing registers them.
 
 They follow timm's conventions (features, heads, groups of parameters, checkpointing, pretrained
 weights), so timm's own scripts train, validate and export them: `python -m darts_bio timm train.py
@@ -33,8 +32,13 @@ __all__ = ["TimmNetwork"]
 
 
 def as_genotype(source: Any) -> Genotype:
-    """A genotype from a genotype, from the content of a genotype file (text or decoded), or from
-    what `load_genotype` takes. Raises InputError if it cannot be used.
+    """Return the genotype that a source stands for.
+
+    The source is a genotype, the content of a genotype file (text or decoded), or what
+    `load_genotype` takes. Raises InputError if it is none of them, or not valid.
+
+    >>> as_genotype("darts_v2") == as_genotype(load_genotype("darts_v2").to_json())
+    True
     """
     if isinstance(source, Genotype):
         return source
@@ -48,8 +52,7 @@ def as_genotype(source: Any) -> Genotype:
     if not isinstance(source, (str, Path)):
         raise InputError(
             "genotype: expected a name, a file, a run folder, text or a genotype, found "
-            f"{brief(source)}; "
-            "with timm's scripts: --model-kwargs genotype=darts_v2"
+            f"{brief(source)}; with timm's scripts: --model-kwargs genotype=darts_v2"
         )
     if str(source).lstrip().startswith("{"):
         return from_json(str(source), "genotype")
@@ -57,9 +60,9 @@ def as_genotype(source: Any) -> Genotype:
 
 
 def as_placement(device: Any, dtype: Any) -> dict[str, Any]:
-    """The keywords of `Module.to` for where a model lies and what its numbers are; None leaves them
-    as they are. Raises InputError if PyTorch has no such device, or the type is not one of floating
-    point.
+    """Return the keywords of `Module.to` for a device and a dtype; None leaves either as it is.
+
+    Raises InputError if PyTorch has no such device, or the dtype is not a floating-point type.
     """
     try:
         device = None if device is None else torch.device(device)
@@ -76,21 +79,45 @@ def as_placement(device: Any, dtype: Any) -> dict[str, Any]:
 
 
 class TimmNetwork(Network):
-    """The discrete network in timm's form: images (N, in_chans, H, W) to logits (N, num_classes),
-    or with `num_classes=0` to pooled features (N, num_features). It has no auxiliary head: timm's
-    loops expect one output.
+    """The discrete network of a genotype with the methods and attributes of a timm model.
 
-    `genotype` is what `as_genotype` takes; `rule` puts all of it under one learning rule; `seed`
-    fixes the feedback. The keys of its weights are those of `build_network`'s. `device` and `dtype`
-    are where weights and feedback lie and their type; they are drawn on the CPU in PyTorch's
-    default type, so the same numbers are rounded everywhere.
+    It maps images (N, in_chans, H, W) to logits (N, num_classes), or with `num_classes=0` to pooled
+    features (N, num_features). It has no auxiliary head, since timm's loops expect one output. Its
+    state_dict has the keys of that of `build_network`.
 
     timm's loops do not know that some rules renew their feedback (brsf, weight_mirror). Here it is
     renewed at the start of each training pass with gradients but the first, as
     `draw_feedback(model, seed, update)` does after each update; where gradients are accumulated
-    that is once a pass. A run that timm resumes counts its passes from the start.
+    over several passes, it is renewed at each of them. A run that timm resumes counts its passes
+    from 0 again.
 
-    Raises InputError for an option that is unknown or out of bounds.
+    Args:
+        genotype: A genotype, the content of a genotype file, or what `load_genotype` takes.
+        rule: A learning rule for all operations and the backbone, in place of those of the
+            genotype.
+        channels: The channels of a node in the first cell.
+        layers: The number of cells.
+        num_classes: The number of classes; 0 leaves out the classifier.
+        in_chans: The channels of an image.
+        stem: The layers before the cells: cifar, imagenet or a registered name.
+        drop_rate: The dropout probability before the classifier.
+        drop_path_rate: The probability of dropping an edge.
+        global_pool: "avg", or "" without a classifier for features that are not pooled.
+        seed: The seed of the feedback.
+        device: Where weights and feedback lie. They are drawn on the CPU in PyTorch's default
+            type, so they are the same, up to rounding, on every device.
+        dtype: The floating-point type of weights and feedback.
+        **unknown: Refused.
+
+    Raises:
+        InputError: For an option that is unknown or out of bounds.
+
+    Example:
+        >>> model = TimmNetwork("bionas_darts", channels=4, layers=3, num_classes=7)
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 7])
+        >>> [info["reduction"] for info in model.feature_info]
+        [1, 1, 2, 4]
     """
 
     def __init__(
@@ -135,7 +162,7 @@ class TimmNetwork(Network):
             genotype if rule is None else genotype.with_rule(rule),
             channels=channels,
             layers=layers,
-            num_classes=num_classes or 1,
+            num_classes=num_classes or 1,  # for 0 the classifier is taken off below
             in_channels=in_chans,
             stem=stem,
         )
@@ -155,8 +182,10 @@ class TimmNetwork(Network):
         self.to(**placement)
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:
-        """The stem's output and the last one of each size: where it stands, its channels, the
-        image's side over its.
+        """Describe the feature maps that timm offers: the stem's output and the last of each size.
+
+        `reductions` are the layers that halve the size. An entry holds the name of a module, the
+        channels of its output, and the image's side divided by that of the output.
         """
         shrinks, entry = self.stem.shrinks, self.stem.entry
         outputs = [("stem", entry.c_newer, shrinks)]
@@ -168,7 +197,7 @@ class TimmNetwork(Network):
         for layer, width in enumerate(self.widths):
             shrinks *= 2 if layer in reductions else 1
             outputs.append((f"cells.{layer}", width, shrinks))
-        last = {reduction: module for module, _, reduction in outputs}
+        last = {reduction: module for module, _, reduction in outputs}  # later ones replace earlier
         return [
             {"module": module, "num_chs": width, "reduction": reduction}
             for module, width, reduction in outputs
@@ -176,7 +205,11 @@ class TimmNetwork(Network):
         ]
 
     def outputs(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(name, output) of the stem and of each cell in turn, for images x (N, in_chans, H, W)."""
+        """Run the network on images x (N, in_chans, H, W) up to its last cell.
+
+        Yields the name and the output (N, C, h, w) of the stem and of each cell in turn. The stem
+        of ImageNet has two outputs of different sizes, which the first two cells take.
+        """
         x = x if self.renewal is None else self.renewal(x)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.stem.entry.halved_once:
@@ -187,39 +220,40 @@ class TimmNetwork(Network):
         saving = self.grad_checkpointing and torch.is_grad_enabled()
         for layer, (inputs, cell) in enumerate(zip(self.inputs, self.cells, strict=True)):
             if saving:
-                older, newer = (
-                    newer,
-                    checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False),
-                )
+                output = checkpoint(_run_layer, inputs, cell, older, newer, use_reentrant=False)
             else:
-                older, newer = newer, cell(inputs(older, newer))
+                output = cell(inputs(older, newer))
+            older, newer = newer, output
             yield f"cells.{layer}", newer
 
     def renew_feedback(self) -> None:
-        """Begins a training pass: all but the first find feedback renewed by the passes done so
-        far.
+        """Begin a training pass: draw new feedback before every pass but the first.
+
+        What is drawn follows from the seed and the number of passes so far.
         """
         if self.passes:
+            # Feedback is drawn in its own type, whatever type the pass computes in.
             with torch.autocast(next(self.parameters()).device.type, enabled=False):
                 draw_feedback(self, self.seed, self.passes)
         self.passes += 1
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to what is pooled, (N, num_features, h, w)."""
+        """Map images (N, in_chans, H, W) to the features to be pooled, (N, num_features, h, w)."""
         for _, output in self.outputs(x):
             features = output
         return self.head(features)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, h, w) to logits; with `pre_logits` to the pooled features (N,
-        num_features).
+        """Map features (N, num_features, h, w) to logits (N, num_classes).
+
+        With `pre_logits` they are only pooled, to (N, num_features).
         """
-        x = x.mean((2, 3)) if self.global_pool else x
+        x = x.mean((2, 3)) if self.global_pool else x  # (N, C, h, w) -> (N, C)
         x = F.dropout(x, self.drop_rate, self.training)
         if pre_logits:
             return x
         x = self.classifier(x)
-        # dfa knows the error of one output a sample; maps that are not pooled are no such output.
+        # dfa needs the error of one output vector per image; maps that are not pooled are none.
         return x if self.watched is None or not self.global_pool else self.watched(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,43 +268,55 @@ class TimmNetwork(Network):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """(what is pooled, the outputs of `feature_info` at `indices`, or the last n where it is a
-        number).
+        """Map images to feature maps of several sizes.
 
-        With `norm` the last output is what is pooled; with `stop_early` nothing after the last one
-        asked for is run; with `intermediates_only` they alone are returned. Raises InputError for
-        an index or a format there is not.
+        Args:
+            x: Images (N, in_chans, H, W).
+            indices: Places in `feature_info`, below 0 from the end; a number n for the last n of
+                them; None for all.
+            norm: Whether the last feature map passes through the layers before the pooling.
+            stop_early: Whether to run nothing after the last feature map.
+            output_fmt: "NCHW", the only format.
+            intermediates_only: Whether to return the feature maps alone.
+
+        Returns:
+            The features to be pooled, (N, num_features, h, w), and the feature maps (N, C, h, w) in
+            the order of `indices`.
+
+        Raises:
+            InputError: For an index out of range, or another format.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt: expected NCHW, found {output_fmt!r}")
-        names = [self.feature_info[i]["module"] for i in self._taken(indices)]
-        last, found = self.feature_info[-1]["module"], dict.fromkeys(names, x)
+        names = [self.feature_info[i]["module"] for i in self._feature_places(indices)]
+        last = self.feature_info[-1]["module"]
+        feature_maps = dict.fromkeys(names, x)
         remaining = set(names)
         for name, features in self.outputs(x):
             if name in remaining:
                 remaining.remove(name)
-                found[name] = self.head(features) if norm and name == last else features
+                feature_maps[name] = self.head(features) if norm and name == last else features
             if stop_early and not remaining:
                 break
-        intermediates = [found[name] for name in names]
+        intermediates = [feature_maps[name] for name in names]
         return intermediates if intermediates_only else (self.head(features), intermediates)
 
-    def _taken(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Places in `feature_info`: all for None, the last n for a number, those given (below 0
-        from the end).
+    def _feature_places(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return places in `feature_info`: all for None, the last n for a number, or those given.
+
+        Places below 0 count from the end. Raises InputError for a place out of range.
         """
         count = len(self.feature_info)
         if indices is None or isinstance(indices, int):
             last = count if indices is None else indices
             indices = range(-last, 0)
-        taken = [i + count if i < 0 else i for i in indices]
-        if not taken or not all(0 <= i < count for i in taken):
+        places = [i + count if i < 0 else i for i in indices]
+        if not places or not all(0 <= i < count for i in places):
             raise InputError(
                 f"indices: expected a number of features up to {count}, or places from {-count} to "
-                f"{count - 1}, found "
-                f"{brief(indices)}"
+                f"{count - 1}, found {brief(indices)}"
             )
-        return taken
+        return places
 
     def prune_intermediate_layers(
         self,
@@ -278,26 +324,34 @@ class TimmNetwork(Network):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Takes away what the features of `indices` do not need, and returns their places in
-        `feature_info`.
+        """Remove the cells after the last feature map of `indices`, and return their places.
+
+        The places are those in `feature_info`. `prune_norm` also removes the layers between the
+        last cell and the pooling, `prune_head` the classifier. `indices` are as in
+        `forward_intermediates`.
         """
-        taken = self._taken(indices)
-        last = self.feature_info[max(taken)]["module"]
+        places = self._feature_places(indices)
+        last = self.feature_info[max(places)]["module"]
         kept = _layer(last) + 1 if last.startswith("cells.") else 0
+        # The layers before the pooling fit the output of the last cell only.
         if prune_norm or kept < len(self.cells):
             self.head = nn.Identity()
         self.inputs, self.cells, self.plan = self.inputs[:kept], self.cells[:kept], self.plan[:kept]
         if prune_head:
             self.reset_classifier(0, "")
-        return taken
+        return places
 
     def get_classifier(self) -> nn.Module:
+        """Return the classifier, an identity if there is none."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier under the backbone's rule, with fresh feedback; with 0 classes none.
-        Under dfa all feedback goes from the output, so that all of it is new. Raises InputError for
-        a pooling there is not.
+        """Replace the classifier by a new one under the backbone's rule, with new feedback.
+
+        With 0 classes there is none. Under dfa all feedback starts from the output, so that of all
+        layers is drawn anew.
+
+        Raises InputError for a `num_classes` or `global_pool` that is not possible.
         """
         if type(num_classes) is not int or num_classes < 0:
             raise InputError(
@@ -317,6 +371,7 @@ class TimmNetwork(Network):
                 self.num_features, num_classes, rule=RULES.build(self.genotype.backbone_rule)
             )
         self.classifier = classifier.to(device=weight.device, dtype=weight.dtype)
+        # Layers under dfa let go of the error of the old output and are connected to the new one.
         for _, carrier in rule_carriers(self):
             if isinstance(carrier, DirectCarrier):
                 carrier.output_error = None
@@ -327,49 +382,50 @@ class TimmNetwork(Network):
                 draw_first(carrier, self.seed, name)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether a training pass keeps the cells' outputs alone, and computes the rest a second
-        time for the backward pass. Running statistics of batch norms then see each batch twice, as
-        in every model of timm.
+        """Choose whether a training pass stores only the outputs of cells.
+
+        What lies within the cells is then computed a second time for the backward pass. Running
+        statistics of batch norms see each batch twice, as in every model of timm.
         """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of names for groups of parameters from the stem to the classifier: a group for
-        each cell, or with `coarse` for the cells of each size.
+        """Return patterns of names that group the parameters from the stem to the classifier.
+
+        There is a group for each cell, or with `coarse` for the cells of each size. timm uses them
+        for learning rates that differ from layer to layer.
         """
         if not coarse:
             return {"stem": r"^stem", "blocks": r"^(?:cells|inputs)\.(\d+)"}
+        # A feature map is the output of the last cell of its size.
         ends = [
             _layer(info["module"]) + 1
             for info in self.feature_info
             if info["module"].startswith("cells.")
         ]
-        groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        pattern = r"^(?:cells|inputs)\.(?:{})\."
-        return {
-            "stem": r"^stem",
-            "blocks": [
-                (pattern.format("|".join(map(str, layers))), (size,))
-                for size, layers in enumerate(groups)
-            ],
-        }
+        blocks = []
+        for size, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            layers = "|".join(map(str, range(start, end)))
+            blocks.append((rf"^(?:cells|inputs)\.(?:{layers})\.", (size,)))
+        return {"stem": r"^stem", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """None by name: timm itself leaves out biases and batch norms, and learned feedback has to
-        decay as its weight does.
+        """Return the names of parameters without weight decay: none.
+
+        timm itself leaves out biases and batch norms, and learned feedback has to decay as its
+        weight does.
         """
         return set()
 
 
 def _run_layer(inputs: nn.Module, cell: nn.Module, older: Tensor, newer: Tensor) -> Tensor:
-    """Run one cell on the outputs of the two before it, as a function that can be run again in the
-    backward pass.
-    """
+    """Run one cell on the outputs of the two before it; checkpointing runs it a second time."""
     output: Tensor = cell(inputs(older, newer))
     return output
 
 
 def _layer(module: str) -> int:
+    """Return the number of a cell by the name of its module: "cells.3" -> 3."""
     return int(module.removeprefix("cells."))
 
 
@@ -377,9 +433,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "cifar": {"channels": 36, "layers": 20},
     "imagenet": {"channels": 48, "layers": 14},
 }
-"""Stem -> the network's form behind it (Liu 2019, arXiv 1806.09055)."""
+"""Stem -> channels and layers of the network after it (Liu 2019, arXiv 1806.09055)."""
 
 DEFAULT_GENOTYPE = "bionas_darts"
+"""The genotype of `darts_bio_cifar` and `darts_bio_imagenet` where none is given."""
 
 
 def _cfg(
@@ -390,6 +447,10 @@ def _cfg(
     first: str,
     **more: Any,
 ) -> Any:
+    """Return timm's configuration of a model for square images of a side in pixels.
+
+    `first` is the name of the first convolution, whose weights timm adapts to other `in_chans`.
+    """
     return {
         "url": "",
         "num_classes": num_classes,
@@ -409,8 +470,10 @@ CONFIGURATIONS = {
         1000, 224, IMAGENET_MEAN, IMAGENET_STD, "stem.older.0", pool_size=(7, 7), crop_pct=0.875
     ),
 }
+"""Stem -> timm's configuration of its models."""
+
 NAMED = {f"{genotype}_{stem}": (genotype, stem) for genotype in shipped_names() for stem in FORMS}
-"""Name of a model -> the shipped genotype and the stem that it stands for."""
+"""Name of a model -> its shipped genotype and its stem."""
 
 default_cfgs = generate_default_cfgs(
     {f"darts_bio_{stem}": configuration for stem, configuration in CONFIGURATIONS.items()}
@@ -419,49 +482,70 @@ default_cfgs = generate_default_cfgs(
 
 
 def _fitting_feedback(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights to be loaded, with the model's own feedback where theirs has another shape: for other
-    classes or channels of the image.
+    """Return the weights to load, with feedback of another shape replaced by the model's own.
+
+    Feedback has another shape where the model has other classes or channels of the image than the
+    network that `state` was saved from.
     """
-    own = model.state_dict()
-    return {
-        name: own[name]
-        if PREFIX in name and name in own and own[name].shape != value.shape
-        else value
-        for name, value in state.items()
-    }
+    model_state = model.state_dict()
+    fitting = {}
+    for name, value in state.items():
+        is_feedback = PREFIX in name and name in model_state
+        if is_feedback and model_state[name].shape != value.shape:
+            value = model_state[name]
+        fitting[name] = value
+    return fitting
 
 
 def _create(variant: str, stem: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    # By default all features there are, since shallow networks have fewer than timm's default asks
-    # for. Only timm's getter takes None for them.
+    """Build a model as timm does, with the options of `timm.create_model`."""
+    # By default all features that there are, since shallow networks have fewer than timm's default
+    # asks for. Only timm's getter takes None for them.
     getter = options.get("feature_cls", "getter") == "getter"
+    model_options = {"genotype": DEFAULT_GENOTYPE, **FORMS[stem], **options, "stem": stem}
     return build_model_with_cfg(
         TimmNetwork,
         variant,
         pretrained,
         feature_cfg={"out_indices": None if getter else (0, 1, 2, 3), "feature_cls": "getter"},
         pretrained_filter_fn=_fitting_feedback,
-        **{"genotype": DEFAULT_GENOTYPE, **FORMS[stem], **options, "stem": stem},
+        **model_options,
     )
 
 
 @register_model
 def darts_bio_cifar(pretrained: bool = False, **options: Any) -> nn.Module:
-    """A genotype's network with CIFAR's stem, of 36 channels and 20 layers (Liu 2019, arXiv
-    1806.09055).
+    """Build a genotype's network with CIFAR's stem, by default of 36 channels and 20 layers.
+
+    The default size is that of DARTS (Liu 2019, arXiv 1806.09055). `options` are those of
+    `TimmNetwork` and of `timm.create_model`; `pretrained` needs weights that they name.
+
+    >>> import timm
+    >>> model = timm.create_model("darts_bio_cifar", genotype="darts_v2", channels=4, layers=3)
+    >>> model(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
     """
     return _create("darts_bio_cifar", "cifar", pretrained, options)
 
 
 @register_model
 def darts_bio_imagenet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """A genotype's network with ImageNet's stem, of 48 channels and 14 layers (Liu 2019, arXiv
-    1806.09055).
+    """Build a genotype's network with ImageNet's stem, by default of 48 channels and 14 layers.
+
+    The default size is that of DARTS (Liu 2019, arXiv 1806.09055). `options` are those of
+    `TimmNetwork` and of `timm.create_model`; `pretrained` needs weights that they name.
+
+    >>> import timm
+    >>> model = timm.create_model("darts_bio_imagenet", genotype="darts_v2", channels=4, layers=3)
+    >>> model(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 1000])
     """
     return _create("darts_bio_imagenet", "imagenet", pretrained, options)
 
 
 def _named(name: str, genotype: str, stem: str) -> Callable[..., nn.Module]:
+    """Register the model `name` of a shipped genotype with timm, and return its function."""
+
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         if "genotype" in options:
             raise InputError(
@@ -470,9 +554,9 @@ def _named(name: str, genotype: str, stem: str) -> Callable[..., nn.Module]:
         return _create(name, stem, pretrained, {**options, "genotype": genotype})
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"""`darts_bio_{stem}` of the shipped genotype {genotype}."""
+    create.__doc__ = f"""Build `darts_bio_{stem}` of the shipped genotype {genotype}."""
     return register_model(create)
 
 
 # timm names a model by its function, and expects the function in the module that registers it.
-globals().update({name: _named(name, *of) for name, of in NAMED.items()})
+globals().update({name: _named(name, genotype, stem) for name, (genotype, stem) in NAMED.items()})

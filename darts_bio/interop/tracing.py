@@ -1,10 +1,10 @@
-"""What torch.fx is not to look into when timm traces our networks (`feature_cls="fx"`,
-`create_feature_extractor`).
+"""Modules that torch.fx calls whole when timm traces a network of this package.
 
-Tracing runs the Python code of `forward` once, on stand-ins for tensors, and keeps the calls it
-sees. Code that asks a tensor for its size, or acts on the model rather than on tensors, has to be a
-module that the traced graph calls whole. timm hands the types registered here to its tracers;
-register your own by `timm.models.register_notrace_module`.
+timm traces for `feature_cls="fx"` and in `create_feature_extractor`. Tracing runs the Python code
+of `forward` once, on stand-ins for tensors, and records the calls it sees. Code that asks a tensor
+for its size, or that acts on the model rather than on tensors, has to stand in a module that the
+traced graph calls as one. timm gives the types that are registered here to its tracers; register
+your own by `timm.models.register_notrace_module`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ uncompiled = Uncompiled("feedback is renewed between passes, by draws that depen
 
 @register_notrace_module
 class Renewal(nn.Module):
-    """Renews the feedback of a network at the start of a training pass with gradients: x to x, any
-    shape.
+    """An identity that renews a network's feedback at the start of each training pass.
 
-    A module of its own, so that a traced graph renews it at each pass too, and not once while it is
-    traced. It follows its own mode, which is that of the graph it is part of.
+    It is a module of its own, so that a traced graph renews the feedback at each pass too, and not
+    once while it is traced. It does so in training mode and with gradients enabled only.
     """
 
     def __init__(self, renew: Callable[[], None]) -> None:
-        """`renew` is the network's own method, which a copy of the network copies with it."""
+        """Make the module; `renew` is the network's own method, which its copies copy with them."""
         super().__init__()
         uncompiled.prepare()
         self._renew = renew
@@ -51,7 +50,7 @@ class Renewal(nn.Module):
 
 @register_notrace_module
 class Watched(nn.Module):
-    """Has the error at a network's output caught, for what is under dfa: (N, K) to the same."""
+    """An identity on a network's output (N, K) that catches its error for layers under dfa."""
 
     def __init__(self, source: OutputError) -> None:
         super().__init__()

@@ -1,3 +1,1 @@
-"""Where numbers and figures go: console, metrics.jsonl, TensorBoard. A sink: no result depends on
-what lies there.
-"""
+"""Monitoring: shows a run on the console and in TensorBoard; no result depends on it."""

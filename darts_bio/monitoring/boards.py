@@ -1,4 +1,4 @@
-"""A run in TensorBoard: its numbers, and pictures of what it searches or trains."""
+"""TensorBoard listeners: the numbers of a run, and pictures of what it searches or trains."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from darts_bio.training.search import Search
 
 
 class FitBoard(TensorBoard, Listener):
-    """The numbers of a search or a training, a scalar each."""
+    """A listener that writes each number of a search or a training as a scalar."""
 
     charts: dict[str, dict[str, list[str]]] = {}
+    """Custom charts: group -> chart -> the tags that it draws together."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder.path)
         self.folder = folder
 
     def on_start(self, progress: Progress) -> None:
-        """Open the events; what earlier ones say of steps that will be made anew is dropped."""
+        """Open the event file; a resumed run hides earlier events of the steps that it repeats."""
         self.open_events(progress.step + 1 if self.folder.config.resume else None)
         self.layout(self.charts)
         self.text(
@@ -50,8 +51,9 @@ class FitBoard(TensorBoard, Listener):
 
 
 class SearchBoard(FitBoard):
-    """A search: after each epoch alpha as histograms, edge weights as heat maps, and the present
-    cells.
+    """A listener that writes alpha as histograms, edge weights as heat maps, and the cells.
+
+    It does so after each epoch, beside the numbers; the cells are those that would be derived then.
     """
 
     charts = {"search": {name: [f"train/{name}", f"valid/{name}"] for name in ("loss", "accuracy")}}
@@ -65,26 +67,23 @@ class SearchBoard(FitBoard):
         super().on_epoch(progress, numbers)
         search, step = self.search, progress.step
         for cell_type, alpha in search.strategy_state.alpha.items():
-            self.histogram(
-                f"alpha/{cell_type}", alpha.detach().cpu()[search.table.mask(cell_type)], step
-            )
+            # Without the places that pad the rows of edges with fewer candidates.
+            values = alpha.detach().cpu()[search.table.mask(cell_type)]
+            self.histogram(f"alpha/{cell_type}", values, step)
         for cell_type, weights in search.strategy.final_weights(search.strategy_state).items():
             title, rows = f"edge weights, {cell_type} cell", search.table.rows[cell_type]
             heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), step)
         genotype = search.genotype()
-        if (
-            genotype != self._shown
-        ):  # the last picture stands for the steps after it, and painting one takes long
+        # Painting takes long, and TensorBoard shows the last picture for the steps after it too.
+        if genotype != self._shown:
             self.image("cells", draw_genotype(genotype).image(), step)
             self._shown = genotype
         self.text("genotype", f"```\n{genotype}\n```", step)
 
 
 class TrainingBoard(FitBoard):
-    """A training: the cells that are trained, and the alignment of each layer where it is
-    measured.
-    """
+    """A listener that writes the cells that are trained, and the alignment of each layer."""
 
     charts = {
         "training": {name: [f"train/{name}", f"epoch/test_{name}"] for name in ("loss", "accuracy")}
@@ -93,7 +92,7 @@ class TrainingBoard(FitBoard):
     def __init__(
         self, training: Retraining, folder: RunFolder, alignment: Callable[[], Alignment | None]
     ) -> None:
-        """`alignment` gives what was measured in the epoch that ends, if it was."""
+        """Make the listener; `alignment` returns that of the ending epoch, None if not measured."""
         super().__init__(folder)
         self.training, self._alignment = training, alignment
 
@@ -115,29 +114,34 @@ class TrainingBoard(FitBoard):
 
 
 class RobustnessBoard(TensorBoard):
-    """A measurement of robustness: the accuracy of each network under each attack against eps,
-    figures, the report.
-    """
+    """The events of a measurement of robustness: accuracy against eps, figures, the report."""
 
     def show(
         self,
         subjects: Sequence[Subject],
-        measured: Measurement,
+        measurement: Measurement,
         accuracy: Drawing,
         examples: Drawing,
         report: str,
     ) -> None:
-        """Write the events of a measurement that is done."""
+        """Write the events of a measurement that is complete.
+
+        Args:
+            subjects: The networks.
+            measurement: The measurement.
+            accuracy: The figure of accuracy against eps.
+            examples: The figure of attacked images.
+            report: The report in Markdown.
+        """
         self.open_events()
-        # TensorBoard's steps are whole numbers: eps, or where one of them is a fraction a hundred
-        # times that.
-        whole = all(float(eps).is_integer() for eps in measured.plan.eps)
+        # The steps of scalars are whole numbers: here they are eps, or 100 times eps if one of them
+        # is a fraction.
+        integral = all(float(eps).is_integer() for eps in measurement.plan.eps)
         for subject in subjects:
-            for job in attacks_on(measured, subject.name):
-                step = round(job.level if whole else 100 * job.level)
-                self.scalar(
-                    f"{job.what}/{job.gradients}/{subject.name}", measured.accuracy(job), step
-                )
+            for job in attacks_on(measurement, subject.name):
+                step = round(job.level if integral else 100 * job.level)
+                tag = f"{job.what}/{job.gradients}/{subject.name}"
+                self.scalar(tag, measurement.accuracy(job), step)
         self.image("accuracy", accuracy.image(), 0)
         self.image("examples", examples.image(), 0)
         self.text("report", report, 0)

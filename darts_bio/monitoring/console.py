@@ -1,5 +1,6 @@
-"""A run on the console: a progress bar on a terminal, and a line for each epoch, or every few
-seconds without one.
+"""Show a run on the console: a line for each epoch, and between them a progress bar.
+
+Where the stream is no terminal, a line every few seconds takes the place of the bar.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from darts_bio.evaluation.subjects import Subject
 from darts_bio.training.engine import Listener, Numbers, Pace, Progress
 
 LINE_EVERY_S = 10.0
+"""Seconds between two lines of progress without a terminal."""
 
 
 class Console:
-    """A progress bar, where there is a terminal, and lines above it. A context manager: leaving it
-    closes the bar.
-    """
+    """A progress bar on a terminal and lines above it; leaving its context closes the bar."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._bar = stream, tqdm(disable=True)
+        # When the last line was written, and how fast the run goes.
         self._line_at, self.pace = time.monotonic(), Pace()
 
     def __enter__(self) -> Self:
@@ -39,7 +40,7 @@ class Console:
         self._bar.close()
 
     def open_bar(self, done: int, total: int, unit: str) -> None:
-        """Show a bar of `total` units, of which `done` are done. Time is counted from here on."""
+        """Show a bar of `total` units, of which `done` are done; the pace is taken from here on."""
         self._line_at, self.pace = time.monotonic(), Pace()
         terminal = self._stream.isatty()
         self._bar = tqdm(
@@ -48,7 +49,7 @@ class Console:
 
     @property
     def line_is_due(self) -> bool:
-        """Whether there is no bar to be seen, and has been no line for a while."""
+        """Whether no bar is shown and the last line is more than `LINE_EVERY_S` ago."""
         return bool(self._bar.disable) and time.monotonic() - self._line_at > LINE_EVERY_S
 
     def say(self, line: str) -> None:
@@ -58,10 +59,10 @@ class Console:
 
 
 class FitConsole(Console, Listener):
-    """A search or a training on the console.
+    """A listener that shows a search or a training on the console.
 
-    `introduction` gives the lines at its start; `news`, asked before each record, lines that have
-    come up since.
+    `introduction` returns the lines to write at the start. `news` is called before each record and
+    returns lines that have come up since its last call.
     """
 
     def __init__(
@@ -98,67 +99,83 @@ class FitConsole(Console, Listener):
             self.say(line)
 
     def _line(self, progress: Progress, numbers: Numbers) -> str:
+        """Return the line on the present step: its numbers, the speed, the time left."""
         place = f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
+        speed = f"{self.pace.images_per_second:.0f} images/s"
         left = clock(self.pace.seconds_left(progress.steps - progress.step))
-        return (
-            f"{place}  {_brief(numbers)}  {self.pace.images_per_second:.0f} images/s  {left} left"
-        )
+        return f"{place}  {_brief(numbers)}  {speed}  {left} left"
 
 
 class RobustnessConsole(Console):
-    """A measurement of robustness on the console: what each attack left right, and how far it is
-    between long ones.
+    """A measurement of robustness on the console.
+
+    A line for each attack says how many images stayed right; lines on the progress come between
+    where an attack takes long.
     """
 
-    def __init__(self, stream: TextIO, measured: Measurement) -> None:
+    def __init__(self, stream: TextIO, measurement: Measurement) -> None:
         super().__init__(stream)
-        self.measured, self._done, self._steps = measured, measured.done, measured.steps
+        self.measurement, self._done, self._steps = measurement, measurement.done, measurement.steps
 
     def on_start(self, subjects: Sequence[Subject]) -> None:
-        """Hear which networks are attacked."""
+        """Write the networks and their clean accuracy, and open the bar."""
         for subject in subjects:
             self.say(f"{subject.name} ({subject.rules}): test accuracy {100 * subject.clean:.2f} %")
-        self.say(f"{len(self.measured.images)} test images, {self._steps} batches to do")
+        self.say(f"{len(self.measurement.images)} test images, {self._steps} batches to do")
         self.open_bar(self._done, self._steps, "batch")
 
     def on_batch(self, job: Job) -> None:
-        """Hear of a batch of a job."""
+        """Count a batch of a job that is done, and write a line where one is due."""
         self._bar.update()
         self.pace.count(0)
         self._done += 1
-        index, rows = self.measured.subject(job), self.measured.found[job.key]
+        # The numbers of the images to measure, and a row for each that has been measured.
+        index, rows = self.measurement.subject(job), self.measurement.found[job.key]
         left = clock(self.pace.seconds_left(self._steps - self._done))
         progress = f"({self._done} of {self._steps} batches, {left} left)"
-        if len(rows) == len(index) and job.kind in ("attack", "corruption") and not job.most:
-            share = rows.sum().item() / len(self.measured.images)
+        complete = len(rows) == len(index)
+        # A job on a few images (`most`) is a check of the attack, not a result.
+        is_result = job.kind in ("attack", "corruption") and not job.most
+        if complete and is_result:
+            share = rows.sum().item() / len(self.measurement.images)
             self.say(f"{in_words(job)}: {100 * share:.2f} % right  {progress}")
         elif self.line_is_due:
             self.say(f"{in_words(job)}: {len(rows)} of {len(index)} images  {progress}")
 
 
 def in_words(job: Job) -> str:
-    """Name a job in a line."""
+    """Describe a job in a few words.
+
+    >>> in_words(Job("attack", "run-a", "pgd", 8.0, "true"))
+    'run-a  pgd eps 8/255, true gradient'
+    """
     if job.kind == "corruption":
         return f"{job.network}  {job.what}, severity {job.level:g}"
+    if not job.what:
+        return f"{job.network}  {job.kind}"
     level = f" eps {job.level:g}/255" if job.level else ""
-    side = {"none": "", "true": ", true gradient", "rule": ", rule's gradient"}[job.gradients]
-    return f"{job.network}  {job.what}{level}{side}" if job.what else f"{job.network}  {job.kind}"
+    gradient = {"none": "", "true": ", true gradient", "rule": ", rule's gradient"}[job.gradients]
+    return f"{job.network}  {job.what}{level}{gradient}"
 
 
 def _brief(numbers: Numbers) -> str:
-    """Losses and accuracies in a few words."""
-    parts = []
+    """Return the losses and the accuracies among the numbers in one line.
+
+    >>> _brief({"train/loss": 1.5, "train/accuracy": 0.25, "train/lr": 0.1})
+    'train loss 1.500  train 25.00 %'
+    """
+    words = []
     for name, value in numbers.items():
         group, _, quantity = name.partition("/")
         if quantity == "loss":
-            parts.append(f"{group} loss {value:.3f}")
+            words.append(f"{group} loss {value:.3f}")
         elif quantity == "accuracy":
-            parts.append(f"{group} {100 * value:.2f} %")
-    return "  ".join(parts)
+            words.append(f"{group} {100 * value:.2f} %")
+    return "  ".join(words)
 
 
 def clock(seconds: float) -> str:
-    """Write seconds as hours, minutes and seconds.
+    """Format seconds as hours, minutes and seconds.
 
     >>> clock(59.6), clock(3725)
     ('1:00', '1:02:05')

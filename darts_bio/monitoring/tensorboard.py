@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run, which may lie on a disk that refuses."""
+"""Write TensorBoard's event files of a run, with one kind of error where the disk refuses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from darts_bio.training.run_folder import writing
 
 
 class TensorBoard:
-    """Writes events to a run's folder between `open_events` and the end of its context. All raise
-    InputError if the disk refuses.
+    """A writer of TensorBoard events into a run folder.
+
+    It writes from `open_events` to the end of its context. Every method raises InputError if the
+    disk refuses.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,7 +31,8 @@ class TensorBoard:
         return self
 
     def _thread_failed(self, failure: Any) -> None:
-        # TensorBoard's thread raises the error of a disk that refuses once more at the next call.
+        # Errors of the disk in TensorBoard's writing thread are not shown here: TensorBoard raises
+        # them once more in the main thread, at the next call.
         if not issubclass(failure.exc_type, OSError):
             self._excepthook(failure)
 
@@ -44,37 +47,41 @@ class TensorBoard:
             self._call("close")
 
     def open_events(self, purge_step: int | None = None) -> None:
-        """TensorBoard passes over what earlier files hold from `purge_step` on."""
+        """Open a new event file; TensorBoard then hides earlier events from `purge_step` on."""
         from torch.utils.tensorboard import SummaryWriter
 
         with writing(self._directory):
             self._writer = SummaryWriter(str(self._directory), purge_step=purge_step)
 
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
-        """Custom scalars: group -> chart -> the tags it draws together."""
-        parts = {
-            group: {name: ["Multiline", tags] for name, tags in named.items()}
-            for group, named in charts.items()
+        """Define custom charts: group -> chart -> the tags that it draws together."""
+        chart_layout = {
+            group: {name: ["Multiline", tags] for name, tags in group_charts.items()}
+            for group, group_charts in charts.items()
         }
-        self._call("add_custom_scalars", parts)
+        self._call("add_custom_scalars", chart_layout)
 
     def scalar(self, tag: str, value: float, step: int) -> None:
+        """Write a number."""
         self._call("add_scalar", tag, value, step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Write the distribution of values of any shape."""
         self._call("add_histogram", tag, values.detach().cpu(), step)
 
     def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
-        """pixels: (H, W, 3) uint8."""
+        """Write an image of pixels (H, W, 3) uint8."""
         self._call("add_image", tag, pixels, step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Markdown."""
+        """Write a text in Markdown."""
         self._call("add_text", tag, text, step)
 
     def flush(self) -> None:
+        """Write all events so far to the disk."""
         self._call("flush")
 
     def _call(self, method: str, *args: Any, **options: Any) -> None:
+        """Call a method of TensorBoard's writer; an error of the disk becomes an InputError."""
         with writing(self._directory):
             getattr(self._writer, method)(*args, **options)

@@ -1,1 +1,1 @@
-"""Reports: pages and tables in Markdown, made of what runs and registries hold."""
+"""Reports: pages and tables in Markdown, made from run folders and registries."""

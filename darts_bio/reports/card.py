@@ -1,6 +1,4 @@
-"""The model card of a trained network, report.md: what it is, how it was made, what it reaches,
-what it costs.
-"""
+"""The model card of a trained network, report.md: its accuracy, architecture, cost and recipe."""
 
 from __future__ import annotations
 
@@ -19,12 +17,16 @@ from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
 
 CARD_FILE = "report.md"
+"""The report in a run folder."""
 
 
 def model_card(
     training: Retraining, folder: RunFolder, records: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Markdown. `records` are the run's epochs as metrics.jsonl has them; at least one."""
+    """Return the model card in Markdown.
+
+    `records` are the numbers of the run's epochs as metrics.jsonl has them, at least one.
+    """
     config, last = training.config, records[-1]
     done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
     lines = [f"# {_title(config)}, seed {config.seed}", "", "## Result", ""]
@@ -54,10 +56,10 @@ def model_card(
 
 
 def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any]) -> str:
-    """Write, in Markdown, the test accuracy of each seed, their mean and spread, and what is common
-    to all.
+    """Return the report of several seeds in Markdown: each accuracy, their mean and spread.
 
-    `config` and `command` are those of the whole; `results` holds a TrainResult a seed.
+    `config` and `command` are those of all seeds together; `results` holds the `TrainResult` of
+    each seed.
     """
     first = next(iter(results.values()))
     accuracies = {seed: result.accuracy for seed, result in results.items()}
@@ -76,7 +78,7 @@ def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any])
 
 
 def spread(accuracies: Sequence[float]) -> str:
-    """Mean and sample standard deviation of several accuracies in [0, 1].
+    """Format the mean and the sample standard deviation of several accuracies in [0, 1].
 
     >>> spread([0.97, 0.98, 0.99])
     '98.00 +- 1.00 % (mean and standard deviation, n = 3)'
@@ -86,32 +88,45 @@ def spread(accuracies: Sequence[float]) -> str:
 
 
 def _title(config: TrainingConfig) -> str:
+    """Return the title of a report: the genotype and the data set."""
+    # A DARTS-style string is too long for a title.
     name = config.genotype if len(config.genotype) < 60 else "genotype"
     return f"{name} on {config.dataset or config.data_dir or 'images'}"
 
 
 def _network(training: Retraining) -> list[str]:
+    """Return the lines on the network: what it costs, and its genotype."""
     lines = ["## Network", "", *markdown_table(("", ""), _costs(training))]
-    return (
-        lines if training.genotype is None else [*lines, "", "```", str(training.genotype), "```"]
-    )
+    if training.genotype is not None:
+        lines += ["", "```", str(training.genotype), "```"]
+    return lines
 
 
 def _recipe(config: TrainingConfig, command: str) -> list[str]:
+    """Return the lines on the recipe: the command and all options."""
     return ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
 
 
 def _processes(training: Retraining) -> str:
+    """Return the number of processes, and that at the start of the run if it was another."""
     before = "" if training.began_with == world_size() else f" (at first {training.began_with})"
     return f"{world_size()} process(es){before}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Its lines."""
+    """Return the lines of a Markdown table.
+
+    >>> print("\\n".join(markdown_table(("rule", "layers"), [("usf", "12"), ("bp", "3")])))
+    | rule | layers |
+    | --- | --- |
+    | usf | 12 |
+    | bp | 3 |
+    """
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _measured(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return a row (group of images, loss, accuracy in per cent) for each group in a record."""
     groups = [name.removesuffix("/accuracy") for name in record if name.endswith("/accuracy")]
     return [
         (
@@ -124,13 +139,14 @@ def _measured(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _costs(training: Retraining) -> list[tuple[str, str]]:
+    """Return the rows (quantity, value) on parameters and multiply-adds of the network."""
     network = training.network
     auxiliary = network.get_submodule("auxiliary") if training.config.auxiliary else None
-    head = 0 if auxiliary is None else parameters(auxiliary)
+    head_parameters = 0 if auxiliary is None else parameters(auxiliary)
     shape = (1, training.source.in_channels, *training.source.image_size)
     adds = multiply_adds(network, lambda: network(torch.zeros(shape, device=training.device)))
-    rows = [("parameters", f"{parameters(network) - head:,}")]
-    if head:
+    rows = [("parameters", f"{parameters(network) - head_parameters:,}")]
+    if head_parameters:
         rows.append(("with the auxiliary head, for training only", f"{parameters(network):,}"))
     size = "x".join(map(str, shape[1:]))
     return [
@@ -140,15 +156,17 @@ def _costs(training: Retraining) -> list[tuple[str, str]]:
 
 
 def _rules(training: Retraining) -> list[str]:
-    found = audit(training.network)
-    by_rule: dict[str, list[int]] = {}
-    for row in found.rows:
-        by_rule.setdefault(row.rule or "bp (plain)", []).append(row.parameters)
-    rows = [(rule, str(len(sizes)), f"{sum(sizes):,}") for rule, sizes in sorted(by_rule.items())]
+    """Return the lines on the learning rules: layers and parameters of each, weight transport."""
+    weight_audit = audit(training.network)
+    sizes_by_rule: dict[str, list[int]] = {}
+    for row in weight_audit.rows:
+        sizes_by_rule.setdefault(row.rule or "bp (plain)", []).append(row.parameters)
+    rows = [
+        (rule, str(len(sizes)), f"{sum(sizes):,}") for rule, sizes in sorted(sizes_by_rule.items())
+    ]
     return [
         *markdown_table(("rule", "layers", "parameters"), rows),
         "",
-        f"{found.transported:,} of {found.parameters:,} parameters of these layers "
-        f"({100 * found.share:.1f} %) carry "
-        "the error down by their own weights.",
+        f"{weight_audit.transported:,} of {weight_audit.parameters:,} parameters of these layers "
+        f"({100 * weight_audit.share:.1f} %) carry the error down by their own weights.",
     ]

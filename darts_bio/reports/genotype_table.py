@@ -1,4 +1,4 @@
-"""The tables of shipped genotypes: what each costs as a network for CIFAR and for ImageNet."""
+"""Tables of the shipped genotypes: what each costs as a network for CIFAR and for ImageNet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.spaces import load_genotype, shipped_names
 
-# Of arXiv 1806.09055, section 3: title, the image's side, and what the network is built with.
 FORMS = (
     (
         "CIFAR: 36 channels, 20 cells, 10 classes, 3x32x32",
@@ -20,10 +19,14 @@ FORMS = (
         {"channels": 48, "layers": 14, "num_classes": 1000, "stem": "imagenet"},
     ),
 )
+"""A table each: its title, the image's side in pixels, and the keywords of `build_network`.
+
+From arXiv 1806.09055, section 3.
+"""
 
 
 def genotype_tables() -> str:
-    """Markdown: of each form a table with a row for every shipped genotype."""
+    """Return a Markdown table for each form of the network, with a row per shipped genotype."""
     tables = []
     for title, side, form in FORMS:
         rows = [
@@ -35,11 +38,10 @@ def genotype_tables() -> str:
             genotype = load_genotype(name)
             network = build_network(genotype, **form)
             adds = multiply_adds(network, lambda n=network, s=side: n(torch.zeros(1, 3, s, s)))  # type: ignore[misc]
-            whole = parameters(build_network(genotype, **form, auxiliary=True))
+            with_head = parameters(build_network(genotype, **form, auxiliary=True))
             rows.append(
                 f"| `{name}` | {genotype.provenance['source']} | {parameters(network):,} | "
-                f"{whole:,} | "
-                f"{adds / 1e6:.2f} M |"
+                f"{with_head:,} | {adds / 1e6:.2f} M |"
             )
         tables.append("\n".join(rows) + "\n")
     return "\n".join(tables)

@@ -1,4 +1,4 @@
-"""What a measurement of robustness leaves: report.md, results.json and two figures."""
+"""Write the results of a measurement of robustness: report.md, results.json and two figures."""
 
 from __future__ import annotations
 
@@ -21,135 +21,139 @@ RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg",
 
 
 def write_report(
-    subjects: Sequence[Subject], measured: Measurement, folder: RunFolder, seconds: float
+    subjects: Sequence[Subject], measurement: Measurement, folder: RunFolder, seconds: float
 ) -> tuple[list[Doubt], Drawing, Drawing, str]:
-    """Write all files of a measurement; return the doubts, the two figures and the text of the
-    report.
+    """Write all files of a measurement that took `seconds`.
+
+    Returns the doubts about it, the figures of accuracy and of examples, and the text of report.md.
     """
-    found = [*_of_logs(subjects), *doubts(measured)]
-    accuracy, examples = draw_accuracy(subjects, measured), draw_examples(subjects, measured)
-    text = report(subjects, measured, found, folder, seconds)
-    write_text(folder.path / RESULTS_FILE, _json(results(subjects, measured, found)))
+    all_doubts = [*_log_doubts(subjects), *doubts(measurement)]
+    accuracy, examples = draw_accuracy(subjects, measurement), draw_examples(subjects, measurement)
+    text = report(subjects, measurement, all_doubts, folder, seconds)
+    write_text(folder.path / RESULTS_FILE, _json(results(subjects, measurement, all_doubts)))
     write_text(folder.path / ACCURACY_FIGURE, accuracy.svg())
     write_text(folder.path / EXAMPLES_FIGURE, examples.svg())
     write_text(folder.path / CARD_FILE, text)
-    return found, accuracy, examples, text
+    return all_doubts, accuracy, examples, text
 
 
-def _of_logs(subjects: Sequence[Subject]) -> list[Doubt]:
-    """Networks that are not as accurate as the log of their training says."""
+def _log_doubts(subjects: Sequence[Subject]) -> list[Doubt]:
+    """Return a doubt for each network whose accuracy is not that in the log of its training."""
     return [
         Doubt(
-            s.name,
+            subject.name,
             "true",
             "clean accuracy",
-            f"{100 * s.clean:.2f} %, in the training's log {100 * s.logged:.2f} %",
+            f"{100 * subject.clean:.2f} %, in the training's log {100 * subject.logged:.2f} %",
         )
-        for s in subjects
-        if s.logged is not None and round(100 * s.clean, 2) != round(100 * s.logged, 2)
+        for subject in subjects
+        if subject.logged is not None
+        and round(100 * subject.clean, 2) != round(100 * subject.logged, 2)
     ]
 
 
-def attacks_on(measured: Measurement, name: str) -> list[Job]:
-    """List the network's attacks on all images."""
+def attacks_on(measurement: Measurement, name: str) -> list[Job]:
+    """Return the attacks on a network that were made on all images, not on a few for a check."""
     return [
         job
-        for job in measured.jobs
+        for job in measurement.jobs
         if job.kind == "attack" and job.network == name and not job.most
     ]
 
 
 def results(
-    subjects: Sequence[Subject], measured: Measurement, found: Sequence[Doubt]
+    subjects: Sequence[Subject], measurement: Measurement, all_doubts: Sequence[Doubt]
 ) -> dict[str, Any]:
-    """All numbers, as plain data; accuracies in [0, 1]."""
-    networks = []
-    for s in subjects:
-        networks.append(
-            {
-                "network": s.name,
-                "group": s.group,
-                "rules": s.rules,
-                "clean_all_test_images": s.clean,
-                "clean_in_training_log": s.logged,
-                "clean": measured.clean(s.name),
-                "gradients": measured.figures(s.name),
-                "attacks": [
-                    {
-                        "attack": job.what,
-                        "eps": job.level,
-                        "gradients": job.gradients,
-                        "images": len(measured.subject(job)) if job.most else len(measured.images),
-                        "accuracy": measured.accuracy(job),
-                    }
-                    for job in measured.jobs
-                    if job.kind == "attack" and job.network == s.name and len(measured.subject(job))
-                ],
-                "corruptions": [
-                    {
-                        "corruption": job.what,
-                        "severity": int(job.level),
-                        "accuracy": _share(measured, job),
-                    }
-                    for job in measured.jobs
-                    if job.kind == "corruption" and job.network == s.name
-                ],
-                "transfer_to": [
-                    {
-                        "attack": job.what,
-                        "eps": job.level,
-                        "network": name,
-                        "accuracy": kept.double().mean().item(),
-                    }
-                    for job in measured.jobs
-                    if job.kind == "transfer" and job.network == s.name
-                    for name, kept in measured.transferred(s.name, job.level).items()
-                ],
-            }
-        )
+    """Return all numbers of a measurement as plain data for JSON; accuracies are in [0, 1]."""
     return {
-        "images": len(measured.images),
-        "networks": networks,
-        "doubts": [doubt.as_dict() for doubt in found],
+        "images": len(measurement.images),
+        "networks": [_network_results(subject, measurement) for subject in subjects],
+        "doubts": [doubt.as_dict() for doubt in all_doubts],
+    }
+
+
+def _network_results(subject: Subject, measurement: Measurement) -> dict[str, Any]:
+    """Return the numbers of one network."""
+    jobs = [job for job in measurement.jobs if job.network == subject.name]
+    attacks = [
+        {
+            "attack": job.what,
+            "eps": job.level,
+            "gradients": job.gradients,
+            "images": len(measurement.subject(job)) if job.most else len(measurement.images),
+            "accuracy": measurement.accuracy(job),
+        }
+        for job in jobs
+        if job.kind == "attack" and len(measurement.subject(job))
+    ]
+    corruptions = [
+        {
+            "corruption": job.what,
+            "severity": int(job.level),
+            "accuracy": _accuracy(measurement, job),
+        }
+        for job in jobs
+        if job.kind == "corruption"
+    ]
+    transfers = []
+    for job in jobs:
+        if job.kind != "transfer":
+            continue
+        for name, correct in measurement.transferred(subject.name, job.level).items():
+            transfers.append(
+                {
+                    "attack": job.what,
+                    "eps": job.level,
+                    "network": name,
+                    "accuracy": correct.double().mean().item(),
+                }
+            )
+    return {
+        "network": subject.name,
+        "group": subject.group,
+        "rules": subject.rules,
+        "clean_all_test_images": subject.clean,
+        "clean_in_training_log": subject.logged,
+        "clean": measurement.clean(subject.name),
+        "gradients": measurement.figures(subject.name),
+        "attacks": attacks,
+        "corruptions": corruptions,
+        "transfer_to": transfers,
     }
 
 
 def _json(data: dict[str, Any]) -> str:
-    """JSON, a record of plain values a line."""
-    return (
-        re.sub(
-            r"{[^{}\[\]]*}", lambda record: " ".join(record[0].split()), json.dumps(data, indent=1)
-        )
-        + "\n"
-    )
+    """Write JSON in which an object without lists or objects in it stands on one line."""
+    text = json.dumps(data, indent=1)
+    innermost = r"{[^{}\[\]]*}"
+    return re.sub(innermost, lambda match: " ".join(match[0].split()), text) + "\n"
 
 
-def _share(measured: Measurement, job: Job) -> float:
-    return measured.found[job.key].double().mean().item()
+def _accuracy(measurement: Measurement, job: Job) -> float:
+    """Return the share of images that a network classifies correctly in a job without an attack."""
+    return measurement.found[job.key].double().mean().item()
 
 
 def report(
     subjects: Sequence[Subject],
-    measured: Measurement,
-    found: Sequence[Doubt],
+    measurement: Measurement,
+    all_doubts: Sequence[Doubt],
     folder: RunFolder,
     seconds: float,
 ) -> str:
-    """Markdown."""
-    plan, groups = measured.plan, groups_of(subjects)
+    """Return the report of a measurement in Markdown; accuracies are in per cent."""
+    plan, groups = measurement.plan, groups_of(subjects)
     lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
     lines += [
-        f"In % of {len(measured.images)} test images, right before and after; `worst` are those "
-        "that withstand every "
-        "attack of the row. `true`: attacks climb along the exact gradient; `rule`: along what the "
-        "learning rules send "
-        "down, which is no measure of robustness: the gap between the two is masking. Attacks that "
-        "follow no gradient "
-        f"stand in both rows.{_of_several(groups)}",
+        f"In % of {len(measurement.images)} test images, right before and after; `worst` are those "
+        "that withstand every attack of the row. `true`: attacks climb along the exact gradient; "
+        "`rule`: along what the learning rules send down, which is no measure of robustness: the "
+        "gap between the two is masking. Attacks that follow no gradient stand in both rows."
+        f"{_seeds_remark(groups)}",
         "",
     ]
     for eps in plan.eps:
-        lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measured, eps), ""]
+        lines += [f"### eps {eps:g}/255", "", *_eps_table(groups, measurement, eps), ""]
     lines += [
         f"![accuracy against eps]({ACCURACY_FIGURE})",
         "",
@@ -159,11 +163,11 @@ def report(
     lines += [
         "## Doubts",
         "",
-        *_doubts(found),
+        *_doubts(all_doubts),
         "",
         "## Networks",
         "",
-        *_networks(subjects, measured),
+        *_networks(subjects, measurement),
         "",
     ]
     if plan.transfer and len(subjects) > 1:
@@ -171,12 +175,12 @@ def report(
             lines += [
                 f"## Transfer, {plan.transfer}, eps {eps:g}/255",
                 "",
-                *_transfer(subjects, measured, eps),
+                *_transfer(subjects, measurement, eps),
                 "",
             ]
     if plan.corruptions:
-        lines += ["## Common corruptions", "", *_corruptions(groups, measured), ""]
-    device = measured.images.images.device
+        lines += ["## Common corruptions", "", *_corruptions(groups, measurement), ""]
+    device = measurement.images.images.device
     lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
     lines += [
         folder.config.to_yaml().rstrip(),
@@ -188,13 +192,16 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def _of_several(groups: Mapping[str, Sequence[Subject]]) -> str:
+def _seeds_remark(groups: Mapping[str, Sequence[Subject]]) -> str:
+    """Return the sentence that explains the spread, if a group has several seeds."""
     counts = {len(members) for members in groups.values()}
     return "" if counts == {1} else " Mean and standard deviation over the seeds of a training."
 
 
 def _percent(values: Sequence[float], sign: str = "") -> str:
-    """Of values in [0, 1] their mean, and the standard deviation of several.
+    """Format the mean of values in [0, 1] in per cent, with the spread if there are several.
+
+    `sign` is "+" where a positive mean is to show its sign.
 
     >>> _percent([0.5]), _percent([0.25, 0.75])
     ('50.0', '50.0 +- 35.4')
@@ -204,46 +211,56 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
 
 
 def _eps_table(
-    groups: Mapping[str, Sequence[Subject]], measured: Measurement, eps: float
+    groups: Mapping[str, Sequence[Subject]], measurement: Measurement, eps: float
 ) -> list[str]:
-    plan = measured.plan
+    """Return the table of accuracies at one eps: a row for each group and gradient.
+
+    Where attacks followed both gradients, a third row has the gap between them.
+    """
+    plan = measurement.plan
     rows = []
     for group, members in groups.items():
-        clean = _percent([measured.clean(s.name) for s in members])
-        by_side: dict[str, list[list[float]]] = {}
-        for side in plan.gradients:
-            at = [[plan.job(s.name, spec, eps, side) for spec in plan.attacks] for s in members]
-            columns = [[measured.accuracy(job) for job in jobs] for jobs in zip(*at, strict=True)]
-            columns.append([measured.accuracy(*jobs) for jobs in at])
-            by_side[side] = columns
-            rows.append((group, members[0].rules, side, clean, *map(_percent, columns)))
-        if len(by_side) == 2:
-            gaps = [
-                _percent([ruled - true for ruled, true in zip(*pair, strict=True)], "+")
-                for pair in zip(by_side["rule"], by_side["true"], strict=True)
+        clean = _percent([measurement.clean(subject.name) for subject in members])
+        # Gradient -> attack (the last: the worst of all) -> accuracy of each seed.
+        accuracies: dict[str, list[list[float]]] = {}
+        for gradient in plan.gradients:
+            jobs_by_seed = [
+                [plan.job(subject.name, spec, eps, gradient) for spec in plan.attacks]
+                for subject in members
             ]
-            shown = [
+            columns = [
+                [measurement.accuracy(job) for job in jobs_of_attack]
+                for jobs_of_attack in zip(*jobs_by_seed, strict=True)
+            ]
+            columns.append([measurement.accuracy(*jobs) for jobs in jobs_by_seed])
+            accuracies[gradient] = columns
+            rows.append((group, members[0].rules, gradient, clean, *map(_percent, columns)))
+        if len(accuracies) == 2:
+            gaps = []
+            for by_rule, by_true in zip(accuracies["rule"], accuracies["true"], strict=True):
+                differences = [rule - true for rule, true in zip(by_rule, by_true, strict=True)]
+                gaps.append(_percent(differences, "+"))
+            # An attack that follows no gradient has no gap; the last gap is that of the worst.
+            attack_gaps = [
                 gap if plan.attack(spec).white_box else ""
                 for gap, spec in zip(gaps, plan.attacks, strict=False)
             ]
-            rows.append((group, "", "gap", "", *shown, gaps[-1]))
+            rows.append((group, "", "gap", "", *attack_gaps, gaps[-1]))
     return markdown_table(("network", "rules", "gradient", "clean", *plan.attacks, "worst"), rows)
 
 
-def _doubts(found: Sequence[Doubt]) -> list[str]:
-    if not found:
+def _doubts(all_doubts: Sequence[Doubt]) -> list[str]:
+    """Return the lines on the doubts; of several by one check, the table has the last."""
+    if not all_doubts:
         return ["None: every check that was made held (docs/robustness.md says what is checked)."]
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for doubt in found:
-        alike.setdefault((doubt.network, doubt.gradients, doubt.check), []).append(doubt.found)
-    rows = [
-        (
-            *key,
-            texts[-1]
-            + (f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""),
-        )
-        for key, texts in alike.items()
-    ]
+    texts_by_check: dict[tuple[str, str, str], list[str]] = {}
+    for doubt in all_doubts:
+        key = (doubt.network, doubt.gradients, doubt.check)
+        texts_by_check.setdefault(key, []).append(doubt.found)
+    rows = []
+    for (network, gradients, check), texts in texts_by_check.items():
+        more = f" (and {len(texts) - 1} more in {RESULTS_FILE})" if len(texts) > 1 else ""
+        rows.append((network, gradients, check, texts[-1] + more))
     return [
         "What speaks against believing the numbers by that gradient:",
         "",
@@ -251,19 +268,20 @@ def _doubts(found: Sequence[Doubt]) -> list[str]:
     ]
 
 
-def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
+def _networks(subjects: Sequence[Subject], measurement: Measurement) -> list[str]:
+    """Return the table of networks: clean accuracy, and the checks of their gradients."""
+    formats = {
+        "cosine": "{:.3f}",
+        "slope_error": "{:.1%}",
+        "true_vanishes": "{:.0%}",
+        "rule_vanishes": "{:.0%}",
+    }
     rows = []
-    for s in subjects:
-        figures = measured.figures(s.name)
-        logged = "-" if s.logged is None else f"{100 * s.logged:.2f}"
-        forms = {
-            "cosine": "{:.3f}",
-            "slope_error": "{:.1%}",
-            "true_vanishes": "{:.0%}",
-            "rule_vanishes": "{:.0%}",
-        }
-        numbers = [form.format(figures[name]) if figures else "-" for name, form in forms.items()]
-        rows.append((s.name, f"{100 * s.clean:.2f}", logged, *numbers))
+    for subject in subjects:
+        figures = measurement.figures(subject.name)
+        logged = "-" if subject.logged is None else f"{100 * subject.logged:.2f}"
+        numbers = [form.format(figures[name]) if figures else "-" for name, form in formats.items()]
+        rows.append((subject.name, f"{100 * subject.clean:.2f}", logged, *numbers))
     head = (
         "network",
         "clean, all test images, %",
@@ -276,45 +294,44 @@ def _networks(subjects: Sequence[Subject], measured: Measurement) -> list[str]:
     return markdown_table(head, rows)
 
 
-def _transfer(subjects: Sequence[Subject], measured: Measurement, eps: float) -> list[str]:
+def _transfer(subjects: Sequence[Subject], measurement: Measurement, eps: float) -> list[str]:
+    """Return the table of transferred attacks at one eps, network by network."""
     rows = []
-    for s in subjects:
-        kept = measured.transferred(s.name, eps).values()
-        rows.append((s.name, *(f"{100 * right.double().mean():.1f}" for right in kept)))
+    for subject in subjects:
+        correct_by_network = measurement.transferred(subject.name, eps).values()  # masks (N,)
+        accuracies = [f"{100 * correct.double().mean():.1f}" for correct in correct_by_network]
+        rows.append((subject.name, *accuracies))
     return [
         "Accuracy in % of the network of the column, on images that the attack made on that of the "
         "row.",
         "",
-        *markdown_table(("made on", *(s.name for s in subjects)), rows),
+        *markdown_table(("made on", *(subject.name for subject in subjects)), rows),
     ]
 
 
-def _corruptions(groups: Mapping[str, Sequence[Subject]], measured: Measurement) -> list[str]:
-    names = list(groups)
-    rows = []
+def _corruptions(groups: Mapping[str, Sequence[Subject]], measurement: Measurement) -> list[str]:
+    """Return the table of accuracies under common corruptions: a row for each, and their mean."""
 
     def mean(subject: Subject, kinds: Sequence[str]) -> float:
-        found = [
-            _share(measured, Job("corruption", subject.name, kind, severity))
+        accuracies = [
+            _accuracy(measurement, Job("corruption", subject.name, kind, severity))
             for kind in kinds
             for severity in SEVERITIES
         ]
-        return statistics.mean(found)
+        return statistics.mean(accuracies)
 
-    for kind in measured.plan.corruptions:
-        rows.append((kind, *(_percent([mean(s, [kind]) for s in groups[name]]) for name in names)))
-    rows.append(
-        (
-            "mean",
-            *(
-                _percent([mean(s, measured.plan.corruptions) for s in groups[name]])
-                for name in names
-            ),
-        )
-    )
-    clean = (_percent([measured.clean(s.name) for s in groups[name]]) for name in names)
+    def row(title: str, kinds: Sequence[str]) -> tuple[str, ...]:
+        cells = [_percent([mean(subject, kinds) for subject in groups[name]]) for name in groups]
+        return title, *cells
+
+    clean = [
+        _percent([measurement.clean(subject.name) for subject in members])
+        for members in groups.values()
+    ]
+    kinds = measurement.plan.corruptions
+    rows = [("none", *clean), *(row(kind, [kind]) for kind in kinds), row("mean", kinds)]
     return [
         "Accuracy in %, the mean over the severities 1 to 5 of CIFAR-10-C (arXiv 1903.12261).",
         "",
-        *markdown_table(("corruption", *names), [("none", *clean), *rows]),
+        *markdown_table(("corruption", *groups), rows),
     ]

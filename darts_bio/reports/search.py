@@ -1,4 +1,4 @@
-"""The report of a search, report.md: what it found, how, and how its numbers went."""
+"""The report of a search, report.md: the genotype, the numbers of each epoch, the recipe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def search_card(
     epochs: Sequence[Mapping[str, Any]],
     finished: bool,
 ) -> str:
-    """Write the report of one search in Markdown; `epochs` are its numbers as metrics.jsonl has
-    them.
+    """Return the report of one search in Markdown.
+
+    `epochs` are the numbers of its epochs as metrics.jsonl has them; `finished` tells whether the
+    search came to its end.
     """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
@@ -75,8 +77,9 @@ def search_card(
 
 
 def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, Any]) -> str:
-    """Write the report of several searches: where their genotypes agree. `results` holds a
-    SearchResult a seed.
+    """Return the report of several seeds in Markdown: their genotypes, and where those agree.
+
+    `results` holds the `SearchResult` of each seed.
     """
     lines = [f"# Search on {config.dataset}, {len(results)} seeds", "", "## Genotypes", ""]
     for seed, result in results.items():
@@ -100,11 +103,11 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
         for cell_type, cell in result.genotype.cells.items()
         for edge in cell.edges
     )
+    # Edges that most genotypes share come first; equals in the order of cells and nodes.
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rows = [
         (cell_type, f"{source} -> {node}", candidate, str(count))
-        for (cell_type, node, source, candidate), count in sorted(
-            counts.items(), key=lambda item: (-item[1], item[0])
-        )
+        for (cell_type, node, source, candidate), count in by_count
     ]
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
     lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
@@ -112,6 +115,8 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
 
 
 def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return an epoch's row of the table of numbers; "-" where a number was not measured."""
+
     def shown(name: str, form: str, scale: float = 1.0) -> str:
         return form.format(scale * numbers[name]) if name in numbers else "-"
 

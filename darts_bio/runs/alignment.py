@@ -1,4 +1,4 @@
-"""A measurement of the alignment with backpropagation, from a run folder to a table."""
+"""Measure how a trained network's learning aligns with backpropagation, and write the table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from darts_bio.training.run_folder import write_text
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """What was measured, layer by layer, and the files that hold it: alignment.json, and
-    alignment.svg where matplotlib is installed (`figure` is None where it is not).
+    """The alignment of each layer of a run, and the files that hold it.
+
+    `numbers` is the path of alignment.json. `figure` is that of alignment.svg, None where
+    matplotlib is not installed.
     """
 
     alignment: Alignment
@@ -30,12 +32,10 @@ class AlignmentResult:
 def measure_alignment_of_run(
     config: AlignmentConfig, data: ImageData | None = None
 ) -> AlignmentResult:
-    """Measure a trained network on training batches of its own run, and write the result into the
-    run's folder.
+    """Measure a trained network on its own training batches, and write the result beside it.
 
-    `data` are the run's images, where they were handed over.
-
-    Raises InputError if the folder holds no training.
+    `data` are the run's images, if they were handed over in Python rather than named. Raises
+    InputError if the folder holds no training.
     """
     folder = Path(config.checkpoint)
     training = Retraining.of_run(folder, select_device(config.device), config.data_dir, data)

@@ -1,8 +1,8 @@
-"""What every run writes into its folder, whether or not anybody watches it.
+"""The file metrics.jsonl, which every run writes into its folder, whether or not it is watched.
 
-metrics.jsonl holds a record a line: event ("record" every few steps, or "epoch"), step, epoch, the
-numbers, and at the end seconds and images_per_second. All but these last two is the same whether or
-not a run was stopped and resumed.
+It holds one JSON record per line: `event` ("record" every few steps, or "epoch"), `step`, `epoch`,
+the numbers, and last `seconds` and `images_per_second`. A run that was stopped and resumed writes
+the same values as one that was not, except for these two times.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from darts_bio.training.run_folder import METRICS_FILE, RunFolder, read_records,
 
 
 class MetricsFile(Listener):
-    """The numbers of a run in its metrics.jsonl."""
+    """A listener that appends the numbers of a run to its metrics.jsonl."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.path / METRICS_FILE
+        # Seconds that the run took before it was resumed, from the last record kept.
         self._pace, self._earlier_s = Pace(), 0.0
 
     def on_start(self, progress: Progress) -> None:
-        """Drop what the file says of steps after `progress.step`, which will be made anew."""
+        """Drop the records after `progress.step`: a resumed run makes those steps again."""
         kept = read_records(self._path, progress.step)
         if kept:
             self._earlier_s = kept[-1]["seconds"]
@@ -39,6 +40,7 @@ class MetricsFile(Listener):
         self._write("epoch", progress, numbers)
 
     def _write(self, event: str, progress: Progress, numbers: Numbers) -> None:
+        """Append one record to the file."""
         wall_clock = {
             "seconds": round(self._earlier_s + self._pace.seconds, 2),
             "images_per_second": round(self._pace.images_per_second, 1),
@@ -55,8 +57,9 @@ class MetricsFile(Listener):
 
 
 def epochs_of(folder: Path, step: int | None = None) -> tuple[Numbers, ...]:
-    """Read the numbers of each epoch, or of those up to `step`, from the metrics.jsonl of a run's
-    folder.
+    """Read the numbers of each epoch from the metrics.jsonl of a run folder.
+
+    `step` leaves out the epochs that ended after that step; None keeps all.
     """
     return tuple(
         {key: value for key, value in record.items() if key != "event"}

@@ -1,6 +1,4 @@
-"""What of a recipe does not fit a data set: recipes are made for images of one size, and others may
-be smaller.
-"""
+"""Fit a recipe to a data set whose images are smaller or fewer than those it was made for."""
 
 from __future__ import annotations
 
@@ -12,10 +10,11 @@ from darts_bio.networks import STEMS, AuxiliaryHead
 
 
 def misfits(config: SmallImagesConfig, data: ImageData) -> dict[str, Any]:
-    """Give other values for the options that do not fit the images.
+    """Return new values, by option name, for the options that do not fit the images.
 
-    These are a batch larger than the data set, a blanked square or a rim larger than the images,
-    and an auxiliary head on images that are too small for one.
+    These are a batch larger than the data set, a cutout square or a crop padding not smaller than
+    the images, and an auxiliary head on images that are too small for one. An empty dictionary
+    means that all options fit.
     """
     side, fitting = min(data.image_size), dict[str, Any]()
     if config.cutout >= side:

@@ -1,4 +1,4 @@
-"""From the options that a user gives, on a command line or in Python, to the whole configuration.
+"""Complete the options that a user gives, on a command line or in Python, to a configuration.
 
 This module imports no PyTorch, so that the command line can use it before a command runs.
 """
@@ -27,33 +27,43 @@ C = TypeVar("C", bound=CommandConfig)
 def complete(
     cls: type[C], given: dict[str, Any], file: str | None = None, space: str | None = None
 ) -> C:
-    """Make the configuration of the options that are given, and of a file's: protocols and defaults
-    fill the rest.
+    """Build a configuration from the options that are given; a file and protocols fill the rest.
 
-    `space` is that which the run is about, where the options do not tell.
+    The first of these that has an option decides it: `given`, the YAML file, and then the run that
+    is resumed, or for a new one the protocols and at last the defaults.
+
+    Args:
+        cls: The configuration to build.
+        given: The options that the user gave, by name.
+        file: The path of a YAML file with further options (`--config`).
+        space: The search space of the run, where the options do not tell it.
+
+    Raises:
+        InputError: For a value that is not possible, or a folder that cannot be resumed.
     """
     if file is not None:
-        written = read_yaml(Path(file), cls)
-        if written.pop("plugin", ()):
+        file_options = read_yaml(Path(file), cls)
+        if file_options.pop("plugin", ()):
             raise InputError(
                 f"{file}: plug-ins are code, which no file may bring; name them by --plugin"
             )
-        given = written | given
+        given = file_options | given
+    # Before any name is looked up: plug-ins register rules, spaces, strategies and protocols.
     import_plugins(given.get("plugin", ()))
     resume = given.get("resume", False)
     if resume and issubclass(cls, RunConfig):
         if given.get("out") is None:
             raise InputError("--resume needs --out DIR, the folder of the run to go on with")
         folder = Path(given["out"])
+        # "auto" resumes the run in the folder if there is one, and begins one otherwise.
         if resume is True or (folder / CONFIG_FILE).is_file():
             return cls(**{**read_run(folder, cls), **given})
-    return cls(**{**preset(cls, given, lambda values: space or space_of(cls, values)), **given})
+    protocol_options = preset(cls, given, lambda values: space or space_of(cls, values))
+    return cls(**{**protocol_options, **given})
 
 
 def space_of(cls: type[CommandConfig], values: Mapping[str, Any]) -> str:
-    """Name the space that a run is about: the one searched, or that of the genotype which is
-    trained.
-    """
+    """Return the name of the space that is searched, or that the trained genotype comes from."""
     if issubclass(cls, TrainingConfig):
         if not values.get("genotype"):
             return "darts"

@@ -1,4 +1,4 @@
-"""A measurement of robustness, from its configuration to the report."""
+"""Measure the robustness of trained networks, from a configuration to the report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.training.run_folder import RunFolder
 
 SAVE_EVERY_S = 60.0
+"""Seconds between two checkpoints of a measurement."""
 
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """What a measurement left: all numbers as results.json has them, the doubts about them, and the
-    run folder.
+    """The result of a measurement: its numbers, the doubts about them, and its folder.
 
-    `numbers` is empty, and `finished` False, if it was stopped; it then goes on by `resume=True`.
+    `numbers` holds what results.json holds. If the measurement was stopped, `numbers` is empty and
+    `finished` is False; `resume=True` then continues it. `exit_code` is 0, or 128 plus the number
+    of the signal that stopped it.
     """
 
     folder: Path
@@ -49,10 +51,17 @@ def measure_robustness(
     tensorboard: bool = False,
     data: ImageData | None = None,
 ) -> RobustnessResult:
-    """Attack the networks of the configuration's checkpoints, or go on with that.
+    """Attack the networks of the configuration's checkpoints, or resume doing so.
 
-    `command` is what the run is stamped with; `data` are the networks' images, where they were
-    handed over. Raises InputError for bad input.
+    Args:
+        config: The networks and the attacks.
+        command: The command or call that the run folder records.
+        console: Where to show the progress; None for nowhere.
+        tensorboard: Whether to write TensorBoard events.
+        data: The images of the networks, if they were handed over in Python rather than named.
+
+    Raises:
+        InputError: For several processes, or input that cannot be measured.
     """
     with process_group():
         if world_size() > 1:
@@ -73,7 +82,7 @@ def measure_robustness(
         transfer=config.transfer,
         corruptions=CORRUPTIONS.names() if config.corruptions == ("all",) else config.corruptions,
     )
-    torchattacks()  # before the networks are read: it may not be installed
+    torchattacks()  # raises if it is not installed: before time is spent on reading the networks
     device = select_device(config.device)
     subjects, images = load_subjects(
         config.checkpoint,
@@ -84,43 +93,41 @@ def measure_robustness(
         data=data,
     )
     networks = {subject.name: subject.model for subject in subjects}
-    measured = Measurement(networks, images, plan, batch_size=config.batch_size, seed=config.seed)
+    measurement = Measurement(
+        networks, images, plan, batch_size=config.batch_size, seed=config.seed
+    )
     folder = RunFolder.open("robustness", config, command)
-    earlier, state = 0.0, folder.load()
+    earlier_s, state = 0.0, folder.load()
     if state is not None:
-        measured.load_state_dict(state["measured"])
-        earlier = state["seconds"]
-    began = saved = time.monotonic()
+        measurement.load_state_dict(state["measured"])
+        earlier_s = state["seconds"]
+    started_at = saved_at = time.monotonic()
 
     def save() -> None:
-        folder.save(
-            {"measured": measured.state_dict(), "seconds": earlier + time.monotonic() - began}
-        )
+        seconds = earlier_s + time.monotonic() - started_at
+        folder.save({"measured": measurement.state_dict(), "seconds": seconds})
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        shown = (
-            None if console is None else stack.enter_context(RobustnessConsole(console, measured))
-        )
-        if shown is not None:
+        shown = None
+        if console is not None:
+            shown = stack.enter_context(RobustnessConsole(console, measurement))
             shown.on_start(subjects)
         try:
-            for job in measured.run():
+            for job in measurement.run():
                 if shown is not None:
                     shown.on_batch(job)
                 if stop:
                     return RobustnessResult(folder.path, {}, (), False, stop.exit_code)
-                if time.monotonic() - saved > SAVE_EVERY_S:
+                if time.monotonic() - saved_at > SAVE_EVERY_S:
                     save()
-                    saved = time.monotonic()
-        finally:  # whatever ends it, what was found is kept
+                    saved_at = time.monotonic()
+        finally:  # a signal or an error loses no batch that was measured
             save()
-        seconds = earlier + time.monotonic() - began
-        doubts, accuracy, examples, text = write_report(subjects, measured, folder, seconds)
+        seconds = earlier_s + time.monotonic() - started_at
+        doubts, accuracy, examples, text = write_report(subjects, measurement, folder, seconds)
         if tensorboard:
-            stack.enter_context(RobustnessBoard(folder.path)).show(
-                subjects, measured, accuracy, examples, text
-            )
-    return RobustnessResult(
-        folder.path, results(subjects, measured, doubts), tuple(doubts), True, 0
-    )
+            board = stack.enter_context(RobustnessBoard(folder.path))
+            board.show(subjects, measurement, accuracy, examples, text)
+    numbers = results(subjects, measurement, doubts)
+    return RobustnessResult(folder.path, numbers, tuple(doubts), True, 0)

@@ -1,6 +1,4 @@
-"""What searches and trainings share: who listens, how the folder is found, runs of several
-seeds.
-"""
+"""What searches and trainings share: listeners, resuming, and runs of several seeds."""
 
 from __future__ import annotations
 
@@ -35,8 +33,10 @@ C = TypeVar("C", bound=FitConfig)
 
 @dataclass(frozen=True)
 class Watching:
-    """Who is shown a run while it goes on: `console` (None for nobody), TensorBoard, and a listener
-    of the user's.
+    """The ways in which a run is shown while it goes on.
+
+    `console` is the stream that progress is written to, None for no progress; `tensorboard` says
+    whether events are written; `listener` is the user's own.
     """
 
     console: TextIO | None = None
@@ -46,12 +46,12 @@ class Watching:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a run left.
+    """The result of a run, which `SearchResult` and `TrainResult` extend.
 
     `epochs` holds, for each epoch, what was measured in it and at its end (`train/loss`,
-    `test/accuracy`, ...). `step` counts the updates of the weights. `finished` tells whether the
-    run came to its end; one that was stopped goes on by `resume=True`. `exit_code` is what a shell
-    is told: 0, or 128 and the number of the signal.
+    `test/accuracy`, ...). `step` is the number of weight updates so far. `finished` tells whether
+    the run came to its end; `resume=True` continues one that was stopped. `exit_code` is the
+    command's exit status: 0, or 128 plus the number of the signal that stopped the run.
     """
 
     folder: Path
@@ -68,7 +68,8 @@ class Result:
             if "/" in name and "lr/" not in name
         )
         state = "" if self.finished else ", stopped"
-        return f"{type(self).__name__}({str(self.folder)!r}, {len(self.epochs)} epochs{state}; {numbers})"
+        folder = str(self.folder)
+        return f"{type(self).__name__}({folder!r}, {len(self.epochs)} epochs{state}; {numbers})"
 
 
 R = TypeVar("R", bound=Result)
@@ -76,19 +77,19 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class SeedResults(Generic[R]):
-    """What the runs of several seeds left: the result of each, and the folder in which their
-    folders lie.
-    """
+    """The results of several seeds, by seed, and the folder that holds their runs' folders."""
 
     folder: Path
     seeds: Mapping[int, R]
 
     @property
     def finished(self) -> bool:
+        """Whether the runs of all seeds came to their end."""
         return all(result.finished for result in self.seeds.values())
 
     @property
     def exit_code(self) -> int:
+        """The largest exit code of the runs: 0 if none was stopped."""
         return max(result.exit_code for result in self.seeds.values())
 
 
@@ -97,9 +98,7 @@ OF_A_MACHINE = ("data_dir", "device", "workers")
 
 
 def refuse_other_start(config: FitConfig) -> None:
-    """Raise InputError, in all processes, if they were not all started with the same options and
-    code.
-    """
+    """Raise InputError in every process unless all were started with the same options and code."""
     options = {
         flag(name): str(value) for name, value in asdict(config).items() if name not in OF_A_MACHINE
     }
@@ -107,24 +106,27 @@ def refuse_other_start(config: FitConfig) -> None:
 
 
 def settled(config: C) -> C:
-    """Decide whether a run goes on where it was left to circumstances: one process says so for all.
+    """Replace `resume="auto"` by True or False: the first process decides for all of them.
 
-    Raises InputError if a run of several seeds goes on with fewer of them, or that of one with
-    several.
+    Raises InputError if a run of several seeds is resumed with fewer of them, or a run of one seed
+    with several.
     """
     if config.resume == "auto":
         begun = rank() == 0 and config.out is not None and Path(config.out, CONFIG_FILE).is_file()
         config = replace(config, resume=first_says(begun))
     if config.resume:
-        there = read_yaml(Path(config.out or "", CONFIG_FILE), type(config)).get("seeds", 1)
-        if there == 1 and config.seeds > 1:
+        saved = read_yaml(Path(config.out or "", CONFIG_FILE), type(config))
+        saved_seeds = saved.get("seeds", 1)
+        # One seed's run lies in the folder itself, several seeds' runs in folders within it.
+        if saved_seeds == 1 and config.seeds > 1:
             raise InputError(
                 f"--seeds: {config.out} is the run of one seed, found {config.seeds}; start anew "
                 "in another --out"
             )
-        if config.seeds < there:
+        if config.seeds < saved_seeds:
             raise InputError(
-                f"--seeds: expected at least the {there} of {config.out}, found {config.seeds}"
+                f"--seeds: expected at least the {saved_seeds} of {config.out}, found "
+                f"{config.seeds}"
             )
     return config
 
@@ -139,11 +141,19 @@ def perform(
     news: Callable[[], Iterable[str]] = tuple,
     extra: Callable[[Progress], Numbers] = lambda progress: {},
 ) -> tuple[Outcome, int]:
-    """Train a task to its end, or until it is stopped; return its outcome and the exit code.
+    """Run a task to its end, or until it is stopped; return its outcome and the exit code.
 
-    `files` write the folder, and `watching` shows it; of several processes the first alone does
-    either. `introduction` and `news` are the lines of a `FitConsole`; `extra` measures what
-    listeners are told beside an epoch's numbers.
+    Of several processes only the first writes files and shows the run.
+
+    Args:
+        task: The search or the training.
+        folder: The folder of the run.
+        files: Listeners that write files into the folder.
+        watching: How the run is shown.
+        introduction: Returns the lines that the console shows at the start.
+        board: Makes the TensorBoard listener; called only if `watching` asks for one.
+        news: Returns the lines that have come up since it was last called (see `FitConsole`).
+        extra: Measures further numbers at the end of an epoch, for the listeners.
     """
     config = folder.config
     assert isinstance(config, FitConfig)
@@ -160,13 +170,13 @@ def perform(
                 )
             if watching.listener is not None:
                 listeners.append(watching.listener)
-        told = _Extended(extra, *listeners) if listeners else Listener()
-        outcome = fit(task, folder, told, stop, log_every=config.log_every)
+        listener = _WithExtraNumbers(extra, *listeners) if listeners else Listener()
+        outcome = fit(task, folder, listener, stop, log_every=config.log_every)
         return outcome, 0 if outcome.finished else stop.exit_code
 
 
-class _Extended(Listeners):
-    """Listeners that are told further numbers of an epoch."""
+class _WithExtraNumbers(Listeners):
+    """Listeners that receive the numbers of `extra` together with those of an epoch."""
 
     def __init__(self, extra: Callable[[Progress], Numbers], *listeners: Listener) -> None:
         super().__init__(*listeners)
@@ -180,60 +190,70 @@ def each_seed(
     config: C,
     open_folder: Callable[[C], RunFolder],
     run: Callable[[C, Callable[[], RunFolder], int], R],
-    spread: bool = False,
+    divide: bool = False,
 ) -> tuple[RunFolder, dict[int, R]]:
-    """Make a run for each seed, in a folder `seed-N` of its own; those that are there are gone on
-    with.
+    """Make a run for each seed, in a folder `seed-N` of its own; resume the runs that are there.
 
-    `run(config, open, number)` makes the one of that number and opens its folder once it stands, so
-    that bad input leaves nothing behind. Stops after a run that was stopped. With `spread` the runs
-    are shared out: each process makes some, as if it were alone, and at the end all are told of
-    all; the results are plain data then.
+    No further run begins after one that was stopped.
+
+    Args:
+        config: The configuration of all seeds: `seed` is the first, `seeds` their number.
+        open_folder: Opens the folder of a configuration.
+        run: `run(config, open, number)` makes the run of that number, counted from 0. It calls
+            `open()` for its folder once the task is built, so that bad input leaves no folder.
+        divide: Whether each process makes some of the runs, as if it were alone. The results are
+            exchanged between the processes at the end, so they must be plain data.
+
+    Returns:
+        The folder that holds the folders of the seeds, and the result of each seed.
     """
-    whole: RunFolder | None = None
+    parent: RunFolder | None = None
     results: dict[int, R] = {}
-    group = patient_group() if spread else None
-    own_numbers = range(config.seeds)[rank() :: world_size()] if spread else range(config.seeds)
-    with apart(spread):
-        for number in own_numbers:
-            own = replace(config, seed=config.seed + number, seeds=1)
+    group = patient_group() if divide else None
+    numbers = range(config.seeds)[rank() :: world_size()] if divide else range(config.seeds)
+    with apart(divide):  # within it a process acts as if it were the only one
+        for number in numbers:
+            seed_config = replace(config, seed=config.seed + number, seeds=1)
 
-            def opened(own: C = own) -> RunFolder:
-                nonlocal whole
-                if whole is None:
-                    with apart(False):
-                        whole = open_folder(config)
+            # The default binds this round's configuration, not the loop's last one.
+            def open_seed_folder(seed_config: C = seed_config) -> RunFolder:
+                nonlocal parent
+                if parent is None:
+                    with apart(False):  # all processes open the common folder together
+                        parent = open_folder(config)
                         if rank() == 0:  # there may be more seeds than when the run began
-                            write_text(whole.path / CONFIG_FILE, config.to_yaml())
-                path = whole.path / f"seed-{own.seed}"
+                            write_text(parent.path / CONFIG_FILE, config.to_yaml())
+                path = parent.path / f"seed-{seed_config.seed}"
                 begun = first_says((path / CONFIG_FILE).exists())
-                return open_folder(replace(own, out=str(path), resume=begun))
+                return open_folder(replace(seed_config, out=str(path), resume=begun))
 
-            results[own.seed] = run(own, opened, number)
-            if not results[own.seed].finished:
+            result = run(seed_config, open_seed_folder, number)
+            results[seed_config.seed] = result
+            if not result.finished:
                 break
-    assert whole is not None
-    if spread:
-        everyone = gathered(results, group)
-        results = dict(
-            sorted((seed, result) for theirs in everyone for seed, result in theirs.items())
-        )
-    return whole, results
+    assert parent is not None
+    if divide:
+        all_results: dict[int, R] = {}
+        for process_results in gathered(results, group):
+            all_results |= process_results
+        results = dict(sorted(all_results.items()))
+    return parent, results
 
 
 def beginning(
     progress: Progress, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]
 ) -> list[str]:
-    """Say where a run begins and how it is watched; `seed` is (its seed, its number from 0, how
-    many there are).
+    """Return the console's lines on where a run begins and how to watch it in TensorBoard.
+
+    `seed` is (the run's seed, its number from 0, the number of seeds).
     """
-    own, number, count = seed
-    lines = [f"seed {own}, {number + 1} of {count}"] if count > 1 else []
+    seed_value, number, count = seed
+    lines = [f"seed {seed_value}, {number + 1} of {count}"] if count > 1 else []
     if progress.step:
         lines.append(f"goes on from step {progress.step} of {progress.steps}")
     if watching.tensorboard:
-        # A folder that was named may lie among anything.
-        lines.append(
-            f"watch: {watch_line(folder.path if folder.config.out else folder.path.parent)}"
-        )
+        # By default runs lie side by side in one folder, and TensorBoard shows them together. A
+        # folder that the user named may lie among anything, so it is shown alone.
+        log_dir = folder.path if folder.config.out else folder.path.parent
+        lines.append(f"watch: {watch_line(log_dir)}")
     return lines

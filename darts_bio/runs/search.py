@@ -1,4 +1,4 @@
-"""A search, from its configuration to the genotype."""
+"""Run a search, from its configuration to the genotype."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ CELLS_FIGURE = "cells.svg"
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(Result):
-    """What a search left: the genotype found, the numbers of each epoch, the run folder.
+    """The result of a search: the derived genotype, the numbers of each epoch, the run folder.
 
-    `known` holds the accuracies of the cell in percent, where a table of NAS-Bench-201 was given.
-    `next_options` are those by which a training of the genotype fits the images that were searched
-    on.
+    `known` holds the accuracies of the cell, in per cent by data set, from the NAS-Bench-201 table
+    given by `table`; None without a table or where the cell is not in it. `next_options` are the
+    options with which `train` retrains the genotype on the images that were searched on.
     """
 
     genotype: Genotype
@@ -72,60 +72,72 @@ def search(
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search as the configuration says, alone or with the other processes of torchrun.
 
-    Several processes share each batch; or, where there are several seeds, the searches, unless
-    `share` says otherwise. `data` takes the place of the data set that the configuration names.
-    `command` is what the run is stamped with. Raises InputError for bad input.
+    Several processes divide each batch among them; where there are several seeds, they divide the
+    searches instead, unless `share` is "batch".
+
+    Args:
+        config: The options of the search.
+        command: The command or call that the run folder records.
+        data: Images to search on in place of the data set that the configuration names.
+        watching: How the run is shown; by default it is not.
+
+    Raises:
+        InputError: For options that cannot be met, or processes started differently.
     """
     watching = watching or Watching()
     with process_group():
         refuse_other_start(config)
         config = settled(config)
-        spread = config.share == "seeds" and config.seeds > 1 and world_size() > 1
-        if spread and config.seeds < world_size():
+        divide_seeds = config.share == "seeds" and config.seeds > 1 and world_size() > 1
+        if divide_seeds and config.seeds < world_size():
             raise InputError(
                 f"--seeds: expected at least one for each of {world_size()} processes, found "
                 f"{config.seeds}; start "
                 f"{config.seeds} processes, or use --share batch to have all share each search"
             )
-        if spread and rank() > 0:  # one writes to the terminal; TensorBoard shows all
+        # Only the first process writes to the terminal; TensorBoard shows the searches of all.
+        if divide_seeds and rank() > 0:
             watching = replace(watching, console=None)
         remark = (
             f"{world_size()} processes, each with other seeds; shown are the searches of the first"
         )
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
-        with first_before_the_others():  # it may download
-            first = data or _images_of(config)
+        with first_before_the_others():  # the first process may have to download the data set
+            first_images = data or _images_of(config)
         if world_size() > 1:
-            refuse_differences({"the data set": first.identity()}, within=TIMEOUT)
+            refuse_differences({"the data set": first_images.identity()}, within=TIMEOUT)
 
         def run(
-            own: SearchConfig, open_folder: Callable[[], RunFolder], number: int
+            seed_config: SearchConfig, open_folder: Callable[[], RunFolder], number: int
         ) -> SearchResult:
-            images = first if data is not None or own.seed == config.seed else _images_of(own)
-            task = Search(own, images, device)
+            # `train_images` draws its subset by the seed, so each seed has images of its own.
+            same_images = data is not None or seed_config.seed == config.seed
+            images = first_images if same_images else _images_of(seed_config)
+            task = Search(seed_config, images, device)
             return _perform(
                 task,
                 open_folder(),
                 watching,
                 images,
                 table,
-                (own.seed, number, config.seeds),
-                [remark] if spread else [],
+                (seed_config.seed, number, config.seeds),
+                [remark] if divide_seeds else [],
             )
 
-        def open_folder(own: SearchConfig) -> RunFolder:
-            return RunFolder.open("search", own, command)
+        def open_folder(folder_config: SearchConfig) -> RunFolder:
+            return RunFolder.open("search", folder_config, command)
 
         if config.seeds == 1:
             return run(config, lambda: open_folder(config), 0)
-        whole, results = each_seed(config, open_folder, run, spread)
+        parent, results = each_seed(config, open_folder, run, divide_seeds)
         if rank() == 0:
-            write_text(whole.path / CARD_FILE, search_seeds_card(config, command, results))
-        return SeedResults(whole.path, results)
+            write_text(parent.path / CARD_FILE, search_seeds_card(config, command, results))
+        return SeedResults(parent.path, results)
 
 
 def _images_of(config: SearchConfig) -> ImageData:
+    """Load the data set that a configuration names."""
     return load_data(
         config.dataset, config.data_dir, config.image_size, config.train_images, config.seed
     )
@@ -140,6 +152,8 @@ def _perform(
     seed: tuple[int, int, int],
     remarks: Sequence[str],
 ) -> SearchResult:
+    """Run one search and write its folder; `seed` is (its seed, its number from 0, their count)."""
+
     def introduction(progress: Progress) -> list[str]:
         tables = ", ".join(
             f"{cell_type} {edges} edges x {candidates} candidates"
@@ -180,19 +194,17 @@ def _perform(
 
 
 class SearchFiles(Listener):
-    """The genotype of a search and its figure, as they stand after each epoch."""
+    """A listener that writes the current genotype of a search and its figure after each epoch."""
 
     def __init__(self, search: Search, folder: RunFolder) -> None:
         self.search, self.folder = search, folder
-        self._drawn: Genotype | None = None
+        self._drawn: Genotype | None = None  # the genotype that cells.svg shows
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         self.write(progress.step, progress.step == progress.steps)
 
     def write(self, step: int, finished: bool) -> Genotype:
-        """Write genotype.json and cells.svg as they stand after `step` steps, and return the
-        genotype.
-        """
+        """Write genotype.json and cells.svg as of `step` steps, and return the genotype."""
         note = {} if finished else {"note": "that of a search which had not finished"}
         genotype = self.search.genotype().with_provenance(
             command=self.folder.command,
@@ -210,14 +222,16 @@ class SearchFiles(Listener):
 
 
 def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
-    """Give the options by which `train` trains the genotype in `folder` on the images that were
-    searched on.
-    """
-    if config.dataset == GIVEN:  # they are handed over again, and fitted to then
+    """Return the options with which `train` retrains the genotype in `folder` on its images."""
+    # Images handed over in Python have to be given to `train` again, which then fits the recipe.
+    if config.dataset == GIVEN:
         return {}
-    shared = ("dataset", "data_dir", "image_size", "plugin")
-    options = {name: value for name in shared if (value := getattr(config, name)) not in (None, ())}
-    # The space is told: another process than the first may be here before the genotype is written.
-    return options | misfits(
-        complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space), data
-    )
+    options = {}
+    for name in ("dataset", "data_dir", "image_size", "plugin"):
+        value = getattr(config, name)
+        if value not in (None, ()):
+            options[name] = value
+    # The space is given, since it cannot be read from the genotype yet: a process other than the
+    # first may be here before genotype.json is written.
+    retrain = complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space)
+    return options | misfits(retrain, data)

@@ -1,4 +1,4 @@
-"""A training, from its configuration to the network."""
+"""Train a genotype's network from scratch, from a configuration to the report."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder, write_text
 
 ALIGNMENT_BATCHES = 4
-"""Training batches that `--alignment-every` measures on."""
+"""The number of training batches that `--alignment-every` measures on."""
 
 
 @dataclass(frozen=True, repr=False)
 class TrainResult(Result):
-    """What a training left: the network of the last epoch, in evaluation mode on the run's device,
-    and its accuracy.
+    """The result of a training: the network after the last epoch, and its accuracy.
 
-    `network` is that of `genotype`, a `Network`, unless `train` was given one of another kind: then
-    `genotype` is None. With `ema` it is the averaged one. `accuracy`, in [0, 1], is that on the
-    test images after the last epoch; `measured` says of which network. Nothing is chosen by the
-    test images.
+    `network` is in evaluation mode, on the run's device. It is the `Network` of `genotype`; if
+    `train` was given a network of another kind, `genotype` is None. With `ema` it is the network of
+    averaged weights. `accuracy`, in [0, 1], is that on the test images after the last epoch, NaN if
+    it was not measured; `measured` says in words what was measured. No epoch or weight is selected
+    by the test images. `parameters` counts those of the network, the auxiliary head included.
     """
 
     network: nn.Module
@@ -68,14 +68,21 @@ def train(
     watching: Watching | None = None,
     network: Callable[[TrainingConfig, Source], nn.Module] | None = None,
 ) -> TrainResult | SeedResults[TrainResult]:
-    """Train the network of a genotype, or one for each seed, alone or with the other processes of
-    torchrun.
+    """Train the network of a genotype, once or for several seeds, alone or under torchrun.
 
-    `genotype` and `data` take the places of those that the configuration names. `command` is what
-    the run is stamped with. `network` makes one of another kind in the place of a genotype's, from
-    the options of a seed's run and its images: normalized images (N, C, H, W) to logits (N,
-    classes), or to a pair of them and an auxiliary head's. The run then has no genotype, and its
-    configuration's only names the network. Raises InputError for bad input.
+    Args:
+        config: The options of the training.
+        command: The command or call that the run folder records.
+        genotype: A genotype to train in place of the one that the configuration names.
+        data: Images to train on in place of the data set that the configuration names.
+        watching: How the run is shown; by default it is not.
+        network: Makes a network of another kind, from the options and the images of a seed's run.
+            It maps normalized images (N, C, H, W) to logits (N, classes), or to a pair of the
+            logits and those of an auxiliary head. The run then has no genotype; the configuration's
+            `genotype` is only a name for the network.
+
+    Raises:
+        InputError: For options that cannot be met, or processes started differently.
     """
     watching = watching or Watching()
     with process_group():
@@ -83,52 +90,56 @@ def train(
         config = settled(config)
         device = select_device(config.device)
         if network is not None:
-            make, chosen = network, None
+            build, trained_genotype = network, None
         else:
             if config.out and config.resume:
                 # A run keeps the genotype it began with, whatever has become of the file it was
                 # read from.
                 genotype = read_genotype(Path(config.out, GENOTYPE_FILE))
-            chosen = genotype or load_genotype(config.genotype)
-            make = partial(_network_of, chosen)
+            trained_genotype = genotype or load_genotype(config.genotype)
+            build = partial(_network_of, trained_genotype)
 
         def run(
-            own: TrainingConfig, open_folder: Callable[[], RunFolder], number: int
+            seed_config: TrainingConfig, open_folder: Callable[[], RunFolder], number: int
         ) -> TrainResult:
-            source = source_of(own, device, data)
+            source = source_of(seed_config, device, data)
             try:
-                made = make(own, source)
-                if own.auxiliary and "auxiliary" not in dict(made.named_children()):
+                model = build(seed_config, source)
+                if seed_config.auxiliary and "auxiliary" not in dict(model.named_children()):
                     raise InputError(
                         "--auxiliary: expected 0, since this network has no auxiliary head, found "
-                        f"{own.auxiliary}"
+                        f"{seed_config.auxiliary}"
                     )
-                task = Retraining(own, made, source, device)
+                task = Retraining(seed_config, model, source, device)
                 refuse_differences(
                     {f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT
                 )
-                return _perform(task, open_folder(), watching, (own.seed, number, config.seeds))
+                seed = (seed_config.seed, number, config.seeds)
+                return _perform(task, open_folder(), watching, seed)
             finally:
                 source.close()
 
-        def open_folder(own: TrainingConfig) -> RunFolder:
-            return RunFolder.open("train", own, command, genotype=chosen)
+        def open_folder(folder_config: TrainingConfig) -> RunFolder:
+            return RunFolder.open("train", folder_config, command, genotype=trained_genotype)
 
         if config.seeds == 1:
             return run(config, lambda: open_folder(config), 0)
-        whole, results = each_seed(config, open_folder, run)
+        parent, results = each_seed(config, open_folder, run)
         if rank() == 0 and all(result.finished for result in results.values()):
-            write_text(whole.path / CARD_FILE, seeds_card(config, command, results))
-        return SeedResults(whole.path, results)
+            write_text(parent.path / CARD_FILE, seeds_card(config, command, results))
+        return SeedResults(parent.path, results)
 
 
 def _network_of(genotype: Genotype, config: TrainingConfig, source: Source) -> nn.Module:
+    """Build the network of a genotype: `new_network` with the genotype first, for `partial`."""
     return new_network(config, genotype, source)
 
 
 def _perform(
     task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]
 ) -> TrainResult:
+    """Run one training and write its folder; `seed` is (its seed, its number, their count)."""
+
     def introduction(progress: Progress) -> list[str]:
         config = task.config
         if progress.step == progress.steps:
@@ -153,7 +164,7 @@ def _perform(
         watching,
         introduction,
         lambda: TrainingBoard(task, folder, lambda: meter.latest),
-        news=_Damaged(task),
+        news=_UnreadableFiles(task),
         extra=meter,
     )
     if rank() == 0:
@@ -174,17 +185,18 @@ def _perform(
 
 
 class AlignmentMeter:
-    """Measures the alignment with backpropagation after the epochs that `--alignment-every` names,
-    and the last one.
+    """A measurement of the alignment with backpropagation, every `--alignment-every` epochs.
+
+    The last epoch is always measured, unless the option is 0.
     """
 
     def __init__(self, training: Retraining) -> None:
         self._training = training
         self.latest: Alignment | None = None
-        """That of the epoch which has just ended; None if it was not measured then."""
+        """The alignment after the epoch that has just ended; None if it was not measured."""
 
     def __call__(self, progress: Progress) -> Numbers:
-        """Measure, if it is time, and return the summary."""
+        """Measure if this epoch is to be measured, and return the summary (else no numbers)."""
         every, self.latest = self._training.config.alignment_every, None
         if every == 0 or (progress.epoch % every and progress.epoch != progress.epochs):
             return {}
@@ -193,7 +205,7 @@ class AlignmentMeter:
 
 
 class CellsFigure(Listener):
-    """The figure of the cells that are trained, written at the start."""
+    """A listener that draws the cells that are trained into cells.svg, at the start."""
 
     def __init__(self, training: Retraining, folder: RunFolder) -> None:
         self._genotype, self._path = training.genotype, folder.path / "cells.svg"
@@ -203,13 +215,14 @@ class CellsFigure(Listener):
             write_text(self._path, draw_genotype(self._genotype).svg())
 
 
-class _Damaged:
-    """Names each file that could not be read, once."""
+class _UnreadableFiles:
+    """The console's news of image files that could not be read: each file is named once."""
 
     def __init__(self, training: Retraining) -> None:
         self._training, self._named = training, set[str]()
 
     def __call__(self) -> list[str]:
+        """Return a line for each file that has turned out to be unreadable since the last call."""
         new = {name: why for name, why in self._training.damaged.items() if name not in self._named}
         self._named |= new.keys()
         return [
@@ -218,9 +231,7 @@ class _Damaged:
 
 
 def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
-    """Write curves.svg and the model card report.md as they stand after `step` steps, if an epoch
-    has ended.
-    """
+    """Write curves.svg and the model card report.md as of `step` steps, if an epoch has ended."""
     records = epochs_of(folder.path, step)
     if records:
         write_text(folder.path / "curves.svg", draw_curves(records).svg())
