@@ -44,8 +44,9 @@ class Hebbian(LocalRule):
 
     The softmax is over the layer's output channels, separately at each position, which makes the
     competition a soft one. The channel that responds most learns towards the input; all others have
-    their y negated and learn away from it (arXiv 2209.11883). The mean is over samples and positions. The update is handed on
-    as a gradient, so optimizer, schedule and clipping work as ever. t is the option `temperature`.
+    their y negated and learn away from it (arXiv 2209.11883). The mean is over samples and
+    positions. The update is handed on as a gradient, so optimizer, schedule and clipping work as
+    ever. t is the option `temperature`.
 
     With `form=oja` y = u instead: Oja's rule, in which each channel finds the first principal
     component of its inputs by itself (Oja 1982). The bias stays as it is.
