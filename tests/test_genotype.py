@@ -199,7 +199,7 @@ class TestRoundTrip:
         again = from_json(genotype.to_json(), "random")
         assert again == genotype
         assert again.provenance == genotype.provenance
-        assert DartsSpace().normalise(genotype) == genotype
+        assert DartsSpace().normalize(genotype) == genotype
 
     @given(genotypes())
     def test_the_file_has_the_documented_fields(self, genotype: Genotype) -> None:

@@ -1,4 +1,18 @@
-"""How a weighted layer sends its error down, and updates itself."""
+"""Learning rules: how a layer with weights sends its error down, and what its weights learn by.
+
+A rule is a small immutable value, built from a spec. PyTorch's layers exist with a rule here, and
+`convert` puts rules on the layers of any model.
+
+>>> import torch
+>>> from darts_bio.rules import RULES, RuleLinear
+>>> RULES.build("usf(scale=match)")
+UniformSignFeedback(scale='match')
+>>> layer = RuleLinear(3, 1, rule=RULES.build("fa"))
+>>> x = torch.ones(1, 3, requires_grad=True)
+>>> layer(x).sum().backward()
+>>> torch.equal(x.grad, layer.feedback_kernel)  # not the weight, which bp would send
+True
+"""
 
 from darts_bio.rules import dfa as _dfa  # noqa: F401  (these register their rules)
 from darts_bio.rules import feedback as _feedback  # noqa: F401

@@ -1,12 +1,11 @@
-"""LearningRule: what a weighted layer y = W*x + b asks before it sends its error down and before it
-learns.
+"""LearningRule: what a layer y = W*x + b with weights asks its rule, backward and when it learns.
 
 A rule is a small immutable value. It answers three questions:
 
 1. which state it keeps (`state`, `renew`): tensors that the layer holds as buffers, or as
    parameters (`learned`);
-2. what the layer's input receives as its error (`kernel`, or the output's error for a rule that is
-   `direct`);
+2. what the layer's input receives as its error (`kernel`; for a rule that is `direct`, the error at
+   the model's output);
 3. which gradient the weight gets, if not the ordinary one (`update`, for a rule that is `local`).
 
 Batch norm, ReLU, pooling and additions keep their exact derivative under every rule.
@@ -26,25 +25,33 @@ from darts_bio.registry import Registry
 
 @dataclass(frozen=True)
 class InitialLaw:
-    """The law a layer's weight is initialised from: uniform on (-bound, bound).
+    """The law that a layer's weight is initialized from: uniform on (-bound, bound).
 
-    PyTorch's default for convolutions and linear layers has bound = 1/sqrt(fan_in), std = 1/sqrt(3
-    fan_in), where fan_in counts the inputs of one output channel: kernel height x width x (input
-    channels / groups).
+    PyTorch's default for convolutions and linear layers has bound = 1/sqrt(fan_in) and so
+    std = 1/sqrt(3 fan_in), where fan_in counts the inputs of one output channel: kernel height x
+    width x (input channels / groups).
+
+    >>> law = InitialLaw(torch.Size((64, 3, 3, 3)), bound=27**-0.5)
+    >>> draw = law.sample(torch.Generator().manual_seed(0))
+    >>> print(f"{tuple(draw.shape)}: std {law.std:.2f} by the law, {draw.std():.2f} of a draw")
+    (64, 3, 3, 3): std 0.11 by the law, 0.11 of a draw
     """
 
     shape: torch.Size
+    """The shape of the weight."""
+
     bound: float | Tensor
-    """A number; or, where the weights of many layers lie in one flat tensor, a tensor of that
-    shape."""
+    """A number. Where the weights of many layers lie in one flat tensor, a tensor of that shape."""
 
     @property
     def std(self) -> float | Tensor:
+        """The standard deviation of the law."""
         return self.bound / 3**0.5
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """An independent draw, shaped like the weight, on the generator's device, in the default
-        float type.
+        """Return an independent draw, shaped like the weight.
+
+        It lies on the generator's device and has PyTorch's default float type.
         """
         draw = torch.empty(self.shape, device=generator.device)
         if isinstance(self.bound, Tensor):
@@ -53,12 +60,24 @@ class InitialLaw:
 
 
 class Operator(Protocol):
-    """A layer as a linear map of x, and the maps that belong to it. x and y are batched.
+    """A layer as a linear map of its batched input x, for the `update` of local rules.
 
-    In the supernet it may stand for M equal layers side by side: x and y hold their channels and
-    the weight their output channels one layer after the other. The maps, sums over samples or
-    positions, and what is done to each entry need not know; what brings the channels of a layer
-    together is asked for here.
+    In the supernet an operator may stand for M equal layers side by side. x and y then hold the
+    channels, and the weight the output channels, of one layer after the other. A rule need not know
+    this for the maps themselves, for sums over samples or positions, and for what it does to each
+    entry by itself. Whatever brings the channels of one layer together (a softmax, a norm) has to
+    go through `each`, `energies`, `moved` and `energy`.
+
+    >>> from darts_bio.rules import RULES, RuleConv2d
+    >>> layer = RuleConv2d(3, 8, 5, rule=RULES.build("hebbian"))
+    >>> x, operator = layer.operator(torch.rand(2, 3, 16, 16))
+    >>> y = operator.apply(x, layer.weight)
+    >>> y.shape, operator.channel
+    (torch.Size([2, 8, 12, 12]), 1)
+    >>> operator.transposed(y, x, layer.weight).shape == x.shape
+    True
+    >>> operator.correlation(x, y, layer.weight).shape == layer.weight.shape
+    True
     """
 
     @property
@@ -66,70 +85,89 @@ class Operator(Protocol):
         """The dimension of y that counts its channels: 1 for convolutions, -1 for linear layers."""
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """y = W*x + b."""
+        """Return y = W*x + b."""
 
     def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-        """convT(dy; K), shaped like x."""
+        """Return convT(dy; kernel), shaped like x: the gradient of x under that kernel."""
 
     def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
-        """conv_w(x, dy), shaped like the weight: the ordinary weight gradient."""
+        """Return conv_w(x, dy), shaped like the weight: the ordinary weight gradient."""
 
     def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
-        """`function(y, channel)`, shaped like its y, of each layer's y by itself; `channel` is the
-        dimension that counts that layer's channels.
+        """Return `function(y, channel)` of each layer's y by itself, put together as y is.
+
+        `channel` is the dimension that counts the layer's channels in what the function is given;
+        it must return a tensor of the same shape.
         """
 
     def energies(self, values: Tensor) -> Tensor:
-        """The sum of the squares of values, shaped like x or y, over each sample of each layer."""
+        """Return the sum of squares over each sample of each layer; values are as x or as y."""
 
     def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
-        """values + lengths * direction, with a length for each sample of each layer, as `energies`
-        has them.
+        """Return values + lengths * direction, a length for each sample of each layer.
+
+        `lengths` has the shape that `energies` returns.
         """
 
     def energy(self, y: Tensor) -> Tensor:
-        """The sum of the squares of y over each layer, of a shape that spreads over its weight."""
+        """Return the sum of squares of y over each layer, shaped to broadcast with its weight."""
 
 
 class LearningRule:
-    """How a weighted layer sends its error down and learns. Subclasses are frozen dataclasses,
-    registered by name in `RULES`.
+    """How a layer with weights sends its error down and learns.
+
+    Subclasses are frozen dataclasses whose fields are the options of the rule. Registered by
+    `@RULES.register("name")` they can be named in specs, `name(option=value)`; layers take them
+    unregistered too:
+
+    >>> from darts_bio.rules import RuleLinear
+    >>> @dataclass(frozen=True)
+    ... class Half(LearningRule):
+    ...     share: float = 0.5
+    ...
+    ...     def kernel(self, weight, state):
+    ...         return self.share * weight
+    >>> layer = RuleLinear(3, 2, rule=Half())
+    >>> x = torch.ones(1, 3, requires_grad=True)
+    >>> layer(x).sum().backward()
+    >>> torch.allclose(x.grad, layer.weight.sum(0) / 2)
+    True
     """
 
     transports_weights: ClassVar[bool] = False
-    """Whether the error is carried by the forward weights' values (what biology is held not to
-    do)."""
+    """Whether the error is carried by the values of the forward weights, which biology is held not
+    to do."""
 
     learned: ClassVar[tuple[str, ...]] = ()
-    """The state that is a parameter: it receives the weight's own gradient, so any optimiser moves
-    both alike."""
+    """The names of the state that is a parameter: it receives the weight's own gradient, so any
+    optimizer moves both by the same step."""
 
     renews: ClassVar[bool] = False
     """Whether `renew` is called after each weight update."""
 
     elementwise: ClassVar[bool] = False
-    """Whether `kernel` treats each weight by itself, with state that is a scalar or shaped like the
-    weight. Then the weights of many layers may be handed to it in one flat tensor, with a law whose
-    bound and std are tensors of that shape: the supernet batches the candidates of such a rule."""
+    """Whether each entry of `kernel` depends on the same entry of the weight and of the state alone
+    (state that is a scalar or shaped like the weight). Then the weights of many layers may be
+    handed to it in one flat tensor, with a law whose bound and std are tensors of that shape: this
+    is how the supernet batches the candidates of such a rule."""
 
     stacks: ClassVar[bool] = False
     """Whether the supernet may treat M layers of one shape at once under a rule that is not
-    elementwise:
+    elementwise. True promises that
 
-    - `kernel` and `renew` are run under torch.vmap over weights and state (M, *shape), the law and
-      the generator being common to all; state is a scalar or shaped like the weight, and drawn
-      entry by entry;
-    - under a `local` rule, `update` is handed an operator that stands for M layers, and `kernel` is
-      W or None;
-    - under a `direct` rule, the state `kernel` of M times as many outputs is that of M layers, one
-      below the other.
+    - `kernel` and `renew` run under torch.vmap over weights and state (M, *shape), with one law and
+      one generator for all; state is a scalar or shaped like the weight, and drawn entry by entry;
+    - under a `local` rule, `update` works with an operator that stands for M layers, and `kernel`
+      returns W or None;
+    - under a `direct` rule, the state `kernel` drawn for M times as many outputs is that of M
+      layers, one below the other.
 
-    A subclass that overrides one of these methods has to say it anew: candidates of a rule that
-    says nothing are run one by one."""
+    A subclass that overrides `state`, `renew`, `kernel` or `update` does not inherit the promise:
+    it has to set `stacks` itself, or its candidates are run one by one."""
 
     local: ClassVar[bool] = False
-    """Whether the weight's gradient is `update`, not the ordinary one. The bias then stays as it
-    is."""
+    """Whether the weight's gradient is `update` instead of the ordinary one. The bias then has no
+    gradient and stays as it is."""
 
     direct: ClassVar[bool] = False
     """Whether the layer's input receives the error at the model's output, projected by the state
@@ -137,9 +175,9 @@ class LearningRule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "stacks" not in vars(cls) and not vars(cls).keys().isdisjoint(
-            ("state", "renew", "kernel", "update")
-        ):
+        # The promise of `stacks` is about these methods: overriding one withdraws it.
+        overrides = not vars(cls).keys().isdisjoint(("state", "renew", "kernel", "update"))
+        if overrides and "stacks" not in vars(cls):
             cls.stacks = False
 
     @property
@@ -149,20 +187,27 @@ class LearningRule:
 
     @property
     def redraws(self) -> bool:
-        """Whether the feedback after a weight update is a new draw, whatever it was before."""
+        """Whether each weight update replaces the feedback by a new draw, whatever it was before.
+
+        So for brsf; not for weight_mirror, which moves the feedback it has.
+        """
         return self.renews and type(self).renew is LearningRule.renew
 
     @property
     def spec(self) -> str:
-        """The rule as it is written in options and files: its registered name, and what options
-        differ from default.
+        """The rule as options and files write it: its name, and the options not at their defaults.
+
+        >>> from darts_bio.rules import RULES
+        >>> RULES.build("hebbian(temperature=10, error=none)").spec
+        'hebbian(temperature=10)'
         """
         return RULES.spec(self)
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
-        """The feedback tensors this rule keeps for one layer, by name; empty if it keeps none.
+        """Return the feedback tensors that this rule keeps for one layer, by name.
 
-        Draws from `generator` only, and on `generator.device`, which need not be the layer's.
+        An implementation draws from `generator` only, and on `generator.device`, which need not be
+        the layer's.
         """
         return {}
 
@@ -173,18 +218,29 @@ class LearningRule:
         law: InitialLaw,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """The state after a weight update, for a rule that `renews`. Draws as `state` does."""
+        """Return the state after a weight update, for a rule that `renews`.
+
+        By default it is drawn anew. Draws are made as in `state`.
+        """
         return self.state(law, generator)
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor | None:
-        """The kernel, shaped like `weight`, that takes its place in the gradient of the layer's
-        input; None if no error is sent down.
+        """Return what takes the weight's place in the gradient of the layer's input.
+
+        It has the shape of the weight. None means that no error is sent down.
         """
         raise NotImplementedError(f"{type(self).__name__}.kernel")
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
-        """What a `local` rule wants in place of the weight's gradient, to be descended: from the
-        layer's input x and its weight alone. Called in training mode only.
+        """Return what a `local` rule wants in place of the weight's gradient.
+
+        It is a function of the layer's input and its weight alone, with the sign of a gradient: an
+        optimizer subtracts it. Called in training mode only.
+
+        Args:
+            x: The input as the layer's linear map takes it, already padded.
+            weight: The layer's weight.
+            operator: The linear map; in the supernet, of several layers side by side.
         """
         raise NotImplementedError(f"{type(self).__name__}.update")
 

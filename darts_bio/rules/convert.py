@@ -1,8 +1,8 @@
-"""Any PyTorch model under learning rules: `convert`, and `audit`, which tells what learns how.
+"""Learning rules on any PyTorch model: `convert`, and `audit`, which tells what learns how.
 
->>> import torch
+>>> from torch import nn
 >>> from darts_bio.rules import audit, convert
->>> plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+>>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 >>> model = convert(plain, {"0": "fa", "*": "bp"})
 >>> print(audit(model))
 layer  kind    rule  parameters
@@ -37,6 +37,7 @@ from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import derive_seed
 
 Choice = str | Sequence[str] | None
+"""A rule's spec, several to choose from, or None for a layer that stays as it is."""
 
 OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 """Layers of PyTorch that keep several weights and multiply by them out of reach."""
@@ -45,6 +46,7 @@ PLAIN_TYPES = tuple(RULE_LAYERS)
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     ruled: plain for plain, ruled in RULE_LAYERS.items()
 }
+"""A layer with a rule -> PyTorch's own; the inverse of RULE_LAYERS."""
 
 
 def convert(
@@ -55,31 +57,44 @@ def convert(
     redraw: bool = False,
     outputs: int | None = None,
 ) -> nn.Module:
-    """A copy of the model whose convolutions (1d to 3d, also transposed) and linear layers carry
-    learning rules.
+    """Return a copy of a model whose convolutions and linear layers carry learning rules.
 
-    `rule` is one of
+    These are convolutions of 1 to 3 dimensions, also transposed, and linear layers. What has no
+    weights of this kind (norms, activations, embeddings, attention between tokens) keeps its exact
+    derivative. Names of parameters, tied weights, hooks, device and mode are kept.
 
-    - a rule, `"usf"` or `"hebbian(error=W)"`, for all layers;
-    - several, `("usf", "fa")`: for each layer one at random, a function of `seed` and the layer's
-      name alone (the control of a search for rules);
-    - patterns, `{"layer4.*": "fa", "fc": None, "*": ("usf", "frsf")}`: the first that a layer's
-      name matches holds; a layer that none matches, or whose rule is None, stays as it is.
+    Weights are kept, and feedback has the law of the layer's present weights: uniform, of their
+    standard deviation. Call `draw_feedback(model, seed, update)` after each weight update if a rule
+    renews its feedback (brsf, weight_mirror).
 
-    Weights are kept, and feedback has the law of the layer's present weights, uniform of their
-    standard deviation. With `redraw` weights are drawn anew by PyTorch's default for the layer,
-    from `seed`. Names of parameters, tied weights, hooks, device and mode are kept. What is not a
-    weighted layer (norms, activations, embeddings, attention between tokens) keeps its exact
-    derivative. Call `draw_feedback(model, seed, update)` after each weight update if a rule renews
-    its feedback (brsf, weight_mirror).
+    Args:
+        model: The model, which stays as it is.
+        rule: One of
 
-    `outputs` is the number of values at the model's output, for rules that are direct (dfa); by
-    default that of its last weighted layer.
+            - a rule, `"usf"` or `"hebbian(error=W)"`, for all layers;
+            - several, `("usf", "fa")`: for each layer one at random, a function of `seed` and the
+              layer's name alone (the control of a search for rules);
+            - patterns, `{"layer4.*": "fa", "fc": None, "*": ("usf", "frsf")}`: the first one that
+              matches a layer's name decides. A layer that none matches, or whose rule is None,
+              stays as it is.
+        seed: What random choices, feedback and redrawn weights are a function of.
+        redraw: Whether weights are drawn anew, by PyTorch's default for the layer.
+        outputs: The number of values at the model's output, for rules that are direct (dfa); by
+            default that of its last layer with weights.
 
-    Raises InputError for a layer that cannot carry its rule: one with weights out of reach
-    (nn.MultiheadAttention, nn.LSTM, ...), one that computes in a way of its own, or a weight that
-    several layers share under a rule that learns other than by the weight's gradient; and for a
-    pattern that matches no layer.
+    Raises:
+        InputError: If a layer cannot carry its rule, since its weights are out of reach
+            (nn.MultiheadAttention, nn.LSTM, ...), since it computes in a way of its own, or since
+            it shares its weight with others under a rule that learns other than by the weight's
+            gradient; or if a pattern decides about no layer.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+    >>> print(convert(model, {"0": "usf"}))
+    Sequential(
+      (0): RuleConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), rule=UniformSignFeedback(scale='init'))
+      (1): Flatten(start_dim=1, end_dim=-1)
+      (2): Linear(in_features=288, out_features=10, bias=True)
+    )
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -92,36 +107,37 @@ def convert(
         raise InputError(
             f"convert: the model cannot be copied ({first_line(error)}); convert it as it was built"
         ) from None
-    # A mapping of patterns by itself says which layers stay as they are; otherwise there are none.
     patterns = dict(rule) if isinstance(rule, Mapping) else {"*": rule}
     if not any(choice is not None for choice in patterns.values()):
         raise InputError(
             f"convert: expected a rule, several, or patterns with rules, found {rule!r}"
         )
-    matched: set[str] = set()
+    # Choose for all layers before the first one is changed: whether a pattern is used, and whether
+    # layers may share a weight, depends on all of them.
+    used_patterns: set[str] = set()
     chosen: list[tuple[str, nn.Module, LearningRule]] = []
     for name, layer in _weighted(converted):
-        pattern = next((p for p in patterns if fnmatchcase(name, p)), None)
+        pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
         if pattern is None:
             continue
-        matched.add(pattern)
+        used_patterns.add(pattern)
         spec = _choose(patterns[pattern], seed, name)
         if spec is None:
             continue
-        member: LearningRule = RULES.build(spec)
-        _refuse(name, layer)
-        chosen.append((name, layer, member))
-    _refuse_idle([pattern for pattern in patterns if pattern not in matched], converted)
+        layer_rule: LearningRule = RULES.build(spec)
+        _refuse_unsupported(name, layer)
+        chosen.append((name, layer, layer_rule))
+    _refuse_unused([pattern for pattern in patterns if pattern not in used_patterns], converted)
     _refuse_ties(chosen)
-    drawn: set[nn.Parameter] = set()
-    for name, layer, member in chosen:
-        if redraw and layer.weight not in drawn:
-            drawn.add(layer.weight)  # type: ignore[arg-type]
+    redrawn: set[nn.Parameter] = set()
+    for name, layer, layer_rule in chosen:
+        if redraw and layer.weight not in redrawn:  # once for the layers that share a weight
+            redrawn.add(layer.weight)  # type: ignore[arg-type]
             with torch.random.fork_rng(_gpus(layer)):
                 torch.manual_seed(derive_seed("weights", seed, name))
                 layer.reset_parameters()  # type: ignore[operator]
-        _carry(name, layer, member, measured=not redraw)
-    if any(member.direct for _, _, member in chosen):
+        _put_rule(name, layer, layer_rule, measured=not redraw)
+    if any(layer_rule.direct for _, _, layer_rule in chosen):
         _connect(converted, outputs)
     draw_feedback(converted, seed)
     warn_of_strided_pointwise(converted)
@@ -129,27 +145,32 @@ def convert(
 
 
 def _gpus(layer: nn.Module) -> list[torch.device]:
+    """Return the GPUs whose generators drawing the layer's weights moves: one or none."""
     device = next(layer.parameters()).device
     return [device] if device.type == "cuda" else []
 
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of all that has weights which carry an error, in the model's order; each
-    once.
+    """Yield (name, layer) of all that has weights which carry an error, in the model's order.
+
+    Each layer comes once. An opaque layer comes as one, without the layers inside it: these hold
+    its weights, but are never called.
     """
-    outer: str | None = None
+    opaque_prefix: str | None = None
     for name, module in model.named_modules():
-        # What lies in a module follows it: of those before, only the last opaque one may hold this.
-        if outer is not None and name.startswith(outer):
+        # Modules inside another one follow it directly, so the last opaque one is the only one that
+        # this module may lie in.
+        if opaque_prefix is not None and name.startswith(opaque_prefix):
             continue
         if isinstance(module, OPAQUE):
-            outer = name + "."  # the projections in it are no layers that are called
+            opaque_prefix = name + "."
             yield name, module
         elif isinstance(module, PLAIN_TYPES):
             yield name, module
 
 
 def _choose(choice: Choice, seed: int, name: str) -> str | None:
+    """Return the spec for the layer of that name: of several a random one; None for no rule."""
     if choice is None or isinstance(choice, str):
         return choice
     if not choice:
@@ -157,7 +178,10 @@ def _choose(choice: Choice, seed: int, name: str) -> str | None:
     return choice[derive_seed("rule", seed, name) % len(choice)]
 
 
-def _refuse(name: str, layer: nn.Module) -> None:
+def _refuse_unsupported(name: str, layer: nn.Module) -> None:
+    """Raise InputError if a layer cannot carry any rule."""
+    # Exactly these classes: a subclass may have a forward pass of its own. A weight that is no
+    # Parameter is computed from others (a parametrization such as weight norm).
     kind = type(layer)
     if (kind in RULE_LAYERS or kind in PLAIN) and isinstance(layer.weight, nn.Parameter):
         return
@@ -175,8 +199,8 @@ def _refuse(name: str, layer: nn.Module) -> None:
     )
 
 
-def _refuse_idle(patterns: Sequence[str], model: nn.Module) -> None:
-    """Refuses patterns that decide about no layer."""
+def _refuse_unused(patterns: Sequence[str], model: nn.Module) -> None:
+    """Raise InputError if there are patterns that decide about no layer."""
     names = [name for name, _ in _weighted(model)]
     if patterns and not names:
         raise InputError("convert: the model has no layer with weights that could carry a rule")
@@ -194,40 +218,49 @@ def _refuse_idle(patterns: Sequence[str], model: nn.Module) -> None:
 
 
 def _refuse_ties(chosen: Sequence[tuple[str, nn.Module, LearningRule]]) -> None:
-    owners: dict[Any, list[tuple[str, LearningRule]]] = {}
-    for name, layer, member in chosen:
-        owners.setdefault(layer.weight, []).append((name, member))
-    for sharing in owners.values():
-        odd = [member.spec for _, member in sharing if member.learned or member.local]
-        if len(sharing) > 1 and odd:
+    """Raise InputError if layers share a weight that is to learn other than by its gradient."""
+    users: dict[Any, list[tuple[str, LearningRule]]] = {}
+    for name, layer, layer_rule in chosen:
+        users.setdefault(layer.weight, []).append((name, layer_rule))
+    for sharing in users.values():
+        undefined = [rule.spec for _, rule in sharing if rule.learned or rule.local]
+        if len(sharing) > 1 and undefined:
             raise InputError(
                 f"convert: {' and '.join(name for name, _ in sharing)} share their weight, and "
-                f"{odd[0]} is not defined "
+                f"{undefined[0]} is not defined "
                 "for a weight that learns in two places; use another rule there"
             )
 
 
-def _carry(name: str, layer: nn.Module, member: LearningRule, *, measured: bool) -> None:
-    """Makes the layer one of the same kind with a rule, where it stands."""
+def _put_rule(name: str, layer: nn.Module, rule: LearningRule, *, measured: bool) -> None:
+    """Turn a layer into one of the same kind with a rule, in place.
+
+    With `measured`, feedback gets the standard deviation of the present weights; otherwise it gets
+    that of PyTorch's default initialization.
+    """
+    # The object stays and its class changes: hooks, tied weights and other references are kept.
     layer.__class__ = RULE_LAYERS.get(type(layer), type(layer))
     assert isinstance(layer, RuleLayer)
     for key in [*layer._buffers, *layer._parameters]:  # of a rule that it had before
         if key.startswith(PREFIX) or key == "initial_bound":
             delattr(layer, key)
     try:
-        layer.carry(member)
+        layer.carry(rule)
     except InputError as error:
         raise InputError(f"convert: {name}: {error}") from None
     std = layer.weight.detach().float().std(correction=0)
     if measured and std > 0:  # weights of zero say nothing about the law
+        # Uniform on (-bound, bound) has the standard deviation bound / sqrt(3).
         layer.register_buffer("initial_bound", (3**0.5 * std).to(layer.weight))
-    if not member.direct:
+    if not rule.direct:  # a direct rule has feedback once it is connected to the model's output
         layer.hold_feedback(layer.weight)
 
 
 def _connect(model: nn.Module, outputs: int | None) -> None:
+    """Connect the layers under direct rules to the error at the model's output."""
     if outputs is None:
         *_, (_, last) = _weighted(model)
+        # Linear layers have out_features, convolutions out_channels.
         outputs = int(getattr(last, "out_features", 0) or getattr(last, "out_channels", 0))
     source = connect_output(model, outputs)
     assert source is not None
@@ -235,8 +268,9 @@ def _connect(model: nn.Module, outputs: int | None) -> None:
 
 
 class _Watched:
-    """A forward hook: the model's output, or the first of several, is the one whose error is sent
-    directly.
+    """A forward hook that has the error at the model's output caught, to be sent directly.
+
+    Of an output of several tensors (a tuple, a dict, nested or not) it is the first one.
     """
 
     def __init__(self, source: Any) -> None:
@@ -251,54 +285,71 @@ class _Watched:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One weighted layer: `rule` is None where it is PyTorch's own (so backpropagation);
-    `transports` says whether its own weights carry the error down.
-    """
+    """A layer with weights, as a row of an `Audit`."""
 
     name: str
+    """Its name in the model."""
+
     kind: str
+    """PyTorch's name of the layer, such as Conv2d."""
+
     rule: str | None
+    """The spec of its rule; None where it is PyTorch's own layer, which means backpropagation."""
+
     parameters: int
+    """Its parameters, without those that an earlier row counts (tied weights) and feedback."""
+
     transports: bool
+    """Whether its own weights carry the error down."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found. `other` counts the parameters outside of weighted layers (norms,
-    embeddings, tokens).
+    """The weighted layers of a model and their rules, as `audit` returns them.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+    >>> result = audit(convert(model, {"0": "usf"}))
+    >>> [(row.name, row.rule, row.transports) for row in result.rows]
+    [('0', 'usf', False), ('2', None, True)]
+    >>> result.transported, result.parameters, f"{100 * result.share:.1f} %"
+    (2890, 3114, '92.8 %')
     """
 
     rows: tuple[AuditRow, ...]
+    """The layers, in the model's order."""
+
     other: int
+    """The number of parameters outside of weighted layers (norms, embeddings, tokens)."""
 
     @property
     def parameters(self) -> int:
-        """Of all weighted layers; feedback is not counted."""
+        """The number of parameters of all weighted layers; feedback is not counted."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def transported(self) -> int:
-        """Those of layers whose own weights carry the error down."""
+        """The number of parameters of layers whose own weights carry the error down."""
         return sum(row.parameters for row in self.rows if row.transports)
 
     @property
     def share(self) -> float:
-        """`transported` of `parameters`, in [0, 1]."""
+        """The fraction `transported` / `parameters`, in [0, 1]; 0 without weighted layers."""
         return self.transported / max(1, self.parameters)
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "rule", "parameters")
-        cells = [
+        header = ("layer", "kind", "rule", "parameters")
+        table = [
             (row.name, row.kind, row.rule or "bp (plain)", f"{row.parameters:,}")
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
 
         def line(values: Sequence[str]) -> str:
             texts = [value.ljust(width) for value, width in zip(values, widths, strict=True)]
-            return "  ".join([*texts[:-1], values[-1].rjust(widths[-1])])
+            texts[-1] = values[-1].rjust(widths[-1])  # numbers stand to the right
+            return "  ".join(texts)
 
-        lines = [line(head), "  ".join("-" * width for width in widths), *map(line, cells)]
+        lines = [line(header), "  ".join("-" * width for width in widths), *map(line, table)]
         lines.append(
             f"{self.transported:,} of {self.parameters:,} parameters ({100 * self.share:.1f} %) "
             "lie in layers that "
@@ -313,31 +364,45 @@ class Audit:
 
 
 def audit(model: nn.Module) -> Audit:
-    """A table of the model's weighted layers, their rules and parameters, and the share whose
-    weights are transported.
+    """Return which layers of a model learn by which rule, and how many parameters they have.
 
-    Within an operation under a direct rule the error is exact, and what lies above its lowest layer
-    is counted so.
+    Printed, the result is a table of the layers, with the share of parameters whose weights are
+    transported (that is, carry the error down themselves) below it. Within an operation under a
+    direct rule the error is exact, so only its lowest layer is counted as under that rule.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+    >>> print(audit(convert(model, {"0": "usf"})))
+    layer  kind    rule        parameters
+    -----  ------  ----------  ----------
+    0      Conv2d  usf                224
+    2      Linear  bp (plain)       2,890
+    2,890 of 3,114 parameters (92.8 %) lie in layers that carry the error by their own weights
     """
     counted = {id(parameter) for parameter in learned_feedback(model)}  # feedback is no weight
 
-    def own(module: nn.Module) -> int:
-        """Parameters that were not counted before: a tied weight counts once."""
-        new = [p for p in module.parameters() if id(p) not in counted]
+    def count_new(module: nn.Module) -> int:
+        """Return the size of the parameters not counted before: a tied weight counts once."""
+        new = [parameter for parameter in module.parameters() if id(parameter) not in counted]
         counted.update(map(id, new))
-        return sum(p.numel() for p in new)
+        return sum(parameter.numel() for parameter in new)
 
-    direct = {
-        id(next(layer for _, layer in _weighted(operation))): operation.rule
-        for operation in model.modules()
-        if isinstance(operation, DirectOperation)
-    }
+    # The rules of operations under a direct rule, by the identity of their lowest layer.
+    direct_rules: dict[int, LearningRule] = {}
+    for operation in model.modules():
+        if isinstance(operation, DirectOperation):
+            _, lowest = next(_weighted(operation))
+            direct_rules[id(lowest)] = operation.rule
     rows = []
     for name, layer in _weighted(model):
-        member = direct.get(id(layer), layer.rule if isinstance(layer, RuleLayer) else None)
-        kind = PLAIN.get(type(layer), type(layer)).__name__
-        transports = member is None or member.transports_weights
+        layer_rule = layer.rule if isinstance(layer, RuleLayer) else None
+        rule = direct_rules.get(id(layer), layer_rule)
         rows.append(
-            AuditRow(name, kind, None if member is None else member.spec, own(layer), transports)
+            AuditRow(
+                name=name,
+                kind=PLAIN.get(type(layer), type(layer)).__name__,
+                rule=None if rule is None else rule.spec,
+                parameters=count_new(layer),
+                transports=rule is None or rule.transports_weights,
+            )
         )
-    return Audit(tuple(rows), own(model))
+    return Audit(tuple(rows), other=count_new(model))  # what no row has counted

@@ -1,8 +1,8 @@
-"""Direct feedback alignment: every layer's input hears of the error at the model's output itself.
+"""Direct feedback alignment: every layer's input receives the error at the model's output itself.
 
-The output's error is caught in the same backward pass: a hook on the model's output keeps it in an
-`OutputError`, which all that is direct in the model shares. The output's gradient is the first that
-a backward pass computes, so it is there when it is asked for.
+The error at the output is caught in the same backward pass. A hook on the model's output keeps it
+in an `OutputError`, which all direct layers and operations of the model share. The gradient of the
+output is the first that a backward pass computes, so it is there when a layer below asks for it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,41 @@ from darts_bio.rules.functional import first_derivative_only
 @RULES.register("dfa")
 @dataclass(frozen=True)
 class DirectFeedbackAlignment(FeedbackAlignment):
-    """Direct feedback alignment: the input's error is e B / positions, e = dLoss/dlogits (Nokland
-    2016, 1609.01596).
+    """Direct feedback alignment: dx = e B / positions, e = dLoss/dlogits (Nokland 2016).
 
     e (N, K) is projected by B (K, C) to the C channels of the input and spread evenly over its
-    positions, which is what a global average pooling and a random classifier right above would send
-    down: B has the law of that classifier, uniform on +-1/sqrt(C). The error that arrives from the
-    layers above still trains the weight itself.
+    positions (arXiv 1609.01596). A global average pooling and a random classifier right above would
+    send down the same, so B has the law of that classifier, uniform on +-1/sqrt(C). The error that
+    arrives from the layers above still trains the weight itself.
 
-    In cells it acts per operation: the operation's input receives e B, within the operation (a few
-    layers) the error is exact. In a model of `convert`, and outside of cells, each layer is an
+    In cells it acts per operation: the operation's input receives e B, and within the operation (a
+    few layers) the error is exact. In a model of `convert`, and outside of cells, each layer is an
     operation by itself.
 
-    State: B, (outputs, channels of the input), a buffer. Cost: less than bp, since the input's
-    gradient is a small product. When: the whole backward pass is one broadcast; works where depth
-    is small, fails in deep convolutional nets.
+    State: B, (outputs, channels of the input), a buffer.
+
+    Cost: less than bp, since the input's gradient is a small product.
+
+    When: the whole backward pass is one broadcast; it works where depth is small and fails in deep
+    convolutional nets.
+
+    Example: B for a model of 10 outputs and a layer of 64 input channels, and the error of that
+    layer's input (N, 64, 8, 8). `convert(model, "dfa")` connects the layers of a model to its
+    output in this way.
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES
+        >>> from darts_bio.rules.dfa import direct_law
+        >>> law = direct_law(outputs=10, channels=64)
+        >>> B = RULES.build("dfa").state(law, torch.Generator().manual_seed(0))["kernel"]
+        >>> e = torch.rand(5, 10)
+        >>> dx = (e @ B / (8 * 8)).view(5, 64, 1, 1).expand(5, 64, 8, 8)
+        >>> B.shape, dx.shape, bool(B.abs().max() <= 1 / 8)
+        (torch.Size([10, 64]), torch.Size([5, 64, 8, 8]), True)
     """
 
     direct = True
-    # B is not shaped like W, so neither kernels in flat tensors nor those of W's norm can be
+    # B is not shaped like W, so neither kernels in flat tensors nor kernels of the norm of W can be
     # formed.
     elementwise = False
     stacks = True
@@ -61,7 +77,7 @@ class DirectFeedbackAlignment(FeedbackAlignment):
 
 
 def direct_law(outputs: int, channels: int) -> InitialLaw:
-    """That of a classifier (outputs, channels)."""
+    """Return the law of B: that of a linear classifier's weight, (outputs, channels)."""
     return InitialLaw(torch.Size((outputs, channels)), channels**-0.5)
 
 
@@ -73,11 +89,14 @@ uncompiled = Uncompiled(
 
 
 class OutputError:
-    """The error at a model's output (N, outputs), from the hook on the output until the next pass
-    replaces it.
+    """The place where a model keeps the error at its output, for all that is direct in it.
+
+    `value` (N, outputs) is set by a hook on the output in each backward pass, and stays until the
+    next one replaces it; None before the first.
     """
 
-    def __new__(cls, *arguments: Any) -> Self:  # of copies and unpickled ones too
+    def __new__(cls, *arguments: Any) -> Self:
+        # Here and not in __init__, since copies and unpickled ones need it too.
         uncompiled.prepare()
         return super().__new__(cls)
 
@@ -86,8 +105,12 @@ class OutputError:
         self.value: Tensor | None = None
 
     def watch(self, output: Tensor) -> Tensor:
-        """Has the output's error caught when it is computed. Raises InputError if it has other
-        sizes than expected.
+        """Have the error of this output (..., outputs) caught when it is computed.
+
+        Returns the output itself.
+
+        Raises:
+            InputError: If the output has other than `outputs` values a sample.
         """
         return uncompiled(self._watch, output)
 
@@ -103,15 +126,16 @@ class OutputError:
         return output
 
     def _catch(self, error: Tensor) -> None:
-        # Of a sequence of outputs all errors together.
+        """Keep the error (N, ..., outputs) as (N, outputs): the sum over a sequence of outputs."""
         self.value = error.detach() if error.dim() == 2 else error.detach().flatten(1, -2).sum(1)
 
 
 class DirectError(torch.autograd.Function):
-    """y as it is, and an error for x beside it: e B spread over the positions of x, or none at all
-    where B is None.
+    """The identity of y which, in the backward pass, gives x the error e B over its positions.
 
-    `channel` is the dimension of x that counts its channels. y must not depend on x otherwise.
+    y receives its own error unchanged. Where the kernel B is None, x receives zeros. `channel` is
+    the dimension of x that counts its channels. y must have been computed without a gradient for x,
+    or x receives that error as well.
     """
 
     @staticmethod
@@ -123,6 +147,7 @@ class DirectError(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, x, kernel, ctx.source, ctx.channel = inputs
+        # Only the shape, type and layout of x are needed: one number, expanded, stands for them.
         ctx.like = x.new_empty(()).expand(x.shape)
         ctx.strides = x.stride()
         ctx.save_for_backward(kernel)
@@ -131,18 +156,18 @@ class DirectError(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         (kernel,) = ctx.saved_tensors
-        if not ctx.needs_input_grad[1]:
+        if not ctx.needs_input_grad[1]:  # that of x
             return dy, None, None, None, None
         dx = ctx.like.new_empty_strided(ctx.like.shape, ctx.strides)  # laid out in memory as x
         if kernel is None:
             dx.zero_()
         else:
-            dx.copy_(projected(ctx.source, kernel, ctx.like, ctx.channel))
+            dx.copy_(project_error(ctx.source, kernel, ctx.like, ctx.channel))
         return dy, dx, None, None, None
 
 
 class DirectInput(torch.autograd.Function):
-    """x (N, C, *positions) as it is; beside the error that comes down to it, it receives e B."""
+    """The identity of x (N, C, *positions) that adds e B to the error that comes down to x."""
 
     @staticmethod
     def forward(x: Tensor, kernel: Tensor, source: OutputError) -> Tensor:
@@ -157,11 +182,21 @@ class DirectInput(torch.autograd.Function):
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         (kernel,) = ctx.saved_tensors
-        return dx + projected(ctx.source, kernel, dx, 1).to(dx.dtype), None, None
+        return dx + project_error(ctx.source, kernel, dx, 1).to(dx.dtype), None, None
 
 
-def projected(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> Tensor:
-    """e B by the number of positions, of a shape that spreads over x."""
+def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> Tensor:
+    """Return e B / positions, shaped to broadcast with x.
+
+    Args:
+        source: The error e at the model's output, (N, outputs).
+        kernel: B, (outputs, channels of x).
+        x: A tensor of the layer's input's shape, whose values are not read.
+        channel: The dimension of x that counts its channels.
+
+    Raises:
+        InputError: If no error was caught, or if it is of another number of samples than x.
+    """
     e = source.value
     if e is None:
         raise InputError(
@@ -175,6 +210,6 @@ def projected(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> T
             "regroups its samples cannot be trained by dfa there: use another rule for that layer"
         )
     shape = [1] * x.dim()
-    shape[0], shape[channel] = x.shape[0], x.shape[channel]
+    shape[0], shape[channel] = x.shape[0], x.shape[channel]  # such as (N, C, 1, 1)
     positions = x[0].numel() // x.shape[channel]
     return (e.to(kernel.dtype) @ kernel / positions).view(shape)

@@ -1,8 +1,8 @@
-"""The feedback family: the ordinary weight gradient, and a kernel of the rule's choice that carries
-the error down.
+"""The feedback family: the ordinary weight gradient, and an error sent down by a kernel K.
 
-With dy the error that arrives and convT(dy; K) the input gradient of the same layer with kernel K
-in place of W, each rule below is the K it chooses.
+With dy the error that arrives at a layer y = W*x + b, and convT(dy; K) the gradient of x with
+kernel K in place of W, the layer's input receives convT(dy; K), and each rule below is the K it
+chooses. The weight gets its ordinary gradient, conv_w(x, dy).
 """
 
 from __future__ import annotations
@@ -25,8 +25,22 @@ Scale = Literal["init", "match"]
 class Backpropagation(LearningRule):
     """Backpropagation: K = W, the exact gradient (Rumelhart 1986).
 
-    State: none. Cost: the yardstick, 1. When: the control of every experiment, and the layers that
-    need not be plausible (a readout, a stem).
+    State: none.
+
+    Cost: 1, the yardstick for the other rules.
+
+    When: the control of every experiment, and the layers that need not be plausible (a readout, a
+    stem).
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("bp"))
+        >>> x = torch.ones(1, 3, requires_grad=True)
+        >>> layer(x).sum().backward()
+        >>> torch.equal(x.grad, layer.weight)
+        True
     """
 
     transports_weights = True
@@ -38,10 +52,10 @@ class Backpropagation(LearningRule):
 
 @dataclass(frozen=True)
 class Feedback(LearningRule):
-    """What carries a kernel of its own, in one of two scales.
+    """The base of rules that carry the error by a kernel K of their own, in one of two scales.
 
-    `scale="init"` (the published form) leaves the kernel as it is drawn, of the scale of W's
-    initialisation; with `scale="match"` its norm follows that of W, layer by layer: K |W| / |K|.
+    With `scale="init"`, the published form, K stays as it is drawn, of the scale of W's
+    initialization. With `scale="match"` its norm follows that of W, layer by layer: K |W| / |K|.
     """
 
     scale: Scale = "init"
@@ -52,23 +66,42 @@ class Feedback(LearningRule):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
+        """Whether `kernel` treats each weight by itself: a norm reads all of a layer's weights."""
         return self.scale == "init"
 
     def scaled(self, kernel: Tensor, weight: Tensor) -> Tensor:
+        """Return the kernel in the rule's scale, of the same shape."""
         if self.scale == "init":
             return kernel
-        return kernel * (weight.norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny))
+        # A kernel of zeros stays one: 0 / tiny, not 0 / 0.
+        norm = kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
+        return kernel * (weight.norm() / norm)
 
 
 @RULES.register("fa")
 @dataclass(frozen=True)
 class FeedbackAlignment(Feedback):
-    """Feedback alignment: K = B, a fixed independent draw from W's initialisation (Lillicrap 2016).
+    """Feedback alignment: K = B, a fixed draw from W's initialization (Lillicrap 2016).
 
-    State: B, shaped like W, a buffer. Cost: that of bp; B is as large as W. When: the classical
-    baseline without any weight transport. W slowly turns towards B (from 90 degrees at the start),
-    which works in shallow nets and fails in deep convolutional ones (Bartunov 2018, arXiv
-    1807.04587).
+    B is drawn independently of W (arXiv 1411.0247), so it is at 90 degrees to W at the start. W
+    slowly turns towards B, which makes the errors useful.
+
+    State: B, shaped like W, a buffer.
+
+    Cost: that of bp; B is as large as W.
+
+    When: the classical baseline without any weight transport. It works in shallow nets and fails in
+    deep convolutional ones (Bartunov 2018, arXiv 1807.04587).
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("fa"))
+        >>> x = torch.ones(1, 3, requires_grad=True)
+        >>> layer(x).sum().backward()
+        >>> torch.equal(x.grad, layer.feedback_kernel)
+        True
     """
 
     stacks = True
@@ -83,12 +116,27 @@ class FeedbackAlignment(Feedback):
 @RULES.register("usf")
 @dataclass(frozen=True)
 class UniformSignFeedback(Feedback):
-    """Uniform sign-concordant feedback: K = s sign(W), s the std of W's initialisation (Liao 2016,
-    Xiao 2018).
+    """Uniform sign feedback: K = s sign(W), s the std of W's initialization (Liao 2016).
 
-    State: s, a number a layer, a buffer. Cost: that of bp, and one pass over W a step. When: the
-    best of the family where signs may be shared: near bp even on ImageNet (Xiao 2018, arXiv
-    1811.03567). 30 degrees from W at the start. s does not follow W; `scale=match` does.
+    K has the signs of the weights and one magnitude (arXiv 1510.05067). It is at 30 degrees to
+    uniform W at the start. s does not follow W as W grows; with `scale=match` it does.
+
+    State: s, one number a layer, a buffer.
+
+    Cost: that of bp, and one pass over W a step.
+
+    When: the best of the family where signs may be shared: near bp even on ImageNet (Xiao 2018,
+    arXiv 1811.03567).
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("usf"))
+        >>> x = torch.ones(1, 3, requires_grad=True)
+        >>> layer(x).sum().backward()
+        >>> torch.equal(x.grad, layer.feedback_scale * layer.weight.sign())
+        True
     """
 
     stacks = True
@@ -103,12 +151,26 @@ class UniformSignFeedback(Feedback):
 @RULES.register("frsf")
 @dataclass(frozen=True)
 class FixedRandomSignFeedback(Feedback):
-    """Fixed random-magnitude sign feedback: K = |M| sign(W), M drawn once from W's initialisation
-    (Liao 2016).
+    """Fixed random-magnitude sign feedback: K = |M| sign(W), M drawn once (Liao 2016).
+
+    M is an independent draw from W's initialization (arXiv 1510.05067), so K is at 41 degrees to
+    uniform W at the start.
 
     State: |M|, shaped like W, a buffer.
+
     Cost: that of bp, and one pass over W a step; |M| is as large as W.
-    When: signs are shared and magnitudes are not. 41 degrees from W at the start.
+
+    When: signs are shared and magnitudes are not.
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("frsf"))
+        >>> x = torch.ones(1, 3, requires_grad=True)
+        >>> layer(x).sum().backward()
+        >>> torch.equal(x.grad, layer.feedback_magnitude * layer.weight.sign())
+        True
     """
 
     stacks = True
@@ -123,12 +185,25 @@ class FixedRandomSignFeedback(Feedback):
 @RULES.register("brsf")
 @dataclass(frozen=True)
 class BatchRandomSignFeedback(FixedRandomSignFeedback):
-    """Batch-wise random-magnitude sign feedback: K = |M| sign(W), M redrawn once a weight update
-    (Liao 2016).
+    """Batch-wise random-magnitude sign feedback: K = |M| sign(W), M redrawn each step (Liao 2016).
+
+    M is drawn from W's initialization anew after each weight update (arXiv 1510.05067).
 
     State: |M|, shaped like W, a buffer; each draw is a function of (seed, layer, update).
+
     Cost: that of frsf, and a draw as large as W a step.
+
     When: as frsf, where feedback must not be a fixed code that W can adapt to.
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear, draw_feedback
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("brsf"))
+        >>> first = layer.feedback_magnitude.clone()
+        >>> draw_feedback(layer, seed=0, update=1)  # a training loop calls it after each update
+        >>> torch.equal(layer.feedback_magnitude, first)
+        False
     """
 
     renews = True
@@ -137,42 +212,78 @@ class BatchRandomSignFeedback(FixedRandomSignFeedback):
 @RULES.register("kolen_pollack")
 @dataclass(frozen=True)
 class KolenPollack(FeedbackAlignment):
-    """Kolen-Pollack: K = B, and B gets the same steps and the same decay as W, so B -> W (Akrout
-    2019, 1904.05391).
+    """Kolen-Pollack: K = B, and B gets the steps and the decay of W, so B -> W (Akrout 2019).
 
-    B is a parameter whose gradient is dW, the gradient of W, so any optimiser moves both by the
-    same step. What their difference loses is the weight decay: (1 - lr decay) a step for SGD and
-    AdamW. Without weight decay B never gets closer to W. B starts as an independent draw from W's
-    initialisation.
+    B is a parameter whose gradient is dW, the gradient of W, so any optimizer moves both by the
+    same step (arXiv 1904.05391). Weight decay is what makes their difference vanish: for SGD and
+    AdamW it shrinks by the factor (1 - lr decay) a step. Without weight decay B never gets closer
+    to W. B starts as an independent draw from W's initialization.
 
     State: B, shaped like W, a parameter (not counted among the model's, not counted when gradients
-    are clipped). Cost: that of bp, and the optimiser moves twice as many tensors. When: no weight
-    is ever transported, and yet the errors become exact: near bp once B has converged.
+    are clipped).
+
+    Cost: that of bp, and the optimizer moves twice as many tensors.
+
+    When: no weight is ever transported, and yet the errors become exact: near bp once B has
+    converged.
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear
+        >>> layer = RuleLinear(3, 1, rule=RULES.build("kolen_pollack"))
+        >>> layer(torch.rand(8, 3)).square().mean().backward()
+        >>> torch.equal(layer.feedback_kernel.grad, layer.weight.grad)
+        True
+        >>> before = (layer.weight - layer.feedback_kernel).norm()
+        >>> with torch.no_grad():  # a step of SGD with weight decay 0.5
+        ...     for parameter in layer.parameters():
+        ...         parameter -= 0.1 * (parameter.grad + 0.5 * parameter)
+        >>> after = (layer.weight - layer.feedback_kernel).norm()
+        >>> print(f"{after / before:.2f} of the difference is left")
+        0.95 of the difference is left
     """
 
     learned = ("kernel",)
     stacks = True
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        own = state["kernel"]
-        # The scale is no part of what learns: B gets dW as it is.
-        return own if self.scale == "init" else own + (self.scaled(own, weight) - own).detach()
+        feedback = state["kernel"]
+        if self.scale == "init":
+            return feedback
+        # The value is the scaled B, the derivative that of B: the gradient that B gets is dW as it
+        # is, not dW through the scale.
+        return feedback + (self.scaled(feedback, weight) - feedback).detach()
 
 
 @RULES.register("weight_mirror")
 @dataclass(frozen=True)
 class WeightMirror(FeedbackAlignment):
-    """Weight mirror: B <- (1 - r) B + r E[y x^T], noise x and its response y = W x, after each
-    update (Akrout 2019).
+    """Weight mirror: K = B, and B <- (1 - r) B + r E[y x^T] for noise x, y = W x (Akrout 2019).
 
-    The noise is normal, of variance 1, one window of the layer a sample, without bias; since E[y
-    x^T] = W, B follows W through the layer's activity alone (arXiv 1904.05391; with one rate for
-    growth and decay, so that B has the scale of W too). What the samples leave is an angle of about
-    atan sqrt(fan_in r / (2 samples)).
+    After each weight update the layer is shown noise x and B moves towards the correlation of its
+    responses y with x. The noise is normal, of variance 1, one window of the layer a sample,
+    without bias; since E[y x^T] = W, B follows W through the layer's activity alone (arXiv
+    1904.05391; here with one rate r for growth and decay, so that B has the scale of W too). As the
+    mean is over finitely many samples, an angle of about atan sqrt(fan_in r / (2 samples)) remains.
+    r is the option `rate`, the number of samples is `samples`.
 
-    State: B, shaped like W, a buffer; it starts as an independent draw from W's initialisation.
+    State: B, shaped like W, a buffer; it starts as an independent draw from W's initialization.
+
     Cost: that of bp, and a product of `samples` windows with W a step.
+
     When: as Kolen-Pollack, without asking for weight decay or for equal steps on both sides.
+
+    Example:
+
+        >>> import torch
+        >>> from darts_bio.rules import RULES, RuleLinear, draw_feedback
+        >>> layer = RuleLinear(4, 4, rule=RULES.build("weight_mirror"))
+        >>> for update in range(1, 101):  # a training loop calls it after each weight update
+        ...     draw_feedback(layer, seed=0, update=update)
+        >>> weight, feedback = layer.weight.flatten(), layer.feedback_kernel.flatten()
+        >>> bool(torch.cosine_similarity(weight, feedback, dim=0) > 0.95)
+        True
     """
 
     rate: float = 0.05
@@ -204,9 +315,10 @@ class WeightMirror(FeedbackAlignment):
         law: InitialLaw,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        matrix = weight.flatten(1)
-        x = torch.randn(
-            self.samples, matrix.shape[1], generator=generator, device=generator.device
-        ).to(matrix)
-        response = (x @ matrix.t()).t() @ x / self.samples
-        return {"kernel": torch.lerp(state["kernel"], response.view_as(weight), self.rate)}
+        """Return B moved by `rate` towards the mean of y x^T over fresh noise."""
+        matrix = weight.flatten(1)  # (O, I, *window) -> (O, fan_in): a convolution as a product
+        noise_shape = (self.samples, matrix.shape[1])
+        x = torch.randn(noise_shape, generator=generator, device=generator.device).to(matrix)
+        y = x @ matrix.t()  # (samples, O)
+        mean_product = y.t() @ x / self.samples  # E[y x^T], (O, fan_in)
+        return {"kernel": torch.lerp(state["kernel"], mean_product.view_as(weight), self.rate)}

@@ -1,8 +1,7 @@
-"""Strided pointwise convolutions, whose stride is taken from the pixels: conv(x[:, :, ::2, ::2]) at
-stride 1.
+"""Strided pointwise convolutions, computed as conv(x[:, :, ::2, ::2]) at stride 1.
 
-A 1x1 window at stride s reads every s-th pixel and no other, so both ways give the same numbers.
-The way taken here keeps clear of a fault of oneDNN, which PyTorch's CPU convolutions run on: the
+A 1x1 window at stride s reads every s-th pixel and no other, so picking these pixels first gives
+the same numbers. It keeps clear of a fault of oneDNN, which PyTorch's CPU convolutions run on: the
 weight gradient of a strided 1x1 convolution with channels last in memory overruns its workspace
 where there are fewer channels than a vector has lanes (16 with AVX-512, 8 with AVX2), and then
 crashes, hangs, or is wrong in silence (uxlfoundation/oneDNN#6035, open with oneDNN 3.13). Seen with
@@ -29,17 +28,24 @@ overrun."""
 def reads_single_pixels(
     window: Sequence[int], stride: Sequence[int], padding: Sequence[int] | str
 ) -> bool:
-    """Tell whether a convolution is pointwise, strided and not padded: it reads some pixels, each
-    by itself.
+    """Return whether a convolution is pointwise, strided and not padded.
+
+    Such a one reads some of the pixels, each by itself, so `sampled` can pick them beforehand.
+
+    >>> reads_single_pixels(window=(1, 1), stride=(2, 2), padding=(0, 0))
+    True
+    >>> reads_single_pixels(window=(3, 3), stride=(2, 2), padding="valid")
+    False
     """
     unpadded = padding == "valid" if isinstance(padding, str) else not any(padding)
     return unpadded and all(side == 1 for side in window) and any(step > 1 for step in stride)
 
 
 def sampled(x: Tensor, stride: Sequence[int], first: int = 0) -> Tensor:
-    """Take every stride-th pixel of x (N, C, *spatial), from pixel `first` of each dimension on.
+    """Return every stride-th pixel of x (N, C, *spatial), from pixel `first` of each dimension on.
 
-    The result is laid out in memory as x is, and so is the gradient of x.
+    The result is laid out in memory as x is (channels last or contiguous), and so is the gradient
+    of x.
 
     >>> import torch
     >>> sampled(torch.arange(16.0).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
@@ -48,24 +54,23 @@ def sampled(x: Tensor, stride: Sequence[int], first: int = 0) -> Tensor:
     [5.0, 7.0, 13.0, 15.0]
     """
     if first == 0 and len(stride) == 2:
-        return F.avg_pool2d(
-            x, 1, tuple(stride)
-        )  # the mean of one pixel: a single kernel in each direction
+        # The mean of one pixel is that pixel, and pooling is a single kernel in each direction.
+        return F.avg_pool2d(x, 1, tuple(stride))
     pixels = [slice(first, None, step) for step in stride]
     if x.dim() == 4 and x.stride(1) == 1:
-        # Channels last: (N, H, W, C) lies in memory as it is written, and so do the zeros around
-        # its gradient.
-        return x.permute(0, 2, 3, 1)[:, pixels[0], pixels[1]].permute(0, 3, 1, 2)
+        # (N, C, H, W) in channels last lies in memory as (N, H, W, C): sliced as such, the gradient
+        # with its zeros has the same layout.
+        channels_last = x.permute(0, 2, 3, 1)
+        return channels_last[:, pixels[0], pixels[1]].permute(0, 3, 1, 2)
     return x[(slice(None), slice(None), *pixels)]
 
 
 def warn_of_strided_pointwise(model: nn.Module) -> None:
-    """Warn of the first layer on a CPU whose weight gradient oneDNN may get wrong, if the model has
-    one.
+    """Warn of the first layer on a CPU, if there is one, whose weight gradient may be wrong.
 
-    These are PyTorch's own strided 1x1 convolutions of fewer than 16 input channels, and transposed
-    ones of fewer than 16 output channels, on x86. Whether they are hit depends on the processor and
-    on the layout in memory.
+    Such layers are PyTorch's own strided 1x1 convolutions of fewer than 16 input channels, and
+    transposed ones of fewer than 16 output channels, on x86 (the fault of oneDNN at the top of this
+    file). Whether they are hit depends on the processor and on the layout in memory.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return
@@ -83,15 +88,13 @@ def warn_of_strided_pointwise(model: nn.Module) -> None:
 
 
 def _may_overrun(layer: nn.Module) -> bool:
-    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or getattr(
-        layer, "samples_pixels", False
-    ):
+    """Return whether the weight gradient of a layer may overrun oneDNN's workspace."""
+    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return False
+    if getattr(layer, "samples_pixels", False):  # one of ours, which keeps clear of it
+        return False
+    # In a transposed convolution input and output have changed places.
     channels = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.out_channels
     strided = reads_single_pixels(layer.kernel_size, layer.stride, layer.padding)
-    return (
-        strided
-        and layer.groups == 1
-        and channels < MOST_LANES
-        and layer.weight.device.type == "cpu"
-    )
+    few_channels = layer.groups == 1 and channels < MOST_LANES
+    return strided and few_channels and layer.weight.device.type == "cpu"

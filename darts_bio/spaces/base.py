@@ -1,4 +1,8 @@
-"""Space: which cells there are, what can stand on their edges, and how a genotype is derived."""
+"""The interface of a cell-based search space, and the table of its candidates.
+
+A space holds no weights. It describes, as data, the cells, the candidates that compete on their
+edges, and how the weights that a search gave to these candidates become a discrete cell.
+"""
 
 from __future__ import annotations
 
@@ -19,48 +23,84 @@ Row = tuple[Candidate | None, ...]
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """All candidates of a search: `rows[cell_type][edge]`, rows of one cell type equally long."""
+    """The candidates of a search: `rows[cell_type][edge]`, padded to one length per cell type.
+
+    Rows are in the order of `Space.edges`, which is the order of the rows of alpha.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> table = SPACES.build("darts").table(("usf", "fa"))
+    >>> [str(candidate) for candidate in table.rows["normal"][0][3:6]]
+    ['skip_connect', 'sep_conv_3x3:usf', 'sep_conv_3x3:fa']
+
+    In a reduce cell an edge of stride 2 has one candidate more, since a skip has weights there:
+
+    >>> table.shape("reduce")
+    (14, 13)
+    >>> table.mask("reduce").sum(1).tolist()
+    [13, 13, 13, 13, 12, 13, 13, 12, 12, 13, 13, 12, 12, 12]
+    """
 
     rows: Mapping[str, tuple[Row, ...]]
 
     def shape(self, cell_type: str) -> tuple[int, int]:
-        """(edges, candidates a row)."""
-        return len(self.rows[cell_type]), len(self.rows[cell_type][0])
+        """Return the shape of alpha of a cell type: (edges, candidates of the longest row)."""
+        rows = self.rows[cell_type]
+        return len(rows), len(rows[0])
 
     def mask(self, cell_type: str) -> Tensor:
-        """(edges, candidates) bool: True where there is a candidate."""
+        """Return a bool tensor (edges, candidates), True for candidates and False for padding."""
         return torch.tensor(
             [[candidate is not None for candidate in row] for row in self.rows[cell_type]]
         )
 
 
 class Space(ABC):
-    """A cell-based space. Subclasses are frozen dataclasses, whose fields are their options,
-    registered in `SPACES`.
+    """A cell-based search space.
+
+    Subclasses are frozen dataclasses whose fields are the options of the space; they are registered
+    in `SPACES`. Nodes of a cell are numbered from 0, its inputs first.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")
+    >>> space.edges
+    ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))
+    >>> SPACES.build("darts").plan(6)
+    ('normal', 'normal', 'reduce', 'normal', 'reduce', 'normal')
+
+    `derive` turns weights (edges, candidates) into cells. Here edge i prefers candidate i:
+
+    >>> import torch
+    >>> table = space.table(("usf",))
+    >>> print(space.derive({"cell": torch.eye(*table.shape("cell"))}, table)["cell"])
+      node 1: none <- 0
+      node 2: skip_connect <- 0,  nor_conv_1x1:usf <- 1
+      node 3: nor_conv_3x3:usf <- 0,  avg_pool_3x3 <- 1,  none <- 2
     """
 
     cell_types: ClassVar[tuple[str, ...]]
+    """Names of the kinds of cells, each with an alpha of its own, such as normal and reduce."""
+
     skeleton: ClassVar[str] = "darts"
-    """What surrounds the cells, by its name in `networks.skeletons.SKELETONS`."""
+    """Name, in `networks.skeletons.SKELETONS`, of the network around the cells."""
 
     kept_edges: ClassVar[int | None] = None
-    """Incoming edges a node keeps when a genotype is derived; None for all."""
+    """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
 
     def selectable(self, candidate: Candidate) -> bool:
-        """Whether a derived cell may hold this candidate."""
+        """Return whether a derived cell may hold this candidate."""
         return True
 
     @property
     @abstractmethod
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """(node, input) of every edge of a cell, in the order of the rows of alpha."""
+        """The (node, input) of every edge of a cell, in the order of the rows of alpha."""
 
     def incoming(self) -> list[list[int]]:
-        """The edges, by their place in `edges`, that lead into each node, node by node."""
-        by_node: dict[int, list[int]] = {}
+        """Return, for each node that has incoming edges, their indices in `edges`."""
+        edges_by_node: dict[int, list[int]] = {}
         for e, (node, _) in enumerate(self.edges):
-            by_node.setdefault(node, []).append(e)
-        return list(by_node.values())
+            edges_by_node.setdefault(node, []).append(e)
+        return list(edges_by_node.values())
 
     @property
     @abstractmethod
@@ -69,31 +109,40 @@ class Space(ABC):
 
     @abstractmethod
     def stride(self, cell_type: str, source: int) -> int:
-        """The stride of the edges that leave node `source` in a cell of that type."""
+        """Return the stride of the edges that leave node `source` in a cell of that type."""
 
     @abstractmethod
     def plan(self, layers: int) -> tuple[str, ...]:
-        """The cell type of each layer. Raises InputError for a number of layers that there cannot
-        be.
+        """Return the cell type of each of `layers` cells, from the first to the last.
+
+        Raises:
+            InputError: If a network of the space cannot have that number of cells.
         """
 
     @abstractmethod
     def reductions(self, layers: int) -> tuple[int, ...]:
-        """The layers whose cells work at half the size of those before, with twice their
-        channels.
-        """
+        """Return the indices of the cells that halve height and width and double the channels."""
 
     @abstractmethod
     def table(self, rules: Sequence[str]) -> CandidateTable:
-        """The candidates of a search among these rules."""
+        """Return the candidates of a search among the learning rules given by their specs."""
 
     @abstractmethod
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
-        """The discrete cells that edge weights (edges, candidates) per cell type stand for."""
+        """Return the discrete cell of each cell type that the weights of a search stand for.
+
+        Args:
+            weights: For each cell type the weights of its candidates, (edges, candidates).
+            table: The candidates, with rows and columns as those of `weights`.
+        """
 
     @abstractmethod
     def validate(self, genotype: Genotype, source: str) -> None:
-        """Raises InputError, naming the field, unless the genotype's cells belong to this space."""
+        """Check that the cells of a genotype belong to this space.
+
+        Raises:
+            InputError: If they do not. The message names the field, after `source`.
+        """
 
 
 SPACES: Registry[type[Space]] = Registry("space")

@@ -1,11 +1,13 @@
-"""The text form in which the DARTS space's genotypes are passed around in papers and code.
+"""The text form in which genotypes of the DARTS space are passed around in papers and code.
 
-It is parsed, never evaluated.
+`from_darts_text` reads `Genotype(normal=[('sep_conv_3x3', 1), ...], ...)`. The text is parsed and
+never evaluated.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from typing import Any
 
 from darts_bio.errors import InputError, unknown_name
@@ -23,6 +25,12 @@ from darts_bio.spaces.genotype import (
 )
 from darts_bio.spaces.operations import OPERATIONS
 
+SOURCE = "DARTS text"
+"""What error messages call the text."""
+
+FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+"""The fields of Genotype(...), in the order of those given without a name."""
+
 LONGEST_LIST = 64
 """Entries a list in pasted text may describe; a cell has far fewer."""
 
@@ -31,6 +39,7 @@ RULE_SUFFIXES = {"u": "usf", "br": "brsf", "fr": "frsf", "fa": "fa", "f": "frsf"
 
 
 def _split_suffix(op: str) -> Candidate:
+    """Return the operation and the rule that a name such as sep_conv_3x3_fr stands for."""
     if op not in OPERATIONS:
         stem, _, suffix = op.rpartition("_")
         if stem in OPERATIONS and suffix in RULE_SUFFIXES:
@@ -39,112 +48,136 @@ def _split_suffix(op: str) -> Candidate:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal, or range(a, b), or list(range(a, b)). Raises ValueError or the like for anything
-    else.
+    """Return the value of a literal, of range(...), or of list(...) or tuple(...) of either.
+
+    Raises:
+        ValueError: If it is anything else (or another error of `ast.literal_eval`).
     """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        function = node.func.id
         arguments = [_literal(argument) for argument in node.args]
-        if (
-            node.func.id == "range"
-            and 1 <= len(arguments) <= 3
-            and all(type(a) is int for a in arguments)
-        ):
+        integers = all(type(argument) is int for argument in arguments)
+        if function == "range" and 1 <= len(arguments) <= 3 and integers:
+            # Cut before it is listed: a range may describe more numbers than memory holds.
             return list(range(*arguments)[:LONGEST_LIST])
-        if (
-            node.func.id in ("list", "tuple")
-            and len(arguments) == 1
-            and isinstance(arguments[0], (list, tuple))
-        ):
+        one_list = len(arguments) == 1 and isinstance(arguments[0], (list, tuple))
+        if function in ("list", "tuple") and one_list:
             return list(arguments[0])
     return ast.literal_eval(node)
 
 
 def _list(node: ast.expr, text: str, where: str) -> list[Any]:
+    """Return the list that an expression describes.
+
+    Args:
+        node: The expression.
+        text: The whole text, which messages quote.
+        where: The place, which messages begin with.
+
+    Raises:
+        InputError: If the expression describes no list.
+    """
     try:
         value = _literal(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
-        found = (ast.get_source_segment(text, node) or "")[:60]
-        raise InputError(f"{where}: expected a list or range(a, b), found {found}") from None
+        segment = (ast.get_source_segment(text, node) or "")[:60]
+        raise InputError(f"{where}: expected a list or range(a, b), found {segment}") from None
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{where}: expected a list or range(a, b), found {brief(value)}")
     return list(value)
 
 
 def from_darts_text(text: str) -> Genotype:
-    """Reads `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=[...],
-    reduce_concat=...)`.
+    """Read a genotype of the DARTS space from the text form of the DARTS code.
 
-    Two entries a node, nodes counted from 2. A suffix _u, _br, _fr or _fa on an operation is its
-    rule (usf, brsf, frsf, fa; skips also _f, _b); without a suffix the rule is bp. An assignment
-    `NAME = Genotype(...)` is accepted. A rule on an operation without weights is dropped. Raises
-    InputError for anything that is not a valid genotype.
+    The form is `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=..., reduce=[...],
+    reduce_concat=...)`, where an assignment `NAME = Genotype(...)` is accepted too. The lists hold
+    two entries (operation, input) for each node, nodes counted from 2. A suffix _u, _br, _fr or _fa
+    of an operation names its rule (usf, brsf, frsf, fa; also _f for frsf and _b for brsf); without
+    a suffix the rule is bp. A rule on an operation without weights is dropped.
+
+    Raises:
+        InputError: If the text is not a valid genotype of this form.
 
     >>> pair = "[('skip_connect_u', 0), ('sep_conv_3x3_u', 1)]"
     >>> text = f"Genotype(normal={pair}, normal_concat=range(2, 3), reduce={pair}, reduce_concat=[2])"
     >>> [str(edge.candidate) for edge in from_darts_text(text).cells["normal"].edges]
     ['skip_connect', 'sep_conv_3x3:usf']
     """
-    source = "DARTS text"
     text = text.strip()
+    values = _parse_fields(text)
+    cells = {cell_type: _read_cell(values, cell_type, text) for cell_type in ("normal", "reduce")}
+    space = DartsSpace()
+    genotype = space.normalize(
+        Genotype("darts", cells, provenance={"source": "imported DARTS-style text"})
+    )
+    space.validate(genotype, SOURCE)
+    return genotype
+
+
+def _parse_fields(text: str) -> dict[str, ast.expr]:
+    """Return the expression of each field that is given in `Genotype(...)`.
+
+    Raises:
+        InputError: If the text is no such call, or names a field that is unknown or given twice.
+    """
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(
-            f"{source}: expected Genotype(normal=[...], ...), found unreadable text ({error})"
+            f"{SOURCE}: expected Genotype(normal=[...], ...), found unreadable text ({error})"
         ) from None
+    # Both an expression and an assignment keep what is called in `value`.
     call = getattr(body[0], "value", None) if len(body) == 1 else None
     if not (
         isinstance(call, ast.Call)
         and isinstance(call.func, ast.Name)
         and call.func.id == "Genotype"
     ):
-        raise InputError(f"{source}: expected one Genotype(normal=[...], ...), found {text[:60]!r}")
-    fields = ("normal", "normal_concat", "reduce", "reduce_concat")
-    if len(call.args) > len(fields):
+        raise InputError(f"{SOURCE}: expected one Genotype(normal=[...], ...), found {text[:60]!r}")
+    if len(call.args) > len(FIELDS):
         raise InputError(
-            f"{source}: expected {', '.join(fields)}, found {len(call.args)} values without a name"
+            f"{SOURCE}: expected {', '.join(FIELDS)}, found {len(call.args)} values without a name"
         )
+    positional = list(zip(FIELDS, call.args, strict=False))
+    named = [(keyword.arg or "**", keyword.value) for keyword in call.keywords]
     values: dict[str, ast.expr] = {}
-    given = [
-        *zip(fields, call.args, strict=False),
-        *((k.arg or "**", k.value) for k in call.keywords),
-    ]
-    for name, value in given:
-        if name not in fields:
-            raise InputError(f"{source}: {unknown_name('field', name, fields)}")
+    for name, value in positional + named:
+        if name not in FIELDS:
+            raise InputError(f"{SOURCE}: {unknown_name('field', name, FIELDS)}")
         if name in values:
-            raise InputError(f"{source}: the field {name!r} is given twice")
+            raise InputError(f"{SOURCE}: the field {name!r} is given twice")
         values[name] = value
-    cells = {}
-    for cell_type in ("normal", "reduce"):
-        for name in (cell_type, f"{cell_type}_concat"):
-            if name not in values:
-                raise InputError(
-                    f"{source}: the field {name!r} is missing (expected {', '.join(fields)})"
-                )
-        edges = []
-        for i, entry in enumerate(_list(values[cell_type], text, f"{source}.{cell_type}")):
-            where = f"{source}.{cell_type}[{i}]"
-            pair = (
-                isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
-            )
-            if not (pair and is_node(entry[1])):
-                raise InputError(f"{where}: expected ('operation', input), found {brief(entry)}")
-            candidate = _split_suffix(entry[0])
-            candidate = read_candidate(candidate.op, candidate.rule or "bp", where)
-            edges.append(Edge(INPUTS + i // KEPT_EDGES, entry[1], candidate))
-        concat = _list(values[f"{cell_type}_concat"], text, f"{source}.{cell_type}_concat")
-        if not all(map(is_node, concat)):
+    return values
+
+
+def _read_cell(values: Mapping[str, ast.expr], cell_type: str, text: str) -> Cell:
+    """Read the cell of a type from its two fields, the edges and the concatenated nodes.
+
+    Raises:
+        InputError: If a field is missing or holds anything but edges or node numbers.
+    """
+    for name in (cell_type, f"{cell_type}_concat"):
+        if name not in values:
             raise InputError(
-                f"{source}.{cell_type}_concat: expected node numbers, found {brief(concat)}"
+                f"{SOURCE}: the field {name!r} is missing (expected {', '.join(FIELDS)})"
             )
-        cells[cell_type] = Cell(tuple(edges), tuple(concat))
-    space = DartsSpace()
-    genotype = space.normalise(
-        Genotype("darts", cells, provenance={"source": "imported DARTS-style text"})
-    )
-    space.validate(genotype, source)
-    return genotype
+    edges = []
+    for i, entry in enumerate(_list(values[cell_type], text, f"{SOURCE}.{cell_type}")):
+        where = f"{SOURCE}.{cell_type}[{i}]"
+        pair = isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
+        if not (pair and is_node(entry[1])):
+            raise InputError(f"{where}: expected ('operation', input), found {brief(entry)}")
+        named = _split_suffix(entry[0])
+        candidate = read_candidate(named.op, named.rule or "bp", where)
+        # Entries do not name their node: the first two lead into node 2, the next into node 3.
+        edges.append(Edge(INPUTS + i // KEPT_EDGES, entry[1], candidate))
+    concat = _list(values[f"{cell_type}_concat"], text, f"{SOURCE}.{cell_type}_concat")
+    if not all(map(is_node, concat)):
+        raise InputError(
+            f"{SOURCE}.{cell_type}_concat: expected node numbers, found {brief(concat)}"
+        )
+    return Cell(tuple(edges), tuple(concat))
 
 
 TEXT_FORMS.register("darts")(

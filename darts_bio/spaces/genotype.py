@@ -1,6 +1,7 @@
-"""Genotypes: frozen, validated, JSON files.
+"""Genotypes, the discrete architectures that a search derives, and their JSON files.
 
-A genotype is data, never code. The names in a file (operations, rules, fields) are a file format.
+A genotype is data, never code: a file is read as JSON and checked field by field. The names in it
+(of operations, rules and fields) are a file format, so renaming one breaks files.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from darts_bio.rules import RULES
 from darts_bio.spaces.operations import OPERATIONS
 
 FORMAT = 1
+"""The version of the file format, which every file states."""
+
 LARGEST_NODE = 9999
+"""The largest node number that is read: text may hold numbers of millions of digits."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An operation and the learning rule its weights use; rule None where the operation has no
-    weights.
+    """An operation, and the learning rule of its weights (None where it has no weights).
+
+    >>> str(Candidate("sep_conv_3x3", "usf")), str(Candidate("max_pool_3x3"))
+    ('sep_conv_3x3:usf', 'max_pool_3x3')
     """
 
     op: str
@@ -36,8 +42,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Edge:
-    """From node `input` to node `node` of a cell. Nodes 0 and 1 are the outputs of the two cells
-    before.
+    """A connection from node `input` to the later node `node` of a cell, and what stands on it.
+
+    Nodes are numbered from 0, the inputs of the cell first: in the DARTS space nodes 0 and 1 are
+    the outputs of the two cells before, in that of NAS-Bench-201 node 0 is the only input.
+
+    >>> Edge(node=2, input=0, candidate=Candidate("skip_connect")).candidate.op
+    'skip_connect'
     """
 
     node: int
@@ -47,26 +58,42 @@ class Edge:
 
 @dataclass(frozen=True)
 class Cell:
-    """The edges that are kept, and the nodes whose concatenation is the cell's output."""
+    """A discrete cell: its edges, and the nodes whose concatenation is its output.
+
+    >>> pool, convolution = Candidate("max_pool_3x3"), Candidate("sep_conv_3x3", "usf")
+    >>> print(Cell((Edge(2, 0, pool), Edge(2, 1, convolution)), concat=(2,)))
+      node 2: max_pool_3x3 <- 0,  sep_conv_3x3:usf <- 1
+    """
 
     edges: tuple[Edge, ...]
     concat: tuple[int, ...]
 
     def __str__(self) -> str:
-        nodes: dict[int, list[str]] = {}
+        inputs_of: dict[int, list[str]] = {}
         for edge in self.edges:
-            nodes.setdefault(edge.node, []).append(f"{edge.candidate} <- {edge.input}")
+            inputs_of.setdefault(edge.node, []).append(f"{edge.candidate} <- {edge.input}")
         return "\n".join(
-            f"  node {node}: " + ",  ".join(inputs) for node, inputs in sorted(nodes.items())
+            f"  node {node}: " + ",  ".join(inputs) for node, inputs in sorted(inputs_of.items())
         )
 
 
 @dataclass(frozen=True)
 class Genotype:
-    """A discrete architecture: the cell of each type, in the space named.
+    """A discrete architecture: the cell of each type, and the space they belong to.
 
-    `backbone_rule` is the rule of everything outside the edges (stem, preprocessing, classifier,
-    auxiliary head). `provenance` says where it comes from; it takes no part in comparisons.
+    `space` is a spec for `SPACES.build`. `backbone_rule` is the rule of everything outside the
+    edges (stem, preprocessing, classifier, auxiliary head). `provenance` says where the genotype
+    comes from; it takes no part in comparisons.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> genotype = load_genotype("bionas_darts")
+    >>> genotype.space, genotype.backbone_rule, list(genotype.cells)
+    ('darts', 'bp', ['normal', 'reduce'])
+    >>> print(genotype.with_rule("fa").cells["normal"])
+      node 2: skip_connect <- 0,  skip_connect <- 1
+      node 3: sep_conv_3x3:fa <- 1,  sep_conv_3x3:fa <- 2
+      node 4: sep_conv_3x3:fa <- 0,  skip_connect <- 1
+      node 5: sep_conv_3x3:fa <- 1,  max_pool_3x3 <- 0
     """
 
     space: str
@@ -78,17 +105,16 @@ class Genotype:
         return "\n".join(f"{cell_type}:\n{cell}" for cell_type, cell in self.cells.items())
 
     def with_provenance(self, **provenance: Any) -> Genotype:
+        """Return the same architecture with these entries as its whole provenance."""
         return replace(self, provenance=provenance)
 
     def with_rule(self, rule: str) -> Genotype:
-        """The same operations, all under one learning rule, and the backbone too."""
+        """Return the same operations with all weights, the backbone's too, under one rule."""
 
         def under_rule(edge: Edge) -> Edge:
-            return (
-                edge
-                if edge.candidate.rule is None
-                else replace(edge, candidate=Candidate(edge.candidate.op, rule))
-            )
+            if edge.candidate.rule is None:  # no weights
+                return edge
+            return replace(edge, candidate=Candidate(edge.candidate.op, rule))
 
         cells = {
             name: Cell(tuple(map(under_rule, cell.edges)), cell.concat)
@@ -99,37 +125,69 @@ class Genotype:
         )
 
     def identity(self) -> str:
-        """A digest of everything but the provenance."""
+        """Return a digest of everything but the provenance, equal for equal genotypes."""
         text = self.with_provenance().to_json()
         return f"digest {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
     def to_json(self) -> str:
-        """The text of a genotype file, one edge a line."""
+        """Return the text of a genotype file, with one edge a line.
 
-        def edge(e: Edge) -> str:
-            return json.dumps(
-                {"node": e.node, "input": e.input, "op": e.candidate.op, "rule": e.candidate.rule}
+        `from_json` is the inverse. The text is a function of the genotype alone, since `identity`
+        is a digest of it.
+        """
+        cell_texts = []
+        for name, cell in self.cells.items():
+            edges = ",\n        ".join(map(_edge_to_json, cell.edges))
+            cell_texts.append(
+                f"    {json.dumps(name)}: {{\n"
+                f'      "edges": [\n        {edges}\n      ],\n'
+                f'      "concat": {json.dumps(list(cell.concat))}\n'
+                "    }"
             )
-
-        cells = ",\n".join(
-            f'    {json.dumps(name)}: {{\n      "edges": [\n        '
-            + ",\n        ".join(map(edge, cell.edges))
-            + f'\n      ],\n      "concat": {json.dumps(list(cell.concat))}\n    }}'
-            for name, cell in self.cells.items()
-        )
+        cells = ",\n".join(cell_texts)
         return (
-            f'{{\n  "format": {FORMAT},\n  "space": {json.dumps(self.space)},\n'
-            f'  "backbone_rule": {json.dumps(self.backbone_rule)},\n  "cells": {{\n{cells}\n  }},\n'
-            f'  "provenance": {json.dumps(dict(self.provenance))}\n}}\n'
+            "{\n"
+            f'  "format": {FORMAT},\n'
+            f'  "space": {json.dumps(self.space)},\n'
+            f'  "backbone_rule": {json.dumps(self.backbone_rule)},\n'
+            f'  "cells": {{\n{cells}\n  }},\n'
+            f'  "provenance": {json.dumps(dict(self.provenance))}\n'
+            "}\n"
         )
 
 
-class _Reader:
-    """Reads fields out of decoded JSON, naming the place of whatever is wrong."""
+def _edge_to_json(edge: Edge) -> str:
+    """Return an edge as a JSON object on one line."""
+    return json.dumps(
+        {
+            "node": edge.node,
+            "input": edge.input,
+            "op": edge.candidate.op,
+            "rule": edge.candidate.rule,
+        }
+    )
+
+
+class _CheckedObject:
+    """A decoded JSON object with known fields, whose types are checked as they are read.
+
+    Errors name the place of whatever is wrong, as in `file.json.cells.normal.edges[3].op`.
+    """
 
     def __init__(
         self, value: Any, where: str, fields: Mapping[str, type], optional: tuple[str, ...] = ()
     ) -> None:
+        """Check which fields there are.
+
+        Args:
+            value: The decoded JSON.
+            where: Its place in the file, which messages begin with.
+            fields: The known fields and their types.
+            optional: Those of them that may be missing.
+
+        Raises:
+            InputError: If it is no object, or if a field is unknown or missing.
+        """
         if not isinstance(value, dict):
             raise InputError(
                 f"{where}: expected an object with {', '.join(fields)}, found {brief(value)}"
@@ -145,15 +203,16 @@ class _Reader:
         self.value, self.where, self.fields = value, where, fields
 
     def __getitem__(self, name: str) -> Any:
+        """Return the value of a field; raise InputError if it is of another type."""
         value, expected = self.value.get(name), self.fields[name]
-        if not isinstance(value, expected) or isinstance(value, bool):
+        if not isinstance(value, expected) or isinstance(value, bool):  # a bool is an int in Python
             kind = {int: "an integer", str: "text", list: "a list", dict: "an object"}[expected]
             raise InputError(f"{self.where}.{name}: expected {kind}, found {brief(value)}")
         return value
 
 
 def brief(value: Any) -> str:
-    """A value in at most 60 characters, for messages."""
+    """Return a value as text of at most 60 characters, for messages."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits than Python prints, or deeper than it walks
@@ -162,12 +221,16 @@ def brief(value: Any) -> str:
 
 
 def is_node(value: Any) -> bool:
-    """Whether this can be a node's number at all; a cell's space says more."""
+    """Return whether a value can be the number of a node at all; a cell's space says more."""
     return type(value) is int and abs(value) <= LARGEST_NODE
 
 
 def check_rule(spec: str, where: str) -> str:
-    """The rule's canonical spec, or InputError with `where` before it if there is no such rule."""
+    """Return the canonical spec of a learning rule.
+
+    Raises:
+        InputError: If there is no such rule. The message begins with `where`.
+    """
     try:
         RULES.build(spec)
         return canonical_spec(spec)
@@ -175,21 +238,26 @@ def check_rule(spec: str, where: str) -> str:
         raise InputError(f"{where}: {error}") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which JSON itself would let a later field replace an earlier one of the
-    same name.
+def _object_of_distinct_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object from its pairs of name and value, for `json.loads`.
+
+    Raises:
+        InputError: If a name is given twice, where JSON by itself would keep the last value.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise InputError(
-            f"the field {next(n for n in names if names.count(n) > 1)!r} is given twice"
-        )
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the field {repeated!r} is given twice")
+    return fields
 
 
 def read_candidate(op: str, rule: Any, where: str) -> Candidate:
-    """A candidate of registered names, or InputError that names the place `where`."""
+    """Return the candidate of an operation and a rule, both given by name.
+
+    Raises:
+        InputError: If one of them is not registered. The message begins with `where`.
+    """
     try:
         OPERATIONS.get(op)
     except InputError as error:
@@ -200,8 +268,10 @@ def read_candidate(op: str, rule: Any, where: str) -> Candidate:
 
 
 def check_carried_rule(edge: Edge, stride: int, where: str) -> None:
-    """Raises InputError unless the edge names a rule if, and only if, its operation has weights at
-    that stride.
+    """Check that an edge names a rule if and only if its operation has weights at that stride.
+
+    Raises:
+        InputError: If it does not. The message begins with `where`.
     """
     op, rule = edge.candidate.op, edge.candidate.rule
     carries = OPERATIONS.get(op).carries_rule(stride)
@@ -214,16 +284,19 @@ def check_carried_rule(edge: Edge, stride: int, where: str) -> None:
 
 
 def _read_cell(value: Any, where: str) -> Cell:
-    cell = _Reader(value, where, {"edges": list, "concat": list})
+    """Return the cell of a decoded JSON object; raise InputError, naming the field, if it is none.
+
+    Whether the edges fit together is not checked: that is the space's to judge.
+    """
+    cell = _CheckedObject(value, where, {"edges": list, "concat": list})
     edges = []
     for i, item in enumerate(cell["edges"]):
         place = f"{where}.edges[{i}]"
-        # A rule of null stands for "no weights here", so its presence is asked for and its type is
-        # checked by hand.
-        entry = _Reader(item, place, {"node": int, "input": int, "op": str, "rule": str})
-        edges.append(
-            Edge(entry["node"], entry["input"], read_candidate(entry["op"], item["rule"], place))
-        )
+        entry = _CheckedObject(item, place, {"node": int, "input": int, "op": str, "rule": str})
+        node, input_node, op = entry["node"], entry["input"], entry["op"]
+        # A rule may be null, which stands for "no weights here": it is read past the check of its
+        # type, which `read_candidate` makes up for.
+        edges.append(Edge(node, input_node, read_candidate(op, item["rule"], place)))
     for node in cell["concat"]:
         if not is_node(node):
             raise InputError(f"{where}.concat: expected node numbers, found {brief(node)}")
@@ -231,13 +304,26 @@ def _read_cell(value: Any, where: str) -> Cell:
 
 
 def from_json(text: str, source: str) -> Genotype:
-    """Reads a genotype file's text. `source` names it in errors.
+    """Read the text of a genotype file, which messages call `source`.
 
-    Checks everything but the cells' form, which is the space's to judge. Raises InputError naming
-    the field, what was expected and what was found.
+    Everything is checked but whether the cells belong to their space: that is what
+    `Space.validate` is for, and `read_genotype` does both.
+
+    Raises:
+        InputError: If the text is no genotype. The message names the field, what was expected and
+            what was found.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> text = load_genotype("darts_v1").to_json()
+    >>> from_json(text, "my file") == load_genotype("darts_v1")
+    True
+    >>> from_json(text.replace("sep_conv_3x3", "sep_conv_9x9", 1), "my file")
+    Traceback (most recent call last):
+    ...
+    darts_bio.errors.InputError: my file.cells.normal.edges[0].op: unknown operation 'sep_conv_9x9': ...
     """
     try:
-        data = json.loads(text, object_pairs_hook=_unique)
+        data = json.loads(text, object_pairs_hook=_object_of_distinct_fields)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -252,27 +338,36 @@ def from_json(text: str, source: str) -> Genotype:
             "again"
         ) from None
     fields = {"format": int, "space": str, "backbone_rule": str, "cells": dict, "provenance": dict}
-    top = _Reader(data, source, fields, optional=("provenance",))
-    if top["format"] != FORMAT:
+    document = _CheckedObject(data, source, fields, optional=("provenance",))
+    if document["format"] != FORMAT:
         raise InputError(
-            f"{source}.format: expected {FORMAT}, found {top['format']}; it needs another version"
+            f"{source}.format: expected {FORMAT}, found {document['format']}; it needs another "
+            "version"
         )
     cells = {
-        name: _read_cell(cell, f"{source}.cells.{name}") for name, cell in top["cells"].items()
+        name: _read_cell(cell, f"{source}.cells.{name}") for name, cell in document["cells"].items()
     }
-    provenance = top["provenance"] if "provenance" in data else {}
-    backbone_rule = check_rule(top["backbone_rule"], f"{source}.backbone_rule")
-    return Genotype(top["space"], cells, backbone_rule, provenance)
+    provenance = document["provenance"] if "provenance" in data else {}
+    backbone_rule = check_rule(document["backbone_rule"], f"{source}.backbone_rule")
+    return Genotype(document["space"], cells, backbone_rule, provenance)
 
 
 def shipped_folder() -> Path:
-    """Where the shipped genotypes lie: inside an installed package, or beside it in a checkout."""
+    """Return the folder of the shipped genotypes.
+
+    It lies inside an installed package, and beside the package in a checkout.
+    """
     package = Path(__file__).resolve().parent.parent
     installed = package / "genotypes"
     return installed if installed.is_dir() else package.parent / "genotypes"
 
 
 def shipped_names() -> tuple[str, ...]:
+    """Return the names of the shipped genotypes, which `load_genotype` takes.
+
+    >>> shipped_names()
+    ('bionas_darts', 'darts_v1', 'darts_v2', 'p_darts', 'pc_darts')
+    """
     return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
 
 
@@ -280,25 +375,45 @@ def shipped_names() -> tuple[str, ...]:
 class TextForm:
     """A way in which genotypes of a space are written in a line of text.
 
-    `recognizes` tells whether a text is meant to be one; `read` raises InputError if it is none
-    after all; `write`, where there is one, is its inverse.
+    Those registered in `TEXT_FORMS` are accepted wherever a genotype is asked for.
+
+    >>> form = TEXT_FORMS.get("nb201")
+    >>> text = "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"
+    >>> form.space, form.recognizes(text), form.write(form.read(text)) == text
+    ('nb201', True, True)
     """
 
     summary: str
+    """The form in a line, for listings."""
+
     space: str
+    """The name of the space, without options."""
+
     recognizes: Callable[[str], bool]
+    """Whether a text is meant to be of this form; `read` may refuse it yet."""
+
     read: Callable[[str], Genotype]
+    """Returns the genotype of a text; raises InputError if it is not of this form."""
+
     write: Callable[[Genotype], str] | None = None
+    """The inverse of `read`; None if the form is read only."""
 
 
 TEXT_FORMS: Registry[TextForm] = Registry("text form of genotypes")
 
 
 def text_of(genotype: Genotype) -> str | None:
-    """Write a genotype in the text form of its space; None if that has none."""
+    """Return a genotype in the text form of its space; None if no form of it can be written.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> text_of(load_genotype("|none~0|+|none~0|none~1|+|none~0|none~1|nor_conv_3x3:fa~2|"))
+    '|none~0|+|none~0|none~1|+|none~0|none~1|nor_conv_3x3:fa~2|'
+    >>> print(text_of(load_genotype("darts_v1")))
+    None
+    """
     space, _ = parse_spec(genotype.space)
-    forms = [TEXT_FORMS.get(name) for name in TEXT_FORMS]
-    return next(
-        (form.write(genotype) for form in forms if form.write is not None and form.space == space),
-        None,
-    )
+    for name in TEXT_FORMS:
+        form = TEXT_FORMS.get(name)
+        if form.space == space and form.write is not None:
+            return form.write(genotype)
+    return None

@@ -1,6 +1,4 @@
-"""Genotypes by whatever a user has of them: a shipped name, a file, a run folder, DARTS-style or
-NAS-Bench-201 text.
-"""
+"""Genotypes from what a user has: a shipped name, a file, a run folder, or pasted text."""
 
 from __future__ import annotations
 
@@ -12,14 +10,18 @@ from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.genotype import TEXT_FORMS, Genotype, from_json, shipped_folder, shipped_names
 
 GENOTYPE_FILE = "genotype.json"
-"""What a run folder calls its genotype."""
+"""The name of the genotype file in a run folder."""
 
 
 def load_genotype(source: str | Path) -> Genotype:
-    """A validated genotype from a shipped name, a JSON file, a run folder, DARTS-style or
-    NAS-Bench-201 text.
+    """Return the genotype that a shipped name, a path or a text stands for, validated.
 
-    Raises InputError, naming the field, if it cannot be used.
+    Args:
+        source: A shipped name (`shipped_names()`), a JSON file, a run folder that holds one, or
+            a text in one of the `TEXT_FORMS` (DARTS style, NAS-Bench-201).
+
+    Raises:
+        InputError: If it is none of these, or no valid genotype. The message names the field.
 
     >>> print(load_genotype("darts_v2").cells["normal"])
       node 2: sep_conv_3x3:bp <- 0,  sep_conv_3x3:bp <- 1
@@ -27,6 +29,7 @@ def load_genotype(source: str | Path) -> Genotype:
       node 4: sep_conv_3x3:bp <- 1,  skip_connect <- 0
       node 5: skip_connect <- 0,  dil_conv_3x3:bp <- 2
     """
+    # Texts first: they may be too long for a path. Then names: a folder may have the same one.
     text = str(source).strip()
     for form in map(TEXT_FORMS.get, TEXT_FORMS):
         if form.recognizes(text):
@@ -56,8 +59,18 @@ def load_genotype(source: str | Path) -> Genotype:
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A validated genotype from a JSON file. Raises InputError, naming the field, if it cannot be
-    used.
+    """Return the genotype of a JSON file, validated by its space.
+
+    Raises:
+        InputError: If the file cannot be read or is no valid genotype. The message names the field.
+
+    >>> import pathlib, tempfile
+    >>> from darts_bio.spaces import GENOTYPE_FILE
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, GENOTYPE_FILE)
+    ...     _ = path.write_text(load_genotype("p_darts").to_json(), encoding="utf-8")
+    ...     print(read_genotype(path) == load_genotype("p_darts"))
+    True
     """
     try:
         content = path.read_text(encoding="utf-8")

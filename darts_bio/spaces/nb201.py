@@ -1,13 +1,13 @@
-"""The NAS-Bench-201 space (Dong 2020, arXiv 2001.00326) with (operation, learning rule) pairs as
-candidates.
+"""The NAS-Bench-201 space (Dong 2020, arXiv 2001.00326) with pairs of operation and rule.
 
-A cell has one input, node 0, and three nodes more; an edge leads from each node to every later one,
-and all six are kept. A node sums what its edges bring, none included; the last one is the cell's
-output. Cells are of one type and keep their size, which residual blocks halve after a third and two
-thirds of the depth.
+A cell has one input, node 0, and three nodes more. An edge leads from each node to every later one,
+and a derived cell keeps all six: a node sums what arrives over its edges (an edge of `none` brings
+zeros), and the last node is the cell's output. Cells are of one type and keep the size of their
+input; residual blocks between them halve it after a third and two thirds of the depth.
 
-The text form of a cell is `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`, a group a node, and `op:rule~0`
-where the operation has weights: without a rule it is bp.
+The text form of a cell is `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`: a group for each of the nodes 1 to
+3, in it an entry for each edge, and after the tilde the node that the edge comes from. An operation
+that has weights is written with its rule, `op:rule~0`; without one its rule is bp.
 """
 
 from __future__ import annotations
@@ -34,16 +34,30 @@ from darts_bio.spaces.genotype import (
 from darts_bio.spaces.operations import OPERATIONS, check_operations
 
 NODES = 4
+"""Nodes of a cell, the input among them."""
+
 PUBLISHED_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+
 CELL = "cell"
+"""The name of the only cell type."""
+
 STAGES = 3
+"""Groups of cells that work at one size."""
 
 
 @SPACES.register("nb201")
 @dataclass(frozen=True)
 class NasBench201Space(Space):
-    """The NAS-Bench-201 cell space: 4 nodes, 6 edges, 15,625 cells of 5 operations under one
-    rule.
+    """The NAS-Bench-201 cell space: 4 nodes, 6 edges, 15,625 cells of 5 operations under one rule.
+
+    `operations` are names from `OPERATIONS`.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")
+    >>> [str(candidate) for candidate in space.table(("usf", "fa")).rows["cell"][0][1:4]]
+    ['skip_connect', 'nor_conv_1x1:usf', 'nor_conv_1x1:fa']
+    >>> space.reductions(15)
+    (5, 10)
     """
 
     cell_types = (CELL,)
@@ -52,8 +66,10 @@ class NasBench201Space(Space):
     operations: tuple[str, ...] = PUBLISHED_OPERATIONS
 
     def __post_init__(self) -> None:
-        """Raises InputError for an operation that there is not, or for a space without any
-        connection.
+        """Check the options.
+
+        Raises:
+            InputError: If an operation is unknown, or if `none` is the only one.
         """
         check_operations(self.operations, "nb201 space")
 
@@ -83,19 +99,20 @@ class NasBench201Space(Space):
     def table(self, rules: Sequence[str]) -> CandidateTable:
         row: list[Candidate | None] = []
         for op in self.operations:
-            paired = rules if OPERATIONS.get(op).carries_rule(1) else ()
-            row += [Candidate(op, rule) for rule in paired] or [Candidate(op)]
+            paired_rules = rules if OPERATIONS.get(op).carries_rule(1) else ()
+            row += [Candidate(op, rule) for rule in paired_rules] or [Candidate(op)]
         return CandidateTable({CELL: (tuple(row),) * len(self.edges)})
 
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
-        """Every edge with its strongest candidate, none included. Ties go to the earlier
-        candidate.
+        """Return the cell in which each edge has its strongest candidate.
+
+        Unlike in the DARTS space `none` may win. A tie goes to the earlier candidate.
         """
         edges = []
-        for (node, source), row, values in zip(
+        for (node, source), row, row_weights in zip(
             self.edges, table.rows[CELL], weights[CELL].tolist(), strict=True
         ):
-            edges.append(Edge(node, source, _strongest(row, values)))
+            edges.append(Edge(node, source, _strongest(row, row_weights)))
         return {CELL: Cell(tuple(edges), self.outputs)}
 
     def validate(self, genotype: Genotype, source: str) -> None:
@@ -110,9 +127,9 @@ class NasBench201Space(Space):
                 f"{where}: missing; a genotype of the nb201 space has one cell, named {CELL}"
             )
         cell = genotype.cells[CELL]
-        found = sorted((edge.node, edge.input) for edge in cell.edges)
-        if found != list(self.edges):
-            shown = ", ".join(f"{source}->{node}" for node, source in found) or "none"
+        connections = sorted((edge.node, edge.input) for edge in cell.edges)
+        if connections != list(self.edges):
+            shown = ", ".join(f"{source}->{node}" for node, source in connections) or "none"
             raise InputError(
                 f"{where}.edges: expected one edge from each of the nodes 0 to {NODES - 1} to "
                 "every later one, found "
@@ -127,20 +144,23 @@ class NasBench201Space(Space):
             )
 
 
-def _strongest(row: Row, values: Sequence[float]) -> Candidate:
+def _strongest(row: Row, row_weights: Sequence[float]) -> Candidate:
+    """Return the candidate of largest weight, the first of equal ones."""
     choices = [
-        (value, candidate)
-        for value, candidate in zip(values, row, strict=True)
+        (weight, candidate)
+        for weight, candidate in zip(row_weights, row, strict=True)
         if candidate is not None
     ]
     return max(choices, key=lambda choice: choice[0])[1]
 
 
 def from_nb201_text(text: str) -> Genotype:
-    """Reads `|op:rule~0|+|op~0|op~1|+|...|`; without a rule an operation that has weights is under
-    bp.
+    """Read a genotype from the text form `|op:rule~0|+|op~0|op~1|+|op~0|op~1|op~2|`.
 
-    Raises InputError, naming the group and the entry, for anything that is not such a cell.
+    An operation that has weights and is written without a rule is under bp.
+
+    Raises:
+        InputError: If the text is no such cell. The message names the node and the entry.
 
     >>> genotype = from_nb201_text("|nor_conv_3x3:fa~0|+|none~0|skip_connect~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|")
     >>> print(genotype.cells["cell"])
@@ -157,15 +177,16 @@ def from_nb201_text(text: str) -> Genotype:
         )
     edges = []
     for node, group in enumerate(groups, 1):
-        entries = group[1:-1].split("|") if len(group) > 2 and group[0] == group[-1] == "|" else []
-        if len(entries) != node:
+        between_bars = len(group) > 2 and group[0] == group[-1] == "|"
+        entries = group[1:-1].split("|") if between_bars else []
+        if len(entries) != node:  # one from each node before
             raise InputError(
                 f"{source}: {form}, {node} entries between bars for node {node}, found "
                 f"{group[:80]!r}"
             )
         for entry in entries:
             where = f"{source}, node {node}"
-            match = re.fullmatch(r"(\w+)(?::(.+))?~(\d)", entry)
+            match = re.fullmatch(r"(\w+)(?::(.+))?~(\d)", entry)  # op:rule~input, or op~input
             if match is None:
                 raise InputError(
                     f"{where}: expected an entry such as nor_conv_3x3~0 or nor_conv_3x3:fa~0, "
@@ -183,22 +204,31 @@ def from_nb201_text(text: str) -> Genotype:
 
 
 def to_nb201_text(genotype: Genotype, rules: bool = True) -> str:
-    """The text form of a genotype of this space; without `rules` the benchmark's own, which knows
-    bp alone.
+    """Return the text form of a genotype of this space.
+
+    Without `rules` it is the form of the benchmark, `|op~0|+...`, which knows no rules: all its
+    cells were trained by backpropagation.
 
     >>> text = "|nor_conv_3x3:fa~0|+|none~0|skip_connect~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1:bp~2|"
     >>> to_nb201_text(from_nb201_text(text)) == text
     True
+    >>> to_nb201_text(from_nb201_text(text), rules=False)
+    '|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|'
     """
-    groups: dict[int, list[str]] = {}
+    entries_of: dict[int, list[str]] = {}
     for edge in sorted(genotype.cells[CELL].edges, key=lambda edge: (edge.node, edge.input)):
         name = str(edge.candidate) if rules else edge.candidate.op
-        groups.setdefault(edge.node, []).append(f"{name}~{edge.input}")
-    return "+".join(f"|{'|'.join(entries)}|" for entries in groups.values())
+        entries_of.setdefault(edge.node, []).append(f"{name}~{edge.input}")
+    return "+".join(f"|{'|'.join(entries)}|" for entries in entries_of.values())
 
 
 def is_nb201(genotype: Genotype) -> bool:
-    """Whether it is of this space, whatever its options, so that it has a text form."""
+    """Return whether a genotype is of this space, whatever the options of the space.
+
+    >>> text = "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"
+    >>> is_nb201(from_nb201_text(text))
+    True
+    """
     return parse_spec(genotype.space)[0] == "nb201"
 
 
