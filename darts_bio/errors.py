@@ -26,11 +26,11 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that is not blank, or its type's name.
+    r"""Return the first line of an exception's message that is not blank, or its type's name.
 
     At most 160 characters are kept; of an `OSError` it is the system's reason without the path.
 
-    >>> first_line(RuntimeError("CUDA out of memory.\\nTried to allocate 2 GiB"))
+    >>> first_line(RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB"))
     'CUDA out of memory.'
     >>> first_line(KeyboardInterrupt())
     'KeyboardInterrupt'

@@ -1,12 +1,11 @@
-"""How near a trained network's learning is to backpropagation, layer by layer: angles, cosines,
-gradient variance.
+"""How near a trained network's learning is to backpropagation, layer by layer.
 
     python evaluate/alignment.py --checkpoint RUN                       RUN: a run folder of evaluate/train_cifar.py
     python evaluate/alignment.py --checkpoint RUN --data-dir data --batches 16
 
-Prints a table and writes RUN/alignment.json, and RUN/alignment.svg where matplotlib is installed.
-The run's own training batches are used. While a network trains, `train_cifar.py --alignment-every
-N` measures the same.
+Prints a table of angles, cosines and gradient variance, and writes RUN/alignment.json, and
+RUN/alignment.svg where matplotlib is installed. The run's own training batches are used. While a
+network trains, `train_cifar.py --alignment-every N` measures the same.
 """
 
 import sys

@@ -30,7 +30,8 @@ from darts_bio.rules import (
     held_feedback,
     true_gradients,
 )
-from darts_bio.rules.stacked import CastTogether, StackedConv2d
+from darts_bio.rules.shared_feedback import CastTogether
+from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
 from darts_bio.spaces.operations import batch_norm, operation, pointwise
 

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ from darts_bio.rules import (
     RuleConv2d,
     RuleLinear,
     draw_feedback,
+    private_torch,
     rule_layers,
     true_gradients,
 )
-from darts_bio.rules.functional import convolution_gradients
+from darts_bio.rules.convolution import convolution_gradients
 
 TOLERANCE = 1e-12
 
@@ -614,6 +616,24 @@ class TestBothWaysToSendAnErrorDown:
         monkeypatch.setattr("darts_bio.rules.layers.keeps_saved_tensors", lambda: False)
         assert type(layer(x.requires_grad_()).grad_fn).__name__ == "FeedbackConvolutionBackward"
         assert all(map(torch.equal, found, gradients(layer, x)))
+
+    def test_without_what_pytorch_does_not_promise(
+        self, rule: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A version of PyTorch in which the private names are gone gives the same gradients."""
+        layer, x = PLAIN.build(rule), PLAIN.input()
+        expected = gradients(layer, x)
+        monkeypatch.setattr(
+            "darts_bio.rules.functional.replace_saved_weight", lambda y, stand_in: False
+        )
+        assert all(map(torch.equal, expected, gradients(layer, x)))
+        monkeypatch.undo()
+        bare = SimpleNamespace(_C=SimpleNamespace(_autograd=SimpleNamespace()))
+        monkeypatch.setattr(private_torch, "torch", bare)
+        assert private_torch.hooks_run()
+        assert [private_torch.transforms_run(unknown) for unknown in (True, False)] == [True, False]
+        assert type(layer(x.requires_grad_()).grad_fn).__name__ == "FeedbackConvolutionBackward"
+        assert all(map(torch.equal, expected, gradients(layer, x)))
 
     def test_under_gradient_checkpointing_and_functional_transforms(self, rule: str) -> None:
         model = small_model(rule)

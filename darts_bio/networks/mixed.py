@@ -154,8 +154,9 @@ class PartialChannels(nn.Module):
         return (weights * self.get_buffer("mask")).sum(1).unbind()
 
     def forward(self, x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """Split x (N, C, H, W) into what the candidates see, (N, C/k, H, W), and what passes by,
-        pooled at stride 2, (N, C - C/k, H', W').
+        """Split x (N, C, H, W) into what the candidates see and what passes by.
+
+        The first is (N, C/k, H, W); the second, pooled at stride 2, (N, C - C/k, H', W').
         """
         chosen, passing = x.tensor_split([x.shape[1] // self.partial], dim=1)
         if stride > 1:

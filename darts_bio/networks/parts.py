@@ -78,8 +78,10 @@ class StackedLayers(nn.Module):
         self.layers = nn.ModuleList(layers[1:] if self.rectified else layers)
 
     def forward(self, maps: NodeMaps) -> tuple[Tensor, int]:
-        """Return the members' maps (N, M*C, H', W') and 1; or where they are taken apart,
-        (d*d*N, M*C, H'/d, W'/d) and d.
+        """Return the members' maps and how far apart the pixels are that lie side by side in them.
+
+        That is (N, M*C, H', W') and 1; or (d*d*N, M*C, H'/d, W'/d) and d, where maps were taken
+        apart.
         """
         x = maps.plain(self.rectified)
         spacing, apart = self.spacing, 1
@@ -275,8 +277,9 @@ class SharedOperation(nn.Module):
 def stacked_layers(
     candidates: Sequence[nn.Module], names: Sequence[str], edges: int
 ) -> list[nn.Module]:
-    """Return one layer for each place in the row of layers of candidates, which are in the order
-    (rule, edge) and stand at `names` in the reference.
+    """Return one layer for each place in the row of layers of candidates.
+
+    These are in the order (rule, edge) and stand at `names` in the reference.
     """
     members = [list(leaves(module, name)) for module, name in zip(candidates, names, strict=True)]
     # Members are ordered (rule, edge): every E-th begins a new rule.
@@ -324,8 +327,10 @@ def fold(layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def pixel_spacing(convolutions: Sequence[StackedConv2d]) -> tuple[int, bool]:
-    """Return how far apart the pixels are that an operation brings together, and whether it reads
-    only every such pixel; (1, False) if it brings neighbors together.
+    """Return how far apart the pixels are that an operation brings together.
+
+    That is d, and whether only every d-th pixel is read; (1, False) if it brings neighbors
+    together.
 
     Where all windows are dilated by d, the pixels that are d apart form d*d maps that never meet.
     Each can be convolved by itself without dilation, for which libraries have fast kernels. At

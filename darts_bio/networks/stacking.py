@@ -42,8 +42,9 @@ class StackedBatchNorm(nn.Module):
     def __init__(
         self, members: Sequence[nn.BatchNorm2d | StackedBatchNorm], names: Sequence[str]
     ) -> None:
-        """Stack `members`, some of which may stand for several; `names` says where the batch norms
-        stand in the reference.
+        """Stack `members`, some of which may stand for several.
+
+        `names` says where the batch norms stand in the reference.
         """
         super().__init__()
         first = members[0]
@@ -58,8 +59,9 @@ class StackedBatchNorm(nn.Module):
     def forward(
         self, x_nMhw: Tensor, gain: Tensor | None = None, members: slice = slice(None)
     ) -> Tensor:
-        """Normalize (N, M*C, H, W), times `gain` (M*C,) if there is one; `members` says which of
-        them these are, where they are not all.
+        """Normalize (N, M*C, H, W), times `gain` (M*C,) if there is one.
+
+        `members` says which of them these are, where they are not all.
         """
         if not self.track_running_stats:
             return F.batch_norm(x_nMhw, None, None, gain, None, True, 0.0, self.eps)
@@ -74,8 +76,9 @@ class StackedBatchNorm(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
-        """Move the running statistics towards a batch's mean and biased variance, each (M*C,), over
-        `pixels` pixels.
+        """Move the running statistics towards a batch's mean and biased variance, each (M*C,).
+
+        The batch has `pixels` pixels.
         """
         if not self.track_running_stats:
             return

@@ -19,7 +19,7 @@ from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.networks.stacking import StackedBatchNorm
-from darts_bio.rules.stacked import SharedFeedback, share_feedback
+from darts_bio.rules.shared_feedback import SharedFeedback, share_feedback
 from darts_bio.spaces import Space
 
 EdgeWeights = Mapping[str, Tensor]

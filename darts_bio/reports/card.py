@@ -114,9 +114,9 @@ def _processes(training: Retraining) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table.
+    r"""Return the lines of a Markdown table.
 
-    >>> print("\\n".join(markdown_table(("rule", "layers"), [("usf", "12"), ("bp", "3")])))
+    >>> print("\n".join(markdown_table(("rule", "layers"), [("usf", "12"), ("bp", "3")])))
     | rule | layers |
     | --- | --- |
     | usf | 12 |

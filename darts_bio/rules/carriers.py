@@ -1,7 +1,17 @@
 """What carries a learning rule in a model, and what is done to all carriers in it.
 
 A carrier holds its rule's feedback as buffers `feedback_*`: saved with the model, moved by `.to()`,
-never optimised; feedback that is learned is a parameter of that name.
+never optimized. Feedback that is learned is a parameter of that name.
+
+>>> from darts_bio.rules import RULES, RuleLinear
+>>> model = nn.Sequential(RuleLinear(4, 3, rule=RULES.build("fa")), nn.ReLU())
+>>> [(name, carrier.rule.spec) for name, carrier in rule_carriers(model)]
+[('0', 'fa')]
+>>> draw_feedback(model, seed=7)
+>>> first = model[0].feedback["kernel"].clone()
+>>> draw_feedback(model, seed=7)  # a function of seed and name: the same again
+>>> torch.equal(model[0].feedback["kernel"], first)
+True
 """
 
 from __future__ import annotations
@@ -24,10 +34,10 @@ PREFIX = "feedback_"
 
 
 class RuleCarrier(nn.Module):
-    """What has a rule and its feedback: a layer, an operation, or many layers of the supernet taken
-    as one.
+    """What has a rule and its feedback: a layer, an operation, or many layers taken as one.
 
-    `exact` makes the carrier answer W whatever its rule.
+    `exact` makes it send errors through W whatever its rule; `held`, where it is not None, is the
+    kernel that stands in for the rule's (`held_feedback`).
     """
 
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
@@ -35,6 +45,7 @@ class RuleCarrier(nn.Module):
         self.carry(rule)
 
     def carry(self, rule: LearningRule) -> None:
+        """Put this carrier under a rule; it holds no feedback yet."""
         self.rule = rule
         self.exact = False
         self.held: Tensor | None = None
@@ -42,23 +53,24 @@ class RuleCarrier(nn.Module):
 
     @property
     def initial_law(self) -> InitialLaw:
-        """What the weight that the rule is about was drawn from."""
+        """The distribution that the weight was drawn from, from which feedback is drawn too."""
         raise NotImplementedError(f"{type(self).__name__}.initial_law")
 
     @property
     def carried_weight(self) -> Tensor:
-        """The weight that the rule is about."""
+        """The weight whose place the rule's kernel takes."""
         raise NotImplementedError(f"{type(self).__name__}.carried_weight")
 
     def hold_feedback(self, weight: Tensor) -> None:
-        """Gives the carrier feedback of its own from the start, for a weight as it has just been
-        drawn: a function of PyTorch's generator as it stands on that device. The generator is not
-        moved on, so weights are the same under every rule.
+        """Draw the rule's state and register it, on the device and in the dtype of `weight`.
+
+        The draw depends on the state of PyTorch's generator for that device, which has just drawn
+        the weight. That generator is not moved on, so weights are the same under every rule.
         """
         on_gpu = weight.device.type == "cuda"
-        standing = torch.cuda.get_rng_state(weight.device) if on_gpu else torch.get_rng_state()
-        now = hashlib.blake2b(standing.numpy().tobytes()).hexdigest()
-        state = self.rule.state(self.initial_law, generator("cpu", now))
+        rng_state = torch.cuda.get_rng_state(weight.device) if on_gpu else torch.get_rng_state()
+        seed = hashlib.blake2b(rng_state.numpy().tobytes()).hexdigest()
+        state = self.rule.state(self.initial_law, generator("cpu", seed))
         self._feedback_names = tuple(state)
         for name, value in state.items():
             value = value.to(device=weight.device, dtype=weight.dtype)
@@ -74,18 +86,16 @@ class RuleCarrier(nn.Module):
 
     @torch.no_grad()
     def draw_feedback(self, source: torch.Generator) -> None:
-        """Draws the rule's state anew, in place, from `source`."""
+        """Draw the rule's state anew, in place, from `source`."""
         self._keep(self.rule.state(self.initial_law, source))
 
     @torch.no_grad()
     def renew_feedback(self, source: torch.Generator) -> None:
-        """What the rule does to its state after a weight update, in place, with draws from
-        `source`.
-        """
+        """Do to the state, in place, what the rule does after a weight update."""
         self._keep(self.renewed(source))
 
     def renewed(self, source: torch.Generator) -> dict[str, Tensor]:
-        """The rule's state after a weight update."""
+        """Return the rule's state after a weight update, with draws from `source`."""
         return self.rule.renew(self.carried_weight, self.feedback, self.initial_law, source)
 
     def _keep(self, state: dict[str, Tensor]) -> None:
@@ -93,8 +103,10 @@ class RuleCarrier(nn.Module):
             getattr(self, PREFIX + name).copy_(value)
 
     def transport(self, weight: Tensor) -> Tensor | None:
-        """The kernel that carries the error down: the rule's, or the weight where the exact one is
-        asked for; None if no error is sent.
+        """Return the kernel that carries the error down; None if no error is sent.
+
+        It is the rule's, shaped like `weight`, or `weight` itself where the carrier is `exact`.
+        Nothing is recorded for autograd unless the rule's feedback is learned.
         """
         if self.held is not None and not self.exact:
             return self.held
@@ -102,7 +114,7 @@ class RuleCarrier(nn.Module):
             return weight if self.exact else self.kernel_of(weight)
 
     def kernel_of(self, weight: Tensor) -> Tensor | None:
-        """The rule's kernel for the weight that it is about."""
+        """Return the rule's kernel for a weight."""
         return self.rule.kernel(weight, self.feedback)
 
     def extra_repr(self) -> str:
@@ -110,9 +122,10 @@ class RuleCarrier(nn.Module):
 
 
 class DirectCarrier(RuleCarrier):
-    """A carrier whose rule may be direct: then what it runs is cut off from its input, which
-    receives the error at the model's output. It has no feedback until it is connected to that
-    output.
+    """A carrier whose rule may be direct.
+
+    Then what it runs is cut off from its input, which receives the error at the model's output
+    (`rules.dfa`). It has no feedback until it is connected to that output.
     """
 
     channel = 1
@@ -124,7 +137,7 @@ class DirectCarrier(RuleCarrier):
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """The number of channels of the input."""
         raise NotImplementedError(f"{type(self).__name__}.channels")
 
     @property
@@ -133,12 +146,16 @@ class DirectCarrier(RuleCarrier):
         return direct_law(self.output_error.outputs, self.channels)
 
     def connect(self, source: OutputError) -> None:
-        """Makes `source` the error that the input receives."""
+        """Make `source` the error that the input receives, and draw the feedback for it."""
         self.output_error = source
         self.hold_feedback(next(self.parameters()))
 
     def sent_directly(self, y: Tensor, x: Tensor) -> Tensor:
-        """y, which was computed without a gradient for x, with the output's error for x."""
+        """Return y so that, in the backward pass, x receives the output's error.
+
+        y must have been computed without a gradient for x. Raises InputError if the carrier is not
+        connected to an output.
+        """
         if self.output_error is None:
             raise InputError(
                 "dfa: this layer does not know the model's output, whose error it sends down; "
@@ -151,8 +168,9 @@ class DirectCarrier(RuleCarrier):
 
 
 class DirectOperation(DirectCarrier):
-    """An operation that is given the output's error for its input as one: (N, channels, H, W) to
-    what it gives.
+    """An operation under a direct rule.
+
+    It is exact within, and its input (N, channels, H, W) receives the output's error.
     """
 
     def __init__(self, operation: nn.Module, channels: int, rule: LearningRule) -> None:
@@ -170,9 +188,10 @@ class DirectOperation(DirectCarrier):
 
 
 def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
-    """Connects all in the model that is direct, and not connected yet, to the error at an output of
-    `outputs` values a sample. The caller has the output watched; None if there is nothing to
-    connect.
+    """Connect all direct carriers of a model that are not connected yet to its output.
+
+    Returns the error at an output of `outputs` values a sample, whose `watch` the caller has to
+    call on the output; None if there is nothing to connect.
     """
     waiting = [
         module
@@ -187,8 +206,9 @@ def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
 
 
 def rule_carriers(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
-    """(name, carrier) of all that has a rule: layers, operations, and the supernet's layers that
-    are taken as one.
+    """Return (name, carrier) of all that has a rule, one after the other.
+
+    That are layers, operations, and the supernet's stacked layers taken as one.
     """
     return (
         (name, module) for name, module in model.named_modules() if isinstance(module, RuleCarrier)
@@ -196,8 +216,9 @@ def rule_carriers(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
 
 
 def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a model that are feedback (`kolen_pollack`): optimised as the weights, but
-    none of them.
+    """Return the parameters of a model that are feedback (kolen_pollack).
+
+    They are optimized as weights are, without being any.
     """
     return [
         value
@@ -208,14 +229,26 @@ def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
 
 
 def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
-    """Draws the feedback of a whole model as it stands after `update` weight updates.
+    """Draw the feedback of a whole model as it stands after `update` weight updates, in place.
 
-    With update = 0 every rule draws; later only those that renew their feedback do (brsf,
-    weight_mirror). Each draw depends on (seed, name, update) alone, name being where the rule's
-    carrier stands in the model: not on the order of calls, and not on any global generator, which
-    is left untouched. (On a GPU what is renewed is drawn there, from one generator for the whole
-    model.) So a training loop calls it once after each weight update, a resumed run draws what an
-    uninterrupted one would have drawn, and evaluation draws nothing.
+    With update = 0 every rule draws. Later only rules that renew their feedback do (brsf,
+    weight_mirror), so a training loop calls this once after each weight update.
+
+    What is guaranteed: each draw depends on (seed, name, update) alone, `name` being where the
+    rule's carrier stands in the model, not in what torch.compile or DistributedDataParallel wraps
+    around it. It depends neither on the order of calls nor on a global generator, and moves none
+    on. So a resumed run draws what an uninterrupted one would have drawn, every process of a
+    data-parallel run draws the same, and evaluation draws nothing. The first draw is the same on
+    every device. What is renewed on a GPU is drawn there, from one generator for the whole model,
+    and so differs from what a CPU draws.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
+    >>> draw_feedback(layer, seed=1)
+    >>> first = layer.feedback["magnitude"].clone()
+    >>> draw_feedback(layer, seed=1, update=1)  # brsf draws anew after each update
+    >>> bool((layer.feedback["magnitude"] != first).any())
+    True
     """
     if update > 0:
         Renewal(model, seed)(update)
@@ -225,8 +258,10 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
 
 
 def _with_feedback(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
-    """Yield the carriers that have feedback, as they are named in the model itself, not in what
-    torch.compile or DistributedDataParallel wraps around it.
+    """Yield (name, carrier) of the carriers that have feedback.
+
+    Names are those in the model itself, not in what torch.compile or DistributedDataParallel wraps
+    around it.
     """
     for name, carrier in rule_carriers(model):
         if carrier.feedback:
@@ -234,60 +269,73 @@ def _with_feedback(model: nn.Module) -> Iterator[tuple[str, RuleCarrier]]:
 
 
 class Renewal:
-    """Renews the feedback of a model as `draw_feedback` does, in a loop that makes many updates:
-    `renewal(update)`.
+    """Renews the feedback of a model as `draw_feedback` does, in a loop of many updates.
 
-    What is drawn on a GPU is handed to `run`, which may record it (`training.graphs`): it draws
-    from `generators`, and depends on nothing else that changes.
+    What is drawn on a GPU is handed to `run`, which may record it as a CUDA graph
+    (`training.graphs`): it draws from `generators`, and depends on nothing else that changes.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
+    >>> renewal = Renewal(layer, seed=1)
+    >>> renewal(update=3)
+    >>> now = layer.feedback["magnitude"].clone()
+    >>> draw_feedback(layer, seed=1, update=3)
+    >>> torch.equal(layer.feedback["magnitude"], now)
+    True
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self._seed = seed
-        carriers = [
-            (name, carrier) for name, carrier in _with_feedback(model) if carrier.rule.renews
-        ]
-        self._there = [carrier for _, carrier in carriers if _device(carrier).type == "cuda"]
-        self._here = [
-            (name, carrier) for name, carrier in carriers if _device(carrier).type != "cuda"
-        ]
-        # One for all on a GPU: a recorded generator costs two kernels at each replay.
-        self.generators = [
-            torch.Generator(device) for device in dict.fromkeys(map(_device, self._there))
-        ]
+        self._on_gpu: list[RuleCarrier] = []
+        self._on_cpu: list[tuple[str, RuleCarrier]] = []
+        for name, carrier in _with_feedback(model):
+            if not carrier.rule.renews:
+                continue
+            if _device(carrier).type == "cuda":
+                self._on_gpu.append(carrier)
+            else:
+                self._on_cpu.append((name, carrier))
+        # One for all carriers on a GPU: a recorded generator costs two kernels at each replay.
+        devices = dict.fromkeys(_device(carrier) for carrier in self._on_gpu)
+        self.generators = [torch.Generator(device) for device in devices]
 
     def __call__(self, update: int, run: Run = call) -> None:
-        """Renew all that is renewed, as it stands after `update` weight updates."""
-        for name, carrier in self._here:
+        """Renew what rules renew, as it stands after `update` weight updates."""
+        for name, carrier in self._on_cpu:
             carrier.renew_feedback(
                 generator(_device(carrier), "feedback", self._seed, name, update)
             )
-        if self._there:
+        if self._on_gpu:
             for source in self.generators:
                 source.manual_seed(derive_seed("feedback", self._seed, update))
             run(self._renew)
 
     def _renew(self) -> None:
         sources = {source.device: source for source in self.generators}
-        for carrier in self._there:
+        for carrier in self._on_gpu:
             carrier.renew_feedback(sources[_device(carrier)])
 
 
 def _device(carrier: RuleCarrier) -> torch.device:
-    """Return where its feedback lies."""
+    """Return the device that the carrier's feedback lies on."""
     return next(iter(carrier.feedback.values())).device
 
 
 def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:
-    """Draws the feedback of a carrier of that name before the first update; on the CPU, so that it
-    is the same whatever the device.
+    """Draw the feedback of a carrier of that name before the first update.
+
+    The draw is made on the CPU, so that it is the same whatever the device.
     """
     carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
 
 
 @contextlib.contextmanager
 def held_feedback(model: nn.Module) -> Iterator[None]:
-    """Have rules that do not transport weights send the error within through the kernels of the
-    weights as they are now, however the weights are changed meanwhile.
+    """Have rules that do not transport weights keep the kernels of this moment.
+
+    Within the context the weights may change, and the error still goes through these kernels. The
+    second order of DARTS moves weights by a small step to measure a derivative; signs that flip in
+    that step would spoil it.
     """
     carriers = [
         c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)
@@ -301,9 +349,17 @@ def held_feedback(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Have every rule answer W within: the forward pass is unchanged and all gradients are exact.
+    """Have every rule send errors through W within the context: all gradients are exact.
 
-    The kernel is chosen in the forward pass, so run both passes inside.
+    The forward pass is unchanged. The kernel is chosen in it, so run both passes inside.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(3, 1, rule=RULES.build("fa"))
+    >>> x = torch.ones(1, 3, requires_grad=True)
+    >>> with true_gradients(layer):
+    ...     layer(x).sum().backward()
+    >>> torch.equal(x.grad, layer.weight)
+    True
     """
     carriers = [carrier for _, carrier in rule_carriers(model)]
     with restored(carriers, "exact"):

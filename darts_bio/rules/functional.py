@@ -1,19 +1,43 @@
-"""The autograd Functions every feedback rule shares: the ordinary forward pass, and a backward pass
-in which a given kernel takes the weight's place in the gradient of the input.
+"""The autograd Functions of layers under learning rules, and which way a layer is computed.
 
-    dx = convT(dy; kernel),  dW = conv_w(x, dy),  db = sum of dy
+Every Function does the layer's ordinary forward pass. In the backward pass a kernel B takes the
+place of the weight W in the gradient of the input (`rules.convolution`).
 
-One `convolution_backward` yields all three: given (dy, x, kernel) its weight gradient does not read
-the kernel, so a rule costs the same kernels as backpropagation. Where PyTorch has recorded a
-convolution itself, it is enough to put the kernel in the place of the weight that it saved
-(`through_kernel`): no Python stands between the kernels.
+A convolution under a rule is computed in one of these ways. The first that fits is taken:
+
+    where      when                                  way, and why
+    --------   -----------------------------------   ---------------------------------------------
+    layer      no gradient is recorded, or           PyTorch's own layer
+               `true_gradients` is at work
+    layer      the rule is direct (dfa)              PyTorch's own layer, cut off from x, which
+                                                     receives the output's error (`rules.dfa`)
+    layer      the rule is local (hebbian,           `LocalUpdate`: the weight learns from x, not
+               predictive)                           from the error
+    layer      B is W (bp), or x needs no error      PyTorch's own layer
+    layer      eager mode, B is fixed                `through_kernel`: PyTorch's own node reads B
+                                                     where it had saved W; no Python at all between
+                                                     the kernels
+    layer      a compiler or torch.func runs it,     `FeedbackConvolution`: in Python, since the
+               hooks take saved tensors, B is        node's saved tensors are not ours then; since
+               learned, or the window is wide on     B gets a gradient; or since dW has to be
+               a CPU                                 found in strips (`wide_depthwise`)
+    supernet   pointwise, of members' own inputs     `FeedbackProducts`: batched matrix products
+    supernet   dense, members share the input        `FeedbackConvolution`, members being further
+                                                     output channels of one convolution
+    supernet   any other                             `FeedbackConvolution`, members being groups;
+                                                     an input that they share is repeated for them
+    supernet   pointwise before a batch norm, in     `networks.folded.FoldedMixture`: both and the
+               `FoldedCell`                          mixture as one product
+    supernet   no gradient is recorded               plain operations, which torch.vmap can batch
+
+"layer" stands for discrete networks and models of `convert`, "supernet" for `rules.stacked`. In all
+of them a strided pointwise convolution is handed the pixels that it reads (`rules.pointwise`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,121 +45,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.rules.base import LearningRule, Operator
-
-STRIP = 3
+from darts_bio.rules.convolution import convolution_gradients
+from darts_bio.rules.private_torch import (
+    changes,
+    hooks_run,
+    replace_saved_weight,
+    transforms_run,
+)
 
 
 def first_derivative_only() -> None:
-    """Refuses a backward pass that is to be differentiated again: the second derivative would
-    follow the rules' errors, not what the first one depends on. (Functional transforms and
-    compilers always record, so they are not asked.)
+    """Raise RuntimeError in a backward pass that is recorded itself, to be differentiated again.
+
+    The second derivative would follow the errors that the rules send, and not what the first one
+    depends on. Functional transforms and compilers always record, so they are let pass.
     """
-    recorded_anyway = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    recorded_anyway = torch.compiler.is_compiling() or transforms_run(unknown=False)
     if torch.is_grad_enabled() and not recorded_anyway:
         raise RuntimeError(
             "a rule's backward pass cannot be differentiated again (create_graph=True); use "
-            "true_gradients(model) for "
-            "exact second derivatives"
+            "true_gradients(model) for exact second derivatives"
         )
-
-
-def side_by_side(x: Tensor, copies: int) -> Tensor:
-    """x (N, C, H, W) `copies` times along its channels: (N, copies * C, H, W), channels last in
-    memory.
-    """
-    n, c, h, w = x.shape
-    return (
-        x.permute(0, 2, 3, 1).unsqueeze(3).expand(n, h, w, copies, c).flatten(3).permute(0, 3, 1, 2)
-    )
-
-
-def wide_depthwise(x: Tensor, kernel: Tensor, dilation: Sequence[int], groups: int) -> bool:
-    """Whether oneDNN's fast weight gradient of a depthwise convolution, which takes windows of up
-    to three columns, does not serve: a wider one falls back to a dense algorithm, ten times
-    slower.
-    """
-    return (
-        x.device.type == "cpu"
-        and kernel.dim() == 4
-        and kernel.shape[3] > STRIP
-        and x.shape[3] >= kernel.shape[3]  # on smaller maps nothing is slow
-        and groups == x.shape[1] == kernel.shape[0]
-        and tuple(dilation) == (1, 1)
-    )
-
-
-def convolution_gradients(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    bias_sizes: list[int] | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
-    output_padding: Sequence[int] | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients (dx through `kernel`, dW, db) of a convolution, None where not wanted; of a
-    transposed one where there is an `output_padding`.
-
-    On a CPU the columns of a depthwise window that is `wide_depthwise` are taken three at a time.
-    """
-
-    def fused(
-        x: Tensor, kernel: Tensor, padding: Sequence[int], mask: Sequence[bool]
-    ) -> tuple[Tensor | None, ...]:
-        return torch.ops.aten.convolution_backward(
-            dy,
-            x,
-            kernel,
-            bias_sizes,
-            stride,
-            padding,
-            dilation,
-            output_padding is not None,
-            output_padding or [0] * len(stride),
-            groups,
-            mask,
-        )
-
-    in_strips = wanted[1] and output_padding is None and wide_depthwise(x, kernel, dilation, groups)
-    if not (in_strips and dy.is_contiguous(memory_format=torch.channels_last)):
-        dx, dw, db = fused(x, kernel, padding, wanted)
-        return dx, dw, db
-    dx, _, db = fused(x, kernel, padding, (wanted[0], False, wanted[2]))
-    width, strips = kernel.shape[3], []
-    for left in range(0, width, STRIP):
-        columns = kernel[..., left : left + STRIP].contiguous()
-        beyond = width - left - columns.shape[3]
-        moved = F.pad(x, (padding[1] - left, padding[1] - beyond))
-        strips.append(fused(moved, columns, (padding[0], 0), (False, True, False))[1])
-    return dx, torch.cat([strip for strip in strips if strip is not None], dim=3), db
 
 
 def keeps_saved_tensors() -> bool:
-    """Whether what a pass saves stays with PyTorch's own nodes: no compiler traces it, no
-    functional transform runs it, and no hooks (of gradient checkpointing, of offloading) take what
-    is saved elsewhere.
+    """Tell whether what a pass saves stays with PyTorch's own nodes.
+
+    It does not where a compiler traces the pass, where a functional transform runs it, and where
+    hooks of gradient checkpointing or offloading take what is saved elsewhere.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    )
+    return not (torch.compiler.is_compiling() or transforms_run(unknown=True) or hooks_run())
 
 
-def through_kernel(y: Tensor, kernel: Tensor) -> None:
-    """Has the convolution that has just given y send its error down through `kernel` in place of
-    its weight.
+def through_kernel(y: Tensor, kernel: Tensor) -> bool:
+    """Have the convolution that has just given y send its error down through `kernel`.
 
     `keeps_saved_tensors()` must hold. Autocast is respected: the kernel is cast as the weight was.
+    Returns False, and does nothing, where this version of PyTorch does not allow it.
     """
     kernel = kernel.detach() if kernel.dtype == y.dtype else kernel.detach().to(y.dtype)
-    version = kernel._version
+    changes_before = changes(kernel)
 
-    def stand_in(_: None) -> Tensor:
-        if kernel._version != version:
+    def stand_in() -> Tensor:
+        if changes(kernel) != changes_before:
             raise RuntimeError(
                 "feedback was changed between a forward pass and its backward pass; draw it after "
                 "both"
@@ -143,20 +95,33 @@ def through_kernel(y: Tensor, kernel: Tensor) -> None:
         first_derivative_only()
         return kernel
 
-    y.grad_fn._raw_saved_weight.register_hooks(_nothing, stand_in)  # type: ignore[union-attr]
+    return replace_saved_weight(y, stand_in)
 
 
-def _nothing(weight: Tensor) -> None:
-    """What is kept of the weight for the backward pass."""
+def repeat_channels(x: Tensor, copies: int) -> Tensor:
+    """Repeat x (N, C, H, W) along its channels: (N, copies * C, H, W), channels last in memory."""
+    n, c, h, w = x.shape
+    x_nhwc = x.permute(0, 2, 3, 1)
+    repeated = x_nhwc.unsqueeze(3).expand(n, h, w, copies, c)
+    return repeated.flatten(3).permute(0, 3, 1, 2)  # copies, C -> copies * C
+
+
+def learns(ctx: Any, weight: int, kernel: int) -> bool:
+    """Tell whether the weight's gradient is wanted.
+
+    It may be for the weight or for a kernel that is learned with it: the arguments of a Function
+    with these numbers.
+    """
+    return ctx.needs_input_grad[weight] or ctx.needs_input_grad[kernel]
 
 
 class FeedbackConvolution(torch.autograd.Function):
-    """Convolution of x (N, C, *spatial) with weight (C', C/groups, *window), or where there is an
-    `output_padding` the transposed one with weight (C, C'/groups, *window); `kernel` has the
-    weight's shape.
+    """A convolution, the error of whose input goes through `kernel`.
 
-    With `copies` > 1 x is taken that many times along its channels, (N, copies * C, *spatial),
-    without being kept so. A kernel that is learned itself receives the weight's gradient.
+    x is (N, C, *spatial), the weight and the kernel (C', C/groups, *window); or, where there is an
+    `output_padding`, the convolution is a transposed one and they are (C, C'/groups, *window). With
+    `copies` > 1 x is repeated along its channels, (N, copies * C, *spatial), and kept only once. A
+    kernel that is learned receives the weight's gradient.
     """
 
     @staticmethod
@@ -172,7 +137,7 @@ class FeedbackConvolution(torch.autograd.Function):
         copies: int,
         output_padding: tuple[int, ...] | None,
     ) -> Tensor:
-        x = side_by_side(x, copies) if copies > 1 else x
+        x = repeat_channels(x, copies) if copies > 1 else x
         transposed, beyond = output_padding is not None, output_padding or (0,) * len(stride)
         return torch.convolution(
             x, weight, bias, stride, padding, dilation, transposed, beyond, groups
@@ -193,7 +158,7 @@ class FeedbackConvolution(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         stride, padding, dilation, groups, copies, output_padding = ctx.geometry
         if x is not None:
-            x = side_by_side(x, copies) if copies > 1 else x
+            x = repeat_channels(x, copies) if copies > 1 else x
         elif copies > 1:
             n, c, h, w = ctx.shape
             x = dy.new_empty(n, h, w, copies * c).permute(0, 3, 1, 2)
@@ -213,13 +178,6 @@ class FeedbackConvolution(torch.autograd.Function):
             dw if ctx.needs_input_grad[3] else None,
             *[None] * 6,
         )
-
-
-def learns(ctx: Any, weight: int, kernel: int) -> bool:
-    """Whether the weight's gradient is asked for: for the weight, or for a kernel that is learned
-    with it.
-    """
-    return ctx.needs_input_grad[weight] or ctx.needs_input_grad[kernel]
 
 
 class FeedbackProducts(torch.autograd.Function):
@@ -352,8 +310,9 @@ def pointwise_products(
 
 
 class FeedbackLinear(torch.autograd.Function):
-    """x (..., I) times weight (O, I) transposed; `kernel` has the weight's shape. One that is
-    learned itself receives the weight's gradient.
+    """x (..., I) times a weight (O, I) transposed, the error of x going through `kernel` (O, I).
+
+    A kernel that is learned receives the weight's gradient.
     """
 
     @staticmethod
@@ -377,76 +336,11 @@ class FeedbackLinear(torch.autograd.Function):
         return dx, dw if wants_w else None, db, dw if wants_kernel else None
 
 
-class Single:
-    """Answers, for a `rules.base.Operator` that stands for one layer, what is asked about each
-    layer.
-    """
-
-    channel: int
-
-    def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
-        return function(y, self.channel)
-
-    def energies(self, values: Tensor) -> Tensor:
-        return values.square().flatten(1).sum(1)
-
-    def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
-        return values + lengths.view(-1, *[1] * (values.dim() - 1)) * direction
-
-    def energy(self, y: Tensor) -> Tensor:
-        return y.square().sum()
-
-
-@dataclass(frozen=True)
-class Convolution(Single):
-    """A convolution as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    channel = 1
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        none = (0,) * len(self.stride)
-        return torch.convolution(
-            x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups
-        )
-
-    def _gradients(
-        self, dy: Tensor, x: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]
-    ) -> Any:
-        return convolution_gradients(
-            dy, x, kernel, None, self.stride, self.padding, self.dilation, self.groups, wanted
-        )
-
-    def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-        return self._gradients(dy, x, kernel, (True, False, False))[0]
-
-    def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
-        return self._gradients(dy, x, weight, (False, True, False))[1]
-
-
-@dataclass(frozen=True)
-class Product(Single):
-    """A linear layer as a linear map of x, for rules that ask for it (`rules.base.Operator`)."""
-
-    channel = -1
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-        return dy @ kernel
-
-    def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
-        return dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
-
-
 class LocalUpdate(torch.autograd.Function):
-    """A layer whose weight gets the gradient that a local rule wants, whatever the error: zeros
-    where that is None (in evaluation), as does the bias. The input gets the error through `kernel`,
-    zeros where that is None.
+    """A layer whose weight gets what a local rule wants of it, whatever the error is.
+
+    Where there is no rule (in evaluation) the weight gets zeros, as the bias always does. The input
+    gets the error through `kernel`, and zeros where there is none.
     """
 
     @staticmethod
@@ -475,12 +369,10 @@ class LocalUpdate(torch.autograd.Function):
             dx = torch.zeros_like(x) if kernel is None else ctx.operator.transposed(dy, x, kernel)
         dw = None
         if wants_w:
-            dw = (
-                torch.zeros_like(weight)
-                if ctx.rule is None
-                else ctx.rule.update(x, weight, ctx.operator)
-            )
-        return dx, dw, torch.zeros_like(bias) if wants_b else None, None, None, None
+            asked = ctx.rule is not None
+            dw = ctx.rule.update(x, weight, ctx.operator) if asked else torch.zeros_like(weight)
+        db = torch.zeros_like(bias) if wants_b else None
+        return dx, dw, db, None, None, None
 
 
 for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts, LocalUpdate):

@@ -1,5 +1,8 @@
-"""PyTorch's weighted layers with a learning rule: the same parameters, the same state_dict keys for
-them.
+"""PyTorch's weighted layers with a learning rule.
+
+They have the same parameters, and the same state_dict keys for them. Which way a layer is computed
+is decided in `RuleLayer.forward` and `RuleConvolution.pass_through`; `rules.functional` has a table
+of all ways.
 
 >>> from darts_bio.rules import RULES, RuleConv2d
 >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
@@ -20,45 +23,47 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule, Operator
 from darts_bio.rules.carriers import PREFIX, DirectCarrier
+from darts_bio.rules.convolution import wide_depthwise
 from darts_bio.rules.functional import (
-    Convolution,
     FeedbackConvolution,
     FeedbackLinear,
     LocalUpdate,
-    Product,
     keeps_saved_tensors,
     through_kernel,
-    wide_depthwise,
 )
+from darts_bio.rules.operators import Convolution, Product
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would give a tensor, None where it leaves it as it is:
-    elsewhere, and float64.
+    """Return the dtype that autocast would give a tensor; None where it leaves it as it is.
+
+    It does so outside of its context, and with float64.
     """
     kind = x.device.type
-    if (
-        kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64
-    ):  # "meta" has no autocast
+    if kind == "meta":  # has no autocast, and raises if asked
+        return None
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
 
 
 def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """All tensors as autocast would hand them to the layer. Autocast does not look inside a custom
-    Function.
+    """Return all tensors as autocast would hand them to the layer.
+
+    Autocast does not look inside a custom Function.
     """
-    dtypes = [None if t is None else autocast_dtype(t) for t in (x, *others)]
-    return [
-        t if t is None or dtype is None else t.to(dtype)
-        for t, dtype in zip((x, *others), dtypes, strict=True)
-    ]
+    tensors: list[Tensor | None] = []
+    for tensor in (x, *others):
+        dtype = None if tensor is None else autocast_dtype(tensor)
+        tensors.append(tensor if tensor is None or dtype is None else tensor.to(dtype))
+    return tensors
 
 
 class RuleLayer(DirectCarrier):
-    """What the layers share. Mixed in before the layer of PyTorch, `plain`, that has the
-    `weight`.
+    """What all layers under a rule share.
+
+    It comes before the layer of PyTorch, `plain`, among the bases of a class.
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -72,13 +77,12 @@ class RuleLayer(DirectCarrier):
 
     @property
     def initial_law(self) -> InitialLaw:
-        """PyTorch's default initialisation of this layer, or what `convert` has measured."""
+        """PyTorch's default initialization of this layer, or what `convert` has measured."""
         if self.rule.direct:
             return super().initial_law
         bound = self._buffers.get("initial_bound")
-        return InitialLaw(
-            self.weight.shape, math.prod(self.weight.shape[1:]) ** -0.5 if bound is None else bound
-        )
+        fan_in = math.prod(self.weight.shape[1:])
+        return InitialLaw(self.weight.shape, fan_in**-0.5 if bound is None else bound)
 
     @property
     def carried_weight(self) -> Tensor:
@@ -102,27 +106,27 @@ class RuleLayer(DirectCarrier):
         return self.pass_through(x, kernel)
 
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
-        """x as the layer's linear map takes it (padded), and that map."""
+        """Return x as the layer's linear map takes it (padded), and that map."""
         raise NotImplementedError(f"{type(self).__name__}.operator")
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """The layer on x, its error sent down through `kernel`."""
+        """Compute the layer on x, the error of which goes through `kernel`."""
         raise NotImplementedError(f"{type(self).__name__}.pass_through")
 
     def local_pass(self, x: Tensor) -> Tensor:
-        """The layer on x under a local rule."""
+        """Compute the layer on x under a local rule."""
         kernel = self.transport(self.weight) if x.requires_grad else None
         x, operator = self.operator(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         kernel = None if kernel is None else kernel.detach()
-        return LocalUpdate.apply(
-            x, weight, bias, kernel, operator, self.rule if self.training else None
-        )
+        rule = self.rule if self.training else None
+        return LocalUpdate.apply(x, weight, bias, kernel, operator, rule)
 
 
 class RuleConvolution(RuleLayer):
-    """What the convolutions share: all options of PyTorch's layers, inputs with and without a
-    batch.
+    """What all convolutions share.
+
+    They take all options of PyTorch's layers, and inputs with and without a batch.
     """
 
     stride: Any
@@ -153,8 +157,9 @@ class RuleConvolution(RuleLayer):
         )
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Override what PyTorch's own `forward` of a convolution calls, for layers that take it
-        from the pixels.
+        """Override what `forward` of PyTorch's convolutions calls.
+
+        Layers that take their stride from the pixels do so here.
         """
         if not self.samples_pixels:
             return super()._conv_forward(x, weight, bias)  # type: ignore[misc]
@@ -162,30 +167,32 @@ class RuleConvolution(RuleLayer):
         return convolve(sampled(x, self.stride), weight, bias, groups=self.groups)
 
     def unstrided(self, x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-        """Return x, padded or sampled where the layer does so by itself, and the stride and zero
-        padding still due.
+        """Return x as a plain convolution takes it, and the stride and zero padding still due.
+
+        x is sampled where the stride is taken from the pixels, and padded where the padding is not
+        one of zeros given by numbers.
         """
-        padding: Any = self.padding
+        no_stride, no_padding = (1,) * len(self.stride), (0,) * len(self.stride)
         if self.samples_pixels:
-            return sampled(x, self.stride), (1,) * len(self.stride), (0,) * len(self.stride)
-        if self.padding_mode != "zeros" or padding == "same":
+            return sampled(x, self.stride), no_stride, no_padding
+        if self.padding_mode != "zeros" or self.padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), "valid"  # type: ignore[arg-type]
-        return x, self.stride, (0,) * len(self.stride) if padding == "valid" else padding
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
+            return x, self.stride, no_padding
+        return x, self.stride, no_padding if self.padding == "valid" else self.padding
 
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
         x, stride, padding = self.unstrided(x)
         return x, Convolution(stride, padding, self.dilation, self.groups)
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        learned = (
-            kernel.requires_grad
-        )  # with the weight's gradient, which only our own Function gives it
+        # A kernel that is learned gets the weight's gradient, which only our own Function gives it.
+        learned = kernel.requires_grad
         in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
         if keeps_saved_tensors() and not learned and not in_strips:
             y = self.plain.forward(self, x)
-            through_kernel(y, kernel)
-            return y
+            if through_kernel(y, kernel):
+                return y
         x, stride, padding = self.unstrided(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         geometry = (stride, padding, self.dilation, self.groups)
@@ -212,8 +219,10 @@ class RuleConv3d(RuleConvolution, nn.Conv3d):
 
 
 class RuleTransposed(RuleConvolution):
-    """What the transposed convolutions share. Raises InputError for a local rule: there is no one
-    window of the input that an output channel answers to.
+    """What the transposed convolutions share.
+
+    Raises InputError for a local rule: there is no one window of the input that an output channel
+    answers to.
     """
 
     def carry(self, rule: LearningRule) -> None:
@@ -226,13 +235,10 @@ class RuleTransposed(RuleConvolution):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is None:
             return super().forward(x)
-        # What is asked for by size is, but for the padding of the output, the same layer.
-        spatial, before = len(self.stride), self.output_padding
-        self.output_padding = tuple(
-            self._output_padding(  # type: ignore[operator]
-                x, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
-            )
-        )
+        # A layer that is asked for a size is the same but for the padding of the output.
+        before = self.output_padding
+        geometry = (self.stride, self.padding, self.kernel_size, len(self.stride), self.dilation)
+        self.output_padding = tuple(self._output_padding(x, output_size, *geometry))  # type: ignore[operator]
         try:
             return super().forward(x)
         finally:
@@ -290,7 +296,7 @@ RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {
 
 
 def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
-    """(name, layer) of every layer that carries a rule by itself."""
+    """Return (name, layer) of every layer that carries a rule by itself, one after the other."""
     return (
         (name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer)
     )

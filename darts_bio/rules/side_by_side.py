@@ -24,14 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.rules.base import LearningRule
-from darts_bio.rules.functional import (
-    Convolution,
-    convolution_gradients,
-    first_derivative_only,
-    matrices,
-    products,
-    rows,
-)
+from darts_bio.rules.convolution import convolution_gradients
+from darts_bio.rules.functional import first_derivative_only, matrices, products, rows
+from darts_bio.rules.operators import Convolution
 
 VECTOR = 16
 """Channels below which PyTorch's softmax on a CPU is ten times faster over a dimension that is not
@@ -44,10 +39,11 @@ in float32."""
 
 @dataclass(frozen=True)
 class SideBySide(Convolution):
-    """M equal convolutions, each of an input of its own, as a linear map of x (P*N, M*C, H, W) with
-    weight (M*O, I, *window), channels last in memory (`rules.base.Operator`).
+    """M equal convolutions, each of an input of its own, as one `rules.base.Operator`.
 
-    A sample may lie there in P parts: part p of sample n is entry p*N + n.
+    x is (P*N, M*C, H, W), channels last in memory, and the weight (M*O, I, *window). A sample may
+    lie there in P maps, as those that were taken apart do: map p of sample n is entry p*N + n.
+    Suffixes of tensors: p maps of a sample, n samples, s = h*w pixels, m members, c their channels.
     """
 
     members: int
@@ -59,64 +55,63 @@ class SideBySide(Convolution):
         return products(x, matrices(weight, self.members).mT)
 
     def transposed(self, dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-        return (
-            products(dy, matrices(kernel, self.members))
-            if self._by_matrices(kernel)
-            else super().transposed(dy, x, kernel)
-        )
+        if not self._by_matrices(kernel):
+            return super().transposed(dy, x, kernel)
+        return products(dy, matrices(kernel, self.members))
 
     def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
-        if not self._by_matrices(weight):
-            padding = self.padding
-            if x.shape[3] < weight.shape[3]:  # a window wider than the map: see `wide_depthwise`
-                x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
-            geometry = (self.stride, padding, self.dilation, self.groups, (False, True, False))
-            return cast(Tensor, convolution_gradients(dy, x, weight, None, *geometry)[1])
-        return torch.bmm(rows(dy, self.members).mT, rows(x, self.members)).view_as(weight)
+        if self._by_matrices(weight):
+            return torch.bmm(rows(dy, self.members).mT, rows(x, self.members)).view_as(weight)
+        padding = self.padding
+        if x.shape[3] < weight.shape[3]:  # a window wider than the map: see `wide_depthwise`
+            x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+        geometry = (self.stride, padding, self.dilation, self.groups, (False, True, False))
+        return cast(Tensor, convolution_gradients(dy, x, weight, None, *geometry)[1])
 
     def _by_matrices(self, weight: Tensor) -> bool:
-        single_pixels = (
-            weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
-        )
-        return single_pixels and self.groups == self.members
+        """Tell whether each member multiplies the pixels of its input by a matrix."""
+        each_pixel = weight.shape[2:] == (1, 1) and self.stride == (1, 1)
+        return each_pixel and not any(self.padding) and self.groups == self.members
 
     def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
-        pixels = y.permute(0, 2, 3, 1)
-        by_layer = pixels.unflatten(3, (self.members, -1))
-        if by_layer.shape[4] >= VECTOR or y.device.type != "cpu":
-            return function(by_layer, 4).flatten(3).permute(0, 3, 1, 2)
-        few = by_layer.flatten(0, 3).t()
-        return function(few, 0).t().reshape(pixels.shape).permute(0, 3, 1, 2)
+        pixels = y.permute(0, 2, 3, 1)  # (P*N, H, W, M*C)
+        by_member = pixels.unflatten(3, (self.members, -1))
+        if by_member.shape[4] >= VECTOR or y.device.type != "cpu":
+            return function(by_member, 4).flatten(3).permute(0, 3, 1, 2)
+        few_channels_first = by_member.flatten(0, 3).t()  # (C, all pixels of all members)
+        transformed = function(few_channels_first, 0)
+        return transformed.t().reshape(pixels.shape).permute(0, 3, 1, 2)
 
     def energies(self, values: Tensor) -> Tensor:
-        """(N, M)."""
+        """Return (N, M)."""
         by_channel = self._by_sample(values).square().sum((0, 2))  # (N, M*C)
         return by_channel.unflatten(1, (self.members, -1)).sum(2)
 
     def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
         n, channels = values.shape[0], values.shape[1]
-        by_channel = lengths.repeat_interleave(
+        of_channels = lengths.repeat_interleave(
             channels // self.members, dim=1, output_size=channels
-        ).unsqueeze(1)
-        moved = torch.addcmul(self._by_sample(values), by_channel, self._by_sample(direction))
+        )  # (N, M) -> (N, M*C)
+        lengths_n1x = of_channels.unsqueeze(1)
+        moved = torch.addcmul(self._by_sample(values), lengths_n1x, self._by_sample(direction))
         return moved.view(n, *values.shape[2:], channels).permute(0, 3, 1, 2)
 
     def energy(self, y: Tensor) -> Tensor:
-        by_layer = self.energies(y).sum(0)
-        return by_layer.repeat_interleave(y.shape[1] // self.members, output_size=y.shape[1]).view(
-            -1, 1, 1, 1
-        )
+        of_members = self.energies(y).sum(0)
+        outputs = y.shape[1] // self.members
+        of_channels = of_members.repeat_interleave(outputs, output_size=y.shape[1])
+        return of_channels.view(-1, 1, 1, 1)  # spreads over the weight (M*O, I, *window)
 
     def _by_sample(self, values: Tensor) -> Tensor:
-        """(P*N, M*C, H, W) as (P, N, H*W, M*C)."""
+        """Return (P*N, M*C, H, W) as (P, N, S, M*C)."""
         return values.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, self.samples))
 
 
 class LentWeights(torch.autograd.Function):
-    """The weights of layers as they are, each (rules * n, ...), and the slot.
+    """The weights of layers as they are, each (R*n, ...) for R rules, and the slot.
 
-    The gradient of a weight's rows under the rules of the numbers `local` comes from the slot, the
-    others' are the ordinary ones.
+    In the backward pass a weight's rows under the rules of the numbers `local` get their gradient
+    from the slot, and all others the ordinary one.
     """
 
     @staticmethod
@@ -132,33 +127,32 @@ class LentWeights(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         *ordinary, slot = gradients
-        runs = [
-            (local, len(list(run)))
-            for local, run in groupby(rule in ctx.local for rule in range(ctx.rules))
-        ]
+        # Rules of one kind that are neighbors are handled together: (is local, how many).
+        is_local = [rule in ctx.local for rule in range(ctx.rules)]
+        runs = [(local, len(list(run))) for local, run in groupby(is_local)]
         sizes = [gradient.numel() // ctx.rules for gradient in ordinary for _ in ctx.local]
         updates = iter(slot.split(sizes))
         pieces: list[Tensor] = []
         for gradient in ordinary:
-            row, flat = gradient.numel() // ctx.rules, gradient.reshape(-1)
+            flat = gradient.reshape(-1)
+            size = gradient.numel() // ctx.rules  # of one rule
             first = 0
             for local, count in runs:
                 if local:
                     pieces += [next(updates) for _ in range(count)]
                 else:
-                    pieces.append(flat[first * row : (first + count) * row])
+                    pieces.append(flat[first * size : (first + count) * size])
                 first += count
-        together = torch.cat(pieces).split([gradient.numel() for gradient in ordinary])
-        return (
-            None,
-            None,
-            *(own.view_as(gradient) for own, gradient in zip(together, ordinary, strict=True)),
-        )
+        merged = torch.cat(pieces).split([gradient.numel() for gradient in ordinary])
+        views = [flat.view_as(gradient) for flat, gradient in zip(merged, ordinary, strict=True)]
+        return None, None, *views
 
 
 class Noted(NamedTuple):
-    """Holds what a stacked layer of M members has seen: x (N, M*C, H, W), or (N, C, H, W) where all
-    members share it, the weight that it multiplied x by, and the geometry of one member.
+    """What a stacked layer of M members has seen, and the geometry of one member.
+
+    x is (N, M*C, H, W), or (N, C, H, W) where all members share it; `weight` (M*O, I, *window) is
+    what it was multiplied by.
     """
 
     x: Tensor
@@ -171,19 +165,19 @@ class Noted(NamedTuple):
     groups: int
 
     def by_member(self) -> Tensor:
-        """x of each member: (N, H, W, M, C)."""
+        """Return x of each member: (N, H, W, M, C)."""
         x = self.x.permute(0, 2, 3, 1)
-        return (
-            x.unsqueeze(3).expand(-1, -1, -1, self.members, -1)
-            if self.shared
-            else x.unflatten(3, (self.members, -1))
-        )
+        if self.shared:
+            return x.unsqueeze(3).expand(-1, -1, -1, self.members, -1)
+        return x.unflatten(3, (self.members, -1))
 
 
 class LocalUpdates(torch.autograd.Function):
-    """The logits (N, K) as they are. In the backward pass the slot's gradient is what the local
-    ones among the `rules` want of the layers that were `noted`; the members of a layer stand in the
-    order (rule, edge).
+    """The logits (N, K) as they are, and in the backward pass a gradient for the slot.
+
+    It is what the local ones among the `rules` want of the layers that were noted, given by their
+    `geometries` and by the tensors `seen`, x and weight of each. The members of a layer stand in
+    the order (rule, edge); a rule is None where it is not local or does not learn.
     """
 
     @staticmethod
@@ -207,64 +201,71 @@ class LocalUpdates(torch.autograd.Function):
         first_derivative_only()
         seen = ctx.saved_tensors
         noted = [
-            Noted(*seen[2 * i : 2 * i + 2], *geometry) for i, geometry in enumerate(ctx.geometries)
+            Noted(x, weight, *geometry)
+            for x, weight, geometry in zip(seen[::2], seen[1::2], ctx.geometries, strict=True)
         ]
-        updates = torch.cat(
-            [update.flatten() for update in local_updates(ctx.rules, noted, ctx.samples)]
-        )
-        return error, updates.to(ctx.dtype), None, None, *[None] * len(seen)
+        updates = local_updates(ctx.rules, noted, ctx.samples)
+        flat = torch.cat([update.flatten() for update in updates])
+        return error, flat.to(ctx.dtype), None, None, *[None] * len(seen)
+
+
+class _Members(NamedTuple):
+    """The members of one layer under one rule, in the order in which updates are returned."""
+
+    number: int
+    x: Tensor  # (N, H, W, E, C)
+    weight: Tensor  # (E, O, I, *window)
 
 
 def local_updates(
     rules: Sequence[LearningRule | None], noted: Sequence[Noted], samples: int
 ) -> list[Tensor]:
-    """Return what each rule that is not None wants of its members of each layer, layer by layer and
-    rule by rule.
+    """Return what local rules want of their members, layer by layer and rule by rule.
 
-    Layers of one geometry are brought together.
+    Each rule is asked once for all layers of one geometry, or a few times if they are large.
+
+    Args:
+        rules: the rules of every layer, None for those that are not asked.
+        noted: what the layers have seen.
+        samples: the number of images in the batch.
     """
-    places: dict[Any, list[tuple[int, Tensor, Tensor]]] = {}
+    alike: dict[Any, list[_Members]] = {}
     count = 0
     for layer in noted:
-        x, weight = layer.by_member(), layer.weight.unflatten(0, (layer.members, -1))
         edges = layer.members // len(rules)
-        for rule, own_x, own_weight in zip(
-            rules, x.split(edges, dim=3), weight.split(edges), strict=True
-        ):
+        inputs = layer.by_member().split(edges, dim=3)
+        weights = layer.weight.unflatten(0, (layer.members, -1)).split(edges)
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        for rule, x, weight in zip(rules, inputs, weights, strict=True):
             if rule is None:
                 continue
-            key = (
-                rule,
-                layer[4:],
-                own_weight.shape[1:],
-                own_x.shape[:3],
-                own_x.shape[4],
-                own_x.dtype,
-            )
-            places.setdefault(key, []).append((count, own_x, own_weight))
+            shapes = (weight.shape[1:], x.shape[:3], x.shape[4], x.dtype)
+            group = alike.setdefault((rule, geometry, shapes), [])
+            group.append(_Members(count, x, weight))
             count += 1
     updates: dict[int, Tensor] = {}
-    for (rule, (stride, padding, dilation, groups), *_), own in places.items():
-        for part in _parts(own):
-            numbers, inputs, weights = zip(*part, strict=True)
-            x, weight = torch.cat(inputs, dim=3), torch.cat(weights)
-            members = len(weight)
-            operator = SideBySide(stride, padding, dilation, members * groups, members, samples)
-            update = rule.update(x.flatten(3).permute(0, 3, 1, 2), weight.flatten(0, 1), operator)
-            pieces = update.unflatten(0, (members, -1)).split([len(own) for own in weights])
-            updates.update(zip(numbers, pieces, strict=True))
+    for (rule, (stride, padding, dilation, groups), _), group in alike.items():
+        for run in _runs(group):
+            x_nhwmc = torch.cat([each.x for each in run], dim=3)
+            weight_moi = torch.cat([each.weight for each in run])
+            m = len(weight_moi)
+            operator = SideBySide(stride, padding, dilation, m * groups, m, samples)
+            x_nMhw = x_nhwmc.flatten(3).permute(0, 3, 1, 2)  # M, C -> M*C
+            update = rule.update(x_nMhw, weight_moi.flatten(0, 1), operator)
+            pieces = update.unflatten(0, (m, -1)).split([len(each.weight) for each in run])
+            updates.update(zip([each.number for each in run], pieces, strict=True))
     return [updates[number] for number in range(count)]
 
 
-def _parts(places: list[tuple[int, Tensor, Tensor]]) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
-    """Runs of places whose inputs have up to `TOGETHER` entries, or of a single one."""
-    part: list[tuple[int, Tensor, Tensor]] = []
+def _runs(members: Sequence[_Members]) -> Iterator[list[_Members]]:
+    """Yield runs whose inputs have up to `TOGETHER` entries in all, or a single one with more."""
+    run: list[_Members] = []
     size = 0
-    for place in places:
-        entries = place[1].numel()
-        if part and size + entries > TOGETHER:
-            yield part
-            part, size = [], 0
-        part.append(place)
+    for each in members:
+        entries = each.x.numel()
+        if run and size + entries > TOGETHER:
+            yield run
+            run, size = [], 0
+        run.append(each)
         size += entries
-    yield part
+    yield run

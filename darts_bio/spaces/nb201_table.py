@@ -28,14 +28,14 @@ UNNAMED = "accuracy"
 
 
 class Nb201Table:
-    """A table of accuracies, in per cent by data set, of the cells of NAS-Bench-201.
+    r"""A table of accuracies, in per cent by data set, of the cells of NAS-Bench-201.
 
     >>> import pathlib, tempfile
     >>> from darts_bio.spaces import from_nb201_text
     >>> cell = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "table.csv")
-    ...     _ = path.write_text(f"arch,cifar10,cifar100\\n{cell},91.2,68.5\\n")
+    ...     _ = path.write_text(f"arch,cifar10,cifar100\n{cell},91.2,68.5\n")
     ...     table = Nb201Table(path)
     >>> table.accuracies(from_nb201_text(cell))
     {'cifar10': 91.2, 'cifar100': 68.5}

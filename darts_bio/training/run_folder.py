@@ -266,7 +266,7 @@ def is_filled(path: Path) -> bool:
 
 
 def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Return the records of a run's metrics.jsonl; none if there is no such file.
+    r"""Return the records of a run's metrics.jsonl; none if there is no such file.
 
     With a `step` only those up to it. A line that is no JSON is left out: a crash cut it off, so it
     was written after the checkpoint.
@@ -274,7 +274,7 @@ def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / METRICS_FILE
-    ...     _ = path.write_text('{"step": 1, "loss": 2.5}\\n{"step": 2, "lo')
+    ...     _ = path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
     ...     read_records(path)
     [{'step': 1, 'loss': 2.5}]
     """
