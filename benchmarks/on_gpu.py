@@ -426,14 +426,13 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
         _step,
         lambda f: f"1 to 1.5 x memory's bound, 405 GB: {_bound(f, STEP_BYTES):.0f} ms; 15.3 GB",
     ),
-    ("b: search bf16 batched", _step, lambda f: "waits for launches: 17,032 x 5 us = 85 ms"),
+    ("b: search bf16 batched", _step, lambda f: "waits for launches: 9,079 x 5 us = 45 ms"),
     (
         "b: search bf16 replayed",
         _step,
         lambda f: (
-            f"{_bound(f, STEP_BYTES / 2):.0f} ms if all were bf16; 52 to 71 ms by traffic, 83 to "
-            "120 ms with "
-            "17,032 nodes; host 20 ms; 8.2 GB"
+            f"{_bound(f, STEP_BYTES / 2):.0f} ms if all were bf16; 52 to 71 ms by traffic, 45 to "
+            "64 ms by its 9,079 nodes; host 20 ms; 8.2 GB"
         ),
     ),
     (
@@ -441,8 +440,8 @@ EXPECTED: list[tuple[str, Callable[[Any], str], Callable[[Results], str]]] = [
         _step,
         lambda f: "1.25 to 1.33 x the time, 0.6 x what is kept",
     ),
-    ("b: kernels bf16", _kernels, lambda f: "17,032 nodes (stand-in, November 26); aim 10,000"),
-    ("b: kernels fp32", _kernels, lambda f: "13,689 nodes (stand-in, November 26)"),
+    ("b: kernels bf16", _kernels, lambda f: "9,079 nodes (counted on the stand-in)"),
+    ("b: kernels fp32", _kernels, lambda f: "8,993 nodes (counted on the stand-in)"),
     (
         "b: depthwise convolutions",
         _rates,

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from darts_bio.errors import InputError, first_line
+from darts_bio.private_torch import copy_all
 
 T = TypeVar("T")
 
@@ -434,7 +435,7 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
         pieces = flat.split([tensor.numel() for tensor in members])
         means = [piece.view_as(tensor) for tensor, piece in zip(members, pieces, strict=True)]
         # A few kernels, where a supernet has thousands of tensors.
-        torch._foreach_copy_(members, means)
+        copy_all(members, means)
 
 
 class _AverageGradients(torch.autograd.Function):

@@ -19,6 +19,7 @@ ORDER = [
     "invocation",
     "config",
     "plugins",
+    "private_torch",
     "distributed",
     "runtime",
     "modes",

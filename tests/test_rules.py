@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from darts_bio import private_torch
 from darts_bio.rules import (
     RULES,
     LearningRule,
     RuleConv2d,
     RuleLinear,
     draw_feedback,
-    private_torch,
     rule_layers,
     true_gradients,
 )

@@ -44,14 +44,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.rules.base import LearningRule, Operator
-from darts_bio.rules.convolution import convolution_gradients
-from darts_bio.rules.private_torch import (
+from darts_bio.private_torch import (
     changes,
     hooks_run,
     replace_saved_weight,
     transforms_run,
 )
+from darts_bio.rules.base import LearningRule, Operator
+from darts_bio.rules.convolution import convolution_gradients
 
 
 def first_derivative_only() -> None:

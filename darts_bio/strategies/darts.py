@@ -46,6 +46,7 @@ from torch import Tensor
 
 from darts_bio.distributed import average
 from darts_bio.errors import InputError
+from darts_bio.private_torch import copy_all, norms
 from darts_bio.rules import RULES, held_feedback
 from darts_bio.strategies.base import STRATEGIES, Bilevel, detached
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
@@ -129,7 +130,7 @@ class Darts(GradientStrategy):
             # 3. dL_train/dalpha at w + epsilon v and at w - epsilon v (equation 8). Feedback is
             #    that of w on both sides: a rule that sends down sign(W) would jump where epsilon v
             #    flips a sign, and the difference would be divided by epsilon.
-            norm_of_v = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
+            norm_of_v = torch.linalg.vector_norm(torch.stack(list(norms(v))))
             epsilon = STEP_OF_DIFFERENCES / norm_of_v
             _put(weights, before)
             sides = []
@@ -169,4 +170,4 @@ def _averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> lis
 @torch.no_grad()
 def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set weights in place, all in a few calls: a supernet has thousands of them."""
-    torch._foreach_copy_(list(weights), list(values))
+    copy_all(weights, values)

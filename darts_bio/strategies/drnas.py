@@ -16,6 +16,7 @@ from torch import Tensor
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
+from darts_bio.private_torch import gamma_draws
 from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
@@ -83,7 +84,7 @@ class DrNas(GradientStrategy):
         for t, concentration in self.concentrations(state).items():
             # Gamma draws divided by their sum are a Dirichlet draw. This is how
             # torch.distributions.Gamma draws, gradient included; but that takes no generator.
-            draws = torch._standard_gamma(concentration, generator=state.source).clamp_min(SMALLEST)
+            draws = gamma_draws(concentration, state.source).clamp_min(SMALLEST)
             weights[t] = _normalized(draws * state.masks[t])
         return weights
 

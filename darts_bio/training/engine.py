@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from darts_bio.distributed import first_says, gathered, rank
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
+from darts_bio.private_torch import add_all
 from darts_bio.runtime import StopRequest, autocast, rng_state, send, set_rng_state
 from darts_bio.training.run_folder import RunFolder
 
@@ -93,9 +94,7 @@ class Meters:
                 self._sums[sums.names] = send(begun, sums.totals.device)
             for name in sums.names:
                 self._counts[name] = self._counts.get(name, 0) + sums.count
-        torch._foreach_add_(
-            [self._sums[sums.names] for sums in several], [sums.totals for sums in several]
-        )
+        add_all([self._sums[sums.names] for sums in several], [sums.totals for sums in several])
 
     def read(self) -> Numbers:
         """Return the means since the last `clear`. All processes have to read equally often."""

@@ -12,6 +12,7 @@ from darts_bio.config import FitConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.optimizers import SGD, load_optimizer
+from darts_bio.private_torch import copy_all
 from darts_bio.rules import learned_feedback
 from darts_bio.runtime import call
 from darts_bio.training.graphs import Recorder
@@ -112,7 +113,7 @@ class WeightOptimizer:
                 shaped.append((kept, gradient))
         for pairs in (flat, shaped):
             if pairs:
-                torch._foreach_copy_([kept for kept, _ in pairs], [value for _, value in pairs])
+                copy_all([kept for kept, _ in pairs], [value for _, value in pairs])
         for i, parameter in enumerate(self.parameters):
             parameter.grad = self._kept[i] if i in sums else None
 
