@@ -121,7 +121,7 @@ class TestOnTapes:
         }
         tasks = pair(monkeypatch, lambda: search(**options))
         assert_equal_after(tasks)
-        assert set(tasks[0].run.recorded) >= {"_drawn", "_weight_gradients", "_update"}
+        assert set(tasks[0].run.recorded) >= {"_from_draws", "_weight_gradients", "_update"}
 
     @pytest.mark.parametrize(
         "options",

@@ -301,9 +301,13 @@ class TestSearch:
             torch.testing.assert_close(
                 alpha.grad, other.strategy_state.alpha[cell_type].grad, rtol=1e-2, atol=1e-5
             )
-        for mine, theirs in zip(
-            one.supernet.parameters(), other.supernet.parameters(), strict=True
-        ):
+        weights = []
+        for net in (one.supernet, other.supernet):
+            outside = [p for name, p in net.named_parameters() if not name.startswith("cells.")]
+            layers = [layer for cell in net.cells for layer in cell.stacked_layers()]
+            weights.append(outside + [layer.weight for layer in layers])
+            assert len(weights[-1]) == len(list(net.parameters()))
+        for mine, theirs in zip(*weights, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
 
     def test_brsf_is_drawn_once_an_update_and_the_fixed_rules_never(self, data: ImageData) -> None:

@@ -45,7 +45,7 @@ from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights
 from darts_bio.rules import DirectOperation
-from darts_bio.rules.stacked import StackedDirect
+from darts_bio.rules.stacked import StackedConv2d, StackedDirect
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
 
@@ -240,6 +240,14 @@ class MixedCell(nn.Module):
                 _add(mixed, plan.targets[e], y)
         return torch.cat([output(node) for node in self.outputs], dim=1)
 
+    def stacked_layers(self) -> list[StackedConv2d]:
+        """Return the cell's stacked convolutions in the order of their places in the reference.
+
+        So what is drawn for them does not depend on how parts are computed.
+        """
+        layers = [layer for layer in self.modules() if isinstance(layer, StackedConv2d)]
+        return sorted(layers, key=lambda layer: _place(layer.names[0]))
+
     def _lane_weights(self, weights: Tensor, dtype: torch.dtype) -> Iterator[LaneWeights]:
         """Yield the weights (edges, candidates) as the blocks take them; `dtype` is the maps'."""
         each = weights.flatten().index_select(0, self.get_buffer("order"))
@@ -253,6 +261,11 @@ class MixedCell(nn.Module):
             each.to(dtype).split(self.lane_counts),
             by_channel.split(sizes),
         )
+
+
+def _place(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names such as "edges.10.4.1" by their numbers."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in name.split(".")]
 
 
 def _add(sums: dict[int, Tensor], key: int, y: Tensor) -> None:

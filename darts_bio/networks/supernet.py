@@ -96,7 +96,8 @@ class SuperNet(CellNetwork):
         )
         self.table = table
         self.memory_format = cell.memory_format
-        self.feedback = share_feedback(self)
+        mixed = [cell for cell in self.cells if isinstance(cell, MixedCell)]
+        self.feedback = share_feedback([layer for cell in mixed for layer in cell.stacked_layers()])
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:

@@ -253,10 +253,12 @@ class SharedFeedback(nn.Module):
         return LocalUpdates.apply(logits, slot, self.local, geometries, *tensors)
 
 
-def share_feedback(model: nn.Module) -> nn.ModuleList:
-    """Return a `SharedFeedback` for each set of rules among the stacked layers of a model."""
+def share_feedback(layers: Sequence[StackedConv2d]) -> nn.ModuleList:
+    """Return a `SharedFeedback` for each set of rules among the stacked layers of a network.
+
+    What is drawn for a layer depends on its place in this sequence.
+    """
     by_rules: dict[tuple[LearningRule, ...], list[StackedConv2d]] = {}
-    for module in model.modules():
-        if isinstance(module, StackedConv2d):
-            by_rules.setdefault(module.rules, []).append(module)
+    for layer in layers:
+        by_rules.setdefault(layer.rules, []).append(layer)
     return nn.ModuleList(map(SharedFeedback, by_rules.values()))
