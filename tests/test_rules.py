@@ -54,7 +54,7 @@ EXPECTED_ANGLES = {
     "weight_mirror": 90.0,
 }
 
-# Those that are a kernel and no more; test_more_rules.py has the others.
+# Those that are a kernel and no more; test_rule_family.py has the others.
 KERNEL_RULES = [
     name
     for name in RULES
