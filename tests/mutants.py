@@ -391,6 +391,7 @@ def in_fork(work: Callable[[], Any], log: Path, limit: float) -> Any:
         if child == 0:
             try:
                 os.setpgid(0, 0)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 with open(log, "wb") as file:
                     for stream in (1, 2):
                         os.dup2(file.fileno(), stream)
@@ -531,21 +532,20 @@ class Coverage:
                     own.setdefault(int(line), set()).update(t for t in tests if t in passed)
 
     def of(self, mutant: Mutant, source: bytes) -> set[str]:
-        """Return the tests that run the mutant's lines, or else, where these are run at the import
-        alone, those that run some line of the class or function around it or that uses its name.
+        """Return the tests that run the mutant's lines. What runs at the import has an effect
+        later: then those that run some line of the class or function around it, or of the
+        functions that use the name it is given; failing that, of the file.
         """
-        lines = self.lines.get(mutant.file, {})
+        lines, tree = self.lines.get(mutant.file, {}), ast.parse(source)
         last = mutant.line + mutant.before.count("\n")
-        tests: set[str] = set().union(*(lines.get(n, ()) for n in range(mutant.line, last + 1)))
-        tree = ast.parse(source)
-        around = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-            and min([node, *node.decorator_list], key=lambda n: n.lineno).lineno <= mutant.line
-            and last <= (node.end_lineno or 0)
-        ]
-        around.sort(key=lambda node: node.lineno, reverse=True)
+
+        def running(first: int, last: int) -> set[str]:
+            return set().union(*(lines.get(n, ()) for n in range(first, last + 1)))
+
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        bodies = [(f.body[0].lineno, f.end_lineno or 0) for f in functions]
+        if any(first <= mutant.line <= last for first, last in bodies):
+            return running(mutant.line, last)
         names = {
             name_of(target)
             for node in tree.body
@@ -554,18 +554,30 @@ class Coverage:
             for target in getattr(node, "targets", [getattr(node, "target", None)])
         }
         if names:
-            around = [
-                node
-                for node in ast.walk(tree)
-                if isinstance(node, ast.FunctionDef)
-                and any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+            users = [
+                body
+                for function, body in zip(functions, bodies, strict=True)
+                if any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(function))
             ]
-        for node in around:
-            if tests and not names:
-                break
-            span = range(node.lineno + 1, (node.end_lineno or 0) + 1)
-            tests = tests.union(*(lines.get(n, ()) for n in span))
-        return tests or set().union(*lines.values())
+            tests = set().union(*(running(*body) for body in users))
+            return tests or set().union(*lines.values())
+        classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        around = [
+            node
+            for node in [*functions, *classes]
+            if min([node, *node.decorator_list], key=lambda n: n.lineno).lineno <= mutant.line
+            and last <= (node.end_lineno or 0)
+        ]
+        for node in sorted(around, key=lambda node: node.lineno, reverse=True):
+            inside = [
+                body
+                for function, body in zip(functions, bodies, strict=True)
+                if node.lineno <= function.lineno <= (node.end_lineno or 0)
+            ]
+            tests = set().union(*(running(*body) for body in inside))
+            if tests:
+                return tests
+        return set().union(*lines.values())
 
 
 # One mutant
@@ -671,6 +683,7 @@ def main() -> None:
     keep.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(keep / "bytecode")
     import_libraries()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends what was started
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         tree = copy_project(Path(place).resolve())
         every = [f"tests/{path.name}" for path in sorted((tree / "tests").glob("test_*.py"))]

@@ -441,6 +441,13 @@ class TestDartsPt:
         assert set(to_nb201_text(Genotype("nb201", cells), rules=False)) >= {"1"}
         assert {edge.candidate.op for edge in cells["cell"].edges} == {"nor_conv_1x1"}
 
+    def test_warms_up_as_its_base_in_the_epochs_that_this_trains(self, data: ImageData) -> None:
+        """pc_darts holds alpha for 0.3 of them: 6 of 20, which are half of 40."""
+        task = search(data, "darts_pt(base='pc_darts', share=0.5)", epochs=40)
+        assert task.warmup_epochs == 6
+        assert search(data, "pc_darts", epochs=40).warmup_epochs == 12
+        assert search(data, "darts_pt(base='pc_darts', share=0)", epochs=40).warmup_epochs == 0
+
     def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_rests(
         self, data: ImageData
     ) -> None:
