@@ -13,8 +13,8 @@ decorated functions, changes the texts of errors, and draws no sample; cosmic-ra
 Python anew for each mutant, which takes longer here (4 s for PyTorch alone) than most tests do.
 This script forks a process that has imported PyTorch.
 
-What was measured and found lies in `--keep`; the same command goes on where it was stopped. After
-a change of tests `--again` tries the survivors once more, with the tests that are there now.
+What was measured and found lies in `--keep`; the same command goes on where it was stopped. Test
+files that have changed are measured anew, and `--again` tries the survivors once more.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "darts_bio"
 ROOMS = ("rules", "spaces", "networks", "strategies", "training", "data")
-FIRST_ROUND_S, SECOND_ROUND_S = 20.0, 300.0
+FIRST_ROUND_S, SECOND_ROUND_S = 20.0, 600.0
 """Measured seconds of the tests of the first round, one of each test function, and of the second,
 all others."""
 
@@ -503,6 +503,12 @@ def measure(tree: Path, tests: str) -> dict[str, Any]:
     }
 
 
+def digest(path: Path) -> str:
+    """Return a digest of a file, or of the Python files of a folder."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
 class Coverage:
     """The tests that run a line, and how long each takes."""
 
@@ -512,7 +518,7 @@ class Coverage:
         place = keep / "coverage"
         place.mkdir(exist_ok=True)
         for group in groups:
-            kept = place / f"{Path(group).stem}.json"
+            kept = place / f"{Path(group).stem}-{digest(tree / group)}.json"
             if not kept.exists():
                 began = time.monotonic()
                 measured = in_fork(lambda group=group: measure(tree, group), keep / "log", 3600)
