@@ -24,6 +24,7 @@ import ast
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -228,8 +229,8 @@ class Mutations:
                     self.expression(item.context_expr)
                 self.body(node.body, names)
             case ast.Try():
-                for part in (node.body, node.orelse, node.finalbody):
-                    self.body(part, names)
+                for statements in (node.body, node.orelse, node.finalbody):
+                    self.body(statements, names)
                 for handler in node.handlers:
                     self.body(handler.body, names)
             case ast.Delete():
@@ -383,8 +384,9 @@ def import_libraries() -> None:
 
 
 def in_fork(work: Callable[[], Any], log: Path, limit: float) -> Any:
-    """Return what `work` returns in a fork of this process, as JSON; None where that ends
-    otherwise, "time" at the limit.
+    """Return what `work` returns in a fork of this process, as JSON.
+
+    None if the fork ends otherwise, "time" if it has not ended after `limit` seconds.
     """
     with tempfile.NamedTemporaryFile("r") as answer:
         child = os.fork()
@@ -409,9 +411,10 @@ def in_fork(work: Callable[[], Any], log: Path, limit: float) -> Any:
                 ended, _ = os.waitpid(child, os.WNOHANG)
         finally:
             # With the processes it has started.
-            for leave in (lambda: os.killpg(child, signal.SIGKILL), lambda: os.waitpid(child, 0)):
-                with contextlib.suppress(OSError):
-                    leave()
+            with contextlib.suppress(OSError):
+                os.killpg(child, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.waitpid(child, 0)
         if not ended:
             return "time"
         text = answer.read()
@@ -470,36 +473,38 @@ def measure(tree: Path, tests: str) -> dict[str, Any]:
     )
     os.environ["COVERAGE_PROCESS_START"] = str(config)
     measuring = coverage.Coverage(
-        data_file=str(place / "own"), source=[str(tree / PACKAGE)], config_file=False
+        data_file=str(place / "main"), source=[str(tree / PACKAGE)], config_file=False
     )
     plugin = Contexts(measuring)
     measuring.start()
     code = run_pytest(tree, [tests], plugin)
     measuring.stop()
     measuring.save()
-    lines: dict[str, dict[int, set[str]]] = {}
-    data = measuring.get_data()
-    parts = [data]
+    processes = [measuring.get_data()]
     for path in place.glob("data.*"):
-        part = coverage.CoverageData(str(path))
+        data = coverage.CoverageData(str(path))
         try:
-            part.read()
+            data.read()
         except coverage.exceptions.CoverageException:  # of a process that was ended while it wrote
             continue
-        parts.append(part)
-    for part in parts:
-        for file in part.measured_files():
-            own = lines.setdefault(Path(file).relative_to(tree).as_posix(), {})
-            for line, contexts in part.contexts_by_lineno(file).items():
+        processes.append(data)
+    lines: dict[str, dict[int, set[str]]] = {}
+    for data in processes:
+        for file in data.measured_files():
+            tests_of_line = lines.setdefault(Path(file).relative_to(tree).as_posix(), {})
+            for line, contexts in data.contexts_by_lineno(file).items():
                 # PYTEST_CURRENT_TEST has " (call)" at its end.
                 names = {c.rsplit(" (", 1)[0] if c.endswith(")") else c for c in contexts}
-                own.setdefault(line, set()).update(names & plugin.seconds.keys())
+                tests_of_line.setdefault(line, set()).update(names & plugin.seconds.keys())
     shutil.rmtree(place)
     return {
         "code": code,
         "seconds": {t: s for t, s in plugin.seconds.items() if t not in plugin.failed},
         "failed": sorted(plugin.failed),
-        "lines": {f: {n: sorted(t) for n, t in own.items() if t} for f, own in lines.items()},
+        "lines": {
+            file: {line: sorted(run_by) for line, run_by in tests_of_line.items() if run_by}
+            for file, tests_of_line in lines.items()
+        },
     }
 
 
@@ -518,29 +523,32 @@ class Coverage:
         place = keep / "coverage"
         place.mkdir(exist_ok=True)
         for group in groups:
-            kept = place / f"{Path(group).stem}-{digest(tree / group)}.json"
-            if not kept.exists():
+            results = place / f"{Path(group).stem}-{digest(tree / group)}.json"
+            if not results.exists():
                 began = time.monotonic()
                 measured = in_fork(lambda group=group: measure(tree, group), keep / "log", 3600)
                 if not isinstance(measured, dict):
                     raise SystemExit(f"{group} could not be measured: see {keep / 'log'}")
-                kept.write_text(json.dumps(measured))
-                took, count = time.monotonic() - began, len(measured["seconds"])
-                print(f"{group}: {count} tests, {took:.0f} s", flush=True)
+                results.write_text(json.dumps(measured))
+                seconds, count = time.monotonic() - began, len(measured["seconds"])
+                print(f"{group}: {count} tests, {seconds:.0f} s", flush=True)
                 for test in measured["failed"]:
                     print(f"  does not pass, and is left out: {test}", flush=True)
-            measured = json.loads(kept.read_text())
+            measured = json.loads(results.read_text())
             passed = measured["seconds"]
             self.seconds |= passed
             for file, lines in measured["lines"].items():
-                own = self.lines.setdefault(file, {})
+                tests_of_line = self.lines.setdefault(file, {})
                 for line, tests in lines.items():
-                    own.setdefault(int(line), set()).update(t for t in tests if t in passed)
+                    run_by = {test for test in tests if test in passed}
+                    tests_of_line.setdefault(int(line), set()).update(run_by)
 
     def of(self, mutant: Mutant, source: bytes) -> set[str]:
-        """Return the tests that run the mutant's lines. What runs at the import has an effect
-        later: then those that run some line of the class or function around it, or of the
-        functions that use the name it is given; failing that, of the file.
+        """Return the tests that run the mutant's lines.
+
+        What runs at the import has an effect later: then those that run some line of the class or
+        function around it, or of the functions that use the name it is given; failing that, of the
+        file.
         """
         lines, tree = self.lines.get(mutant.file, {}), ast.parse(source)
         last = mutant.line + mutant.before.count("\n")
@@ -596,8 +604,8 @@ class Chosen:
         self.place, self.failed = {test: i for i, test in enumerate(tests)}, ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        kept = [item for item in items if item.nodeid in self.place]
-        items[:] = sorted(kept, key=lambda item: self.place[item.nodeid])
+        chosen = [item for item in items if item.nodeid in self.place]
+        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and not self.failed:
@@ -609,26 +617,33 @@ class Chosen:
 
 
 def rounds(tests: set[str], seconds: dict[str, float]) -> list[list[str]]:
-    """Return the tests in two rounds, file by file: the fastest of each test function, all others.
+    """Return the tests in two rounds: the fastest of each test function, then all others.
 
-    A file is read as a whole, whichever of its tests are run.
+    A round is as long as its limit allows, and goes file by file, since pytest reads a whole file
+    whichever of its tests are run.
     """
-    fastest: dict[str, str] = {}
     ranked = sorted(tests, key=lambda test: (seconds[test], test))
+    fastest: dict[str, str] = {}
     for test in ranked:
         fastest.setdefault(test.partition("[")[0], test)
-    first, second = list(fastest.values()), [t for t in ranked if t not in fastest.values()]
-    parts, spare = [], []
-    for chosen, limit in ((first, FIRST_ROUND_S), (None, SECOND_ROUND_S)):
-        if chosen is None:
-            chosen = sorted([*second, *spare], key=lambda test: (seconds[test], test))
-        total, kept = 0.0, []
-        for test in chosen:
-            total += seconds[test]
-            (kept if total <= limit or not kept else spare).append(test)
-        files = list(dict.fromkeys(test.partition("::")[0] for test in kept))
-        parts.append(sorted(kept, key=lambda test: files.index(test.partition("::")[0])))
-    return [part for part in parts if part]
+    first = within(FIRST_ROUND_S, list(fastest.values()), seconds)
+    second = within(SECOND_ROUND_S, [test for test in ranked if test not in first], seconds)
+    return [by_file(tests) for tests in (first, second) if tests]
+
+
+def within(limit: float, ranked: list[str], seconds: dict[str, float]) -> list[str]:
+    """Return the first tests that take no longer together, but at least one."""
+    totals = itertools.accumulate(seconds[test] for test in ranked)
+    return [
+        t
+        for i, (t, total) in enumerate(zip(ranked, totals, strict=True))
+        if total <= limit or i == 0
+    ]
+
+
+def by_file(tests: list[str]) -> list[str]:
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    return sorted(tests, key=lambda test: files.index(test.partition("::")[0]))
 
 
 def attempt(tree: Path, tests: list[str]) -> str:
@@ -646,9 +661,9 @@ def try_mutant(mutant: Mutant, number: int, tree: Path, keep: Path, tests: Cover
         path.write_bytes(mutant.source(tree))
         # Python tells by time and size whether a file is as it was when it was compiled.
         os.utime(path, (times.st_atime, times.st_mtime + 10 + number))
-        for part in rounds(tests.of(mutant, original), tests.seconds):
-            limit = 90 + 6 * sum(tests.seconds[test] for test in part)
-            caught = in_fork(lambda part=part: attempt(tree, part), keep / "log", limit)
+        for chosen in rounds(tests.of(mutant, original), tests.seconds):
+            limit = 90 + 6 * sum(tests.seconds[test] for test in chosen)
+            caught = in_fork(lambda chosen=chosen: attempt(tree, chosen), keep / "log", limit)
             if caught == "time":
                 return "time limit"
             if caught is None:
@@ -665,9 +680,9 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| package | mutants | caught | survived |", "| --- | --- | --- | --- |"]
     rooms = [room for room in ROOMS if any(f"/{room}/" in r["file"] for r in results)]
     for room in [*rooms, ""]:
-        own = [r for r in results if f"/{room}/" in r["file"] or not room]
-        caught = sum(bool(r["caught"]) for r in own)
-        lines.append(f"| {room or 'all'} | {len(own)} | {caught} | {len(own) - caught} |")
+        count = [bool(r["caught"]) for r in results if f"/{room}/" in r["file"] or not room]
+        caught = sum(count)
+        lines.append(f"| {room or 'all'} | {len(count)} | {caught} | {len(count) - caught} |")
     return "\n".join(lines)
 
 
@@ -694,19 +709,19 @@ def main() -> None:
         tree = copy_project(Path(place).resolve())
         every = [f"tests/{path.name}" for path in sorted((tree / "tests").glob("test_*.py"))]
         tests = Coverage(keep, tree, options.tests or [*every, PACKAGE])
-        kept = keep / "results.json"
-        results = json.loads(kept.read_text()) if kept.exists() else {}
+        file = keep / "results.json"
+        results = json.loads(file.read_text()) if file.exists() else {}
         for number, mutant in enumerate(mutants):
-            known = results.get(mutant.key)
-            if known is None or (options.again and not known["caught"]):
+            before = results.get(mutant.key)
+            if before is None or (options.again and not before["caught"]):
                 began = time.monotonic()
                 caught = try_mutant(mutant, number, tree, keep, tests)
-                took = round(time.monotonic() - began, 1)
-                results[mutant.key] = asdict(mutant) | {"caught": caught, "seconds": took}
-                kept.write_text(json.dumps(results, indent=1))
+                seconds = round(time.monotonic() - began, 1)
+                results[mutant.key] = asdict(mutant) | {"caught": caught, "seconds": seconds}
+                file.write_text(json.dumps(results, indent=1))
             caught = results[mutant.key]["caught"]
-            said = f"caught by {caught}" if caught else "SURVIVED"
-            print(f"{number + 1}. {mutant.what}\n    {said}", flush=True)
+            outcome = f"caught by {caught}" if caught else "SURVIVED"
+            print(f"{number + 1}. {mutant.what}\n    {outcome}", flush=True)
     print(table([results[mutant.key] for mutant in mutants]))
 
 

@@ -1,5 +1,6 @@
-"""Numbers that were once computed, and checked by another way: whatever changes them changes what
-a seed means, or what is computed.
+"""Golden values: numbers that were computed once, and checked in another way.
+
+Whatever changes them changes what a seed means, or what is computed.
 
 Those of float32 hold to 1e-6, which is more than processors differ by (some fuse a product and a
 sum); those of float64 to 1e-9. `tests/instruction_sets.sh tests/test_golden.py` tries it.
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def twister(*key: int | str) -> np.random.RandomState:
-    """NumPy's Mersenne Twister, seeded as PyTorch seeds its own: by the low 32 bits."""
+    """Return NumPy's Mersenne Twister, seeded as PyTorch seeds its own: by the low 32 bits."""
     return np.random.RandomState(derive_seed(*key) % 2**32)
 
 
@@ -43,12 +44,12 @@ def words(source: np.random.RandomState, *shape: int) -> np.ndarray:
 
 
 def uniform(source: np.random.RandomState, *shape: int) -> np.ndarray:
-    """What PyTorch makes of a word for a float32 in [0, 1): the low 24 bits."""
+    """Draw float32 numbers in [0, 1) as PyTorch does: from the low 24 bits of a word each."""
     return (words(source, *shape) % 2**24) / 2**24
 
 
 def below(source: np.random.RandomState, limit: int, *shape: int) -> np.ndarray:
-    """What PyTorch makes of a word for an integer."""
+    """Draw integers below a limit as PyTorch does: the rest of a word each."""
     return (words(source, *shape) % limit).astype(np.int64)
 
 
@@ -125,9 +126,7 @@ class TestFeedback:
 
 
 class TestAugmentation:
-    """Batch 3 of seed 7: numbers of images, shifts, mirror images and blanked squares, drawn by
-    NumPy and carried out pixel by pixel.
-    """
+    """Batch 3 of seed 7, beside one that NumPy draws and that is put together pixel by pixel."""
 
     SIZE, PADDING, CUTOUT, COUNT, SEED, T = (5, 6), 2, 3, 12, 7, 3
     # hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest() of what `by_hand` returns
@@ -302,8 +301,9 @@ class TestSearch:
 
     def expect(self, losses: list[float], alpha: dict[str, Tensor]) -> None:
         assert losses == pytest.approx(self.LOSSES, rel=1e-9)
-        found = {t: values[0].tolist() for t, values in alpha.items()}
-        assert found == {t: pytest.approx(values, rel=1e-9) for t, values in self.ALPHA.items()}
+        first_edges = {t: values[0].tolist() for t, values in alpha.items()}
+        expected = {t: pytest.approx(values, rel=1e-9) for t, values in self.ALPHA.items()}
+        assert first_edges == expected
 
     @pytest.mark.parametrize("memory", ["normal", "low"])
     def test_losses_and_alpha(self, memory: str) -> None:
