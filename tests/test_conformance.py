@@ -214,8 +214,11 @@ class TestEveryRule:
 
     @pytest.mark.parametrize("rule", RULES)
     def test_as_the_only_rule_of_a_network(self, rule: str, data: ImageData) -> None:
-        text = load_genotype("darts_v1").to_json().replace('"bp"', f'"{rule}"')
-        train_a_little(from_json(text, "x"), data)
+        genotype = load_genotype("darts_v1").with_rule(rule)
+        edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+        assert {edge.candidate.rule for edge in edges} == {rule, None}
+        assert genotype.backbone_rule == rule
+        train_a_little(genotype, data)
 
     @pytest.mark.parametrize("rule", RULES)
     @pytest.mark.parametrize("strategy", ["darts", "darts(order=2)"])

@@ -161,6 +161,61 @@ class TestBatches:
         assert torch.equal(rows * columns, sizes)
         assert blank.any(0).all()
 
+    @pytest.mark.parametrize("side", [1, 2, 4, 5])
+    def test_the_square_is_cut_off_where_it_leaves_the_image(self, side: int) -> None:
+        """From its center it reaches side // 2 back and the rest on, as that of DARTS does for an
+        even side; centers are everywhere alike, on the border as well.
+        """
+        count, height, width = 6000, 6, 8
+        split = Split(
+            torch.full((count, 1, height, width), 255, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.long),
+        )
+        x, _ = batches(split, count, Augmentation(cutout=side)).batch(0)
+        blank = (x == 0).squeeze(1).numpy()
+        expected = {}
+        for center in np.ndindex(height, width):
+            square = np.zeros((height, width), dtype=bool)
+            for place in np.ndindex(side, side):
+                row, column = (c - side // 2 + i for c, i in zip(center, place, strict=True))
+                if 0 <= row < height and 0 <= column < width:
+                    square[row, column] = True
+            expected[center] = square.tobytes()
+        times = dict.fromkeys(expected.values(), 0)
+        for square in blank:
+            times[square.tobytes()] += 1  # KeyError: a square that no center has
+        shares = {square: list(expected.values()).count(square) / 48 for square in times}
+        # Each is within 5 standard deviations of its binomial law: one seed in 40,000 is not.
+        for square, share in shares.items():
+            deviation = (count * share * (1 - share)) ** 0.5
+            assert abs(times[square] - count * share) < 5 * deviation
+
+    def test_the_square_is_of_what_is_zero_after_normalization(self) -> None:
+        """As in the published code of DARTS: the mean of the channel, not black."""
+        split = Split(
+            torch.full((50, 2, 6, 6), 51, dtype=torch.uint8), torch.zeros(50, dtype=torch.long)
+        )
+        normalisation = Normalisation(torch.tensor([0.5, 0.1]), torch.tensor([0.25, 0.5]))
+        x, _ = Batches(
+            split, 50, normalisation, Augmentation(cutout=3), seed=0, name="train", device=CPU
+        ).batch(0)
+        assert ((x == 0).sum((1, 2, 3)) >= 8).all()
+        for channel, value in enumerate([(0.2 - 0.5) / 0.25, (0.2 - 0.1) / 0.5]):
+            other = x[:, channel][x[:, channel] != 0]
+            assert torch.allclose(other, torch.full_like(other, value), atol=1e-6)
+        assert torch.equal(x[:, 0] == 0, x[:, 1] == 0)
+
+    def test_padding_is_black_before_normalization(self) -> None:
+        """As torchvision's RandomCrop has it, before ToTensor and Normalize."""
+        split = Split(
+            torch.full((50, 1, 6, 6), 255, dtype=torch.uint8), torch.zeros(50, dtype=torch.long)
+        )
+        normalisation = Normalisation(torch.tensor([0.5]), torch.tensor([0.25]))
+        x, _ = Batches(
+            split, 50, normalisation, Augmentation(crop_padding=3), seed=0, name="train", device=CPU
+        ).batch(0)
+        assert x.unique().tolist() == pytest.approx([-2.0, 2.0], abs=1e-6)
+
     def test_a_batch_larger_than_the_split(self) -> None:
         with pytest.raises(
             InputError,

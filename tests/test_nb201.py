@@ -122,6 +122,7 @@ class TestText:
                 "node 3.rule: unknown learning rule 'ufs'",
             ),
             (FULL.replace("nor_conv_3x3~2", "nor_conv_3x3"), "expected an entry such as"),
+            (f"|x|+{FULL.partition('+')[2]}", "node 1: expected an entry such as nor_conv_3x3~0"),
             (FULL.replace("nor_conv_3x3~2", "nor_conv_3x3~1"), "one edge from each of the nodes"),
             (
                 MIXED.replace("skip_connect~1", "skip_connect:fa~1"),

@@ -131,6 +131,14 @@ class TestSchedules:
         assert learning_rate(config, 0) == pytest.approx(4 * 0.05)
         assert learning_rate(config, 1) == pytest.approx(4 * (0.05 + 0.01) / 2)
 
+    def test_the_rate_of_an_epoch_and_where_none_is_left_of_the_last(self) -> None:
+        """A run that has ended and is gone on with tells the rate that it ended at."""
+        config = replace(CONFIG, epochs=4, lr=0.5, lr_min=0.1, schedule="linear")
+        optimizer = WeightOptimizer(torch.nn.Linear(1, 1), config)
+        assert optimizer.lr == pytest.approx(0.2)
+        optimizer.begin_epoch(1)
+        assert optimizer.lr == optimizer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
     def test_a_search_follows_its_cosine(self) -> None:
         assert learning_rate(SearchConfig(epochs=2), 1) == pytest.approx((0.025 + 0.001) / 2)
 

@@ -193,6 +193,24 @@ VALUE_FAMILIES: tuple[Registry[Any], ...] = (
 )
 
 
+OPTIONS = [
+    (registry, name, option, value)
+    for registry in VALUE_FAMILIES
+    for name in registry.names()
+    for option in registry.options(name)
+    for value in ("-1", "'?'")
+]
+WELCOME = {
+    ("random", "genotype", "-1"),  # a path, which is looked for when the search begins
+    ("random", "genotype", "'?'"),
+    ("entropy", "weight", "-1"),  # keeps shares even
+}
+ELSEWHERE = {  # a spec of its own, see test_strategies.py
+    ("darts_pt", "base", "-1"),
+    ("darts_pt", "base", "'?'"),
+}
+
+
 class TestMembersThatAreValues:
     """Rules, spaces, strategies, regularizers, attacks, adversaries: frozen dataclasses, whose
     fields are options.
@@ -250,6 +268,26 @@ class TestMembersThatAreValues:
             STRATEGIES.spec(STRATEGIES.build("pc_darts(lr=6e-4, k=2, init=0.001)"))
             == "pc_darts(k=2)"
         )
+
+    @pytest.mark.parametrize(
+        ("registry", "name", "option", "value"),
+        [
+            pytest.param(*place, id=f"{place[1]}-{place[2]}-{place[3]}")
+            for place in OPTIONS
+            if place[1:] not in WELCOME | ELSEWHERE
+        ],
+    )
+    def test_check_their_options(
+        self, registry: Registry[Any], name: str, option: str, value: str
+    ) -> None:
+        """No other option of any of them can be -1, nor can any be this text."""
+        with pytest.raises(InputError, match=rf"\b{option}\b"):
+            registry.build(f"{name}({option}={value})")
+
+    def test_know_the_options_that_may_be_anything(self) -> None:
+        assert {place[1:] for place in OPTIONS} > WELCOME | ELSEWHERE
+        assert STRATEGIES.build("random(genotype='?')").genotype == "?"
+        assert REGULARIZERS.build("entropy(weight=-1)").weight == -1
 
 
 class TestParseSpec:

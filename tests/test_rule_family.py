@@ -511,6 +511,16 @@ class TestScale:
             )
             assert cosine.item() == pytest.approx(1)
 
+    @pytest.mark.parametrize("rule", ["usf", "frsf", "brsf", "kolen_pollack"])
+    def test_match_of_a_kernel_of_zeros_is_zeros(self, rule: str) -> None:
+        """Not 0/0: as W and with it the kernel vanish, so does K |W| / |K|."""
+        for layer, x in layers(f"{rule}(scale=match)"):
+            with torch.no_grad():
+                layer.weight.zero_()
+                if rule == "kolen_pollack":
+                    layer.feedback["kernel"].zero_()
+            assert gradients(layer, x)[0].eq(0).all()
+
     def test_a_scale_that_there_is_not(self) -> None:
         with pytest.raises(InputError, match="unknown scale of a rule 'norm'"):
             RULES.build("fa(scale=norm)")

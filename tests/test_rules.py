@@ -4,6 +4,7 @@ own backward pass.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import math
@@ -56,7 +57,7 @@ EXPECTED_ANGLES = {
     "weight_mirror": 90.0,
 }
 
-# Those that are a kernel and no more; test_more_rules.py has the others.
+# Those that are a kernel and no more; test_rule_family.py has the others.
 KERNEL_RULES = [
     name
     for name in RULES
@@ -566,6 +567,30 @@ class TestExecution:
         assert torch.equal(dw, expected_dw)
         assert torch.equal(db, expected_db)
         torch.testing.assert_close(dx, expected_dx, rtol=0.01, atol=0.01)
+
+    @pytest.mark.parametrize("rule", [*KERNEL_RULES, "kolen_pollack"])
+    @pytest.mark.parametrize("kind", ["conv", "depthwise", "linear"])
+    def test_bf16_weight_gradients_where_autocast_has_ended(self, rule: str, kind: str) -> None:
+        """As trainings do it: the loss within autocast, the backward pass after it. What is kept in
+        between is in bf16, or the products would be of two dtypes.
+        """
+        layer: Layer = {
+            "conv": lambda: RuleConv2d(4, 6, 3, 2, 1, rule=RULES.build(rule)),
+            "depthwise": lambda: RuleConv2d(4, 4, 3, 1, 1, groups=4, rule=RULES.build(rule)),
+            "linear": lambda: RuleLinear(8, 6, rule=RULES.build(rule)),
+        }[kind]()
+        randomise(layer, 5)
+        x = noise((3, 4, 8, 8), 1, torch.float32).requires_grad_()
+        found = []
+        for exact in (contextlib.nullcontext(), true_gradients(layer)):  # the layer's, PyTorch's
+            with exact, torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = layer(x).float().square().sum()
+            found.append(torch.autograd.grad(loss, [layer.weight, layer.bias, x]))
+        (dw, db, dx), (expected_dw, expected_db, _) = found
+        assert torch.equal(dw, expected_dw)
+        assert torch.equal(db, expected_db)
+        assert dx.dtype == torch.float32
+        assert dx.isfinite().all()
 
     @every_rule
     @pytest.mark.parametrize("kind", ["conv", "linear"])

@@ -241,6 +241,28 @@ def test_other_threads_may_pin_memory_while_a_graph_is_recorded() -> None:
     } == dict.fromkeys(found, (None, []))
 
 
+RENEWED = """
+import torch
+from stand_in.device import kernels
+from darts_bio.rules import RULES, Renewal, RuleConv2d, draw_feedback
+
+layers = [RuleConv2d(4, 4, 3, rule=RULES.build(rule)) for rule in ("brsf", "frsf", "brsf", "brsf")]
+model = torch.nn.Sequential(*layers).cuda()
+draw_feedback(model, 0)
+renewal = Renewal(model, 0)
+for update in (1, 2):
+    kernels()
+    renewal(update)
+    print(sum(launched for name, (launched, _) in kernels().items() if "uniform" in name))
+"""
+
+
+def test_what_a_rule_renews_is_drawn_on_the_device() -> None:
+    """Each of the three brsf layers, in each update, and no other."""
+    done = device.start("-c", RENEWED)
+    assert done.stdout.split() == ["3", "3"], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGY_SPECS)
 def test_the_whole_matrix(strategy: str) -> None:
