@@ -4,8 +4,11 @@ anybody's.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import json
+import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import darts_bio
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.config.protocols import values_of
 from darts_bio.data.batches import Split
@@ -552,3 +556,23 @@ def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> N
     assert rule_table() in (root / "README.md").read_text(encoding="utf-8")
     for page in pages.values():
         assert all(f"**{section}.**" in page for section in ("State", "Cost", "When"))
+
+
+def examples() -> str:
+    """The lines of all examples in docstrings of the package."""
+    folder = Path(darts_bio.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))]
+    lines = [line.strip() for source in sources for line in source.splitlines()]
+    return "\n".join(line for line in lines if line.startswith((">>> ", "... ")))
+
+
+def test_what_is_exported_stands_in_an_example_that_runs() -> None:
+    """Examples run as doctests; constants need none."""
+    shown = set(re.findall(r"\w+", examples()))
+    packages = [module.name for module in pkgutil.iter_modules(darts_bio.__path__) if module.ispkg]
+    for name in ("darts_bio", *(f"darts_bio.{package}" for package in packages)):
+        module = importlib.import_module(name)
+        for exported in getattr(module, "__all__", ()):
+            value = getattr(module, exported)
+            if inspect.isroutine(value) or inspect.isclass(value):
+                assert exported in shown or ">>>" in (value.__doc__ or ""), f"{name}.{exported}"

@@ -38,6 +38,11 @@ class RuleCarrier(nn.Module):
 
     `exact` makes it send errors through W whatever its rule; `held`, where it is not None, is the
     kernel that stands in for the rule's (`held_feedback`).
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(4, 3, rule=RULES.build("fa"))
+    >>> isinstance(layer, RuleCarrier), [(k, tuple(v.shape)) for k, v in layer.feedback.items()]
+    (True, [('kernel', (3, 4))])
     """
 
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
@@ -171,6 +176,16 @@ class DirectOperation(DirectCarrier):
     """An operation under a direct rule.
 
     It is exact within, and its input (N, channels, H, W) receives the output's error.
+
+    >>> from darts_bio.rules import RULES
+    >>> operation = DirectOperation(nn.Conv2d(3, 8, 3), 3, RULES.build("dfa"))
+    >>> model = nn.Sequential(operation, nn.Flatten(), nn.Linear(8, 10))
+    >>> output_error = connect_output(model, outputs=10)
+    >>> x = torch.randn(2, 3, 3, 3, requires_grad=True)
+    >>> logits = output_error.watch(model(x))
+    >>> logits.sum().backward()  # the error is 1 for each of 10 outputs: x receives e B / 9
+    >>> torch.allclose(x.grad[0, :, 1, 1], operation.feedback["kernel"].sum(0) / 9)
+    True
     """
 
     def __init__(self, operation: nn.Module, channels: int, rule: LearningRule) -> None:
@@ -192,6 +207,9 @@ def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
 
     Returns the error at an output of `outputs` values a sample, whose `watch` the caller has to
     call on the output; None if there is nothing to connect.
+
+    >>> connect_output(nn.Linear(2, 3), outputs=3) is None
+    True
     """
     waiting = [
         module
@@ -219,6 +237,11 @@ def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a model that are feedback (kolen_pollack).
 
     They are optimized as weights are, without being any.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(4, 3, rule=RULES.build("kolen_pollack"))
+    >>> [tuple(parameter.shape) for parameter in learned_feedback(layer)]
+    [(3, 4)]
     """
     return [
         value
@@ -336,6 +359,16 @@ def held_feedback(model: nn.Module) -> Iterator[None]:
     Within the context the weights may change, and the error still goes through these kernels. The
     second order of DARTS moves weights by a small step to measure a derivative; signs that flip in
     that step would spoil it.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(3, 1, bias=False, rule=RULES.build("usf"))
+    >>> x, signs = torch.ones(1, 3, requires_grad=True), layer.weight.detach().sign()
+    >>> with held_feedback(layer), torch.no_grad():
+    ...     _ = layer.weight.neg_()
+    ...     with torch.enable_grad():
+    ...         layer(x).sum().backward()
+    >>> torch.equal(x.grad.sign(), signs)  # those of before
+    True
     """
     carriers = [
         c for _, c in rule_carriers(model) if not (c.rule.transports_weights or c.rule.direct)

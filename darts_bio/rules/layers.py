@@ -64,6 +64,10 @@ class RuleLayer(DirectCarrier):
     """What all layers under a rule share.
 
     It comes before the layer of PyTorch, `plain`, among the bases of a class.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> isinstance(RuleLinear(4, 3, rule=RULES.build("fa")), RuleLayer)
+    True
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -296,7 +300,13 @@ RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {
 
 
 def rule_layers(model: nn.Module) -> Iterator[tuple[str, RuleLayer]]:
-    """Return (name, layer) of every layer that carries a rule by itself, one after the other."""
+    """Return (name, layer) of every layer that carries a rule by itself, one after the other.
+
+    >>> from darts_bio.rules import RULES
+    >>> model = nn.Sequential(RuleLinear(4, 3, rule=RULES.build("fa")), nn.ReLU(), nn.Linear(3, 2))
+    >>> [name for name, _ in rule_layers(model)]
+    ['0']
+    """
     return (
         (name, module) for name, module in model.named_modules() if isinstance(module, RuleLayer)
     )
