@@ -126,15 +126,15 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9.0, 3.6))
-    for colour, (kind, own) in zip(("#0072b2", "#d55e00"), runs.items(), strict=True):
+    for color, (kind, own) in zip(("#0072b2", "#d55e00"), runs.items(), strict=True):
         for name, style in (("best", "-"), ("mean", ":"), ("architecture", "--")):
             curves = [run[name] for run in own]
             middle = [statistics.mean(values) for values in zip(*curves, strict=True)]
             x = range(1, len(middle) + 1)
-            axes.plot(x, middle, style, color=colour, label=f"{kind}: {LABELS[name]}")
+            axes.plot(x, middle, style, color=color, label=f"{kind}: {LABELS[name]}")
             if name == "best":
                 low, high = zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True)
-                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("generation")
     axes.set_ylabel("fitness (negative validation loss)")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

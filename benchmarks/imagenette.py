@@ -4,7 +4,7 @@ ResNet-18.
     python benchmarks/imagenette.py --data-dir imagenette --seeds 2 --device cpu
     python benchmarks/imagenette.py --data-dir imagenette --image-size 128 --channels 48 --epochs 100 --device cuda
 
-Every network gets the same images, order, augmentation, optimiser, schedule and number of epochs. A
+Every network gets the same images, order, augmentation, optimizer, schedule and number of epochs. A
 run lies in --out; one that was stopped goes on, one that is done is not made again.
 """
 

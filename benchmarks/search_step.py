@@ -156,7 +156,7 @@ class KernelCount(TorchDispatchMode):
 def count(which: str, sizes: argparse.Namespace) -> dict[str, int]:
     two_images = argparse.Namespace(**{**vars(sizes), "batch_size": 2, "amp": "none"})
     step = Step(which, two_images, torch.device("cpu"))
-    step()  # the optimisers make their state
+    step()  # the optimizers make their state
     with KernelCount() as counter:
         step()
     abstract = Step(which, sizes, torch.device("meta"))

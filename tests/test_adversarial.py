@@ -15,7 +15,7 @@ from test_processes import Two
 from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
-from darts_bio.data.batches import Normalisation
+from darts_bio.data.batches import Normalization
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import ATTACKS, perturb
@@ -79,7 +79,7 @@ class TestExamples:
     def test_within_the_bound_and_harder(self, data: ImageData, adversary: str) -> None:
         task = trained(training(data, adversary), 20)
         x, labels, example = made(task)
-        mean, std = task.source.normalisation.mean, task.source.normalisation.std
+        mean, std = task.source.normalization.mean, task.source.normalization.std
         before, after = (images * std + mean for images in (x, example))
         assert (after - before).abs().max() <= 30 / 255 + 1e-6
         assert after.min() >= -1e-6
@@ -236,14 +236,14 @@ class TestClosedForms:
     def test_one_long_step_of_pgd_on_a_linear_model_is_its_sign(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
-        normalisation = Normalisation(
+        normalization = Normalization(
             torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor([0.2, 0.3, 0.1]).double()
         )
         adversary = ADVERSARIES.build("pgd(eps=25.5, step=255, steps=1)")
         pixels, labels = torch.rand(5, 3, 2, 2).double(), torch.tensor([0, 1, 2, 1, 0])
-        mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
+        mean, std = (value.view(-1, 1, 1) for value in (normalization.mean, normalization.std))
         x = ((pixels - mean) / std).requires_grad_()
-        examples = AdversarialExamples(adversary, model, normalisation, seed=0, amp="none")
+        examples = AdversarialExamples(adversary, model, normalization, seed=0, amp="none")
         found = examples.made(x.detach(), labels, torch.zeros_like(x)) * std + mean
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
         expected = (pixels + 0.1 * gradient.sign()).clamp(0, 1)
@@ -295,10 +295,10 @@ class TestClosedForms:
 
     def test_where_no_error_is_sent_the_images_stay_at_the_start(self) -> None:
         model = convert(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "hebbian")
-        normalisation = Normalisation(torch.zeros(3), torch.ones(3))
+        normalization = Normalization(torch.zeros(3), torch.ones(3))
         adversary = ADVERSARIES.build("pgd(gradient=rule)")
         x, start = torch.full((4, 3, 2, 2), 0.5), torch.rand(4, 3, 2, 2)
-        examples = AdversarialExamples(adversary, model, normalisation, seed=0, amp="none")
+        examples = AdversarialExamples(adversary, model, normalization, seed=0, amp="none")
         assert torch.allclose(
             examples.made(x, torch.tensor([0, 1, 2, 0]), start), x + start * 8 / 255
         )
@@ -338,10 +338,10 @@ def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
     task.network.train()
     # At a pixel that is neither black nor white, a step of twice eps ends at the bound on the side
     # of the slope.
-    normalisation = task.source.normalisation
-    pixels = x * normalisation.std + normalisation.mean
+    normalization = task.source.normalization
+    pixels = x * normalization.std + normalization.mean
     inner = (pixels > 0.05) & (pixels < 0.95)
-    moved = (example - x) * normalisation.std * 255 / 2
+    moved = (example - x) * normalization.std * 255 / 2
     if not blocked:
         assert (moved - sent.sign()).abs()[inner].lt(1e-3).float().mean() > 0.95
     assert torch.isfinite(task.step(0)["train"].totals).all()

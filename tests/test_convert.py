@@ -159,7 +159,7 @@ class TestWhatIsConverted:
 
     @pytest.mark.parametrize("rule", ["fa", "usf", "frsf", "brsf"])
     def test_feedback_has_the_law_of_the_weights_as_they_are(self, rule: str) -> None:
-        """Also where they were not initialised by PyTorch's default, and through a checkpoint."""
+        """Also where they were not initialized by PyTorch's default, and through a checkpoint."""
         plain = nn.Conv2d(64, 64, 3)
         nn.init.kaiming_normal_(plain.weight, mode="fan_out")
         model: Any = convert(plain, rule)

@@ -62,21 +62,21 @@ class TestEach:
 
 class TestClosedForms:
     def test_noise(self) -> None:
-        grey = torch.full((1, 3, 256, 256), 0.5)
+        gray = torch.full((1, 3, 256, 256), 0.5)
         for severity, std in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1):
-            assert corrupt("gaussian_noise", grey, severity, 0).std().item() == pytest.approx(
+            assert corrupt("gaussian_noise", gray, severity, 0).std().item() == pytest.approx(
                 std, rel=0.01
             )
         for severity, std in enumerate((0.06, 0.1, 0.12, 0.16, 0.2), 1):
-            assert corrupt("speckle_noise", grey, severity, 0).std().item() == pytest.approx(
+            assert corrupt("speckle_noise", gray, severity, 0).std().item() == pytest.approx(
                 std / 2, rel=0.01
             )
         for severity, photons in enumerate((500, 250, 100, 75, 50), 1):
-            found = corrupt("shot_noise", grey, severity, 0)
+            found = corrupt("shot_noise", gray, severity, 0)
             assert found.mean().item() == pytest.approx(0.5, abs=0.001)
             assert found.std().item() == pytest.approx((0.5 / photons) ** 0.5, rel=0.02)
         for severity, share in enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1):
-            found = corrupt("impulse_noise", grey, severity, 0)
+            found = corrupt("impulse_noise", gray, severity, 0)
             assert ((found == 0) | (found == 1)).float().mean().item() == pytest.approx(
                 share, rel=0.05
             )
@@ -129,7 +129,7 @@ class TestClosedForms:
         )  # the line is read towards the right, so that a point spreads to the left
         assert ((lit[:, 2] - 16).abs() <= reached.abs() + 1).all()
 
-    def test_colours(self) -> None:
+    def test_colors(self) -> None:
         pixels = smooth(2, side=8)
         pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0.0, 0.4
 
@@ -196,7 +196,7 @@ class TestClosedForms:
             "contrast",
             smooth() * 2 - 1,
             1,
-            r"expected pixels in \[0, 1\], found -.*; undo their normalisation first",
+            r"expected pixels in \[0, 1\], found -.*; undo their normalization first",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split, in_order
+from darts_bio.data.batches import Augmentation, Batches, Normalization, Split, in_order
 from darts_bio.data.datasets import DATASETS, DIGITS, ImageData, halves, load_data
 from darts_bio.errors import InputError
 
@@ -35,7 +35,7 @@ def numbered(n: int, side: int = 6, channels: int = 1) -> Split:
 
 
 PLAIN = Augmentation()
-IDENTITY = Normalisation(torch.zeros(1), torch.ones(1))
+IDENTITY = Normalization(torch.zeros(1), torch.ones(1))
 
 
 def batches(split: Split, size: int, augmentation: Augmentation = PLAIN, seed: int = 0) -> Batches:
@@ -90,21 +90,21 @@ class TestNormalisation:
     def test_equals_the_definition(self) -> None:
         images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8)
         scaled = images.double() / 255
-        normalisation = Normalisation.of(images)
+        normalization = Normalization.of(images)
         torch.testing.assert_close(
-            normalisation.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=0
+            normalization.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-6, atol=0
         )
         torch.testing.assert_close(
-            normalisation.std.double(), scaled.std((0, 2, 3), correction=0), rtol=1e-6, atol=0
+            normalization.std.double(), scaled.std((0, 2, 3), correction=0), rtol=1e-6, atol=0
         )
         expected = (scaled - scaled.mean((0, 2, 3), keepdim=True)) / scaled.std(
             (0, 2, 3), correction=0, keepdim=True
         )
-        torch.testing.assert_close(normalisation(images).double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(normalization(images).double(), expected, rtol=1e-4, atol=1e-5)
 
     def test_constant_images_stay_finite(self) -> None:
         images = torch.full((2, 1, 3, 3), 9, dtype=torch.uint8)
-        assert Normalisation.of(images)(images).isfinite().all()
+        assert Normalization.of(images)(images).isfinite().all()
 
 
 class TestBatches:
@@ -195,9 +195,9 @@ class TestBatches:
         split = Split(
             torch.full((50, 2, 6, 6), 51, dtype=torch.uint8), torch.zeros(50, dtype=torch.long)
         )
-        normalisation = Normalisation(torch.tensor([0.5, 0.1]), torch.tensor([0.25, 0.5]))
+        normalization = Normalization(torch.tensor([0.5, 0.1]), torch.tensor([0.25, 0.5]))
         x, _ = Batches(
-            split, 50, normalisation, Augmentation(cutout=3), seed=0, name="train", device=CPU
+            split, 50, normalization, Augmentation(cutout=3), seed=0, name="train", device=CPU
         ).batch(0)
         assert ((x == 0).sum((1, 2, 3)) >= 8).all()
         for channel, value in enumerate([(0.2 - 0.5) / 0.25, (0.2 - 0.1) / 0.5]):
@@ -210,9 +210,9 @@ class TestBatches:
         split = Split(
             torch.full((50, 1, 6, 6), 255, dtype=torch.uint8), torch.zeros(50, dtype=torch.long)
         )
-        normalisation = Normalisation(torch.tensor([0.5]), torch.tensor([0.25]))
+        normalization = Normalization(torch.tensor([0.5]), torch.tensor([0.25]))
         x, _ = Batches(
-            split, 50, normalisation, Augmentation(crop_padding=3), seed=0, name="train", device=CPU
+            split, 50, normalization, Augmentation(crop_padding=3), seed=0, name="train", device=CPU
         ).batch(0)
         assert x.unique().tolist() == pytest.approx([-2.0, 2.0], abs=1e-6)
 
@@ -394,13 +394,13 @@ class TestCifar:
     def test_the_real_ones(self) -> None:
         data = load_data("cifar10", os.environ["DARTS_BIO_DATA"])
         assert (len(data.train), len(data.test), len(data.classes)) == (50000, 10000, 10)
-        normalisation = Normalisation.of(data.train.images)
+        normalization = Normalization.of(data.train.images)
         published = (
             torch.tensor([0.49139968, 0.48215827, 0.44653124]),
             torch.tensor([0.24703233, 0.24348505, 0.26158768]),
         )
         torch.testing.assert_close(
-            (normalisation.mean, normalisation.std), published, rtol=0, atol=1e-4
+            (normalization.mean, normalization.std), published, rtol=0, atol=1e-4
         )
         assert len(load_data("cifar100", os.environ["DARTS_BIO_DATA"]).classes) == 100
 
@@ -443,7 +443,7 @@ def test_a_loader_of_a_users_own_may_resize_and_is_checked() -> None:
         DATASETS.unregister("mine")
 
 
-def test_a_data_set_is_recognised_by_its_images_labels_and_classes() -> None:
+def test_a_data_set_is_recognized_by_its_images_labels_and_classes() -> None:
     digits = load_data("digits")
     assert digits.identity() == load_data("digits").identity()
     assert digits.identity().startswith("1438 + 359 images of 1x8x8 in 10 classes, digest ")

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split
+from darts_bio.data.batches import Augmentation, Batches, Normalization, Split
 from darts_bio.data.files import ImageFiles
 from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
 from darts_bio.data.sources import open_source
@@ -109,7 +109,7 @@ def no_children() -> bool:
 class TestSeededLoader:
     def test_the_order_is_that_of_images_in_memory(self) -> None:
         split = Split(torch.zeros(11, 1, 2, 2, dtype=torch.uint8), torch.arange(11))
-        identity = Normalisation(torch.zeros(1), torch.ones(1))
+        identity = Normalization(torch.zeros(1), torch.ones(1))
         known = Batches(split, 4, identity, Augmentation(), seed=3, name="train", device=CPU)
         stream = loader(Numbers(11), seed=3)
         assert stream.per_epoch == known.per_epoch == 2
@@ -407,16 +407,16 @@ class TestFolders:
 
         def bytes_of(**options: Any) -> Tensor:
             data = files(tmp_path, batch_size=16, image_size=20, **options)
-            scale = (255 * data.normalisation.std).view(3, 1, 1)
-            return (data.batch(0)[0] * scale + 255 * data.normalisation.mean.view(3, 1, 1)).round()
+            scale = (255 * data.normalization.std).view(3, 1, 1)
+            return (data.batch(0)[0] * scale + 255 * data.normalization.mean.view(3, 1, 1)).round()
 
         plain = bytes_of(color_jitter=0.0, flip=False)
         assert set(plain[:, 1, :, -1].unique().tolist()) == {120.0}
         mirrored = bytes_of(color_jitter=0.0, flip=True)
         assert 200.0 in mirrored[:, 1, :, -1]
-        coloured = bytes_of(color_jitter=0.4, flip=False)[:, :, :, -1]
-        assert len(coloured[:, 1].unique()) > 8
-        hue = coloured.argmax(1).unique()
+        colored = bytes_of(color_jitter=0.4, flip=False)[:, :, :, -1]
+        assert len(colored[:, 1].unique()) > 8
+        hue = colored.argmax(1).unique()
         assert (
             len(hue) > 1
         )  # blue is no longer the strongest everywhere, as it were without a change of hue
@@ -500,7 +500,7 @@ class TestDamagedFiles:
         assert data.damaged == {"dog/dog3.jpg": "No such file or directory"}
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "I;16"])
-    def test_other_kinds_of_pixels_become_colours(self, root: Path, mode: str) -> None:
+    def test_other_kinds_of_pixels_become_colors(self, root: Path, mode: str) -> None:
         value = 255 if mode == "1" else 200
         image = Image.new("RGB", (20, 20), (value, value, value))
         if mode == "I;16":
@@ -512,7 +512,7 @@ class TestDamagedFiles:
         data = files(root)
         x, _ = next(data.measured("test"))
         pixels = (
-            x[0] * data.normalisation.std.view(3, 1, 1) + data.normalisation.mean.view(3, 1, 1)
+            x[0] * data.normalization.std.view(3, 1, 1) + data.normalization.mean.view(3, 1, 1)
         ) * 255
         assert (pixels - value).abs().max() < 2
         assert data.damaged == {}

@@ -21,7 +21,7 @@ from test_mixed import Twins
 from torch import Tensor
 
 from darts_bio.config import RetrainConfig
-from darts_bio.data.batches import Augmentation, Batches, Normalisation, Split
+from darts_bio.data.batches import Augmentation, Batches, Normalization, Split
 from darts_bio.data.datasets import ImageData
 from darts_bio.networks import SuperNet, build_network
 from darts_bio.networks.reference import ReferenceCell
@@ -168,7 +168,7 @@ class TestAugmentation:
         batches = Batches(
             Split(self.images(), torch.arange(self.COUNT)),
             4,
-            Normalisation(torch.zeros(2), torch.ones(2)),
+            Normalization(torch.zeros(2), torch.ones(2)),
             Augmentation(crop_padding=self.PADDING, flip=True, cutout=self.CUTOUT),
             seed=self.SEED,
             name="train",

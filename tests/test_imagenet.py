@@ -30,7 +30,7 @@ WORDS = shlex.split(
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of eight photographs each to train on, and of four to measure on; a class is a
-    colour.
+    color.
     """
     place = tmp_path_factory.mktemp("imagenet")
     draws = np.random.default_rng(0)

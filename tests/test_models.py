@@ -22,7 +22,7 @@ from torch import Tensor
 
 import darts_bio.models
 from darts_bio.__main__ import main
-from darts_bio.data.batches import Normalisation, in_order
+from darts_bio.data.batches import Normalization, in_order
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.interop.export import export_program, inference_network, save_for_hub, write_program
@@ -534,9 +534,9 @@ def test_a_trained_network_is_read_without_its_data(run: Path) -> None:
     assert (trained.classes, trained.image_size, trained.step) == (tuple("0123456789"), (8, 8), 4)
     assert trained.config["channels"] == trained.form["channels"] == 4
     assert not trained.network.training
-    normalisation = Normalisation(torch.tensor(trained.mean), torch.tensor(trained.std))
+    normalization = Normalization(torch.tensor(trained.mean), torch.tensor(trained.std))
     numbers = evaluate(
-        trained.network, in_order(load_data("digits").test, 500, normalisation), prefix="test"
+        trained.network, in_order(load_data("digits").test, 500, normalization), prefix="test"
     )
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert numbers["test/accuracy"] == last["test/accuracy"]
@@ -573,7 +573,7 @@ def test_averaged_weights_are_read_where_there_are_such(tmp_path: Path) -> None:
             lambda task: task["normalisation"].update(std=torch.zeros(3)),
             "normalisation: expected the means and stds of 3",
         ),
-        (lambda task: task.update(normalisation=None), "does not fit the run"),
+        (lambda task: task.update(normalization=None), "does not fit the run"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(

@@ -901,14 +901,14 @@ def new_rule() -> Iterator[str]:
 
 def train(model: nn.Module, forward: Any, steps: int = 8, lr: float = 0.02) -> list[float]:
     """The losses of a few SGD steps, feedback redrawn after each."""
-    optimiser, losses = torch.optim.SGD(model.parameters(), lr=lr), []
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=lr), []
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = forward()
         loss.backward()
         losses.append(loss.item())
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        optimiser.step()
+        optimizer.step()
         draw_feedback(model, 0, step + 1)
     return losses
 

@@ -79,7 +79,7 @@ def each_strategy(number: int, count: int, file: Path) -> None:
                 meters = Meters()
                 meters.add(*task.step(t).values())
                 losses.append(meters.read())
-            task.synchronise()
+            task.synchronize()
             found[strategy] = {
                 "weights": weights_of(task),
                 "alpha": state.values(),

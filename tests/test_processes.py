@@ -25,7 +25,7 @@ from darts_bio import distributed
 from darts_bio.cli import main
 from darts_bio.config import RetrainConfig
 from darts_bio.data import sources
-from darts_bio.data.batches import Augmentation, Batches, Normalisation
+from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
 from darts_bio.distributed import (
@@ -132,9 +132,9 @@ def test_the_measures_are_those_of_all_processes(whole: Path, place: Path) -> No
     saved = state(whole)["task"]
     data = load_data("digits")
     network = cells_of(saved, place)
-    normalised = Normalisation(**saved["normalisation"])(data.test.images)
+    normalized = Normalization(**saved["normalisation"])(data.test.images)
     with torch.no_grad():
-        accuracy = (network(normalised).argmax(1) == data.test.labels).double().mean().item()
+        accuracy = (network(normalized).argmax(1) == data.test.labels).double().mean().item()
     assert numbers(whole, "epoch")[-1]["test/accuracy"] == pytest.approx(accuracy, abs=1e-9)
 
 
@@ -475,7 +475,7 @@ class TestShares:
             Batches(
                 split,
                 12,
-                Normalisation.of(split.images),
+                Normalization.of(split.images),
                 Augmentation(1, True, 3),
                 share=share,
                 **options,

@@ -263,7 +263,7 @@ class TestAccumulation:
 class TestPolicy:
     def test_images_are_altered_and_labels_stay(self, data: ImageData) -> None:
         """As many draws as images, the same whatever the number of workers; then cropped and
-        normalised as ever.
+        normalized as ever.
         """
         config = replace(CONFIG, auto_augment="rand-m9-mstd0.5", batch_size=12)
         sources = [InMemory(data, replace(config, workers=n), CPU) for n in (0, 2)]

@@ -35,13 +35,13 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.lists(SCALARS, max
 
 
 @pytest.fixture
-def colours() -> Registry[Any]:
-    registry: Registry[Any] = Registry("colour")
+def colors() -> Registry[Any]:
+    registry: Registry[Any] = Registry("color")
 
     @registry.register("red")
     @dataclass(frozen=True)
     class Red:
-        """The first colour.
+        """The first color.
 
         And more of it.
         """
@@ -74,15 +74,15 @@ class TestRegistry:
             assert summary, name
             assert "\n" not in summary
 
-    def test_names_must_be_identifiers(self, colours: Registry[Any]) -> None:
+    def test_names_must_be_identifiers(self, colors: Registry[Any]) -> None:
         """Others could not be asked for by a spec."""
         for name in ("", "light red", "light-red", "red()", "1st", "a.b"):
             with pytest.raises(ValueError, match="must be a Python identifier"):
-                colours.register(name)
-        assert colours.names() == ("red", "green")
+                colors.register(name)
+        assert colors.names() == ("red", "green")
 
     def test_hyphens_where_no_spec_asks(self) -> None:
-        registry: Registry[Any] = Registry("colour", hyphens=True)
+        registry: Registry[Any] = Registry("color", hyphens=True)
         registry.register("light-red-2")(int)
         assert registry.get("light-red-2") is int
         for name in ("", "-", "-red", "light red", "1-red", "light-red()"):
@@ -92,60 +92,60 @@ class TestRegistry:
                 registry.register(name)
         assert registry.names() == ("light-red-2",)
 
-    def test_a_member_is_told_by_the_first_of_its_names(self, colours: Registry[Any]) -> None:
-        red, green = colours.get("red"), colours.get("green")
-        colours.register("crimson")(red)
-        assert colours.name_of(red) == colours.name_of(red(2)) == "red"
-        assert colours.name_of(green) == "green"
-        colours.unregister("red")
-        assert colours.name_of(red) == "crimson"
-        colours.unregister("crimson")
-        assert colours.name_of(red) == colours.name_of(red()) == "Red"
+    def test_a_member_is_told_by_the_first_of_its_names(self, colors: Registry[Any]) -> None:
+        red, green = colors.get("red"), colors.get("green")
+        colors.register("crimson")(red)
+        assert colors.name_of(red) == colors.name_of(red(2)) == "red"
+        assert colors.name_of(green) == "green"
+        colors.unregister("red")
+        assert colors.name_of(red) == "crimson"
+        colors.unregister("crimson")
+        assert colors.name_of(red) == colors.name_of(red()) == "Red"
 
     def test_a_spec_has_what_differs_from_the_defaults_in_alphabetical_order(
-        self, colours: Registry[Any]
+        self, colors: Registry[Any]
     ) -> None:
-        red = colours.get("red")
-        assert [colours.spec(red(*options)) for options in ((), (2,), (1, "x"), (2, "x"))] == [
+        red = colors.get("red")
+        assert [colors.spec(red(*options)) for options in ((), (2,), (1, "x"), (2, "x"))] == [
             "red",
             "red(shade=2)",
             "red(name='x')",
             "red(name='x', shade=2)",
         ]
 
-    def test_unregister_frees_the_name(self, colours: Registry[Any]) -> None:
-        colours.unregister("red")
-        assert "red" not in colours
-        colours.register("red")(int)
-        assert list(colours) == ["green", "red"]
+    def test_unregister_frees_the_name(self, colors: Registry[Any]) -> None:
+        colors.unregister("red")
+        assert "red" not in colors
+        colors.register("red")(int)
+        assert list(colors) == ["green", "red"]
 
-    def test_a_member_is_registered_as_it_is(self, colours: Registry[Any]) -> None:
+    def test_a_member_is_registered_as_it_is(self, colors: Registry[Any]) -> None:
         def blue() -> None:
-            """The third colour."""
+            """The third color."""
 
-        assert colours.register("blue")(blue) is blue
-        assert colours.get("blue") is blue
-        assert colours.summaries() == {
-            "red": "The first colour.",
+        assert colors.register("blue")(blue) is blue
+        assert colors.get("blue") is blue
+        assert colors.summaries() == {
+            "red": "The first color.",
             "green": "",
-            "blue": "The third colour.",
+            "blue": "The third color.",
         }
 
-    def test_build_passes_options(self, colours: Registry[Any]) -> None:
-        assert colours.build("red(shade=5, name=dark)") == colours.get("red")(5, "dark")
-        assert colours.build("green(size=3, shade=7)") == ("green", 3, 7)
-        assert colours.build("green(size=3)") == ("green", 3, 2)
+    def test_build_passes_options(self, colors: Registry[Any]) -> None:
+        assert colors.build("red(shade=5, name=dark)") == colors.get("red")(5, "dark")
+        assert colors.build("green(size=3, shade=7)") == ("green", 3, 7)
+        assert colors.build("green(size=3)") == ("green", 3, 2)
 
-    def test_an_unknown_option_lists_the_options(self, colours: Registry[Any]) -> None:
+    def test_an_unknown_option_lists_the_options(self, colors: Registry[Any]) -> None:
         with pytest.raises(
-            InputError, match=r"colour 'red' has no option 'shape' \(its options: shade, name\)"
+            InputError, match=r"color 'red' has no option 'shape' \(its options: shade, name\)"
         ):
-            colours.build("red(shape=1)")
+            colors.build("red(shape=1)")
 
-    def test_a_member_that_takes_any_option_gets_them(self, colours: Registry[Any]) -> None:
-        colours.register("any")(lambda *more, **options: (more, options))
-        assert colours.build("any") == ((), {})
-        assert colours.build("any(a=1, b=x)") == ((), {"a": 1, "b": "x"})
+    def test_a_member_that_takes_any_option_gets_them(self, colors: Registry[Any]) -> None:
+        colors.register("any")(lambda *more, **options: (more, options))
+        assert colors.build("any") == ((), {})
+        assert colors.build("any(a=1, b=x)") == ((), {"a": 1, "b": "x"})
 
     def test_a_member_without_options_says_so(self) -> None:
         with pytest.raises(
@@ -153,10 +153,10 @@ class TestRegistry:
         ):
             RULES.build("bp(x=1)")
 
-    def test_an_option_that_is_missing_is_an_input_error(self, colours: Registry[Any]) -> None:
+    def test_an_option_that_is_missing_is_an_input_error(self, colors: Registry[Any]) -> None:
         """A member may have options without default; leaving one out is the user's mistake."""
         with pytest.raises(InputError, match="size"):
-            colours.build("green")
+            colors.build("green")
 
     @pytest.mark.parametrize(
         ("registry", "typo", "meant"),

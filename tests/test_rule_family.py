@@ -118,8 +118,8 @@ class TestHebbian:
             assert row.norm().item() == pytest.approx(1, abs=1e-3)
 
     def test_soft_channels_find_clusters(self) -> None:
-        centres = F.normalize(torch.eye(3, 6).double() + 0.1)
-        x = F.normalize(centres.repeat(100, 1) + 0.1 * noise((300, 6), 1))
+        centers = F.normalize(torch.eye(3, 6).double() + 0.1)
+        x = F.normalize(centers.repeat(100, 1) + 0.1 * noise((300, 6), 1))
         layer = RuleLinear(
             6, 3, False, rule=RULES.build("hebbian(temperature=8.0)"), dtype=torch.float64
         )
@@ -130,7 +130,7 @@ class TestHebbian:
             optimizer.zero_grad()
             layer(x).sum().backward()
             optimizer.step()
-        nearest = F.cosine_similarity(layer.weight.detach().unsqueeze(1), centres, dim=2).max(1)
+        nearest = F.cosine_similarity(layer.weight.detach().unsqueeze(1), centers, dim=2).max(1)
         assert nearest.values.min() > 0.95
 
 

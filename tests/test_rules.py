@@ -433,7 +433,7 @@ class TestEquations:
 
 
 class TestInitialisation:
-    """The relation of feedback to a weight fresh from PyTorch's initialisation."""
+    """The relation of feedback to a weight fresh from PyTorch's initialization."""
 
     @staticmethod
     def fresh(rule: str, kind: str) -> Layer:

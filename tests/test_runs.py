@@ -413,10 +413,10 @@ class TestEvaluation:
         self, training: Retraining, data: ImageData
     ) -> None:
         network, test = training.network, data.test
-        numbers = evaluate(network, in_order(test, 7, training.source.normalisation), prefix="test")
+        numbers = evaluate(network, in_order(test, 7, training.source.normalization), prefix="test")
         network.eval()
         with torch.no_grad():
-            logits = network(training.source.normalisation(test.images))
+            logits = network(training.source.normalization(test.images))
         loss = torch.nn.functional.cross_entropy(logits, test.labels)
         assert numbers["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert numbers["test/accuracy"] == (logits.argmax(1) == test.labels).sum().item() / len(

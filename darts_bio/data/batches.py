@@ -54,16 +54,16 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Mean and standard deviation (C,) of each channel, on pixels in [0, 1].
 
     Called with bytes it returns floats of mean 0 and standard deviation 1:
 
     >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-    >>> normalisation = Normalisation.of(images)
-    >>> normalisation.mean.tolist(), normalisation.std.tolist()
+    >>> normalization = Normalization.of(images)
+    >>> normalization.mean.tolist(), normalization.std.tolist()
     ([0.5], [0.5])
-    >>> [round(value, 4) for value in normalisation(images).flatten().tolist()]
+    >>> [round(value, 4) for value in normalization(images).flatten().tolist()]
     [-1.0, 1.0]
     """
 
@@ -71,7 +71,7 @@ class Normalisation:
     std: Tensor
 
     @classmethod
-    def of(cls, images: Tensor) -> Normalisation:
+    def of(cls, images: Tensor) -> Normalization:
         """Measure uint8 images (N, C, H, W), without rounding sums over millions of pixels.
 
         Bytes take 256 values, so the counts of these say all; sums over them are in float64.
@@ -92,9 +92,9 @@ class Normalisation:
         scale, shift = 1 / (255 * self.std), -self.mean / self.std
         return torch.addcmul(shift.view(1, -1, 1, 1), images.float(), scale.view(1, -1, 1, 1))
 
-    def to(self, device: torch.device) -> Normalisation:
+    def to(self, device: torch.device) -> Normalization:
         """Return the same mean and standard deviation on a device."""
-        return Normalisation(self.mean.to(device), self.std.to(device))
+        return Normalization(self.mean.to(device), self.std.to(device))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Batches:
 
     >>> split = Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
     >>> batches = Batches(
-    ...     split, 4, Normalisation.of(split.images), Augmentation(crop_padding=2, flip=True),
+    ...     split, 4, Normalization.of(split.images), Augmentation(crop_padding=2, flip=True),
     ...     seed=0, name="train", device=torch.device("cpu"),
     ... )
     >>> x, labels = batches.batch(7)
@@ -141,7 +141,7 @@ class Batches:
         self,
         split: Split,
         batch_size: int,
-        normalisation: Normalisation,
+        normalization: Normalization,
         augmentation: Augmentation,
         *,
         seed: int,
@@ -156,7 +156,7 @@ class Batches:
         Args:
             split: The images to draw from.
             batch_size: Images of a batch, of all processes together.
-            normalisation: How bytes become floats.
+            normalization: How bytes become floats.
             augmentation: What is done to each image at random.
             seed: The seed of order and augmentation.
             name: The name of the stream; streams of other names have other draws.
@@ -191,7 +191,7 @@ class Batches:
                 )
         self.per_epoch = self._order.per_epoch
         self._stream, self._device = (seed, name), device
-        self._normalisation, self._augmentation = normalisation.to(device), augmentation
+        self._normalisation, self._augmentation = normalization.to(device), augmentation
         self._padding, self._altered = (augmentation.crop_padding,) * 4, altered
         self._images = torch.nn.functional.pad(split.images, self._padding).to(device)
         self._labels = split.labels.to(device)
@@ -262,16 +262,16 @@ def _square(center: Tensor, side: int, height: int, width: int) -> Tensor:
 
 
 def in_order(
-    split: Split, batch_size: int, normalisation: Normalisation
+    split: Split, batch_size: int, normalization: Normalization
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all images once, in order, without augmentation; the last batch may be smaller.
 
     Each batch is images (N, C, H, W) float32, normalized, and labels (N,).
 
     >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
-    >>> [labels.tolist() for _, labels in in_order(split, 2, Normalisation.of(split.images))]
+    >>> [labels.tolist() for _, labels in in_order(split, 2, Normalization.of(split.images))]
     [[0, 1], [2, 3], [4]]
     """
     for start in range(0, len(split), batch_size):
         batch = split[slice(start, start + batch_size)]
-        yield normalisation(batch.images), batch.labels
+        yield normalization(batch.images), batch.labels

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.batches import Measured, Normalisation
+from darts_bio.data.batches import Measured, Normalization
 from darts_bio.data.datasets import (
     IMAGE_SUFFIXES,
     drawn,
@@ -201,7 +201,7 @@ class ImageFiles:
         self.classes = _class_names(train, test, config.num_classes)
         self.image_size = (config.image_size, config.image_size)
         self.run: Run = call
-        self.normalisation = Normalisation(
+        self.normalization = Normalization(
             torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         ).to(device)
         self._identity = _identity(train, test, self.classes)
@@ -252,12 +252,12 @@ class ImageFiles:
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Return this process' share of batch t: images (N, 3, S, S) float32 and labels (N,)."""
         images, labels = self._train.batch(t)
-        return self.run(self.normalisation, images), labels
+        return self.run(self.normalization, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process' share of the images held out, or of the test images, each once."""
         for images, labels in self._measured[part]:
-            yield self.normalisation(images), labels
+            yield self.normalization(images), labels
 
     def close(self) -> None:
         """End the processes that read."""

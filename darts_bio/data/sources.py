@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
-from darts_bio.data.batches import Augmentation, Batches, Measured, Normalisation, Split, in_order
+from darts_bio.data.batches import Augmentation, Batches, Measured, Normalization, Split, in_order
 from darts_bio.data.datasets import ImageData, load_data, split_off
 from darts_bio.data.files import STREAMING_PACKAGES, ImageFiles
 from darts_bio.data.loader import SeededLoader
@@ -40,7 +40,7 @@ class Source(Protocol):
         classes: Their names, by label.
         in_channels: 1 or 3 in most data sets.
         image_size: (height, width).
-        normalisation: How bytes become floats.
+        normalization: How bytes become floats.
         per_epoch: Batches of an epoch; images that do not fill a batch are left out.
         run: Runs the computations on the device (`runtime.call`, or a recorder of CUDA graphs).
     """
@@ -48,7 +48,7 @@ class Source(Protocol):
     classes: tuple[str, ...]
     in_channels: int
     image_size: tuple[int, int]
-    normalisation: Normalisation
+    normalization: Normalization
     per_epoch: int
     run: Run
 
@@ -179,7 +179,7 @@ class InMemory:
         self.classes = data.classes
         self.in_channels = data.in_channels
         self.image_size = data.image_size
-        self.normalisation = Normalisation.of(train.images).to(device)
+        self.normalization = Normalization.of(train.images).to(device)
         # Loader and batches have the same seed and name, hence the same order: image i of the
         # loader's batch t is image i of batch t here.
         stream: dict[str, Any] = {
@@ -197,7 +197,7 @@ class InMemory:
         self._batches = Batches(
             train,
             config.batch_size,
-            self.normalisation,
+            self.normalization,
             Augmentation(config.crop_padding, config.flip, config.cutout),
             altered=None if self._loader is None else self._altered,
             **stream,
@@ -235,7 +235,7 @@ class InMemory:
             images=split.images[rank() :: world_size()],
             labels=split.labels[rank() :: world_size()],
         )
-        return in_order(share, EVALUATION_BATCH, self.normalisation)
+        return in_order(share, EVALUATION_BATCH, self.normalization)
 
     def close(self) -> None:
         """End the policy's workers, if there is a policy."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.data.batches import Measured, Normalisation
+from darts_bio.data.batches import Measured, Normalization
 from darts_bio.data.datasets import torchvision_datasets
 from darts_bio.data.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
 from darts_bio.data.loader import Workers
@@ -94,7 +94,7 @@ class ImageStream:
         self.classes = tuple(map(str, range(config.num_classes)))
         self.image_size = (config.image_size, config.image_size)
         self.run: Run = call
-        self.normalisation = Normalisation(
+        self.normalization = Normalization(
             torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         ).to(device)
         self.damaged: dict[str, str] = {}
@@ -119,7 +119,7 @@ class ImageStream:
         self._next = -1  # so that a reading that fails is begun anew
         images, labels = next(self._batches)
         self._next = t + 1
-        return self.run(self.normalisation, images), labels
+        return self.run(self.normalization, images), labels
 
     def measured(self, part: Measured) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process' share of the test images; nothing is held out of a stream."""
@@ -127,7 +127,7 @@ class ImageStream:
             draws = generator("cpu", "measured", *self._stream)
             with self._read(self._test, EVALUATION_BATCH, draws) as workers:
                 for images, labels in itertools.islice(workers, *self._batches_measured):
-                    yield self.normalisation(images), labels
+                    yield self.normalization(images), labels
 
     def close(self) -> None:
         """End the processes that read."""

@@ -73,7 +73,7 @@ def corrupt(name: str, pixels: Tensor, severity: int, seed: int, first: int = 0)
     if pixels.min() < 0 or pixels.max() > 1:
         raise InputError(
             f"corruption {name}: expected pixels in [0, 1], found {pixels.min():.3g} to "
-            f"{pixels.max():.3g}; undo their normalisation first"
+            f"{pixels.max():.3g}; undo their normalization first"
         )
     sources = [
         generator("cpu", "corruption", seed, name, severity, first + i) for i in range(len(pixels))

@@ -203,8 +203,8 @@ def _chosen(source: Source, chosen: Tensor) -> Split:
     """
     numbers, start = chosen.sort().values, 0
     images, labels = [], []
-    mean = source.normalisation.mean.view(-1, 1, 1)
-    std = source.normalisation.std.view(-1, 1, 1)
+    mean = source.normalization.mean.view(-1, 1, 1)
+    std = source.normalization.std.view(-1, 1, 1)
     for x, batch_labels in source.measured("test"):
         # The batch holds the images from `start` on; `places` are those of the chosen ones in it.
         in_batch = (numbers >= start) & (numbers < start + len(batch_labels))

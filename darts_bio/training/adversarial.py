@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.data.batches import Normalisation
+from darts_bio.data.batches import Normalization
 from darts_bio.distributed import rank, world_size
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.modes import frozen, in_mode
@@ -197,7 +197,7 @@ class AdversarialExamples:
     images, the seed and the step.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    >>> plain = Normalisation(torch.zeros(1), torch.ones(1))
+    >>> plain = Normalization(torch.zeros(1), torch.ones(1))
     >>> maker = AdversarialExamples(PGD(eps=51, step=51), network, plain, seed=0, amp="none")
     >>> x, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     >>> examples = maker.made(x, labels, maker.starts(0, x))
@@ -209,14 +209,14 @@ class AdversarialExamples:
         self,
         adversary: Adversary,
         network: nn.Module,
-        normalisation: Normalisation,
+        normalization: Normalization,
         *,
         seed: int,
         amp: str,
     ) -> None:
         self.adversary, self._network, self._seed, self._amp = adversary, network, seed, amp
         # (C,) -> (C, 1, 1), against images (N, C, H, W)
-        mean, std = (value.view(-1, 1, 1) for value in (normalisation.mean, normalisation.std))
+        mean, std = (value.view(-1, 1, 1) for value in (normalization.mean, normalization.std))
         # Pixels 0 and 1, and a change of 1/255, as the network sees them.
         self._black, self._white, self._unit = -mean / std, (1 - mean) / std, 1 / (255 * std)
 

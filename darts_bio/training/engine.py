@@ -188,7 +188,7 @@ class Task(Protocol):
         Raises Interrupted if `stop` says so before that is done.
         """
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Bring together what differs between processes, before it is measured or saved."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -369,7 +369,7 @@ def fit(
     ...     epochs, steps_per_epoch, images_per_step = 2, 3, 1
     ...     subject, finished, measures, weight = {}, False, False, 1.0
     ...     def begin_epoch(self, epoch): ...
-    ...     def synchronise(self): ...
+    ...     def synchronize(self): ...
     ...     def learning_rates(self): return {"lr/weights": 0.5}
     ...     def step(self, t):
     ...         self.weight /= 2
@@ -399,7 +399,7 @@ def fit(
             set_rng_state(state["rng"])  # last, which undoes what loading may have drawn
 
     def save(ended: bool = True) -> None:
-        task.synchronise()
+        task.synchronize()
         # Checked first, so that no state that has diverged replaces one that has not.
         _finite(epoch_means.read(), t)
         task_state = task.state_dict()
@@ -419,7 +419,7 @@ def fit(
 
     def end_epoch(progress: Progress) -> None:
         nonlocal last
-        task.synchronise()
+        task.synchronize()
         measurements = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
         last = _finite({**epoch_means.read(), **measurements}, t)
         epoch_means.clear()

@@ -6,7 +6,7 @@ follow from that:
 - Weights, feedback, momentum and alpha are the same in all processes, since their gradients are
   averaged before each update. They are compared, never repaired: a difference is a mistake.
 - The running statistics of batch norms differ, since each process sees other images. They are
-  averaged in `synchronise`, which the training loop calls before the network is measured or saved.
+  averaged in `synchronize`, which the training loop calls before the network is measured or saved.
 
 The exchanges themselves are in `darts_bio.distributed`.
 """
@@ -71,7 +71,7 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
     ]
 
 
-def synchronise(networks: Iterable[nn.Module], further: Mapping[str, Sequence[Tensor]]) -> None:
+def synchronize(networks: Iterable[nn.Module], further: Mapping[str, Sequence[Tensor]]) -> None:
     """Average batch norms' running statistics over all processes, and compare everything else.
 
     It makes no difference to the statistics how often they are averaged: each is a moving average,
@@ -85,7 +85,7 @@ def synchronise(networks: Iterable[nn.Module], further: Mapping[str, Sequence[Te
     Raises:
         InputError: A weight, feedback or one of the `further` tensors is not the same in all.
 
-    >>> synchronise([nn.BatchNorm2d(2)], {})  # of a process that runs alone nothing can differ
+    >>> synchronize([nn.BatchNorm2d(2)], {})  # of a process that runs alone nothing can differ
     """
     to_compare: list[Tensor] = []
     for network in networks:

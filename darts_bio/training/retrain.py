@@ -41,7 +41,7 @@ from darts_bio.training.engine import (
 )
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import refuse_uneven_shares, running_statistics, synchronise
+from darts_bio.training.parallel import refuse_uneven_shares, running_statistics, synchronize
 from darts_bio.training.run_folder import checkpoint_of, read_checkpoint
 
 
@@ -245,7 +245,7 @@ class Retraining:
         """
         adversary = ADVERSARIES.build(config.adversarial)
         return AdversarialExamples(
-            adversary, self.network, self.source.normalisation, seed=config.seed, amp=config.amp
+            adversary, self.network, self.source.normalization, seed=config.seed, amp=config.amp
         )
 
     def _averaged_copy(self) -> Any:
@@ -278,7 +278,7 @@ class Retraining:
         starts: list[Tensor] = []
         if self.examples is not None:
             # Several processes make their examples with the same statistics, also if these were not
-            # synchronised for many steps.
+            # synchronized for many steps.
             average(running_statistics(self.network))
             starts.append(self.examples.starts(t, x))
         sums = self.run(self._gradients, x, targets, *starts, situation=self.drops_paths)
@@ -368,7 +368,7 @@ class Retraining:
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Average batch norms' statistics over the processes, and compare everything else.
 
         Raises InputError if that is not the same in all.
@@ -377,7 +377,7 @@ class Retraining:
         networks = [self.network]
         if self.averaged is not None:
             networks.append(self.averaged.module)
-        synchronise(networks, {})
+        synchronize(networks, {})
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """Return the loss and accuracy on the images that are held out, else on the test images.
@@ -425,8 +425,8 @@ class Retraining:
             # For those who use the trained network without the files and the data it was made from.
             "classes": list(self.source.classes),
             "normalisation": {
-                "mean": self.source.normalisation.mean,
-                "std": self.source.normalisation.std,
+                "mean": self.source.normalization.mean,
+                "std": self.source.normalization.std,
             },
             "image_size": list(self.source.image_size),
             "processes": world_size(),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.config import SearchConfig
-from darts_bio.data.batches import Augmentation, Batches, Normalisation
+from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import ImageData, halves
 from darts_bio.distributed import average, from_first, mean_of_all, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
@@ -52,7 +52,7 @@ from darts_bio.training.engine import (
 )
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, synchronise
+from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, synchronize
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -107,7 +107,7 @@ class Search:
         for rule in (*config.rules, config.backbone_rule):
             RULES.build(rule)  # an unknown rule is an error now, not once the supernet is built
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
-        normalisation = Normalisation.of(data.train.images)
+        normalization = Normalization.of(data.train.images)
         self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
         # Where each process measures some of the individuals, all of them train w alike.
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
@@ -117,7 +117,7 @@ class Search:
             Batches(
                 half,
                 config.batch_size,
-                normalisation,
+                normalization,
                 augmentation,
                 seed=config.seed,
                 name=name,
@@ -452,13 +452,13 @@ class Search:
         cells = self.space.derive(self.strategy.final_weights(self.strategy_state), self.table)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Average batch norms' statistics over the processes, and compare everything else.
 
         Raises InputError if w, the feedback or alpha is not the same in all.
         """
         of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
-        synchronise([self.supernet], {"alpha and what moves it": of_alpha})
+        synchronize([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
         """Return w, feedback and alpha, the state of all that moves them, and `share`'s parts."""

@@ -111,6 +111,7 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]
+        # Keys are a file format: their spelling stays.
         needed = {"network", "genotype", "form", "image_size", "classes", "normalisation"}
         missing = needed - set(task)
         if missing:
@@ -152,10 +153,10 @@ def _check(trained: Trained, path: Path) -> None:
     is_size = len(trained.image_size) == 2 and all(
         type(side) is int and side > 0 for side in trained.image_size
     )
-    normalisation = (trained.mean, trained.std)
+    normalization = (trained.mean, trained.std)
     for name, expected, holds, value in (
         ("classes", f"{classes} names", are_names, trained.classes),
-        ("normalisation", f"the means and stds of {channels} channels", are_scales, normalisation),
+        ("normalisation", f"the means and stds of {channels} channels", are_scales, normalization),
         ("image_size", "a height and a width", is_size, trained.image_size),
     ):
         if not holds:

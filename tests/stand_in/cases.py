@@ -114,7 +114,7 @@ def outcome(
             _steps(task, found, timed)
             if ends:
                 found["stage"] = "end"
-                task.synchronise()
+                task.synchronize()
                 task.end_epoch(task.epochs - 1)
                 task.load_state_dict(task.state_dict())
         except Exception as error:
