@@ -199,6 +199,15 @@ class TestRecorder:
             assert run(torch.neg, y).tolist() == [-float(number**2)] * 2
         assert run(torch.neg, torch.ones(2)).tolist() == [-1.0, -1.0]
 
+    def test_tensors_that_are_handed_over_are_left_alone(self) -> None:
+        """A recording reads its inputs in a place of its own, where a replay puts the next ones."""
+        run = TapeRecorder(tapes=True)
+        inputs = [torch.full((2,), float(number)) for number in range(6)]
+        for x in inputs:
+            run(torch.square, x)
+        assert run.recorded == ["square"]
+        assert [x.tolist() for x in inputs] == [[float(number)] * 2 for number in range(6)]
+
     def test_a_number_that_changes_from_step_to_step_is_told(self) -> None:
         run, steps = TapeRecorder(tapes=True), iter(range(9))
 
