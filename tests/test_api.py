@@ -401,6 +401,15 @@ def test_images_of_different_sizes_are_refused(data: ImageData) -> None:
         image_data(Pairs(data, lambda image: torch.zeros(1, 8, next(sizes))))
 
 
+def test_the_names_of_the_classes_are_the_datasets(data: ImageData) -> None:
+    """Also of one that no image belongs to; without names labels are counted."""
+    dataset = Pairs(data, lambda image: image)
+    dataset.classes = ["none", *(f"digit {i}" for i in range(1, 10)), "another"]
+    assert image_data(dataset).classes == tuple(dataset.classes)
+    pair = data.train.images, data.train.labels
+    assert image_data(pair).classes == tuple("0123456789")
+
+
 def same_numbers(one: Any, other: Any) -> bool:
     """Tell whether the epochs of two runs are equal, but for the time that they took."""
     time = ("seconds", "images_per_second")

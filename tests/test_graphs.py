@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tape import TapeRecorder
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from darts_bio.config import RetrainConfig, SearchConfig
@@ -198,6 +198,39 @@ class TestRecorder:
             y = run(torch.square, torch.full((2,), float(number)))
             assert run(torch.neg, y).tolist() == [-float(number**2)] * 2
         assert run(torch.neg, torch.ones(2)).tolist() == [-1.0, -1.0]
+
+    def test_tensors_that_are_handed_over_are_left_alone(self) -> None:
+        """A recording reads its inputs in a place of its own, where a replay puts the next ones."""
+        run = TapeRecorder(tapes=True)
+        inputs = [torch.full((2,), float(number)) for number in range(6)]
+        for x in inputs:
+            run(torch.square, x)
+        assert run.recorded == ["square"]
+        assert [x.tolist() for x in inputs] == [[float(number)] * 2 for number in range(6)]
+
+    def test_a_recorded_update_follows_the_schedule(self) -> None:
+        """By a gradient of ones each weight moves by the rate of the epoch: 0.4, 0.3, 0.2, 0.1."""
+        run, layer = TapeRecorder(tapes=True), nn.Linear(3, 1, bias=False)
+        config = RetrainConfig(
+            genotype="x",
+            epochs=4,
+            lr=0.4,
+            lr_min=0.0,
+            schedule="linear",
+            momentum=0.0,
+            weight_decay=0.0,
+            clip=0.0,
+        )
+        optimizer = WeightOptimizer(layer, config, run)
+        for epoch, rate in enumerate((0.4, 0.3, 0.2, 0.1)):
+            optimizer.begin_epoch(epoch)
+            run.begin_epoch()
+            for _ in range(3):
+                before = layer.weight.detach().clone()
+                optimizer.differentiate([layer.weight.sum()])
+                optimizer.update()
+                assert (before - layer.weight).flatten().tolist() == pytest.approx([rate] * 3)
+        assert run.recorded == ["_update"]
 
     def test_a_number_that_changes_from_step_to_step_is_told(self) -> None:
         run, steps = TapeRecorder(tapes=True), iter(range(9))
