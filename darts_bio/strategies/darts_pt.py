@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.errors import check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
 from darts_bio.strategies.base import (
@@ -110,10 +110,18 @@ class DartsPt(Strategy[PerturbationState]):
     batches: int = 8
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value out of bounds, or for an unknown base."""
+        """Raise InputError for a value out of bounds, or for a base that is no strategy."""
         check_number(f"{self.where}: share", self.share, below=1)
         check_whole(f"{self.where}: batches", self.batches)
-        STRATEGIES.build(self.base)
+        if not isinstance(self.base, str):
+            raise InputError(
+                f"{self.where}: base: expected the spec of a strategy, such as darts, found "
+                f"{self.base!r}"
+            )
+        try:
+            STRATEGIES.build(self.base)
+        except InputError as error:
+            raise InputError(f"{self.where}: base: {error}") from None
 
     @cached_property
     def trainer(self) -> Strategy[Any]:
