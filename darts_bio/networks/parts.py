@@ -121,7 +121,10 @@ class StackedOperation(nn.Module):
 
 
 class JoinedOperation(NamedTuple):
-    """What `JoinedOperations` joins: layers, a product if it is stacked, and a batch norm."""
+    """What `JoinedOperations` joins: layers, a product if it is stacked, and a batch norm.
+
+    `norms` and `norm_names` are the batch norms of its lanes, the names those in the reference.
+    """
 
     layers: nn.Module
     product: StackedConv2d | None
@@ -153,6 +156,13 @@ class JoinedOperations(nn.Module):
     for each of its lanes. Then comes one batch norm with the lanes' weights as its gain, and one
     sum over operations and rules. A batch norm does not care how pixels are ordered, so maps that
     were taken apart are put together after the sum.
+
+    For max_pool, sep_conv and dil_conv under fa and usf, on edges 0 and 1, at C channels:
+
+        written       pool 0, 1 | sep fa 0, 1, usf 0, 1 | dil fa 0, 1, usf 0, 1: 10*C channels
+        normalized    gain: the weights of these 10 lanes, each C times
+        summed        the first 6 lanes as (3, 2): three for each edge; the last 4 as (2, 2), whose
+                      pixels are put in order as they are added
     """
 
     def __init__(self, operations: Sequence[JoinedOperation], edges: int) -> None:
