@@ -573,7 +573,7 @@ def test_averaged_weights_are_read_where_there_are_such(tmp_path: Path) -> None:
             lambda task: task["normalisation"].update(std=torch.zeros(3)),
             "normalisation: expected the means and stds of 3",
         ),
-        (lambda task: task.update(normalization=None), "does not fit the run"),
+        (lambda task: task.update(normalisation=None), "does not fit the run"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,15 @@ Search.step = step
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the processes of `several` have: "bit for bit" is promised for one number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def search_of(
     number: int,
     words: list[list[str]],
@@ -385,6 +395,7 @@ class TestSearch:
             in first.errors
         )
 
+    @pytest.mark.usefixtures("one_thread")
     def test_seeds_are_spread_over_processes(self, tmp_path: Path) -> None:
         """Three seeds by two processes are what one process makes of each, bit for bit."""
         words = [*FIND, *SPACE, "--epochs", "2", "--seeds", "3", "--seed", "5"]
