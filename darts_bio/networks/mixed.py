@@ -5,7 +5,7 @@ once, what has weights is one stacked layer for all edges and rules, and zeros a
 
     x -+- ReLU -+- sep_conv_3x3: depthwise, pointwise, norm, ..., norm * weights, sum -+
        |        +- ... each operation, for its R rules x E edges at once ...            +- E edges
-       +- max_pool_3x3, avg_pool_3x3, identity: each once, times E weights             -+
+       +- max_pool_3x3, avg_pool_3x3, identity: each computed once, weighted E times   -+
 
 What is computed together is planned first, as plain data (`networks.plan`); here it is computed.
 

@@ -250,7 +250,8 @@ def _apart(operation: tuple[int, int]) -> int:
 def _plus(total_nhwec: Tensor | None, y_nhwec: Tensor, d: int) -> Tensor:
     """Add y, whose pixels lie in the order of maps taken apart by d, to the total (N, H, W, E, C).
 
-    What is out of order is a view: no copy is made to put it together.
+    Pixels are reordered by views of y and of the total, so that y is not copied, unless there is no
+    total yet. Of the suffixes, i and j count the pixels of a block of d x d, h and w the blocks.
     """
     if d > 1:
         n, h, w, edges, channels = y_nhwec.shape

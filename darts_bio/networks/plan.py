@@ -1,15 +1,17 @@
 """The plan of a batched cell: which candidates are computed together, and where their weights go.
 
 The edges that leave one node of a supernet's cell read the same maps. A `BlockPlan` stands for all
-of them. It has a `Part` for each operation, which is computed in one of three ways:
+of them that have the same candidates. It has a `Part` for each operation (several, if its
+candidates differ in more than their rules), which is computed in one of three ways:
 
     stacked   the same layers under R rules, on E edges: R*E members side by side in each layer
     shared    layers without weights, and batch norms: computed once, whatever the rules and edges
     alone     anything else: one candidate after the other, as in the reference
 
-Stacked parts that end with a pointwise convolution and a batch norm, and shared parts that end with
-a batch norm, are *joined*: one batch norm serves all of them, with the edge weights as its gain.
-Edges that carry nothing (`none`) take no part.
+Stacked parts that end with a pointwise convolution and a batch norm (after another convolution),
+and shared parts that end with a batch norm, are *joined*, if these norms are alike: one serves all
+of them, with the edge weights as its gain. (`FoldedCell` joins nothing.) Candidates that carry
+nothing (`none`) take no part, unless there are no others.
 
 A *lane* is one candidate on one edge: the place where its weight is needed. Lanes are numbered
 through the cell in the order part, candidate, edge; `CellPlan.lane_order` says which entry of the
@@ -163,7 +165,9 @@ def plan_parts(row: Row, forms: Sequence[Sequence[Form]]) -> list[Part]:
     columns = [column for column, candidate in enumerate(row) if candidate is not None]
     nonzero = [column for column in columns if not _is_zero([edge[column] for edge in forms])]
     groups: dict[object, _Group] = {}
-    for column in nonzero or columns:  # zeros alone tell the shape of the output
+    for column in (
+        nonzero or columns
+    ):  # if all are none, they are run to give zeros of the right shape
         candidate = row[column]
         assert candidate is not None
         members = [edge[column] for edge in forms]

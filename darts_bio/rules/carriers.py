@@ -257,13 +257,13 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     With update = 0 every rule draws. Later only rules that renew their feedback do (brsf,
     weight_mirror), so a training loop calls this once after each weight update.
 
-    What is guaranteed: each draw depends on (seed, name, update) alone, `name` being where the
-    rule's carrier stands in the model, not in what torch.compile or DistributedDataParallel wraps
-    around it. It depends neither on the order of calls nor on a global generator, and moves none
-    on. So a resumed run draws what an uninterrupted one would have drawn, every process of a
-    data-parallel run draws the same, and evaluation draws nothing. The first draw is the same on
-    every device. What is renewed on a GPU is drawn there, from one generator for the whole model,
-    and so differs from what a CPU draws.
+    What is guaranteed: on a CPU each draw depends on (seed, name, update) alone, `name` being where
+    the rule's carrier stands in the model, not in what torch.compile or DistributedDataParallel
+    wraps around it. On a GPU so does the first draw, which is made on the CPU; what is renewed is
+    drawn there from one generator for the whole model, by (seed, update) and the order of carriers.
+    Global generators are neither read nor moved on. So a resumed run draws what an uninterrupted
+    one would have drawn, every process of a data-parallel run draws the same, and evaluation draws
+    nothing. weight_mirror moves the feedback that it has: one call is one move, not `update` moves.
 
     >>> from darts_bio.rules import RULES, RuleLinear
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))

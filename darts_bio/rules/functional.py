@@ -1,9 +1,11 @@
 """The autograd Functions of layers under learning rules, and which way a layer is computed.
 
 Every Function does the layer's ordinary forward pass. In the backward pass a kernel B takes the
-place of the weight W in the gradient of the input (`rules.convolution`).
+place of the weight W in the gradient of the input (`rules.convolution`); `LocalUpdate` replaces the
+gradient of the weight too.
 
-A convolution under a rule is computed in one of these ways. The first that fits is taken:
+A convolution under a rule is computed in one of these ways. Of each half of the table the first
+that fits is taken:
 
     where      when                                  way, and why
     --------   -----------------------------------   ---------------------------------------------
@@ -14,21 +16,24 @@ A convolution under a rule is computed in one of these ways. The first that fits
     layer      the rule is local (hebbian,           `LocalUpdate`: the weight learns from x, not
                predictive)                           from the error
     layer      B is W (bp), or x needs no error      PyTorch's own layer
+               and B is not learned
     layer      eager mode, B is fixed                `through_kernel`: PyTorch's own node reads B
-                                                     where it had saved W; no Python at all between
-                                                     the kernels
+                                                     where it had saved W, by a small hook
     layer      a compiler or torch.func runs it,     `FeedbackConvolution`: in Python, since the
                hooks take saved tensors, B is        node's saved tensors are not ours then; since
-               learned, or the window is wide on     B gets a gradient; or since dW has to be
-               a CPU                                 found in strips (`wide_depthwise`)
+               learned, the window is wide on a      B gets a gradient; or since dW has to be
+               CPU, or PyTorch has no such hook      found in strips (`wide_depthwise`)
+    supernet   pointwise before a batch norm, in     `networks.folded.FoldedMixture`: both and the
+               `FoldedCell`, in training mode        mixture as one product
+    supernet   no gradient is recorded               plain operations, which torch.vmap can batch
     supernet   pointwise, of members' own inputs     `FeedbackProducts`: batched matrix products
     supernet   dense, members share the input        `FeedbackConvolution`, members being further
                                                      output channels of one convolution
     supernet   any other                             `FeedbackConvolution`, members being groups;
                                                      an input that they share is repeated for them
-    supernet   pointwise before a batch norm, in     `networks.folded.FoldedMixture`: both and the
-               `FoldedCell`                          mixture as one product
-    supernet   no gradient is recorded               plain operations, which torch.vmap can batch
+
+In the supernet all rules go these ways, bp as well: local rules replace the weight's gradient
+afterwards (`rules.side_by_side`), direct ones are `rules.stacked.StackedDirect`.
 
 "layer" stands for discrete networks and models of `convert`, "supernet" for `rules.stacked`. In all
 of them a strided pointwise convolution is handed the pixels that it reads (`rules.pointwise`).

@@ -6,7 +6,7 @@ layers is one flat tensor (`FlatFeedback`), and `SharedFeedback` asks each rule 
 
     before a pass   `lend`: weights of all layers, rule by rule -> R kernels, flat -> one for each
                     layer, its members in the order (rule, edge)
-    after it        `settle`: layers give back what was lent, and rules that are local (hebbian,
+    after it        `settle`: layers give back the lent weights, and rules that are local (hebbian,
                     predictive) are told what their members have seen
 
 For two layers under (fa, usf), whose members have 6 weights in all under each rule in the first and
@@ -210,7 +210,10 @@ class SharedFeedback(nn.Module):
         self._cast(kernels)
 
     def _lend_weights(self) -> None:
-        """Have weights under local rules learn by these, if they learn at all."""
+        """Route weights through `LentWeights`, so that local rules supply their gradients.
+
+        Nothing is done where no rule is local or no weight is trained.
+        """
         carriers = cast(list[RuleCarrier], list(self.flat))
         self.local = tuple(c.rule if c.rule.local and not c.exact else None for c in carriers)
         local_numbers = tuple(n for n, rule in enumerate(self.local) if rule is not None)
@@ -237,7 +240,7 @@ class SharedFeedback(nn.Module):
                 layer.kernel = kernel.view_as(layer.weight)
 
     def settle(self, logits: Tensor) -> Tensor:
-        """Take back what was lent.
+        """Take back the lent weights; kernels stay until the next `lend` replaces them.
 
         Returns the logits (N, K), in whose backward pass local rules are asked.
         """

@@ -10,6 +10,8 @@ So it need not be found layer by layer while the error goes down:
 In the backward pass `LocalUpdates` comes first. It brings the inputs of all layers of one geometry
 together, asks the rule once for each geometry, and hands what it is told to `LentWeights` as the
 gradient of the slot. `LentWeights` comes last and puts that in the place of the ordinary gradients.
+The slot's values are never read: its gradient, one entry for each weight under a local rule, is the
+way that updates take.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ VECTOR = 16
 the last."""
 
 TOGETHER = 2**24
-"""Entries of the inputs that are brought together, at most, where one layer alone has fewer: 64 MB
-in float32."""
+"""The most input entries that are brought together for one call of a rule, 64 MB in float32; a
+larger layer is handled alone."""
 
 
 @dataclass(frozen=True)
