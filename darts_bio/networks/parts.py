@@ -78,7 +78,7 @@ class StackedLayers(nn.Module):
         self.layers = nn.ModuleList(layers[1:] if self.rectified else layers)
 
     def forward(self, maps: NodeMaps) -> tuple[Tensor, int]:
-        """Return the members' maps and how far apart the pixels are that lie side by side in them.
+        """Return the members' maps, and d: 1, or where they are d*d maps of every d-th pixel, that.
 
         That is (N, M*C, H', W') and 1; or (d*d*N, M*C, H'/d, W'/d) and d, where maps were taken
         apart.

@@ -55,7 +55,7 @@ from darts_bio.spaces.base import Row
 
 Way = Literal["stacked", "shared", "alone"]
 WAYS: tuple[Way, ...] = ("stacked", "shared", "alone")
-"""In the order in which a block computes them."""
+"""In the order in which a block computes parts that are not joined; joined ones come first."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class FlatFeedback(RuleCarrier):
 class ExactWithin(RuleCarrier):
     """A direct rule in all stacked layers of a network.
 
-    Within an operation the error is exact. It does not leave through the layer that reads the
+    Within an operation the error is exact: the kernel is W. It is zero in the layer that reads the
     operation's input, whose error comes from `StackedDirect`.
     """
 
