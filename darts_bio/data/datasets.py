@@ -37,7 +37,7 @@ FOLDER_SIZE = 32
 """Side in pixels of the images of a folder, unless --image-size says otherwise."""
 
 TEST_SHARE = 0.2
-"""Of the images of each class, where a data set has no test images of its own."""
+"""The share of each class's images that is held out for testing, where there are no test images."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm")
 

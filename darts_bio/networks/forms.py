@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from darts_bio.rules import RULES, DirectOperation, LearningRule, RuleConv2d, rule_carriers
+from darts_bio.rules.pointwise import multiplies_pixels
 from darts_bio.spaces.operations import EvenAndOdd, Zero
 
 WEIGHTLESS = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
@@ -58,8 +59,8 @@ class LayerForm:
         if self.kind != "convolution":
             return False
         (geometry,) = self.geometry
-        each_pixel = geometry.weight[2:] == (1, 1) and geometry.stride == (1, 1)
-        return each_pixel and geometry.padding == (0, 0) and geometry.groups == 1
+        by_matrix = multiplies_pixels(geometry.weight[2:], geometry.stride, geometry.padding)
+        return by_matrix and geometry.groups == 1
 
 
 Form = tuple[LayerForm, ...]

@@ -85,13 +85,13 @@ class SourceBlock(nn.Module):
         if joined:
             self.lane_counts.append(sum(len(part.lanes) for part in joined))
 
-        self.apart = nn.ModuleList()
-        """The parts that are not joined, but for candidates that run alone."""
+        self.unjoined = nn.ModuleList()
+        """Stacked and shared parts, each with a mixture of its own."""
         for part in plan.parts:
             if part in joined or part.way == "alone":
                 continue
             members = len(part.lanes)
-            self.apart.append(
+            self.unjoined.append(
                 SharedOperation(candidates[part][0], names[part], len(edges))
                 if part.way == "shared"
                 else StackedOperation(
@@ -129,7 +129,7 @@ class SourceBlock(nn.Module):
             x = carrier(x)
         maps = NodeMaps(x)
         total: Tensor | None = None  # (N, H', W', E, C)
-        for part in self.apart if self.joined is None else [self.joined, *self.apart]:
+        for part in self.unjoined if self.joined is None else [self.joined, *self.unjoined]:
             y_nhwec = part(maps, next(weights))
             total = y_nhwec if total is None else total + y_nhwec
         sums: dict[int, Tensor] = {}
@@ -178,8 +178,8 @@ class MixedCell(nn.Module):
     """A supernet's cell on its prepared inputs, batched.
 
     Its output is the concatenation of the space's output nodes. It equals `ReferenceCell`, and as
-    that is a function of the edge weights (edges, candidates). Its stacked layers need the kernels
-    that `SharedFeedback` lends before a pass.
+    that is a function of the edge weights (edges, candidates). `SharedFeedback` has to lend it kernels
+    before a pass, as `SuperNet` does; without them all errors go through W.
 
     >>> import torch
     >>> from darts_bio.networks import SuperNet
@@ -273,6 +273,10 @@ def _add(sums: dict[int, Tensor], key: int, y: Tensor) -> None:
 
 
 class FoldedCell(MixedCell):
-    """A `MixedCell` that keeps less: no output of a pointwise convolution (`networks.folded`)."""
+    """A `MixedCell` that keeps less in training (`networks.folded`).
+
+    No output of a pointwise convolution is kept that a batch norm follows, but for those that read
+    the node itself (factorized reductions).
+    """
 
     folded = True

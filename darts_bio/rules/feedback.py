@@ -189,7 +189,7 @@ class BatchRandomSignFeedback(FixedRandomSignFeedback):
 
     M is drawn from W's initialization anew after each weight update (arXiv 1510.05067).
 
-    State: |M|, shaped like W, a buffer; each draw is a function of (seed, layer, update).
+    State: |M|, shaped like W, a buffer; what a draw depends on, `draw_feedback` says.
 
     Cost: that of frsf, and a draw as large as W a step.
 

@@ -334,10 +334,10 @@ class FeedbackLinear(torch.autograd.Function):
         first_derivative_only()
         x, kernel = ctx.saved_tensors
         wants_x, wants_w, wants_b, wants_kernel = ctx.needs_input_grad
-        rows = dy.reshape(-1, dy.shape[-1])
+        errors_po = dy.reshape(-1, dy.shape[-1])
         dx = dy @ kernel if wants_x else None
-        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if learns(ctx, 1, 3) else None
-        db = rows.sum(0) if wants_b else None
+        dw = errors_po.t() @ x.reshape(-1, x.shape[-1]) if learns(ctx, 1, 3) else None
+        db = errors_po.sum(0) if wants_b else None
         return dx, dw if wants_w else None, db, dw if wants_kernel else None
 
 

@@ -41,6 +41,17 @@ def reads_single_pixels(
     return unpadded and all(side == 1 for side in window) and any(step > 1 for step in stride)
 
 
+def multiplies_pixels(window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Return whether a convolution multiplies the channels of every pixel by a matrix.
+
+    >>> multiplies_pixels(window=(1, 1), stride=(1, 1), padding=(0, 0))
+    True
+    >>> multiplies_pixels(window=(1, 1), stride=(2, 2), padding=(0, 0))
+    False
+    """
+    return all(side == 1 for side in (*window, *stride)) and not any(padding)
+
+
 def sampled(x: Tensor, stride: Sequence[int], first: int = 0) -> Tensor:
     """Return every stride-th pixel of x (N, C, *spatial), from pixel `first` of each dimension on.
 

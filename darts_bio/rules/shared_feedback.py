@@ -44,7 +44,7 @@ class FlatFeedback(RuleCarrier):
     def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
         """Hold the feedback of `layers[0].rules[rule]`, beginning with a draw."""
         super().__init__(rule=layers[0].rules[rule])
-        # A tuple: modules in it keep their home, and their names, in the cells.
+        # A tuple, not a ModuleList: the layers stay registered, and named, in their cells only.
         self.layers, self.number = tuple(layers), rule
         self.order = list(range(len(layers)))
         if not self.rule.elementwise:

@@ -29,6 +29,7 @@ from darts_bio.rules.base import LearningRule
 from darts_bio.rules.convolution import convolution_gradients
 from darts_bio.rules.functional import first_derivative_only, matrices, products, rows
 from darts_bio.rules.operators import Convolution
+from darts_bio.rules.pointwise import multiplies_pixels
 
 VECTOR = 16
 """Channels below which PyTorch's softmax on a CPU is ten times faster over a dimension that is not
@@ -72,8 +73,8 @@ class SideBySide(Convolution):
 
     def _by_matrices(self, weight: Tensor) -> bool:
         """Tell whether each member multiplies the pixels of its input by a matrix."""
-        each_pixel = weight.shape[2:] == (1, 1) and self.stride == (1, 1)
-        return each_pixel and not any(self.padding) and self.groups == self.members
+        by_matrix = multiplies_pixels(weight.shape[2:], self.stride, self.padding)
+        return by_matrix and self.groups == self.members
 
     def each(self, function: Callable[[Tensor, int], Tensor], y: Tensor) -> Tensor:
         pixels = y.permute(0, 2, 3, 1)  # (P*N, H, W, M*C)
@@ -94,8 +95,8 @@ class SideBySide(Convolution):
         of_channels = lengths.repeat_interleave(
             channels // self.members, dim=1, output_size=channels
         )  # (N, M) -> (N, M*C)
-        lengths_n1x = of_channels.unsqueeze(1)
-        moved = torch.addcmul(self._by_sample(values), lengths_n1x, self._by_sample(direction))
+        lengths = of_channels.unsqueeze(1)  # (N, 1, M*C): spreads over maps and pixels
+        moved = torch.addcmul(self._by_sample(values), lengths, self._by_sample(direction))
         return moved.view(n, *values.shape[2:], channels).permute(0, 3, 1, 2)
 
     def energy(self, y: Tensor) -> Tensor:

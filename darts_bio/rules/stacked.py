@@ -20,16 +20,17 @@ from darts_bio.rules.carriers import DirectCarrier
 from darts_bio.rules.dfa import DirectInput, OutputError, direct_law, uncompiled
 from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts, pointwise_products
 from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
-from darts_bio.rules.pointwise import reads_single_pixels, sampled
+from darts_bio.rules.pointwise import multiplies_pixels, reads_single_pixels, sampled
 from darts_bio.rules.side_by_side import Noted
 
 
 class StackedConv2d(nn.Module):
     """M convolutions without bias side by side: (N, M*C, H, W) -> (N, M*C', H', W').
 
-    Between `SharedFeedback.lend` and `settle` it holds what was lent: `kernel`, which the error
-    goes through; `lent_weight`, which stands for the weight so that gradients are found for all
-    layers at once; and `noted`, what members under local rules are to learn from.
+    `SharedFeedback.lend` gives it `kernel`, which the error goes through until the next one is lent
+    (and W before the first); and until `settle` `lent_weight`, which stands for the weight so that
+    gradients are found for all layers at once, and `noted`, what members under local rules are to
+    learn from.
     """
 
     def __init__(
@@ -68,9 +69,8 @@ class StackedConv2d(nn.Module):
     @property
     def products(self) -> bool:
         """Whether each member is a matrix for the pixels of an input of its own."""
-        each_pixel = self.weight.shape[2:] == (1, 1) and self.stride == (1, 1)
-        unpadded = self.padding == (0, 0)
-        return each_pixel and unpadded and self.member_groups == 1 and not self.shared
+        by_matrix = multiplies_pixels(self.weight.shape[2:], self.stride, self.padding)
+        return by_matrix and self.member_groups == 1 and not self.shared
 
     def forward(self, x: Tensor, spacing: int = 1) -> Tensor:
         """Convolve x, whose neighbors stood `spacing` pixels apart in the image.

@@ -33,7 +33,7 @@ Training to the end for each alpha is out of reach, so w*(alpha) is approximated
   with epsilon = 0.01 / |v|. Four passes in place of one, and a copy of w.
 
 The term assumes that w steps along the true gradient of L_train. Under a rule such as feedback
-alignment it does not (`Darts.notes` says so to the user), and the term is that of another step.
+alignment it does not (`Darts.notes` says so to the user), and the term differentiates a step not taken.
 """
 
 from __future__ import annotations
