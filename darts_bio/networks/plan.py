@@ -165,9 +165,8 @@ def plan_parts(row: Row, forms: Sequence[Sequence[Form]]) -> list[Part]:
     columns = [column for column, candidate in enumerate(row) if candidate is not None]
     nonzero = [column for column in columns if not _is_zero([edge[column] for edge in forms])]
     groups: dict[object, _Group] = {}
-    for column in (
-        nonzero or columns
-    ):  # if all are none, they are run to give zeros of the right shape
+    # Where all candidates are `none`, they are run, for zeros of the right shape.
+    for column in nonzero or columns:
         candidate = row[column]
         assert candidate is not None
         members = [edge[column] for edge in forms]
@@ -175,11 +174,10 @@ def plan_parts(row: Row, forms: Sequence[Sequence[Form]]) -> list[Part]:
         shape = None if way == "alone" else without_rules(members[0])
         key = (candidate.op, way, shape)
         groups.setdefault(key, _Group(way, members[0], [])).columns.append(column)
+    # Joined parts share one batch norm. Parts whose norm differs from that of the first one that
+    # could join (in its eps, say) are not joined.
     norms = [group.form[-1] for group in groups.values() if group.can_join]
-    planned = [
-        (group, group.can_join and group.form[-1] == norms[0])  # one norm serves equal ones only
-        for group in groups.values()
-    ]
+    planned = [(group, group.can_join and group.form[-1] == norms[0]) for group in groups.values()]
     planned.sort(key=_in_order)
     return [_part(row, group, joined, len(forms)) for group, joined in planned]
 
@@ -193,13 +191,15 @@ class _Group(NamedTuple):
 
     @property
     def can_join(self) -> bool:
-        """Whether its last layers can be computed with those of other operations."""
+        """Whether its last batch norm, and a product before it, can serve other operations too."""
         kinds = [layer.kind for layer in self.form]
         if self.way == "alone" or kinds[-1:] != ["norm"]:
             return False
         if self.way == "shared":
             return len(kinds) > 1 and kinds.count("norm") == 1
-        # Its product must read maps of its own members, which a convolution before it has made.
+        # A stacked part's last product is computed together with those of other parts, which takes
+        # an input for each member. Members' common input becomes one by the first convolution, so
+        # the product cannot be the first.
         return self.form[-2].is_product and not {"convolution", "even and odd"}.isdisjoint(
             kinds[:-2]
         )

@@ -110,7 +110,8 @@ class RuleCarrier(nn.Module):
     def transport(self, weight: Tensor) -> Tensor | None:
         """Return the kernel that carries the error down; None if no error is sent.
 
-        It is the rule's, shaped like `weight`, or `weight` itself where the carrier is `exact`.
+        It is shaped like `weight`: `weight` itself where the carrier is `exact`, else `held` if
+        there is one, else what the rule answers.
         Nothing is recorded for autograd unless the rule's feedback is learned.
         """
         if self.held is not None and not self.exact:

@@ -15,14 +15,16 @@ that fits is taken:
                                                      receives the output's error (`rules.dfa`)
     layer      the rule is local (hebbian,           `LocalUpdate`: the weight learns from x, not
                predictive)                           from the error
-    layer      B is W (bp), or x needs no error      PyTorch's own layer
-               and B is not learned
-    layer      eager mode, B is fixed                `through_kernel`: PyTorch's own node reads B
+    layer      B is W (bp)                           PyTorch's own layer
+    layer      x needs no error, B is not learned    PyTorch's own layer: its error is not computed
+    layer      B is learned                          `FeedbackConvolution`: B gets a gradient
+    layer      a wide depthwise window, on a CPU     `FeedbackConvolution`: it finds dW in strips
+                                                     (`rules.convolution.wide_depthwise`)
+    layer      a compiler or torch.func runs it, or  `FeedbackConvolution`: what PyTorch's node has
+               hooks take saved tensors              saved is out of reach
+    layer      PyTorch lacks the hook                `FeedbackConvolution`: likewise
+    layer      any other                             `through_kernel`: PyTorch's own node reads B
                                                      where it had saved W, by a small hook
-    layer      a compiler or torch.func runs it,     `FeedbackConvolution`: in Python, since the
-               hooks take saved tensors, B is        node's saved tensors are not ours then; since
-               learned, the window is wide on a      B gets a gradient; or since dW has to be
-               CPU, or PyTorch has no such hook      found in strips (`wide_depthwise`)
     supernet   pointwise before a batch norm, in     `networks.folded.FoldedMixture`: both and the
                `FoldedCell`, in training mode        mixture as one product
     supernet   no gradient is recorded               plain operations, which torch.vmap can batch

@@ -42,7 +42,7 @@ class FlatFeedback(RuleCarrier):
     """
 
     def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
-        """Hold the feedback of `layers[0].rules[rule]`, beginning with a draw."""
+        """Draw, and hold, the feedback of `layers[0].rules[rule]` for all `layers`."""
         super().__init__(rule=layers[0].rules[rule])
         # A tuple, not a ModuleList: the layers stay registered, and named, in their cells only.
         self.layers, self.number = tuple(layers), rule
@@ -73,12 +73,14 @@ class FlatFeedback(RuleCarrier):
         if self.rule.elementwise or self.rule.local:
             return super().kernel_of(weight)
 
-        def kernel(weight: Tensor, state: dict[str, Tensor], law: InitialLaw) -> dict[str, Tensor]:
-            of_member = self.rule.kernel(weight, state)
-            assert of_member is not None  # only local rules send nothing
-            return {"kernel": of_member}
+        def named_kernel(
+            weight: Tensor, state: dict[str, Tensor], _: InitialLaw
+        ) -> dict[str, Tensor]:
+            kernel = self.rule.kernel(weight, state)
+            assert kernel is not None  # only local rules send nothing
+            return {"kernel": kernel}
 
-        return self._shape_by_shape(kernel, weight)["kernel"]
+        return self._shape_by_shape(named_kernel, weight)["kernel"]
 
     def renewed(self, source: torch.Generator) -> dict[str, Tensor]:
         if self.rule.elementwise or self.rule.redraws:

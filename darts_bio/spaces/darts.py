@@ -146,6 +146,8 @@ class DartsSpace(Space):
            fewer candidates would have an advantage (in `reduce` cells of the clean layout edges
            differ by the rules of the skip). Where all edges have equally many, it changes nothing.
         3. Each node keeps the two edges of highest score, listed in the order of their inputs.
+        4. A winner that has no weights at its stride is written without a rule (in the paper's
+           layout a skip has one).
 
         A tie goes to the earlier candidate and to the earlier edge, as in the published code.
 

@@ -12,12 +12,13 @@ A graph is a list of kernels with fixed arguments: addresses of memory, and numb
 for a function, and for whoever calls it:
 
 Inputs. The recording reads copies of its own, made at call 3; each replay first copies the new
-inputs there. An input that is itself the output of another recording lies at the same address each
-time, and is read where it lies.
+inputs there. An input that at call 3 is the output of another recording will lie at that address
+each time, and is read where it lies.
 
-Outputs. Each recording has tensors of its own for what the function returns, allocated at call 2,
-outside of the graphs' memory; its last kernels copy the results there. They hold until the same
-function runs again. Everything in between lies in one memory pool that all recordings share, and is
+Outputs. Calls 1 and 2 return new tensors. Each recording has tensors of its own for what the
+function returns, allocated at call 2, outside of the graphs' memory; its last kernels copy the
+results there, and call 3 and all later ones return these same tensors. Their values hold until the
+recording is replayed again. Everything in between lies in one memory pool that all recordings share, and is
 overwritten by the next replay of any of them, in whatever order these come.
 
 Random numbers. A graph advances the generators that it draws from at each replay; PyTorch has to
@@ -142,8 +143,8 @@ class Recorder:
         shows what Python changes only from epoch to epoch. Recordings checked before are left out.
         """
         for recording in self.recordings.values():
-            if recording.graph is not None and not recording.checked:
-                recording.runs, recording.checked = RUNS_BEFORE - 1, True
+            if recording.graph is not None and not recording.rechecked:
+                recording.runs, recording.rechecked = RUNS_BEFORE - 1, True
 
     def capture(
         self, function: Callable[..., Any], inputs: tuple[Tensor, ...], output: Any
@@ -220,7 +221,7 @@ class _Recording:
     Attributes:
         runs: How often it ran as it is. Below RUNS_BEFORE it runs as it is once more; the check
             after `begin_epoch` sets it back by one.
-        checked: Whether it was compared, or is about to be, with a run of a later epoch.
+        rechecked: Whether a run of a later epoch was compared with it, or the next run will be.
         calls: Its calls to PyTorch in the latest run that was traced.
         graph: The recording, once there is one.
         inputs: The tensors that the graph reads as the function's inputs.
@@ -228,7 +229,7 @@ class _Recording:
     """
 
     runs: int = 0
-    checked: bool = False
+    rechecked: bool = False
     calls: list[Call] | None = None
     graph: Graph | None = None
     inputs: tuple[Tensor, ...] = ()
