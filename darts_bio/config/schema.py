@@ -257,6 +257,16 @@ class SearchConfig(SmallImagesConfig):
         identity=False,
         group="this run",
     )
+    weights: Literal["auto", "own", "shared"] = option(
+        "auto",
+        "the supernet's weights: own, of each (operation, rule); shared, of an operation, by all of "
+        "its rules, whose kernels are mixed; auto, as the strategy needs them",
+    )
+    kernel_scale: Literal["match", "init"] = option(
+        "match",
+        "with shared weights, the scale in which rules' kernels are mixed: match, the norm of the "
+        "weight; init, as each rule has it",
+    )
     memory: Literal["normal", "low"] = option(
         "normal",
         "low: the supernet stores 40 % less for the backward pass, and takes a quarter to a third "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.distributed import rank, world_size
-from darts_bio.rules import RULES, DirectOperation
+from darts_bio.rules import RULES, DirectOperation, LearningRule
 from darts_bio.spaces import OPERATIONS, Candidate, Cell, Space
 
 
@@ -31,7 +31,15 @@ def build_candidate(
     torch.Size([2, 16, 5, 5])
     """
     # An operation without weights has no rule; it is handed bp, which it has no use for.
-    operation, rule = OPERATIONS.get(candidate.op), RULES.build(candidate.rule or "bp")
+    rule = RULES.build(candidate.rule or "bp")
+    return build_operation(candidate.op, rule, channels, stride, supernet)
+
+
+def build_operation(
+    op: str, rule: LearningRule, channels: int, stride: int, supernet: bool
+) -> nn.Module:
+    """Build the operation of that name with all its layers under `rule`; see `build_candidate`."""
+    operation = OPERATIONS.get(op)
     if rule.direct and operation.carries_rule(stride):
         return DirectOperation(
             operation.build(channels, stride, RULES.build("bp"), supernet), channels, rule

@@ -85,6 +85,7 @@ class FoldedMixture(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         u, weight, kernel, gains, ctx.outputs, ctx.eps = inputs
+        ctx.directions = None  # no forward-mode pass comes here: `stacking.FoldedNorm`
         _, z_mean, variance, mean, covariance = output
         ctx.mark_non_differentiable(z_mean, variance, mean, covariance)
         ctx.save_for_backward(u, weight, kernel, gains, variance, mean, covariance)

@@ -45,9 +45,10 @@ from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights
 from darts_bio.rules import DirectOperation
+from darts_bio.rules.feedback import Scale
 from darts_bio.rules.stacked import StackedConv2d, StackedDirect
-from darts_bio.spaces import Space
-from darts_bio.spaces.base import Row
+from darts_bio.spaces import Candidate, Space
+from darts_bio.spaces.base import Row, by_operation
 
 
 class SourceBlock(nn.Module):
@@ -174,6 +175,41 @@ class PartialChannels(nn.Module):
         return y_nhwck.flatten(3).permute(0, 3, 1, 2)  # C/k, k -> C
 
 
+class PooledRows(nn.Module):
+    """The candidates of each edge, pooled by operation, where the rules of one share its weights.
+
+    A pool is planned and computed as one candidate is. `rows` holds them, padded to one length;
+    their rules are written as one, "fa + usf".
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201(operations=(none, nor_conv_1x1))")
+    >>> pooled = PooledRows(space.table(("fa", "usf")).rows["cell"])
+    >>> [str(candidate) for candidate in pooled.rows[0]]
+    ['none', 'nor_conv_1x1:fa + usf']
+    >>> pooled(torch.tensor([[0.5, 0.2, 0.3]] * 6))[0]
+    tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self.pools = [by_operation(row) for row in rows]
+        width = max(map(len, self.pools))
+        self.rows: list[Row] = [
+            tuple(Candidate(pool.op, " + ".join(pool.rules) or None) for pool in pools)
+            + (None,) * (width - len(pools))
+            for pools in self.pools
+        ]
+        members = torch.zeros(len(rows), len(rows[0]), width)
+        for edge, pools in enumerate(self.pools):
+            for number, pool in enumerate(pools):
+                members[edge, list(pool.columns), number] = 1
+        self.register_buffer("members", members, persistent=False)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """Sum the weights (edges, candidates) over each pool: (edges, pools)."""
+        return (weights.unsqueeze(2) * self.get_buffer("members")).sum(1)
+
+
 class MixedCell(nn.Module):
     """A supernet's cell on its prepared inputs, batched.
 
@@ -195,10 +231,19 @@ class MixedCell(nn.Module):
     folded = False
 
     def __init__(
-        self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1
+        self,
+        space: Space,
+        cell_type: str,
+        rows: Sequence[Row],
+        channels: int,
+        partial: int = 1,
+        shared: Scale | None = None,
     ) -> None:
         super().__init__()
-        reference = ReferenceCell(space, cell_type, rows, channels, partial)
+        reference = ReferenceCell(space, cell_type, rows, channels, partial, shared)
+        self.pooled = None if shared is None else PooledRows(rows)
+        if self.pooled is not None:
+            rows = self.pooled.rows
         edges = list(reference.edges)
         forms = [[candidate_form(candidate) for candidate in edge] for edge in edges]  # type: ignore[attr-defined]
         self.plan: CellPlan = plan_cell(space, cell_type, rows, forms)
@@ -215,6 +260,8 @@ class MixedCell(nn.Module):
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
         """Map the inputs, each (N, C, H, W), by weights (edges, candidates)."""
+        if self.pooled is not None:
+            weights = self.pooled(weights)
         lanes = self._lane_weights(weights, states[0].dtype)
         nodes = dict(enumerate(states))
         mixed: dict[int, Tensor] = {}  # for each node the sum over its edges

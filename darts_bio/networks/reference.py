@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.networks.cells import build_candidate
+from darts_bio.networks.cells import build_candidate, build_operation
+from darts_bio.rules import RULES, rule_carriers
+from darts_bio.rules.feedback import Scale
+from darts_bio.rules.mixture import RuleMixture
 from darts_bio.spaces import Space
-from darts_bio.spaces.base import Row
+from darts_bio.spaces.base import Row, by_operation
 
 
 class MixedOperation(nn.ModuleList):
@@ -58,6 +61,57 @@ class MixedOperation(nn.ModuleList):
         return F.channel_shuffle(side_by_side, self.partial)
 
 
+class PooledOperation(MixedOperation):
+    """A `MixedOperation` in which the rules of an operation share its weights.
+
+    The candidates of one operation are one module, under the `RuleMixture` of their rules. Its
+    weight in the sum is the sum of theirs, and the shares of the rules are their parts of it.
+
+    Args:
+        row: The candidates of the edge.
+        channels: C, the channels of a node.
+        stride: The stride of the edge, 1 or 2.
+        scale: The scale of the mixture's kernels.
+        partial: k of PC-DARTS, see `MixedOperation`.
+    """
+
+    def __init__(
+        self, row: Row, channels: int, stride: int, scale: Scale, partial: int = 1
+    ) -> None:
+        nn.ModuleList.__init__(self)
+        self.stride, self.partial = stride, partial
+        self.pools = by_operation(row)
+        for pool in self.pools:
+            rules = tuple(RULES.build(rule) for rule in pool.rules)
+            rule = RuleMixture(rules, scale) if rules else RULES.build("bp")
+            self.append(build_operation(pool.op, rule, channels // partial, stride, supernet=True))
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
+        gains = []
+        for pool, module in zip(self.pools, self, strict=True):
+            of_rules = weights[list(pool.columns)]
+            gains.append(of_rules.sum())
+            shares = rule_shares(of_rules.detach())
+            for _, carrier in rule_carriers(module):
+                carrier.feedback["share"].copy_(shares)
+        return super().forward(x, torch.stack(gains))
+
+
+def rule_shares(weights: Tensor) -> Tensor:
+    """Divide weights (..., R) of an operation's rules by their sum.
+
+    Where that is zero, an error that meets it is multiplied by zero, and shares are equal.
+
+    >>> rule_shares(torch.tensor([[0.1, 0.3], [0.0, 0.0]]))
+    tensor([[0.2500, 0.7500],
+            [0.5000, 0.5000]])
+    """
+    total = weights.sum(-1, keepdim=True)
+    some = total > 0
+    return torch.where(some, weights / torch.where(some, total, 1), 1 / weights.shape[-1])
+
+
 class ReferenceCell(nn.Module):
     """A supernet's cell, as a function of its prepared inputs and of edge weights.
 
@@ -67,19 +121,31 @@ class ReferenceCell(nn.Module):
         rows: The candidates of each edge, in the order of `space.edges`.
         channels: The channels of a node.
         partial: k of PC-DARTS, see `MixedOperation`.
+        shared: None for weights of each candidate's own; else the rules of an operation share one
+            weight, and this is the scale of their kernels (`PooledOperation`).
     """
 
     memory_format = torch.contiguous_format  # as in the codes that it stands for
 
     def __init__(
-        self, space: Space, cell_type: str, rows: Sequence[Row], channels: int, partial: int = 1
+        self,
+        space: Space,
+        cell_type: str,
+        rows: Sequence[Row],
+        channels: int,
+        partial: int = 1,
+        shared: Scale | None = None,
     ) -> None:
         super().__init__()
         self.wiring, self.outputs = space.edges, space.outputs
-        self.edges = nn.ModuleList(
-            MixedOperation(row, channels, space.stride(cell_type, source), partial)
-            for row, (_, source) in zip(rows, space.edges, strict=True)
-        )
+        self.edges = nn.ModuleList()
+        for row, (_, source) in zip(rows, space.edges, strict=True):
+            stride = space.stride(cell_type, source)
+            self.edges.append(
+                MixedOperation(row, channels, stride, partial)
+                if shared is None
+                else PooledOperation(row, channels, stride, shared, partial)
+            )
 
     def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
         """Map the inputs of the cell to the concatenation of the space's output nodes.

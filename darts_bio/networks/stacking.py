@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from darts_bio.networks.folded import FoldedMixture
 from darts_bio.rules import LearningRule
 from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.rules.tangents import forward_mode
 from darts_bio.spaces.operations import EvenAndOdd, even_pixels, odd_pixels
 
 
@@ -103,7 +104,8 @@ def by_member(y_nMhw: Tensor, members: int) -> Tensor:
 class FoldedNorm(nn.Module):
     """A stacked pointwise convolution and its batch norm as one product (`networks.folded`).
 
-    In training it keeps nothing between the two; in evaluation they run one after the other.
+    In training it keeps nothing between the two; in evaluation, and in a forward-mode pass, they run
+    one after the other.
     """
 
     def __init__(self, convolution: StackedConv2d, norm: StackedBatchNorm) -> None:
@@ -114,7 +116,7 @@ class FoldedNorm(nn.Module):
 
     def forward(self, x_nMhw: Tensor) -> Tensor:
         """Convolve and normalize: (N, M*I, H, W) -> (N, M*C, H, W)."""
-        if not self.training:
+        if not self._folds:
             return self.norm(self.convolution(x_nMhw))
         members = len(self.norm.names)
         ones_m = torch.ones(members, dtype=self.convolution.weight.dtype, device=x_nMhw.device)
@@ -123,9 +125,13 @@ class FoldedNorm(nn.Module):
 
     def mix(self, x_nMhw: Tensor, weights: LaneWeights, edges: int) -> Tensor:
         """Convolve, then do as `StackedBatchNorm.mix`: (N, M*I, H, W) -> (N, H, W, E, C)."""
-        if not self.training:
+        if not self._folds:
             return self.norm.mix(self.convolution(x_nMhw), weights, edges)
         return self._folded(x_nMhw, weights.each, edges)
+
+    @property
+    def _folds(self) -> bool:
+        return self.training and not forward_mode()
 
     def _folded(self, x_nMhw: Tensor, gains_m: Tensor, outputs: int) -> Tensor:
         """Return (N, H, W, outputs, C), summed over members that share an output."""

@@ -8,22 +8,88 @@ the supernet knows nothing of alpha (`strategies.base` tells its life).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell
-from darts_bio.networks.reference import ReferenceCell
+from darts_bio.networks.reference import ReferenceCell, rule_shares
 from darts_bio.networks.stacking import StackedBatchNorm
-from darts_bio.rules.shared_feedback import SharedFeedback, share_feedback
-from darts_bio.spaces import Space
+from darts_bio.rules import rule_carriers
+from darts_bio.rules.feedback import Scale
+from darts_bio.rules.mixed_feedback import MixedFeedback, share_feedback
+from darts_bio.rules.shared_feedback import SharedFeedback
+from darts_bio.rules.tangents import forward_mode
+from darts_bio.spaces import CandidateTable, Space
 
 EdgeWeights = Mapping[str, Tensor]
 """The weight of each candidate on each edge: a tensor (edges, candidates) per cell type."""
+
+
+class RulePlaces(nn.Module):
+    """Where the edge weights of each stacked member's rules stand, if rules share weights."""
+
+    def __init__(
+        self,
+        table: CandidateTable,
+        cells: Sequence[tuple[str, MixedCell]],
+        feedback: Iterable[nn.Module],
+    ) -> None:
+        """Find them, for the members of each `MixedFeedback` in `feedback`, in typed `cells`."""
+        super().__init__()
+        self.cell_types = tuple(table.rows)
+        first, columns = 0, dict[str, int]()
+        for cell_type in self.cell_types:
+            columns[cell_type] = first
+            first += math.prod(table.shape(cell_type))
+        for cell_type, cell in cells:
+            for name, carrier in rule_carriers(cell):
+                raise InputError(
+                    f"--weights shared: expected operations that can be batched, found a layer "
+                    f"{name} of the {cell_type} cell under {carrier.rule} that cannot; use --weights "
+                    "own, or leave the operation out"
+                )
+        home = {
+            id(layer): (cell_type, cell)
+            for cell_type, cell in cells
+            for layer in cell.stacked_layers()
+        }
+        for number, mixed in enumerate(feedback):
+            places = []
+            for layer, member in cast(MixedFeedback, mixed).members:
+                cell_type, cell = home[id(layer)]
+                assert cell.pooled is not None
+                edge, pool = _edge_and_pool(layer.names[member])
+                row = columns[cell_type] + edge * table.shape(cell_type)[1]
+                places.append([row + column for column in cell.pooled.pools[edge][pool].columns])
+            self.register_buffer(f"places_{number}", torch.tensor(places), persistent=False)
+
+    def forward(self, edge_weights: EdgeWeights) -> list[Tensor]:
+        """Return the rules' shares for the members of each `MixedFeedback`: (members, R)."""
+        flat = torch.cat([edge_weights[cell_type].flatten() for cell_type in self.cell_types])
+        return [rule_shares(flat[places]) for places in self.buffers()]
+
+
+def _edge_and_pool(name: str) -> tuple[int, int]:
+    """Return the numbers in a name of the reference, "edges.<edge>.<pool>..."."""
+    _, edge, pool, *_ = name.split(".")
+    return int(edge), int(pool)
+
+
+def _for_this_pass(edge_weights: EdgeWeights) -> tuple[EdgeWeights, EdgeWeights]:
+    """Return the edge weights as rules' shares depend on them, and as operations' gains do.
+
+    Only one of both is differentiated: in a forward-mode pass shares, which the loss does not
+    depend on but the step of training does; in any other pass gains.
+    """
+    constant = {cell_type: weights.detach() for cell_type, weights in edge_weights.items()}
+    return (edge_weights, constant) if forward_mode() else (constant, edge_weights)
 
 
 class SuperNet(CellNetwork):
@@ -45,6 +111,9 @@ class SuperNet(CellNetwork):
         in_channels: The channels of the images.
         backbone_rule: The learning rule of stem, cell inputs, reductions and classifier.
         partial: k, of which one part of the channels goes through the candidates.
+        shared: None for weights of each (operation, rule)'s own. Else the rules of an operation
+            share its weights, and this is the scale, "match" or "init", in which their kernels are
+            mixed (`rules.mixture`).
         cell: The form of the cells; all forms compute the same.
 
     Raises:
@@ -72,6 +141,7 @@ class SuperNet(CellNetwork):
         in_channels: int = 3,
         backbone_rule: str = "bp",
         partial: int = 1,
+        shared: Scale | None = None,
         cell: type[MixedCell] | type[ReferenceCell] = MixedCell,
     ) -> None:
         if partial < 1 or (partial > 1 and channels % (2 * partial)):
@@ -86,7 +156,7 @@ class SuperNet(CellNetwork):
         super().__init__(
             space,
             layers,
-            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c, partial),
+            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c, partial, shared),
             {cell_type: len(space.outputs) for cell_type in space.cell_types},
             channels=channels,
             num_classes=num_classes,
@@ -96,8 +166,15 @@ class SuperNet(CellNetwork):
         )
         self.table = table
         self.memory_format = cell.memory_format
-        mixed = [cell for cell in self.cells if isinstance(cell, MixedCell)]
-        self.feedback = share_feedback([layer for cell in mixed for layer in cell.stacked_layers()])
+        mixed = [
+            (cell_type, cell)
+            for cell_type, cell in zip(self.plan, self.cells, strict=True)
+            if isinstance(cell, MixedCell)
+        ]
+        self.feedback = share_feedback(
+            [layer for _, cell in mixed for layer in cell.stacked_layers()]
+        )
+        self.rule_places = RulePlaces(table, mixed, self.feedback) if shared else None
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
@@ -123,8 +200,14 @@ class SuperNet(CellNetwork):
             edge_weights: (edges, candidates) per cell type.
         """
         # What stacked layers share of their feedback is lent to them before a pass.
-        for shared in self.feedback:
-            cast(SharedFeedback, shared).lend()
+        if self.rule_places is None:
+            for shared in self.feedback:
+                cast(SharedFeedback, shared).lend()
+        elif torch.is_grad_enabled():  # otherwise no error is sent
+            of_rules, edge_weights = _for_this_pass(edge_weights)
+            places = self.rule_places(of_rules)
+            for mixed, shares in zip(self.feedback, places, strict=True):
+                cast(MixedFeedback, mixed).lend(shares)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
             older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type])

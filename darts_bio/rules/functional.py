@@ -22,6 +22,8 @@ that fits is taken:
                                                      (`rules.convolution.wide_depthwise`)
     layer      a compiler or torch.func runs it, or  `FeedbackConvolution`: what PyTorch's node has
                hooks take saved tensors              saved is out of reach
+    layer      a forward-mode pass                   `FeedbackConvolution`: PyTorch's node would
+                                                     send directions through W (`rules.tangents`)
     layer      PyTorch lacks the hook                `FeedbackConvolution`: likewise
     layer      any other                             `through_kernel`: PyTorch's own node reads B
                                                      where it had saved W, by a small hook
@@ -59,6 +61,7 @@ from darts_bio.private_torch import (
 )
 from darts_bio.rules.base import LearningRule, Operator
 from darts_bio.rules.convolution import convolution_gradients
+from darts_bio.rules.tangents import forward_mode
 
 
 def first_derivative_only() -> None:
@@ -79,9 +82,11 @@ def keeps_saved_tensors() -> bool:
     """Tell whether what a pass saves stays with PyTorch's own nodes.
 
     It does not where a compiler traces the pass, where a functional transform runs it, and where
-    hooks of gradient checkpointing or offloading take what is saved elsewhere.
+    hooks of gradient checkpointing or offloading take what is saved elsewhere. In a forward-mode
+    pass it stays, but such a node sends directions through W.
     """
-    return not (torch.compiler.is_compiling() or transforms_run(unknown=True) or hooks_run())
+    elsewhere = torch.compiler.is_compiling() or transforms_run(unknown=True) or hooks_run()
+    return not (elsewhere or forward_mode())
 
 
 def through_kernel(y: Tensor, kernel: Tensor) -> bool:
@@ -117,9 +122,38 @@ def learns(ctx: Any, weight: int, kernel: int) -> bool:
     """Tell whether the weight's gradient is wanted.
 
     It may be for the weight or for a kernel that is learned with it: the arguments of a Function
-    with these numbers.
+    with these numbers. In a forward-mode pass a kernel's gradient is another one.
     """
-    return ctx.needs_input_grad[weight] or ctx.needs_input_grad[kernel]
+    ordinary = ctx.directions is None
+    return ctx.needs_input_grad[weight] or (ordinary and ctx.needs_input_grad[kernel])
+
+
+class _Directions:
+    """What a Function keeps in a forward-mode pass (`rules.tangents`).
+
+    Attributes:
+        values: What the directions are worked out from, until they are.
+        of_inputs: The directions of the inputs, None for one that does not move.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self.values: tuple[Any, ...] = values
+        self.of_inputs: tuple[Tensor | None, ...] = ()
+
+    def take(self, *of_inputs: Tensor | None) -> tuple[Any, ...]:
+        """Keep the inputs' directions for the backward pass, and hand out what was kept."""
+        self.of_inputs = tuple(None if q is None else q.detach() for q in of_inputs)
+        values, self.values = self.values, ()
+        return values
+
+
+def _directions(ctx: Any) -> _Directions:
+    """Return what a Function's `jvp` works with."""
+    if ctx.directions is None:
+        raise RuntimeError(
+            "forward mode under a learning rule: open it by darts_bio.rules.tangents"
+        )
+    return ctx.directions
 
 
 class FeedbackConvolution(torch.autograd.Function):
@@ -127,8 +161,10 @@ class FeedbackConvolution(torch.autograd.Function):
 
     x is (N, C, *spatial), the weight and the kernel (C', C/groups, *window); or, where there is an
     `output_padding`, the convolution is a transposed one and they are (C, C'/groups, *window). With
-    `copies` > 1 x is repeated along its channels, (N, copies * C, *spatial), and kept only once. A
-    kernel that is learned receives the weight's gradient.
+    `copies` > 1 x is repeated along its channels, (N, copies * C, *spatial), and kept only once.
+
+    A kernel that is learned receives the weight's gradient; in a forward-mode pass any kernel
+    receives the derivative that `rules.tangents` tells of.
     """
 
     @staticmethod
@@ -154,10 +190,23 @@ class FeedbackConvolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, bias, kernel, *ctx.geometry = inputs
         ctx.bias_sizes = None if bias is None else list(bias.shape)
+        ctx.directions = _Directions(x, kernel) if forward_mode() else None
         # The values of x serve the weight's gradient alone; without it, only its shape and layout
         # in memory are needed.
         ctx.shape, ctx.strides = x.shape, x.stride()
         ctx.save_for_backward(x if learns(ctx, 1, 3) else None, kernel)
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
+        x, kernel = _directions(ctx).take(q)
+        convolve = FeedbackConvolution.forward
+        moves = []
+        if v is not None:
+            moves.append(convolve(x, v, v_bias, kernel, *ctx.geometry))
+        if q is not None:
+            moves.append(convolve(q, kernel, None, kernel, *ctx.geometry))
+        return moves[0] if len(moves) == 1 else moves[0].add_(moves[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,13 +225,23 @@ class FeedbackConvolution(torch.autograd.Function):
         dx, dw, db = convolution_gradients(
             dy, x, kernel, ctx.bias_sizes, *geometry, wanted, output_padding
         )
+        of_kernel = dw
+        if ctx.directions is not None:
+            of_kernel = None
+            (q,) = ctx.directions.of_inputs or (None,)
+            if ctx.needs_input_grad[3] and q is not None:
+                q = repeat_channels(q, copies) if copies > 1 else q
+                only_w = (False, True, False)
+                _, of_kernel, _ = convolution_gradients(
+                    dy, q, kernel, None, *geometry, only_w, output_padding
+                )
         if dx is not None and copies > 1:
             dx = dx.permute(0, 2, 3, 1).unflatten(3, (copies, -1)).sum(3).permute(0, 3, 1, 2)
         return (
             dx,
             dw if ctx.needs_input_grad[1] else None,
             db,
-            dw if ctx.needs_input_grad[3] else None,
+            of_kernel if ctx.needs_input_grad[3] else None,
             *[None] * 6,
         )
 
@@ -195,7 +254,8 @@ class FeedbackProducts(torch.autograd.Function):
     is written itself, M_g times. All inputs have as many pixels; `size` is the (N, H, W) of the
     output (N, sum of M_g*O, H, W).
 
-    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1.
+    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1. Kernels
+    receive what those of `FeedbackConvolution` do.
     """
 
     @staticmethod
@@ -207,8 +267,7 @@ class FeedbackProducts(torch.autograd.Function):
         channels = _written_channels(inputs, weights, members)
         n, h, w = size
         y = inputs[0].new_empty(n, h, w, sum(channels))
-        targets = y.view(-1, y.shape[3]).split(channels, dim=1)  # (P, M_g*O) each
-        for x, weight, m, target in zip(inputs, weights, members, targets, strict=True):
+        for x, weight, m, target in zip(inputs, weights, members, _split(y, channels), strict=True):
             if weight is None:
                 _by_member(target, m).copy_(rows(x, 1))
             else:
@@ -217,15 +276,35 @@ class FeedbackProducts(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.members, *tensors = inputs
+        ctx.size, ctx.members, *tensors = inputs
         xs, weights, kernels = _thirds(tensors)
         k = len(ctx.members)
         ctx.channels = _written_channels(xs, weights, ctx.members)
         ctx.shapes = [x.shape for x in xs]
+        ctx.directions = _Directions(*inputs[2:]) if forward_mode() else None
         # The values of x serve the weight's gradient alone.
         learning = [learns(ctx, 2 + k + g, 2 + 2 * k + g) for g in range(k)]
         kept = [x if learned else None for x, learned in zip(xs, learning, strict=True)]
         ctx.save_for_backward(*kept, *kernels)
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, size: None, members: None, *moves: Tensor | None) -> Tensor:
+        qs, vs, _ = _thirds(moves)
+        xs, _, kernels = _thirds(_directions(ctx).take(*qs))
+        y = xs[0].new_zeros(*ctx.size, sum(ctx.channels))
+        terms = zip(xs, qs, vs, kernels, ctx.members, _split(y, ctx.channels), strict=True)
+        for x, q, v, kernel, m, target in terms:
+            if kernel is None:
+                if q is not None:
+                    _by_member(target, m).copy_(rows(q, 1))
+                continue
+            if v is not None:
+                _write_products(target, x, matrices(v, m).mT)
+            if q is not None:
+                target_mpo = _by_member(target, m)
+                torch.baddbmm(target_mpo, rows(q, m), matrices(kernel, m).mT, out=target_mpo)
+        return y.permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -249,8 +328,22 @@ class FeedbackProducts(torch.autograd.Function):
             if inputs[g] is not None:
                 dw = torch.bmm(_by_member(error, m).transpose(1, 2), rows(inputs[g], m))
                 of_w[g] = dw.reshape(kernel.shape)
-        of_weight = [dw if wanted else None for dw, wanted in zip(of_w, wants_w, strict=True)]
         of_kernel = [dw if wanted else None for dw, wanted in zip(of_w, wants_kernel, strict=True)]
+        if ctx.directions is not None:
+            of_kernel = [
+                torch.bmm(_by_member(error, m).mT, rows(q, m)).reshape(kernel.shape)
+                if wanted and q is not None
+                else None
+                for error, q, kernel, m, wanted in zip(
+                    errors,
+                    ctx.directions.of_inputs,
+                    kernels,
+                    ctx.members,
+                    wants_kernel,
+                    strict=True,
+                )
+            ]
+        of_weight = [dw if wanted else None for dw, wanted in zip(of_w, wants_w, strict=True)]
         return None, None, *of_x, *of_weight, *of_kernel
 
 
@@ -277,6 +370,11 @@ def matrices(weight: Tensor, members: int) -> Tensor:
 def rows(x: Tensor, members: int) -> Tensor:
     """Return (N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
     return _by_member(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), members)
+
+
+def _split(y_nhwc: Tensor, channels: Sequence[int]) -> tuple[Tensor, ...]:
+    """View (N, H, W, sum of all C) as a (P, C) for each group."""
+    return y_nhwc.view(-1, y_nhwc.shape[3]).split(list(channels), dim=1)
 
 
 def _by_member(pixels: Tensor, members: int) -> Tensor:
@@ -329,7 +427,16 @@ class FeedbackLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, _, kernel = inputs
+        ctx.directions = _Directions(x, kernel) if forward_mode() else None
         ctx.save_for_backward(x, kernel)
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
+        x, kernel = _directions(ctx).take(q)
+        moves = [None if v is None else F.linear(x, v, v_bias)]
+        moves.append(None if q is None else F.linear(q, kernel))
+        return sum(move for move in moves if move is not None)  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -340,7 +447,11 @@ class FeedbackLinear(torch.autograd.Function):
         dx = dy @ kernel if wants_x else None
         dw = errors_po.t() @ x.reshape(-1, x.shape[-1]) if learns(ctx, 1, 3) else None
         db = errors_po.sum(0) if wants_b else None
-        return dx, dw if wants_w else None, db, dw if wants_kernel else None
+        of_kernel = dw
+        if ctx.directions is not None:
+            (q,) = ctx.directions.of_inputs or (None,)
+            of_kernel = None if q is None else errors_po.t() @ q.reshape(-1, q.shape[-1])
+        return dx, dw if wants_w else None, db, of_kernel if wants_kernel else None
 
 
 class LocalUpdate(torch.autograd.Function):

@@ -33,6 +33,7 @@ from darts_bio.rules.functional import (
 )
 from darts_bio.rules.operators import Convolution, Product
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
+from darts_bio.rules.tangents import forward_mode
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -103,7 +104,8 @@ class RuleLayer(DirectCarrier):
         # Feedback that is learned learns in the lowest layer too, unless it is frozen with the
         # weights.
         learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)
-        kernel = self.transport(self.weight) if x.requires_grad or learns else self.weight
+        asked = x.requires_grad or learns or forward_mode()
+        kernel = self.transport(self.weight) if asked else self.weight
         if kernel is self.weight:
             return self.plain.forward(self, x)
         assert kernel is not None  # only local rules send nothing

@@ -41,13 +41,26 @@ class FlatFeedback(RuleCarrier):
     members of one shape lie one after the other, and the rule is asked once for each shape.
     """
 
-    def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
-        """Draw, and hold, the feedback of `layers[0].rules[rule]` for all `layers`."""
-        super().__init__(rule=layers[0].rules[rule])
+    def __init__(
+        self,
+        layers: Sequence[StackedConv2d],
+        rule: LearningRule,
+        number: int = 0,
+        by_shape: bool = False,
+    ) -> None:
+        """Draw, and hold, the feedback of `rule` for all `layers`.
+
+        Args:
+            layers: the stacked layers.
+            rule: the rule.
+            number: which of the layers' `rules` the members stand under that it holds feedback for.
+            by_shape: whether to sort layers by the shape of their members whatever the rule.
+        """
+        super().__init__(rule=rule)
         # A tuple, not a ModuleList: the layers stay registered, and named, in their cells only.
-        self.layers, self.number = tuple(layers), rule
+        self.layers, self.number = tuple(layers), number
         self.order = list(range(len(layers)))
-        if not self.rule.elementwise:
+        if by_shape or not rule.elementwise:
             self.order.sort(key=lambda number: member_shape(layers[number]))
         in_order = [layers[number] for number in self.order]
         self.sizes = [layer.weight.numel() // len(layer.rules) for layer in in_order]
@@ -127,8 +140,12 @@ class FlatFeedback(RuleCarrier):
         kernel = self.transport(torch.cat([weights[number] for number in self.order]))
         if kernel is None:  # no error is sent
             kernel = weights[0].new_zeros(()).expand(sum(self.sizes))
-        of_layer = dict(zip(self.order, kernel.split(self.sizes), strict=True))
-        return [of_layer[number] for number in range(len(weights))]
+        return self.by_layer(kernel)
+
+    def by_layer(self, flat: Tensor) -> list[Tensor]:
+        """Split a tensor that is ordered as the feedback is: the piece of each layer, flat."""
+        of_layer = dict(zip(self.order, flat.split(self.sizes), strict=True))
+        return [of_layer[number] for number in range(len(self.layers))]
 
 
 class ExactWithin(RuleCarrier):
@@ -138,8 +155,8 @@ class ExactWithin(RuleCarrier):
     operation's input, whose error comes from `StackedDirect`.
     """
 
-    def __init__(self, layers: Sequence[StackedConv2d], rule: int) -> None:
-        super().__init__(rule=layers[0].rules[rule])
+    def __init__(self, layers: Sequence[StackedConv2d], rule: LearningRule) -> None:
+        super().__init__(rule=rule)
         self.layers = tuple(layers)
 
     def kernels(self, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -168,7 +185,11 @@ class CastTogether(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.dtype = inputs[1].dtype
+        ctx.target, ctx.dtype = inputs[0], inputs[1].dtype
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *directions: Tensor) -> tuple[Tensor, ...]:
+        return CastTogether.forward(ctx.target, *directions)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -185,7 +206,7 @@ class SharedFeedback(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.flat = nn.ModuleList(
-            (ExactWithin if rule.direct else FlatFeedback)(layers, number)
+            ExactWithin(layers, rule) if rule.direct else FlatFeedback(layers, rule, number)
             for number, rule in enumerate(layers[0].rules)
         )
         """For each rule what carries it."""
@@ -204,7 +225,11 @@ class SharedFeedback(nn.Module):
             assert isinstance(carrier, (FlatFeedback, ExactWithin))
             kernels_by_rule.append(carrier.kernels(flat_weights))
         by_layer = zip(*kernels_by_rule, strict=True)  # [rule][layer] -> [layer][rule]
-        kernels = torch.cat([kernel for layer in by_layer for kernel in layer])
+        self._lend_kernels([kernel for layer in by_layer for kernel in layer])
+
+    def _lend_kernels(self, pieces: Sequence[Tensor]) -> None:
+        """Give each layer its kernel, of pieces in the order (layer, rule), and its weight."""
+        kernels = torch.cat(list(pieces))
         sizes = [layer.weight.numel() for layer in self.layers]
         for layer, kernel in zip(self.layers, kernels.split(sizes), strict=True):
             layer.kernel = kernel.view_as(layer.weight)
@@ -256,14 +281,3 @@ class SharedFeedback(nn.Module):
         tensors = [tensor for layer in noted for tensor in layer[:2]]
         geometries = [layer[2:] for layer in noted]
         return LocalUpdates.apply(logits, slot, self.local, geometries, *tensors)
-
-
-def share_feedback(layers: Sequence[StackedConv2d]) -> nn.ModuleList:
-    """Return a `SharedFeedback` for each set of rules among the stacked layers of a network.
-
-    What is drawn for a layer depends on its place in this sequence.
-    """
-    by_rules: dict[tuple[LearningRule, ...], list[StackedConv2d]] = {}
-    for layer in layers:
-        by_rules.setdefault(layer.rules, []).append(layer)
-    return nn.ModuleList(map(SharedFeedback, by_rules.values()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,37 @@ class CandidateTable:
         return torch.tensor(
             [[candidate is not None for candidate in row] for row in self.rows[cell_type]]
         )
+
+
+class Pool(NamedTuple):
+    """The candidates of one operation on an edge: their columns in the row, and their rules.
+
+    `rules` is empty where the operation has no weights.
+    """
+
+    op: str
+    columns: tuple[int, ...]
+    rules: tuple[str, ...]
+
+
+def by_operation(row: Row) -> list[Pool]:
+    """Group the candidates of an edge by their operation, in the order of the row.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("darts(operations=(none, sep_conv_3x3))")
+    >>> for pool in by_operation(space.table(("usf", "fa")).rows["normal"][0]):
+    ...     print(pool)
+    Pool(op='none', columns=(0,), rules=())
+    Pool(op='sep_conv_3x3', columns=(1, 2), rules=('usf', 'fa'))
+    """
+    columns: dict[str, list[int]] = {}
+    rules: dict[str, list[str]] = {}
+    for column, candidate in enumerate(row):
+        if candidate is not None:
+            columns.setdefault(candidate.op, []).append(column)
+            if candidate.rule is not None:
+                rules.setdefault(candidate.op, []).append(candidate.rule)
+    return [Pool(op, tuple(of_op), tuple(rules.get(op, ()))) for op, of_op in columns.items()]
 
 
 class Space(ABC):

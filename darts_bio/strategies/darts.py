@@ -44,12 +44,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darts_bio.distributed import average
 from darts_bio.errors import InputError
-from darts_bio.private_torch import copy_all, norms
+from darts_bio.private_torch import norms
 from darts_bio.rules import RULES, held_feedback
-from darts_bio.strategies.base import STRATEGIES, Bilevel, detached
+from darts_bio.strategies.base import STRATEGIES, Bilevel
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
+from darts_bio.strategies.lookahead import averaged, look_ahead, put
 
 STEP_OF_DIFFERENCES = 0.01
 """The norm of epsilon v: how far the central difference goes to either side of w."""
@@ -111,63 +111,35 @@ class Darts(GradientStrategy):
         all. When it returns or raises, w is as it was.
         """
         weights, parameters = list(bilevel.weights), list(state.parameters.values())
-        before = [weight.detach().clone() for weight in weights]
-
-        # 1. The virtual step from w to w' (equation 6). Alpha's part in it is left to step 3, so
-        #    edge weights are detached here.
-        loss, _ = bilevel.weight_loss(bilevel.train_batch, detached(self.edge_weights(state)))
-        train_gradient = _averaged(torch.autograd.grad(loss, weights, allow_unused=True), weights)
-        after, rate = bilevel.virtual_step(train_gradient)
+        # 1. The virtual step from w to w' (equation 6), in which alpha's part is left to step 2. At
+        #    w' one backward pass gives both the first term of equation 7,
+        #    dL_val(w', alpha)/dalpha, and v = dL_val(w', alpha)/dw'.
+        ahead = look_ahead(
+            bilevel,
+            self.edge_weights(state),
+            parameters,
+            lambda: self.validation_loss(state, bilevel),
+        )
+        # 2. dL_train/dalpha at w + epsilon v and at w - epsilon v (equation 8). Feedback is that of
+        #    w on both sides: a rule that sends down sign(W) would jump where epsilon v flips a
+        #    sign, and the difference would be divided by epsilon.
+        v = ahead.of_weights
+        epsilon = STEP_OF_DIFFERENCES / torch.linalg.vector_norm(torch.stack(list(norms(v))))
+        sides = []
         try:
-            # 2. At w', one backward pass gives both the first term of equation 7,
-            #    dL_val(w', alpha)/dalpha, and v = dL_val(w', alpha)/dw'.
-            _put(weights, after)
-            loss, logits = self.validation_loss(state, bilevel)
-            both = [*parameters, *weights]
-            gradients = _averaged(torch.autograd.grad(loss, both, allow_unused=True), both)
-            first_term, v = gradients[: len(parameters)], gradients[len(parameters) :]
-
-            # 3. dL_train/dalpha at w + epsilon v and at w - epsilon v (equation 8). Feedback is
-            #    that of w on both sides: a rule that sends down sign(W) would jump where epsilon v
-            #    flips a sign, and the difference would be divided by epsilon.
-            norm_of_v = torch.linalg.vector_norm(torch.stack(list(norms(v))))
-            epsilon = STEP_OF_DIFFERENCES / norm_of_v
-            _put(weights, before)
-            sides = []
             with held_feedback(bilevel.supernet), bilevel.frozen_weights():
                 for sign in (1, -1):
                     shift = sign * epsilon
-                    _put(weights, [w + shift * d for w, d in zip(before, v, strict=True)])
+                    put(weights, [w + shift * d for w, d in zip(ahead.weights, v, strict=True)])
                     loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights(state))
-                    sides.append(_averaged(torch.autograd.grad(loss, parameters), parameters))
+                    sides.append(averaged(torch.autograd.grad(loss, parameters), parameters))
         finally:
-            _put(weights, before)
+            put(weights, ahead.weights)
 
-        # 4. Equation 7.
+        # 3. Equation 7.
         plus, minus = sides
         second_order = [
-            g - rate * (p - m) / (2 * epsilon)
-            for g, p, m in zip(first_term, plus, minus, strict=True)
+            g - ahead.rate * (p - m) / (2 * epsilon)
+            for g, p, m in zip(ahead.of_alpha, plus, minus, strict=True)
         ]
-        return second_order, logits.detach()
-
-
-def _averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the means of gradients over all processes, as copies.
-
-    Args:
-        gradients: This process' gradients; None for a tensor that has no part in the loss.
-        like: What the gradients are of. It gives the shape of the zeros that stand for a None.
-    """
-    means = [
-        torch.zeros_like(w) if g is None else g.clone()
-        for g, w in zip(gradients, like, strict=True)
-    ]
-    average(means)
-    return means
-
-
-@torch.no_grad()
-def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Set weights in place, all in a few calls: a supernet has thousands of them."""
-    copy_all(weights, values)
+        return second_order, ahead.logits

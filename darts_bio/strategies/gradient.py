@@ -56,7 +56,7 @@ class AlphaState(StrategyState):
         self.parameters = self._alpha.parameters | dict(further or {})
         """All that Adam moves, by name; gradients are in the order of its values."""
         self.optimizer = Adam(
-            list(self.parameters.values()),
+            self._groups(strategy),
             lr=strategy.lr,
             betas=(strategy.betas[0], strategy.betas[1]),
             weight_decay=strategy.weight_decay,
@@ -65,6 +65,10 @@ class AlphaState(StrategyState):
         )
         self.draws = 0
         """How many samples were drawn so far."""
+
+    def _groups(self, strategy: Any) -> list[dict[str, Any]]:
+        """Return the parameters as Adam takes them: in groups, with what differs between these."""
+        return [{"params": list(self.parameters.values())}]
 
     @property
     def alpha(self) -> dict[str, Tensor]:

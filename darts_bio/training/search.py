@@ -170,6 +170,7 @@ class Search:
             in_channels=data.in_channels,
             backbone_rule=config.backbone_rule,
             partial=self.strategy.partial,
+            shared=config.kernel_scale if self._shares_weights() else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
         )
         warn_of_strided_pointwise(self.supernet.to(device))
@@ -204,6 +205,15 @@ class Search:
         if warmups:
             return warmups[0]
         return round(self.strategy.warmup_share(self.epochs) * self.epochs)
+
+    def _shares_weights(self) -> bool:
+        """Return whether the rules of an operation share weights; raise InputError if they must."""
+        if self.strategy.shares_weights and self.config.weights == "own":
+            raise InputError(
+                f"--weights: expected shared for --strategy {self.config.strategy}, which measures "
+                "rules on the same weights, found own; leave it out"
+            )
+        return self.strategy.shares_weights or self.config.weights == "shared"
 
     def _begin_with(self, folder: Path) -> None:
         """Begin with the supernet of another run (`--supernet`).

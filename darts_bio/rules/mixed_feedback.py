@@ -1,0 +1,105 @@
+"""The feedback of stacked layers whose rules share weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from darts_bio.rules.base import LearningRule
+from darts_bio.rules.carriers import RuleCarrier
+from darts_bio.rules.mixture import RuleMixture, mixed_kernel, with_learned
+from darts_bio.rules.shared_feedback import FlatFeedback, SharedFeedback
+from darts_bio.rules.stacked import StackedConv2d, member_shape
+
+
+class _Segment(NamedTuple):
+    """Members of one size that lie one after the other in the flat weights."""
+
+    members: int
+    size: int
+
+
+class MixedFeedback(SharedFeedback):
+    """The feedback of all stacked layers under one `RuleMixture`.
+
+    Each of its R rules holds its feedback for the weights of all layers, in one flat tensor, and is
+    asked once for its kernel; then one kernel for each member is mixed by the member's shares.
+
+    `members` says whose shares `lend` is given: (layer, number of the member in the layer), in the
+    order of the flat tensors.
+    """
+
+    def __init__(self, layers: Sequence[StackedConv2d]) -> None:
+        nn.Module.__init__(self)
+        (mixture,) = layers[0].rules
+        assert isinstance(mixture, RuleMixture)
+        self.mixture, self.layers = mixture, tuple(layers)
+        flat = [FlatFeedback(layers, rule, by_shape=True) for rule in mixture.rules]
+        self.flat = nn.ModuleList(flat)
+        self.local, self.slot = (), None
+        in_order = [layers[number] for number in flat[0].order]
+        self.members = [(layer, m) for layer in in_order for m in range(len(layer.names))]
+        self._segments = [
+            _Segment(len(group), layer.weight[0].numel() * member_shape(layer)[0])
+            for _, same in groupby(self.members, key=lambda member: member_shape(member[0]))
+            for group in [list(same)]
+            for layer, _ in group[:1]
+        ]
+
+    def lend(self, shares: Tensor) -> None:  # type: ignore[override]
+        """Give each layer the kernel of its next pass, by the shares (members, R).
+
+        The kernels are differentiable at the shares.
+        """
+        carriers = cast("list[FlatFeedback]", list(self.flat))
+        flat_weights = carriers[0].carried_weight
+        if all(carrier.exact for carrier in carriers):
+            kernel = flat_weights
+        else:
+            kernel = self._mixed(carriers, flat_weights, shares)
+        self._lend_kernels(carriers[0].by_layer(kernel))
+
+    def _mixed(
+        self, carriers: Sequence[RuleCarrier], flat_weights: Tensor, shares: Tensor
+    ) -> Tensor:
+        """Return the mixed kernels of all members, flat."""
+        with torch.no_grad():
+            of_rules = [cast(Tensor, carrier.transport(flat_weights)) for carrier in carriers]
+            kernels = torch.stack(of_rules)  # (R, weights)
+        sizes = [segment.members * segment.size for segment in self._segments]
+        mixed = [
+            mixed_kernel(
+                weights.view(segment.members, segment.size),
+                of_segment.reshape(len(carriers), segment.members, segment.size),
+                of_members,
+                self.mixture.scale,
+            ).flatten()
+            for segment, weights, of_segment, of_members in zip(
+                self._segments,
+                flat_weights.split(sizes),
+                kernels.split(sizes, dim=1),
+                shares.split([segment.members for segment in self._segments]),
+                strict=True,
+            )
+        ]
+        learned = [carrier.feedback[name] for carrier in carriers for name in carrier.rule.learned]
+        return with_learned(torch.cat(mixed), learned)
+
+
+def share_feedback(layers: Sequence[StackedConv2d]) -> nn.ModuleList:
+    """Return a `SharedFeedback` for each set of rules among the stacked layers of a network.
+
+    Layers under a `RuleMixture` get a `MixedFeedback`. What is drawn for a layer depends on its
+    place in this sequence.
+    """
+    by_rules: dict[tuple[LearningRule, ...], list[StackedConv2d]] = {}
+    for layer in layers:
+        by_rules.setdefault(layer.rules, []).append(layer)
+    return nn.ModuleList(
+        MixedFeedback(same) if isinstance(rules[0], RuleMixture) else SharedFeedback(same)
+        for rules, same in by_rules.items()
+    )

@@ -1,0 +1,143 @@
+"""A search that sees learning rules: by what a rule's step does to the validation loss.
+
+The output of a supernet does not depend on learning rules. They act through training only: a rule
+changes the gradient g that the weights follow, and so where the next step takes them. So alpha's
+first-order gradient, at fixed weights, says nothing of a rule; where rules share weights it is
+exactly the same for all of them.
+
+Here the rules of an operation do share its weights, and their kernels are mixed with shares p
+(`rules.mixture`). A step of training goes to w'(p) = w - rate g(w, p), and the shares follow
+
+    d L_val(w'(p)) / dp = -rate d<v, g(p)>/dp,      v = dL_val(w')/dw'
+
+with v the exact gradient, whatever the rules. A layer l has the kernel B_l = sum over r of
+p_lr B_lr, and with q_l the direction of its input in a forward-mode pass along v, and e_l the error
+that arrives at its output (both through the rules' kernels, see `rules.tangents`),
+
+    d<v, g>/dp_lr = <B_lr, conv_w(q_l, e_l)>
+
+for all rules at once. So the gradient of any number of rules costs one pass in which each layer
+computes a second map, q, and one more weight gradient. It is exact for one step. Two zeros in it
+are worth knowing:
+
+- Below the lowest layer with weights nothing learns. Edges into which only the stem leads still
+  move the stem, but where `--backbone-rule` and the graph leave nothing to learn below a layer,
+  q = 0, and the rule of that layer has no consequence.
+- sign(W) has no derivative for W. It does not need one: only p is differentiated, at fixed w.
+
+Operations move as in DARTS, by dL_val/dalpha at w'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darts_bio.errors import InputError, check_number
+from darts_bio.networks import EdgeWeights
+from darts_bio.rules import true_gradients
+from darts_bio.rules.tangents import tangents
+from darts_bio.spaces.base import by_operation
+from darts_bio.strategies.base import STRATEGIES, Bilevel, Context
+from darts_bio.strategies.gradient import AlphaState, GradientStrategy
+from darts_bio.strategies.lookahead import look_ahead
+
+
+class RuleAwareState(AlphaState):
+    """Alpha of operations and of rules given the operation; rules have a rate of their own."""
+
+    def _groups(self, strategy: RuleAware) -> list[dict[str, Any]]:
+        # No decay for rules: their gradient has the learning rate of w in it, and would be lost
+        # beside that of an L2 penalty.
+        rules = {"lr": strategy.rule_lr, "weight_decay": 0.0}
+        operations = [p for name, p in self.parameters.items() if name not in self.rules]
+        return [{"params": operations}, {"params": list(self.rules.values()), **rules}]
+
+    @property
+    def rules(self) -> dict[str, Tensor]:
+        """The parameters of rules given the operation, by name."""
+        return {name: p for name, p in self.parameters.items() if name.endswith("/rule")}
+
+    def learning_rates(self) -> dict[str, float]:
+        operations, rules = (group["lr"] for group in self.optimizer.param_groups)
+        return {"alpha": operations, "rules": rules}
+
+
+@STRATEGIES.register("rule_aware")
+@dataclass(frozen=True)
+class RuleAware(GradientStrategy):
+    """Rules by what their step does to the validation loss, operations as in DARTS.
+
+    It needs a supernet whose rules share weights (`--weights shared`, which it brings). `rule_lr`
+    is Adam's learning rate for the rules' parameters; the other options are those of operations
+    (see `GradientStrategy`).
+
+    >>> from darts_bio.strategies import STRATEGIES
+    >>> STRATEGIES.build("rule_aware(rule_lr=0.01)").rule_lr
+    0.01
+    """
+
+    rule_lr: float = 3e-3
+
+    shares_weights = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(f"{self.where}: rule_lr", self.rule_lr)
+
+    @property
+    def exchanges(self) -> bool:  # type: ignore[override]
+        return True
+
+    def begin(self, context: Context) -> AlphaState:
+        return RuleAwareState(self, replace(context, factorised=True))
+
+    def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
+        assert isinstance(state, RuleAwareState)
+        supernet = bilevel.supernet
+        if supernet.rule_places is None:
+            raise InputError(
+                f"{self.where}: expected a supernet whose rules share weights, found weights of "
+                "each rule's own; use --weights shared"
+            )
+
+        def validation_loss() -> tuple[Tensor, Tensor]:
+            with true_gradients(supernet):
+                return self.validation_loss(state, bilevel)
+
+        with supernet.batch_statistics():
+            parameters = list(state.parameters.values())
+            ahead = look_ahead(bilevel, self.edge_weights(state), parameters, validation_loss)
+            with bilevel.frozen_weights():
+                with tangents(bilevel.weights, ahead.of_weights):
+                    loss, _ = bilevel.weight_loss(bilevel.train_batch, self.edge_weights(state))
+                sweep = torch.autograd.grad(loss, list(state.rules.values()))
+        through_step = dict(zip(state.rules, sweep, strict=True))
+        gradients = [
+            of_alpha - ahead.rate * through_step[name] if name in through_step else of_alpha
+            for name, of_alpha in zip(state.parameters, ahead.of_alpha, strict=True)
+        ]
+        return gradients, ahead.logits
+
+    @torch.no_grad()
+    def final_weights(self, state: AlphaState) -> EdgeWeights:
+        """Return weights of which the largest on an edge is the best rule of the best operation.
+
+        That is the share of the operation, times the share of the rule relative to that of the
+        operation's best. `Space.derive` multiplies by the candidates on an edge, which do not count
+        here, but operations do: the quotient is taken out.
+        """
+        weights = {t: w.clone() for t, w in self.mean_weights(state).items()}
+        for t, rows in state.context.table.rows.items():
+            for edge, row in enumerate(rows):
+                pools = by_operation(row)
+                candidates = sum(len(pool.columns) for pool in pools)
+                for pool in pools:
+                    of_rules = weights[t][edge, list(pool.columns)]
+                    best = of_rules.sum() / of_rules.max() * len(pools) / candidates
+                    weights[t][edge, list(pool.columns)] = of_rules * best
+        return weights
