@@ -10,7 +10,8 @@ for all that these names make fast.
                            1.61) at 2 images of 8x8, where kernels are short (n = 11 and 21, one
                            thread of an Intel Xeon with AVX-512).
     transforms_run         Tells whether torch.func's transforms are at work. Without it the Function
-                           is taken, as if they were.
+                           is taken, as if they were, and differentiating it within
+                           torch.func raises what differentiating it twice does.
     hooks_run              Tells whether someone takes saved tensors elsewhere. Without it, likewise.
     changes                Counts how often a tensor was written to. Without it, 0: that feedback was
                            changed between a forward pass and its backward pass is not noticed.

@@ -9,8 +9,11 @@ once, what has weights is one stacked layer for all edges and rules, and zeros a
 
 What is computed together is planned first, as plain data (`networks.plan`); here it is computed.
 
-How an edge weight reaches a batch norm's gain, for edges 0 and 1 that leave a node with C = 4
-channels, with sep_conv_3x3 under fa and usf on both (lanes 0 to 3 in the order (rule, edge)):
+How an edge weight reaches a batch norm's gain: the strategy's softmax (`Strategy.edge_weights`) is
+an argument of `SuperNet.forward`, `MixedCell._lane_weights` puts it in order, and a part hands it
+to `StackedBatchNorm` as its gain (`JoinedOperations` one norm for several operations,
+`StackedOperation` one for each). For edges 0 and 1 that leave a node with C = 4 channels, with
+sep_conv_3x3 under fa and usf on both (lanes 0 to 3 in the order (rule, edge)):
 
     weights (edges, candidates)          [[.1 fa, .9 usf], [.7 fa, .3 usf]]
     each (L,), by `lane_order`           [.1, .7, .9, .3]

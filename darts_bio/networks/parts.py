@@ -152,6 +152,8 @@ class JoinedOperation(NamedTuple):
 class JoinedOperations(nn.Module):
     """Several operations and their mixture, by one batch norm and one sum for all of them.
 
+    On a CPU they are divided into runs that fit its cache, each with a norm and sum of its own.
+
     A stacked operation ends with a pointwise convolution and a batch norm, a shared one with a
     batch norm. What they give before it is written side by side, that of a shared operation once
     for each of its lanes. Then comes one batch norm with the lanes' weights as its gain, and one

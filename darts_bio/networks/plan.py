@@ -5,17 +5,18 @@ of them that have the same candidates. It has a `Part` for each operation (sever
 candidates differ in more than their rules), which is computed in one of three ways:
 
     stacked   the same layers under R rules, on E edges: R*E members side by side in each layer
-    shared    layers without weights, and batch norms: computed once, whatever the rules and edges
+    shared    layers without weights: computed once, whatever the rules and edges; a batch norm
+              behind them likewise, unless the part is joined
     alone     anything else: one candidate after the other, as in the reference
 
 Stacked parts that end with a pointwise convolution and a batch norm (after another convolution),
 and shared parts that end with a batch norm, are *joined*, if these norms are alike: one serves all
-of them, with the edge weights as its gain. (`FoldedCell` joins nothing.) Candidates that carry
-nothing (`none`) take no part, unless there are no others.
+of them, with the edge weights as its gain. (`FoldedCell` computes joined parts one by one.)
+Candidates that carry nothing (`none`) take no part, unless there are no others.
 
-A *lane* is one candidate on one edge: the place where its weight is needed. Lanes are numbered
-through the cell in the order part, candidate, edge; `CellPlan.lane_order` says which entry of the
-(edges, candidates) weights each lane is handed.
+A *lane* is one candidate on one edge: the place where its weight is needed. (The lanes of a stacked
+part are its members.) Lanes are numbered through the cell in the order part, candidate, edge;
+`CellPlan.lane_order` says which entry of the (edges, candidates) weights each lane is handed.
 
 A plan is plain data. Here are two input nodes and one node that both lead to, by one edge each:
 

@@ -66,7 +66,7 @@ class RuleCarrier(nn.Module):
         """The weight whose place the rule's kernel takes."""
         raise NotImplementedError(f"{type(self).__name__}.carried_weight")
 
-    def hold_feedback(self, weight: Tensor) -> None:
+    def register_feedback(self, weight: Tensor) -> None:
         """Draw the rule's state and register it, on the device and in the dtype of `weight`.
 
         The draw depends on the state of PyTorch's generator for that device, which has just drawn
@@ -154,7 +154,7 @@ class DirectCarrier(RuleCarrier):
     def connect(self, source: OutputError) -> None:
         """Make `source` the error that the input receives, and draw the feedback for it."""
         self.output_error = source
-        self.hold_feedback(next(self.parameters()))
+        self.register_feedback(next(self.parameters()))
 
     def sent_directly(self, y: Tensor, x: Tensor) -> Tensor:
         """Return y so that, in the backward pass, x receives the output's error.
@@ -253,18 +253,21 @@ def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
 
 
 def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
-    """Draw the feedback of a whole model as it stands after `update` weight updates, in place.
+    """Draw the feedback of a whole model, in place: at the start, or after a weight update.
 
-    With update = 0 every rule draws. Later only rules that renew their feedback do (brsf,
-    weight_mirror), so a training loop calls this once after each weight update.
+    With update = 0 every rule draws, and feedback that was learned or moved is replaced. With
+    update = n, the number of the weight update just made, only rules that renew their feedback
+    (brsf, weight_mirror) make one renewal. So a training loop calls this once after each update.
 
-    What is guaranteed: on a CPU each draw depends on (seed, name, update) alone, `name` being where
-    the rule's carrier stands in the model, not in what torch.compile or DistributedDataParallel
-    wraps around it. On a GPU so does the first draw, which is made on the CPU; what is renewed is
-    drawn there from one generator for the whole model, by (seed, update) and the order of carriers.
-    Global generators are neither read nor moved on. So a resumed run draws what an uninterrupted
-    one would have drawn, every process of a data-parallel run draws the same, and evaluation draws
-    nothing. weight_mirror moves the feedback that it has: one call is one move, not `update` moves.
+    What is guaranteed: on a CPU the generator of a draw is seeded by (seed, name, update) alone,
+    `name` being where the rule's carrier stands in the model, not in what torch.compile or
+    DistributedDataParallel wraps around it; in a supernet a carrier is one rule of all stacked
+    layers, so the draw depends on these layers and their order. On a GPU so is the first draw,
+    which is made on the CPU; renewals are drawn there from one generator a device, seeded by (seed,
+    update), carrier by carrier. Global generators are neither read nor moved on. So a resumed run
+    draws what an uninterrupted one would have drawn, every process of a data-parallel run draws the
+    same, and evaluation draws nothing. weight_mirror moves the feedback that it has: one call is
+    one move, not `update` moves.
 
     >>> from darts_bio.rules import RULES, RuleLinear
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
@@ -296,7 +299,8 @@ class Renewal:
     """Renews the feedback of a model as `draw_feedback` does, in a loop of many updates.
 
     What is drawn on a GPU is handed to `run`, which may record it as a CUDA graph
-    (`training.graphs`): it draws from `generators`, and depends on nothing else that changes.
+    (`training.graphs`): it draws from `generators`, and reads nothing else that changes but weights
+    and feedback, which change in place.
 
     >>> from darts_bio.rules import RULES, RuleLinear
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))

@@ -253,7 +253,7 @@ def _put_rule(name: str, layer: nn.Module, rule: LearningRule, *, measured: bool
         # Uniform on (-bound, bound) has the standard deviation bound / sqrt(3).
         layer.register_buffer("initial_bound", (3**0.5 * std).to(layer.weight))
     if not rule.direct:  # a direct rule has feedback once it is connected to the model's output
-        layer.hold_feedback(layer.weight)
+        layer.register_feedback(layer.weight)
 
 
 def _connect(model: nn.Module, outputs: int | None) -> None:

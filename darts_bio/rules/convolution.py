@@ -3,8 +3,8 @@
     y = conv(x, W) + b:    dx = convT(dy, B),    dW = conv_w(x, dy),    db = sum of dy
 
 PyTorch's `convolution_backward` gives all three. The gradient of the weight does not depend on the
-weight, so handing it the kernel B in the place of W changes dx and nothing else: a learning rule
-costs the same kernels as backpropagation.
+weight, so handing it the rule's B in the place of W changes dx and nothing else: a learning rule
+takes the time of backpropagation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients (dx, dW, db) of a convolution, None for each that is not wanted.
 
-    On a CPU the columns of a window that is `wide_depthwise` are taken three at a time.
+    On a CPU, where dy is channels last in memory, dW of a window that is `wide_depthwise` is found
+    for three of its columns at a time.
 
     Args:
         dy: the error of the output.

@@ -9,15 +9,16 @@ that fits is taken:
 
     where      when                                  way, and why
     --------   -----------------------------------   ---------------------------------------------
-    layer      no gradient is recorded, or           PyTorch's own layer
+    layer      grad mode is off, or                  PyTorch's own layer
                `true_gradients` is at work
     layer      the rule is direct (dfa)              PyTorch's own layer, cut off from x, which
                                                      receives the output's error (`rules.dfa`)
     layer      the rule is local (hebbian,           `LocalUpdate`: the weight learns from x, not
                predictive)                           from the error
     layer      B is W (bp)                           PyTorch's own layer
-    layer      x needs no error, B is not learned    PyTorch's own layer: its error is not computed
-    layer      B is learned                          `FeedbackConvolution`: B gets a gradient
+    layer      x needs no error, no B is being       PyTorch's own layer: its error is not computed
+               learned
+    layer      B is being learned (not frozen)       `FeedbackConvolution`: B gets a gradient
     layer      a wide depthwise window, on a CPU     `FeedbackConvolution`: it finds dW in strips
                                                      (`rules.convolution.wide_depthwise`)
     layer      a compiler or torch.func runs it, or  `FeedbackConvolution`: what PyTorch's node has
@@ -27,20 +28,23 @@ that fits is taken:
     layer      PyTorch lacks the hook                `FeedbackConvolution`: likewise
     layer      any other                             `through_kernel`: PyTorch's own node reads B
                                                      where it had saved W, by a small hook
-    supernet   pointwise before a batch norm, in     `networks.folded.FoldedMixture`: both and the
-               `FoldedCell`, in training mode        mixture as one product
-    supernet   no gradient is recorded               plain operations, which torch.vmap can batch
-    supernet   pointwise, of members' own inputs     `FeedbackProducts`: batched matrix products
-    supernet   dense, members share the input        `FeedbackConvolution`, members being further
+    stacked    pointwise of members' own inputs,     `networks.folded.FoldedMixture`: both and the
+               before a batch norm, in `FoldedCell`  mixture as one product
+               in training mode
+    stacked    grad mode is off                      plain operations, which torch.vmap can batch
+    stacked    pointwise, of members' own inputs     `FeedbackProducts`: batched matrix products
+    stacked    dense, members share the input        `FeedbackConvolution`, members being further
                                                      output channels of one convolution
-    supernet   any other                             `FeedbackConvolution`, members being groups;
+    stacked    any other                             `FeedbackConvolution`, members being groups;
                                                      an input that they share is repeated for them
 
-In the supernet all rules go these ways, bp as well: local rules replace the weight's gradient
-afterwards (`rules.side_by_side`), direct ones are `rules.stacked.StackedDirect`.
-
-"layer" stands for discrete networks and models of `convert`, "supernet" for `rules.stacked`. In all
-of them a strided pointwise convolution is handed the pixels that it reads (`rules.pointwise`).
+"stacked" stands for `rules.stacked.StackedConv2d`: the candidates of a supernet that are computed
+side by side. "layer" is every other layer: those of discrete networks and of `convert`, and of a
+supernet the stem, the cells' inputs, the classifier, and candidates that cannot be stacked. Stacked
+layers go these ways under all rules, bp as well: local rules replace the weight's gradient
+afterwards (`rules.side_by_side`), direct ones are `shared_feedback.ExactWithin` and
+`rules.stacked.StackedDirect`. In all of them a strided pointwise convolution is handed the pixels
+that it reads (`rules.pointwise`).
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ def first_derivative_only() -> None:
     if torch.is_grad_enabled() and not recorded_anyway:
         raise RuntimeError(
             "a rule's backward pass cannot be differentiated again (create_graph=True); use "
-            "true_gradients(model) for exact second derivatives"
+            "true_gradients(model) for exact second derivatives, and of a supernet "
+            "SuperNet(..., cell=ReferenceCell)"
         )
 
 

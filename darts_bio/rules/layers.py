@@ -78,7 +78,7 @@ class RuleLayer(DirectCarrier):
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
         super().__init__(*args, rule=rule, **kwargs)
         if not rule.direct:
-            self.hold_feedback(self.weight)
+            self.register_feedback(self.weight)
 
     @property
     def initial_law(self) -> InitialLaw:

@@ -67,7 +67,7 @@ class FlatFeedback(RuleCarrier):
         bounds = torch.tensor([layer.bound for layer in in_order])
         bound_of_each_weight = bounds.repeat_interleave(torch.tensor(self.sizes))
         self.register_buffer("bound", bound_of_each_weight, persistent=False)
-        self.hold_feedback(layers[0].weight)
+        self.register_feedback(layers[0].weight)
 
     @property
     def initial_law(self) -> InitialLaw:

@@ -183,7 +183,7 @@ class StackedDirect(DirectCarrier):
 
     def connect(self, source: OutputError) -> None:
         self.output_error = source
-        self.hold_feedback(self.get_buffer("like"))
+        self.register_feedback(self.get_buffer("like"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), which receives the projections beside the error from above."""

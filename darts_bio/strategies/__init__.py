@@ -6,8 +6,9 @@ that follow a gradient have in common; `regularizers.py` and `objective.py` what
 loss.
 
 >>> from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
->>> sorted(STRATEGIES)
-['darts', 'darts_pt', 'drnas', 'eg', 'fair_darts', 'gdas', 'pc_darts', 'random', 'rule_aware', 'snas']
+>>> sorted(STRATEGIES)  # doctest: +NORMALIZE_WHITESPACE
+['darts', 'darts_pt', 'drnas', 'eg', 'fair_darts', 'gdas', 'pc_darts', 'random', 'rule_aware',
+ 'snas']
 >>> STRATEGIES.build("darts(order=2, lr=6e-4)")
 Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 >>> STRATEGIES.options("random")

@@ -334,8 +334,9 @@ class Strategy(ABC, Generic[S]):
     def descends(self, state: S) -> bool:
         """Return whether alpha follows a gradient in the present epoch.
 
-        If so, `gradients` and `move` are called once a step. On a GPU these two and `edge_weights`
-        are then recorded as CUDA graphs (`training.graphs`): Python runs them a few times and never
+        If so, `gradients` and `move` are called once a step, but in the warm-up. On a GPU these two
+        and `edge_weights` are then recorded as CUDA graphs (`training.graphs`; `gradients` not, if
+        it `exchanges` with other processes): Python runs them a few times and never
         again, so they may depend on nothing that changes but tensors that change in place. What
         else they need, `prepare` puts into such tensors.
         """

@@ -7,19 +7,21 @@ computes into functions, and runs these through a `Recorder`:
     call 1, 2    the function runs as it is, and libraries choose their kernels
     call 3       it is recorded, which computes nothing, and the recording is replayed
     call 4, ...  its inputs are copied to where the recording reads them, and it is replayed
+    once more    as it is, in the first call after the first `begin_epoch` since call 3
 
 A graph is a list of kernels with fixed arguments: addresses of memory, and numbers. Hence the rules
 for a function, and for whoever calls it:
 
 Inputs. The recording reads copies of its own, made at call 3; each replay first copies the new
-inputs there. An input that at call 3 is the output of another recording will lie at that address
-each time, and is read where it lies.
+inputs there. An input that at call 3 is the output of another recording is read where it lies, and
+copied there should another tensor be handed in its place.
 
-Outputs. Calls 1 and 2 return new tensors. Each recording has tensors of its own for what the
-function returns, allocated at call 2, outside of the graphs' memory; its last kernels copy the
-results there, and call 3 and all later ones return these same tensors. Their values hold until the
-recording is replayed again. Everything in between lies in one memory pool that all recordings share, and is
-overwritten by the next replay of any of them, in whatever order these come.
+Outputs. A function that runs as it is returns new tensors. Each recording has tensors of its own for
+what the function returns, allocated at call 2, outside of the graphs' memory; its last kernels copy
+the results there, and every replay returns these same tensors. Their values hold until the
+recording is replayed again, or whoever was handed them writes to them. Everything in between lies in
+one memory pool that all recordings share, and is overwritten by the next replay of any of them, in
+whatever order these come.
 
 Random numbers. A graph advances the generators that it draws from at each replay; PyTorch has to
 know which ones these are (`Recorder.generators`).
