@@ -76,6 +76,11 @@ class TestSampler:
         assert min(found) < 1e-4
 
     @pytest.mark.parametrize("separable", [False, True])
+    def test_the_first_generation_is_drawn_with_standard_deviation_1(self, separable: bool) -> None:
+        individuals = Sampler(50, 400, 1, separable).ask()
+        assert abs(individuals.std() - 1) < 0.02  # four standard errors of 20,000 draws
+
+    @pytest.mark.parametrize("separable", [False, True])
     def test_covariance_takes_the_shape_of_the_function(self, separable: bool) -> None:
         sampler = after(150, ellipsoid, Sampler(6, 12, 1, separable))
         # Axes of 1 to 1e4 in the function are of 1 to 1e-2 in the distribution.

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch import Tensor
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalization, Split
 from darts_bio.data.files import ImageFiles
-from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader
+from darts_bio.data.loader import Damaged, OrderedLoader, SeededLoader, _start_worker
 from darts_bio.data.sources import open_source
 from darts_bio.data.streams import ImageStream
 from darts_bio.errors import InputError
@@ -814,6 +815,26 @@ class TestStreams:
         assert no_children()
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_a_reading_that_fails_is_begun_anew(
+        self, shards: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = self.stream(shards)
+        first = expected.batch(0)[0]
+        expected.close()
+        data = self.stream(shards)
+        whole = data._batches_from
+
+        def failing(t: int) -> Iterator[tuple[Tensor, Tensor]]:
+            raise InputError("the disk is gone")
+            yield
+
+        monkeypatch.setattr(data, "_batches_from", failing)
+        with pytest.raises(InputError, match="the disk is gone"):
+            data.batch(0)
+        monkeypatch.setattr(data, "_batches_from", whole)
+        assert torch.equal(data.batch(0)[0], first)
+        data.close()
+
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
@@ -842,3 +863,25 @@ class TestStreams:
         with pytest.raises(InputError, match=expected):
             self.stream(shards, **options).batch(0)
         assert no_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers just ignore the signals")
+def test_a_worker_ends_at_its_parent_s_request_and_at_no_one_else_s() -> None:
+    """A SIGTERM to a whole job is left to the main process; DataLoader's own ends the worker."""
+
+    def work(started: Any) -> None:
+        _start_worker(0)
+        os.kill(os.getpid(), signal.SIGTERM)  # not from the parent
+        time.sleep(0.3)
+        started.set()
+        time.sleep(60)
+        os._exit(7)
+
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    worker = context.Process(target=work, args=(started,))
+    worker.start()
+    assert started.wait(30)
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0

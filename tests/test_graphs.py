@@ -123,6 +123,13 @@ class TestOnTapes:
         assert_equal_after(tasks)
         assert set(tasks[0].run.recorded) >= {"_from_draws", "_weight_gradients", "_update"}
 
+    def test_a_second_order_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In one process it is recorded too, though it would exchange with others."""
+        options = {"strategy": "darts(order=2)", "regularizers": ("warmup(epochs=0)",), "epochs": 3}
+        tasks = pair(monkeypatch, lambda: search(**options))
+        assert_equal_after(tasks)
+        assert "_alpha_gradients" in tasks[0].run.recorded
+
     @pytest.mark.parametrize(
         "options",
         [

@@ -200,8 +200,8 @@ def _table(
         for e, (_, source) in enumerate(space.edges):
             stride = space.stride(cell_type, source)
             for i, candidate in enumerate(table.rows[cell_type][e]):
-                if candidate is None:
-                    continue
+                if candidate is None:  # padding, which stands at the end
+                    break
                 place = Place(candidate, channels, stride, before if stride > 1 else size)
                 if place not in known:
                     known[place] = cost(place)

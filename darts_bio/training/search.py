@@ -417,7 +417,7 @@ class Search:
                     )
                     correct = logits.argmax(2) == labels  # (P, N)
                     losses_and_correct[0, mine] += losses.double().sum(1).cpu()
-                    losses_and_correct[1, mine] += correct.double().sum(1).cpu()
+                    losses_and_correct[1, mine] += correct.sum(1).cpu()
         mean_losses, accuracies = summed(losses_and_correct) / images
         return mean_losses + self._penalty(edge_weights).double().cpu(), accuracies
 
@@ -517,7 +517,7 @@ class _Lookout:
 
         def loss(weights: Sequence[Tensor]) -> Tensor:
             logits = supernet(x, dict(zip(edge_weights, weights, strict=True)))
-            return F.cross_entropy(logits.float(), labels)
+            return F.cross_entropy(logits, labels)
 
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
             return mean_of_all(loss, list(edge_weights.values()))
