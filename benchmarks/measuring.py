@@ -12,15 +12,18 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData
 from darts_bio.errors import InputError
 from darts_bio.runtime import hardware, select_device
+from darts_bio.training.search import Search
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -80,6 +83,34 @@ def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int =
         last.record()
     torch.cuda.synchronize(device)
     return max(statistics.median(first.elapsed_time(last) / 1000 for first, last in marks), 1e-9)
+
+
+def noise(count: int, size: int) -> ImageData:
+    """That many images (3, size, size) of noise, of ten classes, to train, validate and test on."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, size, size), generator=draw, dtype=torch.uint8)
+    split = Split(images, torch.arange(count) % 10)
+    return ImageData(split, split, tuple("0123456789"))
+
+
+def seconds_a_step(
+    searches: Mapping[str, Search], steps: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of so many steps of each search, by its name; they take turns.
+
+    Steps before are left out: the first one allocates; on a GPU the third is recorded.
+    """
+    now, seconds = stopwatch(device), {name: [] for name in searches}
+    before = 1 if device.type == "cpu" else 3
+    for turn in range(steps + before):
+        for name, search in searches.items():
+            if turn == 0:
+                search.begin_epoch(0)
+            start = now()
+            search.step(turn)
+            if turn >= before:
+                seconds[name].append(now() - start)
+    return seconds
 
 
 def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:

@@ -17,12 +17,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-from measuring import kept_bytes, run, stopwatch, timing_device, write_timings
+from measuring import (
+    kept_bytes,
+    noise,
+    run,
+    seconds_a_step,
+    stopwatch,
+    timing_device,
+    write_timings,
+)
 
 from darts_bio.config import SearchConfig
-from darts_bio.data.batches import Split
-from darts_bio.data.datasets import ImageData
 from darts_bio.training.search import Search
 
 STRATEGIES = (
@@ -54,11 +59,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     sizes = parser.parse_args()
     device = timing_device(sizes.device)
-    draw = torch.Generator().manual_seed(0)
-    shape = (4 * sizes.batch_size, 3, sizes.image_size, sizes.image_size)
-    images = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
-    split = Split(images, torch.arange(len(images)) % 10)
-    data = ImageData(split, split, tuple("0123456789"))
+    data = noise(4 * sizes.batch_size, sizes.image_size)
     common: dict[str, Any] = {
         name: getattr(sizes, name) for name in ("channels", "layers", "batch_size", "space", "amp")
     }
@@ -68,18 +69,7 @@ def main() -> None:
         "regularizers": ("warmup(epochs=0)",),
     }
     searches = {s: Search(SearchConfig(strategy=s, **common), data, device) for s in STRATEGIES}
-    now, seconds = stopwatch(device), {s: [] for s in STRATEGIES}
-    before = (
-        1 if device.type == "cpu" else 3
-    )  # the first one allocates; on a GPU the third is recorded
-    for turn in range(sizes.steps + before):
-        for strategy, search in searches.items():
-            if turn == 0:
-                search.begin_epoch(0)
-            start = now()
-            search.step(turn)
-            if turn >= before:
-                seconds[strategy].append(now() - start)
+    seconds, now = seconds_a_step(searches, sizes.steps, device), stopwatch(device)
     found: dict[str, Any] = {}
     print(
         "| strategy | s a step (median) | relative to darts (least to most) | activations kept, MB "

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from darts_bio.rules import RULES, RuleConv2d, RuleLayer, RuleLinear, draw_feedback
-from darts_bio.rules.functional import FeedbackConvolution, FeedbackLinear, FeedbackProducts
+from darts_bio.rules.forward_mode import convolve, multiply, project
 from darts_bio.rules.layers import RuleConv1d, RuleConvTranspose2d
-from darts_bio.rules.shared_feedback import CastTogether
+from darts_bio.rules.shared_feedback import CastMoving
 from darts_bio.rules.tangents import forward_mode, tangents
 
 SENDING = tuple(name for name in RULES if not (RULES.build(name).local or RULES.build(name).direct))
@@ -60,10 +60,14 @@ def test_a_layer_s_forward_mode_pass_is_the_transpose_of_its_backward_pass(
     leaves = [torch.randn(shape, requires_grad=True), layer.weight, layer.bias]
     moves = [torch.randn_like(leaf) for leaf in leaves]
     with tangents(leaves, moves):
-        y_moves = forward_ad.unpack_dual(layer(leaves[0])).tangent
+        y = layer(leaves[0])
+        y_moves = forward_ad.unpack_dual(y).tangent
     dy = torch.randn_like(y_moves)
     gradients = torch.autograd.grad(layer(leaves[0]), leaves, dy)
     assert inner([dy], [y_moves]) == pytest.approx(inner(gradients, moves), rel=1e-12)
+    # The backward pass of what was computed with directions is the ordinary one.
+    for one, other in zip(torch.autograd.grad(y, leaves, dy), gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -74,10 +78,10 @@ def test_stacked_convolutions_likewise(copies: int) -> None:
     geometry = ((1, 1), (1, 1), (1, 1), 6, copies, None)
     moves = [torch.randn_like(x), torch.randn_like(weight)]
     with tangents([x, weight], moves):
-        y = FeedbackConvolution.apply(x, weight, None, kernel, *geometry)
+        y = convolve(x, weight, None, kernel, *geometry)
         y_moves = forward_ad.unpack_dual(y).tangent
     dy = torch.randn_like(y_moves)
-    y = FeedbackConvolution.apply(x, weight, None, kernel, *geometry)
+    y = convolve(x, weight, None, kernel, *geometry)
     gradients = torch.autograd.grad(y, [x, weight], dy)
     assert inner([dy], [y_moves]) == pytest.approx(inner(gradients, moves), rel=1e-12)
 
@@ -95,7 +99,7 @@ def test_joined_products_likewise_whatever_moves(still: tuple[int, ...]) -> None
     kernels = [torch.randn(10, 3, 1, 1), torch.randn(5, 3, 1, 1), None]
 
     def run() -> Tensor:
-        return FeedbackProducts.apply((2, 4, 4), (2, 1, 2), *inputs, *weights, None, *kernels)
+        return multiply((2, 4, 4), (2, 1, 2), *inputs, *weights, None, *kernels)
 
     leaves = [*inputs, *weights]
     moving = [leaf for number, leaf in enumerate(leaves) if number not in still]
@@ -135,7 +139,7 @@ class Plain(torch.autograd.Function):
 
 def ours(x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
     geometry = ((1, 1), (1, 1), (1, 1), 1, 1, None)
-    return FeedbackConvolution.apply(x, weight, None, kernel, *geometry)
+    return convolve(x, weight, None, kernel, *geometry)
 
 
 class TestKernelGradient:
@@ -179,7 +183,7 @@ class TestKernelGradient:
         kernel.requires_grad_()
         v, x, e = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5, 2)
         with tangents([first], [v]):
-            y = FeedbackLinear.apply((x @ first.t()).tanh(), second, None, kernel)
+            y = project((x @ first.t()).tanh(), second, None, kernel)
         (by_sweep, of_weight) = torch.autograd.grad(y, [kernel, second], e)
         hidden = (x @ first.t()).tanh()
         q = (1 - hidden.square()) * (x @ v.t())
@@ -205,7 +209,7 @@ def test_directions_are_cast_as_values_are() -> None:
     tensors = [torch.randn(2, 3), torch.randn(4)]
     moves = [torch.randn(2, 3), torch.randn(4)]
     with tangents(tensors, moves):
-        cast = CastTogether.apply(torch.float32, *tensors)
+        cast = CastMoving.apply(torch.float32, *tensors)
         directions = [forward_ad.unpack_dual(value).tangent for value in cast]
     for direction, move in zip(directions, moves, strict=True):
         assert torch.equal(direction, move.float())
@@ -228,16 +232,3 @@ def test_directions_end_with_the_context_also_after_an_error() -> None:
     assert torch.equal(weight, before)
     with tangents([], []):
         assert forward_ad.unpack_dual(weight).tangent is None
-
-
-def test_forward_mode_that_was_opened_elsewhere_names_what_to_use() -> None:
-    layer = RuleConv2d(3, 2, 3, rule=RULES.build("fa"))
-    x = torch.randn(1, 3, 5, 5, requires_grad=True)
-    with tangents([], []):
-        pass  # loads PyTorch's decompositions, which warn
-    layer_of = RuleLinear(3, 2, rule=RULES.build("fa"))
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(torch.randn(1, 3, requires_grad=True), torch.randn(1, 3))
-        with pytest.raises(RuntimeError, match="darts_bio.rules.tangents"):
-            layer_of(dual)
-    assert layer(x).shape == (1, 2, 3, 3)

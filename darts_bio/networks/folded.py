@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.rules.functional import first_derivative_only, learns, matrices, rows
+from darts_bio.rules.functional import first_derivative_only, matrices, rows
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +85,6 @@ class FoldedMixture(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         u, weight, kernel, gains, ctx.outputs, ctx.eps = inputs
-        ctx.directions = None  # no forward-mode pass comes here: `stacking.FoldedNorm`
         _, z_mean, variance, mean, covariance = output
         ctx.mark_non_differentiable(z_mean, variance, mean, covariance)
         ctx.save_for_backward(u, weight, kernel, gains, variance, mean, covariance)
@@ -115,7 +114,7 @@ class FoldedMixture(torch.autograd.Function):
         bend_mc1 = (inverse_mc.square() * s_mc).unsqueeze(2)  # i^2 s: what the variance answers for
 
         d_weight = None
-        if learns(ctx, 1, 2):
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             through_variance_mci = bend_mc1 * torch.bmm(weight_mci, cov_mii)
             d_weight = (scale_mc1 * (cross_mci - through_variance_mci)).reshape(weight.shape)
 

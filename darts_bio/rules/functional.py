@@ -23,8 +23,6 @@ that fits is taken:
                                                      (`rules.convolution.wide_depthwise`)
     layer      a compiler or torch.func runs it, or  `FeedbackConvolution`: what PyTorch's node has
                hooks take saved tensors              saved is out of reach
-    layer      a forward-mode pass                   `FeedbackConvolution`: PyTorch's node would
-                                                     send directions through W (`rules.tangents`)
     layer      PyTorch lacks the hook                `FeedbackConvolution`: likewise
     layer      any other                             `through_kernel`: PyTorch's own node reads B
                                                      where it had saved W, by a small hook
@@ -43,7 +41,8 @@ side by side. "layer" is every other layer: those of discrete networks and of `c
 supernet the stem, the cells' inputs, the classifier, and candidates that cannot be stacked. Stacked
 layers go these ways under all rules, bp as well: local rules replace the weight's gradient
 afterwards (`rules.side_by_side`), direct ones are `shared_feedback.ExactWithin` and
-`rules.stacked.StackedDirect`. In all of them a strided pointwise convolution is handed the pixels
+`rules.stacked.StackedDirect`. In a forward-mode pass (`rules.tangents`) all layers with weights, bp
+as well, take the Functions of `rules.forward_mode`. In all of them a strided pointwise convolution is handed the pixels
 that it reads (`rules.pointwise`).
 """
 
@@ -123,44 +122,6 @@ def repeat_channels(x: Tensor, copies: int) -> Tensor:
     return repeated.flatten(3).permute(0, 3, 1, 2)  # copies, C -> copies * C
 
 
-def learns(ctx: Any, weight: int, kernel: int) -> bool:
-    """Tell whether the weight's gradient is wanted.
-
-    It may be for the weight or for a kernel that is learned with it: the arguments of a Function
-    with these numbers. In a forward-mode pass a kernel's gradient is another one.
-    """
-    ordinary = ctx.directions is None
-    return ctx.needs_input_grad[weight] or (ordinary and ctx.needs_input_grad[kernel])
-
-
-class _Directions:
-    """What a Function keeps in a forward-mode pass (`rules.tangents`).
-
-    Attributes:
-        values: What the directions are worked out from, until they are.
-        of_inputs: The directions of the inputs, None for one that does not move.
-    """
-
-    def __init__(self, *values: Any) -> None:
-        self.values: tuple[Any, ...] = values
-        self.of_inputs: tuple[Tensor | None, ...] = ()
-
-    def take(self, *of_inputs: Tensor | None) -> tuple[Any, ...]:
-        """Keep the inputs' directions for the backward pass, and hand out what was kept."""
-        self.of_inputs = tuple(None if q is None else q.detach() for q in of_inputs)
-        values, self.values = self.values, ()
-        return values
-
-
-def _directions(ctx: Any) -> _Directions:
-    """Return what a Function's `jvp` works with."""
-    if ctx.directions is None:
-        raise RuntimeError(
-            "forward mode under a learning rule: open it by darts_bio.rules.tangents"
-        )
-    return ctx.directions
-
-
 class FeedbackConvolution(torch.autograd.Function):
     """A convolution, the error of whose input goes through `kernel`.
 
@@ -168,8 +129,7 @@ class FeedbackConvolution(torch.autograd.Function):
     `output_padding`, the convolution is a transposed one and they are (C, C'/groups, *window). With
     `copies` > 1 x is repeated along its channels, (N, copies * C, *spatial), and kept only once.
 
-    A kernel that is learned receives the weight's gradient; in a forward-mode pass any kernel
-    receives the derivative that `rules.tangents` tells of.
+    A kernel that is learned receives the weight's gradient.
     """
 
     @staticmethod
@@ -193,25 +153,18 @@ class FeedbackConvolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        FeedbackConvolution.remember(ctx, inputs, learned=ctx.needs_input_grad[3])
+
+    @staticmethod
+    def remember(ctx: Any, inputs: tuple[Any, ...], learned: bool) -> None:
+        """Keep what the backward pass needs; `learned` says whether the kernel learns in it."""
         x, _, bias, kernel, *ctx.geometry = inputs
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.directions = _Directions(x, kernel) if forward_mode() else None
+        ctx.learned, ctx.learns = learned, learned or ctx.needs_input_grad[1]
         # The values of x serve the weight's gradient alone; without it, only its shape and layout
         # in memory are needed.
         ctx.shape, ctx.strides = x.shape, x.stride()
-        ctx.save_for_backward(x if learns(ctx, 1, 3) else None, kernel)
-
-    @staticmethod
-    @torch.no_grad()
-    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
-        x, kernel = _directions(ctx).take(q)
-        convolve = FeedbackConvolution.forward
-        moves = []
-        if v is not None:
-            moves.append(convolve(x, v, v_bias, kernel, *ctx.geometry))
-        if q is not None:
-            moves.append(convolve(q, kernel, None, kernel, *ctx.geometry))
-        return moves[0] if len(moves) == 1 else moves[0].add_(moves[1])
+        ctx.save_for_backward(x if ctx.learns else None, kernel)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,28 +178,18 @@ class FeedbackConvolution(torch.autograd.Function):
             x = dy.new_empty(n, h, w, copies * c).permute(0, 3, 1, 2)
         else:
             x = dy.new_empty_strided(ctx.shape, ctx.strides)
-        wanted = (ctx.needs_input_grad[0], learns(ctx, 1, 3), ctx.needs_input_grad[2])
+        wanted = (ctx.needs_input_grad[0], ctx.learns, ctx.needs_input_grad[2])
         geometry = (stride, padding, dilation, groups)
         dx, dw, db = convolution_gradients(
             dy, x, kernel, ctx.bias_sizes, *geometry, wanted, output_padding
         )
-        of_kernel = dw
-        if ctx.directions is not None:
-            of_kernel = None
-            (q,) = ctx.directions.of_inputs or (None,)
-            if ctx.needs_input_grad[3] and q is not None:
-                q = repeat_channels(q, copies) if copies > 1 else q
-                only_w = (False, True, False)
-                _, of_kernel, _ = convolution_gradients(
-                    dy, q, kernel, None, *geometry, only_w, output_padding
-                )
         if dx is not None and copies > 1:
             dx = dx.permute(0, 2, 3, 1).unflatten(3, (copies, -1)).sum(3).permute(0, 3, 1, 2)
         return (
             dx,
             dw if ctx.needs_input_grad[1] else None,
             db,
-            of_kernel if ctx.needs_input_grad[3] else None,
+            dw if ctx.learned else None,
             *[None] * 6,
         )
 
@@ -259,8 +202,8 @@ class FeedbackProducts(torch.autograd.Function):
     is written itself, M_g times. All inputs have as many pixels; `size` is the (N, H, W) of the
     output (N, sum of M_g*O, H, W).
 
-    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1. Kernels
-    receive what those of `FeedbackConvolution` do.
+    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1. A kernel
+    that is learned receives the weight's gradient.
     """
 
     @staticmethod
@@ -268,55 +211,43 @@ class FeedbackProducts(torch.autograd.Function):
         size: tuple[int, int, int], members: tuple[int, ...], *tensors: Tensor | None
     ) -> Tensor:
         """`tensors` are the groups' inputs, then their weights, then their kernels."""
-        inputs, weights, _ = _thirds(tensors)
+        inputs, weights, _ = thirds(tensors)
         channels = _written_channels(inputs, weights, members)
         n, h, w = size
         y = inputs[0].new_empty(n, h, w, sum(channels))
-        for x, weight, m, target in zip(inputs, weights, members, _split(y, channels), strict=True):
+        for x, weight, m, target in zip(
+            inputs, weights, members, split_channels(y, channels), strict=True
+        ):
             if weight is None:
-                _by_member(target, m).copy_(rows(x, 1))
+                pixels_by_member(target, m).copy_(rows(x, 1))
             else:
-                _write_products(target, x, matrices(weight, m).transpose(1, 2))
+                write_products(target, x, matrices(weight, m).transpose(1, 2))
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.size, ctx.members, *tensors = inputs
-        xs, weights, kernels = _thirds(tensors)
-        k = len(ctx.members)
-        ctx.channels = _written_channels(xs, weights, ctx.members)
-        ctx.shapes = [x.shape for x in xs]
-        ctx.directions = _Directions(*inputs[2:]) if forward_mode() else None
-        # The values of x serve the weight's gradient alone.
-        learning = [learns(ctx, 2 + k + g, 2 + 2 * k + g) for g in range(k)]
-        kept = [x if learned else None for x, learned in zip(xs, learning, strict=True)]
-        ctx.save_for_backward(*kept, *kernels)
+        FeedbackProducts.remember(ctx, inputs, thirds(ctx.needs_input_grad[2:])[2])
 
     @staticmethod
-    @torch.no_grad()
-    def jvp(ctx: Any, size: None, members: None, *moves: Tensor | None) -> Tensor:
-        qs, vs, _ = _thirds(moves)
-        xs, _, kernels = _thirds(_directions(ctx).take(*qs))
-        y = xs[0].new_zeros(*ctx.size, sum(ctx.channels))
-        terms = zip(xs, qs, vs, kernels, ctx.members, _split(y, ctx.channels), strict=True)
-        for x, q, v, kernel, m, target in terms:
-            if kernel is None:
-                if q is not None:
-                    _by_member(target, m).copy_(rows(q, 1))
-                continue
-            if v is not None:
-                _write_products(target, x, matrices(v, m).mT)
-            if q is not None:
-                target_mpo = _by_member(target, m)
-                torch.baddbmm(target_mpo, rows(q, m), matrices(kernel, m).mT, out=target_mpo)
-        return y.permute(0, 3, 1, 2)
+    def remember(ctx: Any, inputs: tuple[Any, ...], learned: Sequence[bool]) -> None:
+        """Keep what the backward pass needs; `learned` says which kernels learn in it."""
+        ctx.size, ctx.members, *tensors = inputs
+        xs, weights, kernels = thirds(tensors)
+        ctx.channels = _written_channels(xs, weights, ctx.members)
+        ctx.shapes = [x.shape for x in xs]
+        ctx.learned = learned
+        # The values of x serve the weight's gradient alone.
+        wants_w = thirds(ctx.needs_input_grad[2:])[1]
+        learns = [w or kernel for w, kernel in zip(wants_w, learned, strict=True)]
+        kept = [x if learning else None for x, learning in zip(xs, learns, strict=True)]
+        ctx.save_for_backward(*kept, *kernels)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         k = len(ctx.members)
         inputs, kernels = ctx.saved_tensors[:k], ctx.saved_tensors[k:]
-        wants_x, wants_w, wants_kernel = _thirds(ctx.needs_input_grad[2:])
+        wants_x, wants_w, _ = thirds(ctx.needs_input_grad[2:])
         # (N, sum of M*O, H, W) -> (P, M*O) for each group
         errors = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1]).split(ctx.channels, dim=1)
         of_x: list[Tensor | None] = [None] * k
@@ -326,33 +257,22 @@ class FeedbackProducts(torch.autograd.Function):
                 n, c, h, w = ctx.shapes[g]
                 dx = dy.new_empty(n * h * w, c)
                 if kernel is None:
-                    torch.sum(_by_member(error, m), 0, out=dx)
+                    torch.sum(pixels_by_member(error, m), 0, out=dx)
                 else:
-                    torch.bmm(_by_member(error, m), matrices(kernel, m), out=_by_member(dx, m))
+                    torch.bmm(
+                        pixels_by_member(error, m), matrices(kernel, m), out=pixels_by_member(dx, m)
+                    )
                 of_x[g] = dx.view(n, h, w, c).permute(0, 3, 1, 2)
             if inputs[g] is not None:
-                dw = torch.bmm(_by_member(error, m).transpose(1, 2), rows(inputs[g], m))
+                dw = torch.bmm(pixels_by_member(error, m).transpose(1, 2), rows(inputs[g], m))
                 of_w[g] = dw.reshape(kernel.shape)
-        of_kernel = [dw if wanted else None for dw, wanted in zip(of_w, wants_kernel, strict=True)]
-        if ctx.directions is not None:
-            of_kernel = [
-                torch.bmm(_by_member(error, m).mT, rows(q, m)).reshape(kernel.shape)
-                if wanted and q is not None
-                else None
-                for error, q, kernel, m, wanted in zip(
-                    errors,
-                    ctx.directions.of_inputs,
-                    kernels,
-                    ctx.members,
-                    wants_kernel,
-                    strict=True,
-                )
-            ]
         of_weight = [dw if wanted else None for dw, wanted in zip(of_w, wants_w, strict=True)]
+        of_kernel = [dw if wanted else None for dw, wanted in zip(of_w, ctx.learned, strict=True)]
         return None, None, *of_x, *of_weight, *of_kernel
 
 
-def _thirds(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+def thirds(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Divide what belongs to inputs, weights and kernels of k groups: values hold 3 * k."""
     k = len(values) // 3
     return values[:k], values[k : 2 * k], values[2 * k :]
 
@@ -374,33 +294,33 @@ def matrices(weight: Tensor, members: int) -> Tensor:
 
 def rows(x: Tensor, members: int) -> Tensor:
     """Return (N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
-    return _by_member(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), members)
+    return pixels_by_member(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), members)
 
 
-def _split(y_nhwc: Tensor, channels: Sequence[int]) -> tuple[Tensor, ...]:
+def split_channels(y_nhwc: Tensor, channels: Sequence[int]) -> tuple[Tensor, ...]:
     """View (N, H, W, sum of all C) as a (P, C) for each group."""
     return y_nhwc.view(-1, y_nhwc.shape[3]).split(list(channels), dim=1)
 
 
-def _by_member(pixels: Tensor, members: int) -> Tensor:
+def pixels_by_member(pixels: Tensor, members: int) -> Tensor:
     """View (P, M*C) as (M, P, C)."""
     return pixels.unflatten(1, (members, -1)).transpose(0, 1)
 
 
-def _write_products(target: Tensor, x: Tensor, matrices: Tensor) -> None:
+def write_products(target: Tensor, x: Tensor, matrices: Tensor) -> None:
     """Write each member's pixels times its matrix: x (N, M*I, H, W), (M, I, O) to target (P, M*O).
 
     In place, and in any row length of what the target lies in: no copy is needed to reorder.
     """
     m = len(matrices)
-    torch.bmm(rows(x, m), matrices, out=_by_member(target, m))
+    torch.bmm(rows(x, m), matrices, out=pixels_by_member(target, m))
 
 
 def products(x: Tensor, matrices: Tensor) -> Tensor:
     """Multiply each member's pixels by its matrix: (N, M*I, H, W), (M, I, O) -> (N, M*O, H, W)."""
     (n, _, h, w), (m, _, o) = x.shape, matrices.shape
     y = x.new_empty(n, h, w, m * o)
-    _write_products(y.view(-1, m * o), x, matrices)
+    write_products(y.view(-1, m * o), x, matrices)
     return y.permute(0, 3, 1, 2)
 
 
@@ -408,7 +328,7 @@ def pointwise_products(
     size: tuple[int, int, int], members: Sequence[int], *tensors: Tensor | None
 ) -> Tensor:
     """Compute what `FeedbackProducts` does, in operations that torch.vmap knows."""
-    inputs, weights, _ = _thirds(tensors)
+    inputs, weights, _ = thirds(tensors)
     written = []
     for x, weight, m in zip(inputs, weights, members, strict=True):
         if weight is None:
@@ -432,16 +352,7 @@ class FeedbackLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, _, kernel = inputs
-        ctx.directions = _Directions(x, kernel) if forward_mode() else None
         ctx.save_for_backward(x, kernel)
-
-    @staticmethod
-    @torch.no_grad()
-    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
-        x, kernel = _directions(ctx).take(q)
-        moves = [None if v is None else F.linear(x, v, v_bias)]
-        moves.append(None if q is None else F.linear(q, kernel))
-        return sum(move for move in moves if move is not None)  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -450,13 +361,9 @@ class FeedbackLinear(torch.autograd.Function):
         wants_x, wants_w, wants_b, wants_kernel = ctx.needs_input_grad
         errors_po = dy.reshape(-1, dy.shape[-1])
         dx = dy @ kernel if wants_x else None
-        dw = errors_po.t() @ x.reshape(-1, x.shape[-1]) if learns(ctx, 1, 3) else None
+        dw = errors_po.t() @ x.reshape(-1, x.shape[-1]) if wants_w or wants_kernel else None
         db = errors_po.sum(0) if wants_b else None
-        of_kernel = dw
-        if ctx.directions is not None:
-            (q,) = ctx.directions.of_inputs or (None,)
-            of_kernel = None if q is None else errors_po.t() @ q.reshape(-1, q.shape[-1])
-        return dx, dw if wants_w else None, db, of_kernel if wants_kernel else None
+        return dx, dw if wants_w else None, db, dw if wants_kernel else None
 
 
 class LocalUpdate(torch.autograd.Function):
@@ -498,7 +405,13 @@ class LocalUpdate(torch.autograd.Function):
         return dx, dw, db, None, None, None
 
 
-for _function in (FeedbackConvolution, FeedbackLinear, FeedbackProducts, LocalUpdate):
-    # PyTorch asks for this signature at each call; Python would work it out anew each time, for a
-    # third of a small layer's forward time.
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
+def with_signature(*functions: type[torch.autograd.Function]) -> None:
+    """Give each function's `forward` the signature that PyTorch asks for at each call.
+
+    Python would work it out anew each time, for a third of a small layer's forward time.
+    """
+    for function in functions:
+        function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+
+
+with_signature(FeedbackConvolution, FeedbackLinear, FeedbackProducts, LocalUpdate)

@@ -24,9 +24,8 @@ from darts_bio.errors import InputError
 from darts_bio.rules.base import InitialLaw, LearningRule, Operator
 from darts_bio.rules.carriers import PREFIX, DirectCarrier
 from darts_bio.rules.convolution import wide_depthwise
+from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import (
-    FeedbackConvolution,
-    FeedbackLinear,
     LocalUpdate,
     keeps_saved_tensors,
     through_kernel,
@@ -104,10 +103,13 @@ class RuleLayer(DirectCarrier):
         # Feedback that is learned learns in the lowest layer too, unless it is frozen with the
         # weights.
         learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)
-        asked = x.requires_grad or learns or forward_mode()
+        moving = forward_mode()
+        asked = x.requires_grad or learns or moving
         kernel = self.transport(self.weight) if asked else self.weight
         if kernel is self.weight:
-            return self.plain.forward(self, x)
+            if not moving:
+                return self.plain.forward(self, x)
+            kernel = kernel.detach()  # as a kernel it gets no gradient
         assert kernel is not None  # only local rules send nothing
         return self.pass_through(x, kernel)
 
@@ -203,7 +205,7 @@ class RuleConvolution(RuleLayer):
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
         geometry = (stride, padding, self.dilation, self.groups)
         output_padding = self.output_padding if self.transposed else None
-        return FeedbackConvolution.apply(x, weight, bias, kernel, *geometry, 1, output_padding)
+        return convolve(x, weight, bias, kernel, *geometry, 1, output_padding)
 
 
 class RuleConv1d(RuleConvolution, nn.Conv1d):
@@ -283,7 +285,7 @@ class RuleLinear(RuleLayer, nn.Linear):
         return x, Product()
 
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        return FeedbackLinear.apply(*in_autocast_dtype(x, self.weight, self.bias, kernel))
+        return project(*in_autocast_dtype(x, self.weight, self.bias, kernel))
 
 
 RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {

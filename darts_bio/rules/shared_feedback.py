@@ -32,6 +32,7 @@ from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.layers import autocast_dtype
 from darts_bio.rules.side_by_side import LentWeights, LocalUpdates
 from darts_bio.rules.stacked import StackedConv2d, member_shape
+from darts_bio.rules.tangents import forward_mode
 
 
 class FlatFeedback(RuleCarrier):
@@ -185,11 +186,7 @@ class CastTogether(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.target, ctx.dtype = inputs[0], inputs[1].dtype
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *directions: Tensor) -> tuple[Tensor, ...]:
-        return CastTogether.forward(ctx.target, *directions)
+        ctx.dtype = inputs[1].dtype
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -197,6 +194,19 @@ class CastTogether(torch.autograd.Function):
         pieces = flat.split([gradient.numel() for gradient in gradients])
         views = [piece.view_as(old) for old, piece in zip(gradients, pieces, strict=True)]
         return None, *views
+
+
+class CastMoving(CastTogether):
+    """`CastTogether` in a forward-mode pass: directions are cast as values are."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        CastTogether.setup_context(ctx, inputs, output)
+        ctx.target = inputs[0]
+
+    @staticmethod
+    def jvp(ctx: Any, dtype: None, *directions: Tensor) -> tuple[Tensor, ...]:
+        return CastTogether.forward(ctx.target, *directions)
 
 
 class SharedFeedback(nn.Module):
@@ -258,7 +268,8 @@ class SharedFeedback(nn.Module):
         if not casting or dtype is None:
             return
         if torch.is_grad_enabled():
-            lent = CastTogether.apply(dtype, *(layer.lent()[0] for layer in casting))
+            cast_together = CastMoving if forward_mode() else CastTogether
+            lent = cast_together.apply(dtype, *(layer.lent()[0] for layer in casting))
             for layer, weight in zip(casting, lent, strict=True):
                 layer.lent_weight = weight
         sizes = [layer.weight.numel() for layer in self.layers]

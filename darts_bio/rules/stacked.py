@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.carriers import DirectCarrier
 from darts_bio.rules.dfa import DirectInput, OutputError, direct_law, uncompiled
-from darts_bio.rules.functional import FeedbackConvolution, FeedbackProducts, pointwise_products
+from darts_bio.rules.forward_mode import convolve, multiply
+from darts_bio.rules.functional import FeedbackConvolution, pointwise_products
 from darts_bio.rules.layers import RuleConv2d, in_autocast_dtype
 from darts_bio.rules.pointwise import multiplies_pixels, reads_single_pixels, sampled
 from darts_bio.rules.side_by_side import Noted
@@ -96,10 +97,8 @@ class StackedConv2d(nn.Module):
         else:
             groups, copies = m * self.member_groups, m if self.shared else 1
         # Where there is no error to send, plain operations, which torch.vmap can batch.
-        convolve = (
-            FeedbackConvolution.apply if torch.is_grad_enabled() else FeedbackConvolution.forward
-        )
-        return convolve(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
+        run = convolve if torch.is_grad_enabled() else FeedbackConvolution.forward
+        return run(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def lent(self) -> tuple[Tensor, Tensor]:
         """Return the weight, as its gradient is to be found, and the kernel for the error."""
@@ -155,8 +154,8 @@ def joined_products(
             convolution.note(*cast("tuple[Tensor, Tensor]", tensors[-1][:2]))
     by_kind = [tensor for third in zip(*tensors, strict=True) for tensor in third]
     # Where there is no error to send, plain operations, which torch.vmap can batch.
-    multiply = FeedbackProducts.apply if torch.is_grad_enabled() else pointwise_products
-    return multiply(size, tuple(members), *by_kind)
+    run = multiply if torch.is_grad_enabled() else pointwise_products
+    return run(size, tuple(members), *by_kind)
 
 
 class StackedDirect(DirectCarrier):

@@ -1,0 +1,168 @@
+"""The Functions of `rules.functional` in forward-mode passes (`rules.tangents`).
+
+They are classes of their own, since compilers take no Function that has a `jvp`. A kernel's gradient
+is another one in them: not what it learns by, but d<v, g>/dB, which is the weight's gradient with the
+direction q of the input in the place of the input.
+
+Under autocast PyTorch gives a direction in float32 for some values in bfloat16; it is cast as the
+value is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_bio.rules.convolution import convolution_gradients
+from darts_bio.rules.functional import (
+    FeedbackConvolution,
+    FeedbackLinear,
+    FeedbackProducts,
+    matrices,
+    pixels_by_member,
+    repeat_channels,
+    rows,
+    split_channels,
+    thirds,
+    with_signature,
+    write_products,
+)
+from darts_bio.rules.tangents import forward_mode
+
+
+def convolve(*arguments: Any) -> Tensor:
+    """Apply `FeedbackConvolution` as this pass needs it."""
+    return (MovingConvolution if forward_mode() else FeedbackConvolution).apply(*arguments)
+
+
+def multiply(*arguments: Any) -> Tensor:
+    """Apply `FeedbackProducts` as this pass needs it."""
+    return (MovingProducts if forward_mode() else FeedbackProducts).apply(*arguments)
+
+
+def project(*arguments: Any) -> Tensor:
+    """Apply `FeedbackLinear` as this pass needs it."""
+    return (MovingLinear if forward_mode() else FeedbackLinear).apply(*arguments)
+
+
+class MovingConvolution(FeedbackConvolution):
+    """A `FeedbackConvolution` whose output moves along conv(x, v) + conv(q, kernel).
+
+    v is the direction of the weight, q that of x.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        FeedbackConvolution.remember(ctx, inputs, learned=False)
+        ctx.before, ctx.q = (inputs[0], inputs[3]), None
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
+        (x, kernel), ctx.before = ctx.before, None
+        moves = []
+        if v is not None:
+            moves.append(FeedbackConvolution.forward(x, v, v_bias, kernel, *ctx.geometry))
+        if q is not None:
+            ctx.q = q = q.detach().to(x.dtype)
+            moves.append(FeedbackConvolution.forward(q, kernel, None, kernel, *ctx.geometry))
+        return moves[0] if len(moves) == 1 else moves[0].add_(moves[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, db, _, *rest = FeedbackConvolution.backward(ctx, dy)
+        of_kernel = None
+        if ctx.needs_input_grad[3] and ctx.q is not None:
+            _, kernel = ctx.saved_tensors
+            stride, padding, dilation, groups, copies, output_padding = ctx.geometry
+            q = repeat_channels(ctx.q, copies) if copies > 1 else ctx.q
+            geometry, only_w = (stride, padding, dilation, groups), (False, True, False)
+            _, of_kernel, _ = convolution_gradients(
+                dy, q, kernel, None, *geometry, only_w, output_padding
+            )
+        return dx, dw, db, of_kernel, *rest
+
+
+class MovingProducts(FeedbackProducts):
+    """`FeedbackProducts` whose output moves along W's direction v times x plus B times q."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        FeedbackProducts.remember(ctx, inputs, [False] * len(inputs[1]))
+        xs, _, kernels = thirds(inputs[2:])
+        ctx.before, ctx.qs = (xs, kernels), [None] * len(xs)
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, size: None, members: None, *moves: Tensor | None) -> Tensor:
+        (xs, kernels), ctx.before = ctx.before, None
+        qs, vs, _ = thirds(moves)
+        ctx.qs = qs = [None if q is None else q.detach().to(xs[0].dtype) for q in qs]
+        y = xs[0].new_zeros(*ctx.size, sum(ctx.channels))
+        targets = split_channels(y, ctx.channels)
+        for x, q, v, kernel, m, target in zip(
+            xs, qs, vs, kernels, ctx.members, targets, strict=True
+        ):
+            target_mpo = pixels_by_member(target, m)
+            if kernel is None:
+                if q is not None:
+                    target_mpo.copy_(rows(q, 1))
+                continue
+            if v is not None:
+                write_products(target, x, matrices(v, m).mT)
+            if q is not None:
+                torch.baddbmm(target_mpo, rows(q, m), matrices(kernel, m).mT, out=target_mpo)
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        k = len(ctx.members)
+        gradients = FeedbackProducts.backward(ctx, dy)[: 2 + 2 * k]
+        kernels: Sequence[Tensor | None] = ctx.saved_tensors[k:]
+        wanted = thirds(ctx.needs_input_grad[2:])[2]
+        errors = split_channels(dy.permute(0, 2, 3, 1).contiguous(), ctx.channels)
+        of_kernels: list[Tensor | None] = [None] * k
+        for g, (error, q, kernel, m) in enumerate(
+            zip(errors, ctx.qs, kernels, ctx.members, strict=True)
+        ):
+            if wanted[g] and q is not None:
+                assert kernel is not None
+                products = torch.bmm(pixels_by_member(error, m).mT, rows(q, m))
+                of_kernels[g] = products.reshape(kernel.shape)
+        return *gradients, *of_kernels
+
+
+class MovingLinear(FeedbackLinear):
+    """A `FeedbackLinear` whose output moves along x v^T + q kernel^T."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        FeedbackLinear.setup_context(ctx, inputs, output)
+        ctx.before, ctx.q = (inputs[0], inputs[3]), None
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
+        (x, kernel), ctx.before = ctx.before, None
+        moves = []
+        if v is not None:
+            moves.append(F.linear(x, v, v_bias))
+        if q is not None:
+            ctx.q = q = q.detach().to(x.dtype)
+            moves.append(F.linear(q, kernel))
+        return moves[0] if len(moves) == 1 else moves[0] + moves[1]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        *others, _ = FeedbackLinear.backward(ctx, dy)
+        if not ctx.needs_input_grad[3] or ctx.q is None:
+            return *others, None
+        errors_po = dy.reshape(-1, dy.shape[-1])
+        return *others, errors_po.t() @ ctx.q.reshape(-1, ctx.q.shape[-1])
+
+
+with_signature(MovingConvolution, MovingLinear, MovingProducts)
