@@ -52,7 +52,7 @@ class Tape(Trace):
         for source in given.values():
             if isinstance(source, torch.Generator):
                 self._generators.setdefault(source, source.get_state())
-        for value in written:
+        for value in filter(_has_storage, written):
             place = value.untyped_storage().data_ptr()
             if place not in self._made and place not in self._before:
                 whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
@@ -61,7 +61,7 @@ class Tape(Trace):
         # The tensors of views and of what is written in place lie where they lay.
         aliases = any(r.alias_info is not None for r in func._schema.returns)
         outputs = [] if aliases else [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self._made |= {x.untyped_storage().data_ptr() for x in outputs}
+        self._made |= {x.untyped_storage().data_ptr() for x in filter(_has_storage, outputs)}
         is_view = aliases and not written
         if not is_view:
             self._played.append((func, args, kwargs, outputs))
@@ -80,7 +80,8 @@ class Tape(Trace):
                 for mine, new in zip(
                     outputs, [x for x in tree_leaves(out) if isinstance(x, Tensor)], strict=False
                 ):
-                    mine.copy_(new)
+                    if _has_storage(mine):
+                        mine.copy_(new)
             self._leave()
 
     def _leave(self) -> None:
@@ -89,7 +90,7 @@ class Tape(Trace):
         """
         for *_, outputs in self._played:
             for mine in outputs:
-                if mine.is_floating_point():
+                if mine.is_floating_point() and _has_storage(mine):
                     mine.fill_(torch.nan)
 
 
@@ -116,3 +117,8 @@ class TapeRecorder(Recorder):
             put(returned, output)
         tape.put_back()
         return tape, calls
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether values lie somewhere: forward mode has zeros that do not."""
+    return not tensor._is_zerotensor()

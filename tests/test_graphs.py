@@ -75,7 +75,8 @@ def numbers(task: Search | Retraining, steps: int) -> list[float]:
     return losses
 
 
-STRATEGIES = ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"]
+STRATEGIES = ["darts", "darts(order=2)", "rule_aware", "pc_darts(k=2)", "gdas", "snas", "drnas"]
+STRATEGIES += ["fair_darts"]
 
 
 def pair(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[Any]:
@@ -91,8 +92,8 @@ def pair(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[Any]:
     return tasks
 
 
-def assert_equal_after(tasks: list[Any], epochs: int = 3) -> None:
-    """All that is measured, and all that is saved, is the same bit for bit."""
+def assert_equal_after(tasks: list[Any], epochs: int = 3, rounding: float = 0.0) -> None:
+    """All that is measured, and all that is saved, is the same: bit for bit, or but for rounding."""
     outcomes = []
     for task in tasks:
         torch.manual_seed(3)  # drop path draws from the default generator
@@ -101,9 +102,12 @@ def assert_equal_after(tasks: list[Any], epochs: int = 3) -> None:
             (losses, [x for x in tree_leaves(task.state_dict()) if isinstance(x, Tensor)])
         )
     (losses, state), (expected, expected_state) = outcomes
-    assert losses == expected
+    assert losses == pytest.approx(expected, rel=rounding, abs=0)
     for one, other in zip(state, expected_state, strict=True):
-        assert torch.equal(one, other)
+        if rounding:
+            torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
+        else:
+            assert torch.equal(one, other)
 
 
 class TestOnTapes:
@@ -120,7 +124,9 @@ class TestOnTapes:
             "epochs": 3,
         }
         tasks = pair(monkeypatch, lambda: search(**options))
-        assert_equal_after(tasks)
+        # While its calls are watched, PyTorch's forward mode writes nothing in place and rounds
+        # otherwise; where a maximum is nearly tied, another pixel wins and 1e-9 becomes 1e-4.
+        assert_equal_after(tasks, rounding=1e-3 if strategy == "rule_aware" else 0.0)
         assert set(tasks[0].run.recorded) >= {"_from_draws", "_weight_gradients", "_update"}
 
     def test_a_second_order_search(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from darts_bio.data.datasets import load_data
 from darts_bio.distributed import process_group
+from darts_bio.modes import frozen
 from darts_bio.rules import draw_feedback, held_feedback, true_gradients
+from darts_bio.rules.tangents import tangents
 from darts_bio.strategies.regularizers import dominant_eigenvalue
 from darts_bio.training.engine import Meters
 from darts_bio.training.search import Search, _Lookout
@@ -30,6 +32,11 @@ STEPS = 2
 CASES: dict[str, dict[str, Any]] = {
     "darts": {"rules": ("fa", "kolen_pollack"), "objective": ("parameters(weight=0.3)",)},
     "darts(order=2)": {"rules": ("usf", "brsf"), "regularizers": ("entropy(weight=0.2)",)},
+    "rule_aware": {
+        "rules": ("usf", "brsf", "bp"),
+        "objective": ("weight_transport(weight=0.2)",),
+        "arch_gradient": "true",
+    },
     "pc_darts(k=2)": {"rules": ("bp", "hebbian"), "regularizers": ("warmup(epochs=0)",)},
     "gdas": {"rules": ("frsf", "weight_mirror")},
     "snas": {"rules": ("fa", "usf"), "arch_gradient": "true", "memory": "low"},
@@ -182,22 +189,57 @@ class Oracle:
             a - rate * (p - m) / (2 * small) for a, p, m in zip(own, plus, minus, strict=True)
         ]
 
+    def through_the_step(self, train: Any, valid: Any) -> tuple[Any, list[Tensor]]:
+        """The hypergradient of rules: each part is swept along the mean of the parts' v."""
+        config, before = self.task.config, [w.detach().clone() for w in self.weights]
+        statistics = [b.clone() for b in self.statistics]
+        edges = {t: w.detach() for t, w in self.strategy.edge_weights(self.state).items()}
+        _, g = self.gradients(train, edges, self.weights)
+        decay, momentum, rate = config.weight_decay, config.momentum, self.task.optimizer.lr
+        for w, own, buffer in zip(self.weights, g, self.buffers, strict=False):
+            w.data -= rate * (own + decay * w.data + momentum * buffer)
+        loss, found = self.of_alpha(valid, self.weights)
+        own, v = found[: len(self.alpha)], found[len(self.alpha) :]
+        put(self.weights, before)
+        put(self.statistics, statistics)
+        rules = [n for n, name in enumerate(self.state.parameters) if name.endswith("/rule")]
+        for x, labels in zip(*(half.chunk(self.count) for half in train), strict=True):
+            with frozen(self.net), self.net.batch_statistics():
+                with tangents(self.weights, v):
+                    logits = self.net(x, self.strategy.edge_weights(self.state))
+                    part = F.cross_entropy(logits, labels)
+                swept = torch.autograd.grad(part, [self.alpha[n] for n in rules])
+            for n, of_part in zip(rules, swept, strict=True):
+                own[n] = own[n] - rate * of_part / self.count
+        return loss, own
+
     def step(self, t: int) -> dict[str, float]:
         train, valid = self.task.train_batches.batch(t), self.task.valid_batches.batch(t)
         order = getattr(self.strategy, "order", 1)
         self.strategy.prepare(self.state)
-        valid_loss, gradients = (
-            self.second_order(train, valid) if order == 2 else self.of_alpha(valid)
-        )
+        if self.strategy.shares_weights:
+            valid_loss, gradients = self.through_the_step(train, valid)
+        else:
+            valid_loss, gradients = (
+                self.second_order(train, valid) if order == 2 else self.of_alpha(valid)
+            )
         beta, gamma = self.strategy.betas
-        for a, g, (first, second) in zip(self.alpha, gradients, self.moments, strict=True):
-            g = g + self.strategy.weight_decay * a.detach()
+        for name, a, g, (first, second) in zip(
+            self.state.parameters, self.alpha, gradients, self.moments, strict=True
+        ):
+            of_rules = self.strategy.shares_weights and name.endswith("/rule")
+            decay, rate = (
+                (0.0, self.strategy.rule_lr)
+                if of_rules
+                else (self.strategy.weight_decay, self.strategy.lr)
+            )
+            g = g + decay * a.detach()
             first.mul_(beta).add_((1 - beta) * g)
             second.mul_(gamma).add_((1 - gamma) * g * g)
             step = (first / (1 - beta ** (t + 1))) / (
                 (second / (1 - gamma ** (t + 1))).sqrt() + 1e-8
             )
-            a.data -= self.strategy.lr * step
+            a.data -= rate * step
         self.strategy.prepare(self.state)
         edges = {name: w.detach() for name, w in self.strategy.edge_weights(self.state).items()}
         train_loss, found = self.gradients(train, edges, self.moved)
@@ -216,7 +258,7 @@ class Oracle:
         with self.net.batch_statistics(), true_gradients(self.net):
             parts = zip(x.chunk(self.count), labels.chunk(self.count), strict=True)
             return torch.stack(
-                [F.cross_entropy(self.net(own, edges).float(), y) for own, y in parts]
+                [F.cross_entropy(self.net(own, edges), y) for own, y in parts]
             ).mean()
 
 
