@@ -45,13 +45,14 @@ from darts_bio.networks.parts import (
     stacked_layers,
 )
 from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
+from darts_bio.networks.pooled import PooledRows
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.stacked import StackedConv2d, StackedDirect
-from darts_bio.spaces import Candidate, Space
-from darts_bio.spaces.base import Row, by_operation
+from darts_bio.spaces import Space
+from darts_bio.spaces.base import Row
 
 
 class SourceBlock(nn.Module):
@@ -176,41 +177,6 @@ class PartialChannels(nn.Module):
         groups = [mixed, *passed.chunk(self.partial - 1, dim=1)]
         y_nhwck = torch.stack([group.permute(0, 2, 3, 1) for group in groups], dim=4)
         return y_nhwck.flatten(3).permute(0, 3, 1, 2)  # C/k, k -> C
-
-
-class PooledRows(nn.Module):
-    """The candidates of each edge, pooled by operation, where the rules of one share its weights.
-
-    A pool is planned and computed as one candidate is. `rows` holds them, padded to one length;
-    their rules are written as one, "fa + usf".
-
-    >>> from darts_bio.spaces import SPACES
-    >>> space = SPACES.build("nb201(operations=(none, nor_conv_1x1))")
-    >>> pooled = PooledRows(space.table(("fa", "usf")).rows["cell"])
-    >>> [str(candidate) for candidate in pooled.rows[0]]
-    ['none', 'nor_conv_1x1:fa + usf']
-    >>> pooled(torch.tensor([[0.5, 0.2, 0.3]] * 6))[0]
-    tensor([0.5000, 0.5000])
-    """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        super().__init__()
-        self.pools = [by_operation(row) for row in rows]
-        width = max(map(len, self.pools))
-        self.rows: list[Row] = [
-            tuple(Candidate(pool.op, " + ".join(pool.rules) or None) for pool in pools)
-            + (None,) * (width - len(pools))
-            for pools in self.pools
-        ]
-        members = torch.zeros(len(rows), len(rows[0]), width)
-        for edge, pools in enumerate(self.pools):
-            for number, pool in enumerate(pools):
-                members[edge, list(pool.columns), number] = 1
-        self.register_buffer("members", members, persistent=False)
-
-    def forward(self, weights: Tensor) -> Tensor:
-        """Sum the weights (edges, candidates) over each pool: (edges, pools)."""
-        return (weights.unsqueeze(2) * self.get_buffer("members")).sum(1)
 
 
 class MixedCell(nn.Module):

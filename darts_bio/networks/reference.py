@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.networks.cells import build_candidate, build_operation
+from darts_bio.networks.pooled import rule_shares
 from darts_bio.rules import RULES, rule_carriers
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.mixture import RuleMixture
@@ -96,20 +97,6 @@ class PooledOperation(MixedOperation):
             for _, carrier in rule_carriers(module):
                 carrier.feedback["share"].copy_(shares)
         return super().forward(x, torch.stack(gains))
-
-
-def rule_shares(weights: Tensor) -> Tensor:
-    """Divide weights (..., R) of an operation's rules by their sum.
-
-    Where that is zero, an error that meets it is multiplied by zero, and shares are equal.
-
-    >>> rule_shares(torch.tensor([[0.1, 0.3], [0.0, 0.0]]))
-    tensor([[0.2500, 0.7500],
-            [0.5000, 0.5000]])
-    """
-    total = weights.sum(-1, keepdim=True)
-    some = total > 0
-    return torch.where(some, weights / torch.where(some, total, 1), 1 / weights.shape[-1])
 
 
 class ReferenceCell(nn.Module):

@@ -99,6 +99,16 @@ class StackedBatchNorm(nn.Module):
         return y_nhwmc.unflatten(3, (-1, edges)).sum(3, dtype=x_nMhw.dtype)  # M -> R, E
 
 
+def member_place(name: str) -> tuple[int, int]:
+    """Return (edge, number of the candidate on it) of a member, from its name in the reference.
+
+    >>> member_place("edges.3.1.4")
+    (3, 1)
+    """
+    _, edge, candidate, *_ = name.split(".")
+    return int(edge), int(candidate)
+
+
 def by_member(y_nMhw: Tensor, members: int) -> Tensor:
     """View (N, M*C, H, W) as (N, H, W, M, C)."""
     return y_nMhw.permute(0, 2, 3, 1).unflatten(3, (members, -1))

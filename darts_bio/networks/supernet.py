@@ -8,8 +8,7 @@ the supernet knows nothing of alpha (`strategies.base` tells its life).
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -19,67 +18,19 @@ from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell
-from darts_bio.networks.reference import ReferenceCell, rule_shares
+from darts_bio.networks.pooled import PooledRows, RulePlaces
+from darts_bio.networks.reference import ReferenceCell
 from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import rule_carriers
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.mixed_feedback import MixedFeedback, share_feedback
 from darts_bio.rules.shared_feedback import SharedFeedback
+from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.rules.tangents import forward_mode
-from darts_bio.spaces import CandidateTable, Space
+from darts_bio.spaces import Space
 
 EdgeWeights = Mapping[str, Tensor]
 """The weight of each candidate on each edge: a tensor (edges, candidates) per cell type."""
-
-
-class RulePlaces(nn.Module):
-    """Where the edge weights of each stacked member's rules stand, if rules share weights."""
-
-    def __init__(
-        self,
-        table: CandidateTable,
-        cells: Sequence[tuple[str, MixedCell]],
-        feedback: Iterable[nn.Module],
-    ) -> None:
-        """Find them, for the members of each `MixedFeedback` in `feedback`, in typed `cells`."""
-        super().__init__()
-        self.cell_types = tuple(table.rows)
-        first, columns = 0, dict[str, int]()
-        for cell_type in self.cell_types:
-            columns[cell_type] = first
-            first += math.prod(table.shape(cell_type))
-        for cell_type, cell in cells:
-            for name, carrier in rule_carriers(cell):
-                raise InputError(
-                    f"--weights shared: expected operations that can be batched, found a layer "
-                    f"{name} of the {cell_type} cell under {carrier.rule} that cannot; use --weights "
-                    "own, or leave the operation out"
-                )
-        home = {
-            id(layer): (cell_type, cell)
-            for cell_type, cell in cells
-            for layer in cell.stacked_layers()
-        }
-        for number, mixed in enumerate(feedback):
-            places = []
-            for layer, member in cast(MixedFeedback, mixed).members:
-                cell_type, cell = home[id(layer)]
-                assert cell.pooled is not None
-                edge, pool = _edge_and_pool(layer.names[member])
-                row = columns[cell_type] + edge * table.shape(cell_type)[1]
-                places.append([row + column for column in cell.pooled.pools[edge][pool].columns])
-            self.register_buffer(f"places_{number}", torch.tensor(places), persistent=False)
-
-    def forward(self, edge_weights: EdgeWeights) -> list[Tensor]:
-        """Return the rules' shares for the members of each `MixedFeedback`: (members, R)."""
-        flat = torch.cat([edge_weights[cell_type].flatten() for cell_type in self.cell_types])
-        return [rule_shares(flat[places]) for places in self.buffers()]
-
-
-def _edge_and_pool(name: str) -> tuple[int, int]:
-    """Return the numbers in a name of the reference, "edges.<edge>.<pool>..."."""
-    _, edge, pool, *_ = name.split(".")
-    return int(edge), int(pool)
 
 
 def _for_this_pass(edge_weights: EdgeWeights) -> tuple[EdgeWeights, EdgeWeights]:
@@ -174,7 +125,24 @@ class SuperNet(CellNetwork):
         self.feedback = share_feedback(
             [layer for _, cell in mixed for layer in cell.stacked_layers()]
         )
-        self.rule_places = RulePlaces(table, mixed, self.feedback) if shared else None
+        self.rule_places = self._rule_places(mixed) if shared else None
+
+    def _rule_places(self, cells: Sequence[tuple[str, MixedCell]]) -> RulePlaces:
+        """Return where the shares of stacked layers' rules stand; `cells` are (cell type, cell).
+
+        Raises InputError if a layer is not stacked.
+        """
+        homes: dict[StackedConv2d, tuple[str, PooledRows]] = {}
+        for cell_type, cell in cells:
+            for name, carrier in rule_carriers(cell):
+                raise InputError(
+                    "--weights shared: expected operations that can be batched, found layer "
+                    f"{name} of the {cell_type} cell, under {carrier.rule.spec}, that cannot; use "
+                    "--weights own, or leave the operation out"
+                )
+            assert cell.pooled is not None
+            homes |= dict.fromkeys(cell.stacked_layers(), (cell_type, cell.pooled))
+        return RulePlaces(self.table, homes, [cast(MixedFeedback, f) for f in self.feedback])
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:

@@ -246,6 +246,12 @@ class Search:
         """Return lines that the user is to know of this search before it begins."""
         notes = self.strategy.notes(self.strategy_state, self.config.rules)
         notes += precision_notes(self.device, self.config.amp)
+        unseen = self.supernet.rule_places is not None and not self.strategy.shares_weights
+        if unseen and len(self.config.rules) > 1:
+            notes.append(
+                "note: with shared weights nothing that this strategy measures depends on an "
+                "operation's rule: it finds operations, and rules by chance (rule_aware finds both)"
+            )
         if self.strategy.finished:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
