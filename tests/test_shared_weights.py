@@ -231,7 +231,9 @@ def test_the_plan_shows_rules_that_share() -> None:
     ("rule", "reason"), [("hebbian", "is local"), ("predictive", "is local"), ("dfa", "is direct")]
 )
 def test_rules_that_cannot_be_mixed_are_refused_with_the_reason(rule: str, reason: str) -> None:
-    with pytest.raises(InputError, match=f"--weights shared: rule {rule}.*{reason}.*--weights own"):
+    with pytest.raises(
+        InputError, match=f"--rules {rule}.*--weights shared.*{reason}.*--weights own"
+    ):
         build(rules=("usf", rule))
 
 

@@ -53,6 +53,13 @@ def _searches() -> dict[str, Case]:
     found["low memory"] = searching("darts(order=2)", memory="low", amp="bf16")
     found["low memory, float32"] = searching(memory="low")
     found["no graphs"] = searching(graphs=False, amp="bf16")
+    found["rule_aware, low memory"] = searching("rule_aware", memory="low", amp="bf16")
+    found["rule_aware, other rules"] = searching(
+        "rule_aware",
+        rules=["kolen_pollack", "weight_mirror", "usf(scale='match')"],
+        backbone_rule="usf",
+    )
+    found["shared weights"] = searching(weights="shared", kernel_scale="init", amp="bf16")
     costs = ["parameters(weight=0.1)", "multiply_adds(weight=0.1)", "weight_transport(weight=0.1)"]
     found["objective"] = searching(rules=["fa", "bp"], objective=costs)
     for name in REGULARIZERS:

@@ -180,10 +180,30 @@ class TestSecondOrder:
         (note,) = search(data, "darts(order=2)", rules=("bp", "usf", "fa")).notes()
         assert "Under usf, fa it follows the rule's gradient" in note
 
-    def test_asks_for_sgd(self, data: ImageData) -> None:
-        task = search(data, "darts(order=2)", optimizer="adamw")
-        with pytest.raises(InputError, match="use --optimizer sgd, or darts"):
-            task.step(0)
+    @pytest.mark.parametrize(
+        "strategy", ["darts(order=2)", "rule_aware", "darts_pt(base='darts(order=2)')"]
+    )
+    def test_asks_for_sgd_before_anything_is_built(self, data: ImageData, strategy: str) -> None:
+        with pytest.raises(InputError, match=r"--optimizer: expected sgd for .*found adamw"):
+            search(data, strategy, optimizer="adamw")
+        search(data, "darts", optimizer="adamw")
+
+
+class TestRuleAware:
+    def test_options_that_contradict_it(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="--weights: expected shared for .*found own"):
+            search(data, "rule_aware", weights="own")
+        with pytest.raises(InputError, match="--kernel-scale init: .*add --weights shared"):
+            search(data, "darts", kernel_scale="init")
+        assert search(data, "rule_aware", kernel_scale="init").supernet.shared == "init"
+
+    def test_says_where_rules_cannot_be_told_apart(self, data: ImageData) -> None:
+        (note,) = search(data, "rule_aware", rules=("usf",)).notes()
+        assert "one learning rule" in note
+        assert search(data, "rule_aware", rules=("usf", "fa")).notes() == []
+        (note,) = search(data, "darts", rules=("usf", "fa"), weights="shared").notes()
+        assert "rules by chance" in note
+        assert search(data, "darts", rules=("usf",), weights="shared").notes() == []
 
 
 class TestPcDarts:

@@ -259,7 +259,7 @@ class SearchConfig(SmallImagesConfig):
     )
     weights: Literal["auto", "own", "shared"] = option(
         "auto",
-        "the supernet's weights: own, of each (operation, rule); shared, of an operation, by all of "
+        "the supernet's weights: own, of each (operation, rule); shared, of an operation, by all "
         "its rules, whose kernels are mixed; auto, as the strategy needs them",
     )
     kernel_scale: Literal["match", "init"] = option(

@@ -115,7 +115,7 @@ class SuperNet(CellNetwork):
             backbone_rule=backbone_rule,
             supernet=True,
         )
-        self.table = table
+        self.table, self.shared = table, shared
         self.memory_format = cell.memory_format
         mixed = [
             (cell_type, cell)
@@ -127,6 +127,11 @@ class SuperNet(CellNetwork):
         )
         self.rule_places = self._rule_places(mixed) if shared else None
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the rules of an operation share its weights."""
+        return self.shared is not None
+
     def _rule_places(self, cells: Sequence[tuple[str, MixedCell]]) -> RulePlaces:
         """Return where the shares of stacked layers' rules stand; `cells` are (cell type, cell).
 
@@ -137,8 +142,9 @@ class SuperNet(CellNetwork):
             for name, carrier in rule_carriers(cell):
                 raise InputError(
                     "--weights shared: expected operations that can be batched, found layer "
-                    f"{name} of the {cell_type} cell, under {carrier.rule.spec}, that cannot; use "
-                    "--weights own, or leave the operation out"
+                    f"{name} of the {cell_type} cell, under {carrier.rule.spec}, that cannot; "
+                    "leave the operation out, or use --weights own and another strategy than "
+                    "rule_aware"
                 )
             assert cell.pooled is not None
             homes |= dict.fromkeys(cell.stacked_layers(), (cell_type, cell.pooled))
@@ -169,8 +175,8 @@ class SuperNet(CellNetwork):
         """
         # What stacked layers share of their feedback is lent to them before a pass.
         if self.rule_places is None:
-            for shared in self.feedback:
-                cast(SharedFeedback, shared).lend()
+            for one in self.feedback:
+                cast(SharedFeedback, one).lend()
         elif torch.is_grad_enabled():  # otherwise no error is sent
             of_rules, edge_weights = _for_this_pass(edge_weights)
             places = self.rule_places(of_rules)

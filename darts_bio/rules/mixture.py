@@ -51,8 +51,9 @@ class RuleMixture(LearningRule):
             reason = why_unmixable(rule)
             if reason is not None:
                 raise InputError(
-                    f"--weights shared: rule {rule.spec} cannot share its weights with others: "
-                    f"{reason}; use --weights own, or leave the rule out"
+                    f"--rules {rule.spec}: cannot share its weights with other rules (--weights "
+                    f"shared, which --strategy rule_aware brings): {reason}; leave it out, or use "
+                    "--weights own and another strategy"
                 )
 
     @property

@@ -292,6 +292,9 @@ class Strategy(ABC, Generic[S]):
     """Whether `gradients` averages something over processes by itself; what it returns is averaged
     in any case."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether it asks for `Bilevel.virtual_step`, which is a step of SGD."""
+
     shares_weights: ClassVar[bool] = False
     """Whether it needs a supernet in which the rules of an operation share its weights."""
 

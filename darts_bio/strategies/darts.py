@@ -85,6 +85,10 @@ class Darts(GradientStrategy):
     def exchanges(self) -> bool:  # type: ignore[override]
         return self.order == 2
 
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        return self.order == 2
+
     def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
         inexact = [rule for rule in rules if not RULES.build(rule).transports_weights]
         if self.order == 1 or not inexact:

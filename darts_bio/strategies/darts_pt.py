@@ -136,6 +136,10 @@ class DartsPt(Strategy[PerturbationState]):
     def exchanges(self) -> bool:  # type: ignore[override]
         return self.trainer.exchanges
 
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        return self.trainer.looks_ahead
+
     def base_epochs(self, epochs: int) -> int:
         """Return in how many epochs, the first of a search, the base strategy trains."""
         return math.ceil(self.share * epochs)

@@ -83,23 +83,26 @@ class RuleAware(GradientStrategy):
 
     rule_lr: float = 3e-3
 
+    exchanges = True
+    looks_ahead = True
     shares_weights = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(f"{self.where}: rule_lr", self.rule_lr)
 
-    @property
-    def exchanges(self) -> bool:  # type: ignore[override]
-        return True
-
     def begin(self, context: Context) -> AlphaState:
         return RuleAwareState(self, replace(context, factorised=True))
+
+    def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
+        if len(rules) > 1:
+            return []
+        return ["note: there is one learning rule, so rule_aware has none to choose"]
 
     def gradients(self, state: AlphaState, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
         assert isinstance(state, RuleAwareState)
         supernet = bilevel.supernet
-        if supernet.rule_places is None:
+        if not supernet.shares_weights:
             raise InputError(
                 f"{self.where}: expected a supernet whose rules share weights, found weights of "
                 "each rule's own; use --weights shared"

@@ -143,17 +143,12 @@ class WeightOptimizer:
         The step is w - lr (momentum * buffer + gradient + decay * w); nothing is changed by it. The
         bound on the gradient's norm plays no part, as in the published second order.
 
+        The optimizer has to be SGD.
+
         Args:
             gradients: A gradient for each of `weights`.
-
-        Raises:
-            InputError: The optimizer is not SGD.
         """
-        if self.config.optimizer != "sgd":
-            raise InputError(
-                f"--optimizer {self.config.optimizer}: second-order darts differentiates a step of "
-                "SGD; use --optimizer sgd, or darts(order=1)"
-            )
+        assert self.config.optimizer == "sgd"  # `Search` refuses others
         stepped, rate = [], self.optimizer.param_groups[0]["lr"]
         # Looked up with `in` first: the state is a defaultdict, and must not grow here.
         state = self.optimizer.state

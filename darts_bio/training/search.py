@@ -109,6 +109,7 @@ class Search:
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalization = Normalization.of(data.train.images)
         self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
+        self._refuse_contradictions()
         # Where each process measures some of the individuals, all of them train w alike.
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
         self.began_with = self.share[1]
@@ -170,7 +171,7 @@ class Search:
             in_channels=data.in_channels,
             backbone_rule=config.backbone_rule,
             partial=self.strategy.partial,
-            shared=config.kernel_scale if self._shares_weights() else None,
+            shared=config.kernel_scale if self._shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
         )
         warn_of_strided_pointwise(self.supernet.to(device))
@@ -206,13 +207,28 @@ class Search:
             return warmups[0]
         return round(self.strategy.warmup_share(self.epochs) * self.epochs)
 
-    def _shares_weights(self) -> bool:
-        """Return whether the rules of an operation share weights; raise InputError if they must."""
-        if self.strategy.shares_weights and self.config.weights == "own":
+    def _refuse_contradictions(self) -> None:
+        """Raise InputError for options that do not go with the strategy."""
+        config = self.config
+        if self.strategy.looks_ahead and config.optimizer != "sgd":
             raise InputError(
-                f"--weights: expected shared for --strategy {self.config.strategy}, which measures "
+                f"--optimizer: expected sgd for --strategy {config.strategy}, which differentiates "
+                f"a step of it, found {config.optimizer}; leave it out"
+            )
+        if self.strategy.shares_weights and config.weights == "own":
+            raise InputError(
+                f"--weights: expected shared for --strategy {config.strategy}, which measures "
                 "rules on the same weights, found own; leave it out"
             )
+        if config.kernel_scale != "match" and not self._shares_weights:
+            raise InputError(
+                f"--kernel-scale {config.kernel_scale}: kernels are mixed where rules share "
+                "weights, and these have weights of their own; add --weights shared, or leave it out"
+            )
+
+    @property
+    def _shares_weights(self) -> bool:
+        """Whether the rules of an operation share weights."""
         return self.strategy.shares_weights or self.config.weights == "shared"
 
     def _begin_with(self, folder: Path) -> None:
@@ -246,7 +262,7 @@ class Search:
         """Return lines that the user is to know of this search before it begins."""
         notes = self.strategy.notes(self.strategy_state, self.config.rules)
         notes += precision_notes(self.device, self.config.amp)
-        unseen = self.supernet.rule_places is not None and not self.strategy.shares_weights
+        unseen = self.supernet.shares_weights and not self.strategy.shares_weights
         if unseen and len(self.config.rules) > 1:
             notes.append(
                 "note: with shared weights nothing that this strategy measures depends on an "
