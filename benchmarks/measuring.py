@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import platform
 import shlex
 import statistics
@@ -131,6 +132,29 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
         result = forward()
     del result
     return sum(size for size, _ in held.values())
+
+
+def _run_alone(
+    device: str, make: Callable[..., Any], arguments: tuple[Any, ...], answer: Any
+) -> None:
+    make(*arguments)
+    if device == "cpu":
+        # Not getrusage, which begins with what the parent held.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        answer.put(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+    else:
+        answer.put(torch.cuda.max_memory_allocated(device))
+
+
+def peak_bytes(device: torch.device, make: Callable[..., Any], *arguments: Any) -> int:
+    """The most that a process of its own holds which calls `make(*arguments)`, in bytes."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    child = context.Process(target=_run_alone, args=(str(device), make, arguments, answer))
+    child.start()
+    peak: int = answer.get()
+    child.join()
+    return peak
 
 
 def command() -> str:

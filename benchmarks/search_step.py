@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import kept_bytes, run, stopwatch, timing_device, write_timings
+from measuring import kept_bytes, peak_bytes, run, stopwatch, timing_device, write_timings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -184,28 +183,10 @@ def timings(sizes: argparse.Namespace, device: torch.device) -> dict[str, dict[s
     return seconds
 
 
-def _alone(which: str, sizes: argparse.Namespace, device: str, answer: Any) -> None:
+def two_steps(which: str, sizes: argparse.Namespace, device: str) -> None:
     step = Step(which, sizes, timing_device(device))
     step()
     step()
-    if device == "cpu":
-        status = Path("/proc/self/status").read_text(
-            encoding="ascii"
-        )  # getrusage inherits the parent's
-        answer.put(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-    else:
-        answer.put(torch.cuda.max_memory_allocated(device))
-
-
-def peak_bytes(which: str, sizes: argparse.Namespace, device: torch.device) -> int:
-    """The most that a process that makes two steps of one net holds, in bytes."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    child = context.Process(target=_alone, args=(which, sizes, str(device), answer))
-    child.start()
-    peak = answer.get()
-    child.join()
-    return peak
 
 
 def main() -> None:
@@ -235,7 +216,7 @@ def main() -> None:
             nets[which] |= {"seconds": passes, "median_s": statistics.median(total)}
         for which in nets:
             if device.type == "cuda" or Path("/proc/self/status").exists():
-                nets[which]["peak_bytes"] = peak_bytes(which, sizes, device)
+                nets[which]["peak_bytes"] = peak_bytes(device, two_steps, which, sizes, str(device))
     print(
         "| net | kernels a step | kept activations, GB | s a step: alpha + weights (median) | peak "
         "memory, GB |"

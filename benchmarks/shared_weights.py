@@ -8,20 +8,26 @@ pairs.
 A step is `Search.step`: alpha, w, feedback; the searches take turns, on noise. Two strategies run on
 shared weights: darts, in the first order, and rule_aware, which unrolls a step and sweeps it.
 Activations kept are what autograd holds in the pass of the weights, parameters left out; the peak is
-the resident memory of a process that makes two steps, less that of one that makes none.
+the most that a process holds which makes two steps, less what one holds that makes none.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import kept_bytes, noise, run, seconds_a_step, timing_device, write_timings
+from measuring import (
+    kept_bytes,
+    noise,
+    peak_bytes,
+    run,
+    seconds_a_step,
+    timing_device,
+    write_timings,
+)
 
 from darts_bio.config import SearchConfig
 from darts_bio.training.search import Search
@@ -53,25 +59,11 @@ def build(options: dict[str, Any], sizes: argparse.Namespace) -> Search:
     return Search(SearchConfig(**common, **options), data, timing_device(sizes.device))
 
 
-def peak(options: dict[str, Any], sizes: argparse.Namespace, steps: int, result: Any) -> None:
-    """Put the largest resident memory, in MB, of that many steps into a queue."""
+def steps(options: dict[str, Any], sizes: argparse.Namespace, count: int) -> None:
     search = build(options, sizes)
     search.begin_epoch(0)
-    for t in range(steps):
+    for t in range(count):
         search.step(t)
-    result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
-
-
-def peak_megabytes(options: dict[str, Any], sizes: argparse.Namespace) -> float:
-    context = multiprocessing.get_context("spawn")
-    measured = []
-    for steps in (2, 0):
-        result = context.Queue()
-        process = context.Process(target=peak, args=(options, sizes, steps, result))
-        process.start()
-        measured.append(result.get())
-        process.join()
-    return measured[0] - measured[1]
 
 
 def main() -> None:
@@ -98,13 +90,17 @@ def main() -> None:
             search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w)
         )
         ratios = sorted(a / b for a, b in zip(seconds[name], seconds[PAIRS], strict=True))
-        largest = peak_megabytes(variants()[name], sizes) if device.type == "cpu" else None
-        found[name] = {"seconds": seconds[name], "kept_bytes": kept, "peak_megabytes": largest}
+        held = [peak_bytes(device, steps, variants()[name], sizes, count) for count in (2, 0)]
+        found[name] = {
+            "seconds": seconds[name],
+            "kept_bytes": kept,
+            "peak_bytes": held[0] - held[1],
+        }
         found[name]["ratio"] = statistics.median(ratios)
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         median = statistics.median(seconds[name])
         print(
-            f"| {name} | {median:.3f} | {spread} | {kept / 1e6:.0f} | {largest or 0:.0f} |",
+            f"| {name} | {median:.3f} | {spread} | {kept / 1e6:.0f} | {(held[0] - held[1]) / 1e6:.0f} |",
             flush=True,
         )
     for strategy in ("darts", "rule_aware"):
