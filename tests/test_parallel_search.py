@@ -167,8 +167,10 @@ class Oracle:
             )
         return loss, [*torch.autograd.grad(through, self.alpha), *found[len(leaves) :]]
 
-    def second_order(self, train: Any, valid: Any) -> tuple[Any, list[Tensor]]:
-        """Equations 6 to 8 of DARTS."""
+    def ahead(self, train: Any, valid: Any) -> tuple[list[Tensor], Any, list[Tensor], list[Tensor]]:
+        """The weights before, and after a step of SGD the loss and its gradients of alpha and of
+        the weights, which stay where the step has led.
+        """
         config, before = self.task.config, [w.detach().clone() for w in self.weights]
         edges = {t: w.detach() for t, w in self.strategy.edge_weights(self.state).items()}
         _, g = self.gradients(train, edges, self.weights)
@@ -176,7 +178,11 @@ class Oracle:
         for w, own, buffer in zip(self.weights, g, self.buffers, strict=False):
             w.data -= rate * (own + decay * w.data + momentum * buffer)
         loss, found = self.of_alpha(valid, self.weights)
-        own, v = found[: len(self.alpha)], found[len(self.alpha) :]
+        return before, loss, found[: len(self.alpha)], found[len(self.alpha) :]
+
+    def second_order(self, train: Any, valid: Any) -> tuple[Any, list[Tensor]]:
+        """Equations 6 to 8 of DARTS."""
+        before, loss, own, v = self.ahead(train, valid)
         small = 0.01 / torch.cat([x.flatten() for x in v]).norm()
         put(self.weights, before)
         with held_feedback(self.net):
@@ -185,23 +191,18 @@ class Oracle:
             put(self.weights, [w - small * x for w, x in zip(before, v, strict=True)])
             _, minus = self.of_alpha(train, penalized=False)
         put(self.weights, before)
+        rate = self.task.optimizer.lr
         return loss, [
             a - rate * (p - m) / (2 * small) for a, p, m in zip(own, plus, minus, strict=True)
         ]
 
     def through_the_step(self, train: Any, valid: Any) -> tuple[Any, list[Tensor]]:
         """The hypergradient of rules: each part is swept along the mean of the parts' v."""
-        config, before = self.task.config, [w.detach().clone() for w in self.weights]
         statistics = [b.clone() for b in self.statistics]
-        edges = {t: w.detach() for t, w in self.strategy.edge_weights(self.state).items()}
-        _, g = self.gradients(train, edges, self.weights)
-        decay, momentum, rate = config.weight_decay, config.momentum, self.task.optimizer.lr
-        for w, own, buffer in zip(self.weights, g, self.buffers, strict=False):
-            w.data -= rate * (own + decay * w.data + momentum * buffer)
-        loss, found = self.of_alpha(valid, self.weights)
-        own, v = found[: len(self.alpha)], found[len(self.alpha) :]
+        before, loss, own, v = self.ahead(train, valid)
         put(self.weights, before)
         put(self.statistics, statistics)
+        rate = self.task.optimizer.lr
         rules = [n for n, name in enumerate(self.state.parameters) if name.endswith("/rule")]
         for x, labels in zip(*(half.chunk(self.count) for half in train), strict=True):
             with frozen(self.net), self.net.batch_statistics():
