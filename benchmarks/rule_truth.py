@@ -176,7 +176,8 @@ def main() -> None:
 
 def report(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print the tables, and put their numbers into the result."""
-    losses = result["losses"]
+    seeds = [str(seed) for seed in range(options.trainings)]
+    losses = {name: {s: of[s] for s in seeds} for name, of in result["losses"].items()}
     means = {name: statistics.mean(of.values()) for name, of in losses.items()}
     order = sorted(means, key=means.__getitem__)
     sure = reliability(losses)
@@ -190,7 +191,7 @@ def report(options: argparse.Namespace, result: dict[str, Any]) -> None:
         accuracy = statistics.mean(result["accuracies"][name].values())
         print(f"| {rule} | {means[name]:.3f} | {order.index(name) + 1} | {accuracy:.3f} |")
     print("\nmean loss by the rule of an edge:\n")
-    print("| edge | " + " | ".join(RULES) + " |\n|---" * 1 + "|---" * len(RULES) + "|")
+    print("| edge | " + " | ".join(RULES) + " |\n|---" + "|---" * len(RULES) + "|")
     for edge in range(EDGES):
         cells = []
         for rule in RULES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,15 +21,9 @@ from darts_bio.spaces.base import by_operation
 from darts_bio.strategies import STRATEGIES, Bilevel, Context, masked_softmax
 from darts_bio.strategies.rule_aware import RuleAwareState
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 RULES_TRIED = ("fa", "usf", "brsf", "frsf", "bp", "kolen_pollack", "usf(scale=match)")
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,19 +17,13 @@ from darts_bio.spaces.operations import operation
 from darts_bio.strategies.alpha import FactorizedAlpha
 from darts_bio.strategies.base import masked_softmax
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 RULES_THAT_MIX = (
     *("fa", "usf", "brsf", "frsf", "bp", "kolen_pollack", "weight_mirror", "usf(scale=match)"),
     "kolen_pollack(scale=match)",
 )
 SPACES_TRIED = ("darts(nodes=2)", "darts(nodes=1, layout=paper)", "nb201")
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def build(

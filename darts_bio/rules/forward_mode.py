@@ -10,7 +10,7 @@ value is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,32 @@ def project(*arguments: Any) -> Tensor:
     return (MovingLinear if forward_mode() else FeedbackLinear).apply(*arguments)
 
 
+def _direction(
+    ctx: Any,
+    q: Tensor | None,
+    v: Tensor | None,
+    v_bias: Tensor | None,
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """Return the direction of a layer's output, and keep q for the backward pass.
+
+    Args:
+        ctx: The layer's context, whose `before` holds its input x and its kernel.
+        q: The direction of x; None where it does not move.
+        v: That of the weight.
+        v_bias: That of the bias.
+        apply: The layer as a function of an input, a weight and a bias.
+    """
+    (x, kernel), ctx.before = ctx.before, None
+    moves = []
+    if v is not None or v_bias is not None:
+        moves.append(apply(x, torch.zeros_like(kernel) if v is None else v, v_bias))
+    if q is not None:
+        ctx.q = q.detach().to(x.dtype)
+        moves.append(apply(ctx.q, kernel, None))
+    return moves[0] if len(moves) == 1 else moves[0].add_(moves[1])
+
+
 class MovingConvolution(FeedbackConvolution):
     """A `FeedbackConvolution` whose output moves along conv(x, v) + conv(q, kernel).
 
@@ -63,14 +89,10 @@ class MovingConvolution(FeedbackConvolution):
     @staticmethod
     @torch.no_grad()
     def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
-        (x, kernel), ctx.before = ctx.before, None
-        moves = []
-        if v is not None:
-            moves.append(FeedbackConvolution.forward(x, v, v_bias, kernel, *ctx.geometry))
-        if q is not None:
-            ctx.q = q = q.detach().to(x.dtype)
-            moves.append(FeedbackConvolution.forward(q, kernel, None, kernel, *ctx.geometry))
-        return moves[0] if len(moves) == 1 else moves[0].add_(moves[1])
+        def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return FeedbackConvolution.forward(x, weight, bias, weight, *ctx.geometry)
+
+        return _direction(ctx, q, v, v_bias, apply)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -147,14 +169,7 @@ class MovingLinear(FeedbackLinear):
     @staticmethod
     @torch.no_grad()
     def jvp(ctx: Any, q: Tensor | None, v: Tensor | None, v_bias: Tensor | None, *_: Any) -> Tensor:
-        (x, kernel), ctx.before = ctx.before, None
-        moves = []
-        if v is not None:
-            moves.append(F.linear(x, v, v_bias))
-        if q is not None:
-            ctx.q = q = q.detach().to(x.dtype)
-            moves.append(F.linear(q, kernel))
-        return moves[0] if len(moves) == 1 else moves[0] + moves[1]
+        return _direction(ctx, q, v, v_bias, F.linear)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -42,8 +42,8 @@ supernet the stem, the cells' inputs, the classifier, and candidates that cannot
 layers go these ways under all rules, bp as well: local rules replace the weight's gradient
 afterwards (`rules.side_by_side`), direct ones are `shared_feedback.ExactWithin` and
 `rules.stacked.StackedDirect`. In a forward-mode pass (`rules.tangents`) all layers with weights, bp
-as well, take the Functions of `rules.forward_mode`. In all of them a strided pointwise convolution is handed the pixels
-that it reads (`rules.pointwise`).
+as well, take the Functions of `rules.forward_mode`. In all of them a strided pointwise convolution
+is handed the pixels that it reads (`rules.pointwise`).
 """
 
 from __future__ import annotations

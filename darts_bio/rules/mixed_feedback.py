@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,7 @@ from darts_bio.rules.base import LearningRule
 from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.mixture import RuleMixture, mixed_kernel, with_learned
 from darts_bio.rules.shared_feedback import FlatFeedback, SharedFeedback
-from darts_bio.rules.stacked import StackedConv2d, member_shape
-
-
-class _Segment(NamedTuple):
-    """Members of one size that lie one after the other in the flat weights."""
-
-    members: int
-    size: int
+from darts_bio.rules.stacked import StackedConv2d
 
 
 class MixedFeedback(SharedFeedback):
@@ -34,21 +26,26 @@ class MixedFeedback(SharedFeedback):
     """
 
     def __init__(self, layers: Sequence[StackedConv2d]) -> None:
-        nn.Module.__init__(self)
-        (mixture,) = layers[0].rules
-        assert isinstance(mixture, RuleMixture)
-        self.mixture, self.layers = mixture, tuple(layers)
-        flat = [FlatFeedback(layers, rule, by_shape=True) for rule in mixture.rules]
-        self.flat = nn.ModuleList(flat)
-        self.local, self.slot = (), None
-        in_order = [layers[number] for number in flat[0].order]
-        self.members = [(layer, m) for layer in in_order for m in range(len(layer.names))]
-        self._segments = [
-            _Segment(len(group), layer.weight[0].numel() * member_shape(layer)[0])
-            for _, same in groupby(self.members, key=lambda member: member_shape(member[0]))
-            for group in [list(same)]
-            for layer, _ in group[:1]
+        super().__init__(layers)
+        segments = cast(FlatFeedback, self.flat[0]).by_shape()
+        self.members = [
+            (layer, m) for _, same in segments for layer in same for m in range(len(layer.names))
         ]
+        self._counts = [sum(len(layer.names) for layer in same) for _, same in segments]
+        """How many members of each shape there are."""
+        self._sizes = [sum(layer.weight.numel() for layer in same) for _, same in segments]
+        """How many weights these have."""
+
+    @property
+    def mixture(self) -> RuleMixture:
+        """The layers' rule."""
+        (mixture,) = self.layers[0].rules
+        assert isinstance(mixture, RuleMixture)
+        return mixture
+
+    def _carriers(self) -> list[RuleCarrier]:
+        # All sorted alike, so that the kernels of the rules lie weight by weight.
+        return [FlatFeedback(self.layers, rule, sort=True) for rule in self.mixture.rules]
 
     def lend(self, shares: Tensor) -> None:  # type: ignore[override]
         """Give each layer the kernel of its next pass, by the shares (members, R).
@@ -70,19 +67,18 @@ class MixedFeedback(SharedFeedback):
         with torch.no_grad():
             of_rules = [cast(Tensor, carrier.transport(flat_weights)) for carrier in carriers]
             kernels = torch.stack(of_rules)  # (R, weights)
-        sizes = [segment.members * segment.size for segment in self._segments]
         mixed = [
             mixed_kernel(
-                weights.view(segment.members, segment.size),
-                of_segment.reshape(len(carriers), segment.members, segment.size),
+                weights.view(count, -1),
+                of_segment.reshape(len(carriers), count, -1),
                 of_members,
                 self.mixture.scale,
             ).flatten()
-            for segment, weights, of_segment, of_members in zip(
-                self._segments,
-                flat_weights.split(sizes),
-                kernels.split(sizes, dim=1),
-                shares.split([segment.members for segment in self._segments]),
+            for count, weights, of_segment, of_members in zip(
+                self._counts,
+                flat_weights.split(self._sizes),
+                kernels.split(self._sizes, dim=1),
+                shares.split(self._counts),
                 strict=True,
             )
         ]

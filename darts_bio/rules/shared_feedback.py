@@ -47,7 +47,7 @@ class FlatFeedback(RuleCarrier):
         layers: Sequence[StackedConv2d],
         rule: LearningRule,
         number: int = 0,
-        by_shape: bool = False,
+        sort: bool = False,
     ) -> None:
         """Draw, and hold, the feedback of `rule` for all `layers`.
 
@@ -55,13 +55,13 @@ class FlatFeedback(RuleCarrier):
             layers: the stacked layers.
             rule: the rule.
             number: which of the layers' `rules` the members stand under that it holds feedback for.
-            by_shape: whether to sort layers by the shape of their members whatever the rule.
+            sort: whether to sort layers by the shape of their members whatever the rule.
         """
         super().__init__(rule=rule)
         # A tuple, not a ModuleList: the layers stay registered, and named, in their cells only.
         self.layers, self.number = tuple(layers), number
         self.order = list(range(len(layers)))
-        if by_shape or not rule.elementwise:
+        if sort or not rule.elementwise:
             self.order.sort(key=lambda number: member_shape(layers[number]))
         in_order = [layers[number] for number in self.order]
         self.sizes = [layer.weight.numel() // len(layer.rules) for layer in in_order]
@@ -107,6 +107,11 @@ class FlatFeedback(RuleCarrier):
 
         return self._shape_by_shape(state_after, self.carried_weight)
 
+    def by_shape(self) -> list[tuple[tuple[int, ...], list[StackedConv2d]]]:
+        """Return the layers as they are ordered, grouped by the shape of a member's weight."""
+        in_order = [self.layers[number] for number in self.order]
+        return [(shape, list(group)) for shape, group in groupby(in_order, key=member_shape)]
+
     def _shape_by_shape(
         self,
         function: Callable[[Tensor, dict[str, Tensor], InitialLaw], dict[str, Tensor]],
@@ -118,9 +123,7 @@ class FlatFeedback(RuleCarrier):
         """
         results: dict[str, list[Tensor]] = {}
         first = 0
-        in_order = [self.layers[number] for number in self.order]
-        for shape, group in groupby(in_order, key=member_shape):
-            layers = list(group)
+        for shape, layers in self.by_shape():
             past = first + sum(layer.weight.numel() // len(layer.rules) for layer in layers)
             # Flat -> (members, *shape); state that is one number is common to all members.
             weights = weight[first:past].view(-1, *shape)
@@ -215,15 +218,21 @@ class SharedFeedback(nn.Module):
     def __init__(self, layers: Sequence[StackedConv2d]) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self.flat = nn.ModuleList(
-            ExactWithin(layers, rule) if rule.direct else FlatFeedback(layers, rule, number)
-            for number, rule in enumerate(layers[0].rules)
-        )
+        self.flat = nn.ModuleList(self._carriers())
         """For each rule what carries it."""
         self.local: tuple[LearningRule | None, ...] = ()
         """In a pass: for each rule itself, if it is local and learns; else None."""
         self.slot: Tensor | None = None
         """In a pass: what the updates of local rules arrive through (`rules.side_by_side`)."""
+
+    def _carriers(self) -> list[RuleCarrier]:
+        """Make what carries each rule."""
+        return [
+            ExactWithin(self.layers, rule)
+            if rule.direct
+            else FlatFeedback(self.layers, rule, number)
+            for number, rule in enumerate(self.layers[0].rules)
+        ]
 
     def lend(self) -> None:
         """Give each layer the weight and the kernel of its next pass."""

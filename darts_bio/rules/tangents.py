@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_levels = 0
-"""How many `tangents` contexts are open."""
+_open = False
+"""Whether a `tangents` context is open. There is one at a time: PyTorch nests no levels."""
 
 
 def forward_mode() -> bool:
     """Tell whether this pass is a forward-mode pass, that is, within `tangents`."""
-    return _levels > 0
+    return _open
 
 
 @contextlib.contextmanager
@@ -63,22 +63,16 @@ def tangents(weights: Sequence[Tensor], directions: Sequence[Tensor]) -> Iterato
     >>> direction.item()  # 1 * 3 + 2 * 4
     11.0
     """
-    global _levels
-    with warnings.catch_warnings():
-        # Its first use loads code of PyTorch that PyTorch itself calls deprecated.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        level = forward_ad.dual_level()
-        level.__enter__()
-        duals = [
-            forward_ad.make_dual(weight.detach(), direction)
-            for weight, direction in zip(weights, directions, strict=True)
-        ]
-    _levels += 1
-    try:
-        with torch.no_grad():
-            for weight, dual in zip(weights, duals, strict=True):
-                weight.copy_(dual)  # the same values; what is new is the direction
-        yield
-    finally:
-        _levels -= 1
-        level.__exit__(None, None, None)  # all directions end with it
+    global _open
+    with forward_ad.dual_level():  # all directions end with it
+        with warnings.catch_warnings(), torch.no_grad():
+            # Its first use loads code of PyTorch that PyTorch itself calls deprecated.
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            for weight, direction in zip(weights, directions, strict=True):
+                # The same values; what is new is the direction.
+                weight.copy_(forward_ad.make_dual(weight.detach(), direction))
+        _open = True
+        try:
+            yield
+        finally:
+            _open = False

@@ -20,9 +20,9 @@ for all rules at once. So the gradient of any number of rules costs one pass in 
 computes a second map, q, and one more weight gradient. It is exact for one step. Two zeros in it
 are worth knowing:
 
-- Below the lowest layer with weights nothing learns. Edges into which only the stem leads still
-  move the stem, but where `--backbone-rule` and the graph leave nothing to learn below a layer,
-  q = 0, and the rule of that layer has no consequence.
+- Of the lowest layer that learns the input does not move, q = 0: nothing learns from the error that
+  its rule sends down. In a supernet that is the stem's, which is under `--backbone-rule`; all edges
+  lie above it.
 - sign(W) has no derivative for W. It does not need one: only p is differentiated, at fixed w.
 
 Operations move as in DARTS, by dL_val/dalpha at w'.
@@ -39,6 +39,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
+from darts_bio.networks.pooled import rule_shares
 from darts_bio.rules import true_gradients
 from darts_bio.rules.tangents import tangents
 from darts_bio.spaces.base import by_operation
@@ -141,6 +142,6 @@ class RuleAware(GradientStrategy):
                 candidates = sum(len(pool.columns) for pool in pools)
                 for pool in pools:
                     of_rules = weights[t][edge, list(pool.columns)]
-                    best = of_rules.sum() / of_rules.max() * len(pools) / candidates
-                    weights[t][edge, list(pool.columns)] = of_rules * best
+                    gain, shares = of_rules.sum() * len(pools) / candidates, rule_shares(of_rules)
+                    weights[t][edge, list(pool.columns)] = gain * shares / shares.max()
         return weights
