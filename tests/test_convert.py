@@ -312,11 +312,14 @@ class TestAudit:
     def test_time_grows_as_the_layers_do(self) -> None:
         def seconds(layers: int) -> float:
             model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(layers)))
-            began = time.process_time()
-            audit(model)
-            return time.process_time() - began
+            spent = []
+            for _ in range(3):  # other work and garbage collection only ever add: the least is the layers'
+                began = time.process_time()
+                audit(model)
+                spent.append(time.process_time() - began)
+            return min(spent)
 
-        assert seconds(4000) < 32 * min(seconds(250) for _ in range(3))  # 16 times the layers
+        assert seconds(4000) < 32 * seconds(250)  # 16 times the layers
 
     def test_of_networks(self) -> None:
         from darts_bio.networks import build_network
