@@ -9,16 +9,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import Registry
 from darts_bio.spaces.genotype import Candidate, Cell, Genotype
+from darts_bio.spaces.operations import OPERATIONS
 
 Row = tuple[Candidate | None, ...]
 """The candidates of one edge; None pads the row where this edge has fewer than others."""
+
+
+def pairs_of(operations: Sequence[str], stride: int, rules: Sequence[str]) -> Row:
+    """Return the candidates of an edge: each operation with each rule, or alone without weights.
+
+    >>> [str(candidate) for candidate in pairs_of(("skip_connect", "sep_conv_3x3"), 1, ("usf", "fa"))]
+    ['skip_connect', 'sep_conv_3x3:usf', 'sep_conv_3x3:fa']
+    """
+    row: list[Candidate] = []
+    for op in operations:
+        paired_rules = rules if OPERATIONS.get(op).carries_rule(stride) else ()
+        row += [Candidate(op, rule) for rule in paired_rules] or [Candidate(op)]
+    return tuple(row)
 
 
 @dataclass(frozen=True)
@@ -108,14 +123,19 @@ class Space(ABC):
       node 3: nor_conv_3x3:usf <- 0,  avg_pool_3x3 <- 1,  none <- 2
     """
 
-    cell_types: ClassVar[tuple[str, ...]]
+    cell_types: tuple[str, ...]
     """Names of the kinds of cells, each with an alpha of its own, such as normal and reduce."""
 
-    skeleton: ClassVar[str] = "darts"
+    skeleton: str = "darts"
     """Name, in `networks.skeletons.SKELETONS`, of the network around the cells."""
 
-    kept_edges: ClassVar[int | None] = None
+    kept_edges: int | None = None
     """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
+
+    @property
+    def where(self) -> str:
+        """The words that an error message about this space begins with."""
+        return f"{SPACES.name_of(self)} space"
 
     def selectable(self, candidate: Candidate) -> bool:
         """Return whether a derived cell may hold this candidate."""
@@ -155,10 +175,21 @@ class Space(ABC):
         """Return the indices of the cells that halve height and width and double the channels."""
 
     @abstractmethod
+    def row(self, stride: int, rules: Sequence[str]) -> Row:
+        """Return the candidates of an edge of that stride, without padding.
+
+        `rules` are the specs of the learning rules that are searched among.
+        """
+
     def table(self, rules: Sequence[str]) -> CandidateTable:
         """Return the candidates of a search among the learning rules given by their specs."""
+        padded_rows: dict[str, tuple[Row, ...]] = {}
+        for cell_type in self.cell_types:
+            rows = [self.row(self.stride(cell_type, source), rules) for _, source in self.edges]
+            width = max(map(len, rows))
+            padded_rows[cell_type] = tuple(row + (None,) * (width - len(row)) for row in rows)
+        return CandidateTable(padded_rows)
 
-    @abstractmethod
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
         """Return the discrete cell of each cell type that the weights of a search stand for.
 
@@ -166,13 +197,61 @@ class Space(ABC):
             weights: For each cell type the weights of its candidates, (edges, candidates).
             table: The candidates, with rows and columns as those of `weights`.
         """
+        return {
+            cell_type: self.derive_cell(cell_type, weights[cell_type].tolist(), rows)
+            for cell_type, rows in table.rows.items()
+        }
 
     @abstractmethod
+    def derive_cell(
+        self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]
+    ) -> Cell:
+        """Return the discrete cell that weights stand for.
+
+        Args:
+            cell_type: The type of the cell.
+            weights: For each edge the weights of its candidates.
+            rows: For each edge its candidates, as long as its weights.
+        """
+
+    def strongest(self, row: Row, weights: Sequence[float]) -> tuple[float, Candidate]:
+        """Return the largest weight among the selectable candidates of an edge, and its owner.
+
+        Of equal weights the first one counts.
+        """
+        choices = [
+            (weight, candidate)
+            for weight, candidate in zip(weights, row, strict=True)
+            if candidate is not None and self.selectable(candidate)
+        ]
+        return max(choices, key=lambda choice: choice[0])
+
     def validate(self, genotype: Genotype, source: str) -> None:
         """Check that the cells of a genotype belong to this space.
 
         Raises:
             InputError: If they do not. The message names the field, after `source`.
+        """
+        for cell_type in genotype.cells:
+            if cell_type not in self.cell_types:
+                raise InputError(
+                    f"{source}.cells: {unknown_name('cell type', cell_type, self.cell_types)}"
+                )
+        for cell_type in self.cell_types:
+            where = f"{source}.cells.{cell_type}"
+            if cell_type not in genotype.cells:
+                raise InputError(
+                    f"{where}: missing; a genotype of the {self.where} has "
+                    f"{', '.join(self.cell_types)}"
+                )
+            self.validate_cell(genotype.cells[cell_type], cell_type, where)
+
+    @abstractmethod
+    def validate_cell(self, cell: Cell, cell_type: str, where: str) -> None:
+        """Check that a cell is one of this space, of that type.
+
+        Raises:
+            InputError: If it is not. The message names the field, after `where`.
         """
 
 

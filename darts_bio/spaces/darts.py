@@ -17,14 +17,12 @@ Candidates are pairs (operation, learning rule), as in arXiv 2507.13485, in one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from torch import Tensor
-
 from darts_bio.errors import InputError, check_whole, unknown_name
-from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
+from darts_bio.spaces.base import SPACES, Row, Space, pairs_of
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule
 from darts_bio.spaces.operations import OPERATIONS, check_operations
 
@@ -81,8 +79,8 @@ class DartsSpace(Space):
         """
         if self.layout not in get_args(Layout):
             raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
-        check_whole("darts space: nodes", self.nodes)
-        check_operations(self.operations, "darts space")
+        check_whole(f"{self.where}: nodes", self.nodes)
+        check_operations(self.operations, self.where)
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -114,27 +112,21 @@ class DartsSpace(Space):
     def reductions(self, layers: int) -> tuple[int, ...]:
         return layers // 3, 2 * layers // 3
 
-    def table(self, rules: Sequence[str]) -> CandidateTable:
-        padded_rows: dict[str, tuple[Row, ...]] = {}
-        for cell_type in self.cell_types:
-            rows = [self._row(self.stride(cell_type, source), rules) for _, source in self.edges]
-            width = max(map(len, rows))
-            padded_rows[cell_type] = tuple(row + (None,) * (width - len(row)) for row in rows)
-        return CandidateTable(padded_rows)
-
-    def _row(self, stride: int, rules: Sequence[str]) -> Row:
-        """Return the candidates of an edge of that stride, without padding."""
-        row: list[Candidate] = []
+    def row(self, stride: int, rules: Sequence[str]) -> Row:
+        row: list[Candidate | None] = []
         for op in self.operations:
-            paired_rules = rules if OPERATIONS.get(op).carries_rule(stride) else ()
+            pairs = pairs_of((op,), stride, rules)
             if self.layout == "paper" and op == "skip_connect":
                 # With fa as the only rule nothing is left to pair, and the skip stays as it is.
-                paired_rules = [rule for rule in rules if rule != "fa"] or paired_rules
-            row += [Candidate(op, rule) for rule in paired_rules] or [Candidate(op)]
+                others = [Candidate(op, rule) for rule in rules if rule != "fa"]
+                pairs = tuple(others) or pairs
+            row += pairs
         return tuple(row)
 
-    def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
-        """Return cells in which each node keeps its two strongest incoming edges.
+    def derive_cell(
+        self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]
+    ) -> Cell:
+        """Return the cell in which each node keeps its two strongest incoming edges.
 
         This is the rule of DARTS (arXiv 1806.09055, section 2.4), extended to edges that have
         different numbers of candidates:
@@ -151,41 +143,23 @@ class DartsSpace(Space):
 
         A tie goes to the earlier candidate and to the earlier edge, as in the published code.
 
-        >>> import torch
         >>> space = DartsSpace(nodes=1, operations=("none", "skip_connect", "sep_conv_3x3"))
-        >>> table = space.table(("usf",))
-        >>> edge_weights = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]])
-        >>> print(space.derive({"normal": edge_weights, "reduce": edge_weights}, table)["normal"])
+        >>> rows = space.table(("usf",)).rows["normal"]
+        >>> print(space.derive_cell("normal", [[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]], rows))
           node 2: skip_connect <- 0,  sep_conv_3x3:usf <- 1
         """
-        cells = {}
-        for cell_type in self.cell_types:
-            rows = table.rows[cell_type]
-            weights_of_rows = weights[cell_type].tolist()
-            candidates_of_rows = table.mask(cell_type).sum(1).tolist()  # padding not counted
-            scored_edges: dict[int, list[tuple[float, Edge]]] = {}  # by the node they lead into
-            for (node, source), row, row_weights, candidates in zip(
-                self.edges, rows, weights_of_rows, candidates_of_rows, strict=True
-            ):
-                weight, candidate = self._strongest(row, row_weights)
-                edge = self._without_idle_rule(Edge(node, source, candidate), cell_type)
-                scored_edges.setdefault(node, []).append((candidates * weight, edge))
-            kept: list[Edge] = []
-            for scored in scored_edges.values():
-                # Sorting is stable: of equal scores the earlier edge stays first.
-                strongest = sorted(scored, key=lambda scored_edge: -scored_edge[0])[:KEPT_EDGES]
-                kept += sorted((edge for _, edge in strongest), key=lambda edge: edge.input)
-            cells[cell_type] = Cell(tuple(kept), self.outputs)
-        return cells
-
-    def _strongest(self, row: Row, row_weights: Sequence[float]) -> tuple[float, Candidate]:
-        """Return the largest weight among the selectable candidates of an edge, and its owner."""
-        choices = [
-            (weight, candidate)
-            for weight, candidate in zip(row_weights, row, strict=True)
-            if candidate is not None and self.selectable(candidate)
-        ]
-        return max(choices, key=lambda choice: choice[0])  # the first of equal ones
+        scored_edges: dict[int, list[tuple[float, Edge]]] = {}  # by the node they lead into
+        for (node, source), row, row_weights in zip(self.edges, rows, weights, strict=True):
+            weight, candidate = self.strongest(row, row_weights)
+            edge = self._without_idle_rule(Edge(node, source, candidate), cell_type)
+            candidates = len(row) - row.count(None)  # padding not counted
+            scored_edges.setdefault(node, []).append((candidates * weight, edge))
+        kept: list[Edge] = []
+        for scored in scored_edges.values():
+            # Sorting is stable: of equal scores the earlier edge stays first.
+            strongest = sorted(scored, key=lambda scored_edge: -scored_edge[0])[:KEPT_EDGES]
+            kept += sorted((edge for _, edge in strongest), key=lambda edge: edge.input)
+        return Cell(tuple(kept), self.outputs)
 
     def normalize(self, genotype: Genotype) -> Genotype:
         """Return the genotype with rule None wherever an operation has no weights at its stride."""
@@ -201,22 +175,7 @@ class DartsSpace(Space):
         carries = OPERATIONS.get(op).carries_rule(self.stride(cell_type, edge.input))
         return edge if carries else replace(edge, candidate=Candidate(op))
 
-    def validate(self, genotype: Genotype, source: str) -> None:
-        for cell_type in genotype.cells:
-            if cell_type not in self.cell_types:
-                raise InputError(
-                    f"{source}.cells: {unknown_name('cell type', cell_type, self.cell_types)}"
-                )
-        for cell_type in self.cell_types:
-            where = f"{source}.cells.{cell_type}"
-            if cell_type not in genotype.cells:
-                raise InputError(
-                    f"{where}: missing; a genotype of the darts space has "
-                    f"{' and '.join(self.cell_types)}"
-                )
-            self._validate_cell(genotype.cells[cell_type], cell_type, where)
-
-    def _validate_cell(self, cell: Cell, cell_type: str, where: str) -> None:
+    def validate_cell(self, cell: Cell, cell_type: str, where: str) -> None:
         """Check the edges and the concatenated nodes of a cell, of any number of nodes.
 
         Raises:

@@ -13,14 +13,12 @@ that has weights is written with its rule, `op:rule~0`; without one its rule is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError
 from darts_bio.registry import parse_spec
-from darts_bio.spaces.base import SPACES, CandidateTable, Row, Space
+from darts_bio.spaces.base import SPACES, Row, Space, pairs_of
 from darts_bio.spaces.genotype import (
     TEXT_FORMS,
     Candidate,
@@ -71,7 +69,7 @@ class NasBench201Space(Space):
         Raises:
             InputError: If an operation is unknown, or if `none` is the only one.
         """
-        check_operations(self.operations, "nb201 space")
+        check_operations(self.operations, self.where)
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -96,62 +94,37 @@ class NasBench201Space(Space):
     def reductions(self, layers: int) -> tuple[int, ...]:
         return tuple(stage * layers // STAGES for stage in range(1, STAGES))
 
-    def table(self, rules: Sequence[str]) -> CandidateTable:
-        row: list[Candidate | None] = []
-        for op in self.operations:
-            paired_rules = rules if OPERATIONS.get(op).carries_rule(1) else ()
-            row += [Candidate(op, rule) for rule in paired_rules] or [Candidate(op)]
-        return CandidateTable({CELL: (tuple(row),) * len(self.edges)})
+    def row(self, stride: int, rules: Sequence[str]) -> Row:
+        return pairs_of(self.operations, stride, rules)
 
-    def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
+    def derive_cell(
+        self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]
+    ) -> Cell:
         """Return the cell in which each edge has its strongest candidate.
 
         Unlike in the DARTS space `none` may win. A tie goes to the earlier candidate.
         """
         edges = []
-        for (node, source), row, row_weights in zip(
-            self.edges, table.rows[CELL], weights[CELL].tolist(), strict=True
-        ):
-            edges.append(Edge(node, source, _strongest(row, row_weights)))
-        return {CELL: Cell(tuple(edges), self.outputs)}
+        for (node, source), row, row_weights in zip(self.edges, rows, weights, strict=True):
+            _, candidate = self.strongest(row, row_weights)
+            edges.append(Edge(node, source, candidate))
+        return Cell(tuple(edges), self.outputs)
 
-    def validate(self, genotype: Genotype, source: str) -> None:
-        for cell_type in genotype.cells:
-            if cell_type != CELL:
-                raise InputError(
-                    f"{source}.cells: {unknown_name('cell type', cell_type, self.cell_types)}"
-                )
-        where = f"{source}.cells.{CELL}"
-        if CELL not in genotype.cells:
-            raise InputError(
-                f"{where}: missing; a genotype of the nb201 space has one cell, named {CELL}"
-            )
-        cell = genotype.cells[CELL]
+    def validate_cell(self, cell: Cell, cell_type: str, where: str) -> None:
         connections = sorted((edge.node, edge.input) for edge in cell.edges)
         if connections != list(self.edges):
             shown = ", ".join(f"{source}->{node}" for node, source in connections) or "none"
             raise InputError(
                 f"{where}.edges: expected one edge from each of the nodes 0 to {NODES - 1} to "
-                "every later one, found "
-                f"{shown}"
+                f"every later one, found {shown}"
             )
         for i, edge in enumerate(cell.edges):
-            check_carried_rule(edge, self.stride(CELL, edge.input), f"{where}.edges[{i}]")
+            check_carried_rule(edge, self.stride(cell_type, edge.input), f"{where}.edges[{i}]")
         if cell.concat != self.outputs:
             raise InputError(
                 f"{where}.concat: expected {list(self.outputs)}, the last node, found "
                 f"{list(cell.concat)}"
             )
-
-
-def _strongest(row: Row, row_weights: Sequence[float]) -> Candidate:
-    """Return the candidate of largest weight, the first of equal ones."""
-    choices = [
-        (weight, candidate)
-        for weight, candidate in zip(row_weights, row, strict=True)
-        if candidate is not None
-    ]
-    return max(choices, key=lambda choice: choice[0])[1]
 
 
 def from_nb201_text(text: str) -> Genotype:
