@@ -28,7 +28,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a spec, `name(option=value, ...)`, into its name and its options.
 
     A value is a number, a text, True, False, None, or a tuple or list of these, which becomes a
-    tuple. A bare word is a text.
+    tuple. A bare word is a text, and so is a spec.
 
     Raises:
         InputError: The text is no spec, is longer than `LONGEST_SPEC`, or gives an option twice.
@@ -37,6 +37,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     ('darts', {'lr': 0.0006, 'betas': (0.5, 0.999)})
     >>> parse_spec("darts(layout=paper, operations=(none, skip_connect))")
     ('darts', {'layout': 'paper', 'operations': ('none', 'skip_connect')})
+    >>> parse_spec("by_depth(space=darts(nodes=2), cells=5)")
+    ('by_depth', {'space': 'darts(nodes=2)', 'cells': 5})
     """
     expected = (
         "expected 'name' or 'name(option=value, ...)', where a path or other text stands in "
@@ -74,6 +76,8 @@ def _value(node: ast.expr) -> Any:
         return node.id
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(map(_value, node.elts))
+    if isinstance(node, ast.Call):
+        return canonical_spec(ast.unparse(node))
     return ast.literal_eval(node)
 
 

@@ -22,7 +22,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repository")
-torch.set_num_threads(int(os.environ.get("DARTS_BIO_TEST_THREADS", "1")))
+threads = os.environ.get("DARTS_BIO_TEST_THREADS", "1")
+torch.set_num_threads(int(threads))
+os.environ.setdefault("OMP_NUM_THREADS", threads)  # of the processes that tests start
 # Tests start many processes. What the first has compiled of the libraries' Python the others read,
 # also where the environment forbids to write it, or where these lie: that is half of a start.
 if "PYTHONPYCACHEPREFIX" not in os.environ:

@@ -353,6 +353,12 @@ QUICK = {
 }
 
 
+SMALL_SPACES = {
+    "darts": "darts(nodes=2)",
+    "by_depth": "by_depth(space=darts(nodes=2), cells=3)",
+}
+
+
 class TestEveryPair:
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize("space", SPACES)
@@ -361,7 +367,7 @@ class TestEveryPair:
     ) -> None:
         options = SMALL | {"epochs": 2, "channels": 8}  # pc_darts takes a quarter of them
         config = SearchConfig(
-            space="darts(nodes=2)" if space == "darts" else space,
+            space=SMALL_SPACES.get(space, space),
             strategy=QUICK.get(strategy, strategy),
             rules=("fa", "brsf"),
             **options,

@@ -313,7 +313,9 @@ class TestAudit:
         def seconds(layers: int) -> float:
             model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(layers)))
             spent = []
-            for _ in range(3):  # other work and garbage collection only ever add: the least is the layers'
+            for _ in range(
+                3
+            ):  # other work and garbage collection only ever add: the least is the layers'
                 began = time.process_time()
                 audit(model)
                 spent.append(time.process_time() - began)

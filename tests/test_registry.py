@@ -240,6 +240,7 @@ class TestMembersThatAreValues:
         [
             (SPACES, "darts(layout='paper', nodes=2)"),
             (SPACES, "nb201(operations=('none', 'skip_connect'))"),
+            (SPACES, "by_depth(cells=5, space='darts(nodes=2)')"),
             (STRATEGIES, "darts(betas=(0.9, 0.99), order=2)"),
             (STRATEGIES, "pc_darts(k=2, lr=0.0003)"),
             (STRATEGIES, "eg(population=8, step=0.2)"),
@@ -298,6 +299,11 @@ class TestParseSpec:
         assert parse_spec(f" {name}({text}) ") == (name, expected)
         assert parse_spec(name) == (name, {})
 
+    def test_a_spec_within_a_spec_is_its_text(self) -> None:
+        text = "f(a=g(y=(1, h()), x=1.50), b=[g(), g(x=1)])"
+        assert parse_spec(text) == ("f", {"a": "g(x=1.5, y=(1, 'h'))", "b": ("g", "g(x=1)")})
+        assert canonical_spec(canonical_spec(text)) == canonical_spec(text)
+
     def test_types_are_those_of_the_literals(self) -> None:
         _, options = parse_spec(
             "f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, (x, 'y')), h=[1, x], i=-1)"
@@ -329,10 +335,11 @@ class TestParseSpec:
             "a(k=1",
             "a(k=1))",
             "a(k)",
-            "a(k=b())",
+            "a(k=b(1))",
+            "a(k=b(x=c.d))",
             "a(k=b.c)",
             "a(k=b(c(d())))",
-            "a(k=[b()])",
+            "a(k=[b(*c)])",
             "a(k=(b.c, 1))",
             "a(k=(*b, 1))",
             "a(k=b + 1)",

@@ -90,9 +90,8 @@ EVOLUTION = (
 def test_two_processes_that_share_the_individuals_find_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "OMP_NUM_THREADS", "1"
-    )  # as torchrun has it: sums over other numbers of threads round otherwise
+    # As torchrun has it: sums over other numbers of threads round otherwise.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = shlex.split(EVOLUTION)
     alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr

@@ -146,7 +146,9 @@ def test_matched_kernels_do_not_depend_on_how_long_they_were() -> None:
 def test_alpha_sees_no_difference_between_rules_in_the_first_order() -> None:
     net = build()
     draw_feedback(net, 3)
-    alpha = FactorizedAlpha(net.table, seed=0, init=0.5, device=torch.device("cpu"))
+    alpha = FactorizedAlpha(
+        SPACES.build("darts(nodes=1)"), net.table, seed=0, init=0.5, device=torch.device("cpu")
+    )
     parameters = {n: p.detach().double().requires_grad_() for n, p in alpha.parameters.items()}
     alpha.parameters = parameters
     edge_weights = {t: masked_softmax(a, alpha.masks[t]) for t, a in alpha.logits().items()}

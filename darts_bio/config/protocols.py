@@ -188,5 +188,7 @@ def preset(
         return {}
     dataset_values = dict(protocols.get(dataset, {}))
     # The data set's protocol may name the space, as that of the digits does.
-    space, _ = parse_spec(space_of({**dataset_values, **given}))
+    space, options = parse_spec(space_of({**dataset_values, **given}))
+    while "space" in options:  # one that is made of another, such as by_depth(space=nb201)
+        space, options = parse_spec(str(options["space"]))
     return {**protocols.get(space, {}), **dataset_values}

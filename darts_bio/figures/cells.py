@@ -8,6 +8,9 @@ A figure is made in three steps. `_plan` puts the nodes into columns, one each, 
 heights and bows of the lines that keep lines apart from one another and from nodes (`_strain`).
 `_place_labels` then puts the name of each operation on its line where it hides nothing. If there is
 no room, `_figure` moves the columns apart and places the labels anew.
+
+Cells of one kind that differ by their rules alone, as those of a space by depth do, are drawn once,
+a *stack*: below the name of each operation that has weights a strip tells its rule in each of them.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from darts_bio.figures.drawing import (
     Text,
     text_width,
 )
+from darts_bio.spaces.base import SPACES, Space
 from darts_bio.spaces.genotype import Cell, Genotype
 
 KNOWN_COLORS = {
@@ -46,6 +50,10 @@ FURTHER_COLORS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#00000
 """Colors of all other rules."""
 NO_RULE = "#8c8c8c"
 """The color of candidates without weights, which have no rule."""
+SEVERAL = "#444444"
+"""The color of a line that stands for cells with different rules."""
+STRIP = 7.0
+"""Height in pixels of the strip that tells the rules of a stack's cells."""
 LANE, NODE, PILL = 38.0, 30.0, 17.0
 """Heights in pixels: of the lanes that nodes lie in, of a node, of an edge's label."""
 PITCH = 132.0
@@ -80,11 +88,22 @@ def rule_colors(rules: Iterable[str | None]) -> dict[str | None, str]:
     return colors | ({None: NO_RULE} if None in names else {})
 
 
+Stack = Mapping[str, Cell]
+"""Cells by name, from the stem to the classifier, alike but for their rules."""
+
+
+def _rules(stack: Stack, edge: int) -> list[str | None]:
+    """Return the rules of an edge in all cells of a stack."""
+    return [cell.edges[edge].candidate.rule for cell in stack.values()]
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """The layout of a cell: where its nodes lie, and how far its lines bow out."""
+    """The layout of a stack of cells: where nodes lie, and how far lines bow out."""
 
+    stack: Stack
     cell: Cell
+    """The first cell of the stack, whose operations all have."""
     nodes: tuple[int, ...]
     """The numbers of the nodes, inputs first, without the output."""
     inputs: int
@@ -100,8 +119,9 @@ class _Plan:
     """How far the inner control points of each line lie off its ends, in pixels."""
 
 
-def _plan(cell: Cell) -> _Plan:
-    """Lay a cell out."""
+def _plan(stack: Stack) -> _Plan:
+    """Lay out the cell that all cells of a stack are drawn as."""
+    cell = next(iter(stack.values()))
     inputs = (0,) if any(edge.node == 1 for edge in cell.edges) else (0, 1)
     used = {n for edge in cell.edges for n in (edge.node, edge.input)} | set(cell.concat)
     nodes = (*inputs, *sorted(used - set(inputs)))
@@ -111,7 +131,7 @@ def _plan(cell: Cell) -> _Plan:
     lines = [(nodes.index(edge.input), nodes.index(edge.node)) for edge in cell.edges]
     lines += [(nodes.index(node), len(nodes)) for node in cell.concat]
     heights, bows = _relax(columns, len(inputs), lines)
-    return _Plan(cell, nodes, len(inputs), columns, tuple(lines), heights, bows)
+    return _Plan(stack, cell, nodes, len(inputs), columns, tuple(lines), heights, bows)
 
 
 def _relax(
@@ -263,15 +283,22 @@ def _curves(plan: _Plan, boxes: Sequence[Box], colors: Mapping[str | None, str])
         if edge is None:
             curves.append(Curve(points, FAINT, 1.2))
             continue
-        op, rule = edge.candidate.op, edge.candidate.rule
-        pair = op if rule is None else f"{op} : {rule}"
+        rules = _rules(plan.stack, i)
+        rule = rules[0]
+        names = ", ".join(dict.fromkeys(name for name in rules if name is not None))
+        pair = f"{edge.candidate.op} : {names}" if names else edge.candidate.op
         title = f"{pair}, {edge.input} -> {edge.node}"
-        curves.append(Curve(points, colors[rule], dashed=rule is None, arrow=True, title=title))
+        color = colors[rule] if len(set(rules)) == 1 else SEVERAL
+        curves.append(Curve(points, color, dashed=rule is None, arrow=True, title=title))
     return curves
 
 
 def _place_labels(
-    ops: Sequence[str], boxes: Sequence[Box], curves: Sequence[Curve], may_hide: bool
+    ops: Sequence[str],
+    heights: Sequence[float],
+    boxes: Sequence[Box],
+    curves: Sequence[Curve],
+    may_hide: bool,
 ) -> list[Box] | None:
     """Return the box of each edge's label, clear of nodes and of one another; None without room.
 
@@ -281,6 +308,7 @@ def _place_labels(
 
     Args:
         ops: The operation of each edge.
+        heights: The height of each label, in pixels.
         boxes: The boxes of the nodes; the first is the leftmost.
         curves: A curve for each edge, and after them those to the output.
         may_hide: Whether a label may lie over another curve where it cannot be helped.
@@ -306,7 +334,8 @@ def _place_labels(
 
     labels: dict[int, Box] = {}
     for i in sorted(range(len(ops)), key=length):
-        half = np.array([text_width(ops[i]) / 2 + 6, PILL / 2])  # of the label's width and height
+        # Of the label's width and height.
+        half = np.array([text_width(ops[i]) / 2 + 6, heights[i] / 2])
         obstacles = np.array(occupied)
         # Two rectangles are apart if their centers are, in x or in y, by their halves or more.
         distances = np.abs(samples[i][:, None] - obstacles[:, :2])  # (161, obstacles, 2)
@@ -370,15 +399,38 @@ def _cell(
     boxes = _boxes(plan, pitch, middle)
     curves = _curves(plan, boxes, colors)
     ops = [edge.candidate.op for edge in plan.cell.edges]
-    labels = _place_labels(ops, boxes, curves, may_hide)
+    # Whether below the name of an operation there is a strip of rules.
+    strips = [len(plan.stack) > 1 and any(_rules(plan.stack, i)) for i in range(len(ops))]
+    heights = [PILL + (STRIP if strip else 0) for strip in strips]
+    labels = _place_labels(ops, heights, boxes, curves, may_hide)
     if labels is None:
         return None
     primitives: list[Primitive] = [Text(MARGIN, top + 8, title, 15, "start")] if title else []
     # Edges lie above the faint lines to the output, which come last in `curves`.
     primitives += [*reversed(curves), *boxes, *_node_texts(plan, boxes)]
-    for op, label in zip(ops, labels, strict=True):
+    for i, (op, label) in enumerate(zip(ops, labels, strict=True)):
         primitives += [label, Text(label.x + label.width / 2, label.y + PILL / 2, op)]
+        if strips[i]:
+            primitives += _strip(plan.stack, i, label, colors)
     return primitives, middle + max(ys) + 12
+
+
+def _strip(
+    stack: Stack, edge: int, label: Box, colors: Mapping[str | None, str]
+) -> list[Primitive]:
+    """Draw the rule of an edge in each cell of a stack, side by side at the label's lower end."""
+    left, width = label.x + PILL / 2, (label.width - PILL) / len(stack)
+    return [
+        Box(
+            left + k * width,
+            label.y + PILL - 2,
+            width - 1,
+            STRIP - 1,
+            colors[rule],
+            title=f"{name}: {rule}",
+        )
+        for k, (name, rule) in enumerate(zip(stack, _rules(stack, edge), strict=True))
+    ]
 
 
 def _legend(
@@ -402,10 +454,11 @@ def _legend(
     return primitives, y + 8
 
 
-def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
-    """Draw cells one above the other, with a legend; all have the same distance of columns."""
-    colors = rule_colors(edge.candidate.rule for cell in cells.values() for edge in cell.edges)
-    plans = {name: _plan(cell) for name, cell in cells.items()}
+def _figure(stacks: Sequence[Stack], title: str, label: str) -> Drawing:
+    """Draw stacks one above the other, with a legend; all have the same distance of columns."""
+    cells = [cell for stack in stacks for cell in stack.values()]
+    colors = rule_colors(edge.candidate.rule for cell in cells for edge in cell.edges)
+    plans = [(_title(stack), _plan(stack)) for stack in stacks]
     # Columns move apart by 6 % until there is room for all labels. Once they are 30 % further apart
     # than at first, labels may lie over other curves: a figure should not grow too wide for that.
     pitch, done = PITCH, False
@@ -414,7 +467,7 @@ def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
         if title:
             primitives.append(Text(MARGIN, MARGIN + 8, title, 17, "start"))
         top, done = MARGIN + (28 if title else 0), True
-        for name, plan in plans.items():
+        for name, plan in plans:
             drawn_cell = _cell(plan, pitch, top, name, colors, may_hide=pitch > 1.3 * PITCH)
             if drawn_cell is None:
                 pitch, done = 1.06 * pitch, False
@@ -422,12 +475,28 @@ def _figure(cells: Mapping[str, Cell], title: str, label: str) -> Drawing:
             cell_primitives, bottom = drawn_cell
             primitives += cell_primitives
             top = bottom + 16
-    widths = [1.3 * NODE + plan.columns[-1] * pitch for plan in plans.values()]
-    widths += [text_width(title, 17), *(text_width(name, 15) for name in cells)]
+    widths = [1.3 * NODE + plan.columns[-1] * pitch for _, plan in plans]
+    widths += [text_width(title, 17), *(text_width(name, 15) for name, _ in plans)]
     widths += [34 + text_width(rule or "no weights") for rule in colors]
     width = math.ceil(2 * MARGIN + max(widths))
     legend, legend_bottom = _legend(colors, top, width)
     return Drawing(width, math.ceil(legend_bottom + MARGIN), (*primitives, *legend), label)
+
+
+def _title(stack: Stack) -> str:
+    """Return what stands above a stack: the names of its cells, in the order of the strips."""
+    return ", ".join(stack)
+
+
+def _stacks(genotype: Genotype) -> list[Stack]:
+    """Return the cells of a genotype, those of one kind that differ by rules alone together."""
+    space: Space = SPACES.build(genotype.space)
+    stacks: dict[object, dict[str, Cell]] = {}
+    for cell_type, cell in genotype.cells.items():
+        operations = tuple((edge.node, edge.input, edge.candidate.op) for edge in cell.edges)
+        kind = space.kind(cell_type)
+        stacks.setdefault((kind, operations, cell.concat), {})[cell_type] = cell
+    return list(stacks.values())
 
 
 def draw_cell(cell: Cell, title: str = "") -> Drawing:
@@ -438,14 +507,15 @@ def draw_cell(cell: Cell, title: str = "") -> Drawing:
     >>> figure.label
     'normal cell (8 edges)'
     """
-    return _figure({title: cell}, "", f"{title} cell ({len(cell.edges)} edges)".strip())
+    return _figure([{title: cell}], "", f"{title} cell ({len(cell.edges)} edges)".strip())
 
 
 def draw_genotype(genotype: Genotype, title: str = "") -> Drawing:
     """Draw the cells of a genotype one above the other, colored by learning rule.
 
     Edges without a rule are dashed; nodes whose outputs are concatenated lead to the output by
-    faint lines.
+    faint lines. Cells that differ by their rules alone are drawn once: strips tell the rules, from
+    the first cell to the last, and a line is dark where they differ.
 
     >>> from darts_bio.spaces import load_genotype
     >>> figure = draw_genotype(load_genotype("bionas_darts"))
@@ -455,4 +525,4 @@ def draw_genotype(genotype: Genotype, title: str = "") -> Drawing:
     ('<svg', 3)
     """
     cells = ", ".join(f"{name} ({len(cell.edges)} edges)" for name, cell in genotype.cells.items())
-    return _figure(genotype.cells, title, f"{title or f'{genotype.space} genotype'}: {cells}")
+    return _figure(_stacks(genotype), title, f"{title or f'{genotype.space} genotype'}: {cells}")

@@ -68,7 +68,7 @@ class SuperNet(CellNetwork):
         cell: The form of the cells; all forms compute the same.
 
     Raises:
-        InputError: If `channels` cannot be divided so.
+        InputError: If `channels` cannot be divided so, or if a cell type has no cell.
 
     >>> import torch
     >>> from darts_bio.networks import SuperNet
@@ -102,6 +102,13 @@ class SuperNet(CellNetwork):
                 f"candidates, and these are an even number, found {channels}; use another "
                 "--channels, or another k of "
                 "the strategy"
+            )
+        unused = set(space.cell_types) - set(space.plan(layers))
+        if unused:
+            raise InputError(
+                f"layers: expected a cell of each type of the space, found none of "
+                f"{', '.join(sorted(unused))} among {layers} cells; use more --layers, or fewer "
+                "cells in --space"
             )
         table = space.table(rules)
         super().__init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -123,14 +123,27 @@ class Space(ABC):
       node 3: nor_conv_3x3:usf <- 0,  avg_pool_3x3 <- 1,  none <- 2
     """
 
-    cell_types: tuple[str, ...]
-    """Names of the kinds of cells, each with an alpha of its own, such as normal and reduce."""
+    @property
+    @abstractmethod
+    def cell_types(self) -> tuple[str, ...]:
+        """Names of the types of cells, each with an alpha of its own, such as normal and reduce."""
 
-    skeleton: str = "darts"
-    """Name, in `networks.skeletons.SKELETONS`, of the network around the cells."""
+    @property
+    def skeleton(self) -> str:
+        """Name, in `networks.skeletons.SKELETONS`, of the network around the cells."""
+        return "darts"
 
-    kept_edges: int | None = None
-    """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
+    @property
+    def kept_edges(self) -> int | None:
+        """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
+        return None
+
+    def kind(self, cell_type: str) -> str:
+        """Return the kind of a cell type: types of one kind can have the same operations.
+
+        It is the type itself, but in spaces whose types differ by depth (`by_depth`).
+        """
+        return cell_type
 
     @property
     def where(self) -> str:
@@ -213,6 +226,24 @@ class Space(ABC):
             weights: For each edge the weights of its candidates.
             rows: For each edge its candidates, as long as its weights.
         """
+
+    def spread(self, genotype: Genotype) -> Genotype:
+        """Return the genotype in this space: cells by their type, or else by its kind.
+
+        Whether they are cells of this space is for `validate` to say.
+
+        >>> from darts_bio.spaces import SPACES, load_genotype
+        >>> genotype = SPACES.build("by_depth(space=darts, cells=4)").spread(load_genotype("darts_v1"))
+        >>> genotype.cells["reduce_1"] == load_genotype("darts_v1").cells["reduce"]
+        True
+        """
+        cells = dict(genotype.cells)
+        for cell_type in self.cell_types:
+            kind = self.kind(cell_type)
+            if cell_type not in cells and kind in genotype.cells:
+                cells[cell_type] = genotype.cells[kind]
+                cells.pop(kind, None)
+        return replace(genotype, space=SPACES.spec(self), cells=cells)
 
     def strongest(self, row: Row, weights: Sequence[float]) -> tuple[float, Candidate]:
         """Return the largest weight among the selectable candidates of an edge, and its owner.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darts_bio.runtime import generator
-from darts_bio.spaces import Candidate, CandidateTable
+from darts_bio.spaces import Candidate, CandidateTable, Space
 from darts_bio.spaces.base import Row
 
 ABSENT = -1e9
@@ -22,13 +22,22 @@ class Alpha:
     """A parameter for each candidate on each edge, drawn from N(0, init^2).
 
     Args:
+        space: The space that is searched.
         table: The candidates of the search.
         seed: The seed of the search; the draw depends on it and on the parameter's name alone.
         init: The standard deviation of the draw.
         device: Where the parameters are; they are drawn on the CPU, so equal on all devices.
     """
 
-    def __init__(self, table: CandidateTable, seed: int, init: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        space: Space,
+        table: CandidateTable,
+        seed: int,
+        init: float,
+        device: torch.device,
+    ) -> None:
+        self.space = space
         self.masks = {t: table.mask(t).to(device) for t in table.rows}
         """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = {
@@ -68,25 +77,39 @@ class FactorizedAlpha(Alpha):
     The logit of a pair is log p(operation) + log p(rule | operation), so that an operation with
     many rules has no more weight than others. Before alpha moves, each operation of an edge has
     about the same share, and each rule of an operation the same part of it.
+
+    Cell types of one kind (`Space.kind`) have the parameters of operations in common, and those of
+    rules each for itself.
     """
 
-    def __init__(self, table: CandidateTable, seed: int, init: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        space: Space,
+        table: CandidateTable,
+        seed: int,
+        init: float,
+        device: torch.device,
+    ) -> None:
         self.members = {t: grouped_by_operation(rows).to(device) for t, rows in table.rows.items()}
         """(edges, candidates, operations) bool per cell type, see `grouped_by_operation`."""
         # (edges, candidates): the index of each candidate's operation.
         self.groups = {t: member.int().argmax(2) for t, member in self.members.items()}
         # (edges, operations): True where an edge has no candidate of that operation.
         self.absent = {t: ~member.any(1) for t, member in self.members.items()}
-        super().__init__(table, seed, init, device)
+        super().__init__(space, table, seed, init, device)
 
     def _shapes(self, table: CandidateTable) -> dict[str, tuple[int, int]]:
-        operations = {f"{t}/operation": (len(m), m.shape[2]) for t, m in self.members.items()}
+        operations = {
+            f"{self.space.kind(t)}/operation": (len(member), member.shape[2])
+            for t, member in self.members.items()
+        }
         return operations | {f"{t}/rule": table.shape(t) for t in table.rows}
 
     def logits(self) -> dict[str, Tensor]:
         logits = {}
         for t, member in self.members.items():
-            operation, rule = self.parameters[f"{t}/operation"], self.parameters[f"{t}/rule"]
+            operation = self.parameters[f"{self.space.kind(t)}/operation"]
+            rule = self.parameters[f"{t}/rule"]
             group = self.groups[t]
             # The normalizer of p(rule | operation): a logsumexp over the candidates of each
             # operation, (edges, candidates, operations) -> (edges, operations).

@@ -6,6 +6,7 @@ genotype is known at once, a function of the seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import generator
-from darts_bio.spaces import Genotype, Space, load_genotype
+from darts_bio.spaces import Cell, Space, load_genotype
 from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
+
+Operations = list[tuple[int, str]]
+"""Edges of a cell, as indices in `Space.edges`, and the operation of each."""
 
 
 class RandomState(StrategyState):
@@ -72,12 +76,23 @@ class Random(Strategy[RandomState]):
         """
         # All cell types draw from one generator, one after the other.
         source = generator("cpu", "random genotype", context.seed)
-        fixed = load_genotype(self.genotype) if self.genotype else None
-        if fixed is not None:
-            context.space.validate(fixed, self.genotype)
-        weights = {
-            t: _draw(context, t, fixed, source).to(context.device) for t in context.table.rows
-        }
+        space, fixed = context.space, dict[str, Operations]()
+        if self.genotype:
+            loaded = load_genotype(self.genotype)
+            genotype = space.spread(loaded)
+            space.validate(genotype, self.genotype)
+            fixed = {
+                t: _fixed_operations(space, cell, loaded.space)
+                for t, cell in genotype.cells.items()
+            }
+        weights = {}
+        first_of_kind: dict[str, Operations] = {}
+        for t in context.table.rows:
+            # Cells of one kind have the operations of the first of them.
+            operations = fixed.get(t) or first_of_kind.get(space.kind(t))
+            drawn = _draw(context, t, operations, source)
+            first_of_kind.setdefault(space.kind(t), _operations(context, t, drawn))
+            weights[t] = drawn.to(context.device)
         return RandomState(context, weights)
 
     def edge_weights(self, state: RandomState) -> EdgeWeights:
@@ -88,22 +103,22 @@ class Random(Strategy[RandomState]):
 
 
 def _draw(
-    context: Context, cell_type: str, fixed: Genotype | None, source: torch.Generator
+    context: Context, cell_type: str, operations: Operations | None, source: torch.Generator
 ) -> Tensor:
     """Draw weights (edges, candidates): 1 for a candidate that is drawn and 0 for all others.
 
     Args:
         context: The search.
         cell_type: The cell that is drawn.
-        fixed: The genotype whose edges and operations are kept, if there is one.
+        operations: The edges and operations that the cell has; None if they too are drawn.
         source: The generator of all draws, on the CPU.
 
     Raises:
-        InputError: If the search has no candidate of an operation of `fixed`.
+        InputError: If the search has no candidate of one of `operations`.
     """
     rows, space = context.table.rows[cell_type], context.space
     weights = torch.zeros(context.table.shape(cell_type))
-    edges = _kept_edges(space, source) if fixed is None else _fixed_edges(space, fixed, cell_type)
+    edges = operations if operations is not None else _kept_edges(space, source)
     for e, operation in edges:
         choices = [
             i
@@ -121,7 +136,7 @@ def _draw(
     return weights
 
 
-def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]:
+def _kept_edges(space: Space, source: torch.Generator) -> Sequence[tuple[int, None]]:
     """Draw incoming edges of each node, as many as the space keeps.
 
     Returns pairs of an edge's index and None, which stands for any operation.
@@ -134,17 +149,22 @@ def _kept_edges(space: Space, source: torch.Generator) -> list[tuple[int, None]]
     return kept
 
 
-def _fixed_edges(space: Space, genotype: Genotype, cell_type: str) -> list[tuple[int, str]]:
-    """Return the edges of a genotype: pairs of an edge's index in the space and its operation.
+def _operations(context: Context, cell_type: str, weights: Tensor) -> Operations:
+    """Return the edges and operations of a cell from its weights, which `_draw` returned."""
+    row_of = context.table.rows[cell_type]
+    chosen = ((e, row_of[e][i]) for e, i in weights.nonzero().tolist())
+    return [(e, candidate.op) for e, candidate in chosen if candidate is not None]
+
+
+def _fixed_operations(space: Space, cell: Cell, origin: str) -> Operations:
+    """Return the edges and operations of a cell of a genotype, which came from space `origin`.
 
     Raises InputError for an edge that the space does not have.
     """
-    for edge in genotype.cells[cell_type].edges:
+    for edge in cell.edges:
         if (edge.node, edge.input) not in space.edges:
             raise InputError(
                 f"strategy random: genotype: it has the edge {edge.input}->{edge.node}, and this "
-                "search's space has "
-                f"not; use a --space as large as its own, here {genotype.space}"
+                f"search's space has not; use a --space as large as its own, here {origin}"
             )
-    edges = genotype.cells[cell_type].edges
-    return [(space.edges.index((edge.node, edge.input)), edge.candidate.op) for edge in edges]
+    return [(space.edges.index((edge.node, edge.input)), edge.candidate.op) for edge in cell.edges]

@@ -289,9 +289,14 @@ class SkipStop(Regularizer[RegularizerState]):
     def after_epoch(
         self, state: RegularizerState, epoch: int, search: Lookout
     ) -> tuple[bool, dict[str, float]]:
-        # The first cell type is the one that most layers have: normal in DARTS' space.
-        cell = next(iter(search.cells().values()))
-        skips = sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
+        cells, kind = search.cells(), search.strategy_state.context.space.kind
+        # The first kind of cells is the one that most layers have: normal in DARTS' space.
+        first = kind(next(iter(cells)))
+        skips = max(
+            sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
+            for cell_type, cell in cells.items()
+            if kind(cell_type) == first
+        )
         return skips >= self.most, {"regularizer/skips": float(skips)}
 
 
