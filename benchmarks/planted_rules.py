@@ -2,13 +2,14 @@
 
     python benchmarks/planted_rules.py                          noise: 10 seeds, hours on two CPU cores
     python benchmarks/planted_rules.py --low 0.7 --high 0.9     a subtle one: all rules are useful
+    python benchmarks/planted_rules.py --by-depth               each cell has good rules of its own
 
 Rules differ in one number, the quality a of their kernel K = a W + sqrt(1 - a^2) B, with B a fixed
 draw from W's initialization: a = 1 is backpropagation, a = 0 feedback alignment. On each edge of
-each cell type one of R rules, drawn by the seed, has quality `--high`, the others `--low`. A
-strategy searches among them on the digits, with sep_conv_3x3 the only operation, so that nothing but
-rules can be chosen. Counted are the edges on which the rule of largest share is the planted one;
-chance is 1/R.
+each cell type (`--by-depth`: of each cell) one of R rules, drawn by the seed, has quality `--high`,
+the others `--low`. A strategy searches among them on the digits, with sep_conv_3x3 the only
+operation, so that nothing but rules can be chosen. Counted are the edges on which the rule of
+largest share is the planted one; chance is 1/R.
 
 What is done lies in the result file, and the same command goes on.
 """
@@ -37,13 +38,14 @@ from darts_bio.rules import RULES, InitialLaw, LearningRule
 from darts_bio.rules.mixed_feedback import MixedFeedback
 from darts_bio.runs.options import complete
 from darts_bio.runtime import hardware
+from darts_bio.strategies import STRATEGIES
 from darts_bio.training.search import Search
 
 SPACE = "darts(nodes=2, operations=(sep_conv_3x3,))"
 COUNT = 3
 LAYERS = 5
 """Cells: three normal ones, with reducing ones between them, so that all but one has others below."""
-STRATEGIES = ("rule_aware(rule_lr=0.03)", "rule_aware", "darts(lr=0.03)", "darts")
+COMPARED = ("rule_aware(rule_lr=0.03)", "rule_aware", "darts(lr=0.03)", "darts")
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,16 @@ def members(task: Search) -> Iterator[tuple[Tensor, int, str, int]]:
 
 
 def search(
-    strategy: str, seed: int, high: float, low: float, epochs: int
+    strategy: str, seed: int, space: str, kernel_scale: str, high: float, low: float, epochs: int
 ) -> dict[str, float | str | int]:
     """The share of edges on which the strategy finds the planted rule."""
     torch.set_num_threads(1)
     rules = tuple(f"planted_{number}" for number in range(COUNT))
-    options = {"strategy": strategy, "seed": seed, "epochs": epochs, "rules": rules}
+    options: dict[str, Any] = {"strategy": strategy, "seed": seed, "epochs": epochs, "rules": rules}
+    if STRATEGIES.build(strategy).shares_weights:
+        options["kernel_scale"] = kernel_scale
     config = complete(
-        SearchConfig, {"dataset": "digits", "space": SPACE, "layers": LAYERS, **options}
+        SearchConfig, {"dataset": "digits", "space": space, "layers": LAYERS, **options}
     )
     task = Search(config, load_data("digits", None, None, None, 0), torch.device("cpu"))
     planted = answer(task, seed)
@@ -131,14 +135,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--high", type=float, default=1.0, metavar="A")
     parser.add_argument("--low", type=float, default=0.0, metavar="A")
+    parser.add_argument("--by-depth", action="store_true", help="rules of each cell, not cell type")
+    parser.add_argument("--kernel-scale", default="match", choices=("match", "init"))
     parser.add_argument("--seeds", type=int, default=10, metavar="N")
     parser.add_argument("--epochs", type=int, default=16, metavar="N")
-    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="SPEC")
+    parser.add_argument("--strategies", nargs="+", default=COMPARED, metavar="SPEC")
     parser.add_argument("--processes", type=int, default=2, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    name = f"planted_rules-{options.low:g}-{options.high:g}.json"
-    path: Path = options.json or RESULTS / name
+    space = f"by_depth(cells={LAYERS}, space={SPACE})" if options.by_depth else SPACE
+    name = f"planted_rules-{options.low:g}-{options.high:g}"
+    name += "-by_depth" if options.by_depth else ""
+    name += "-init" if options.kernel_scale == "init" else ""
+    path: Path = options.json or RESULTS / f"{name}.json"
     done: list[dict[str, Any]] = json.loads(path.read_text())["searches"] if path.exists() else []
     known = {(entry["strategy"], entry["seed"]) for entry in done}
     wanted = [
@@ -147,7 +156,7 @@ def main() -> None:
         for strategy in options.strategies
         if (strategy, seed) not in known
     ]
-    setting = (options.high, options.low, options.epochs)
+    setting = (space, options.kernel_scale, options.high, options.low, options.epochs)
     with ProcessPoolExecutor(options.processes) as pool:
         for future in as_completed(pool.submit(search, *each, *setting) for each in wanted):
             done.append(future.result())
@@ -163,11 +172,12 @@ def main() -> None:
                 "torch": torch.__version__,
             }
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"| strategy | normal | reduce | all | n | (chance {1 / COUNT:.2f})")
-    print("|---|---|---|---|---|---|")
+    places = [key for key in done[0] if key not in ("strategy", "seed", "steps", "seconds")]
+    print(f"| strategy | {' | '.join(places)} | n | (chance {1 / COUNT:.2f})")
+    print("|---" * (len(places) + 2) + "|")
     for strategy in options.strategies:
         own = [entry for entry in done if entry["strategy"] == strategy]
-        columns = [[entry[key] for entry in own] for key in ("normal", "reduce", "all")]
+        columns = [[entry[key] for entry in own] for key in places]
         cells = " | ".join(
             f"{statistics.mean(c):.2f} +- {statistics.stdev(c):.2f}" if len(c) > 1 else f"{c}"
             for c in columns
