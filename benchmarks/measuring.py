@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import multiprocessing
 import platform
@@ -191,3 +192,12 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """The two-sided p of a sign-flip test: all 2^n signs of the paired differences."""
+    sums = [
+        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return float(statistics.mean(total >= abs(sum(differences)) - 1e-12 for total in sums))

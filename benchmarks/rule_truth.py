@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, command, run
+from measuring import RESULTS, command, paired_p, run
 
 import darts_bio
 from darts_bio.config import SearchConfig
@@ -118,14 +118,6 @@ def reliability(losses: dict[str, dict[str, float]]) -> float:
     table = np.array([list(of_seeds.values()) for of_seeds in losses.values()])
     within = table.var(axis=1, ddof=1).mean() / table.shape[1]
     return float(1 - within / table.mean(axis=1).var(ddof=1))
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """The two-sided p of a sign-flip test: all 2^n signs of the paired differences."""
-    values = np.asarray(differences)
-    signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
-    means = np.abs(signs @ values)
-    return float((means >= abs(values.sum()) - 1e-12).mean())
 
 
 def main() -> None:

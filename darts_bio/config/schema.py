@@ -225,7 +225,7 @@ class SearchConfig(SmallImagesConfig):
     objective: tuple[str, ...] = option(
         (),
         "costs added to the validation loss: parameters, multiply_adds, weight_transport, as "
-        "'NAME(weight=0.1)'",
+        "'NAME(weight=0.1)'; 'weight_transport(share=0.3)' bounds its share of the parameters",
     )
     regularizers: tuple[str, ...] = option(
         (),

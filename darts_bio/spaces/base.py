@@ -68,6 +68,11 @@ class CandidateTable:
             [[candidate is not None for candidate in row] for row in self.rows[cell_type]]
         )
 
+    def equal_shares(self, cell_type: str) -> Tensor:
+        """Return the same share for each candidate of an edge, (edges, candidates) in float64."""
+        mask = self.mask(cell_type).double()
+        return mask / mask.sum(1, keepdim=True)
+
 
 class Pool(NamedTuple):
     """The candidates of one operation on an edge: their columns in the row, and their rules.

@@ -6,7 +6,9 @@ differentiable in alpha:
     penalty = sum over costs of weight * (expected cost / cost of equal shares)
 
 It is relative to the cost of equal shares, so that a weight of 0.1 means: an architecture that
-costs twice as much as the average one is worth it if its loss is lower by 0.1.
+costs twice as much as the average one is worth it if its loss is lower by 0.1. Where a cost is part
+of another (`PART_OF`), a bound on its share of that can be asked for in place of a weight: `bound`
+tells how it is kept.
 
 A cost of one's own is a function of a candidate's place (in a module that `--plugin` names):
 
@@ -39,6 +41,7 @@ from darts_bio.networks import EdgeWeights, build_candidate, multiply_adds, para
 from darts_bio.registry import Registry, parse_spec
 from darts_bio.rules import audit
 from darts_bio.spaces import Candidate, CandidateTable, Space
+from darts_bio.strategies.bound import Bound
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,16 @@ def _weight_transport(place: Place) -> float:
     return float(audit(place.build()).transported)
 
 
+PART_OF = {"weight_transport": "parameters"}
+"""Costs that are part of another cost, whose share of it can be bounded."""
+
+
 class Objective:
-    """The weighted costs that a search adds to its validation loss.
+    """The weighted costs that a search adds to its validation loss, and the bound it keeps.
 
     Args:
-        specs: Costs and their weights, such as `("parameters(weight=0.1)",)`.
+        specs: Costs and their weights, such as `("parameters(weight=0.1)",)`, or one with the share
+            of the whole that it may have, such as `("weight_transport(share=0.3)",)`.
         space: The space that is searched.
         table: Its candidates.
         channels: The channels of a node in the first cell.
@@ -94,7 +102,8 @@ class Objective:
         device: Where shares of alpha are.
 
     Raises:
-        InputError: For an unknown cost, a bad weight, or a cost that no candidate has.
+        InputError: For an unknown cost, a bad weight or share, a cost that no candidate has, or a
+            second bound.
 
     At equal shares each cost is 1 times its weight:
 
@@ -134,14 +143,30 @@ class Objective:
         self.tables: list[tuple[float, Mapping[str, Tensor]]] = []
         """For each cost its weight, and the cost of each candidate, (edges, candidates) per cell
         type, relative to that of an average architecture."""
+        self.bound: Bound | None = None
+        """The bound that the search keeps, if there is one."""
+
+        def table_of(name: str) -> dict[str, Tensor]:
+            return _table(COSTS.get(name), space, table, channels, layers, image_size)
+
         for spec in specs:
             name, options = parse_spec(spec)
-            cost = COSTS.get(name)
+            values = table_of(name)
+            if set(options) == {"share"} and name in PART_OF:
+                share = options["share"]
+                check_number(f"--objective {name}: share", share, below=1)
+                if self.bound is not None:
+                    raise InputError(f"--objective: expected one bound, found another, {spec}")
+                whole = table_of(PART_OF[name])
+                self.bound = Bound(name, float(share), values, whole, space, table, device)
+                continue
             if set(options) != {"weight"}:
-                raise InputError(f"--objective: expected {name}(weight=...), found {spec}")
+                share_too = f" or {name}(share=...)" if name in PART_OF else ""
+                raise InputError(
+                    f"--objective: expected {name}(weight=...){share_too}, found {spec}"
+                )
             check_number(f"--objective {name}: weight", options["weight"], above=0)
-            values = _table(cost, space, table, channels, layers, image_size)
-            average = sum(float((v * _equal_shares(table, t)).sum()) for t, v in values.items())
+            average = sum(float((v * table.equal_shares(t)).sum()) for t, v in values.items())
             if average == 0:
                 raise InputError(
                     f"--objective {name}: no candidate of this search has that cost; leave it out"
@@ -153,7 +178,7 @@ class Objective:
             self.tables.append((float(options["weight"]), scaled))
 
     def penalty(self, shares: EdgeWeights) -> Tensor:
-        """Return the sum of the expected costs, each times its weight.
+        """Return the sum of the expected costs, each times its weight, and the bound's penalty.
 
         Args:
             shares: Each candidate's share of its edge, (..., edges, candidates) per cell type. What
@@ -164,13 +189,18 @@ class Objective:
         for weight, table in self.tables:
             for cell_type, cost in table.items():
                 total = total + weight * (shares[cell_type] * cost).sum((-2, -1))
-        return total
+        return total if self.bound is None else total + self.bound.penalty(shares)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what changes in a search: the logarithm of the bound's multiplier."""
+        if self.bound is None:
+            return {}
+        return {"log_multiplier": self.bound.log_multiplier.clone()}
 
-def _equal_shares(table: CandidateTable, cell_type: str) -> Tensor:
-    """Return the same share for each candidate of an edge, (edges, candidates) in float64."""
-    mask = table.mask(cell_type).double()
-    return mask / mask.sum(1, keepdim=True)
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        if self.bound is not None:
+            self.bound.log_multiplier.copy_(saved["log_multiplier"])
 
 
 def _table(

@@ -31,9 +31,11 @@ from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.strategies import (
     REGULARIZERS,
     STRATEGIES,
+    AlphaState,
     Batch,
     Bilevel,
     Context,
+    GradientStrategy,
     Objective,
     Regularizer,
     Strategy,
@@ -160,6 +162,12 @@ class Search:
             image_size=data.image_size,
             device=device,
         )
+        if self.objective.bound is not None and not isinstance(self.strategy, GradientStrategy):
+            raise InputError(
+                f"--objective {self.objective.bound.name}(share=...): expected a strategy whose "
+                f"alpha follows a gradient, found {config.strategy}; give a weight instead of a "
+                "share, or choose another strategy"
+            )
         # Of its own, so that w does not depend on what strategies and regularizers drew before.
         torch.manual_seed(derive_seed("weights", config.seed))
         self.supernet = SuperNet(
@@ -332,8 +340,16 @@ class Search:
         return tuple(gradients), loss_and_accuracy(logits, valid_labels)
 
     def _move_alpha(self, *gradients: Tensor) -> None:
-        """Have the strategy move alpha along these gradients."""
+        """Have the strategy move alpha along these gradients, and the bound its multiplier."""
         self.strategy.move(self.strategy_state, gradients)
+        if self.objective.bound is not None:
+            self.objective.bound.adapt(self._shares())
+
+    def _shares(self) -> EdgeWeights:
+        """Return each candidate's share of its edge; only of strategies that follow a gradient."""
+        assert isinstance(self.strategy, GradientStrategy)
+        assert isinstance(self.strategy_state, AlphaState)
+        return self.strategy.shares(self.strategy_state)
 
     def _edge_weights(self) -> tuple[Tensor, ...]:
         """Return the edge weights for training w, detached, in the order of the cell types."""
@@ -401,6 +417,10 @@ class Search:
             ends, measurements = regularizer.after_epoch(state, epoch, lookout)
             self.stopped = self.stopped or ends
             numbers |= measurements
+        bound = self.objective.bound
+        if bound is not None:
+            numbers[f"objective/{bound.name}_share"] = float(bound.expected_share(self._shares()))
+            numbers["objective/multiplier"] = float(bound.log_multiplier.exp())
         return numbers
 
     @torch.no_grad()
@@ -481,7 +501,10 @@ class Search:
 
     def genotype(self) -> Genotype:
         """Return the genotype that alpha stands for at present."""
-        cells = self.space.derive(self.strategy.final_weights(self.strategy_state), self.table)
+        weights = self.strategy.final_weights(self.strategy_state)
+        cells = self.space.derive(weights, self.table)
+        if self.objective.bound is not None:
+            cells = self.objective.bound.hold(cells, weights, self._shares())
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronize(self) -> None:
@@ -498,6 +521,7 @@ class Search:
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy_state.state_dict(),
+            "objective": self.objective.state_dict(),
             "regularizers": [regularizer.state_dict() for regularizer in self.regularizer_states],
             "stopped": self.stopped,
             "processes": self.share[1],
@@ -507,6 +531,7 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy_state.load_state_dict(state["strategy"])
+        self.objective.load_state_dict(state.get("objective", {}))  # not in earlier checkpoints
         for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
             regularizer.load_state_dict(saved)
         self.stopped = state["stopped"]

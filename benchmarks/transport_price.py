@@ -1,0 +1,299 @@
+"""What does weight transport cost? Accuracy against the share of parameters whose error it carries.
+
+    python benchmarks/transport_price.py               searches, retrains, draws; goes on when run again
+    python benchmarks/transport_price.py --seeds 2 --trainings 1 --shares 0.2 0.6
+
+The network has five cells of two edges each, with sep_conv_3x3 the only operation, so that nothing
+but the rule of each edge of each cell is chosen: bp, which sends the error down through the weights'
+own values, or fa, which does without. A share s of weight transport is allowed: at most s of the
+cells' parameters under bp. Compared are
+
+- searched: `rule_aware` with `--objective weight_transport(share=s)`;
+- random: bp on edges in a random order, as long as they fit;
+- from above: bp on edges from the classifier down, as long as they fit, in each cell that of the
+  newer input first: what one would do by hand;
+- from below: the same from the stem up.
+
+Each assignment is trained from scratch from several seeds; what is drawn is the mean test error,
+with its standard deviation over the seeds of the search (or of the drawing). Writes
+benchmarks/results/transport_price.json and .svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import RESULTS, command, paired_p, run
+
+import darts_bio
+from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.networks import parameters
+from darts_bio.runtime import hardware
+from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
+from darts_bio.training.engine import run_epoch
+from darts_bio.training.search import Search
+
+CELLS = 5
+SPACE = f"by_depth(cells={CELLS}, space=darts(nodes=1, operations=(sep_conv_3x3,)))"
+COMMON: dict[str, Any] = {"channels": 8, "layers": CELLS, "lr": 0.1, "batch_size": 32}
+COMMON |= {"crop_padding": 1, "flip": False, "cutout": 0}
+TRAINING = COMMON | {"epochs": 8, "auxiliary": 0.0, "drop_path": 0.0}
+SEARCHING = COMMON | {"epochs": 12, "space": SPACE, "rules": ("fa", "bp")}
+STRATEGY = "rule_aware(rule_lr=0.03)"
+METHODS = ("searched", "random", "from above", "from below")
+
+Assignment = tuple[bool, ...]
+"""Whether each edge is under bp: those of cell 0, then of cell 1, ... from the older input on."""
+
+
+@functools.cache
+def images() -> ImageData:
+    """The digits, of which all trainings and searches have the same ones."""
+    torch.set_num_threads(1)
+    return load_data("digits")
+
+
+@functools.cache
+def sizes() -> tuple[int, ...]:
+    """The parameters of each edge."""
+    network = darts_bio.build_network(
+        genotype((True,) * 2 * CELLS), channels=COMMON["channels"], layers=CELLS
+    )
+    return tuple(parameters(edge) for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
+
+
+def genotype(assignment: Assignment) -> Genotype:
+    """The network whose edges are under bp where the assignment says so, and under fa elsewhere."""
+    cells = {}
+    for number, cell_type in enumerate(SPACES.build(SPACE).cell_types):
+        under_bp = assignment[2 * number : 2 * number + 2]
+        edges = tuple(
+            Edge(2, source, Candidate("sep_conv_3x3", "bp" if bp else "fa"))
+            for source, bp in enumerate(under_bp)
+        )
+        cells[cell_type] = Cell(edges, (2,))
+    return Genotype(SPACE, cells)
+
+
+def share_of(assignment: Assignment) -> float:
+    """The share of the cells' parameters that are under bp."""
+    spent = sum(size for size, bp in zip(sizes(), assignment, strict=True) if bp)
+    return spent / sum(sizes())
+
+
+def filled(order: Sequence[int], share: float) -> Assignment:
+    """Put edges under bp in that order, passing over those that do not fit into the share."""
+    chosen = [False] * len(sizes())
+    for edge in order:
+        chosen[edge] = True
+        if share_of(tuple(chosen)) > share:
+            chosen[edge] = False
+    return tuple(chosen)
+
+
+def by_hand(method: str, share: float, seed: int) -> Assignment:
+    """The assignment of a method that does not search."""
+    order = list(range(len(sizes())))
+    if method == "random":
+        random.Random(f"transport {share} {seed}").shuffle(order)
+    elif method == "from above":
+        order.reverse()
+    return filled(order, share)
+
+
+def search(share: float, seed: int) -> tuple[float, int, Assignment]:
+    """The assignment that a search finds for a share."""
+    config = SearchConfig(
+        dataset="digits",
+        strategy=STRATEGY,
+        seed=seed,
+        objective=(f"weight_transport(share={share})",),
+        **SEARCHING,
+    )
+    task = Search(config, images(), torch.device("cpu"))
+    for epoch in range(config.epochs):
+        run_epoch(task, epoch)
+    cells = task.genotype().cells.values()
+    return share, seed, tuple(e.candidate.rule == "bp" for cell in cells for e in cell.edges)
+
+
+def train(assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
+    """The test error in percent of an assignment, trained from a seed."""
+    data = images()
+    with tempfile.TemporaryDirectory() as place:
+        quiet = {"progress": False, "tensorboard": False, "device": "cpu"}
+        result = darts_bio.train(
+            genotype(assignment), data, seed=seed, out=place, **quiet, **TRAINING
+        )
+    return assignment, seed, 100 * (1 - result.accuracy)
+
+
+def text(assignment: Assignment) -> str:
+    """An assignment as a text: a letter for each edge, a bar between cells."""
+    letters = ["b" if bp else "f" for bp in assignment]
+    return "|".join("".join(letters[i : i + 2]) for i in range(0, len(letters), 2))
+
+
+def read(written: str) -> Assignment:
+    """The assignment of a text."""
+    return tuple(letter == "b" for letter in written if letter != "|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shares", nargs="+", type=float, default=(0.2, 0.4, 0.6, 0.8))
+    parser.add_argument("--seeds", type=int, default=8, metavar="N")
+    parser.add_argument("--trainings", type=int, default=2, metavar="N", help="of each assignment")
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    parser.add_argument("--json", type=Path, default=RESULTS / "transport_price.json")
+    options = parser.parse_args()
+    path: Path = options.json
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, dict[str, str]] = result.setdefault("searched", {})
+    errors: dict[str, dict[str, float]] = result.setdefault("test_error_percent", {})
+    seeds = range(options.seeds)
+
+    def write() -> None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    def assignment(method: str, share: float, seed: int) -> Assignment:
+        if method == "searched":
+            return read(found[str(share)][str(seed)])
+        return by_hand(method, share, seed)
+
+    with ProcessPoolExecutor(options.processes) as pool:
+        waiting = [
+            pool.submit(search, share, seed)
+            for seed in seeds
+            for share in options.shares
+            if str(seed) not in found.get(str(share), {})
+        ]
+        for future in as_completed(waiting):
+            share, seed, chosen = future.result()
+            found.setdefault(str(share), {})[str(seed)] = text(chosen)
+            write()
+            print(f"share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
+        ends = [((bp,) * len(sizes()), seed) for bp in (False, True) for seed in seeds]
+        wanted = ends + [
+            (assignment(method, share, seed), options.trainings * seed + number)
+            for seed in seeds
+            for share in options.shares
+            for method in METHODS
+            for number in range(options.trainings)
+        ]
+        trainings = [
+            pool.submit(train, *each)
+            for each in dict.fromkeys(wanted)
+            if str(each[1]) not in errors.get(text(each[0]), {})
+        ]
+        for done, future in enumerate(as_completed(trainings), 1):
+            chosen, seed, error = future.result()
+            errors.setdefault(text(chosen), {})[str(seed)] = error
+            if done % 8 == 0 or done == len(trainings):
+                write()
+                print(f"trained {done} of {len(trainings)}", file=sys.stderr)
+
+    def error_of(method: str, share: float, seed: int) -> float:
+        """The mean error of the trainings that belong to a seed."""
+        of_seeds = errors[text(assignment(method, share, seed))]
+        first = options.trainings * seed
+        return statistics.mean(of_seeds[str(first + n)] for n in range(options.trainings))
+
+    ends_of = {
+        name: [errors[text((bp,) * len(sizes()))][str(seed)] for seed in seeds]
+        for name, bp in (("fa", False), ("bp", True))
+    }
+    table = {
+        method: {
+            share: {
+                "error": [error_of(method, share, seed) for seed in seeds],
+                "share": [share_of(assignment(method, share, seed)) for seed in seeds],
+            }
+            for share in options.shares
+        }
+        for method in METHODS
+    }
+    for name, of_seeds in ends_of.items():
+        print(f"{name} everywhere: {shown(of_seeds)} % test error")
+    print("\n| allowed | " + " | ".join(METHODS) + " | p, searched and random | and from above |")
+    print("|---" * (len(METHODS) + 3) + "|")
+    tests: dict[str, dict[str, float]] = {}
+    for share in options.shares:
+        columns = [table[method][share]["error"] for method in METHODS]
+        of_share = {
+            other: paired_p([a - b for a, b in zip(columns[0], column, strict=True)])
+            for other, column in zip(METHODS[1:], columns[1:], strict=True)
+        }
+        tests[str(share)] = of_share
+        print(
+            f"| {share:g} | {' | '.join(map(shown, columns))} | {of_share['random']:.3f} | "
+            f"{of_share['from above']:.3f} |"
+        )
+    result |= {
+        "command": command(),
+        "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
+        "torch": torch.__version__,
+        "training": TRAINING,
+        "searching": SEARCHING | {"strategy": STRATEGY},
+        "ends": ends_of,
+        "table": table,
+        "p": tests,
+    }
+    write()
+    draw(ends_of, table, path.with_suffix(".svg"))
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} +- {deviation:.1f}"
+
+
+def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> None:
+    """Draw test error against the share of transport, a line for each method."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "darts_bio"  # the same figure, the same bytes
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    for method, color in zip(METHODS, ("#d55e00", "#56b4e9", "#009e73", "#999999"), strict=True):
+        points = [(statistics.mean(v["share"]), v["error"]) for v in table[method].values()]
+        points = [(0.0, ends["fa"]), *points, (1.0, ends["bp"])]
+        axes.errorbar(
+            [x for x, _ in points],
+            [statistics.mean(errors) for _, errors in points],
+            [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in points],
+            color=color,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=method,
+        )
+    axes.set_xlabel(
+        "share of the cells' parameters whose values carry the error (bp; the others: fa)"
+    )
+    axes.set_ylabel("test error, %")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)
