@@ -39,7 +39,7 @@ from measuring import RESULTS, command, paired_p, run
 import darts_bio
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
-from darts_bio.networks import parameters
+from darts_bio.rules import audit
 from darts_bio.runtime import hardware
 from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
 from darts_bio.training.engine import run_epoch
@@ -67,11 +67,11 @@ def images() -> ImageData:
 
 @functools.cache
 def sizes() -> tuple[int, ...]:
-    """The parameters of each edge."""
+    """The parameters of each edge's layers, those of its batch norms not counted."""
     network = darts_bio.build_network(
         genotype((True,) * 2 * CELLS), channels=COMMON["channels"], layers=CELLS
     )
-    return tuple(parameters(edge) for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
+    return tuple(audit(edge).parameters for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
 
 
 def genotype(assignment: Assignment) -> Genotype:

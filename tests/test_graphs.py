@@ -143,6 +143,7 @@ class TestOnTapes:
                 "objective": ("parameters(weight=0.1)",),
                 "regularizers": ("entropy", "factorised", "warmup(epochs=1)"),
             },
+            {"objective": ("weight_transport(share=0.1)",), "rules": ("fa", "bp")},
             {"memory": "low"},
             {"amp": "bf16", "arch_gradient": "true"},
             {"optimizer": "adamw"},

@@ -34,14 +34,12 @@ from darts_bio.networks import EdgeWeights
 from darts_bio.spaces import Candidate, CandidateTable, Cell, Edge, Space
 from darts_bio.spaces.base import by_operation
 
-RATE, SPRING = 0.1, 10.0
+RATE, SPRING = 0.3, 10.0
 """What a unit of share in excess adds to the multiplier's logarithm: in each step, and at once."""
 FIRST = 0.01
 """The multiplier at the beginning."""
 RANGE = (1e-6, 1e3)
 """Bounds of the multiplier: beyond them no alpha would notice it for long."""
-NEAR = 0.9
-"""From which part of its share on a bound is said to bind."""
 ROUNDING = 1e-6
 """What counts as nothing left over, in units of the cost, which is a number of parameters."""
 TINY = 1e-300
@@ -81,7 +79,7 @@ class Bound:
     >>> cells = space.derive(weights, table)
     >>> bound.share_of(cells)
     1.0
-    >>> print(bound.hold(cells, weights, shares=weights)["normal"])
+    >>> print(bound.hold(cells, weights)["normal"])
       node 2: sep_conv_3x3:bp <- 0,  sep_conv_3x3:fa <- 1
     """
 
@@ -132,6 +130,7 @@ class Bound:
             multiplier = self._bounded(self.log_multiplier + spring).exp()
         return multiplier * expected(shares, self._excess)
 
+    @torch.no_grad()
     def expected_share(self, shares: EdgeWeights) -> Tensor:
         """Return the expected share of the cost: (...) for shares (..., edges, candidates)."""
         return expected(shares, self._scaled_part) / expected(shares, self._scaled_whole)
@@ -156,39 +155,35 @@ class Bound:
             whole += float(self._whole[place.cell_type][place.row, column])
         return part / whole if whole else 0.0
 
-    def hold(
-        self, cells: Mapping[str, Cell], weights: EdgeWeights, shares: EdgeWeights
-    ) -> dict[str, Cell]:
-        """Return derived cells with rules that keep to the share, and otherwise as they are.
+    def hold(self, cells: Mapping[str, Cell], weights: EdgeWeights) -> dict[str, Cell]:
+        """Return derived cells with rules that spend the share, and otherwise as they are.
 
         On each edge the strongest rule of least cost is compared with the strongest of all others.
         In the order of the logarithm of the quotient of both weights, edges take the dearer one as
-        long as it fits into what is left. One that is weaker than the cheap one is taken only where
-        the bound binds (alpha's own share is near to it): the price then was what made it weaker.
+        long as it fits into what is left. Where that is negative, the price made it so: what is
+        allowed is spent in any case.
 
         Args:
             cells: The cells that the weights stand for.
             weights: The final weights of the strategy, (edges, candidates) per cell type.
-            shares: Alpha's shares, likewise.
         """
-        binds = float(self.expected_share(shares)) >= NEAR * self.share
         left, offers = 0.0, []
         chosen: dict[tuple[str, Edge], Candidate] = {}
         for place in self._places(cells):
-            part = self._part[place.cell_type][place.row]
-            strength = weights[place.cell_type][place.row].double().cpu()
-            costs, strengths = part[place.columns].tolist(), strength[place.columns].tolist()
-            left += self.share * float(self._whole[place.cell_type][place.row, place.columns[0]])
-            left -= min(costs)
+            t, row, columns = place.cell_type, place.row, place.columns
+            costs = self._part[t][row, columns].tolist()
+            strengths = weights[t][row, columns].tolist()
+            least = min(costs)
+            left += self.share * float(self._whole[t][row, columns[0]]) - least
             by_strength = sorted(range(len(costs)), key=lambda i: -strengths[i])
-            cheap = next(i for i in by_strength if costs[i] == min(costs))
-            chosen[place.cell_type, place.edge] = place.candidates[cheap]
-            dear = next((i for i in by_strength if costs[i] > min(costs)), None)
+            cheap = next(i for i in by_strength if costs[i] == least)
+            chosen[t, place.edge] = place.candidates[cheap]
+            dear = next((i for i in by_strength if costs[i] > least), None)
             if dear is not None:
                 gain = math.log(max(strengths[dear], TINY) / max(strengths[cheap], TINY))
-                offers.append((gain, costs[dear] - min(costs), place, place.candidates[dear]))
-        for gain, price, place, candidate in sorted(offers, key=lambda offer: -offer[0]):
-            if (gain > 0 or binds) and price <= left + ROUNDING:
+                offers.append((gain, costs[dear] - least, place, place.candidates[dear]))
+        for _, price, place, candidate in sorted(offers, key=lambda offer: -offer[0]):
+            if price <= left + ROUNDING:
                 left -= price
                 chosen[place.cell_type, place.edge] = candidate
         return {

@@ -7,7 +7,7 @@ differentiable in alpha:
 
 It is relative to the cost of equal shares, so that a weight of 0.1 means: an architecture that
 costs twice as much as the average one is worth it if its loss is lower by 0.1. Where a cost is part
-of another (`PART_OF`), a bound on its share of that can be asked for in place of a weight: `bound`
+of another (`WHOLES`), a bound on its share of that can be asked for in place of a weight: `bound`
 tells how it is kept.
 
 A cost of one's own is a function of a candidate's place (in a module that `--plugin` names):
@@ -84,8 +84,10 @@ def _weight_transport(place: Place) -> float:
     return float(audit(place.build()).transported)
 
 
-PART_OF = {"weight_transport": "parameters"}
-"""Costs that are part of another cost, whose share of it can be bounded."""
+WHOLES: dict[str, Callable[[Place], float]] = {
+    "weight_transport": lambda place: float(audit(place.build()).parameters)
+}
+"""For a cost that is part of another: that other, of which a bound on its share can be asked for."""
 
 
 class Objective:
@@ -146,22 +148,22 @@ class Objective:
         self.bound: Bound | None = None
         """The bound that the search keeps, if there is one."""
 
-        def table_of(name: str) -> dict[str, Tensor]:
-            return _table(COSTS.get(name), space, table, channels, layers, image_size)
+        def table_of(cost: Callable[[Place], float]) -> dict[str, Tensor]:
+            return _table(cost, space, table, channels, layers, image_size)
 
         for spec in specs:
             name, options = parse_spec(spec)
-            values = table_of(name)
-            if set(options) == {"share"} and name in PART_OF:
+            values = table_of(COSTS.get(name))
+            if set(options) == {"share"} and name in WHOLES:
                 share = options["share"]
                 check_number(f"--objective {name}: share", share, below=1)
                 if self.bound is not None:
                     raise InputError(f"--objective: expected one bound, found another, {spec}")
-                whole = table_of(PART_OF[name])
+                whole = table_of(WHOLES[name])
                 self.bound = Bound(name, float(share), values, whole, space, table, device)
                 continue
             if set(options) != {"weight"}:
-                share_too = f" or {name}(share=...)" if name in PART_OF else ""
+                share_too = f" or {name}(share=...)" if name in WHOLES else ""
                 raise InputError(
                     f"--objective: expected {name}(weight=...){share_too}, found {spec}"
                 )

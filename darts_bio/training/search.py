@@ -504,7 +504,7 @@ class Search:
         weights = self.strategy.final_weights(self.strategy_state)
         cells = self.space.derive(weights, self.table)
         if self.objective.bound is not None:
-            cells = self.objective.bound.hold(cells, weights, self._shares())
+            cells = self.objective.bound.hold(cells, weights)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
 
     def synchronize(self) -> None:
