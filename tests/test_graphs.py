@@ -44,10 +44,9 @@ def images(n: int = 64) -> ImageData:
 
 
 def search(device: str = "cpu", **options: Any) -> Search:
-    sizes = {"space": "darts(nodes=1)", "channels": 4, "layers": 3, "batch_size": 8, "epochs": 2}
-    return Search(
-        SearchConfig(rules=("fa", "brsf"), **(sizes | options)), images(), torch.device(device)
-    )
+    sizes: dict[str, Any] = {"space": "darts(nodes=1)", "rules": ("fa", "brsf")}
+    sizes |= {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 2}
+    return Search(SearchConfig(**(sizes | options)), images(), torch.device(device))
 
 
 def retraining(device: str = "cpu", rule: str = "", **options: Any) -> Retraining:
@@ -144,6 +143,7 @@ class TestOnTapes:
                 "regularizers": ("entropy", "factorised", "warmup(epochs=1)"),
             },
             {"objective": ("weight_transport(share=0.1)",), "rules": ("fa", "bp")},
+            {"space": "by_depth(space=darts(nodes=1), cells=3)", "regularizers": ("factorised",)},
             {"memory": "low"},
             {"amp": "bf16", "arch_gradient": "true"},
             {"optimizer": "adamw"},
