@@ -201,3 +201,9 @@ def paired_p(differences: Sequence[float]) -> float:
         for signs in itertools.product((1, -1), repeat=len(differences))
     ]
     return float(statistics.mean(total >= abs(sum(differences)) - 1e-12 for total in sums))
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation, with a digit after the point."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} +- {deviation:.1f}"

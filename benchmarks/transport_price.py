@@ -3,16 +3,18 @@
     python benchmarks/transport_price.py               searches, retrains, draws; goes on when run again
     python benchmarks/transport_price.py --seeds 2 --trainings 1 --shares 0.2 0.6
 
-The network has five cells of two edges each, with sep_conv_3x3 the only operation, so that nothing
-but the rule of each edge of each cell is chosen: bp, which sends the error down through the weights'
-own values, or fa, which does without. A share s of weight transport is allowed: at most s of the
+Nothing but the rules of ten edges is chosen (`assignments.py`): bp, which sends the error down
+through the weights' own values, or fa, which does without. A share s of weight transport is allowed: at most s of the
 cells' parameters under bp. Compared are
 
 - searched: `rule_aware` with `--objective weight_transport(share=s)`;
 - random: bp on edges in a random order, as long as they fit;
 - from above: bp on edges from the classifier down, as long as they fit, in each cell that of the
   newer input first: what one would do by hand;
-- from below: the same from the stem up.
+- from below: the same from the stem up;
+- by a route: first the edges by which the error reaches the stem at the least cost (each cell's
+  older input comes from the cell but one before, so every second cell can be left out), then the
+  others from below: what one would do by hand who had seen what the search does.
 
 Each assignment is trained from scratch from several seeds; what is drawn is the mean test error,
 with its standard deviation over the seeds of the search (or of the drawing). Writes
@@ -27,128 +29,94 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, command, paired_p, run
+from assignments import (
+    CELLS,
+    COMMON,
+    EDGES,
+    SEARCHING,
+    TRAINING,
+    Assignment,
+    genotype,
+    images,
+    read,
+    search,
+    text,
+    train,
+)
+from measuring import RESULTS, command, paired_p, run, shown
 
 import darts_bio
-from darts_bio.config import SearchConfig
-from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.data.datasets import ImageData
 from darts_bio.rules import audit
 from darts_bio.runtime import hardware
-from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
-from darts_bio.training.engine import run_epoch
-from darts_bio.training.search import Search
 
-CELLS = 5
-SPACE = f"by_depth(cells={CELLS}, space=darts(nodes=1, operations=(sep_conv_3x3,)))"
-COMMON: dict[str, Any] = {"channels": 8, "layers": CELLS, "lr": 0.1, "batch_size": 32}
-COMMON |= {"crop_padding": 1, "flip": False, "cutout": 0}
-TRAINING = COMMON | {"epochs": 8, "auxiliary": 0.0, "drop_path": 0.0}
-SEARCHING = COMMON | {"epochs": 12, "space": SPACE, "rules": ("fa", "bp")}
+RULES = ("fa", "bp")
 STRATEGY = "rule_aware(rule_lr=0.03)"
-METHODS = ("searched", "random", "from above", "from below")
+METHODS = ("searched", "random", "from above", "from below", "by a route")
+ROUTE = (8, 4, 0)
+"""The edges from the older inputs of cells 4, 2 and 0."""
+COLORS = ("#d55e00", "#56b4e9", "#009e73", "#999999", "#cc79a7")
+ENDS = {rule: (rule,) * EDGES for rule in RULES}
 
-Assignment = tuple[bool, ...]
-"""Whether each edge is under bp: those of cell 0, then of cell 1, ... from the older input on."""
 
-
-@functools.cache
-def images() -> ImageData:
+def digits() -> ImageData:
     """The digits, of which all trainings and searches have the same ones."""
-    torch.set_num_threads(1)
-    return load_data("digits")
+    return images("digits", None, None)
 
 
 @functools.cache
 def sizes() -> tuple[int, ...]:
     """The parameters of each edge's layers, those of its batch norms not counted."""
     network = darts_bio.build_network(
-        genotype((True,) * 2 * CELLS), channels=COMMON["channels"], layers=CELLS
+        genotype(ENDS["bp"]), channels=COMMON["channels"], layers=CELLS
     )
-    return tuple(audit(edge).parameters for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
-
-
-def genotype(assignment: Assignment) -> Genotype:
-    """The network whose edges are under bp where the assignment says so, and under fa elsewhere."""
-    cells = {}
-    for number, cell_type in enumerate(SPACES.build(SPACE).cell_types):
-        under_bp = assignment[2 * number : 2 * number + 2]
-        edges = tuple(
-            Edge(2, source, Candidate("sep_conv_3x3", "bp" if bp else "fa"))
-            for source, bp in enumerate(under_bp)
-        )
-        cells[cell_type] = Cell(edges, (2,))
-    return Genotype(SPACE, cells)
+    edges = (edge for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
+    return tuple(audit(edge).parameters for edge in edges)
 
 
 def share_of(assignment: Assignment) -> float:
     """The share of the cells' parameters that are under bp."""
-    spent = sum(size for size, bp in zip(sizes(), assignment, strict=True) if bp)
+    spent = sum(size for size, rule in zip(sizes(), assignment, strict=True) if rule == "bp")
     return spent / sum(sizes())
 
 
 def filled(order: Sequence[int], share: float) -> Assignment:
     """Put edges under bp in that order, passing over those that do not fit into the share."""
-    chosen = [False] * len(sizes())
+    chosen = list(ENDS["fa"])
     for edge in order:
-        chosen[edge] = True
+        chosen[edge] = "bp"
         if share_of(tuple(chosen)) > share:
-            chosen[edge] = False
+            chosen[edge] = "fa"
     return tuple(chosen)
 
 
 def by_hand(method: str, share: float, seed: int) -> Assignment:
     """The assignment of a method that does not search."""
-    order = list(range(len(sizes())))
+    order = list(range(EDGES))
     if method == "random":
         random.Random(f"transport {share} {seed}").shuffle(order)
     elif method == "from above":
         order.reverse()
+    elif method == "by a route":
+        order = [*ROUTE, *(edge for edge in order if edge not in ROUTE)]
     return filled(order, share)
 
 
-def search(share: float, seed: int) -> tuple[float, int, Assignment]:
-    """The assignment that a search finds for a share."""
-    config = SearchConfig(
-        dataset="digits",
-        strategy=STRATEGY,
-        seed=seed,
-        objective=(f"weight_transport(share={share})",),
-        **SEARCHING,
-    )
-    task = Search(config, images(), torch.device("cpu"))
-    for epoch in range(config.epochs):
-        run_epoch(task, epoch)
-    cells = task.genotype().cells.values()
-    return share, seed, tuple(e.candidate.rule == "bp" for cell in cells for e in cell.edges)
+def find(share: float, seed: int) -> tuple[float, int, Assignment]:
+    """What a search finds for a share."""
+    objective = (f"weight_transport(share={share})",)
+    return share, seed, search(digits(), "digits", STRATEGY, RULES, seed, objective=objective)
 
 
-def train(assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
-    """The test error in percent of an assignment, trained from a seed."""
-    data = images()
-    with tempfile.TemporaryDirectory() as place:
-        quiet = {"progress": False, "tensorboard": False, "device": "cpu"}
-        result = darts_bio.train(
-            genotype(assignment), data, seed=seed, out=place, **quiet, **TRAINING
-        )
-    return assignment, seed, 100 * (1 - result.accuracy)
-
-
-def text(assignment: Assignment) -> str:
-    """An assignment as a text: a letter for each edge, a bar between cells."""
-    letters = ["b" if bp else "f" for bp in assignment]
-    return "|".join("".join(letters[i : i + 2]) for i in range(0, len(letters), 2))
-
-
-def read(written: str) -> Assignment:
-    """The assignment of a text."""
-    return tuple(letter == "b" for letter in written if letter != "|")
+def measure(assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
+    """The test error of an assignment that is trained from a seed."""
+    return assignment, seed, train(digits(), assignment, seed)
 
 
 def main() -> None:
@@ -168,14 +136,14 @@ def main() -> None:
     def write() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    def assignment(method: str, share: float, seed: int) -> Assignment:
+    def assignment_of(method: str, share: float, seed: int) -> Assignment:
         if method == "searched":
             return read(found[str(share)][str(seed)])
         return by_hand(method, share, seed)
 
     with ProcessPoolExecutor(options.processes) as pool:
         waiting = [
-            pool.submit(search, share, seed)
+            pool.submit(find, share, seed)
             for seed in seeds
             for share in options.shares
             if str(seed) not in found.get(str(share), {})
@@ -185,16 +153,16 @@ def main() -> None:
             found.setdefault(str(share), {})[str(seed)] = text(chosen)
             write()
             print(f"share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
-        ends = [((bp,) * len(sizes()), seed) for bp in (False, True) for seed in seeds]
+        ends = [(assignment, seed) for assignment in ENDS.values() for seed in seeds]
         wanted = ends + [
-            (assignment(method, share, seed), options.trainings * seed + number)
+            (assignment_of(method, share, seed), options.trainings * seed + number)
             for seed in seeds
             for share in options.shares
             for method in METHODS
             for number in range(options.trainings)
         ]
         trainings = [
-            pool.submit(train, *each)
+            pool.submit(measure, *each)
             for each in dict.fromkeys(wanted)
             if str(each[1]) not in errors.get(text(each[0]), {})
         ]
@@ -207,19 +175,19 @@ def main() -> None:
 
     def error_of(method: str, share: float, seed: int) -> float:
         """The mean error of the trainings that belong to a seed."""
-        of_seeds = errors[text(assignment(method, share, seed))]
+        of_seeds = errors[text(assignment_of(method, share, seed))]
         first = options.trainings * seed
         return statistics.mean(of_seeds[str(first + n)] for n in range(options.trainings))
 
     ends_of = {
-        name: [errors[text((bp,) * len(sizes()))][str(seed)] for seed in seeds]
-        for name, bp in (("fa", False), ("bp", True))
+        rule: [errors[text(assignment)][str(seed)] for seed in seeds]
+        for rule, assignment in ENDS.items()
     }
     table = {
         method: {
             share: {
                 "error": [error_of(method, share, seed) for seed in seeds],
-                "share": [share_of(assignment(method, share, seed)) for seed in seeds],
+                "share": [share_of(assignment_of(method, share, seed)) for seed in seeds],
             }
             for share in options.shares
         }
@@ -227,8 +195,8 @@ def main() -> None:
     }
     for name, of_seeds in ends_of.items():
         print(f"{name} everywhere: {shown(of_seeds)} % test error")
-    print("\n| allowed | " + " | ".join(METHODS) + " | p, searched and random | and from above |")
-    print("|---" * (len(METHODS) + 3) + "|")
+    print(f"\n| allowed | {' | '.join(METHODS)} | p of searched against each other |")
+    print("|---" * (len(METHODS) + 2) + "|")
     tests: dict[str, dict[str, float]] = {}
     for share in options.shares:
         columns = [table[method][share]["error"] for method in METHODS]
@@ -237,10 +205,8 @@ def main() -> None:
             for other, column in zip(METHODS[1:], columns[1:], strict=True)
         }
         tests[str(share)] = of_share
-        print(
-            f"| {share:g} | {' | '.join(map(shown, columns))} | {of_share['random']:.3f} | "
-            f"{of_share['from above']:.3f} |"
-        )
+        p = ", ".join(f"{value:.3f}" for value in of_share.values())
+        print(f"| {share:g} | {' | '.join(map(shown, columns))} | {p} |")
     result |= {
         "command": command(),
         "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
@@ -255,12 +221,6 @@ def main() -> None:
     draw(ends_of, table, path.with_suffix(".svg"))
 
 
-def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} +- {deviation:.1f}"
-
-
 def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> None:
     """Draw test error against the share of transport, a line for each method."""
     import matplotlib
@@ -270,7 +230,7 @@ def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> Non
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for method, color in zip(METHODS, ("#d55e00", "#56b4e9", "#009e73", "#999999"), strict=True):
+    for method, color in zip(METHODS, COLORS, strict=True):
         points = [(statistics.mean(v["share"]), v["error"]) for v in table[method].values()]
         points = [(0.0, ends["fa"]), *points, (1.0, ends["bp"])]
         axes.errorbar(

@@ -1,0 +1,91 @@
+"""What the benchmarks of rule assignments share: a network in which nothing but rules is chosen.
+
+It has five cells of two edges each, with sep_conv_3x3 the only operation, so that ten edges have a
+rule each. An assignment names them: those of the cell at the stem first, in each cell that of the
+older input first.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import darts_bio
+from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
+from darts_bio.training.engine import run_epoch
+from darts_bio.training.search import Search
+
+CELLS, EDGES = 5, 10
+SPACE = f"by_depth(cells={CELLS}, space=darts(nodes=1, operations=(sep_conv_3x3,)))"
+COMMON: dict[str, Any] = {"channels": 8, "layers": CELLS, "lr": 0.1, "batch_size": 32}
+COMMON |= {"crop_padding": 1, "flip": False, "cutout": 0}
+TRAINING = COMMON | {"epochs": 8, "auxiliary": 0.0, "drop_path": 0.0}
+SEARCHING = COMMON | {"epochs": 12, "space": SPACE}
+
+Assignment = tuple[str, ...]
+"""The rule of each edge."""
+
+
+@functools.cache
+def images(dataset: str, data_dir: str | None, train_images: int | None) -> ImageData:
+    """The images of all trainings and searches of this process, which then runs in one thread."""
+    torch.set_num_threads(1)
+    size = None if dataset == "digits" else 16
+    return load_data(dataset, data_dir, size, train_images, 0)
+
+
+def genotype(assignment: Assignment) -> Genotype:
+    """The network whose edges have these rules."""
+    cells = {}
+    for number, cell_type in enumerate(SPACES.build(SPACE).cell_types):
+        rules = assignment[2 * number : 2 * number + 2]
+        edges = tuple(
+            Edge(2, source, Candidate("sep_conv_3x3", rule)) for source, rule in enumerate(rules)
+        )
+        cells[cell_type] = Cell(edges, (2,))
+    return Genotype(SPACE, cells)
+
+
+def search(
+    data: ImageData, dataset: str, strategy: str, rules: Sequence[str], seed: int, **options: Any
+) -> Assignment:
+    """The assignment that a search finds."""
+    config = SearchConfig(
+        dataset=dataset,
+        strategy=strategy,
+        rules=tuple(rules),
+        seed=seed,
+        **(SEARCHING | options),
+    )
+    task = Search(config, data, torch.device("cpu"))
+    for epoch in range(config.epochs):
+        run_epoch(task, epoch)
+    cells = task.genotype().cells.values()
+    return tuple(str(edge.candidate.rule) for cell in cells for edge in cell.edges)
+
+
+def train(data: ImageData, assignment: Assignment, seed: int) -> float:
+    """The test error in percent of an assignment that is trained from a seed."""
+    with tempfile.TemporaryDirectory() as place:
+        quiet = {"progress": False, "tensorboard": False, "device": "cpu"}
+        result = darts_bio.train(
+            genotype(assignment), data, seed=seed, out=place, **quiet, **TRAINING
+        )
+    return 100 * (1 - result.accuracy)
+
+
+def text(assignment: Assignment) -> str:
+    """An assignment in one line, with a bar between cells."""
+    cells = [" ".join(assignment[i : i + 2]) for i in range(0, len(assignment), 2)]
+    return " | ".join(cells)
+
+
+def read(written: str) -> Assignment:
+    """The assignment that `text` wrote."""
+    return tuple(rule for rule in written.split() if rule != "|")
