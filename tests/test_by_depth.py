@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from darts_bio.errors import InputError
 from darts_bio.figures.cells import KNOWN_COLORS, SEVERAL, draw_genotype
 from darts_bio.figures.drawing import Box, Curve
 from darts_bio.networks import SuperNet, build_network
+from darts_bio.reports.search import search_card
 from darts_bio.rules import audit, draw_feedback, rule_carriers
 from darts_bio.spaces import (
     SPACES,
@@ -419,3 +421,53 @@ class TestTheFigure:
         figure = draw_genotype(Genotype("darts", {"normal": pools, "reduce": pools}))
         labels = [p for p in figure.primitives if isinstance(p, Box) and "->" in p.title]
         assert len(labels) == 2 * len(pools.edges)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["darts(init=1.0)", "rule_aware(init=1.0)", "eg(population=4)"]
+)
+def test_the_report_of_a_search_tells_how_sure_it_is(data: ImageData, strategy: str) -> None:
+    """The shares of operations and rules, computed anew from what alpha stands for."""
+    task = search(data, strategy, space="darts(nodes=2)", rules=NAMES)
+    if strategy.startswith("eg"):
+        run_epoch(task, 0)
+    genotype = task.genotype()
+    folder: Any = SimpleNamespace(command="python search/run.py")
+    text = search_card(task, folder, genotype, [], finished=True)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.split("\n")
+        if line.startswith(("| normal |", "| reduce |"))
+    ]
+    edges = [(t, e) for t, cell in genotype.cells.items() for e in cell.edges]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        (t, f"{e.input} -> {e.node}", e.candidate.op) for t, e in edges
+    ]
+    lent = task.strategy.edge_weights(task.strategy_state)
+    for (t, edge), (_, _, op, share, rules) in zip(edges, rows, strict=True):
+        number = task.space.edges.index((edge.node, edge.input))
+        of_edge: dict[str | None, float] = {}
+        for candidate, weight in zip(task.table.rows[t][number], lent[t][number], strict=True):
+            if candidate is not None and candidate.op == op:
+                of_edge[candidate.rule] = float(weight.detach())
+        total = sum(of_edge.values())
+        if not strategy.startswith("eg"):  # its final weights are those of its best individual
+            assert share == f"{total:.2f}"
+        told = dict(part.rsplit(" ", 1) for part in rules.split(", ")) if rules != "-" else {}
+        assert set(told) == {rule for rule in of_edge if rule is not None}
+        if told and not strategy.startswith("eg"):
+            assert told == {rule: f"{weight / total:.2f}" for rule, weight in of_edge.items()}
+            assert list(told.values()) == sorted(told.values(), reverse=True)
+
+
+def test_the_report_tells_what_a_bound_is_spent_on(data: ImageData) -> None:
+    task = search(
+        data, space="darts(nodes=2)", rules=("fa", "bp"), objective=("weight_transport(share=0.3)",)
+    )
+    genotype = task.genotype()
+    folder: Any = SimpleNamespace(command="")
+    text = search_card(task, folder, genotype, [], finished=True)
+    cells = build_network(genotype, channels=8, layers=3, num_classes=10).cells
+    report = audit(cells)
+    share = report.transported / report.parameters
+    assert f"weight_transport: {share:.3f} of the cells' layers' parameters, where 0.3" in text

@@ -8,9 +8,11 @@ from typing import Any
 
 from darts_bio.config import SearchConfig
 from darts_bio.networks import parameters
+from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports.card import markdown_table
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
+from darts_bio.spaces.base import by_operation
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
@@ -38,6 +40,15 @@ def search_card(
         str(genotype),
     ]
     lines += ["```", "", "![cells](cells.svg)", ""]
+    if not search.strategy.finished:  # one that draws is sure of everything
+        lines += _shares(search, genotype)
+    if search.objective.bound is not None:
+        bound = search.objective.bound
+        lines += [
+            f"{bound.name}: {bound.share_of(genotype.cells):.3f} of the cells' layers' parameters, "
+            f"where {bound.share:g} is allowed.",
+            "",
+        ]
     if epochs:
         rows = [_row(numbers) for numbers in epochs]
         head = (
@@ -112,6 +123,41 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
     lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _shares(search: Search, genotype: Genotype) -> list[str]:
+    """Return a section that tells how sure the search is of each edge of its genotype."""
+    shares, table = search.shares(), search.table
+    rows = []
+    for cell_type, cell in genotype.cells.items():
+        for edge in cell.edges:
+            number = search.space.edges.index((edge.node, edge.input))
+            of_edge = shares[cell_type][number].double().cpu()
+            pools = by_operation(table.rows[cell_type][number])
+            pool = next(pool for pool in pools if pool.op == edge.candidate.op)
+            of_pool = of_edge[list(pool.columns)]
+            of_rules = sorted(
+                zip(rule_shares(of_pool).tolist(), pool.rules, strict=False), reverse=True
+            )
+            rows.append(
+                (
+                    cell_type,
+                    f"{edge.input} -> {edge.node}",
+                    edge.candidate.op,
+                    f"{float(of_pool.sum() / of_edge.sum()):.2f}",
+                    ", ".join(f"{rule} {share:.2f}" for share, rule in of_rules) or "-",
+                )
+            )
+    head = ("cell", "edge", "operation", "its share of the edge", "shares of its rules")
+    return [
+        "## How sure it is",
+        "",
+        "Shares of alpha when the search ended: of the operation among all on its edge, and of the "
+        "rules given the operation.",
+        "",
+        *markdown_table(head, rows),
+        "",
+    ]
 
 
 def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:

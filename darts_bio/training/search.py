@@ -343,13 +343,17 @@ class Search:
         """Have the strategy move alpha along these gradients, and the bound its multiplier."""
         self.strategy.move(self.strategy_state, gradients)
         if self.objective.bound is not None:
-            self.objective.bound.adapt(self._shares())
+            self.objective.bound.adapt(self.shares())
 
-    def _shares(self) -> EdgeWeights:
-        """Return each candidate's share of its edge; only of strategies that follow a gradient."""
-        assert isinstance(self.strategy, GradientStrategy)
-        assert isinstance(self.strategy_state, AlphaState)
-        return self.strategy.shares(self.strategy_state)
+    def shares(self) -> EdgeWeights:
+        """Return each candidate's share of its edge, (edges, candidates) per cell type.
+
+        Of strategies without an alpha of their own it is the weight in `Strategy.final_weights`.
+        """
+        strategy, state = self.strategy, self.strategy_state
+        if isinstance(strategy, GradientStrategy) and isinstance(state, AlphaState):
+            return detached(strategy.shares(state))
+        return strategy.final_weights(state)
 
     def _edge_weights(self) -> tuple[Tensor, ...]:
         """Return the edge weights for training w, detached, in the order of the cell types."""
@@ -419,7 +423,7 @@ class Search:
             numbers |= measurements
         bound = self.objective.bound
         if bound is not None:
-            numbers[f"objective/{bound.name}_share"] = float(bound.expected_share(self._shares()))
+            numbers[f"objective/{bound.name}_share"] = float(bound.expected_share(self.shares()))
             numbers["objective/multiplier"] = float(bound.log_multiplier.exp())
         return numbers
 
