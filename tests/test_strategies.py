@@ -577,6 +577,10 @@ class TestMeasure:
             "darts_pt(share=1)",
             "strategy darts_pt: share: expected a number of at least 0 and below 1, found 1",
         ),
+        (
+            "darts_pt(base=rule_aware)",
+            "darts_pt: base: expected a strategy on weights of each rule",
+        ),
         ("darts_pt(base=dart)", "unknown strategy 'dart': did you mean 'darts'"),
         (
             "eg(population=2)",

@@ -119,9 +119,15 @@ class DartsPt(Strategy[PerturbationState]):
                 f"{self.base!r}"
             )
         try:
-            STRATEGIES.build(self.base)
+            trainer = STRATEGIES.build(self.base)
         except InputError as error:
             raise InputError(f"{self.where}: base: {error}") from None
+        if trainer.shares_weights:
+            raise InputError(
+                f"{self.where}: base: expected a strategy on weights of each rule's own, since the "
+                "loss without a candidate says nothing of rules that share theirs, found "
+                f"{self.base}; search by {self.base} itself"
+            )
 
     @cached_property
     def trainer(self) -> Strategy[Any]:
