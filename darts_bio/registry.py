@@ -77,7 +77,11 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(map(_value, node.elts))
     if isinstance(node, ast.Call):
-        return canonical_spec(ast.unparse(node))
+        # Quotes within quotes double their backslashes at every level of nesting.
+        text = canonical_spec(ast.unparse(node))
+        if len(text) > LONGEST_SPEC:
+            raise ValueError
+        return text
     return ast.literal_eval(node)
 
 

@@ -247,9 +247,26 @@ def test_bounds_that_cannot_be(specs: tuple[str, ...]) -> None:
     assert str(caught.value).startswith(WRONG[specs])
 
 
-def test_a_share_that_the_rules_do_not_allow() -> None:
-    with pytest.raises(InputError, match=r"share: expected at least 1, .* add a rule without it"):
-        bound(0.5, rules=("bp",))
+@pytest.mark.parametrize(
+    ("rules", "spec", "message"),
+    [
+        (("bp",), CONVOLUTIONS, r"share: expected a rule for \w+ with no more than 0.5"),
+        # The paper's layout has no skip under fa.
+        (
+            ("bp", "fa"),
+            "darts(layout=paper)",
+            r"for skip_connect .* found 1 at the least \(bp, edge 0",
+        ),
+        (("bp", "dfa"), "darts(nodes=1)", r"expected a rule for \w+ with no more than 0.5"),
+        (("fa", "usf"), CONVOLUTIONS, "no candidate of this search has that cost; leave it out"),
+        (("bp", "fa"), "darts(operations=(max_pool_3x3,))", "no candidate of this search has that"),
+    ],
+)
+def test_a_share_that_the_rules_do_not_allow(
+    rules: tuple[str, ...], spec: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"--objective weight_transport: .*{message}|{message}"):
+        bound(0.5, rules=rules, spec=spec)
 
 
 @pytest.mark.parametrize("strategy", ["random", "eg"])

@@ -113,7 +113,8 @@ class TestThePlan:
 
 
 WRONG = {
-    "by_depth(cells=2)": "by_depth space: cells: layers: expected at least 3",
+    "by_depth(cells=2)": "by_depth space: cells: layers: expected at least 3, for two reduction cells "
+    "and a normal one, found 2; use another number of cells",
     "by_depth(cells=0)": "by_depth space: cells: expected",
     "by_depth(space=nb201, cells=4)": "by_depth space: cells: layers: expected a multiple of 3",
     "by_depth(space=drats)": "by_depth space: space: unknown space 'drats': did you mean 'darts'",
@@ -154,6 +155,19 @@ class TestGenotypes:
         for message, of_types in broken.items():
             with pytest.raises(InputError, match=f"^{message}"):
                 space.validate(replace(genotype, cells=of_types), "g")
+
+    def test_the_order_of_a_file_does_not_matter(self, tmp_path: Path) -> None:
+        genotype = different_rules()
+        path = tmp_path / "genotype.json"
+        backwards = replace(genotype, cells=dict(reversed(genotype.cells.items())))
+        path.write_text(backwards.to_json(), encoding="utf-8")
+        read = read_genotype(path)
+        assert read.to_json() == genotype.to_json()
+        assert draw_genotype(backwards) == draw_genotype(genotype)
+
+    def test_equal_spaces_are_equal_however_they_are_written(self) -> None:
+        one = SPACES.build("by_depth(space='darts( nodes = 2 )', cells=4)")
+        assert one == SPACES.build("by_depth(cells=4, space=darts(nodes=2))")
 
     def test_spread_keeps_cells_and_validates(self) -> None:
         genotype = load_genotype("darts_v1")
@@ -470,4 +484,7 @@ def test_the_report_tells_what_a_bound_is_spent_on(data: ImageData) -> None:
     cells = build_network(genotype, channels=8, layers=3, num_classes=10).cells
     report = audit(cells)
     share = report.transported / report.parameters
-    assert f"weight_transport: {share:.3f} of the cells' layers' parameters, where 0.3" in text
+    assert (
+        f"weight_transport: {share:.3f} of the parameters of the cells' layers, where 0.3 is"
+        in text
+    )

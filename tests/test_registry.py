@@ -304,6 +304,11 @@ class TestParseSpec:
         assert parse_spec(text) == ("f", {"a": "g(x=1.5, y=(1, 'h'))", "b": ("g", "g(x=1)")})
         assert canonical_spec(canonical_spec(text)) == canonical_spec(text)
 
+    def test_specs_nested_deeply_are_refused_before_they_grow(self) -> None:
+        for depth in (20, 40, 200):
+            with pytest.raises(InputError, match="expected 'name'"):
+                parse_spec("a(b=" * depth + "c" + ")" * depth)
+
     def test_types_are_those_of_the_literals(self) -> None:
         _, options = parse_spec(
             "f(a=1, b=1.0, c=True, d=None, e='x', f=x, g=(1, (x, 'y')), h=[1, x], i=-1)"

@@ -492,7 +492,10 @@ def _stacks(genotype: Genotype) -> list[Stack]:
     """Return the cells of a genotype, those of one kind that differ by rules alone together."""
     space: Space = SPACES.build(genotype.space)
     stacks: dict[object, dict[str, Cell]] = {}
-    for cell_type, cell in genotype.cells.items():
+    in_order = [t for t in space.cell_types if t in genotype.cells]
+    others = [t for t in genotype.cells if t not in in_order]
+    for cell_type in [*in_order, *others]:
+        cell = genotype.cells[cell_type]
         operations = tuple((edge.node, edge.input, edge.candidate.op) for edge in cell.edges)
         kind = space.kind(cell_type)
         stacks.setdefault((kind, operations, cell.concat), {})[cell_type] = cell
@@ -524,5 +527,8 @@ def draw_genotype(genotype: Genotype, title: str = "") -> Drawing:
     >>> figure.svg()[:4], figure.image().shape[2]
     ('<svg', 3)
     """
-    cells = ", ".join(f"{name} ({len(cell.edges)} edges)" for name, cell in genotype.cells.items())
-    return _figure(_stacks(genotype), title, f"{title or f'{genotype.space} genotype'}: {cells}")
+    stacks = _stacks(genotype)
+    cells = ", ".join(
+        f"{name} ({len(cell.edges)} edges)" for stack in stacks for name, cell in stack.items()
+    )
+    return _figure(stacks, title, f"{title or f'{genotype.space} genotype'}: {cells}")

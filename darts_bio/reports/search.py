@@ -45,8 +45,9 @@ def search_card(
     if search.objective.bound is not None:
         bound = search.objective.bound
         lines += [
-            f"{bound.name}: {bound.share_of(genotype.cells):.3f} of the cells' layers' parameters, "
-            f"where {bound.share:g} is allowed.",
+            f"{bound.name}: {bound.share_of(genotype.cells):.3f} of the parameters of the cells' "
+            f"layers, where {bound.share:g} is allowed (counted in a network of {config.layers} "
+            "cells, as searched; in a longer one the share is another).",
             "",
         ]
     if epochs:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from darts_bio.errors import InputError, check_whole
+from darts_bio.registry import canonical_spec
 from darts_bio.spaces.base import SPACES, Row, Space
 from darts_bio.spaces.genotype import Candidate, Cell
 
@@ -29,9 +30,9 @@ class ByDepth(Space):
     """A space in which each cell of the network is a type of its own.
 
     `space` is the spec of the space that the cells are of, and `cells` the number of cells.
-    Strategies that know rules given the operation (`rule_aware`, `random`, and all under the
-    regularizer `factorised`) keep the operations of a kind of cells alike at all depths; for others
-    they too are by depth.
+    `rule_aware` and `random` keep the operations of a kind of cells alike at all depths; with other
+    strategies they too are by depth. (Under the regularizer `factorised` the parameters of
+    operations are those of a kind, but which pair is strongest depends on rules as well.)
 
     >>> from darts_bio.spaces import SPACES
     >>> space = SPACES.build("by_depth(space=darts, cells=4)")
@@ -69,7 +70,12 @@ class ByDepth(Space):
         try:
             inner.plan(self.cells)
         except InputError as error:
-            raise InputError(f"{self.where}: cells: {error}") from None
+            expected, _, _ = str(error).partition(";")
+            raise InputError(
+                f"{self.where}: cells: {expected}; use another number of cells"
+            ) from None
+        # Equal spaces are equal values, however their spec was written.
+        object.__setattr__(self, "space", canonical_spec(self.space))
 
     @cached_property
     def of_cells(self) -> Space:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from darts_bio.config.files import refuse_missing_plugins
@@ -82,4 +83,5 @@ def read_genotype(path: Path) -> Genotype:
     except InputError as error:
         raise InputError(f"{path.name}.space: {error}") from None
     space.validate(genotype, path.name)
-    return genotype
+    # In the order of the space, whatever that of the file: equal genotypes are equal texts.
+    return replace(genotype, cells={t: genotype.cells[t] for t in space.cell_types})

@@ -64,7 +64,7 @@ class Bound:
         device: Where shares of alpha are.
 
     Raises:
-        InputError: If no choice of rules keeps to the share.
+        InputError: If there are operations whose rules do not allow to keep to the share.
 
     Two edges under bp or fa, of which the second counts three times as much; a quarter may be
     transported, and bp is worth most on the second:
@@ -95,12 +95,7 @@ class Bound:
     ) -> None:
         self.name, self.share = name, share
         self._part, self._whole, self._space, self._table = part, whole, space, table
-        least = self._least_share()
-        if least > share:
-            raise InputError(
-                f"--objective {name}: share: expected at least {least:.3g}, which is the least that "
-                f"the rules of this search allow, found {share:g}; add a rule without it to --rules"
-            )
+        self._refuse_what_cannot_be_kept()
         scale = float(expected({t: table.equal_shares(t) for t in part}, whole))
 
         def lent(cost: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,17 +106,25 @@ class Bound:
         self._excess = lent({t: part[t] - share * whole[t] for t in part})
         self.log_multiplier = torch.tensor(math.log(FIRST), device=device)
 
-    def _least_share(self) -> float:
-        """Return the share at equal shares of all operations, each under its cheapest rule."""
-        part = whole = 0.0
+    def _refuse_what_cannot_be_kept(self) -> None:
+        """Raise InputError if some derived cell has a larger share whatever its rules are.
+
+        That is so if an operation of some edge has, under each of its rules there, a larger share
+        of its own.
+        """
         for t, rows in self._table.rows.items():
             for e, row in enumerate(rows):
-                pools = by_operation(row)
-                for pool in pools:
+                for pool in by_operation(row):
                     columns = list(pool.columns)
-                    part += float(self._part[t][e, columns].min()) / len(pools)
-                    whole += float(self._whole[t][e, columns].min()) / len(pools)
-        return part / whole
+                    part = float(self._part[t][e, columns].min())
+                    whole = float(self._whole[t][e, columns].min())
+                    if part > self.share * whole:
+                        raise InputError(
+                            f"--objective {self.name}: share: expected a rule for {pool.op} with no "
+                            f"more than {self.share:g} of it, found {part / whole:.3g} at the least "
+                            f"({', '.join(pool.rules)}, edge {e} of {t} cells); add a rule without "
+                            "weight transport to --rules, or leave the operation out"
+                        )
 
     def penalty(self, shares: EdgeWeights) -> Tensor:
         """Return what the bound adds to the loss: (...) for shares (..., edges, candidates)."""

@@ -154,11 +154,18 @@ class Objective:
         for spec in specs:
             name, options = parse_spec(spec)
             values = table_of(COSTS.get(name))
+            average = sum(float((v * table.equal_shares(t)).sum()) for t, v in values.items())
+            if average == 0:
+                raise InputError(
+                    f"--objective {name}: no candidate of this search has that cost; leave it out"
+                )
             if set(options) == {"share"} and name in WHOLES:
                 share = options["share"]
                 check_number(f"--objective {name}: share", share, below=1)
                 if self.bound is not None:
-                    raise InputError(f"--objective: expected one bound, found another, {spec}")
+                    raise InputError(
+                        f"--objective: expected one bound, found another, {spec}; leave one of them out"
+                    )
                 whole = table_of(WHOLES[name])
                 self.bound = Bound(name, float(share), values, whole, space, table, device)
                 continue
@@ -168,11 +175,6 @@ class Objective:
                     f"--objective: expected {name}(weight=...){share_too}, found {spec}"
                 )
             check_number(f"--objective {name}: weight", options["weight"], above=0)
-            average = sum(float((v * table.equal_shares(t)).sum()) for t, v in values.items())
-            if average == 0:
-                raise InputError(
-                    f"--objective {name}: no candidate of this search has that cost; leave it out"
-                )
             scaled = {
                 t: (v / average).to(device=device, dtype=torch.get_default_dtype())
                 for t, v in values.items()

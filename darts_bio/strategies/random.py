@@ -80,7 +80,13 @@ class Random(Strategy[RandomState]):
         if self.genotype:
             loaded = load_genotype(self.genotype)
             genotype = space.spread(loaded)
-            space.validate(genotype, self.genotype)
+            try:
+                space.validate(genotype, self.genotype)
+            except InputError as error:
+                raise InputError(
+                    f"{self.where}: genotype: {error}; it is of the space {loaded.space}, so search "
+                    "in that, or in one by depth of it"
+                ) from None
             fixed = {
                 t: _fixed_operations(space, cell, loaded.space)
                 for t, cell in genotype.cells.items()
