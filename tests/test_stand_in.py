@@ -62,6 +62,12 @@ def _searches() -> dict[str, Case]:
     found["shared weights"] = searching(weights="shared", kernel_scale="init", amp="bf16")
     costs = ["parameters(weight=0.1)", "multiply_adds(weight=0.1)", "weight_transport(weight=0.1)"]
     found["objective"] = searching(rules=["fa", "bp"], objective=costs)
+    found["bound, rules by depth"] = searching(
+        "rule_aware",
+        rules=["fa", "bp"],
+        objective=["weight_transport(share=0.3)"],
+        space="by_depth(space=darts(nodes=1), cells=3)",
+    )
     for name in REGULARIZERS:
         found[f"regularizer {name}"] = searching(
             ends=name != "eigenvalue_stop",

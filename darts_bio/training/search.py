@@ -517,6 +517,7 @@ class Search:
         Raises InputError if w, the feedback or alpha is not the same in all.
         """
         of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
+        of_alpha += self.objective.state_dict().values()
         synchronize([self.supernet], {"alpha and what moves it": of_alpha})
 
     def state_dict(self) -> dict[str, Any]:
