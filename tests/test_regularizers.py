@@ -8,11 +8,14 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from searching import CPU, PAIR, begin, context, epoch, search
 from torch import Tensor
 
@@ -258,7 +261,7 @@ class TestEarlyStops:
         )
         options: dict[str, Any] = {
             "epochs": 8,
-            "regularizers": ("eigenvalue_stop(window=2, lag=2)",),
+            "regularizers": ("eigenvalue_stop(window=2, lag=2, start=2)",),
         }
         task, other = search(data, **options), search(data, **options)
         alphas = []
@@ -270,10 +273,60 @@ class TestEarlyStops:
             alphas.append({t: a.detach().clone() for t, a in task.strategy_state.alpha.items()})
             if task.finished:
                 break
-        # Means over two: 1, 1, 1, 1, 1.3, 2.3; the sixth is more than 1.3 times the fourth.
+        # Means over two: 1, 1, 1, 1, 1.3, 2.3; the sixth is more than 1.3 times the fourth, which
+        # stands for the third epoch.
         assert number == 5
         assert numbers["regularizer/eigenvalue"] == 3.0
-        assert all(torch.equal(a, alphas[3][t]) for t, a in task.strategy_state.alpha.items())
+        assert all(torch.equal(a, alphas[2][t]) for t, a in task.strategy_state.alpha.items())
+
+    @given(
+        values=st.lists(st.floats(0.1, 3.0), min_size=30, max_size=30),
+        window=st.integers(1, 6),
+        lag=st.integers(1, 5),
+        every=st.integers(1, 3),
+        start=st.integers(0, 12),
+    )
+    def test_stops_when_and_where_the_published_criterion_does(
+        self, values: list[float], window: int, lag: int, every: int, start: int
+    ) -> None:
+        """The criterion, as its authors' code states it, on a list of eigenvalues that is known."""
+        stop = REGULARIZERS.build(
+            f"eigenvalue_stop(window={window}, lag={lag}, every={every}, start={start})"
+        )
+        strategy, alpha = begin("darts", PAIR)
+        state = stop.begin(alpha.context)
+        told = iter(values)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(told)
+            )
+            found = None
+            for number in range(30):
+                for parameter in alpha.parameters.values():
+                    parameter.data.fill_(float(number))
+                lookout = SimpleNamespace(
+                    strategy=strategy, strategy_state=alpha, validation_loss=None
+                )
+                ends, _ = stop.after_epoch(state, number, lookout)
+                if ends:
+                    value = next(iter(alpha.parameters.values())).flatten()[0]
+                    found = number, float(value.detach())
+                    break
+        measured: list[float] = []
+        averages: list[float] = []
+        expected = None
+        for number in range(0, 30, every):
+            measured.append(values[number // every])
+            if len(measured) < math.ceil(window / 2):
+                continue
+            last = measured if len(measured) < window else measured[len(measured) - window :]
+            averages.append(sum(last) / len(last))
+            of_average = number - every * (window // 2)
+            late = of_average - every * lag >= start and len(averages) > lag
+            if late and averages[-1] / averages[-1 - lag] > 1.3:
+                expected = number, float(of_average - every * lag)
+                break
+        assert found == expected
 
     def test_eigenvalue_of_a_search_is_finite_and_leaves_no_trace(self, data: ImageData) -> None:
         task = search(data, regularizers=("eigenvalue_stop",), strategy="darts(init=1.0)")
@@ -431,6 +484,7 @@ class TestObjective:
         ("entropy(level=op)", "unknown level of the entropy regularizer 'op'"),
         ("entropy(weight=much)", "entropy: weight: expected a number, found 'much'"),
         ("eigenvalue_stop(lag=0)", "lag: expected a whole number of at least 1, found 0"),
+        ("eigenvalue_stop(start=-1)", "start: expected a whole number of at least 0, found -1"),
         ("eigenvalue_stop(factor=0)", "factor: expected a number above 0, found 0"),
         ("skip_sop", "unknown regularizer 'skip_sop': did you mean 'skip_stop'"),
     ],

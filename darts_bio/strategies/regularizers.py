@@ -16,6 +16,7 @@ Entropy(weight=0.1, level='rule')
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
@@ -303,7 +304,7 @@ class SkipStop(Regularizer[RegularizerState]):
 class EigenvalueState(RegularizerState):
     """The eigenvalues measured so far, and alpha's parameters at the last measurements.
 
-    `snapshots` holds the last lag + 1 of them, the oldest first.
+    `snapshots` holds the last `EigenvalueStop.back` + 1 of them, the oldest first.
     """
 
     def __init__(self) -> None:
@@ -322,29 +323,39 @@ class EigenvalueState(RegularizerState):
 class EigenvalueStop(Regularizer[EigenvalueState]):
     """A stop when the dominant eigenvalue of alpha's Hessian has grown (Zela 2020, 1909.09656).
 
-    The Hessian is that of the validation loss in alpha. Once the mean of its largest eigenvalue
-    over a window of measurements exceeds `factor` times the mean `lag` measurements before, the
-    search ends with the alpha of that earlier time.
+    The Hessian is that of the validation loss in alpha. A mean of its largest eigenvalue is taken
+    over a window of measurements, at first over all there are, from half a window on; it stands
+    for the middle of the window. Once it exceeds `factor` times the mean `lag` measurements before,
+    the search ends with the alpha for which that earlier mean stands. So the alpha it goes back to
+    is `lag` measurements and half a window old, and never older than epoch `start`.
 
     Attributes:
         factor: By how much the mean has to grow.
         window: Over how many measurements a mean is taken, at most.
         lag: How many measurements lie between the two means.
         every: How many epochs lie between two measurements.
+        start: The first epoch, counted from 0, whose alpha may be gone back to.
 
     >>> REGULARIZERS.build("eigenvalue_stop(every=5)")
-    EigenvalueStop(factor=1.3, window=5, lag=4, every=5)
+    EigenvalueStop(factor=1.3, window=5, lag=4, every=5, start=10)
     """
 
     factor: float = 1.3
     window: int = 5
     lag: int = 4
     every: int = 1
+    start: int = 10
 
     def __post_init__(self) -> None:
         check_number(f"{self.where}: factor", self.factor, above=0)
         for option in ("window", "lag", "every"):
             check_whole(f"{self.where}: {option}", getattr(self, option))
+        check_whole(f"{self.where}: start", self.start, least=0)
+
+    @property
+    def back(self) -> int:
+        """How many measurements ago the alpha was that a stop goes back to."""
+        return self.window // 2 + self.lag
 
     def begin(self, context: Context) -> EigenvalueState:
         return EigenvalueState()
@@ -362,19 +373,20 @@ class EigenvalueStop(Regularizer[EigenvalueState]):
         strategy, alpha = search.strategy, search.strategy_state
         assert isinstance(strategy, GradientStrategy)
         assert isinstance(alpha, AlphaState)
-        if (epoch + 1) % self.every:
+        if epoch % self.every:
             return False, {}
         measured = state.measured
         measured.append(dominant_eigenvalue(strategy, alpha, search.validation_loss))
-        state.snapshots = [*state.snapshots, alpha.values()][-self.lag - 1 :]
+        state.snapshots = [*state.snapshots, alpha.values()][-self.back - 1 :]
         numbers = {"regularizer/eigenvalue": measured[-1]}
-        if len(measured) <= self.lag:
+        half_a_window = math.ceil(self.window / 2)
+        if len(measured) < half_a_window + self.lag or epoch - self.every * self.back < self.start:
             return False, numbers
         present = _mean_of_last(measured, self.window)
         earlier = _mean_of_last(measured[: -self.lag], self.window)
         if present <= self.factor * earlier:
             return False, numbers
-        alpha.put(state.snapshots[0])  # of `lag` measurements ago
+        alpha.put(state.snapshots[0])
         return True, numbers
 
 
