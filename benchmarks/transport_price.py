@@ -7,7 +7,8 @@ Nothing but the rules of ten edges is chosen (`assignments.py`): bp, which sends
 through the weights' own values, or fa, which does without. A share s of weight transport is allowed: at most s of the
 cells' parameters under bp. Compared are
 
-- searched: `rule_aware` with `--objective weight_transport(share=s)`;
+- rule_aware: searched with `--objective weight_transport(share=s)`;
+- darts: the same by first order, on weights of each rule's own, with rule_aware's learning rate;
 - random: bp on edges in a random order, as long as they fit;
 - from above: bp on edges from the classifier down, as long as they fit, in each cell that of the
   newer input first: what one would do by hand;
@@ -57,11 +58,11 @@ from darts_bio.rules import audit
 from darts_bio.runtime import hardware
 
 RULES = ("fa", "bp")
-STRATEGY = "rule_aware(rule_lr=0.03)"
-METHODS = ("searched", "random", "from above", "from below", "by a route")
+STRATEGIES = {"rule_aware": "rule_aware(rule_lr=0.03)", "darts": "darts(lr=0.03)"}
+METHODS = (*STRATEGIES, "random", "from above", "from below", "by a route")
 ROUTE = (8, 4, 0)
 """The edges from the older inputs of cells 4, 2 and 0."""
-COLORS = ("#d55e00", "#56b4e9", "#009e73", "#999999", "#cc79a7")
+COLORS = ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#999999", "#cc79a7")
 ENDS = {rule: (rule,) * EDGES for rule in RULES}
 
 
@@ -108,10 +109,11 @@ def by_hand(method: str, share: float, seed: int) -> Assignment:
     return filled(order, share)
 
 
-def find(share: float, seed: int) -> tuple[float, int, Assignment]:
+def find(method: str, share: float, seed: int) -> tuple[str, float, int, Assignment]:
     """What a search finds for a share."""
     objective = (f"weight_transport(share={share})",)
-    return share, seed, search(digits(), "digits", STRATEGY, RULES, seed, objective=objective)
+    found = search(digits(), "digits", STRATEGIES[method], RULES, seed, objective=objective)
+    return method, share, seed, found
 
 
 def measure(assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
@@ -129,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     path: Path = options.json
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    found: dict[str, dict[str, str]] = result.setdefault("searched", {})
+    found: dict[str, dict[str, dict[str, str]]] = result.setdefault("searched", {})
     errors: dict[str, dict[str, float]] = result.setdefault("test_error_percent", {})
     seeds = range(options.seeds)
 
@@ -137,22 +139,23 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     def assignment_of(method: str, share: float, seed: int) -> Assignment:
-        if method == "searched":
-            return read(found[str(share)][str(seed)])
+        if method in STRATEGIES:
+            return read(found[method][str(share)][str(seed)])
         return by_hand(method, share, seed)
 
     with ProcessPoolExecutor(options.processes) as pool:
         waiting = [
-            pool.submit(find, share, seed)
+            pool.submit(find, method, share, seed)
+            for method in STRATEGIES
             for seed in seeds
             for share in options.shares
-            if str(seed) not in found.get(str(share), {})
+            if str(seed) not in found.get(method, {}).get(str(share), {})
         ]
         for future in as_completed(waiting):
-            share, seed, chosen = future.result()
-            found.setdefault(str(share), {})[str(seed)] = text(chosen)
+            method, share, seed, chosen = future.result()
+            found.setdefault(method, {}).setdefault(str(share), {})[str(seed)] = text(chosen)
             write()
-            print(f"share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
+            print(f"{method}, share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
         ends = [(assignment, seed) for assignment in ENDS.values() for seed in seeds]
         wanted = ends + [
             (assignment_of(method, share, seed), options.trainings * seed + number)
@@ -195,7 +198,7 @@ def main() -> None:
     }
     for name, of_seeds in ends_of.items():
         print(f"{name} everywhere: {shown(of_seeds)} % test error")
-    print(f"\n| allowed | {' | '.join(METHODS)} | p of searched against each other |")
+    print(f"\n| allowed | {' | '.join(METHODS)} | p of the first against each other |")
     print("|---" * (len(METHODS) + 2) + "|")
     tests: dict[str, dict[str, float]] = {}
     for share in options.shares:
@@ -212,7 +215,7 @@ def main() -> None:
         "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
         "torch": torch.__version__,
         "training": TRAINING,
-        "searching": SEARCHING | {"strategy": STRATEGY},
+        "searching": SEARCHING | {"strategies": STRATEGIES},
         "ends": ends_of,
         "table": table,
         "p": tests,
