@@ -17,6 +17,7 @@ from searching import begin, context, search
 from test_rule_aware import Problem
 from torch import Tensor
 
+import darts_bio
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import KNOWN_COLORS, SEVERAL, draw_genotype
@@ -271,7 +272,9 @@ class TestTheSupernet:
             torch.testing.assert_close(sum(parts), gradient, rtol=1e-10, atol=1e-14)
 
     def test_a_type_without_a_cell_is_refused(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match=r"^layers: expected a cell of each type .* normal_\d"):
+        with pytest.raises(
+            InputError, match=r"^--layers: expected a cell of each type .* normal_\d"
+        ):
             search(data, space="by_depth(cells=8)", layers=5)
 
 
@@ -380,6 +383,37 @@ class TestStrategies:
         assert numbers == {"regularizer/skips": float(len(full.edges))}
 
 
+def test_the_command_that_trains_it_has_as_many_cells_and_fewer_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits' protocol trains three cells, where the genotype has five."""
+    options: dict[str, Any] = {
+        "space": f"by_depth(space={ONE_NODE}, cells=5)",
+        "layers": 5,
+        "rules": NAMES,
+        "epochs": 1,
+        "channels": 4,
+        "train_images": 64,
+        "batch_size": 16,
+        "tensorboard": False,
+    }
+    found = darts_bio.search("digits", out=tmp_path / "found", **options)
+    assert found.next_options["layers"] == 5
+    quick: dict[str, Any] = {
+        "epochs": 1,
+        "channels": 4,
+        "train_images": 64,
+        "tensorboard": False,
+        "progress": True,
+    }
+    capsys.readouterr()
+    darts_bio.train(found, "digits", out=tmp_path / "as_many", layers=5, **quick)
+    assert "has none of" not in "".join(capsys.readouterr())
+    darts_bio.train(found, "digits", out=tmp_path / "fewer", layers=3, **quick)
+    told = "".join(capsys.readouterr())
+    assert "a network of 3 cells has none of normal_0, normal_4; with --layers 5 each cell" in told
+
+
 def test_a_search_by_depth_goes_its_whole_way(data: ImageData, tmp_path: Path) -> None:
     task = search(
         data, "rule_aware(rule_lr=0.1)", space=f"by_depth(space={ONE_NODE}, cells=3)", rules=NAMES
@@ -458,13 +492,19 @@ def test_the_report_of_a_search_tells_how_sure_it_is(data: ImageData, strategy: 
         (t, f"{e.input} -> {e.node}", e.candidate.op) for t, e in edges
     ]
     lent = task.strategy.edge_weights(task.strategy_state)
-    for (t, edge), (_, _, op, share, rules) in zip(edges, rows, strict=True):
+    for (t, edge), (_, _, op, share, equal, rule, rules) in zip(edges, rows, strict=True):
+        assert rule == (edge.candidate.rule or "-")
         number = task.space.edges.index((edge.node, edge.input))
         of_edge: dict[str | None, float] = {}
         for candidate, weight in zip(task.table.rows[t][number], lent[t][number], strict=True):
             if candidate is not None and candidate.op == op:
                 of_edge[candidate.rule] = float(weight.detach())
         total = sum(of_edge.values())
+        row = [c for c in task.table.rows[t][number] if c is not None]
+        operations = {c.op for c in row}
+        factorized = strategy.startswith("rule_aware")
+        parts = 1 / len(operations) if factorized else sum(c.op == op for c in row) / len(row)
+        assert equal == f"{parts:.2f}"
         if not strategy.startswith("eg"):  # its final weights are those of its best individual
             assert share == f"{total:.2f}"
         told = dict(part.rsplit(" ", 1) for part in rules.split(", ")) if rules != "-" else {}

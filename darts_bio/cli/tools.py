@@ -85,6 +85,7 @@ def show_audit(config: AuditConfig) -> int:
 
     genotype = load_genotype(config.source)
     network = build_network(genotype, channels=config.channels, layers=config.layers)
+    print(f"a network of {config.channels} channels and {config.layers} cells for RGB images:")
     print(audit(network))
     return 0
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -171,6 +172,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     Example:
         >>> convert("lr", float, "1e-3"), convert("rules", tuple[str, ...], "fa,usf")
         (0.001, ('fa', 'usf'))
+        >>> from pathlib import Path
+        >>> convert("out", str, Path("runs"))
+        'runs'
         >>> convert("layers", int, "many")
         Traceback (most recent call last):
         darts_bio.errors.InputError: --layers: expected a whole number, found 'many'
@@ -185,6 +189,8 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         hint = next(member for member in members if member is not type(None))
     if hint is bool and isinstance(value, bool):
         return value
+    if hint is str and isinstance(value, os.PathLike):  # a Path, from Python
+        value = os.fspath(value)
     if hint is str and isinstance(value, str) and "\0" not in value:
         return value
     if get_origin(hint) is tuple:

@@ -61,6 +61,7 @@ SEVERAL = "#444444"
 """The color of a line that stands for cells with different rules."""
 STRIP = 7.0
 """Height in pixels of the strip that tells the rules of a stack's cells."""
+STRIPS = "strips: the rule in each cell, from the stem (left) to the classifier (right)"
 PILL = 17.0
 """Height in pixels of an edge's label."""
 PITCH = 132.0
@@ -304,9 +305,11 @@ def _strip(
 
 
 def _legend(
-    colors: Mapping[str | None, str], top: float, width: float
+    colors: Mapping[str | None, str], top: float, width: float, strips: bool
 ) -> tuple[list[Primitive], float]:
     """Draw the legend: a line and the name of each rule, in rows of at most `width` pixels.
+
+    Where there are `strips`, a last row says how they are read.
 
     Returns the primitives and the y where the legend ends.
     """
@@ -321,6 +324,9 @@ def _legend(
         )
         primitives.append(Text(x + 34, y, name, anchor="start"))
         x += 34 + text_width(name) + 22
+    if strips:
+        y += 18
+        primitives.append(Text(MARGIN, y, STRIPS, anchor="start"))
     return primitives, y + 8
 
 
@@ -348,8 +354,10 @@ def _figure(stacks: Sequence[Stack], title: str, label: str) -> Drawing:
     widths = [1.3 * NODE + layout.columns[-1] * pitch for _, layout in layouts]
     widths += [text_width(title, 17), *(text_width(name, 15) for name, _ in layouts)]
     widths += [34 + text_width(rule or "no weights") for rule in colors]
+    strips = any(len(stack) > 1 for stack in stacks)
+    widths += [text_width(STRIPS)] if strips else []
     width = math.ceil(2 * MARGIN + max(widths))
-    legend, legend_bottom = _legend(colors, top, width)
+    legend, legend_bottom = _legend(colors, top, width, strips)
     return Drawing(width, math.ceil(legend_bottom + MARGIN), (*primitives, *legend), label)
 
 

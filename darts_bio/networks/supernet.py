@@ -103,12 +103,12 @@ class SuperNet(CellNetwork):
                 "--channels, or another k of "
                 "the strategy"
             )
-        unused = set(space.cell_types) - set(space.plan(layers))
+        unused = space.unused(layers)
         if unused:
             raise InputError(
-                f"layers: expected a cell of each type of the space, found none of "
-                f"{', '.join(sorted(unused))} among {layers} cells; use more --layers, or fewer "
-                "cells in --space"
+                f"--layers: expected a cell of each type of the space, found none of "
+                f"{', '.join(unused)} among {layers} cells; use more --layers, or fewer cells in "
+                "--space"
             )
         table = space.table(rules)
         super().__init__(

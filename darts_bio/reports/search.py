@@ -46,7 +46,8 @@ def search_card(
         bound = search.objective.bound
         lines += [
             f"{bound.name}: {bound.share_of(genotype.cells):.3f} of the parameters of the cells' "
-            f"layers, where {bound.share:g} is allowed (counted in a network of {config.layers} "
+            f"layers, where {bound.share:g} is allowed, which is spent where it "
+            "is worth most: a rule then need not be the one of largest share (counted in a network of {config.layers} "
             "cells, as searched; in a longer one the share is another).",
             "",
         ]
@@ -140,21 +141,34 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
             of_rules = sorted(
                 zip(rule_shares(of_pool).tolist(), pool.rules, strict=False), reverse=True
             )
+            equal = float(table.equal_shares(cell_type)[number, list(pool.columns)].sum())
+            if search.strategy_state.context.factorised:
+                equal = 1 / len(pools)
             rows.append(
                 (
                     cell_type,
                     f"{edge.input} -> {edge.node}",
                     edge.candidate.op,
                     f"{float(of_pool.sum() / of_edge.sum()):.2f}",
+                    f"{equal:.2f}",
+                    edge.candidate.rule or "-",
                     ", ".join(f"{rule} {share:.2f}" for share, rule in of_rules) or "-",
                 )
             )
-    head = ("cell", "edge", "operation", "its share of the edge", "shares of its rules")
+    head = (
+        "cell",
+        "edge",
+        "operation",
+        "its share of the edge",
+        "with equal shares",
+        "rule",
+        "shares of the operation's rules",
+    )
     return [
         "## How sure it is",
         "",
         "Shares of alpha when the search ended: of the operation among all on its edge, and of the "
-        "rules given the operation.",
+        "rules given the operation. Near to equal shares nothing has been decided.",
         "",
         *markdown_table(head, rows),
         "",

@@ -41,7 +41,7 @@ from darts_bio.runs.running import (
     settled,
 )
 from darts_bio.runtime import select_device
-from darts_bio.spaces import Genotype, Nb201Table
+from darts_bio.spaces import SPACES, Genotype, Nb201Table
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
@@ -234,4 +234,6 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
     # The space is given, since it cannot be read from the genotype yet: a process other than the
     # first may be here before genotype.json is written.
     retrain = complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space)
+    if SPACES.build(config.space).unused(retrain.layers):  # cells by depth, of a longer search
+        options["layers"] = config.layers
     return options | misfits(retrain, data)

@@ -32,7 +32,14 @@ from darts_bio.runs.running import (
     settled,
 )
 from darts_bio.runtime import precision_notes, select_device
-from darts_bio.spaces import GENOTYPE_FILE, Genotype, load_genotype, read_genotype
+from darts_bio.spaces import (
+    GENOTYPE_FILE,
+    SPACES,
+    Genotype,
+    Space,
+    load_genotype,
+    read_genotype,
+)
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.parallel import shared_otherwise
 from darts_bio.training.retrain import Retraining, new_network
@@ -135,6 +142,21 @@ def _network_of(genotype: Genotype, config: TrainingConfig, source: Source) -> n
     return new_network(config, genotype, source)
 
 
+def _unused_cells(task: Retraining) -> list[str]:
+    """Return a line on the cells of a genotype that a network of so many layers does not have."""
+    if task.genotype is None:
+        return []
+    space: Space = SPACES.build(task.genotype.space)
+    layers = task.config.layers
+    unused = space.unused(layers)
+    if not unused:
+        return []
+    return [
+        f"note: a network of {layers} cells has none of {', '.join(unused)}; with --layers "
+        f"{len(space.cell_types)} each cell of the genotype has its place"
+    ]
+
+
 def _perform(
     task: Retraining, folder: RunFolder, watching: Watching, seed: tuple[int, int, int]
 ) -> TrainResult:
@@ -152,6 +174,7 @@ def _perform(
         ]
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
             lines.append(f"this genotype is {note}")
+        lines += _unused_cells(task)
         if task.began_with != world_size():
             lines.append(shared_otherwise(task.began_with, world_size()))
         return [*lines, *beginning(progress, folder, watching, seed)]

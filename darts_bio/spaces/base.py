@@ -232,6 +232,16 @@ class Space(ABC):
             rows: For each edge its candidates, as long as its weights.
         """
 
+    def unused(self, layers: int) -> tuple[str, ...]:
+        """Return the cell types of which a network of that many cells has none.
+
+        >>> from darts_bio.spaces import SPACES
+        >>> SPACES.build("by_depth(space=darts, cells=5)").unused(layers=3)
+        ('normal_0', 'normal_4')
+        """
+        plan = self.plan(layers)
+        return tuple(cell_type for cell_type in self.cell_types if cell_type not in plan)
+
     def spread(self, genotype: Genotype) -> Genotype:
         """Return the genotype in this space: cells by their type, or else by its kind.
 
