@@ -528,3 +528,4 @@ def test_the_report_tells_what_a_bound_is_spent_on(data: ImageData) -> None:
         f"weight_transport: {share:.3f} of the parameters of the cells' layers, where 0.3 is"
         in text
     )
+    assert "a network of 3 cells, as searched" in text

@@ -15,7 +15,7 @@ from darts_bio.rules.mixture import RuleMixture
 from darts_bio.spaces import OPERATIONS, SPACES
 from darts_bio.spaces.operations import operation
 from darts_bio.strategies.alpha import FactorizedAlpha
-from darts_bio.strategies.base import masked_softmax
+from darts_bio.strategies.base import Context, masked_softmax
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -146,9 +146,8 @@ def test_matched_kernels_do_not_depend_on_how_long_they_were() -> None:
 def test_alpha_sees_no_difference_between_rules_in_the_first_order() -> None:
     net = build()
     draw_feedback(net, 3)
-    alpha = FactorizedAlpha(
-        SPACES.build("darts(nodes=1)"), net.table, seed=0, init=0.5, device=torch.device("cpu")
-    )
+    space, cpu = SPACES.build("darts(nodes=1)"), torch.device("cpu")
+    alpha = FactorizedAlpha(Context(space, net.table, 0, cpu, 1, 1), init=0.5)
     parameters = {n: p.detach().double().requires_grad_() for n, p in alpha.parameters.items()}
     alpha.parameters = parameters
     edge_weights = {t: masked_softmax(a, alpha.masks[t]) for t, a in alpha.logits().items()}

@@ -46,9 +46,9 @@ def search_card(
         bound = search.objective.bound
         lines += [
             f"{bound.name}: {bound.share_of(genotype.cells):.3f} of the parameters of the cells' "
-            f"layers, where {bound.share:g} is allowed, which is spent where it "
-            "is worth most: a rule then need not be the one of largest share (counted in a network of {config.layers} "
-            "cells, as searched; in a longer one the share is another).",
+            f"layers, where {bound.share:g} is allowed, which is spent where it is worth most: a "
+            "rule then need not be the one of largest share. Counted in a network of "
+            f"{config.layers} cells, as searched; with other --layers the share is another.",
             "",
         ]
     if epochs:

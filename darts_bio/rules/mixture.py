@@ -51,9 +51,9 @@ class RuleMixture(LearningRule):
             reason = why_unmixable(rule)
             if reason is not None:
                 raise InputError(
-                    f"--rules {rule.spec}: cannot share its weights with other rules: {reason}; "
-                    "leave it out, or use --weights own (which goes with any strategy but "
-                    "rule_aware)"
+                    f"--rules {rule.spec}: cannot share its weights with other rules (--weights "
+                    f"shared, or --strategy rule_aware): {reason}; leave it out, or use --weights "
+                    "own and a strategy that goes with it"
                 )
 
     @property

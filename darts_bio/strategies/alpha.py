@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from darts_bio.runtime import generator
-from darts_bio.spaces import Candidate, CandidateTable, Space
+from darts_bio.spaces import Candidate, CandidateTable
 from darts_bio.spaces.base import Row
+from darts_bio.strategies.base import Context
 
 ABSENT = -1e9
 """The logit of what a row does not have.
@@ -22,22 +23,14 @@ class Alpha:
     """A parameter for each candidate on each edge, drawn from N(0, init^2).
 
     Args:
-        space: The space that is searched.
-        table: The candidates of the search.
-        seed: The seed of the search; the draw depends on it and on the parameter's name alone.
+        context: The search. The draw depends on its seed and on the parameter's name alone, and is
+            made on the CPU, so equal on all devices.
         init: The standard deviation of the draw.
-        device: Where the parameters are; they are drawn on the CPU, so equal on all devices.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        table: CandidateTable,
-        seed: int,
-        init: float,
-        device: torch.device,
-    ) -> None:
-        self.space = space
+    def __init__(self, context: Context, init: float) -> None:
+        table, seed, device = context.table, context.seed, context.device
+        self.kind = context.space.kind
         self.masks = {t: table.mask(t).to(device) for t in table.rows}
         """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = {
@@ -82,25 +75,19 @@ class FactorizedAlpha(Alpha):
     rules each for itself.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        table: CandidateTable,
-        seed: int,
-        init: float,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, context: Context, init: float) -> None:
+        table, device = context.table, context.device
         self.members = {t: grouped_by_operation(rows).to(device) for t, rows in table.rows.items()}
         """(edges, candidates, operations) bool per cell type, see `grouped_by_operation`."""
         # (edges, candidates): the index of each candidate's operation.
         self.groups = {t: member.int().argmax(2) for t, member in self.members.items()}
         # (edges, operations): True where an edge has no candidate of that operation.
         self.absent = {t: ~member.any(1) for t, member in self.members.items()}
-        super().__init__(space, table, seed, init, device)
+        super().__init__(context, init)
 
     def _shapes(self, table: CandidateTable) -> dict[str, tuple[int, int]]:
         operations = {
-            f"{self.space.kind(t)}/operation": (len(member), member.shape[2])
+            f"{self.kind(t)}/operation": (len(member), member.shape[2])
             for t, member in self.members.items()
         }
         return operations | {f"{t}/rule": table.shape(t) for t in table.rows}
@@ -108,7 +95,7 @@ class FactorizedAlpha(Alpha):
     def logits(self) -> dict[str, Tensor]:
         logits = {}
         for t, member in self.members.items():
-            operation = self.parameters[f"{self.space.kind(t)}/operation"]
+            operation = self.parameters[f"{self.kind(t)}/operation"]
             rule = self.parameters[f"{t}/rule"]
             group = self.groups[t]
             # The normalizer of p(rule | operation): a logsumexp over the candidates of each

@@ -50,9 +50,7 @@ class AlphaState(StrategyState):
     ) -> None:
         super().__init__(context)
         kind = FactorizedAlpha if context.factorised else Alpha
-        self._alpha = kind(
-            context.space, context.table, context.seed, strategy.init, context.device
-        )
+        self._alpha = kind(context, strategy.init)
         self.masks = self._alpha.masks
         """(edges, candidates) bool per cell type: True where there is a candidate."""
         self.parameters = self._alpha.parameters | dict(further or {})
