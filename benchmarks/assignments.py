@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 import darts_bio
 from darts_bio.config import SearchConfig
+from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
 from darts_bio.training.engine import run_epoch
@@ -34,10 +36,19 @@ Assignment = tuple[str, ...]
 
 @functools.cache
 def images(dataset: str, data_dir: str | None, train_images: int | None) -> ImageData:
-    """The images of all trainings and searches of this process, which then runs in one thread."""
+    """The images of all trainings and searches of this process, which then runs in one thread.
+
+    Images of 32x32 pixels are shrunk to 16x16, each four pixels to their mean.
+    """
     torch.set_num_threads(1)
-    size = None if dataset == "digits" else 16
-    return load_data(dataset, data_dir, size, train_images, 0)
+    data = load_data(dataset, data_dir, None, train_images, 0)
+    if data.image_size != (32, 32):
+        return data
+
+    def shrunk(split: Split) -> Split:
+        return Split(F.avg_pool2d(split.images.float(), 2).round().byte(), split.labels)
+
+    return ImageData(shrunk(data.train), shrunk(data.test), data.classes)
 
 
 def genotype(assignment: Assignment) -> Genotype:
