@@ -17,7 +17,7 @@ from torch import Tensor
 
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
-from darts_bio.networks import build_network
+from darts_bio.networks import build_candidate, build_network
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Candidate, CandidateTable, Cell, Genotype, Space
 from darts_bio.strategies import Objective
@@ -84,20 +84,32 @@ class TestThePenalty:
         torch.testing.assert_close(held.penalty(several), torch.tensor([expected] * 2))
 
     def test_moves_shares_as_a_price_does_and_not_the_multiplier(self, float64: None) -> None:
-        held, _, table = bound(0.2)
+        held, space, table = bound(0.2)
         weights = {t: w.requires_grad_() for t, w in random_weights(table, 2).items()}
         gradients = torch.autograd.grad(held.penalty(weights), list(weights.values()))
         spring = SPRING * (float(held.expected_share(weights).detach()) - 0.2)
-        for gradient, excess in zip(gradients, held._excess.values(), strict=True):
-            torch.testing.assert_close(gradient, FIRST * math.exp(spring) * excess)
+        counts = table_of_parameters(space, table, layers=5)
+        equal = sum(
+            counts[t, e, c.op] / sum(map(bool, row))
+            for t, rows in table.rows.items()
+            for e, row in enumerate(rows)
+            for c in row
+            if c is not None
+        )
+        for t, gradient in zip(weights, gradients, strict=True):
+            for e, row in enumerate(table.rows[t]):
+                for i, candidate in enumerate(row):
+                    if candidate is not None:
+                        transported = candidate.rule == "bp"
+                        price = counts[t, e, candidate.op] * (transported - 0.2) / equal
+                        expected = FIRST * math.exp(spring) * price
+                        assert float(gradient[e, i]) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 def table_of_parameters(
     space: Space, table: CandidateTable, layers: int
 ) -> dict[tuple[str, int, str], int]:
     """Weights of an operation's convolutions on an edge, in all cells of the type, as built."""
-    from darts_bio.networks import build_candidate
-
     counts: dict[tuple[str, int, str], int] = {}
     channels = 4
     for layer, t in enumerate(space.plan(layers)):

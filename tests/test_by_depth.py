@@ -48,7 +48,7 @@ def data() -> ImageData:
 def different_rules(cells: int = 8, genotype: str = "bionas_darts") -> Genotype:
     """A genotype whose rules go round from edge to edge and from cell to cell."""
     space = SPACES.build(f"by_depth(space=darts, cells={cells})")
-    spread = space.spread(space.of_cells.normalize(load_genotype(genotype)))
+    adopted = space.adopt(space.of_cells.normalize(load_genotype(genotype)))
     rules = itertools.cycle(NAMES)
 
     def ruled(cell: Cell) -> Cell:
@@ -58,7 +58,7 @@ def different_rules(cells: int = 8, genotype: str = "bionas_darts") -> Genotype:
         )
         return replace(cell, edges=edges)
 
-    return replace(spread, cells={t: ruled(cell) for t, cell in spread.cells.items()})
+    return replace(adopted, cells={t: ruled(cell) for t, cell in adopted.cells.items()})
 
 
 class TestThePlan:
@@ -170,16 +170,16 @@ class TestGenotypes:
         one = SPACES.build("by_depth(space='darts( nodes = 2 )', cells=4)")
         assert one == SPACES.build("by_depth(cells=4, space=darts(nodes=2))")
 
-    def test_spread_keeps_cells_and_validates(self) -> None:
+    def test_adopt_keeps_cells_and_validates(self) -> None:
         genotype = load_genotype("darts_v1")
         for spec in ("by_depth", "by_depth(space=darts, cells=20)", "darts"):
             space = SPACES.build(spec)
-            spread = space.spread(genotype)
-            space.validate(spread, "spread")
-            assert SPACES.build(spread.space) == space
-            for cell_type, cell in spread.cells.items():
+            adopted = space.adopt(genotype)
+            space.validate(adopted, "adopted")
+            assert SPACES.build(adopted.space) == space
+            for cell_type, cell in adopted.cells.items():
                 assert cell == genotype.cells[space.kind(cell_type)]
-        assert SPACES.build("darts").spread(genotype) == genotype
+        assert SPACES.build("darts").adopt(genotype) == genotype
 
 
 def rules_of(network: torch.nn.Module) -> list[list[str]]:
@@ -213,9 +213,9 @@ class TestTheDiscreteNetwork:
 
     def test_where_all_depths_agree_it_is_the_plain_network(self, float64: None) -> None:
         plain = load_genotype("bionas_darts")
-        spread = SPACES.build("by_depth(cells=3)").spread(plain)
+        adopted = SPACES.build("by_depth(cells=3)").adopt(plain)
         results = []
-        for genotype in (plain, spread):
+        for genotype in (plain, adopted):
             torch.manual_seed(0)
             network = build_network(genotype, channels=4, layers=4, num_classes=5)
             x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -226,7 +226,7 @@ class TestTheDiscreteNetwork:
             assert torch.equal(gradient, results[1][name])
 
     def test_audit_counts_each_depth_for_itself(self) -> None:
-        genotype = SPACES.build("by_depth(cells=3)").spread(
+        genotype = SPACES.build("by_depth(cells=3)").adopt(
             load_genotype("darts_v1").with_rule("fa")
         )
         sizes: dict[str, Any] = {"channels": 4, "layers": 3, "num_classes": 10}
@@ -364,9 +364,9 @@ class TestStrategies:
 
     def test_skips_are_counted_in_the_normal_cell_that_has_most(self) -> None:
         stop = REGULARIZERS.build("skip_stop(most=4)")
-        spread = SPACES.build("by_depth(cells=4)").spread(load_genotype("darts_v2"))
+        adopted = SPACES.build("by_depth(cells=4)").adopt(load_genotype("darts_v2"))
         skips = Candidate("skip_connect")
-        cells = dict(spread.cells)
+        cells = dict(adopted.cells)
         full = replace(
             cells["normal_3"],
             edges=tuple(replace(e, candidate=skips) for e in cells["normal_3"].edges),

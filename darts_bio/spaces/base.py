@@ -242,13 +242,13 @@ class Space(ABC):
         plan = self.plan(layers)
         return tuple(cell_type for cell_type in self.cell_types if cell_type not in plan)
 
-    def spread(self, genotype: Genotype) -> Genotype:
+    def adopt(self, genotype: Genotype) -> Genotype:
         """Return the genotype in this space: cells by their type, or else by its kind.
 
         Whether they are cells of this space is for `validate` to say.
 
         >>> from darts_bio.spaces import SPACES, load_genotype
-        >>> genotype = SPACES.build("by_depth(space=darts, cells=4)").spread(load_genotype("darts_v1"))
+        >>> genotype = SPACES.build("by_depth(space=darts, cells=4)").adopt(load_genotype("darts_v1"))
         >>> genotype.cells["reduce_1"] == load_genotype("darts_v1").cells["reduce"]
         True
         """

@@ -103,7 +103,6 @@ class Bound:
             return {t: (c / scale).to(device=device, dtype=dtype) for t, c in cost.items()}
 
         self._scaled_part, self._scaled_whole = lent(part), lent(whole)
-        self._excess = lent({t: part[t] - share * whole[t] for t in part})
         self.log_multiplier = torch.tensor(math.log(FIRST), device=device)
 
     def _refuse_what_cannot_be_kept(self) -> None:
@@ -128,10 +127,10 @@ class Bound:
 
     def penalty(self, shares: EdgeWeights) -> Tensor:
         """Return what the bound adds to the loss: (...) for shares (..., edges, candidates)."""
-        with torch.no_grad():
-            spring = SPRING * (self.expected_share(shares) - self.share)
-            multiplier = self._bounded(self.log_multiplier + spring).exp()
-        return multiplier * expected(shares, self._excess)
+        part, whole = expected(shares, self._scaled_part), expected(shares, self._scaled_whole)
+        spring = SPRING * (part / whole - self.share).detach()
+        multiplier = self._bounded(self.log_multiplier + spring).exp()
+        return multiplier * (part - self.share * whole)
 
     @torch.no_grad()
     def expected_share(self, shares: EdgeWeights) -> Tensor:

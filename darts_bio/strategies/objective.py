@@ -153,28 +153,32 @@ class Objective:
 
         for spec in specs:
             name, options = parse_spec(spec)
-            values = table_of(COSTS.get(name))
+            cost = COSTS.get(name)
+            bounded = set(options) == {"share"} and name in WHOLES
+            if bounded:
+                check_number(f"--objective {name}: share", options["share"], below=1)
+                if self.bound is not None:
+                    raise InputError(
+                        f"--objective: expected one bound, found another, {spec}; leave one out"
+                    )
+            elif set(options) == {"weight"}:
+                check_number(f"--objective {name}: weight", options["weight"], above=0)
+            else:
+                share_too = f" or {name}(share=...)" if name in WHOLES else ""
+                raise InputError(
+                    f"--objective: expected {name}(weight=...){share_too}, found {spec}"
+                )
+            values = table_of(cost)
             average = sum(float((v * table.equal_shares(t)).sum()) for t, v in values.items())
             if average == 0:
                 raise InputError(
                     f"--objective {name}: no candidate of this search has that cost; leave it out"
                 )
-            if set(options) == {"share"} and name in WHOLES:
-                share = options["share"]
-                check_number(f"--objective {name}: share", share, below=1)
-                if self.bound is not None:
-                    raise InputError(
-                        f"--objective: expected one bound, found another, {spec}; leave one of them out"
-                    )
+            if bounded:
                 whole = table_of(WHOLES[name])
-                self.bound = Bound(name, float(share), values, whole, space, table, device)
+                share = float(options["share"])
+                self.bound = Bound(name, share, values, whole, space, table, device)
                 continue
-            if set(options) != {"weight"}:
-                share_too = f" or {name}(share=...)" if name in WHOLES else ""
-                raise InputError(
-                    f"--objective: expected {name}(weight=...){share_too}, found {spec}"
-                )
-            check_number(f"--objective {name}: weight", options["weight"], above=0)
             scaled = {
                 t: (v / average).to(device=device, dtype=torch.get_default_dtype())
                 for t, v in values.items()

@@ -79,7 +79,7 @@ class Random(Strategy[RandomState]):
         space, fixed = context.space, dict[str, Operations]()
         if self.genotype:
             loaded = load_genotype(self.genotype)
-            genotype = space.spread(loaded)
+            genotype = space.adopt(loaded)
             try:
                 space.validate(genotype, self.genotype)
             except InputError as error:
