@@ -1,4 +1,4 @@
-"""What the benchmarks of rule assignments share: a network in which nothing but rules is chosen.
+"""A network in which nothing but rules is chosen, for the benchmarks of rule assignments.
 
 It has five cells of two edges each, with sep_conv_3x3 the only operation, so that ten edges have a
 rule each. An assignment names them: those of the cell at the stem first, in each cell that of the
@@ -8,8 +8,10 @@ older input first.
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, as_completed
 from typing import Any
 
 import torch
@@ -33,10 +35,15 @@ SEARCHING = COMMON | {"epochs": 12, "space": SPACE}
 Assignment = tuple[str, ...]
 """The rule of each edge."""
 
+Source = tuple[str, str | None, int | None]
+"""The data set, its folder, and the number of images to train on."""
+
+DIGITS: Source = ("digits", None, None)
+
 
 @functools.cache
 def images(dataset: str, data_dir: str | None, train_images: int | None) -> ImageData:
-    """The images of all trainings and searches of this process, which then runs in one thread.
+    """Return the images of all trainings and searches; this process then runs in one thread.
 
     Images of 32x32 pixels are shrunk to 16x16, each four pixels to their mean, and the first 2,000
     test images stand for all: they are measured after every epoch.
@@ -54,7 +61,7 @@ def images(dataset: str, data_dir: str | None, train_images: int | None) -> Imag
 
 
 def genotype(assignment: Assignment) -> Genotype:
-    """The network whose edges have these rules."""
+    """Return the network whose edges have these rules."""
     cells = {}
     for number, cell_type in enumerate(SPACES.build(SPACE).cell_types):
         rules = assignment[2 * number : 2 * number + 2]
@@ -66,39 +73,67 @@ def genotype(assignment: Assignment) -> Genotype:
 
 
 def search(
-    data: ImageData, dataset: str, strategy: str, rules: Sequence[str], seed: int, **options: Any
+    source: Source, strategy: str, rules: Sequence[str], seed: int, **options: Any
 ) -> Assignment:
-    """The assignment that a search finds."""
+    """Return the assignment that a search finds."""
     config = SearchConfig(
-        dataset=dataset,
+        dataset=source[0],
         strategy=strategy,
         rules=tuple(rules),
         seed=seed,
         **(SEARCHING | options),
     )
-    task = Search(config, data, torch.device("cpu"))
+    task = Search(config, images(*source), torch.device("cpu"))
     for epoch in range(config.epochs):
         run_epoch(task, epoch)
     cells = task.genotype().cells.values()
     return tuple(str(edge.candidate.rule) for cell in cells for edge in cell.edges)
 
 
-def train(data: ImageData, assignment: Assignment, seed: int) -> float:
-    """The test error in percent of an assignment that is trained from a seed."""
+def train(source: Source, assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
+    """Train an assignment from a seed; return both, and its test error in percent."""
     with tempfile.TemporaryDirectory() as place:
         quiet = {"progress": False, "tensorboard": False, "device": "cpu"}
         result = darts_bio.train(
-            genotype(assignment), data, seed=seed, out=place, **quiet, **TRAINING
+            genotype(assignment), images(*source), seed=seed, out=place, **quiet, **TRAINING
         )
-    return 100 * (1 - result.accuracy)
+    return assignment, seed, 100 * (1 - result.accuracy)
+
+
+def train_missing(
+    pool: Executor,
+    source: Source,
+    wanted: Iterable[tuple[Assignment, int]],
+    errors: dict[str, dict[str, float]],
+    save: Callable[[], None],
+) -> None:
+    """Train each wanted (assignment, seed) whose error is not known yet.
+
+    Args:
+        pool: The processes that train.
+        source: The images.
+        wanted: Assignments and seeds; one may occur several times.
+        errors: Test errors in percent by the text of the assignment and the seed; filled in here.
+        save: Called after each training.
+    """
+    trainings = [
+        pool.submit(train, source, assignment, seed)
+        for assignment, seed in dict.fromkeys(wanted)
+        if str(seed) not in errors.get(text(assignment), {})
+    ]
+    for done, future in enumerate(as_completed(trainings), 1):
+        assignment, seed, error = future.result()
+        errors.setdefault(text(assignment), {})[str(seed)] = error
+        save()
+        print(f"trained {done} of {len(trainings)}", file=sys.stderr)
 
 
 def text(assignment: Assignment) -> str:
-    """An assignment in one line, with a bar between cells."""
+    """Return an assignment in one line, with a bar between cells."""
     cells = [" ".join(assignment[i : i + 2]) for i in range(0, len(assignment), 2)]
     return " | ".join(cells)
 
 
 def read(written: str) -> Assignment:
-    """The assignment that `text` wrote."""
+    """Return the assignment that `text` wrote."""
     return tuple(rule for rule in written.split() if rule != "|")

@@ -148,7 +148,7 @@ def _run_alone(
 
 
 def peak_bytes(device: torch.device, make: Callable[..., Any], *arguments: Any) -> int:
-    """The most that a process of its own holds which calls `make(*arguments)`, in bytes."""
+    """Return the most bytes that a process of its own holds which calls `make(*arguments)`."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     child = context.Process(target=_run_alone, args=(str(device), make, arguments, answer))
@@ -194,8 +194,18 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def kept_results(path: Path) -> dict[str, Any]:
+    """Return what an earlier run of a benchmark has written to a file; empty if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def keep_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results, with which the next run goes on."""
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def paired_p(differences: Sequence[float]) -> float:
-    """The two-sided p of a sign-flip test: all 2^n signs of the paired differences."""
+    """Return the two-sided p of a sign-flip test: over all 2^n signs of the paired differences."""
     sums = [
         abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
         for signs in itertools.product((1, -1), repeat=len(differences))
@@ -203,7 +213,16 @@ def paired_p(differences: Sequence[float]) -> float:
     return float(statistics.mean(total >= abs(sum(differences)) - 1e-12 for total in sums))
 
 
+def p_against_first(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return `paired_p` of the first column against each other one, by its name."""
+    (_, first), *others = columns.items()
+    return {
+        name: paired_p([a - b for a, b in zip(first, column, strict=True)])
+        for name, column in others
+    }
+
+
 def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation, with a digit after the point."""
+    """Return mean and standard deviation as a text, with a digit after the point."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} +- {deviation:.1f}"

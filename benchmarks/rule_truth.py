@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, command, paired_p, run
+from measuring import RESULTS, command, keep_results, kept_results, paired_p, run
 
 import darts_bio
 from darts_bio.config import SearchConfig
@@ -129,13 +128,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "rule_truth.json", metavar="FILE")
     options = parser.parse_args()
     path: Path = options.json
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result = kept_results(path)
     losses: dict[str, dict[str, float]] = result.setdefault("losses", {})
     accuracies: dict[str, dict[str, float]] = result.setdefault("accuracies", {})
     searches: dict[str, dict[str, Any]] = result.setdefault("searches", {})
 
     def write() -> None:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        keep_results(path, result)
 
     with ProcessPoolExecutor(options.processes) as pool:
         trainings = [

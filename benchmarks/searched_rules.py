@@ -3,11 +3,12 @@
     python benchmarks/searched_rules.py                     the digits; goes on when run again
     python benchmarks/searched_rules.py --dataset cifar10 --data-dir DIR --train-images 2000
 
-All methods choose the rules of the same ten edges (`assignments.py`), and each choice is trained from scratch with
-the same recipe. Compared are `rule_aware`, first order on weights of each rule's own (`darts`, also
-with rule_aware's learning rate), rules drawn at random, and each single rule everywhere. The seed of
-a search, or of a drawing, is that of the trainings, so that methods are compared in pairs: the test
-is that of all sign flips of the differences. CIFAR-10 is shrunk to 16x16 pixels.
+All methods choose the rules of the same ten edges (`assignments.py`), and each choice is trained
+from scratch with the same recipe. Compared are `rule_aware`, first order on weights of each rule's
+own (`darts`, also with rule_aware's learning rate), rules drawn at random, and each single rule
+everywhere. The seed of a search, or of a drawing, is that of the training, so that methods are
+compared in pairs: the test is that of all sign flips of the differences. CIFAR-10 is shrunk to
+16x16 pixels.
 
 Writes benchmarks/results/searched_rules-DATASET.json.
 """
@@ -15,17 +16,25 @@ Writes benchmarks/results/searched_rules-DATASET.json.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import torch
-from assignments import EDGES, SEARCHING, TRAINING, Assignment, images, read, search, text, train
-from measuring import RESULTS, command, paired_p, run, shown
+from assignments import (
+    EDGES,
+    SEARCHING,
+    TRAINING,
+    Assignment,
+    Source,
+    read,
+    search,
+    text,
+    train_missing,
+)
+from measuring import RESULTS, command, keep_results, kept_results, p_against_first, run, shown
 
 from darts_bio.runtime import hardware
 
@@ -33,19 +42,10 @@ RULES = ("fa", "usf", "brsf", "frsf")
 STRATEGIES = ("rule_aware(rule_lr=0.03)", "darts", "darts(lr=0.03)")
 METHODS = (*STRATEGIES, "random rules", *(f"{rule} everywhere" for rule in RULES))
 
-Source = tuple[str, str | None, int | None]
-"""Data set, its folder, and the number of images to train on."""
 
-
-def find(source: Source, strategy: str, seed: int) -> tuple[str, int, str]:
-    """What a strategy finds from a seed."""
-    found = search(images(*source), source[0], strategy, RULES, seed)
-    return strategy, seed, text(found)
-
-
-def measure(source: Source, written: str, seed: int) -> tuple[str, int, float]:
-    """The test error of an assignment that is trained from a seed."""
-    return written, seed, train(images(*source), read(written), seed)
+def find(source: Source, strategy: str, seed: int) -> tuple[str, int, Assignment]:
+    """Search from a seed; return the strategy, the seed, and what was found."""
+    return strategy, seed, search(source, strategy, RULES, seed)
 
 
 def main() -> None:
@@ -58,23 +58,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     path: Path = options.json or RESULTS / f"searched_rules-{options.dataset}.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result = kept_results(path)
     found: dict[str, dict[str, str]] = result.setdefault("searched", {})
     errors: dict[str, dict[str, float]] = result.setdefault("test_error_percent", {})
     source: Source = (options.dataset, options.data_dir, options.train_images)
     seeds = range(options.seeds)
 
-    def write() -> None:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    def save() -> None:
+        keep_results(path, result)
 
-    def assignment(method: str, seed: int) -> str:
+    def assignment(method: str, seed: int) -> Assignment:
         if method in STRATEGIES:
-            return found[method][str(seed)]
+            return read(found[method][str(seed)])
         if method == "random rules":
             drawn = random.Random(f"rules {seed}")
-            return text(tuple(drawn.choice(RULES) for _ in range(EDGES)))
-        single: Assignment = (method.split()[0],) * EDGES
-        return text(single)
+            return tuple(drawn.choice(RULES) for _ in range(EDGES))
+        return (method.split()[0],) * EDGES
 
     with ProcessPoolExecutor(options.processes) as pool:
         searches = [
@@ -84,32 +83,18 @@ def main() -> None:
             if str(seed) not in found.get(strategy, {})
         ]
         for future in as_completed(searches):
-            strategy, seed, written = future.result()
-            found.setdefault(strategy, {})[str(seed)] = written
-            write()
-            print(f"{strategy}, seed {seed}: {written}", file=sys.stderr)
-        wanted = {(assignment(method, seed), seed) for seed in seeds for method in METHODS}
-        trainings = [
-            pool.submit(measure, source, written, seed)
-            for written, seed in sorted(wanted, key=lambda each: (each[1], each[0]))
-            if str(seed) not in errors.get(written, {})
-        ]
-        for future in as_completed(trainings):
-            written, seed, error = future.result()
-            errors.setdefault(written, {})[str(seed)] = error
-            write()
-            print(f"{written}, seed {seed}: {error:.2f} %", file=sys.stderr)
+            strategy, seed, rules = future.result()
+            found.setdefault(strategy, {})[str(seed)] = text(rules)
+            save()
+            print(f"{strategy}, seed {seed}: {text(rules)}", file=sys.stderr)
+        wanted = [(assignment(method, seed), seed) for seed in seeds for method in METHODS]
+        train_missing(pool, source, wanted, errors, save)
 
     columns = {
-        method: [errors[assignment(method, seed)][str(seed)] for seed in seeds]
+        method: [errors[text(assignment(method, seed))][str(seed)] for seed in seeds]
         for method in METHODS
     }
-    first = columns[METHODS[0]]
-    tests = {
-        method: paired_p([a - b for a, b in zip(first, column, strict=True)])
-        for method, column in columns.items()
-        if method != METHODS[0]
-    }
+    tests = p_against_first(columns)
     print("| rules | test error, % | n | p against the first |\n|---|---|---|---|")
     for method, column in columns.items():
         p = f"{tests[method]:.3f}" if method in tests else ""
@@ -125,7 +110,7 @@ def main() -> None:
         "table": columns,
         "p": tests,
     }
-    write()
+    save()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What does weight transport cost? Accuracy against the share of parameters whose error it carries.
 
     python benchmarks/transport_price.py               searches, retrains, draws; goes on when run again
-    python benchmarks/transport_price.py --seeds 2 --trainings 1 --shares 0.2 0.6
+    python benchmarks/transport_price.py --seeds 2 --shares 0.2 0.6
 
 Nothing but the rules of ten edges is chosen (`assignments.py`): bp, which sends the error down
-through the weights' own values, or fa, which does without. A share s of weight transport is allowed: at most s of the
-cells' parameters under bp. Compared are
+through the weights' own values, or fa, which does without. A share s of weight transport is
+allowed: at most s of the cells' parameters under bp. Compared are
 
 - rule_aware: searched with `--objective weight_transport(share=s)`;
 - darts: the same by first order, on weights of each rule's own, with rule_aware's learning rate;
@@ -17,8 +17,8 @@ cells' parameters under bp. Compared are
   older input comes from the cell but one before, so every second cell can be left out), then the
   others from below: what one would do by hand who had seen what the search does.
 
-Each assignment is trained from scratch from several seeds; what is drawn is the mean test error,
-with its standard deviation over the seeds of the search (or of the drawing). Writes
+Each assignment is trained from scratch, from the seed of its search or drawing. What is drawn is the
+mean test error, with its standard deviation over the seeds. Writes
 benchmarks/results/transport_price.json and .svg.
 """
 
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import random
 import statistics
 import sys
@@ -39,21 +38,20 @@ import torch
 from assignments import (
     CELLS,
     COMMON,
+    DIGITS,
     EDGES,
     SEARCHING,
     TRAINING,
     Assignment,
     genotype,
-    images,
     read,
     search,
     text,
-    train,
+    train_missing,
 )
-from measuring import RESULTS, command, paired_p, run, shown
+from measuring import RESULTS, command, keep_results, kept_results, p_against_first, run, shown
 
 import darts_bio
-from darts_bio.data.datasets import ImageData
 from darts_bio.rules import audit
 from darts_bio.runtime import hardware
 
@@ -66,14 +64,9 @@ COLORS = ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#999999", "#cc79a7")
 ENDS = {rule: (rule,) * EDGES for rule in RULES}
 
 
-def digits() -> ImageData:
-    """The digits, of which all trainings and searches have the same ones."""
-    return images("digits", None, None)
-
-
 @functools.cache
 def sizes() -> tuple[int, ...]:
-    """The parameters of each edge's layers, those of its batch norms not counted."""
+    """Return the parameters of each edge's layers, those of its batch norms not counted."""
     network = darts_bio.build_network(
         genotype(ENDS["bp"]), channels=COMMON["channels"], layers=CELLS
     )
@@ -82,7 +75,7 @@ def sizes() -> tuple[int, ...]:
 
 
 def share_of(assignment: Assignment) -> float:
-    """The share of the cells' parameters that are under bp."""
+    """Return the share of the cells' parameters that are under bp."""
     spent = sum(size for size, rule in zip(sizes(), assignment, strict=True) if rule == "bp")
     return spent / sum(sizes())
 
@@ -98,7 +91,7 @@ def filled(order: Sequence[int], share: float) -> Assignment:
 
 
 def by_hand(method: str, share: float, seed: int) -> Assignment:
-    """The assignment of a method that does not search."""
+    """Return the assignment of a method that does not search."""
     order = list(range(EDGES))
     if method == "random":
         random.Random(f"transport {share} {seed}").shuffle(order)
@@ -110,33 +103,27 @@ def by_hand(method: str, share: float, seed: int) -> Assignment:
 
 
 def find(method: str, share: float, seed: int) -> tuple[str, float, int, Assignment]:
-    """What a search finds for a share."""
+    """Search for a share from a seed; return what was asked, and the assignment found."""
     objective = (f"weight_transport(share={share})",)
-    found = search(digits(), "digits", STRATEGIES[method], RULES, seed, objective=objective)
+    found = search(DIGITS, STRATEGIES[method], RULES, seed, objective=objective)
     return method, share, seed, found
-
-
-def measure(assignment: Assignment, seed: int) -> tuple[Assignment, int, float]:
-    """The test error of an assignment that is trained from a seed."""
-    return assignment, seed, train(digits(), assignment, seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shares", nargs="+", type=float, default=(0.2, 0.4, 0.6, 0.8))
     parser.add_argument("--seeds", type=int, default=8, metavar="N")
-    parser.add_argument("--trainings", type=int, default=2, metavar="N", help="of each assignment")
     parser.add_argument("--processes", type=int, default=2, metavar="N")
     parser.add_argument("--json", type=Path, default=RESULTS / "transport_price.json")
     options = parser.parse_args()
     path: Path = options.json
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result = kept_results(path)
     found: dict[str, dict[str, dict[str, str]]] = result.setdefault("searched", {})
     errors: dict[str, dict[str, float]] = result.setdefault("test_error_percent", {})
     seeds = range(options.seeds)
 
-    def write() -> None:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    def save() -> None:
+        keep_results(path, result)
 
     def assignment_of(method: str, share: float, seed: int) -> Assignment:
         if method in STRATEGIES:
@@ -154,33 +141,19 @@ def main() -> None:
         for future in as_completed(waiting):
             method, share, seed, chosen = future.result()
             found.setdefault(method, {}).setdefault(str(share), {})[str(seed)] = text(chosen)
-            write()
+            save()
             print(f"{method}, share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
         ends = [(assignment, seed) for assignment in ENDS.values() for seed in seeds]
-        wanted = ends + [
-            (assignment_of(method, share, seed), options.trainings * seed + number)
+        placed = [
+            (assignment_of(method, share, seed), seed)
             for seed in seeds
             for share in options.shares
             for method in METHODS
-            for number in range(options.trainings)
         ]
-        trainings = [
-            pool.submit(measure, *each)
-            for each in dict.fromkeys(wanted)
-            if str(each[1]) not in errors.get(text(each[0]), {})
-        ]
-        for done, future in enumerate(as_completed(trainings), 1):
-            chosen, seed, error = future.result()
-            errors.setdefault(text(chosen), {})[str(seed)] = error
-            if done % 8 == 0 or done == len(trainings):
-                write()
-                print(f"trained {done} of {len(trainings)}", file=sys.stderr)
+        train_missing(pool, DIGITS, ends + placed, errors, save)
 
     def error_of(method: str, share: float, seed: int) -> float:
-        """The mean error of the trainings that belong to a seed."""
-        of_seeds = errors[text(assignment_of(method, share, seed))]
-        first = options.trainings * seed
-        return statistics.mean(of_seeds[str(first + n)] for n in range(options.trainings))
+        return errors[text(assignment_of(method, share, seed))][str(seed)]
 
     ends_of = {
         rule: [errors[text(assignment)][str(seed)] for seed in seeds]
@@ -202,14 +175,11 @@ def main() -> None:
     print("|---" * (len(METHODS) + 2) + "|")
     tests: dict[str, dict[str, float]] = {}
     for share in options.shares:
-        columns = [table[method][share]["error"] for method in METHODS]
-        of_share = {
-            other: paired_p([a - b for a, b in zip(columns[0], column, strict=True)])
-            for other, column in zip(METHODS[1:], columns[1:], strict=True)
-        }
+        columns = {method: table[method][share]["error"] for method in METHODS}
+        of_share = p_against_first(columns)
         tests[str(share)] = of_share
         p = ", ".join(f"{value:.3f}" for value in of_share.values())
-        print(f"| {share:g} | {' | '.join(map(shown, columns))} | {p} |")
+        print(f"| {share:g} | {' | '.join(map(shown, columns.values()))} | {p} |")
     result |= {
         "command": command(),
         "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
@@ -220,7 +190,7 @@ def main() -> None:
         "table": table,
         "p": tests,
     }
-    write()
+    save()
     draw(ends_of, table, path.with_suffix(".svg"))
 
 
