@@ -62,6 +62,7 @@ SEVERAL = "#444444"
 STRIP = 7.0
 """Height in pixels of the strip that tells the rules of a stack's cells."""
 STRIPS = "strips: the rule in each cell, from the stem (left) to the classifier (right)"
+"""What the legend says where cells differ by depth."""
 PILL = 17.0
 """Height in pixels of an edge's label."""
 PITCH = 132.0
