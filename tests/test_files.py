@@ -25,6 +25,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalization, Split
@@ -252,6 +253,23 @@ class TestWorkers:
                 match="worker process that reads images failed.*exited unexpectedly.*--workers",
             ):
                 list(stream)
+            assert no_children()
+
+    @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset by peer")])
+    def test_one_whose_pipe_closes_before_its_death_is_signaled(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with contextlib.closing(ordered(Numbers(64), workers=2)) as stream:
+            batches = iter(stream)
+            next(batches)
+
+            def dies(iterator: object) -> None:
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+                raise error
+
+            monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", dies)
+            with pytest.raises(InputError, match=r"failed \(.*exited unexpectedly.*--workers"):
+                next(batches)
             assert no_children()
 
     @pytest.mark.parametrize(

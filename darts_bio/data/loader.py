@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -343,6 +344,16 @@ class Workers:
             self._iterator._shutdown_workers()
         self._iterator = self._loader._iterator = None
 
+    def _await_deaths(self) -> None:
+        """Wait up to a second for a worker whose pipe has closed to be gone.
+
+        The pipes of a dying process close a moment before the signal of its death arrives, for
+        which PyTorch's handler raises a RuntimeError in whatever code runs then: here rather than
+        amid `close`.
+        """
+        with contextlib.suppress(RuntimeError):
+            multiprocessing.connection.wait([w.sentinel for w in self._iterator._workers], 1)
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn what a worker raises, or its death, into an InputError, and end all workers."""
@@ -353,6 +364,9 @@ class Workers:
         except Exception as error:
             if not self._count:
                 raise
+            if isinstance(error, EOFError | ConnectionError):
+                self._await_deaths()
+                error = RuntimeError("a process exited unexpectedly, its pipe closed")
             self.close()
             # PyTorch appends the worker's traceback, the last line of which says what happened.
             text = str(error).strip() or type(error).__name__
