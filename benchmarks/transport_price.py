@@ -2,10 +2,13 @@
 
     python benchmarks/transport_price.py               searches, retrains, draws; goes on when run again
     python benchmarks/transport_price.py --seeds 2 --shares 0.2 0.6
+    python benchmarks/transport_price.py --signs       the same where signs cost nothing
 
 Nothing but the rules of ten edges is chosen (`assignments.py`): bp, which sends the error down
-through the weights' own values, or fa, which does without. A share s of weight transport is
-allowed: at most s of the cells' parameters under bp. Compared are
+through the weights' own values, or one that does without: fa, and with `--signs` fa or usf, which
+knows the weights' signs. A share s of weight transport is allowed: at most s of the cells'
+parameters under bp. What is not searched has fa where it has not bp, and with `--signs` usf.
+Compared are
 
 - rule_aware: searched with `--objective weight_transport(share=s)`;
 - darts: the same by first order, on weights of each rule's own, with rule_aware's learning rate;
@@ -19,7 +22,7 @@ allowed: at most s of the cells' parameters under bp. Compared are
 
 Each assignment is trained from scratch, from the seed of its search or drawing. What is drawn is the
 mean test error, with its standard deviation over the seeds. Writes
-benchmarks/results/transport_price.json and .svg.
+benchmarks/results/transport_price.json and .svg, or transport_price-signs.
 """
 
 from __future__ import annotations
@@ -55,20 +58,23 @@ import darts_bio
 from darts_bio.rules import audit
 from darts_bio.runtime import hardware
 
-RULES = ("fa", "bp")
 STRATEGIES = {"rule_aware": "rule_aware(rule_lr=0.03)", "darts": "darts(lr=0.03)"}
 METHODS = (*STRATEGIES, "random", "from above", "from below", "by a route")
 ROUTE = (8, 4, 0)
 """The edges from the older inputs of cells 4, 2 and 0."""
 COLORS = ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#999999", "#cc79a7")
-ENDS = {rule: (rule,) * EDGES for rule in RULES}
+
+
+def everywhere(rule: str) -> Assignment:
+    """Return the assignment that has one rule on all edges."""
+    return (rule,) * EDGES
 
 
 @functools.cache
 def sizes() -> tuple[int, ...]:
     """Return the parameters of each edge's layers, those of its batch norms not counted."""
     network = darts_bio.build_network(
-        genotype(ENDS["bp"]), channels=COMMON["channels"], layers=CELLS
+        genotype(everywhere("bp")), channels=COMMON["channels"], layers=CELLS
     )
     edges = (edge for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
     return tuple(audit(edge).parameters for edge in edges)
@@ -80,17 +86,17 @@ def share_of(assignment: Assignment) -> float:
     return spent / sum(sizes())
 
 
-def filled(order: Sequence[int], share: float) -> Assignment:
+def filled(order: Sequence[int], share: float, otherwise: str) -> Assignment:
     """Put edges under bp in that order, passing over those that do not fit into the share."""
-    chosen = list(ENDS["fa"])
+    chosen = list(everywhere(otherwise))
     for edge in order:
         chosen[edge] = "bp"
         if share_of(tuple(chosen)) > share:
-            chosen[edge] = "fa"
+            chosen[edge] = otherwise
     return tuple(chosen)
 
 
-def by_hand(method: str, share: float, seed: int) -> Assignment:
+def by_hand(method: str, share: float, seed: int, otherwise: str) -> Assignment:
     """Return the assignment of a method that does not search."""
     order = list(range(EDGES))
     if method == "random":
@@ -99,13 +105,15 @@ def by_hand(method: str, share: float, seed: int) -> Assignment:
         order.reverse()
     elif method == "by a route":
         order = [*ROUTE, *(edge for edge in order if edge not in ROUTE)]
-    return filled(order, share)
+    return filled(order, share, otherwise)
 
 
-def find(method: str, share: float, seed: int) -> tuple[str, float, int, Assignment]:
+def find(
+    method: str, share: float, seed: int, rules: tuple[str, ...]
+) -> tuple[str, float, int, Assignment]:
     """Search for a share from a seed; return what was asked, and the assignment found."""
     objective = (f"weight_transport(share={share})",)
-    found = search(DIGITS, STRATEGIES[method], RULES, seed, objective=objective)
+    found = search(DIGITS, STRATEGIES[method], rules, seed, objective=objective)
     return method, share, seed, found
 
 
@@ -114,9 +122,11 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=(0.2, 0.4, 0.6, 0.8))
     parser.add_argument("--seeds", type=int, default=8, metavar="N")
     parser.add_argument("--processes", type=int, default=2, metavar="N")
-    parser.add_argument("--json", type=Path, default=RESULTS / "transport_price.json")
+    parser.add_argument("--signs", action="store_true", help="search among fa, usf and bp")
     options = parser.parse_args()
-    path: Path = options.json
+    rules = ("fa", "usf", "bp") if options.signs else ("fa", "bp")
+    otherwise = rules[-2]
+    path = RESULTS / f"transport_price{'-signs' if options.signs else ''}.json"
     result = kept_results(path)
     found: dict[str, dict[str, dict[str, str]]] = result.setdefault("searched", {})
     errors: dict[str, dict[str, float]] = result.setdefault("test_error_percent", {})
@@ -128,11 +138,11 @@ def main() -> None:
     def assignment_of(method: str, share: float, seed: int) -> Assignment:
         if method in STRATEGIES:
             return read(found[method][str(share)][str(seed)])
-        return by_hand(method, share, seed)
+        return by_hand(method, share, seed, otherwise)
 
     with ProcessPoolExecutor(options.processes) as pool:
         waiting = [
-            pool.submit(find, method, share, seed)
+            pool.submit(find, method, share, seed, rules)
             for method in STRATEGIES
             for seed in seeds
             for share in options.shares
@@ -143,7 +153,7 @@ def main() -> None:
             found.setdefault(method, {}).setdefault(str(share), {})[str(seed)] = text(chosen)
             save()
             print(f"{method}, share {share}, seed {seed}: {text(chosen)}", file=sys.stderr)
-        ends = [(assignment, seed) for assignment in ENDS.values() for seed in seeds]
+        ends = [(assignment, seed) for assignment in map(everywhere, rules) for seed in seeds]
         placed = [
             (assignment_of(method, share, seed), seed)
             for seed in seeds
@@ -156,8 +166,7 @@ def main() -> None:
         return errors[text(assignment_of(method, share, seed))][str(seed)]
 
     ends_of = {
-        rule: [errors[text(assignment)][str(seed)] for seed in seeds]
-        for rule, assignment in ENDS.items()
+        rule: [errors[text(everywhere(rule))][str(seed)] for seed in seeds] for rule in rules
     }
     table = {
         method: {
@@ -191,11 +200,14 @@ def main() -> None:
         "p": tests,
     }
     save()
-    draw(ends_of, table, path.with_suffix(".svg"))
+    draw(ends_of, otherwise, table, path.with_suffix(".svg"))
 
 
-def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> None:
-    """Draw test error against the share of transport, a line for each method."""
+def draw(ends: dict[str, list[float]], otherwise: str, table: dict[str, Any], path: Path) -> None:
+    """Draw test error against the share of transport, a line for each method.
+
+    All lines begin at that of the rule `otherwise` on all edges.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -205,7 +217,7 @@ def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> Non
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     for method, color in zip(METHODS, COLORS, strict=True):
         points = [(statistics.mean(v["share"]), v["error"]) for v in table[method].values()]
-        points = [(0.0, ends["fa"]), *points, (1.0, ends["bp"])]
+        points = [(0.0, ends[otherwise]), *points, (1.0, ends["bp"])]
         axes.errorbar(
             [x for x, _ in points],
             [statistics.mean(errors) for _, errors in points],
@@ -216,8 +228,9 @@ def draw(ends: dict[str, list[float]], table: dict[str, Any], path: Path) -> Non
             capsize=3,
             label=method,
         )
+    others = " or ".join(rule for rule in ends if rule != "bp")
     axes.set_xlabel(
-        "share of the cells' parameters whose values carry the error (bp; the others: fa)"
+        f"share of the cells' parameters whose values carry the error (bp; the others: {others})"
     )
     axes.set_ylabel("test error, %")
     axes.set_yscale("log")
