@@ -6,7 +6,7 @@ darts, in one process.
 
 A step is `Search.step`: alpha, w, feedback; the strategies take turns, on noise. Activations kept
 are the bytes that autograd holds between the forward and the backward pass of the weights,
-parameters left out. eg and darts_pt move nothing in a step; what they do between epochs is a number
+parameters left out; for gdas, whose passes compute what was drawn, the mean of some draws. eg and darts_pt move nothing in a step; what they do between epochs is a number
 of forward passes, measured for one individual.
 """
 
@@ -40,6 +40,19 @@ STRATEGIES = (
     "drnas",
     "fair_darts",
 )
+
+
+DRAWS = 10
+
+
+def kept_by(search: Search) -> int:
+    """Return the bytes that a pass of the weights keeps, of a sample of its own."""
+    strategy, state = search.strategy, search.strategy_state
+    strategy.prepare(state)
+    weights = {t: w.detach() for t, w in strategy.edge_weights(state).items()}
+    batch = search.train_batches.batch(0)
+    with search.supernet.drawn(strategy.drawn(state)):
+        return kept_bytes(search.supernet, lambda: search._weight_loss(batch, weights))
 
 
 def main() -> None:
@@ -77,13 +90,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|")
     for strategy, search in searches.items():
-        weights = {
-            t: w.detach() for t, w in search.strategy.edge_weights(search.strategy_state).items()
-        }
-        batch = search.train_batches.batch(0)
-        kept = kept_bytes(
-            search.supernet, lambda s=search, b=batch, w=weights: s._weight_loss(b, w)
-        )
+        kept = statistics.mean(kept_by(search) for _ in range(DRAWS))
         ratios = sorted(
             own / base for own, base in zip(seconds[strategy], seconds["darts"], strict=True)
         )

@@ -8,6 +8,7 @@ once, what has weights is one stacked layer for all edges and rules, and zeros a
        +- max_pool_3x3, avg_pool_3x3, identity: each computed once, weighted E times   -+
 
 What is computed together is planned first, as plain data (`networks.plan`); here it is computed.
+Where a strategy draws one candidate an edge, a pass computes these alone (`SourceBlock.drawn`).
 
 How an edge weight reaches a batch norm's gain: the strategy's softmax (`Strategy.edge_weights`) is
 an argument of `SuperNet.forward`, `MixedCell._lane_weights` puts it in order, and a part hands it
@@ -28,7 +29,7 @@ in memory: on CPUs depthwise convolutions are several times faster so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +48,10 @@ from darts_bio.networks.parts import (
 from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.pooled import PooledRows
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
-from darts_bio.networks.stacking import LaneWeights
-from darts_bio.rules import DirectOperation
+from darts_bio.networks.stacking import LaneWeights, for_each_channel
+from darts_bio.rules import DirectOperation, LearningRule
 from darts_bio.rules.feedback import Scale
-from darts_bio.rules.stacked import StackedConv2d, StackedDirect
+from darts_bio.rules.stacked import StackedConv2d, StackedDirect, Subset, only
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
 
@@ -61,13 +62,16 @@ class SourceBlock(nn.Module):
     `alone` holds those that run one by one; `names` says where they stand in the reference.
     """
 
-    def __init__(self, plan: BlockPlan, edges: Sequence[MixedOperation], folded: bool) -> None:
+    def __init__(
+        self, plan: BlockPlan, edges: Sequence[MixedOperation], channels: int, folded: bool
+    ) -> None:
         """Build it from the reference's `edges`, those of the plan in its order.
 
-        `folded` folds pointwise convolutions and the batch norms behind them, each for itself.
+        `channels` is C of what candidates give. `folded` folds pointwise convolutions and the batch
+        norms behind them, each for itself.
         """
         super().__init__()
-        self.plan = plan
+        self.plan, self.channels = plan, channels
         self.lane_counts: list[int] = []
         """The numbers of lanes whose weights `forward` takes one after the other."""
         candidates = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
@@ -111,18 +115,25 @@ class SourceBlock(nn.Module):
         self.names = tuple(name for part in alone for name in names[part])
         self.lane_counts += [1] * len(self.alone)
 
-        directs = [
-            module
-            for part in plan.parts
-            if part.way == "stacked"
-            for module in candidates[part]
-            if isinstance(module, DirectOperation)
-        ]
-        by_rule = groupby(sorted((module.rule for module in directs), key=str))
+        directs: dict[LearningRule, list[tuple[int, int]]] = {}
+        for part in plan.parts:
+            for place, module in zip(part.lanes, candidates[part], strict=True):
+                if part.way == "stacked" and isinstance(module, DirectOperation):
+                    directs.setdefault(module.rule, []).append(place)
         self.direct = nn.ModuleList(
-            StackedDirect(rule, len(list(same)), directs[0].channels) for rule, same in by_rule
+            StackedDirect(rule, len(directs[rule]), channels) for rule in sorted(directs, key=str)
         )
         """For each direct rule, what sends the output's error to the node for its candidates."""
+        self._direct_places = [directs[rule] for rule in sorted(directs, key=str)]
+        """For each of them the (edge, column) of its members."""
+        unjoined = [part for part in plan.parts if part not in joined and part.way != "alone"]
+        self._places = {
+            place: (number, lane)
+            for number, part in enumerate([*joined, *unjoined])
+            for lane, place in enumerate(part.lanes)
+        }
+        """For (edge, column) the number of the part, joined ones first, and the lane in it."""
+        self._alone_places = [place for part in alone for place in part.lanes]
 
     def forward(self, x_nchw: Tensor, weights: Iterator[LaneWeights]) -> dict[int, Tensor]:
         """Map the node's output (N, C, H, W) to what each edge e brings, (N, C, H', W').
@@ -143,6 +154,58 @@ class SourceBlock(nn.Module):
         for e, module in zip(self.alone_edges, self.alone, strict=True):
             _add(sums, e, next(weights).factors * module(x_nchw))
         return sums
+
+    def drawn(self, x_nchw: Tensor, columns: Sequence[int], weights: Tensor) -> dict[int, Tensor]:
+        """Compute one candidate an edge: what `forward` returns if the others have no weight.
+
+        Args:
+            x_nchw: The node's output.
+            columns: For each edge the column of its candidate.
+            weights: (E,), the weight of each of them.
+        """
+        places = list(enumerate(columns))
+        x = x_nchw
+        for carrier, of_carrier in zip(self.direct, self._direct_places, strict=True):
+            members = [number for number, place in enumerate(of_carrier) if place in places]
+            if members:
+                with only([cast(StackedDirect, carrier)], _subset(members, x.device)):
+                    x = carrier(x)
+        sums = {
+            e: weights[e].to(x.dtype) * module(x_nchw)
+            for (e, column), module in zip(self._alone_places, self.alone, strict=True)
+            if columns[e] == column
+        }
+        lanes: dict[int, list[tuple[int, int]]] = {}  # of each part: (lane, edge)
+        for place in places:
+            if place in self._places:
+                number, lane = self._places[place]
+                lanes.setdefault(number, []).append((lane, place[0]))
+        maps = NodeMaps(x)
+        joined = 0 if self.joined is None else len(self.joined.lanes)
+        for number, of_part in lanes.items():
+            lane_numbers, edges = zip(*sorted(of_part), strict=True)
+            subset = _subset(lane_numbers, x.device)
+            each = weights[list(edges)]
+            by_channel = for_each_channel(each, self.channels)
+            of_lanes = LaneWeights(each, each.to(x.dtype), by_channel)
+            if number < joined:
+                assert self.joined is not None
+                y_nhwec = self.joined.drawn(number, maps, of_lanes, subset)
+            else:
+                y_nhwec = self.unjoined[number - joined](maps, of_lanes, subset)
+            for e, y_nhwc in zip(edges, y_nhwec.unbind(3), strict=True):
+                sums[e] = y_nhwc.permute(0, 3, 1, 2)
+        n, c, h, w = x.shape
+        stride = self.plan.stride
+        for e in range(len(columns)):
+            if e not in sums:  # `none`
+                nothing = weights[e].to(x.dtype) * 0
+                sums[e] = nothing.expand(n, c, -(-h // stride), -(-w // stride))
+        return sums
+
+
+def _subset(numbers: Sequence[int], device: torch.device) -> Subset:
+    return Subset(tuple(numbers), torch.tensor(numbers, device=device))
 
 
 class PartialChannels(nn.Module):
@@ -218,7 +281,12 @@ class MixedCell(nn.Module):
         self.plan: CellPlan = plan_cell(space, cell_type, rows, forms)
         self.outputs = space.outputs
         self.blocks = nn.ModuleList(
-            SourceBlock(block, [edges[edge] for edge in block.edges], self.folded)  # type: ignore[misc]
+            SourceBlock(
+                block,
+                [edges[edge] for edge in block.edges],  # type: ignore[misc]
+                channels // partial,
+                self.folded,
+            )
             for block in self.plan.blocks
         )
         self.register_buffer("order", torch.tensor(self.plan.lane_order), persistent=False)
@@ -227,10 +295,17 @@ class MixedCell(nn.Module):
         masks = torch.tensor([[candidate is not None for candidate in row] for row in rows])
         self.partial = PartialChannels(partial, masks) if partial > 1 else None
 
-    def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
-        """Map the inputs, each (N, C, H, W), by weights (edges, candidates)."""
+    def forward(
+        self, states: list[Tensor], weights: Tensor, drawn: Sequence[int] | None = None
+    ) -> Tensor:
+        """Map the inputs, each (N, C, H, W), by weights (edges, candidates).
+
+        `drawn` is the column of the one candidate of each edge that is computed, the others being
+        without weight; None computes all.
+        """
         if self.pooled is not None:
             weights = self.pooled(weights)
+            drawn = None if drawn is None else self.pooled.columns(drawn)
         lanes = self._lane_weights(weights, states[0].dtype)
         nodes = dict(enumerate(states))
         mixed: dict[int, Tensor] = {}  # for each node the sum over its edges
@@ -252,7 +327,13 @@ class MixedCell(nn.Module):
                 x, passing = self.partial(x, plan.stride)
                 for edge, node in zip(plan.edges, plan.targets, strict=True):
                     _add(passed, node, passing_weights[edge] * passing)
-            for e, y in block(x, lanes).items():
+            if drawn is None:
+                brought = block(x, lanes)
+            else:
+                edges = list(plan.edges)
+                columns = [drawn[edge] for edge in edges]
+                brought = block.drawn(x, columns, weights[edges, columns])
+            for e, y in brought.items():
                 _add(mixed, plan.targets[e], y)
         return torch.cat([output(node) for node in self.outputs], dim=1)
 
@@ -267,9 +348,8 @@ class MixedCell(nn.Module):
     def _lane_weights(self, weights: Tensor, dtype: torch.dtype) -> Iterator[LaneWeights]:
         """Yield the weights (edges, candidates) as the blocks take them; `dtype` is the maps'."""
         each = weights.flatten().index_select(0, self.get_buffer("order"))
-        # A batch norm wants its gain by channel and contiguous: for all of the cell at once, not in
-        # each part.
-        by_channel = each.unsqueeze(1).expand(-1, self.channels).reshape(-1)  # L, C -> L*C
+        # For all of the cell at once, not in each part.
+        by_channel = for_each_channel(each, self.channels)
         sizes = [count * self.channels for count in self.lane_counts]
         return map(
             LaneWeights,

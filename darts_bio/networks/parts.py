@@ -1,8 +1,9 @@
 """The parts of a batched cell: operations on all edges that leave a node (`networks.plan`).
 
 A part reads the node's output, x (N, C, H, W), and makes of it what each edge receives,
-(N, H', W', E, C), by the weights of its lanes. Suffixes of tensors are those of
-`networks.stacking`.
+(N, H', W', E, C), by the weights of its lanes. Where one candidate an edge was drawn, a part is
+asked for a subset of its lanes alone, each of which is all that its edge receives: the last but one
+dimension then counts these. Suffixes of tensors are those of `networks.stacking`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from darts_bio.networks.stacking import (
     by_member,
 )
 from darts_bio.rules.pointwise import sampled
-from darts_bio.rules.stacked import StackedConv2d, joined_products
+from darts_bio.rules.stacked import Stacked, StackedConv2d, Subset, joined_products, only
 
 RUN_BYTES = 2**21
 """How many bytes operations may write before their common batch norm, on a CPU.
@@ -62,6 +63,11 @@ class NodeMaps:
         if key not in self._others:
             self._others[key] = take_apart(self.plain(rectified), d)
         return self._others[key]
+
+
+def stacked_within(module: nn.Module) -> list[Stacked]:
+    """Return the layers within a module that can compute a subset of their members."""
+    return [layer for layer in module.modules() if isinstance(layer, Stacked)]
 
 
 class StackedLayers(nn.Module):
@@ -110,14 +116,21 @@ class StackedOperation(nn.Module):
         self.layers = StackedLayers(layers[:-1] if has_norm else layers)
         self.norm = cast("StackedBatchNorm | FoldedNorm", layers[-1]) if has_norm else None
         self.members, self.edges = members, edges
+        self._stacked = stacked_within(self)
 
-    def forward(self, maps: NodeMaps, weights: LaneWeights) -> Tensor:
+    def forward(self, maps: NodeMaps, weights: LaneWeights, subset: Subset | None = None) -> Tensor:
         """Return (N, H', W', E, C)."""
+        with only(self._stacked, subset):
+            return self._mixture(maps, weights, subset)
+
+    def _mixture(self, maps: NodeMaps, weights: LaneWeights, subset: Subset | None) -> Tensor:
         y_nMhw, apart = self.layers(maps)
+        members = self.members if subset is None else len(subset.numbers)
+        edges = self.edges if subset is None else members
         if self.norm is not None:
-            return put_together(self.norm.mix(y_nMhw, weights, self.edges), apart)
-        y_nhwrec = by_member(y_nMhw, self.members).unflatten(3, (-1, self.edges))  # M -> R, E
-        weights_re1 = weights.factors.view(-1, self.edges, 1)
+            return put_together(self.norm.mix(y_nMhw, weights, edges), apart)
+        y_nhwrec = by_member(y_nMhw, members).unflatten(3, (-1, edges))  # M -> R, E
+        weights_re1 = weights.factors.view(-1, edges, 1)
         return put_together((y_nhwrec * weights_re1).sum(3, dtype=y_nMhw.dtype), apart)
 
 
@@ -182,6 +195,10 @@ class JoinedOperations(nn.Module):
         self.lanes = [len(operation.norm_names) for operation in operations]
         self.channels = len(self.norm.get_buffer("running_mean")) // sum(self.lanes)
         self.edges = edges
+        self._stacked = [
+            stacked_within(layers) + stacked_within(product)
+            for layers, product in zip(self.layers, self.products, strict=True)
+        ]
 
     def forward(self, maps: NodeMaps, weights: LaneWeights) -> Tensor:
         """Return (N, H', W', E, C)."""
@@ -191,10 +208,20 @@ class JoinedOperations(nn.Module):
         total_nhwec: Tensor | None = None
         first = 0
         for run, gain, n in zip(runs, gains, lanes, strict=True):
-            total_nhwec = self._add(total_nhwec, run, maps, gain, slice(first, first + n))
+            counts = [self.lanes[number] for number in run]
+            of_run = slice(first, first + n)
+            total_nhwec = self._add(total_nhwec, run, counts, self.edges, maps, gain, of_run)
             first += n
         assert total_nhwec is not None
         return total_nhwec
+
+    def drawn(self, number: int, maps: NodeMaps, weights: LaneWeights, subset: Subset) -> Tensor:
+        """Return a subset of the lanes of one operation, `number`: (N, H', W', lanes, C)."""
+        first, count = sum(self.lanes[:number]), len(subset.numbers)
+        in_norm = Subset(tuple(first + lane for lane in subset.numbers), first + subset.places)
+        with only(self._stacked[number], subset), only([self.norm], in_norm):
+            gain, every = weights.by_channel, slice(None)
+            return self._add(None, [number], [count], count, maps, gain, every)
 
     def _runs(self, x_nchw: Tensor) -> list[list[int]]:
         """Divide the operations into runs, each of which is normalized together."""
@@ -216,11 +243,23 @@ class JoinedOperations(nn.Module):
         self,
         total_nhwec: Tensor | None,
         run: Sequence[int],
+        counts: Sequence[int],
+        edges: int,
         maps: NodeMaps,
         gain: Tensor,
         lanes: slice,
     ) -> Tensor:
-        """Add the mixture of the operations of a run, which have these lanes, to a total."""
+        """Add the mixture of the operations of a run to a total.
+
+        Args:
+            total_nhwec: The total of other runs; None if there are none.
+            run: The numbers of the operations.
+            counts: How many lanes each of them has.
+            edges: On how many edges they are.
+            maps: The node's output.
+            gain: The weights of all of these lanes, each C times.
+            lanes: Where these lanes stand in the batch norm.
+        """
         inputs, apart = [], []
         for number in run:
             layers = self.layers[number]
@@ -231,14 +270,13 @@ class JoinedOperations(nn.Module):
         size = (n // apart[0] ** 2, h * apart[0], w * apart[0])
         products = [self.products[number] for number in run]
         convolutions = [layer if isinstance(layer, StackedConv2d) else None for layer in products]
-        counts = [self.lanes[number] for number in run]
         y_nMhw = joined_products(inputs, convolutions, counts, size)
         y_nMhw = self.norm(y_nMhw, gain, lanes)
         y_nhwmc = by_member(y_nMhw, sum(counts))
-        y_nhwrec = y_nhwmc.unflatten(3, (-1, self.edges))  # lanes -> R of all operations, E
+        y_nhwrec = y_nhwmc.unflatten(3, (-1, edges))  # lanes -> R of all operations, E
         # One sum for each group of operations whose pixels are ordered alike.
         groups = [list(group) for _, group in groupby(zip(apart, counts, strict=True), _apart)]
-        sizes = [sum(count for _, count in group) // self.edges for group in groups]
+        sizes = [sum(count for _, count in group) // edges for group in groups]
         for group, group_nhwrec in zip(groups, y_nhwrec.split(sizes, dim=3), strict=True):
             y_nhwec = group_nhwrec.sum(3, dtype=y_nMhw.dtype)
             total_nhwec = _plus(total_nhwec, y_nhwec, _apart(group[0]))
@@ -278,10 +316,10 @@ class SharedOperation(nn.Module):
         super().__init__()
         self.module, self.names, self.edges = module, tuple(names), edges
 
-    def forward(self, maps: NodeMaps, weights: LaneWeights) -> Tensor:
+    def forward(self, maps: NodeMaps, weights: LaneWeights, subset: Subset | None = None) -> Tensor:
         """Return, by the weights of K*E lanes, (N, H', W', E, C)."""
         y_nhwc = self.module(maps.plain()).permute(0, 2, 3, 1)
-        weights_ke = weights.factors.view(-1, self.edges)
+        weights_ke = weights.factors.view(-1, self.edges if subset is None else len(subset.numbers))
         one = len(weights_ke) == 1
         weights_e = weights_ke[0] if one else weights_ke.sum(0, dtype=weights_ke.dtype)
         return y_nhwc.unsqueeze(3) * weights_e.unsqueeze(1)

@@ -69,6 +69,13 @@ class PooledRows(nn.Module):
         """Sum the weights (edges, candidates) over each pool: (edges, pools)."""
         return (weights.unsqueeze(2) * self.get_buffer("members")).sum(1)
 
+    def columns(self, columns: Sequence[int]) -> list[int]:
+        """Return, for the column of one candidate of each edge, the number of its pool."""
+        return [
+            next(number for number, pool in enumerate(pools) if column in pool.columns)
+            for pools, column in zip(self.pools, columns, strict=True)
+        ]
+
 
 class RulePlaces(nn.Module):
     """Where, among a network's edge weights, those of each stacked member's rules stand."""

@@ -43,13 +43,17 @@ class MixedOperation(nn.ModuleList):
         )
         self.stride, self.partial = stride, partial
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
+    def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
+        """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W').
+
+        Where a candidate is `drawn`, it alone is computed, and the others count as zero.
+        """
         weights = weights[: len(self)]  # the padding of a row stands at its end
         chosen = x[:, : x.shape[1] // self.partial]  # (N, C/k, H, W)
         mixed = sum(
             weight * candidate(chosen)
-            for weight, candidate in zip(weights.unbind(), self, strict=True)
+            for column, (weight, candidate) in enumerate(zip(weights.unbind(), self, strict=True))
+            if drawn in (None, column)
         )
         if self.partial == 1:
             return mixed
@@ -87,7 +91,7 @@ class PooledOperation(MixedOperation):
             rule = RuleMixture(rules, scale) if rules else RULES.build("bp")
             self.append(build_operation(pool.op, rule, channels // partial, stride, supernet=True))
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
         """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
         gains = []
         for pool, module in zip(self.pools, self, strict=True):
@@ -96,7 +100,9 @@ class PooledOperation(MixedOperation):
             shares = rule_shares(of_rules.detach())
             for _, carrier in rule_carriers(module):
                 carrier.feedback["share"].copy_(shares)
-        return super().forward(x, torch.stack(gains))
+        if drawn is not None:
+            drawn = next(n for n, pool in enumerate(self.pools) if drawn in pool.columns)
+        return super().forward(x, torch.stack(gains), drawn)
 
 
 class ReferenceCell(nn.Module):
@@ -134,20 +140,24 @@ class ReferenceCell(nn.Module):
                 else PooledOperation(row, channels, stride, shared, partial)
             )
 
-    def forward(self, states: list[Tensor], weights: Tensor) -> Tensor:
+    def forward(
+        self, states: list[Tensor], weights: Tensor, drawn: Sequence[int] | None = None
+    ) -> Tensor:
         """Map the inputs of the cell to the concatenation of the space's output nodes.
 
         Args:
             states: The prepared inputs, each (N, C, H, W).
             weights: (edges, candidates).
+            drawn: For each edge the column of the one candidate that is computed; None for all.
         """
         sums: dict[int, Tensor] = {}
-        for (node, source), edge, edge_weights in zip(
-            self.wiring, self.edges, weights.unbind(), strict=True
+        columns = [None] * len(self.wiring) if drawn is None else drawn
+        for (node, source), edge, edge_weights, column in zip(
+            self.wiring, self.edges, weights.unbind(), columns, strict=True
         ):
             # Edges are ordered by node: with the first edge into a node, the one before is done.
             if node not in sums and node > len(states):
                 states.append(sums[node - 1])
-            out = edge(states[source], edge_weights)
+            out = edge(states[source], edge_weights, column)
             sums[node] = sums[node] + out if node in sums else out
         return torch.cat([sums[node] for node in self.outputs], dim=1)

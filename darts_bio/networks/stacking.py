@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from darts_bio.networks.folded import FoldedMixture
 from darts_bio.rules import LearningRule
 from darts_bio.rules.functional import first_derivative_only
-from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.rules.stacked import Stacked, StackedConv2d
 from darts_bio.rules.tangents import forward_mode
 from darts_bio.spaces.operations import EvenAndOdd, even_pixels, odd_pixels
 
@@ -38,7 +38,19 @@ class LaneWeights(NamedTuple):
     by_channel: Tensor
 
 
-class StackedBatchNorm(nn.Module):
+STATISTICS = ("running_mean", "running_var")
+
+
+def for_each_channel(each: Tensor, channels: int) -> Tensor:
+    """Return the weights (L,) of lanes as a gain, (L*C,).
+
+    It is contiguous, since the kernels of batch norms take it for that; an expanded tensor, which
+    one lane alone would have, they misread.
+    """
+    return each.unsqueeze(1).repeat(1, channels).flatten()
+
+
+class StackedBatchNorm(Stacked):
     """The batch norms of M members, without gain and bias of their own."""
 
     def __init__(
@@ -50,11 +62,11 @@ class StackedBatchNorm(nn.Module):
         """
         super().__init__()
         first = members[0]
-        self.names = tuple(names)
+        self.names, self.members = tuple(names), len(names)
         self.track_running_stats = True
         self.eps: float = first.eps
         self.momentum: float = float(first.momentum or 0)  # None is not stacked
-        for statistic in ("running_mean", "running_var"):
+        for statistic in STATISTICS:
             values = [getattr(member, statistic) for member in members]
             self.register_buffer(statistic, torch.cat(values))
 
@@ -69,14 +81,18 @@ class StackedBatchNorm(nn.Module):
             if forward_mode():
                 return NormWithDirections.apply(x_nMhw, gain, self.eps)[0]
             return F.batch_norm(x_nMhw, None, None, gain, None, True, 0.0, self.eps)
-        # Views: the statistics of these members follow in place.
+        # Views, so that the statistics of these members follow in place; of a subset, copies.
         mean, variance = (
-            self.get_buffer(statistic).unflatten(0, (len(self.names), -1))[members].flatten()
-            for statistic in ("running_mean", "running_var")
+            self.get_buffer(statistic).unflatten(0, (self.members, -1))[members].flatten()
+            for statistic in STATISTICS
         )
-        return F.batch_norm(
+        mean, variance = self.of_present(mean), self.of_present(variance)
+        y_nMhw = F.batch_norm(
             x_nMhw, mean, variance, gain, None, self.training, self.momentum, self.eps
         )
+        if self.subset is not None and self.training:
+            self._keep(mean, variance)
+        return y_nMhw
 
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, pixels: int) -> None:
@@ -86,16 +102,32 @@ class StackedBatchNorm(nn.Module):
         """
         if not self.track_running_stats:
             return
-        self.get_buffer("running_mean").lerp_(mean, self.momentum)
         unbiased = variance * (pixels / max(1, pixels - 1))
-        self.get_buffer("running_var").lerp_(unbiased, self.momentum)
+        if self.subset is None:
+            self.get_buffer("running_mean").lerp_(mean, self.momentum)
+            self.get_buffer("running_var").lerp_(unbiased, self.momentum)
+            return
+        of_present = [self.of_present(self.get_buffer(statistic)) for statistic in STATISTICS]
+        self._keep(
+            *(
+                old.lerp(new, self.momentum)
+                for old, new in zip(of_present, (mean, unbiased), strict=True)
+            )
+        )
+
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Set the running statistics of the members present."""
+        assert self.subset is not None
+        for statistic, values in zip(STATISTICS, (mean, variance), strict=True):
+            by_member = self.get_buffer(statistic).view(self.members, -1)
+            by_member.index_copy_(0, self.subset.places, values.view(self.present, -1))
 
     def mix(self, x_nMhw: Tensor, weights: LaneWeights, edges: int) -> Tensor:
         """Normalize, weight and sum over the rules: (N, M*C, H, W) -> (N, H, W, E, C).
 
         A member's edge weight costs nothing here: it is the gain of its batch norm.
         """
-        y_nhwmc = by_member(self(x_nMhw, weights.by_channel), len(self.names))
+        y_nhwmc = by_member(self(x_nMhw, weights.by_channel), self.present)
         return y_nhwmc.unflatten(3, (-1, edges)).sum(3, dtype=x_nMhw.dtype)  # M -> R, E
 
 
@@ -176,7 +208,7 @@ class FoldedNorm(nn.Module):
         """Convolve and normalize: (N, M*I, H, W) -> (N, M*C, H, W)."""
         if not self._folds:
             return self.norm(self.convolution(x_nMhw))
-        members = len(self.norm.names)
+        members = self.norm.present
         ones_m = torch.ones(members, dtype=self.convolution.weight.dtype, device=x_nMhw.device)
         y_nhwmc = self._folded(x_nMhw, ones_m, members)
         return y_nhwmc.flatten(3).permute(0, 3, 1, 2)
@@ -222,11 +254,10 @@ class StackedEvenAndOdd(nn.Module):
             )
             for half, of_half in zip(("even", "odd"), rules, strict=True)
         )
-        self.members = len(members)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """Put each member's two halves next to each other."""
-        even_nhwmc = by_member(self.even(even_pixels(x_nchw)), self.members)
-        odd_nhwmc = by_member(self.odd(odd_pixels(x_nchw)), self.members)
+        even_nhwmc = by_member(self.even(even_pixels(x_nchw)), self.even.present)
+        odd_nhwmc = by_member(self.odd(odd_pixels(x_nchw)), self.odd.present)
         y_nhwmc = torch.cat([even_nhwmc, odd_nhwmc], dim=4)
         return y_nhwmc.flatten(3).permute(0, 3, 1, 2)

@@ -123,6 +123,7 @@ class SuperNet(CellNetwork):
             supernet=True,
         )
         self.table, self.shared = table, shared
+        self._drawn: Mapping[str, Sequence[int]] | None = None
         self.memory_format = cell.memory_format
         mixed = [
             (cell_type, cell)
@@ -173,6 +174,39 @@ class SuperNet(CellNetwork):
                 norm.track_running_stats = False
             yield
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether passes compute one candidate an edge at present (`drawn`)."""
+        return self._drawn is not None
+
+    @contextlib.contextmanager
+    def drawn(self, columns: Mapping[str, Sequence[int]] | None) -> Iterator[None]:
+        """Compute one candidate an edge within the context, the others being without weight.
+
+        Their weights get no gradient, as edge weights and as w, and their batch norms' statistics
+        stay.
+
+        Args:
+            columns: For each cell type and edge the candidate's column in the table; None computes
+                all, as ever.
+
+        >>> from darts_bio.networks import SuperNet
+        >>> from darts_bio.spaces import SPACES
+        >>> space = SPACES.build("nb201")
+        >>> supernet = SuperNet(space, ["bp", "fa"], channels=4, layers=3, num_classes=10).double()
+        >>> columns, images = [1, 2, 3, 4, 5, 6], torch.randn(2, 3, 8, 8).double()
+        >>> single = {"cell": torch.eye(7)[columns].double()}
+        >>> with supernet.drawn({"cell": columns}):
+        ...     logits = supernet(images, single)
+        >>> bool((logits - supernet(images, single)).abs().max() < 1e-12)
+        True
+        """
+        self._drawn = columns
+        try:
+            yield
+        finally:
+            self._drawn = None
+
     def forward(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, num_classes).
 
@@ -191,7 +225,8 @@ class SuperNet(CellNetwork):
                 cast(MixedFeedback, mixed).lend(shares)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
-            older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type])
+            drawn = None if self._drawn is None else self._drawn[cell_type]
+            older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type], drawn)
         logits = self.classify(newer)
         for shared in self.feedback:
             logits = cast(SharedFeedback, shared).settle(logits)

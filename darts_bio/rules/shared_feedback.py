@@ -291,13 +291,17 @@ class SharedFeedback(nn.Module):
 
         Returns the logits (N, K), in whose backward pass local rules are asked.
         """
-        slot, noted = self.slot, [layer.noted for layer in self.layers if layer.noted is not None]
+        slot, noted = self.slot, [layer.noted for layer in self.layers]
         self.slot = None
         for layer in self.layers:
             layer.lent_weight, layer.notes, layer.noted = None, False, None
-        if slot is None or not noted:  # in evaluation nothing is learned
+        if slot is None or not any(noted):  # in evaluation nothing is learned
             return logits
         # A `Noted` begins with two tensors, which autograd has to see; the rest is its geometry.
-        tensors = [tensor for layer in noted for tensor in layer[:2]]
-        geometries = [layer[2:] for layer in noted]
+        tensors = [tensor for seen in noted if seen is not None for tensor in seen[:2]]
+        rules = len(self.flat)
+        geometries = [
+            layer.weight.numel() // rules if seen is None else seen[2:]
+            for layer, seen in zip(self.layers, noted, strict=True)
+        ]
         return LocalUpdates.apply(logits, slot, self.local, geometries, *tensors)

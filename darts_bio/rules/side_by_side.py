@@ -155,12 +155,14 @@ class Noted(NamedTuple):
     """What a stacked layer of M members has seen, and the geometry of one member.
 
     x is (N, M*C, H, W), or (N, C, H, W) where all members share it; `weight` (M*O, I, *window) is
-    what it was multiplied by.
+    what it was multiplied by. Of a pass that computed a subset of the members (`stacked.only`) both
+    hold these alone, and `present` their numbers.
     """
 
     x: Tensor
     weight: Tensor
     members: int
+    present: tuple[int, ...] | None
     shared: bool
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -168,19 +170,25 @@ class Noted(NamedTuple):
     groups: int
 
     def by_member(self) -> Tensor:
-        """Return x of each member: (N, H, W, M, C)."""
-        x = self.x.permute(0, 2, 3, 1)
+        """Return x of each member present: (N, H, W, M, C)."""
+        x, count = self.x.permute(0, 2, 3, 1), len(self.numbers)
         if self.shared:
-            return x.unsqueeze(3).expand(-1, -1, -1, self.members, -1)
-        return x.unflatten(3, (self.members, -1))
+            return x.unsqueeze(3).expand(-1, -1, -1, count, -1)
+        return x.unflatten(3, (count, -1))
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the members present."""
+        return range(self.members) if self.present is None else self.present
 
 
 class LocalUpdates(torch.autograd.Function):
     """The logits (N, K) as they are, and in the backward pass a gradient for the slot.
 
-    It is what the local ones among the `rules` want of the layers that were noted, given by their
-    `geometries` and by the tensors `seen`, x and weight of each. The members of a layer stand in
-    the order (rule, edge); a rule is None where it is not local or does not learn.
+    It is what the local ones among the `rules` want of the layers, given by their `geometries` and
+    by the tensors `seen`, x and weight of each. The geometry of a layer that was not computed is
+    the number of its weights under one rule, and it has seen nothing. The members of a layer stand
+    in the order (rule, edge); a rule is None where it is not local or does not learn.
     """
 
     @staticmethod
@@ -188,7 +196,7 @@ class LocalUpdates(torch.autograd.Function):
         logits: Tensor,
         slot: Tensor,
         rules: tuple[LearningRule | None, ...],
-        geometries: Sequence[tuple[Any, ...]],
+        geometries: Sequence[tuple[Any, ...] | int],
         *seen: Tensor,
     ) -> Tensor:
         return logits.view_as(logits)
@@ -202,22 +210,31 @@ class LocalUpdates(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
-        seen = ctx.saved_tensors
-        noted = [
-            Noted(x, weight, *geometry)
-            for x, weight, geometry in zip(seen[::2], seen[1::2], ctx.geometries, strict=True)
+        seen = iter(ctx.saved_tensors)
+        layers = [
+            geometry if isinstance(geometry, int) else Noted(next(seen), next(seen), *geometry)
+            for geometry in ctx.geometries
         ]
-        updates = local_updates(ctx.rules, noted, ctx.samples)
-        flat = torch.cat([update.flatten() for update in updates])
-        return error, flat.to(ctx.dtype), None, None, *[None] * len(seen)
+        updates = iter(
+            local_updates(ctx.rules, [x for x in layers if isinstance(x, Noted)], ctx.samples)
+        )
+        pieces = [
+            error.new_zeros(layer) if isinstance(layer, int) else next(updates).flatten()
+            for layer in layers
+            for rule in ctx.rules
+            if rule is not None
+        ]
+        flat = torch.cat([piece.to(ctx.dtype) for piece in pieces])
+        return error, flat, None, None, *[None] * len(ctx.saved_tensors)
 
 
 class _Members(NamedTuple):
     """The members of one layer under one rule, in the order in which updates are returned."""
 
     number: int
-    x: Tensor  # (N, H, W, E, C)
-    weight: Tensor  # (E, O, I, *window)
+    edges: Sequence[int]  # those of the members present
+    x: Tensor  # (N, H, W, edges, C)
+    weight: Tensor  # (edges, O, I, *window)
 
 
 def local_updates(
@@ -225,7 +242,8 @@ def local_updates(
 ) -> list[Tensor]:
     """Return what local rules want of their members, layer by layer and rule by rule.
 
-    Each rule is asked once for all layers of one geometry, or a few times if they are large.
+    Each rule is asked once for all layers of one geometry, or a few times if they are large. What it
+    wants of a member that is not present is zero.
 
     Args:
         rules: the rules of every layer, None for those that are not asked.
@@ -233,20 +251,25 @@ def local_updates(
         samples: the number of images in the batch.
     """
     alike: dict[Any, list[_Members]] = {}
-    count = 0
+    updates: list[Tensor] = []
     for layer in noted:
-        edges = layer.members // len(rules)
-        inputs = layer.by_member().split(edges, dim=3)
-        weights = layer.weight.unflatten(0, (layer.members, -1)).split(edges)
+        edges = layer.members // len(rules)  # of each rule
+        present = [
+            [member % edges for member in layer.numbers if member // edges == rule]
+            for rule in range(len(rules))
+        ]
+        counts = list(map(len, present))
+        inputs = layer.by_member().split(counts, dim=3)
+        weights = layer.weight.unflatten(0, (sum(counts), -1)).split(counts)
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        for rule, x, weight in zip(rules, inputs, weights, strict=True):
+        for rule, of_rule, x, weight in zip(rules, present, inputs, weights, strict=True):
             if rule is None:
                 continue
-            shapes = (weight.shape[1:], x.shape[:3], x.shape[4], x.dtype)
-            group = alike.setdefault((rule, geometry, shapes), [])
-            group.append(_Members(count, x, weight))
-            count += 1
-    updates: dict[int, Tensor] = {}
+            if of_rule:
+                shapes = (weight.shape[1:], x.shape[:3], x.shape[4], x.dtype)
+                group = alike.setdefault((rule, geometry, shapes), [])
+                group.append(_Members(len(updates), of_rule, x, weight))
+            updates.append(weight.new_zeros(edges, *weight.shape[1:]))
     for (rule, (stride, padding, dilation, groups), _), group in alike.items():
         for run in _runs(group):
             x_nhwmc = torch.cat([each.x for each in run], dim=3)
@@ -256,8 +279,13 @@ def local_updates(
             x_nMhw = x_nhwmc.flatten(3).permute(0, 3, 1, 2)  # M, C -> M*C
             update = rule.update(x_nMhw, weight_moi.flatten(0, 1), operator)
             pieces = update.unflatten(0, (m, -1)).split([len(each.weight) for each in run])
-            updates.update(zip([each.number for each in run], pieces, strict=True))
-    return [updates[number] for number in range(count)]
+            for each, piece in zip(run, pieces, strict=True):
+                whole = len(piece) == len(updates[each.number])
+                if whole:
+                    updates[each.number] = piece
+                else:
+                    updates[each.number][list(each.edges)] = piece
+    return updates
 
 
 def _runs(members: Sequence[_Members]) -> Iterator[list[_Members]]:

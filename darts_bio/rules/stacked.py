@@ -4,13 +4,16 @@ M = R*E members, of R rules and E edges, stand in the order (rule, edge): rule r
 r*E + e. Their maps lie side by side along the channels, (N, M*C, H, W), channels last in memory.
 How an error goes down is one kernel for all members, which `rules.shared_feedback` lends them.
 
+A pass that computes only some members (`only`) has their maps side by side, in the same order.
+
 Suffixes of tensors: n batch, h and w pixels, c channels of a member, m members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,47 @@ from darts_bio.rules.pointwise import multiplies_pixels, reads_single_pixels, sa
 from darts_bio.rules.side_by_side import Noted
 
 
-class StackedConv2d(nn.Module):
+class Subset(NamedTuple):
+    """Some of M members, in ascending order: their numbers, and these as a tensor on the device."""
+
+    numbers: tuple[int, ...]
+    places: Tensor
+
+
+class Stacked(nn.Module):
+    """A layer of M members side by side, of which a pass may compute a subset (`only`)."""
+
+    members: int
+    """M."""
+    subset: Subset | None = None
+    """The members that the present pass computes; None for all of them."""
+
+    @property
+    def present(self) -> int:
+        """How many members the present pass computes."""
+        return self.members if self.subset is None else len(self.subset.numbers)
+
+    def of_present(self, values: Tensor) -> Tensor:
+        """Select what belongs to the members present: (M*n, ...) -> (present*n, ...)."""
+        if self.subset is None:
+            return values
+        by_member = values.unflatten(0, (self.members, -1))
+        return by_member.index_select(0, self.subset.places).flatten(0, 1)
+
+
+@contextlib.contextmanager
+def only(layers: Sequence[Stacked], subset: Subset | None) -> Iterator[None]:
+    """Have layers compute a subset of their members within the context."""
+    for layer in layers:
+        layer.subset = subset
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.subset = None
+
+
+class StackedConv2d(Stacked):
     """M convolutions without bias side by side: (N, M*C, H, W) -> (N, M*C', H', W').
 
     `SharedFeedback.lend` gives it `kernel`, which the error goes through until the next one is lent
@@ -55,7 +98,7 @@ class StackedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.cat([member.weight.detach() for member in members]))
         self.rules = tuple(rules)
         self.bound = float(first.initial_law.bound)
-        self.names = tuple(names)
+        self.names, self.members = tuple(names), len(names)
         self.stride, self.padding, self.dilation = first.stride, first.padding, first.dilation
         self.shared = shared
         self.member_groups = int(first.groups)
@@ -78,7 +121,7 @@ class StackedConv2d(nn.Module):
 
         Stride, padding and dilation shrink by that factor.
         """
-        m = len(self.names)
+        m = self.present
         if self.products:
             n, _, h, w = x.shape
             return joined_products([x], [self], [m], (n, h, w))
@@ -101,9 +144,12 @@ class StackedConv2d(nn.Module):
         return run(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
 
     def lent(self) -> tuple[Tensor, Tensor]:
-        """Return the weight, as its gradient is to be found, and the kernel for the error."""
-        weight = self.weight if self.lent_weight is None else self.lent_weight
-        return weight, weight if self.kernel is None else self.kernel
+        """Return the weight, as its gradient is to be found, and the kernel for the error.
+
+        Both are those of the members present.
+        """
+        weight = self.of_present(self.weight if self.lent_weight is None else self.lent_weight)
+        return weight, weight if self.kernel is None else self.of_present(self.kernel)
 
     def note(
         self,
@@ -115,17 +161,25 @@ class StackedConv2d(nn.Module):
     ) -> None:
         """Keep what members under local rules learn from, if any do, for `SharedFeedback`."""
         if self.notes:
-            members = len(self.names)
-            geometry = (members, self.shared, stride, padding, dilation, self.member_groups)
-            self.noted = Noted(x.detach(), weight.detach(), *geometry)
+            self.noted = Noted(
+                x.detach(),
+                weight.detach(),
+                self.members,
+                None if self.subset is None else self.subset.numbers,
+                self.shared,
+                stride,
+                padding,
+                dilation,
+                self.member_groups,
+            )
 
     def extra_repr(self) -> str:
-        return f"{len(self.names)} members of {member_shape(self)}"
+        return f"{self.members} members of {member_shape(self)}"
 
 
 def member_shape(layer: StackedConv2d) -> tuple[int, ...]:
     """Return the shape of one member's weight."""
-    return (len(layer.weight) // len(layer.names), *layer.weight.shape[1:])
+    return (len(layer.weight) // layer.members, *layer.weight.shape[1:])
 
 
 def joined_products(
@@ -158,7 +212,7 @@ def joined_products(
     return run(size, tuple(members), *by_kind)
 
 
-class StackedDirect(DirectCarrier):
+class StackedDirect(Stacked, DirectCarrier):
     """What the common input of M operations under one direct rule receives.
 
     It is the sum of the projections of the output's error e (N, K) by the feedback of all of them,
@@ -190,7 +244,8 @@ class StackedDirect(DirectCarrier):
             return x
         assert self.output_error is not None
         # e B_1 + ... + e B_M = e (B_1 + ... + B_M)
-        kernel_kc = self.feedback["kernel"].unflatten(0, (self.members, -1)).sum(0)
+        kernels = self.of_present(self.feedback["kernel"])
+        kernel_kc = kernels.unflatten(0, (self.present, -1)).sum(0)
         return uncompiled(DirectInput.apply, x, kernel_kc, self.output_error)
 
     def extra_repr(self) -> str:

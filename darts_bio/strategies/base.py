@@ -358,6 +358,15 @@ class Strategy(ABC, Generic[S]):
         Entries are zero where the table of candidates is padded.
         """
 
+    def drawn(self, state: S) -> Mapping[str, Sequence[int]] | None:
+        """Return the one candidate of each edge that `prepare` drew, or None if it drew none.
+
+        They are columns of the table of candidates, for each edge of a cell type. All others have
+        no weight and are not computed; the passes are then not recorded, since each differs from
+        the one before. (`edge_weights` gives the drawn ones their weight, and alpha its gradient.)
+        """
+        return None
+
     def gradients(self, state: S, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and the validation logits they come from.
 

@@ -15,7 +15,7 @@ Of equal accuracies the one with the higher loss counts as the lower.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -190,6 +190,9 @@ class DartsPt(Strategy[PerturbationState]):
     def prepare(self, state: PerturbationState) -> None:
         if self.trains(state):
             self.trainer.prepare(state.base)
+
+    def drawn(self, state: PerturbationState) -> Mapping[str, Sequence[int]] | None:
+        return self.trainer.drawn(state.base) if self.trains(state) else None
 
     def gradients(
         self, state: PerturbationState, bilevel: Bilevel

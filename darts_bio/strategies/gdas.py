@@ -3,18 +3,45 @@
 With Gumbel noise g the candidate drawn is the largest of alpha + g. Its weight is 1 and all others'
 0, with the gradient of softmax((alpha + g) / tau); tau falls linearly over the epochs.
 
-The supernet computes every candidate, of which all but the drawn one have weight zero: a pass costs
-what one of darts costs.
+Only what is drawn is computed. So alpha learns from the drawn candidate's weight alone (of the
+gradient dL/dw that softmax sends on, the other entries are 0), and its batch norms alone follow the
+batch. The authors' code adds the other weights, which are 0, to the edge's output as scalars, and
+with them a gradient of the output's error summed over all of its entries, whatever those candidates
+compute; here, as in the paper's text, there is none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.strategies.base import STRATEGIES, Context, one_hot_like
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelState
+
+
+class GdasState(GumbelState):
+    """Alpha, a Gumbel sample of it, and which candidates are drawn.
+
+    `strongest`, (edges,) per cell type, says where the sample is largest. Like the sample itself it
+    is a tensor that changes in place.
+    """
+
+    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
+        super().__init__(strategy, context)
+        self.strongest = {
+            t: torch.zeros(len(mask), dtype=torch.int64, device=context.device)
+            for t, mask in self.masks.items()
+        }
+
+    @torch.no_grad()
+    def sample(self, temperature: float) -> None:
+        super().sample(temperature)
+        for t, sample in self.soft_sample().items():
+            self.strongest[t].copy_(sample.argmax(1))
 
 
 @STRATEGIES.register("gdas")
@@ -55,17 +82,22 @@ class Gdas(GradientStrategy):
         """Return the temperature of the present epoch, on its way from `tau` to `tau_min`."""
         return self.tau + (self.tau_min - self.tau) * state.epoch / max(1, state.context.epochs - 1)
 
-    def begin(self, context: Context) -> GumbelState:
-        return GumbelState(self, context)
+    def begin(self, context: Context) -> GdasState:
+        return GdasState(self, context)
 
     def prepare(self, state: AlphaState) -> None:
         assert isinstance(state, GumbelState)
         state.sample(self.temperature(state))
 
+    def drawn(self, state: AlphaState) -> Mapping[str, Sequence[int]]:
+        assert isinstance(state, GdasState)
+        return {t: strongest.tolist() for t, strongest in state.strongest.items()}
+
     def edge_weights(self, state: AlphaState) -> EdgeWeights:
-        assert isinstance(state, GumbelState)
+        assert isinstance(state, GdasState)
         # Straight through: the values are those of the one-hot tensor (up to rounding), since
         # s - s.detach() is zero, and the gradient is that of the soft sample s.
         return {
-            t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in state.soft_sample().items()
+            t: one_hot_like(s, state.strongest[t]) + s - s.detach()
+            for t, s in state.soft_sample().items()
         }

@@ -205,7 +205,10 @@ class GradientStrategy(Strategy[AlphaState]):
         # layer's backward pass.
         with bilevel.frozen_weights():
             loss, logits = self.validation_loss(state, bilevel)
-            gradients = torch.autograd.grad(loss, list(state.parameters.values()))
+            # Of one candidate an edge, `none` may cut off whole cells, and with them their alpha.
+            gradients = torch.autograd.grad(
+                loss, list(state.parameters.values()), allow_unused=True, materialize_grads=True
+            )
         return gradients, logits.detach()
 
     def move(self, state: AlphaState, gradients: Sequence[Tensor]) -> None:

@@ -79,16 +79,23 @@ class WeightOptimizer:
             else:
                 group["lr"] = self._lr
 
-    def differentiate(self, losses: Iterable[Tensor]) -> None:
+    def differentiate(self, losses: Iterable[Tensor], complete: bool = False) -> None:
         """Set the parameters' `.grad` to the gradient of the sum of several losses.
 
         Each loss is taken from the iterable only after the one before was differentiated, so that a
         generator holds one graph at a time.
+
+        Args:
+            losses: The losses, scalars.
+            complete: Whether parameters on which no loss depends get a gradient of zeros, not none.
         """
         if not self._kept:
             self.optimizer.zero_grad()
             for loss in losses:
                 loss.backward()
+            for parameter in self.parameters:
+                if complete and parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             return
         # Not by backward(), which would hand gradients over to the stream that first accumulated
         # them: within a recording they have to stay on the recording's stream.
@@ -114,8 +121,13 @@ class WeightOptimizer:
         for pairs in (flat, shaped):
             if pairs:
                 copy_all([kept for kept, _ in pairs], [value for _, value in pairs])
+        if complete:
+            for i in places:
+                if i not in sums:
+                    self._kept[i].zero_()
+        present = places if complete else sums
         for i, parameter in enumerate(self.parameters):
-            parameter.grad = self._kept[i] if i in sums else None
+            parameter.grad = self._kept[i] if i in present else None
 
     def update(self) -> None:
         """Average the parameters' `.grad` over all processes, clip them, and make one step."""

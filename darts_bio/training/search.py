@@ -306,16 +306,23 @@ class Search:
         descends = strategy.descends(state)
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
             strategy.prepare(state)
-            # A function that exchanges with other processes within cannot be recorded.
-            run = call if strategy.exchanges and world_size() > 1 else self.run
-            gradients, valid_sums = run(self._alpha_gradients, *train, *valid)
+            drawn = strategy.drawn(state)
+            # A function that exchanges with other processes within cannot be recorded, nor one that
+            # computes other candidates each time.
+            exchanges = strategy.exchanges and world_size() > 1
+            run = call if exchanges or drawn is not None else self.run
+            with self.supernet.drawn(drawn):
+                gradients, valid_sums = run(self._alpha_gradients, *train, *valid)
             average(gradients)
             self.run(self._move_alpha, *gradients)
             sums["valid"] = measured("valid", valid_sums, len(valid[1]))
         # Once more: the pass that moves w has a sample of its own.
         strategy.prepare(state)
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
-        train_sums = self.run(self._weight_gradients, *train, *lent)
+        drawn = strategy.drawn(state)
+        run = self.run if drawn is None else call
+        with self.supernet.drawn(drawn):
+            train_sums = run(self._weight_gradients, *train, *lent)
         self.optimizer.update()
         self.renewal(t + 1, self.run)
         return {"train": measured("train", train_sums, len(train[1]))} | sums
@@ -367,7 +374,8 @@ class Search:
         """
         edge_weights = dict(zip(self.table.rows, lent, strict=True))
         loss, logits = self._weight_loss((x, labels), edge_weights)
-        self.optimizer.differentiate([loss])
+        # What is not drawn has a gradient of zero, not none: SGD's momentum and decay move it too.
+        self.optimizer.differentiate([loss], complete=self.supernet.is_drawn)
         return loss_and_accuracy(logits, labels)
 
     def _weight_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
