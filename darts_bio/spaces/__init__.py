@@ -27,6 +27,7 @@ Spaces, operations and text forms are registries, which accept members from outs
 from darts_bio.spaces import by_depth as _by_depth  # noqa: F401  (these register their spaces)
 from darts_bio.spaces import darts as _darts  # noqa: F401
 from darts_bio.spaces import nb201 as _nb201  # noqa: F401
+from darts_bio.spaces import robust_darts as _robust_darts  # noqa: F401
 from darts_bio.spaces.base import SPACES, CandidateTable, Space
 from darts_bio.spaces.darts_text import from_darts_text
 from darts_bio.spaces.genotype import (

@@ -193,17 +193,20 @@ class Space(ABC):
         """Return the indices of the cells that halve height and width and double the channels."""
 
     @abstractmethod
-    def row(self, stride: int, rules: Sequence[str]) -> Row:
-        """Return the candidates of an edge of that stride, without padding.
+    def row(self, cell_type: str, edge: int, rules: Sequence[str]) -> Row:
+        """Return the candidates of an edge of a cell type, without padding.
 
-        `rules` are the specs of the learning rules that are searched among.
+        Args:
+            cell_type: The type of the cell.
+            edge: The index of the edge in `edges`.
+            rules: The specs of the learning rules that are searched among.
         """
 
     def table(self, rules: Sequence[str]) -> CandidateTable:
         """Return the candidates of a search among the learning rules given by their specs."""
         padded_rows: dict[str, tuple[Row, ...]] = {}
         for cell_type in self.cell_types:
-            rows = [self.row(self.stride(cell_type, source), rules) for _, source in self.edges]
+            rows = [self.row(cell_type, edge, rules) for edge in range(len(self.edges))]
             width = max(map(len, rows))
             padded_rows[cell_type] = tuple(row + (None,) * (width - len(row)) for row in rows)
         return CandidateTable(padded_rows)

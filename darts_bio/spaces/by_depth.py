@@ -141,8 +141,8 @@ class ByDepth(Space):
     def reductions(self, layers: int) -> tuple[int, ...]:
         return self.of_cells.reductions(layers)
 
-    def row(self, stride: int, rules: Sequence[str]) -> Row:
-        return self.of_cells.row(stride, rules)
+    def row(self, cell_type: str, edge: int, rules: Sequence[str]) -> Row:
+        return self.of_cells.row(self.kind(cell_type), edge, rules)
 
     def derive_cell(
         self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]

@@ -17,6 +17,7 @@ Candidates are pairs (operation, learning rule), as in arXiv 2507.13485, in one 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -46,41 +47,21 @@ PUBLISHED_OPERATIONS = (
 Layout = Literal["clean", "paper"]
 
 
-@SPACES.register("darts")
-@dataclass(frozen=True)
-class DartsSpace(Space):
-    """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells.
+class DartsCells(Space):
+    """Cells as DARTS has them: the nodes, the edges, and how a cell is derived and validated.
 
-    `layout` is explained at the top of this file, `nodes` counts the nodes besides the two inputs,
-    and `operations` are names from `OPERATIONS`.
-
-    >>> from darts_bio.spaces import SPACES
-    >>> rules = ("usf", "brsf", "frsf", "fa")
-    >>> for layout in ("clean", "paper"):
-    ...     space = SPACES.build(f"darts(layout={layout})")
-    ...     print(layout, space.table(rules).shape("normal"))
-    clean (14, 20)
-    paper (14, 22)
+    Subclasses say how many nodes there are, and what stands on each edge (`row`).
     """
 
     cell_types = ("normal", "reduce")
-    kept_edges = KEPT_EDGES
 
-    layout: Layout = "clean"
-    nodes: int = 4
-    operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+    nodes: int
+    """The nodes besides the two inputs."""
 
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: If the layout or an operation is unknown, if there is no node, or if `none`
-                is the only operation.
-        """
-        if self.layout not in get_args(Layout):
-            raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
-        check_whole(f"{self.where}: nodes", self.nodes)
-        check_operations(self.operations, self.where)
+    @property
+    @abstractmethod
+    def kept_edges(self) -> int | None:
+        """How many incoming edges a node keeps in a genotype; None for any number of them."""
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -112,21 +93,10 @@ class DartsSpace(Space):
     def reductions(self, layers: int) -> tuple[int, ...]:
         return layers // 3, 2 * layers // 3
 
-    def row(self, stride: int, rules: Sequence[str]) -> Row:
-        row: list[Candidate | None] = []
-        for op in self.operations:
-            pairs = pairs_of((op,), stride, rules)
-            if self.layout == "paper" and op == "skip_connect":
-                # With fa as the only rule nothing is left to pair, and the skip stays as it is.
-                others = [Candidate(op, rule) for rule in rules if rule != "fa"]
-                pairs = tuple(others) or pairs
-            row += pairs
-        return tuple(row)
-
     def derive_cell(
         self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]
     ) -> Cell:
-        """Return the cell in which each node keeps its two strongest incoming edges.
+        """Return the cell in which each node keeps its strongest incoming edges.
 
         This is the rule of DARTS (arXiv 1806.09055, section 2.4), extended to edges that have
         different numbers of candidates:
@@ -137,7 +107,8 @@ class DartsSpace(Space):
            edge. Weights of n candidates are 1/n on average, so without this factor an edge with
            fewer candidates would have an advantage (in `reduce` cells of the clean layout edges
            differ by the rules of the skip). Where all edges have equally many, it changes nothing.
-        3. Each node keeps the two edges of highest score, listed in the order of their inputs.
+        3. Each node keeps the edges of highest score, `kept_edges` of them (two in DARTS), listed
+           in the order of their inputs.
         4. A winner that has no weights at its stride is written without a rule (in the paper's
            layout a skip has one).
 
@@ -157,7 +128,7 @@ class DartsSpace(Space):
         kept: list[Edge] = []
         for scored in scored_edges.values():
             # Sorting is stable: of equal scores the earlier edge stays first.
-            strongest = sorted(scored, key=lambda scored_edge: -scored_edge[0])[:KEPT_EDGES]
+            strongest = sorted(scored, key=lambda scored_edge: -scored_edge[0])[: self.kept_edges]
             kept += sorted((edge for _, edge in strongest), key=lambda edge: edge.input)
         return Cell(tuple(kept), self.outputs)
 
@@ -178,17 +149,23 @@ class DartsSpace(Space):
     def validate_cell(self, cell: Cell, cell_type: str, where: str) -> None:
         """Check the edges and the concatenated nodes of a cell, of any number of nodes.
 
+        Several edges may lead from one node to another.
+
         Raises:
             InputError: If one of them cannot be. The message names the field, after `where`.
         """
         last = max((edge.node for edge in cell.edges), default=INPUTS)
-        # Counted before each edge is looked at: a node without edges would go unnoticed there.
-        for node in range(INPUTS, last + 1):
-            incoming = sum(edge.node == node for edge in cell.edges)
-            if incoming != KEPT_EDGES:
-                raise InputError(
-                    f"{where}.edges: expected {KEPT_EDGES} edges into node {node}, found {incoming}"
-                )
+        if self.kept_edges is not None:
+            # Counted before each edge is looked at: a node without edges would go unnoticed there.
+            for node in range(INPUTS, last + 1):
+                incoming = sum(edge.node == node for edge in cell.edges)
+                expected = min(self.kept_edges, node)  # as many as a search can keep
+                if incoming != expected:
+                    raise InputError(
+                        f"{where}.edges: expected {expected} edges into node {node}, found "
+                        f"{incoming}"
+                    )
+        reached = {*range(INPUTS), *(edge.node for edge in cell.edges)}
         for i, edge in enumerate(cell.edges):
             place = f"{where}.edges[{i}]"
             if edge.node < INPUTS:
@@ -200,6 +177,10 @@ class DartsSpace(Space):
                 raise InputError(
                     f"{place}.input: expected a node before {edge.node}, found {edge.input}"
                 )
+            if edge.input not in reached:
+                raise InputError(
+                    f"{place}.input: expected a node that an edge leads into, found {edge.input}"
+                )
             check_carried_rule(edge, self.stride(cell_type, edge.input), place)
         if not cell.concat or len(set(cell.concat)) < len(cell.concat):
             raise InputError(
@@ -208,3 +189,58 @@ class DartsSpace(Space):
         for node in cell.concat:
             if not INPUTS <= node <= last:
                 raise InputError(f"{where}.concat: expected nodes {INPUTS} to {last}, found {node}")
+            if node not in reached:
+                raise InputError(
+                    f"{where}.concat: expected nodes that an edge leads into, found {node}"
+                )
+
+
+@SPACES.register("darts")
+@dataclass(frozen=True)
+class DartsSpace(DartsCells):
+    """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells.
+
+    `layout` is explained at the top of this file, `nodes` counts the nodes besides the two inputs,
+    and `operations` are names from `OPERATIONS`. A node of a genotype has `kept_edges` incoming
+    edges; with None a search keeps all, and genotypes may have any number at each node.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> rules = ("usf", "brsf", "frsf", "fa")
+    >>> for layout in ("clean", "paper"):
+    ...     space = SPACES.build(f"darts(layout={layout})")
+    ...     print(layout, space.table(rules).shape("normal"))
+    clean (14, 20)
+    paper (14, 22)
+    """
+
+    layout: Layout = "clean"
+    nodes: int = 4
+    operations: tuple[str, ...] = PUBLISHED_OPERATIONS
+    kept_edges: int | None = KEPT_EDGES
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: If the layout or an operation is unknown, if there is no node, if nodes keep
+                no edge, or if `none` is the only operation.
+        """
+        if self.layout not in get_args(Layout):
+            raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
+        check_whole(f"{self.where}: nodes", self.nodes)
+        if self.kept_edges is not None:
+            check_whole(f"{self.where}: kept_edges", self.kept_edges)
+        check_operations(self.operations, self.where)
+
+    def row(self, cell_type: str, edge: int, rules: Sequence[str]) -> Row:
+        _, source = self.edges[edge]
+        stride = self.stride(cell_type, source)
+        row: list[Candidate | None] = []
+        for op in self.operations:
+            pairs = pairs_of((op,), stride, rules)
+            if self.layout == "paper" and op == "skip_connect":
+                # With fa as the only rule nothing is left to pair, and the skip stays as it is.
+                others = [Candidate(op, rule) for rule in rules if rule != "fa"]
+                pairs = tuple(others) or pairs
+            row += pairs
+        return tuple(row)

@@ -94,8 +94,9 @@ class NasBench201Space(Space):
     def reductions(self, layers: int) -> tuple[int, ...]:
         return tuple(stage * layers // STAGES for stage in range(1, STAGES))
 
-    def row(self, stride: int, rules: Sequence[str]) -> Row:
-        return pairs_of(self.operations, stride, rules)
+    def row(self, cell_type: str, edge: int, rules: Sequence[str]) -> Row:
+        _, source = self.edges[edge]
+        return pairs_of(self.operations, self.stride(cell_type, source), rules)
 
     def derive_cell(
         self, cell_type: str, weights: Sequence[Sequence[float]], rows: Sequence[Row]

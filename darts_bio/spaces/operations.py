@@ -1,8 +1,9 @@
 """The operations that stand on the edges of cells, and the layers they are made of.
 
-They are those of DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326), each registered as
-a function (channels, stride, rule, supernet) -> Module. All map (N, C, H, W) to
-(N, C, ceil(H/stride), ceil(W/stride)).
+They are those of DARTS (arXiv 1806.09055), of the published genotypes that DARTS compares with
+(NASNet, arXiv 1707.07012, and AmoebaNet, arXiv 1802.01548), of RobustDARTS (arXiv 1909.09656) and of
+NAS-Bench-201 (arXiv 2001.00326). Each is registered as a function (channels, stride, rule,
+supernet) -> Module. All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)).
 
 In the supernet (`supernet=True`) candidates are mixed at equal scale: batch norms have no gain and
 bias, which could rescale a candidate's output, and pools are followed by a batch norm.
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.distributed import rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 from darts_bio.rules import LearningRule, RuleConv2d
@@ -198,6 +200,24 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
+class Noise(nn.Module):
+    """N(0, 1) of the output's shape, (N, C, ceil(H/stride), ceil(W/stride)), that passes no error on.
+
+    It is drawn anew in each pass, in evaluation too, from PyTorch's default generator, whose state
+    checkpoints hold and CUDA graphs advance. Each of several processes draws for the samples of all
+    and takes its own part, so that the draws do not depend on how many processes there are.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, *shape = x[:, :, :: self.stride, :: self.stride].shape
+        of_all = torch.randn(n * world_size(), *shape, dtype=x.dtype, device=x.device)
+        return of_all[n * rank() :][:n]
+
+
 def _pool(pool: nn.Module, channels: int, supernet: bool) -> nn.Module:
     """Return the pool, followed by a batch norm in the supernet."""
     return nn.Sequential(pool, batch_norm(channels, supernet)) if supernet else pool
@@ -262,6 +282,23 @@ def sep_conv_5x5(channels: int, stride: int, rule: LearningRule, supernet: bool)
     return _separable(channels, 5, stride, rule, supernet)
 
 
+@operation("sep_conv_7x7")
+def sep_conv_7x7(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """Apply twice: ReLU, 7x7 depthwise convolution, 1x1 convolution, batch norm."""
+    return _separable(channels, 7, stride, rule, supernet)
+
+
+@operation("conv_7x1_1x7")
+def conv_7x1_1x7(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """Apply ReLU, 1x7 convolution, 7x1 convolution, batch norm."""
+    # Along its width x is read at the stride by the first, along its height by the second.
+    along_width = RuleConv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False, rule=rule)
+    along_height = RuleConv2d(
+        channels, channels, (7, 1), (stride, 1), (3, 0), bias=False, rule=rule
+    )
+    return nn.Sequential(nn.ReLU(), along_width, along_height, batch_norm(channels, supernet))
+
+
 @operation("dil_conv_3x3")
 def dil_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
     """Apply ReLU, 3x3 depthwise convolution of dilation 2, 1x1 convolution, batch norm."""
@@ -292,3 +329,9 @@ def nor_conv_1x1(channels: int, stride: int, rule: LearningRule, supernet: bool)
 def nor_conv_3x3(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
     """Apply ReLU, 3x3 convolution, batch norm (arXiv 2001.00326)."""
     return _convolution(channels, 3, stride, rule, supernet)
+
+
+@operation("noise", weighted=())
+def noise(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """Replace x by noise, N(0, 1) (arXiv 1909.09656)."""
+    return Noise(stride)

@@ -645,9 +645,11 @@ def evaluate(
     1.0
     """
     meters = Meters()
+    before = rng_state()  # a network may draw in evaluation too: the operation `noise` does
     with in_mode(model, training=False):
         for x, labels in batches:
             with autocast(x.device, amp):
                 logits = model(x)
             meters.add(measured(prefix, loss_and_accuracy(logits, labels), len(labels)))
+    set_rng_state(before)
     return meters.read()
