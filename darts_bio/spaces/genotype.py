@@ -24,6 +24,13 @@ FORMAT = 1
 LARGEST_NODE = 9999
 """The largest node number that is read: text may hold numbers of millions of digits."""
 
+LONGEST_TEXT = 100_000
+"""The most characters of a pasted genotype, which has some 1,000: parsing takes 100 times its size
+of memory."""
+
+LONGEST_FILE = 1_000_000
+"""The most characters of a genotype file; a cell of eight edges has some 600."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -220,6 +227,22 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def pasted(text: str, source: str) -> str:
+    """Return a pasted text without what editors and clipboards put around it.
+
+    These are blanks and a byte-order mark.
+
+    Raises:
+        InputError: If the text is longer than `LONGEST_TEXT`. The message begins with `source`.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise InputError(
+            f"{source}: expected at most {LONGEST_TEXT:,} characters, found {len(text):,}; paste the "
+            "genotype alone"
+        )
+    return text.strip().removeprefix("\ufeff").strip()
+
+
 def is_node(value: Any) -> bool:
     """Return whether a value can be the number of a node at all; a cell's space says more."""
     return type(value) is int and abs(value) <= LARGEST_NODE
@@ -322,6 +345,11 @@ def from_json(text: str, source: str) -> Genotype:
     ...
     darts_bio.errors.InputError: my file.cells.normal.edges[0].op: unknown operation 'sep_conv_9x9': ...
     """
+    if len(text) > LONGEST_FILE:
+        raise InputError(
+            f"{source}: expected a genotype of at most {LONGEST_FILE:,} characters, found more; name "
+            "the file of the genotype alone"
+        )
     try:
         data = json.loads(text, object_pairs_hook=_object_of_distinct_fields)
     except InputError as error:
@@ -365,8 +393,8 @@ def shipped_folder() -> Path:
 def shipped_names() -> tuple[str, ...]:
     """Return the names of the shipped genotypes, which `load_genotype` takes.
 
-    >>> shipped_names()
-    ('bionas_darts', 'darts_v1', 'darts_v2', 'p_darts', 'pc_darts')
+    >>> print(*shipped_names())
+    amoebanet bionas_darts darts_v1 darts_v2 fair_darts_a fair_darts_b nasnet p_darts pc_darts
     """
     return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.spaces.base import SPACES
-from darts_bio.spaces.genotype import TEXT_FORMS, Genotype, from_json, shipped_folder, shipped_names
+from darts_bio.spaces.genotype import (
+    LONGEST_FILE,
+    TEXT_FORMS,
+    Genotype,
+    from_json,
+    pasted,
+    shipped_folder,
+    shipped_names,
+)
 
 GENOTYPE_FILE = "genotype.json"
 """The name of the genotype file in a run folder."""
@@ -31,7 +39,7 @@ def load_genotype(source: str | Path) -> Genotype:
       node 5: skip_connect <- 0,  dil_conv_3x3:bp <- 2
     """
     # Texts first: they may be too long for a path. Then names: a folder may have the same one.
-    text = str(source).strip()
+    text = pasted(str(source), "genotype")
     for form in map(TEXT_FORMS.get, TEXT_FORMS):
         if form.recognizes(text):
             return form.read(text)
@@ -74,7 +82,8 @@ def read_genotype(path: Path) -> Genotype:
     True
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8-sig") as file:  # with or without a byte-order mark
+            content = file.read(LONGEST_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from None
     genotype = from_json(content, path.name)
