@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from searching import CPU, search
+from several import several
 from test_graphs import assert_equal_after, pair
 from test_graphs import search as search_on_tapes
 from test_mixed import Twins
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.distributed import process_group
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.networks import build_network
@@ -289,3 +291,67 @@ class TestNoise:
         edges = [edge for cell in network.cells for edge in cell.edges]
         assert sum(isinstance(edge[0], Noise) for edge in edges) == 3
         assert all(isinstance(edge[1], DropPath) for edge in edges)
+
+
+MEASURING = ("eg(population=4, samples=2, batches=2)", "darts_pt(batches=2)")
+
+
+def measured(strategy: str) -> dict[str, Any]:
+    """Weights and derived cells of an epoch of a search whose strategy measures."""
+    data, space = (
+        load_data("digits", train_images=64),
+        "darts(nodes=1, operations=(noise, sep_conv_3x3))",
+    )
+    task = search(data, strategy, space=space, channels=4, epochs=1)
+    torch.manual_seed(6)
+    run_epoch(task, 0)
+    task.synchronize()
+    return {
+        "weights": {n: v for n, v in task.supernet.state_dict().items() if v.is_floating_point()},
+        "cells": task.genotype().to_json(),
+        "next": torch.rand(2),
+    }
+
+
+def measured_by_several(number: int, place: Path) -> None:
+    with process_group():
+        for i, strategy in enumerate(MEASURING):
+            torch.save(measured(strategy), place / f"{i}.{number}")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_processes_that_share_individuals_draw_the_noise_of_one(tmp_path: Path) -> None:
+    """All train w on whole batches, so under the same noise, and each individual meets the same."""
+    ended = several(3, measured_by_several, tmp_path, place=tmp_path)
+    assert [process.code for process in ended] == [0] * 3, ended
+    for i, strategy in enumerate(MEASURING):
+        expected = measured(strategy)
+        for number in range(3):
+            found = torch.load(tmp_path / f"{i}.{number}", weights_only=True)
+            assert found["cells"] == expected["cells"]
+            assert torch.equal(found["next"], expected["next"])
+            for name, value in expected["weights"].items():
+                # As many individuals in a pass as a process has, so float32 rounds otherwise.
+                torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=1e-3)
+
+
+def test_individuals_meet_the_same_noise_in_one_pass_or_several() -> None:
+    data = load_data("digits", train_images=64)
+    space = "darts(nodes=1, operations=(noise, sep_conv_3x3))"
+    task = search(data, MEASURING[0], space=space, channels=4)
+    one = {t: torch.rand(1, *task.table.shape(t)) for t in task.table.rows}
+    alike = {t: weights.expand(3, -1, -1) for t, weights in one.items()}
+    losses = []
+    for together in (1, 2, 3):
+        task.together = together
+        torch.manual_seed(6)
+        losses.append(task._measure(alike, 0, 2)[0])
+        assert task.together == together  # torch.vmap takes the operation
+        drawn = torch.rand(1)
+        torch.manual_seed(6)
+        assert torch.equal(torch.rand(1), drawn)
+    for of_three in losses:
+        assert of_three.tolist() == pytest.approx([losses[0][0].item()] * 3, rel=1e-5)
+    torch.manual_seed(7)
+    other = task._measure(alike, 0, 2)[0][0].item()
+    assert other != pytest.approx(losses[0][0].item(), rel=1e-5)

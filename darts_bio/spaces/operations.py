@@ -208,14 +208,18 @@ class Noise(nn.Module):
     and takes its own part, so that the draws do not depend on how many processes there are.
     """
 
+    share: tuple[int, int] | None = None
+    """(i, k) where a batch is the i-th of k parts, None where processes have a part each."""
+
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        part, parts = self.share or (rank(), world_size())
         n, *shape = x[:, :, :: self.stride, :: self.stride].shape
-        of_all = torch.randn(n * world_size(), *shape, dtype=x.dtype, device=x.device)
-        return of_all[n * rank() :][:n]
+        of_all = torch.randn(n * parts, *shape, dtype=x.dtype, device=x.device)
+        return of_all[n * part :][:n]
 
 
 def _pool(pool: nn.Module, channels: int, supernet: bool) -> nn.Module:

@@ -8,6 +8,7 @@ individuals, each process measures some, and trains w on whole batches.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,16 @@ from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
-from darts_bio.runtime import autocast, call, derive_seed, precision_notes
+from darts_bio.runtime import (
+    autocast,
+    call,
+    derive_seed,
+    precision_notes,
+    rng_state,
+    set_rng_state,
+)
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
+from darts_bio.spaces.operations import Noise
 from darts_bio.strategies import (
     REGULARIZERS,
     STRATEGIES,
@@ -182,6 +191,9 @@ class Search:
             shared=config.kernel_scale if self._shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
         )
+        for module in self.supernet.modules():
+            if isinstance(module, Noise):
+                module.share = self.share
         warn_of_strided_pointwise(self.supernet.to(device))
         draw_feedback(self.supernet, config.seed)
         self.renewal = Renewal(self.supernet, config.seed)
@@ -479,9 +491,11 @@ class Search:
         """Return the logits (P, N, classes) of P individuals on the same images.
 
         As many pass together as memory and the operations allow: where a pass fails, `together`
-        is lowered for all further ones.
+        is lowered for all further ones. All meet the same draws of operations such as noise, however
+        they are spread over passes and processes, and generators are left as they were.
         """
         chunks: list[Tensor] = []
+        before = rng_state()
         count, start = len(next(iter(edge_weights.values()))), 0
         while start < count:
             chunk = slice(start, start + self.together)
@@ -496,6 +510,7 @@ class Search:
                 # cannot batch fails with any number but one.
                 out_of_memory = isinstance(error, torch.OutOfMemoryError)
                 self.together = self.together // 2 if out_of_memory else 1
+            set_rng_state(before)
         return torch.cat(chunks)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
@@ -505,7 +520,8 @@ class Search:
                 # Without torch.vmap, which not every operation allows.
                 weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
                 return self.supernet(x, weights_of_one).float().unsqueeze(0)
-            return torch.vmap(lambda weights: self.supernet(x, weights))(dict(edge_weights)).float()
+            of_individual = functools.partial(self.supernet, x)
+            return torch.vmap(of_individual, randomness="same")(dict(edge_weights)).float()
 
     def learning_rates(self) -> Numbers:
         rates = {"weights": self.optimizer.lr, **self.strategy_state.learning_rates()}
