@@ -42,6 +42,12 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
         text,
         "known accuracy of these operations under bp: cifar10 91.25 %",
     ]
+    (tmp_path / "known.json").write_text(json.dumps({plain.replace("|", "|x_", 1): 91.25}))
+    without = call(
+        SEARCH, *shlex.split(one.replace("run", "no")), "--table", "known.json", cwd=tmp_path
+    )
+    line = "known accuracy of these operations under bp: not in the table"
+    assert without.stdout.splitlines()[1] == line, without.stderr
     assert "expected --space nb201" in refused(call(SEARCH, "--table", "known.json", cwd=tmp_path))
     words = [
         "--epochs",

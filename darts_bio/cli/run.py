@@ -10,6 +10,7 @@ from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.errors import install_hint
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
+from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runs.alignment import measure_alignment_of_run
 from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
@@ -37,20 +38,20 @@ def search(config: SearchConfig) -> int:
                     print(f"next, train it: {_train_command(seed_result)}\n")
             print(f"report: {result.folder / CARD_FILE}")
         else:
-            _print_search(result)
+            _print_search(config, result)
         if not result.finished:
             _say_resume(config, str(result.folder))
         return result.exit_code
 
 
-def _print_search(result: SearchResult) -> None:
+def _print_search(config: SearchConfig, result: SearchResult) -> None:
     """Print the result of a search with one seed."""
     text = text_of(result.genotype)
     if text:
         print(text)
-    if result.known is not None:
-        accuracies = ", ".join(f"{name} {value:.2f} %" for name, value in result.known.items())
-        print(f"known accuracy of these operations under bp: {accuracies or 'not in the table'}")
+    if config.table is not None:
+        known = accuracies_in_words(result.known) if result.known else "not in the table"
+        print(f"known accuracy of these operations under bp: {known}")
     print(
         f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}\nfigure:   "
         f"{result.folder / CELLS_FIGURE}"

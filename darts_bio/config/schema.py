@@ -237,7 +237,8 @@ class SearchConfig(SmallImagesConfig):
     )
     table: str | None = option(
         None,
-        "JSON or CSV file of NAS-Bench-201's accuracies, in which the derived cell is looked up",
+        "JSON or CSV file of NAS-Bench-201's accuracies, in which the cell is looked up after each "
+        "epoch",
         metavar="FILE",
         identity=False,
     )

@@ -1,4 +1,4 @@
-"""Panels of curves with axes, and the figure of a training: loss and accuracy over the epochs."""
+"""Panels of curves with axes, and the figures of a training and a search over the epochs."""
 
 from __future__ import annotations
 
@@ -63,6 +63,33 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
         panels[quantity] = series
     last = max((record["epoch"] for record in records), default=1)
     return draw_panels(panels, sorted({1, last}), "epoch", "loss and accuracy over the epochs")
+
+
+def draw_known(records: Sequence[Mapping[str, Any]]) -> Drawing | None:
+    """Draw the known accuracies of a search's cells, in per cent, with a line for each data set.
+
+    `records` are the numbers of epochs as metrics.jsonl has them: `epoch`, and shares named
+    known/DATA SET. None if no record has any.
+
+    >>> draw_known([{"epoch": 1, "known/cifar10": 0.91}, {"epoch": 2}]).label
+    'known accuracy over the epochs'
+    """
+    names = dict.fromkeys(
+        name for record in records for name in record if name.startswith("known/")
+    )
+    if not names:
+        return None
+    series = [
+        Series(
+            name.removeprefix("known/"),
+            [(float(record["epoch"]), 100 * record[name]) for record in records if name in record],
+            COLORS[number % len(COLORS)],
+        )
+        for number, name in enumerate(names)
+    ]
+    ticks = sorted({1, records[-1]["epoch"]})
+    title = "known accuracy, %"
+    return draw_panels({title: series}, ticks, "epoch", "known accuracy over the epochs")
 
 
 def draw_panels(

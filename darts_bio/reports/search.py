@@ -11,10 +11,13 @@ from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports.card import markdown_table
 from darts_bio.runtime import hardware, made_by
-from darts_bio.spaces import Genotype
+from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
+
+KNOWN_FIGURE = "known.svg"
+"""The figure of the known accuracies in a search's run folder."""
 
 
 def search_card(
@@ -23,11 +26,13 @@ def search_card(
     genotype: Genotype,
     epochs: Sequence[Mapping[str, Any]],
     finished: bool,
+    known: Mapping[str, float] | None = None,
 ) -> str:
     """Return the report of one search in Markdown.
 
     `epochs` are the numbers of its epochs as metrics.jsonl has them; `finished` tells whether the
-    search came to its end.
+    search came to its end. `known` holds the accuracies, in per cent by data set, of the cell in
+    the table of `--table`; None without a table or where the cell is not in it.
     """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
@@ -67,6 +72,8 @@ def search_card(
             "",
         ]
         lines += [*markdown_table(head, rows), ""]
+    if config.table is not None:
+        lines += _known(config, genotype, epochs, known)
     lines += [
         "## Recipe",
         "",
@@ -104,6 +111,8 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
             "```",
             "",
         ]
+    if config.table is not None:
+        lines += _known_by_seed(results)
     lines += [
         "## Agreement",
         "",
@@ -125,6 +134,23 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
     lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _known_by_seed(results: Mapping[int, Any]) -> list[str]:
+    """Return a section on the known accuracies of the genotypes of several seeds."""
+    names = list(dict.fromkeys(name for result in results.values() for name in result.known or ()))
+    rows = [
+        (f"{seed}", *(_shown(result.known or {}, name, "{:.2f}") for name in names))
+        for seed, result in results.items()
+    ]
+    return [
+        "## Known accuracy",
+        "",
+        "Of the genotypes' operations under bp (-: not in the table):",
+        "",
+        *markdown_table(("seed", *(f"{name}, %" for name in names)), rows),
+        "",
+    ]
 
 
 def _shares(search: Search, genotype: Genotype) -> list[str]:
@@ -175,16 +201,60 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
     ]
 
 
+def _known(
+    config: SearchConfig,
+    genotype: Genotype,
+    epochs: Sequence[Mapping[str, Any]],
+    known: Mapping[str, float] | None,
+) -> list[str]:
+    """Return a section on the known accuracies of the cells that alpha stood for."""
+    others = ", ".join(rule for rule in config.rules if rule != "bp")
+    cell = to_nb201_text(genotype, rules=False)
+    lines = [
+        "## Known accuracy",
+        "",
+        f"In `{config.table}`, of the operations of the cell under bp: the benchmark trained all "
+        "cells by backpropagation."
+        + (f" What they reach under {others} it does not know." if others else ""),
+        "",
+    ]
+    if not known:
+        lines += [f"The genotype's cell is not in the table: `{cell}`", ""]
+    else:
+        lines += [f"The genotype's, `{cell}`: **{accuracies_in_words(known)}**", ""]
+    names = list(dict.fromkeys(n for numbers in epochs for n in numbers if n.startswith("known/")))
+    if names:
+        rows = [
+            (str(numbers["epoch"]), *(_shown(numbers, name, "{:.2f}", 100) for name in names))
+            for numbers in epochs
+        ]
+        lines += ["Of the cell that alpha stood for after each epoch (-: not in the table):", ""]
+        lines += [f"![known accuracy over the epochs]({KNOWN_FIGURE})", ""]
+        head = ("epoch", *(f"{name.removeprefix('known/')}, %" for name in names))
+        lines += [*markdown_table(head, rows), ""]
+    return lines
+
+
+def accuracies_in_words(known: Mapping[str, float]) -> str:
+    """Return known accuracies, in per cent by data set, in words.
+
+    >>> accuracies_in_words({"cifar10": 91.25, "cifar100": 68.5})
+    'cifar10 91.25 %, cifar100 68.50 %'
+    """
+    return ", ".join(f"{name} {value:.2f} %" for name, value in known.items())
+
+
 def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return an epoch's row of the table of numbers; "-" where a number was not measured."""
-
-    def shown(name: str, form: str, scale: float = 1.0) -> str:
-        return form.format(scale * numbers[name]) if name in numbers else "-"
-
+    """Return an epoch's row of the table of numbers."""
     return (
         str(numbers["epoch"]),
-        shown("train/loss", "{:.4f}"),
-        shown("train/accuracy", "{:.2f}", 100),
-        shown("valid/loss", "{:.4f}"),
-        shown("valid/accuracy", "{:.2f}", 100),
+        _shown(numbers, "train/loss", "{:.4f}"),
+        _shown(numbers, "train/accuracy", "{:.2f}", 100),
+        _shown(numbers, "valid/loss", "{:.4f}"),
+        _shown(numbers, "valid/accuracy", "{:.2f}", 100),
     )
+
+
+def _shown(numbers: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+    """Return an epoch's number times `scale` in this form; "-" where it was not measured."""
+    return form.format(scale * numbers[name]) if name in numbers else "-"

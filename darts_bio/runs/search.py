@@ -23,10 +23,11 @@ from darts_bio.distributed import (
 )
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.curves import draw_known
 from darts_bio.monitoring.boards import SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.reports.search import search_card, search_seeds_card
+from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
@@ -41,7 +42,7 @@ from darts_bio.runs.running import (
     settled,
 )
 from darts_bio.runtime import select_device
-from darts_bio.spaces import SPACES, Genotype, Nb201Table
+from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
@@ -55,8 +56,10 @@ class SearchResult(Result):
     """The result of a search: the derived genotype, the numbers of each epoch, the run folder.
 
     `known` holds the accuracies of the cell, in per cent by data set, from the NAS-Bench-201 table
-    given by `table`; None without a table or where the cell is not in it. `next_options` are the
-    options with which `train` retrains the genotype on the images that were searched on.
+    given by `table`; None without a table or where the cell is not in it. With a table `epochs`
+    has them too, as a share (`known/cifar10`, ...), of the cell that alpha stood for after each.
+    `next_options` are the options with which `train` retrains the genotype on the images that were
+    searched on.
     """
 
     genotype: Genotype
@@ -169,18 +172,29 @@ def _perform(
             *remarks,
         ]
 
-    files = SearchFiles(task, folder)
+    files, meter = SearchFiles(task, folder), KnownAccuracy(task, table)
     outcome, exit_code = perform(
-        task, folder, [files], watching, introduction, lambda: SearchBoard(task, folder)
+        task,
+        folder,
+        [files],
+        watching,
+        introduction,
+        lambda: SearchBoard(task, folder),
+        news=meter.news,
+        extra=meter,
     )
     epochs = epochs_of(folder.path, outcome.step)
     genotype = task.genotype()
+    known = None if table is None else table.accuracies(genotype)
     if rank() == 0:
         genotype = files.write(outcome.step, outcome.finished)
+        figure = draw_known(epochs)
+        if figure is not None:
+            write_text(folder.path / KNOWN_FIGURE, figure.svg())
         write_text(
-            folder.path / CARD_FILE, search_card(task, folder, genotype, epochs, outcome.finished)
+            folder.path / CARD_FILE,
+            search_card(task, folder, genotype, epochs, outcome.finished, known),
         )
-    known = None if table is None else table.accuracies(genotype)
     return SearchResult(
         folder.path,
         epochs,
@@ -191,6 +205,32 @@ def _perform(
         known,
         next_options(folder.path, task.config, data),
     )
+
+
+class KnownAccuracy:
+    """A look, after each epoch, into the table for the cell that alpha then stands for."""
+
+    def __init__(self, search: Search, table: Nb201Table | None) -> None:
+        self._search, self._table = search, table
+        # Cells that the table lacks, and how many of them the console has named.
+        self._missing: list[str] = []
+        self._named = 0
+
+    def __call__(self, progress: Progress) -> Numbers:
+        """Return the accuracies by data set, as shares; none without a table or for other cells."""
+        if self._table is None:
+            return {}
+        genotype = self._search.genotype()
+        known = self._table.accuracies(genotype)
+        cell = to_nb201_text(genotype, rules=False)
+        if known is None and cell not in self._missing:
+            self._missing.append(cell)
+        return {f"known/{name}": value / 100 for name, value in (known or {}).items()}
+
+    def news(self) -> list[str]:
+        """Return a line for each cell that has turned out to be missing since the last call."""
+        new, self._named = self._missing[self._named :], len(self._missing)
+        return [f"not in the table {self._search.config.table}: {cell}" for cell in new]
 
 
 class SearchFiles(Listener):
