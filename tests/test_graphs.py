@@ -169,7 +169,8 @@ class TestOnTapes:
         "options",
         [
             {"accumulate": 2, "ema": 0.9},
-            {"optimizer": "nesterov", "warmup": 1},  # timm's, whose rate is a number
+            {"optimizer": "nesterov", "warmup": 1},
+            {"optimizer": "adamw", "warmup": 1},  # timm's, whose rate is a number
             {"adversarial": "pgd(steps=2, step=8)"},
             {"adversarial": "trades(steps=2, step=8)"},
             {"mixup": 0.2},

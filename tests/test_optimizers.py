@@ -11,10 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from darts_bio.config import SearchConfig
+from darts_bio.errors import InputError
 from darts_bio.optimizers import SGD, Adam, Eager, load_optimizer
+from darts_bio.training.optim import WeightOptimizer
 
 OPTIONS: list[tuple[type, type, dict[str, Any]]] = [
     (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True}),
+    (
+        SGD,
+        torch.optim.SGD,
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True, "nesterov": True},
+    ),
     (Adam, torch.optim.Adam, {"lr": 0.01, "betas": (0.5, 0.999), "weight_decay": 1e-3}),
 ]
 
@@ -128,3 +136,50 @@ def test_a_state_goes_on_in_an_optimizer_of_another_form(saved_fused: bool, fuse
     for weight, optimizer in ((one, before), (other, after)):
         step(weight, optimizer)
     torch.testing.assert_close(one, other, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("name", ["sgd", "nesterov"])
+def test_a_virtual_step_is_the_one_that_pytorch_would_make(name: str, before: int) -> None:
+    config = SearchConfig(optimizer=name, lr=0.1, momentum=0.8, weight_decay=0.05, clip=0.0)
+    model = torch.nn.Linear(4, 3).double()
+    optimizer = WeightOptimizer(model, config)
+    optimizer.begin_epoch(0)
+
+    def plain() -> tuple[list[Any], torch.optim.Optimizer]:
+        weights = [p.detach().clone().requires_grad_() for p in model.parameters()]
+        options = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.05}
+        return weights, torch.optim.SGD(weights, nesterov=name == "nesterov", **options)
+
+    # One for the step along g, one for that along g + 1: a step is linear in the gradient.
+    twins = [plain(), plain()]
+    for _ in range(before):
+        gradients = [torch.randn_like(p) for p in model.parameters()]
+        for parameter, g in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = g.clone()
+        optimizer.update()
+        for weights, theirs in twins:
+            for weight, g in zip(weights, gradients, strict=True):
+                weight.grad = g.clone()
+            theirs.step()
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    for more, (weights, theirs) in enumerate(twins):
+        for weight, g in zip(weights, gradients, strict=True):
+            weight.grad = g + more
+        theirs.step()
+
+    kept = copy.deepcopy((model.state_dict(), str(optimizer.state_dict())))
+    after, rate = optimizer.virtual_step(gradients)
+    assert str((model.state_dict(), str(optimizer.state_dict()))) == str(kept)
+    (expected, _), (along_more, _) = twins
+    for mine, weight, other in zip(after, expected, along_more, strict=True):
+        torch.testing.assert_close(mine, weight.detach(), rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(
+            (weight - other).detach(), torch.full_like(weight, float(rate)), rtol=1e-12, atol=0
+        )
+
+
+def test_nesterov_wants_a_momentum() -> None:
+    config = SearchConfig(optimizer="nesterov", momentum=0.0)
+    with pytest.raises(InputError, match="--momentum: expected more than 0 .* nesterov, found 0"):
+        WeightOptimizer(torch.nn.Linear(2, 1), config)

@@ -81,7 +81,9 @@ def _searches() -> dict[str, Case]:
     found["nb201 bf16"] = searching(space="nb201", amp="bf16")
     found["paper layout"] = searching(space="darts(layout=paper, nodes=1)")
     found["cutout, no clip"] = searching(cutout=8, clip=0.0)
-    return found | {f"optimizer {name}": searching(optimizer=name) for name in ("adamw", "lion")}
+    return found | {
+        f"optimizer {name}": searching(optimizer=name) for name in ("adamw", "lion", "nesterov")
+    }
 
 
 def _searches_by_rule() -> dict[str, Case]:

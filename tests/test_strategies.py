@@ -184,9 +184,12 @@ class TestSecondOrder:
         "strategy", ["darts(order=2)", "rule_aware", "darts_pt(base='darts(order=2)')"]
     )
     def test_asks_for_sgd_before_anything_is_built(self, data: ImageData, strategy: str) -> None:
-        with pytest.raises(InputError, match=r"--optimizer: expected sgd for .*found adamw"):
+        with pytest.raises(
+            InputError, match=r"--optimizer: expected sgd or nesterov for .*found adamw"
+        ):
             search(data, strategy, optimizer="adamw")
         search(data, "darts", optimizer="adamw")
+        search(data, strategy, optimizer="nesterov").step(0)
 
 
 class TestRuleAware:

@@ -83,7 +83,8 @@ PROTOCOLS.register("nb201")(
     Protocol(
         "NAS-Bench-201's network and training (arXiv 2001.00326)",
         {
-            "search": {"layers": 15},
+            # DARTS' but for this (configs/nas-benchmark/algos/DARTS.config of the published code).
+            "search": {"layers": 15, "optimizer": "nesterov", "weight_decay": 5e-4},
             "train": {
                 "channels": 16,
                 "layers": 15,

@@ -33,11 +33,24 @@ class MixedOperation(nn.ModuleList):
         channels: C, the channels of a node.
         stride: The stride of the edge, 1 or 2.
         partial: k, of which one part of the channels goes through the candidates.
+        normalizes_pools: Whether operations without weights end with a batch norm.
     """
 
-    def __init__(self, row: Row, channels: int, stride: int, partial: int = 1) -> None:
+    def __init__(
+        self,
+        row: Row,
+        channels: int,
+        stride: int,
+        partial: int = 1,
+        normalizes_pools: bool = True,
+    ) -> None:
         super().__init__(
-            build_candidate(candidate, channels // partial, stride, supernet=True)
+            build_candidate(
+                candidate,
+                channels // partial,
+                stride,
+                supernet=normalizes_pools or candidate.rule is not None,
+            )
             for candidate in row
             if candidate is not None
         )
@@ -78,10 +91,17 @@ class PooledOperation(MixedOperation):
         stride: The stride of the edge, 1 or 2.
         scale: The scale of the mixture's kernels.
         partial: k of PC-DARTS, see `MixedOperation`.
+        normalizes_pools: Whether operations without weights end with a batch norm.
     """
 
     def __init__(
-        self, row: Row, channels: int, stride: int, scale: Scale, partial: int = 1
+        self,
+        row: Row,
+        channels: int,
+        stride: int,
+        scale: Scale,
+        partial: int = 1,
+        normalizes_pools: bool = True,
     ) -> None:
         nn.ModuleList.__init__(self)
         self.stride, self.partial = stride, partial
@@ -89,7 +109,8 @@ class PooledOperation(MixedOperation):
         for pool in self.pools:
             rules = tuple(RULES.build(rule) for rule in pool.rules)
             rule = RuleMixture(rules, scale) if rules else RULES.build("bp")
-            self.append(build_operation(pool.op, rule, channels // partial, stride, supernet=True))
+            supernet = normalizes_pools or bool(rules)
+            self.append(build_operation(pool.op, rule, channels // partial, stride, supernet))
 
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
         """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
@@ -135,9 +156,9 @@ class ReferenceCell(nn.Module):
         for row, (_, source) in zip(rows, space.edges, strict=True):
             stride = space.stride(cell_type, source)
             self.edges.append(
-                MixedOperation(row, channels, stride, partial)
+                MixedOperation(row, channels, stride, partial, space.normalizes_pools)
                 if shared is None
-                else PooledOperation(row, channels, stride, shared, partial)
+                else PooledOperation(row, channels, stride, shared, partial, space.normalizes_pools)
             )
 
     def forward(

@@ -139,6 +139,11 @@ class Space(ABC):
         return "darts"
 
     @property
+    def normalizes_pools(self) -> bool:
+        """Whether operations without weights (pools) end with a batch norm in the supernet."""
+        return True
+
+    @property
     def kept_edges(self) -> int | None:
         """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
         return None

@@ -98,6 +98,10 @@ class ByDepth(Space):
         return self.of_cells.skeleton
 
     @property
+    def normalizes_pools(self) -> bool:
+        return self.of_cells.normalizes_pools
+
+    @property
     def kept_edges(self) -> int | None:
         return self.of_cells.kept_edges
 

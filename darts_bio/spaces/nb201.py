@@ -5,6 +5,10 @@ and a derived cell keeps all six: a node sums what arrives over its edges (an ed
 zeros), and the last node is the cell's output. Cells are of one type and keep the size of their
 input; residual blocks between them halve it after a third and two thirds of the depth.
 
+The supernet is that of the published code (github.com/D-X-Y/AutoDL-Projects, cell_operations.py):
+batch norms have no gain and bias, and none follows the pool, unlike in DARTS. The code gives the
+supernet's convolutions a bias, which is left out here: the batch norm behind takes it out again.
+
 The text form of a cell is `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`: a group for each of the nodes 1 to
 3, in it an entry for each edge, and after the tilde the node that the edge comes from. An operation
 that has weights is written with its rule, `op:rule~0`; without one its rule is bp.
@@ -60,6 +64,7 @@ class NasBench201Space(Space):
 
     cell_types = (CELL,)
     skeleton = "residual"
+    normalizes_pools = False
 
     operations: tuple[str, ...] = PUBLISHED_OPERATIONS
 

@@ -6,7 +6,8 @@ NAS-Bench-201 (arXiv 2001.00326). Each is registered as a function (channels, st
 supernet) -> Module. All map (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)).
 
 In the supernet (`supernet=True`) candidates are mixed at equal scale: batch norms have no gain and
-bias, which could rescale a candidate's output, and pools are followed by a batch norm.
+bias, which could rescale a candidate's output, and pools are followed by a batch norm. (A space may
+leave that norm out: `Space.normalizes_pools`.)
 
 >>> import torch
 >>> from darts_bio.rules import RULES

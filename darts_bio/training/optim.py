@@ -22,9 +22,10 @@ from darts_bio.training.schedules import learning_rate
 class WeightOptimizer:
     """The optimizer of a network's weights and learned feedback, with clipping and a schedule.
 
-    It is SGD with momentum and weight decay, or another of timm's optimizers, at the rate of
-    `schedules.learning_rate`. Gradients are averaged over all processes. Their norm is clipped as
-    that of the weights alone; the gradients of learned feedback are scaled by the same factor.
+    It is SGD with momentum (Nesterov's for "nesterov") and weight decay, or one of timm's
+    optimizers, at the rate of `schedules.learning_rate`. Gradients are averaged over all processes.
+    Their norm is clipped as that of the weights alone; the gradients of learned feedback are scaled
+    by the same factor.
 
     With a recorder that records, gradients are kept in tensors that stay where they are, from which
     a recorded update can read them. Updates of SGD are recorded.
@@ -152,7 +153,8 @@ class WeightOptimizer:
     def virtual_step(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], float | Tensor]:
         """Return what an SGD step along these gradients would make of the weights, and its rate.
 
-        The step is w - lr (momentum * buffer + gradient + decay * w); nothing is changed by it. The
+        With d = gradient + decay * w the step is w - lr (momentum * buffer + d), or for Nesterov's
+        momentum w - lr (momentum * (momentum * buffer + d) + d); nothing is changed by it. The
         bound on the gradient's norm plays no part, as in the published second order.
 
         The optimizer has to be SGD.
@@ -160,17 +162,19 @@ class WeightOptimizer:
         Args:
             gradients: A gradient for each of `weights`.
         """
-        assert self.config.optimizer == "sgd"  # `Search` refuses others
+        assert isinstance(self.optimizer, SGD)  # `Search` refuses others
         stepped, rate = [], self.optimizer.param_groups[0]["lr"]
+        momentum, nesterov = self.config.momentum, self.config.optimizer == "nesterov"
         # Looked up with `in` first: the state is a defaultdict, and must not grow here.
         state = self.optimizer.state
         for weight, gradient in zip(self.weights, gradients, strict=True):
             buffer = state[weight].get("momentum_buffer") if weight in state else None
-            direction = gradient + self.config.weight_decay * weight
-            if buffer is not None:
-                direction = direction + self.config.momentum * buffer
+            decayed = gradient + self.config.weight_decay * weight
+            direction = decayed if buffer is None else decayed + momentum * buffer
+            if nesterov:
+                direction = decayed + momentum * direction
             stepped.append(weight - rate * direction)
-        return stepped, rate
+        return stepped, rate * (1 + momentum) if nesterov else rate
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -186,12 +190,18 @@ def _make(
 
     Raises InputError if timm has none of that name, or if it does not take these options.
     """
-    if config.optimizer == "sgd":
+    nesterov = config.optimizer == "nesterov"
+    if nesterov and config.momentum == 0:
+        raise InputError(
+            "--momentum: expected more than 0 for --optimizer nesterov, found 0; use --optimizer sgd"
+        )
+    if nesterov or config.optimizer == "sgd":
         sgd = SGD(
             parameters,
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            nesterov=nesterov,
             foreach=not recorded,  # all parameters in a few calls, where a supernet has thousands
             fused=recorded,
         )

@@ -230,9 +230,9 @@ class Search:
     def _refuse_contradictions(self) -> None:
         """Raise InputError for options that do not go with the strategy."""
         config = self.config
-        if self.strategy.looks_ahead and config.optimizer != "sgd":
+        if self.strategy.looks_ahead and config.optimizer not in ("sgd", "nesterov"):
             raise InputError(
-                f"--optimizer: expected sgd for --strategy {config.strategy}, which differentiates "
+                f"--optimizer: expected sgd or nesterov for --strategy {config.strategy}, which differentiates "
                 f"a step of it, found {config.optimizer}; leave it out"
             )
         if self.strategy.shares_weights and config.weights == "own":
