@@ -132,7 +132,9 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
-    return sum(size for size, _ in held.values())
+    total = sum(size for size, _ in held.values())
+    held.clear()  # the hooks stay until a collection, and would keep the storages until then
+    return total
 
 
 def _run_alone(

@@ -6,8 +6,9 @@ darts, in one process.
 
 A step is `Search.step`: alpha, w, feedback; the strategies take turns, on noise. Activations kept
 are the bytes that autograd holds between the forward and the backward pass of the weights,
-parameters left out; for gdas, whose passes compute what was drawn, the mean of some draws. eg and darts_pt move nothing in a step; what they do between epochs is a number
-of forward passes, measured for one individual.
+parameters left out; the mean of ten samples, since gdas computes what each draws. eg and darts_pt
+move nothing in a step; what they do between epochs is a number of forward passes, measured for one
+individual.
 """
 
 from __future__ import annotations

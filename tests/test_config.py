@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from darts_bio.config import RUNS, ImageNetConfig, RetrainConfig, RunConfig, Sea
 from darts_bio.config.files import read_yaml
 from darts_bio.config.protocols import values_of
 from darts_bio.errors import InputError
+from darts_bio.spaces import SPACES
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,6 +56,30 @@ class TestLayers:
         }
         expected |= {"cutout": 16, "auxiliary": 0.4, "drop_path": 0.2, "clip": 5.0}
         assert {name: getattr(retrain, name) for name in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("protocol", "expected"),
+        [  # batch, rate, its end, decay, epochs: by hand from the published codes
+            ("darts", ("darts", 64, 0.025, 0.001, 3e-4, 50, "sgd")),
+            ("pc_darts", ("pc_darts", 256, 0.1, 0.001, 3e-4, 50, "sgd")),
+            ("gdas", ("gdas", 256, 0.025, 0.001, 5e-4, 250, "nesterov")),
+            ("fair_darts", ("fair_darts", 128, 0.005, 0.001, 3e-4, 50, "sgd")),
+        ],
+    )
+    def test_a_protocol_is_a_method_s_whole_search(
+        self, protocol: str, expected: tuple[Any, ...]
+    ) -> None:
+        config = search("--dataset", "cifar10", "--protocol", protocol)
+        names = ("strategy", "batch_size", "lr", "lr_min", "weight_decay", "epochs", "optimizer")
+        assert tuple(getattr(config, name) for name in names) == expected
+        operations = SPACES.build(config.space).operations  # type: ignore[attr-defined]
+        assert ("none" in operations) == (protocol != "fair_darts")
+        assert len(operations) == 8 - (protocol == "fair_darts")
+        assert search("--protocol", protocol, "--batch-size", "32").batch_size == 32
+
+    def test_a_protocol_of_trainings_is_none_of_searches(self) -> None:
+        with pytest.raises(InputError, match="unknown protocol 'fast'"):
+            search("--protocol", "fast")
 
     def test_command_line_over_file_over_preset_over_default(self, tmp_path: Path) -> None:
         preset = values_of("search")["digits"]

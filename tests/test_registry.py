@@ -244,7 +244,7 @@ class TestMembersThatAreValues:
             (STRATEGIES, "darts(betas=(0.9, 0.99), order=2)"),
             (STRATEGIES, "pc_darts(k=2, lr=0.0003)"),
             (STRATEGIES, "eg(population=8, step=0.2)"),
-            (STRATEGIES, "darts_pt(base='drnas(anchor=0.1)')"),
+            (STRATEGIES, "darts_pt(base='drnas(lr=0.1)')"),
             (REGULARIZERS, "eigenvalue_stop(every=2)"),
             (ATTACKS, "pgd(steps=3)"),
         ],

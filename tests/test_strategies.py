@@ -291,7 +291,7 @@ class TestSamples:
         assert largest[1] > 0.97
 
     def test_drnas_draws_from_its_dirichlet_and_is_anchored_by_the_divergence(self) -> None:
-        drnas, state = begin("drnas(init=1.0)", PAIR)
+        drnas, state = begin("drnas(init=1.0, anchor=0.001, weight_decay=0)", PAIR)
         draws: dict[str, list[Tensor]] = {t: [] for t in state.alpha}
         random_state = torch.get_rng_state()
         for _ in range(3000):
@@ -309,6 +309,25 @@ class TestSamples:
                 assert drawn[:, e, ~own].eq(0).all()
                 expected = expected + kl_divergence(law, Dirichlet(torch.ones_like(concentration)))
         assert torch.allclose(drnas.own_penalty(state), 1e-3 * expected, rtol=1e-4)
+        for t, weights in drnas.final_weights(state).items():
+            for row, mask, alpha in zip(weights, state.masks[t], state.alpha[t], strict=True):
+                powers = alpha[mask].exp()
+                assert torch.allclose(row[mask], powers / powers.sum())
+
+    def test_drnas_by_default_has_a_decay_and_no_anchor(self) -> None:
+        """Two steps of Adam written out, on a gradient of 1, alpha's decay being added to it."""
+        drnas, state = begin("drnas(init=1.0)", PAIR)
+        assert drnas.own_penalty(state) == 0
+        (name, alpha), *_ = state.parameters.items()
+        expected, m, v = alpha.detach().double().clone(), 0.0, 0.0
+        for step in (1, 2):
+            gradient = 1 + 1e-3 * expected
+            m, v = 0.5 * m + 0.5 * gradient, 0.999 * v + 0.001 * gradient**2
+            expected = expected - 6e-4 * (m / (1 - 0.5**step)) / (
+                (v / (1 - 0.999**step)).sqrt() + 1e-8
+            )
+            drnas.move(state, [torch.ones_like(p) for p in state.parameters.values()])
+        assert torch.allclose(state.parameters[name].double(), expected, atol=1e-6)
 
     @pytest.mark.parametrize("spec", ["gdas", "snas", "drnas"])
     def test_are_a_function_of_the_seed_and_go_on_from_the_state(self, spec: str) -> None:
@@ -330,6 +349,20 @@ class TestFairDarts:
         alpha = torch.cat([a[state.masks[t]] for t, a in state.alpha.items()])
         assert torch.allclose(weights, 1 / (1 + (-alpha).exp()))
         assert torch.allclose(fair.own_penalty(state), -10 * ((weights - 0.5) ** 2).mean())
+
+    def test_a_step_of_its_adam(self) -> None:
+        """Written out: rate 3e-3, betas .9 and .999, decay 1e-3, on gradients of 1 and of -2."""
+        fair, state = begin("fair_darts(init=1.0)", PAIR)
+        (name, alpha), *_ = state.parameters.items()
+        expected, m, v = alpha.detach().double().clone(), 0.0, 0.0
+        for step, sent in ((1, 1.0), (2, -2.0)):
+            gradient = sent + 1e-3 * expected
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            expected = expected - 3e-3 * (m / (1 - 0.9**step)) / (
+                (v / (1 - 0.999**step)).sqrt() + 1e-8
+            )
+            fair.move(state, [torch.full_like(p, sent) for p in state.parameters.values()])
+        assert torch.allclose(state.parameters[name].double(), expected, atol=1e-6)
 
     def test_edges_of_more_candidates_have_no_advantage(self) -> None:
         fair, state = begin("fair_darts", "darts(nodes=2)", ("fa", "usf"))
@@ -574,6 +607,11 @@ class TestMeasure:
         ("gdas(tau=0.01)", "strategy gdas: tau: expected a number of at least 0.1, found 0.01"),
         ("gdas(tau_min=0)", "strategy gdas: tau_min: expected a number above 0, found 0"),
         ("snas(tau=high)", "strategy snas: tau: expected a number of at least 0.03, found 'high'"),
+        (
+            "drnas(anchor=0.1)",
+            "strategy drnas: expected an anchor or a decay of alpha, found anchor=0.1 and "
+            "weight_decay=0.001; add weight_decay=0",
+        ),
         ("drnas(anchor=-1)", "strategy drnas: anchor: expected a number of at least 0, found -1"),
         ("fair_darts(betas=1)", "strategy fair_darts: betas: expected two numbers"),
         (

@@ -34,7 +34,41 @@ PROTOCOLS: Registry[Protocol] = Registry("protocol", hyphens=True)
 PROTOCOLS.register("darts")(
     Protocol(
         "the protocol of DARTS, from which the defaults are taken (arXiv 1806.09055)",
-        {"train": {}, "train-imagenet": {}},
+        {"search": {}, "train": {}, "train-imagenet": {}},
+    )
+)
+PROTOCOLS.register("pc_darts")(
+    Protocol(
+        "the search of PC-DARTS (arXiv 1907.05737; train_search.py of the published code)",
+        {"search": {"strategy": "pc_darts", "batch_size": 256, "lr": 0.1}},
+    )
+)
+PROTOCOLS.register("gdas")(
+    Protocol(
+        "the search of GDAS (arXiv 1910.04465; GDAS-NASNet-CIFAR.config of the published code)",
+        {
+            "search": {
+                "strategy": "gdas",
+                "epochs": 250,
+                "batch_size": 256,
+                "optimizer": "nesterov",
+                "weight_decay": 5e-4,
+            }
+        },
+    )
+)
+PROTOCOLS.register("fair_darts")(
+    Protocol(
+        "the search of Fair DARTS, which has no `none` (arXiv 1911.12126; published train_search.py)",
+        {
+            "search": {
+                "space": "darts(operations=(max_pool_3x3, avg_pool_3x3, skip_connect, "
+                "sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
+                "strategy": "fair_darts",
+                "batch_size": 128,
+                "lr": 0.005,
+            }
+        },
     )
 )
 PROTOCOLS.register("digits")(

@@ -175,6 +175,12 @@ class FitConfig(WeightsConfig):
     'cifar10'
     """
 
+    protocol: str = option(
+        "auto",
+        "recipe for the options that are not given; auto: of the data set or space, else darts",
+        metavar="NAME",
+        group="training of the weights",
+    )
     seeds: int = option(
         1, "number of runs, with the seeds --seed, --seed + 1, ...", minimum=1, identity=False
     )
@@ -308,11 +314,6 @@ class TrainingConfig(FitConfig):
     )
     stem: str = option(
         "cifar", "layers before the cells: cifar, imagenet or one of yours", metavar="NAME"
-    )
-    protocol: str = option(
-        "auto",
-        "recipe for the options that are not given; auto: of the data set or space, else darts",
-        metavar="NAME",
     )
     schedule: str = option(
         "cosine",

@@ -97,8 +97,8 @@ class DartsPt(Strategy[PerturbationState]):
 
     >>> from darts_bio.strategies import STRATEGIES
     >>> darts_pt = STRATEGIES.build("darts_pt(base=drnas, share=0.8)")
-    >>> darts_pt.trainer.anchor, darts_pt.base_epochs(50)
-    (0.001, 40)
+    >>> darts_pt.trainer.lr, darts_pt.base_epochs(50)
+    (0.0006, 40)
     >>> STRATEGIES.options("darts_pt")
     {'base': 'darts', 'share': 0.5, 'batches': 8}
     """

@@ -1,9 +1,10 @@
 """DrNAS (Chen 2021, arXiv 2006.10355): edge weights drawn from a Dirichlet distribution.
 
 The distribution of an edge has the concentration c = elu(alpha) + 1, and the gradient goes through
-the draw (implicit reparameterization). The Kullback-Leibler divergence to the uniform Dirichlet
-distribution, whose concentration is 1, is added to the loss times `anchor`: it keeps the
-concentration near 1. The genotype follows the mean of the distribution, c / sum of c.
+the draw (implicit reparameterization). What keeps the concentration near 1, that of the uniform
+distribution, is Adam's decay of alpha, or in its place `anchor` times the Kullback-Leibler
+divergence to the uniform distribution: the published code (github.com/xiangning-chen/DrNAS) has the
+first by default, and with the second no decay. As there, the genotype follows softmax(alpha).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_bio.errors import check_number
+from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.private_torch import gamma_draws
-from darts_bio.strategies.base import STRATEGIES, Context
+from darts_bio.strategies.base import STRATEGIES, Context, masked_softmax
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
 SMALLEST = 1e-5
@@ -39,25 +40,30 @@ class DirichletState(AlphaState):
 @STRATEGIES.register("drnas")
 @dataclass(frozen=True)
 class DrNas(GradientStrategy):
-    """Weights drawn from a Dirichlet distribution, anchored to the uniform one (Chen 2021).
+    """Weights drawn from a Dirichlet distribution, kept near the uniform one (Chen 2021).
 
-    `anchor` is the weight of the divergence to the uniform distribution; the other options are
-    those of `GradientStrategy`.
+    `anchor` is the weight of the divergence to the uniform distribution, which takes the place of
+    `weight_decay`; the other options are those of `GradientStrategy`.
 
     >>> from darts_bio.strategies import STRATEGIES
     >>> STRATEGIES.options("drnas")
-    {'anchor': 0.001, 'lr': 0.0006, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
-    >>> STRATEGIES.build("drnas(anchor=0.01)").anchor
-    0.01
+    {'anchor': 0.0, 'lr': 0.0006, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
+    >>> STRATEGIES.build("drnas(anchor=0.001, weight_decay=0)").anchor
+    0.001
     """
 
-    anchor: float = 1e-3
+    anchor: float = 0.0
     _: KW_ONLY
     lr: float = 6e-4
 
     def __post_init__(self) -> None:
         check_number(f"{self.where}: anchor", self.anchor)
         super().__post_init__()
+        if self.anchor and self.weight_decay:
+            raise InputError(
+                f"{self.where}: expected an anchor or a decay of alpha, found anchor="
+                f"{self.anchor:g} and weight_decay={self.weight_decay:g}; add weight_decay=0"
+            )
 
     def concentrations(self, state: AlphaState) -> dict[str, Tensor]:
         """Return the concentrations (edges, candidates) per cell type, 1 where padded."""
@@ -88,7 +94,13 @@ class DrNas(GradientStrategy):
             weights[t] = _normalized(draws * state.masks[t])
         return weights
 
-    def own_penalty(self, state: AlphaState) -> Tensor:
+    @torch.no_grad()
+    def final_weights(self, state: AlphaState) -> EdgeWeights:
+        return {t: masked_softmax(logits, state.masks[t]) for t, logits in state.alpha.items()}
+
+    def own_penalty(self, state: AlphaState) -> Tensor | float:
+        if not self.anchor:
+            return 0.0
         divergences = [
             _divergence(c, state.masks[t]).sum() for t, c in self.concentrations(state).items()
         ]

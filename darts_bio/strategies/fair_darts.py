@@ -1,14 +1,15 @@
 """Fair DARTS (Chu 2020, arXiv 1911.12126): candidates that do not compete.
 
 Each candidate has its own sigmoid(alpha) as its weight, in place of a share of a softmax. The
-zero-one loss -w mean (sigmoid(alpha) - 1/2)^2 drives the weights away from the middle. The
-published derivation drops edges below a threshold; here a node keeps as many edges as its space
-asks for.
+zero-one loss -w mean (sigmoid(alpha) - 1/2)^2 drives the weights away from the middle. The options
+are those of the published code (github.com/xiaomi-automl/FairDARTS); its search has no `none` and a
+recipe of its own for w, both of which `--protocol fair_darts` brings. The published derivation drops
+edges below a threshold; here a node keeps as many edges as its space asks for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -43,12 +44,15 @@ class FairDarts(GradientStrategy):
 
     >>> from darts_bio.strategies import STRATEGIES
     >>> STRATEGIES.options("fair_darts")
-    {'zero_one': 10.0, 'lr': 0.0003, 'betas': (0.5, 0.999), 'weight_decay': 0.001, 'init': 0.001}
+    {'zero_one': 10.0, 'lr': 0.003, 'betas': (0.9, 0.999), 'weight_decay': 0.001, 'init': 0.001}
     >>> STRATEGIES.build("fair_darts(zero_one=1)").zero_one
     1
     """
 
     zero_one: float = 10.0
+    _: KW_ONLY
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         check_number(f"{self.where}: zero_one", self.zero_one)
