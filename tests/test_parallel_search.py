@@ -140,7 +140,8 @@ class Oracle:
         )
         for x, labels in zip(*(half.chunk(self.count) for half in batch), strict=True):
             put(self.statistics, before)
-            with true_gradients(self.net) if exact else contextlib.nullcontext():
+            exactly = true_gradients(self.net) if exact else contextlib.nullcontext()
+            with exactly, self.net.drawn(self.strategy.drawn(self.state)):
                 own = F.cross_entropy(self.net(x, edges), labels)
             found = torch.autograd.grad(own, of, allow_unused=True)
             loss += own.item() / self.count

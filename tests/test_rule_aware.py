@@ -159,7 +159,7 @@ class DifferentiableRule(torch.autograd.Function):
 def differentiable(net: SuperNet) -> None:
     """Have a reference's mixed layers compute by kernels that depend on the edge weights."""
 
-    def pooled(operation: PooledOperation, x: Tensor, weights: Tensor) -> Tensor:
+    def pooled(operation: PooledOperation, x: Tensor, weights: Tensor, drawn: None) -> Tensor:
         total = 0
         for pool, module in zip(operation.pools, operation, strict=True):
             of_rules = weights[list(pool.columns)]
