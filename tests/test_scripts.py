@@ -181,7 +181,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
     ("script", "arguments", "message"),
     [
         (SEARCH, "--dataset digit", r"unknown data set 'digit': did you mean 'digits'\?"),
-        (SEARCH, "--space dart", r"unknown space 'dart': did you mean 'darts'\?"),
+        (SEARCH, "--space dart", r"unknown space 'dart': did you mean 'darts' or 'robust_darts'\?"),
         (
             SEARCH,
             "--space darts(layout=papr)",

@@ -52,6 +52,7 @@ from darts_bio.networks.stacking import LaneWeights, for_each_channel
 from darts_bio.rules import DirectOperation, LearningRule
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.stacked import StackedConv2d, StackedDirect, Subset, only
+from darts_bio.runtime import send
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row
 
@@ -185,7 +186,7 @@ class SourceBlock(nn.Module):
         for number, of_part in lanes.items():
             lane_numbers, edges = zip(*sorted(of_part), strict=True)
             subset = _subset(lane_numbers, x.device)
-            each = weights[list(edges)]
+            each = torch.stack([weights[e] for e in edges])
             by_channel = for_each_channel(each, self.channels)
             of_lanes = LaneWeights(each, each.to(x.dtype), by_channel)
             if number < joined:
@@ -205,7 +206,7 @@ class SourceBlock(nn.Module):
 
 
 def _subset(numbers: Sequence[int], device: torch.device) -> Subset:
-    return Subset(tuple(numbers), torch.tensor(numbers, device=device))
+    return Subset(tuple(numbers), send(torch.tensor(numbers), device))
 
 
 class PartialChannels(nn.Module):
@@ -332,7 +333,9 @@ class MixedCell(nn.Module):
             else:
                 edges = list(plan.edges)
                 columns = [drawn[edge] for edge in edges]
-                brought = block.drawn(x, columns, weights[edges, columns])
+                places = zip(edges, columns, strict=True)
+                each = torch.stack([weights[edge, column] for edge, column in places])
+                brought = block.drawn(x, columns, each)
             for e, y in brought.items():
                 _add(mixed, plan.targets[e], y)
         return torch.cat([output(node) for node in self.outputs], dim=1)
