@@ -333,8 +333,8 @@ class MixedCell(nn.Module):
             else:
                 edges = list(plan.edges)
                 columns = [drawn[edge] for edge in edges]
-                places = zip(edges, columns, strict=True)
-                each = torch.stack([weights[edge, column] for edge, column in places])
+                places = [edge * weights.shape[1] + drawn[edge] for edge in edges]
+                each = weights.flatten().gather(0, send(torch.tensor(places), x.device))
                 brought = block.drawn(x, columns, each)
             for e, y in brought.items():
                 _add(mixed, plan.targets[e], y)
