@@ -176,6 +176,7 @@ class SourceBlock(nn.Module):
             for (e, column), module in zip(self._alone_places, self.alone, strict=True)
             if columns[e] == column
         }
+        # Parts that are neither alone nor without anything to compute, by their number in `_places`.
         lanes: dict[int, list[tuple[int, int]]] = {}  # of each part: (lane, edge)
         for place in places:
             if place in self._places:
@@ -307,7 +308,8 @@ class MixedCell(nn.Module):
         if self.pooled is not None:
             weights = self.pooled(weights)
             drawn = None if drawn is None else self.pooled.columns(drawn)
-        lanes = self._lane_weights(weights, states[0].dtype)
+        if drawn is None:
+            lanes = self._lane_weights(weights, states[0].dtype)
         nodes = dict(enumerate(states))
         mixed: dict[int, Tensor] = {}  # for each node the sum over its edges
         passed: dict[int, Tensor] = {}  # likewise, of the channels past the candidates

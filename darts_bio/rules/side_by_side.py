@@ -215,9 +215,8 @@ class LocalUpdates(torch.autograd.Function):
             geometry if isinstance(geometry, int) else Noted(next(seen), next(seen), *geometry)
             for geometry in ctx.geometries
         ]
-        updates = iter(
-            local_updates(ctx.rules, [x for x in layers if isinstance(x, Noted)], ctx.samples)
-        )
+        noted = [layer for layer in layers if isinstance(layer, Noted)]
+        updates = iter(local_updates(ctx.rules, noted, ctx.samples))
         pieces = [
             error.new_zeros(layer) if isinstance(layer, int) else next(updates).flatten()
             for layer in layers
@@ -251,7 +250,8 @@ def local_updates(
         samples: the number of images in the batch.
     """
     alike: dict[Any, list[_Members]] = {}
-    updates: list[Tensor] = []
+    updates: dict[int, Tensor] = {}
+    count = 0
     for layer in noted:
         edges = layer.members // len(rules)  # of each rule
         present = [
@@ -268,8 +268,10 @@ def local_updates(
             if of_rule:
                 shapes = (weight.shape[1:], x.shape[:3], x.shape[4], x.dtype)
                 group = alike.setdefault((rule, geometry, shapes), [])
-                group.append(_Members(len(updates), of_rule, x, weight))
-            updates.append(weight.new_zeros(edges, *weight.shape[1:]))
+                group.append(_Members(count, of_rule, x, weight))
+            if len(of_rule) < edges:  # zero for the members that are not present
+                updates[count] = weight.new_zeros(edges, *weight.shape[1:])
+            count += 1
     for (rule, (stride, padding, dilation, groups), _), group in alike.items():
         for run in _runs(group):
             x_nhwmc = torch.cat([each.x for each in run], dim=3)
@@ -280,12 +282,11 @@ def local_updates(
             update = rule.update(x_nMhw, weight_moi.flatten(0, 1), operator)
             pieces = update.unflatten(0, (m, -1)).split([len(each.weight) for each in run])
             for each, piece in zip(run, pieces, strict=True):
-                whole = len(piece) == len(updates[each.number])
-                if whole:
-                    updates[each.number] = piece
-                else:
+                if each.number in updates:
                     updates[each.number][list(each.edges)] = piece
-    return updates
+                else:
+                    updates[each.number] = piece
+    return [updates[number] for number in range(count)]
 
 
 def _runs(members: Sequence[_Members]) -> Iterator[list[_Members]]:

@@ -232,8 +232,8 @@ class Search:
         config = self.config
         if self.strategy.looks_ahead and config.optimizer not in ("sgd", "nesterov"):
             raise InputError(
-                f"--optimizer: expected sgd or nesterov for --strategy {config.strategy}, which differentiates "
-                f"a step of it, found {config.optimizer}; leave it out"
+                f"--optimizer: expected sgd or nesterov for --strategy {config.strategy}, which "
+                f"differentiates a step of it, found {config.optimizer}; leave it out"
             )
         if self.strategy.shares_weights and config.weights == "own":
             raise InputError(
