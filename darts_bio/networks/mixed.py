@@ -176,8 +176,8 @@ class SourceBlock(nn.Module):
             for (e, column), module in zip(self._alone_places, self.alone, strict=True)
             if columns[e] == column
         }
-        # Parts that are neither alone nor without anything to compute, by their number in `_places`.
-        lanes: dict[int, list[tuple[int, int]]] = {}  # of each part: (lane, edge)
+        # For each part of `_places`, by its number, the lanes that were drawn: (lane, edge).
+        lanes: dict[int, list[tuple[int, int]]] = {}
         for place in places:
             if place in self._places:
                 number, lane = self._places[place]
