@@ -24,7 +24,7 @@ from darts_bio.distributed import process_group
 from darts_bio.modes import frozen
 from darts_bio.rules import draw_feedback, held_feedback, true_gradients
 from darts_bio.rules.tangents import tangents
-from darts_bio.strategies.regularizers import dominant_eigenvalue
+from darts_bio.strategies.eigenvalue_stop import dominant_eigenvalue
 from darts_bio.training.engine import Meters
 from darts_bio.training.search import Search, _Lookout
 
@@ -162,7 +162,7 @@ class Oracle:
         loss, found = self.gradients(batch, leaves, [*leaves.values(), *further], exact)
         through = sum((w * g).sum() for w, g in zip(weights.values(), found, strict=False))
         if penalized:
-            shares, alpha = self.strategy.shares(self.state), self.state.alpha
+            shares, alpha = self.strategy.mean_weights(self.state), self.state.alpha
             through = (
                 through + self.task._penalty(shares, alpha) + self.strategy.own_penalty(self.state)
             )

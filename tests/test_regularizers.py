@@ -25,7 +25,7 @@ from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.rules import audit
 from darts_bio.spaces import SPACES, Genotype
 from darts_bio.strategies import REGULARIZERS, Objective, Regularizer
-from darts_bio.strategies.regularizers import dominant_eigenvalue, largest_eigenvalue
+from darts_bio.strategies.eigenvalue_stop import dominant_eigenvalue, largest_eigenvalue
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ class TestEarlyStops:
     ) -> None:
         values = iter([1.0, 1.0, 1.0, 1.0, 1.6, 3.0])
         monkeypatch.setattr(
-            "darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(values)
+            "darts_bio.strategies.eigenvalue_stop.dominant_eigenvalue", lambda *_: next(values)
         )
         options: dict[str, Any] = {
             "epochs": 8,
@@ -298,7 +298,7 @@ class TestEarlyStops:
         told = iter(values)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "darts_bio.strategies.regularizers.dominant_eigenvalue", lambda *_: next(told)
+                "darts_bio.strategies.eigenvalue_stop.dominant_eigenvalue", lambda *_: next(told)
             )
             found = None
             for number in range(30):

@@ -13,8 +13,9 @@ loss.
 Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 >>> STRATEGIES.options("random")
 {'genotype': ''}
->>> sorted(REGULARIZERS)
-['eigenvalue_stop', 'entropy', 'factorised', 'skip_stop', 'warmup']
+>>> sorted(REGULARIZERS)  # doctest: +NORMALIZE_WHITESPACE
+['edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised', 'partial_channels', 'skip_stop',
+ 'warmup']
 >>> REGULARIZERS.build("skip_stop(most=1)")
 SkipStop(most=1)
 >>> sorted(COSTS)
@@ -51,6 +52,7 @@ from darts_bio.strategies import darts as _darts  # noqa: F401
 from darts_bio.strategies import darts_pt as _darts_pt  # noqa: F401
 from darts_bio.strategies import drnas as _drnas  # noqa: F401
 from darts_bio.strategies import eg as _eg  # noqa: F401
+from darts_bio.strategies import eigenvalue_stop as _eigenvalue_stop  # noqa: F401
 from darts_bio.strategies import fair_darts as _fair_darts  # noqa: F401
 from darts_bio.strategies import gdas as _gdas  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401

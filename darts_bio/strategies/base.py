@@ -93,6 +93,8 @@ class Context:
         steps_per_epoch: How many steps an epoch has.
         factorised: Whether alpha is asked for as operation times rule given the operation, where
             the strategy has an alpha.
+        normalizes_edges: Whether the edges into a node are asked to compete, where the strategy has
+            an alpha (`strategies.edges`).
         recorded: Whether steps are recorded as CUDA graphs (see `Strategy.descends`).
 
     >>> from darts_bio.spaces import SPACES
@@ -111,6 +113,7 @@ class Context:
     epochs: int
     steps_per_epoch: int
     factorised: bool = False
+    normalizes_edges: bool = False
     recorded: bool = False
 
 
@@ -282,6 +285,9 @@ class Strategy(ABC, Generic[S]):
     partial: ClassVar[int] = 1
     """k, where 1/k of the channels are to go through the candidates (see `SuperNet`)."""
 
+    normalizes_edges: ClassVar[bool] = False
+    """Whether the edges into a node compete, whether asked to or not (`strategies.edges`)."""
+
     warmup: ClassVar[float] = 0.0
     """The share of the epochs, a fraction, in which only w is trained, as published."""
 
@@ -305,6 +311,11 @@ class Strategy(ABC, Generic[S]):
     def where(self) -> str:
         """The words that an error message about this strategy begins with."""
         return f"strategy {STRATEGIES.name_of(self)}"
+
+    @property
+    def trainer(self) -> Strategy[Any]:
+        """The strategy that moves alpha: itself, unless it leaves that to another one."""
+        return self
 
     @abstractmethod
     def begin(self, context: Context) -> S:

@@ -72,19 +72,19 @@ class DrNas(GradientStrategy):
             for t, logits in state.alpha.items()
         }
 
-    def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
+    def mean_weights(self, state: AlphaState) -> EdgeWeights:
         return {t: _normalized(c * state.masks[t]) for t, c in self.concentrations(state).items()}
 
     def begin(self, context: Context) -> DirichletState:
         return DirichletState(self, context)
 
     def prepare(self, state: AlphaState) -> None:
-        # The draw itself happens in `edge_weights`, on the device; here its generator is seeded
+        # The draw itself happens in `sampled_weights`, on the device; here its generator is seeded
         # anew, so that a sample is a function of the search's seed and of how many came before.
         assert isinstance(state, DirichletState)
         state.source.manual_seed(int(torch.randint(2**62, (), generator=state.next_draw())))
 
-    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+    def sampled_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, DirichletState)
         weights = {}
         for t, concentration in self.concentrations(state).items():
@@ -94,8 +94,7 @@ class DrNas(GradientStrategy):
             weights[t] = _normalized(draws * state.masks[t])
         return weights
 
-    @torch.no_grad()
-    def final_weights(self, state: AlphaState) -> EdgeWeights:
+    def strengths(self, state: AlphaState) -> EdgeWeights:
         return {t: masked_softmax(logits, state.masks[t]) for t, logits in state.alpha.items()}
 
     def own_penalty(self, state: AlphaState) -> Tensor | float:

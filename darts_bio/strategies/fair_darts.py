@@ -58,7 +58,7 @@ class FairDarts(GradientStrategy):
         check_number(f"{self.where}: zero_one", self.zero_one)
         super().__post_init__()
 
-    def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
+    def mean_weights(self, state: AlphaState) -> EdgeWeights:
         return {t: logits.sigmoid() * state.masks[t] for t, logits in state.alpha.items()}
 
     def begin(self, context: Context) -> FairState:
@@ -71,8 +71,7 @@ class FairDarts(GradientStrategy):
         )
         return -self.zero_one * (sigmoids - 0.5).square().mean()
 
-    @torch.no_grad()
-    def final_weights(self, state: AlphaState) -> EdgeWeights:
+    def strengths(self, state: AlphaState) -> EdgeWeights:
         # Divided by the number of candidates of the edge: a space that compares edges takes rows
         # for shares, and multiplies them by that number.
         return {

@@ -93,7 +93,7 @@ class Gdas(GradientStrategy):
         assert isinstance(state, GdasState)
         return {t: strongest.tolist() for t, strongest in state.strongest.items()}
 
-    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+    def sampled_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GdasState)
         # Straight through: the values are those of the one-hot tensor (up to rounding), since
         # s - s.detach() is zero, and the gradient is that of the soft sample s.

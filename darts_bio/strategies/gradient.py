@@ -1,8 +1,9 @@
 """What the strategies that move alpha along a gradient have in common.
 
-`GradientStrategy` answers everything that a search asks of a strategy but how alpha becomes edge
-weights, for which its default is the softmax of DARTS. Strategies that draw a Gumbel sample (gdas,
-snas) share `GumbelState` beside.
+`GradientStrategy` answers everything that a search asks of a strategy but how alpha becomes the
+weights of an edge's candidates, for which its default is the softmax of DARTS. Where edges compete
+too (PC-DARTS, or the regularizer edge_normalization), it multiplies them by each edge's share of
+its node. Strategies that draw a Gumbel sample (gdas, snas) share `GumbelState` beside.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from darts_bio.optimizers import Adam, load_optimizer
 from darts_bio.runtime import fill, generator
 from darts_bio.strategies.alpha import Alpha, FactorizedAlpha
 from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState, masked_softmax
+from darts_bio.strategies.edges import EdgeShares
 
 
 class AlphaState(StrategyState):
-    """Alpha, further parameters that move beside it, their Adam, and the number of samples drawn.
+    """Alpha, the betas of edges that compete, their Adam, and the number of samples drawn.
 
     Args:
         strategy: The strategy, whose `lr`, `betas`, `weight_decay` and `init` are used.
         context: The search.
-        further: Parameters beside alpha, such as the betas of PC-DARTS.
 
     >>> from darts_bio.spaces import SPACES
     >>> from darts_bio.strategies import AlphaState, Context, GradientStrategy
@@ -42,18 +43,17 @@ class AlphaState(StrategyState):
     {'alpha': 0.0003}
     """
 
-    def __init__(
-        self,
-        strategy: GradientStrategy,
-        context: Context,
-        further: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
         super().__init__(context)
         kind = FactorizedAlpha if context.factorised else Alpha
         self._alpha = kind(context, strategy.init)
         self.masks = self._alpha.masks
         """(edges, candidates) bool per cell type: True where there is a candidate."""
-        self.parameters = self._alpha.parameters | dict(further or {})
+        compete = context.normalizes_edges or strategy.normalizes_edges
+        self.edge_shares = EdgeShares(context, strategy.init) if compete else None
+        """Each edge's share of its node, where edges compete."""
+        betas = {} if self.edge_shares is None else self.edge_shares.parameters
+        self.parameters = self._alpha.parameters | betas
         """All that Adam moves, by name; gradients are in the order of its values."""
         self.optimizer = Adam(
             self._groups(strategy),
@@ -114,8 +114,8 @@ class GradientStrategy(Strategy[AlphaState]):
     """A strategy whose alpha follows the gradient of the validation loss, by Adam.
 
     Alpha moves once a step. The loss has the penalties of the objective and the regularizers, and
-    the gradient is the mean over all processes. Subclasses say how alpha becomes edge weights
-    (`edge_weights`, or `mean_weights` where there is no chance in them).
+    the gradient is the mean over all processes. Subclasses say how alpha becomes the weights of an
+    edge's candidates: by `mean_weights`, and where there is chance in them by `sampled_weights`.
 
     Attributes:
         lr: Adam's learning rate.
@@ -168,23 +168,34 @@ class GradientStrategy(Strategy[AlphaState]):
     def begin(self, context: Context) -> AlphaState:
         return AlphaState(self, context)
 
-    def mean_weights(self, state: AlphaState) -> dict[str, Tensor]:
-        """Return the edge weights that alpha stands for without chance: here, its softmax.
+    def mean_weights(self, state: AlphaState) -> EdgeWeights:
+        """Return the weights of each edge's candidates without chance: here, alpha's softmax.
 
-        They are (edges, candidates) per cell type, with their gradient. The genotype is derived
-        from them.
+        They are (edges, candidates) per cell type, with their gradient. By them costs and entropies
+        are counted, and the genotype is derived, unless a subclass says otherwise.
         """
         return {t: masked_softmax(logits, state.masks[t]) for t, logits in state.alpha.items()}
 
-    def edge_weights(self, state: AlphaState) -> EdgeWeights:
-        return self.mean_weights(state)
-
-    def shares(self, state: AlphaState) -> EdgeWeights:
-        """Return each candidate's share of its edge, by which costs and entropies are counted.
+    def sampled_weights(self, state: AlphaState) -> EdgeWeights:
+        """Return the weights of each edge's candidates as `prepare` drew them.
 
         They are (edges, candidates) per cell type, with their gradient.
         """
         return self.mean_weights(state)
+
+    def strengths(self, state: AlphaState) -> EdgeWeights:
+        """Return by what the candidates of an edge are compared: (edges, candidates) per cell type.
+
+        No gradient of it is taken.
+        """
+        return self.mean_weights(state)
+
+    def with_edge_shares(self, state: AlphaState, weights: EdgeWeights) -> EdgeWeights:
+        """Multiply the weights of candidates by the share of their edge, where edges compete."""
+        return weights if state.edge_shares is None else state.edge_shares.applied_to(weights)
+
+    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+        return self.with_edge_shares(state, self.sampled_weights(state))
 
     def own_penalty(self, state: AlphaState) -> Tensor | float:
         """Return what the strategy itself adds to the loss that alpha follows, a scalar."""
@@ -193,7 +204,7 @@ class GradientStrategy(Strategy[AlphaState]):
     def validation_loss(self, state: AlphaState, bilevel: Bilevel) -> tuple[Tensor, Tensor]:
         """Return the loss that alpha follows, with all penalties, and the logits (N, classes)."""
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
-        loss = loss + bilevel.penalty(self.shares(state), state.alpha)
+        loss = loss + bilevel.penalty(self.mean_weights(state), state.alpha)
         loss = loss + self.own_penalty(state)
         return loss, logits
 
@@ -218,7 +229,7 @@ class GradientStrategy(Strategy[AlphaState]):
 
     @torch.no_grad()
     def final_weights(self, state: AlphaState) -> EdgeWeights:
-        return self.mean_weights(state)
+        return self.with_edge_shares(state, self.strengths(state))
 
 
 class GumbelState(AlphaState):

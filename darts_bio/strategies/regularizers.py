@@ -1,13 +1,16 @@
 """Regularizers of a search: what keeps alpha from following the noise of half-trained weights.
 
-A regularizer adds a penalty to the loss that alpha follows, has a say in when the search stops or
-when alpha begins to move, or asks for another form of alpha. Any number of them goes with any
-strategy. They are registered by name in `REGULARIZERS` and given as
+A regularizer adds a penalty to the loss that alpha follows, changes the edge weights that the
+supernet is lent, has a say in when the search stops or when alpha begins to move, or asks for
+another form of alpha or of the supernet. Any number of them goes with any strategy, but where it
+says so. They are registered by name in `REGULARIZERS` and given as
 `--regularizers "skip_stop(most=2),entropy(weight=0.1)"`.
+
+Here are those of a few lines; others have a file of their own.
 
 >>> from darts_bio.strategies import REGULARIZERS
 >>> REGULARIZERS.names()[:5]
-('warmup', 'factorised', 'entropy', 'skip_stop', 'eigenvalue_stop')
+('warmup', 'factorised', 'partial_channels', 'edge_normalization', 'entropy')
 >>> REGULARIZERS.options("entropy")
 {'weight': 0.1, 'level': 'pair'}
 >>> REGULARIZERS.build("entropy(level=rule)")
@@ -16,22 +19,20 @@ Entropy(weight=0.1, level='rule')
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_number, check_whole, unknown_name
+from darts_bio.errors import InputError, check_whole, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
 from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
-from darts_bio.strategies.gradient import AlphaState, GradientStrategy
+from darts_bio.strategies.gradient import GradientStrategy
 
 
 class Lookout(Protocol):
@@ -105,6 +106,12 @@ class Regularizer(Generic[R]):
     factorised: ClassVar[bool] = False
     """Whether alpha is to be operation times rule given the operation."""
 
+    normalizes_edges: ClassVar[bool] = False
+    """Whether the edges into a node are to compete."""
+
+    partial: ClassVar[int | None] = None
+    """k, where 1/k of the channels are to go through the candidates; None without a say in it."""
+
     @property
     def where(self) -> str:
         """The words that an error message about this regularizer begins with."""
@@ -152,6 +159,15 @@ REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer")
 """All regularizers, by the names and options that `--regularizers` takes."""
 
 
+def refuse_without_gradient(regularizer: Regularizer[Any], strategy: Strategy[Any]) -> None:
+    """Raise InputError if the strategy does not move alpha along a gradient."""
+    if not isinstance(strategy, GradientStrategy):
+        raise InputError(
+            f"{regularizer.where}: expected a strategy that moves alpha along a gradient, found "
+            f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
+        )
+
+
 @REGULARIZERS.register("warmup")
 @dataclass(frozen=True)
 class Warmup(Regularizer[RegularizerState]):
@@ -194,6 +210,45 @@ class Factorised(Regularizer[RegularizerState]):
     """
 
     factorised = True
+
+
+@REGULARIZERS.register("partial_channels")
+@dataclass(frozen=True)
+class PartialChannels(Regularizer[RegularizerState]):
+    """1/k of the channels through the candidates, the others past them (PC-DARTS, 1907.05737).
+
+    A step takes less memory and time, and skips and pools, which move all channels alike, lose their
+    head start. It brings neither the warm-up nor the edge normalization of `pc_darts`.
+
+    >>> REGULARIZERS.build("partial_channels(k=2)").partial
+    2
+    """
+
+    k: int = 4
+
+    def __post_init__(self) -> None:
+        check_whole(f"{self.where}: k", self.k)
+
+    @property
+    def partial(self) -> int:  # type: ignore[override]
+        return self.k
+
+
+@REGULARIZERS.register("edge_normalization")
+@dataclass(frozen=True)
+class EdgeNormalization(Regularizer[RegularizerState]):
+    """Edges that compete: a softmax over the edges into a node (PC-DARTS, 1907.05737).
+
+    Each edge has a beta that moves beside alpha (`strategies.edges`).
+
+    >>> REGULARIZERS.build("edge_normalization").normalizes_edges
+    True
+    """
+
+    normalizes_edges = True
+
+    def accept(self, strategy: Strategy[Any]) -> None:
+        refuse_without_gradient(self, strategy.trainer)
 
 
 Level = Literal["pair", "operation", "rule"]
@@ -299,184 +354,3 @@ class SkipStop(Regularizer[RegularizerState]):
             if kind(cell_type) == first
         )
         return skips >= self.most, {"regularizer/skips": float(skips)}
-
-
-class EigenvalueState(RegularizerState):
-    """The eigenvalues measured so far, and alpha's parameters at the last measurements.
-
-    `snapshots` holds the last `EigenvalueStop.back` + 1 of them, the oldest first.
-    """
-
-    def __init__(self) -> None:
-        self.measured: list[float] = []
-        self.snapshots: list[dict[str, Tensor]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"measured": list(self.measured), "snapshots": list(self.snapshots)}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.measured, self.snapshots = list(saved["measured"]), list(saved["snapshots"])
-
-
-@REGULARIZERS.register("eigenvalue_stop")
-@dataclass(frozen=True)
-class EigenvalueStop(Regularizer[EigenvalueState]):
-    """A stop when the dominant eigenvalue of alpha's Hessian has grown (Zela 2020, 1909.09656).
-
-    The Hessian is that of the validation loss in alpha. A mean of its largest eigenvalue is taken
-    over a window of measurements, at first over all there are, from half a window on; it stands
-    for the middle of the window. Once it exceeds `factor` times the mean `lag` measurements before,
-    the search ends with the alpha for which that earlier mean stands. So the alpha it goes back to
-    is `lag` measurements and half a window old, and never older than epoch `start`.
-
-    Attributes:
-        factor: By how much the mean has to grow.
-        window: Over how many measurements a mean is taken, at most.
-        lag: How many measurements lie between the two means.
-        every: How many epochs lie between two measurements.
-        start: The first epoch, counted from 0, whose alpha may be gone back to.
-
-    >>> REGULARIZERS.build("eigenvalue_stop(every=5)")
-    EigenvalueStop(factor=1.3, window=5, lag=4, every=5, start=10)
-    """
-
-    factor: float = 1.3
-    window: int = 5
-    lag: int = 4
-    every: int = 1
-    start: int = 10
-
-    def __post_init__(self) -> None:
-        check_number(f"{self.where}: factor", self.factor, above=0)
-        for option in ("window", "lag", "every"):
-            check_whole(f"{self.where}: {option}", getattr(self, option))
-        check_whole(f"{self.where}: start", self.start, least=0)
-
-    @property
-    def back(self) -> int:
-        """How many measurements ago the alpha was that a stop goes back to."""
-        return self.window // 2 + self.lag
-
-    def begin(self, context: Context) -> EigenvalueState:
-        return EigenvalueState()
-
-    def accept(self, strategy: Strategy[Any]) -> None:
-        if not isinstance(strategy, GradientStrategy):
-            raise InputError(
-                f"{self.where}: expected a strategy that moves alpha along a gradient, found "
-                f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
-            )
-
-    def after_epoch(
-        self, state: EigenvalueState, epoch: int, search: Lookout
-    ) -> tuple[bool, dict[str, float]]:
-        strategy, alpha = search.strategy, search.strategy_state
-        assert isinstance(strategy, GradientStrategy)
-        assert isinstance(alpha, AlphaState)
-        if epoch % self.every:
-            return False, {}
-        measured = state.measured
-        measured.append(dominant_eigenvalue(strategy, alpha, search.validation_loss))
-        state.snapshots = [*state.snapshots, alpha.values()][-self.back - 1 :]
-        numbers = {"regularizer/eigenvalue": measured[-1]}
-        half_a_window = math.ceil(self.window / 2)
-        if len(measured) < half_a_window + self.lag or epoch - self.every * self.back < self.start:
-            return False, numbers
-        present = _mean_of_last(measured, self.window)
-        earlier = _mean_of_last(measured[: -self.lag], self.window)
-        if present <= self.factor * earlier:
-            return False, numbers
-        alpha.put(state.snapshots[0])
-        return True, numbers
-
-
-def _mean_of_last(values: list[float], window: int) -> float:
-    """Return the mean of the last `window` values, or of all if there are fewer."""
-    last = values[-window:]
-    return sum(last) / len(last)
-
-
-STEP_OF_DIFFERENCES = 1e-2
-"""How far a central difference goes to either side of alpha, in the norm of all its logits."""
-
-
-def dominant_eigenvalue(
-    strategy: GradientStrategy, state: AlphaState, loss: Callable[[EdgeWeights], Tensor]
-) -> float:
-    """Return the largest eigenvalue of the Hessian of a loss in alpha, to about 1 %.
-
-    Products of the Hessian with vectors are central differences of gradients, since rules have no
-    second derivative. When it returns or raises, alpha is as it was.
-
-    Args:
-        strategy: What turns alpha into edge weights.
-        state: Its state, which holds alpha.
-        loss: A function of edge weights (edges, candidates) per cell type.
-    """
-    parameters = list(state.parameters.values())
-    before = state.values()
-    sizes = [parameter.numel() for parameter in parameters]
-
-    def gradient_at(offset: Tensor) -> Tensor:
-        # (all logits,) -> the shape of each parameter, and back.
-        offsets = zip(before.items(), offset.split(sizes), strict=True)
-        state.put({name: value + piece.view_as(value) for (name, value), piece in offsets})
-        gradients = torch.autograd.grad(loss(strategy.mean_weights(state)), parameters)
-        return torch.cat([gradient.flatten() for gradient in gradients])
-
-    def product(unit: np.ndarray) -> np.ndarray:
-        direction = torch.from_numpy(unit).to(parameters[0])
-        plus, minus = (gradient_at(sign * STEP_OF_DIFFERENCES * direction) for sign in (1, -1))
-        return (plus - minus).double().cpu().numpy() / (2 * STEP_OF_DIFFERENCES)
-
-    try:
-        return largest_eigenvalue(product, sum(sizes))
-    finally:
-        state.put(before)
-
-
-def largest_eigenvalue(
-    product: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float = 1e-2, least: int = 12
-) -> float:
-    """Return the largest eigenvalue of a symmetric matrix, given its products with vectors.
-
-    This is the method of Lanczos (1950): an orthonormal basis is built from products with the
-    matrix, in which the matrix is tridiagonal, and the eigenvalues of that small matrix approach
-    those of the large one from the ends of the spectrum inwards. Every basis vector is
-    orthogonalized against all before it, which is affordable: alpha has a few hundred entries.
-
-    Args:
-        product: Maps a unit vector (n,) to its product with the matrix (n, n).
-        n: The size of the matrix.
-        tolerance: The residual, relative to the eigenvalue, at which it ends.
-        least: The number of products before which it does not end for that reason.
-
-    >>> matrix = np.diag([1.0, 5.0, -9.0])
-    >>> round(largest_eigenvalue(lambda x: matrix @ x, 3), 6)
-    5.0
-    """
-    # A fixed start, so that a resumed search measures the same.
-    start = np.random.default_rng(0).standard_normal(n)
-    basis = (start / np.linalg.norm(start))[None]
-    # The tridiagonal matrix: its diagonal, and what stands above and below it.
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    while True:
-        image = product(basis[-1])
-        diagonal.append(float(image @ basis[-1]))
-        for _ in range(2):  # once leaves what rounding brings back
-            image = image - basis.T @ (basis @ image)
-        values, vectors = np.linalg.eigh(
-            np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
-        )
-        norm = float(np.linalg.norm(image))
-        # The residual of the last, largest Ritz pair: the norm of the new direction times the last
-        # entry of its eigenvector.
-        residual = norm * abs(vectors[-1, -1])
-        converged = residual <= tolerance * abs(values[-1])
-        # The basis spans everything that products with the matrix reach from the start.
-        exhausted = len(basis) == n or norm <= 1e-10 * np.abs(values).max()
-        if exhausted or (converged and len(basis) >= least):
-            return float(values[-1])
-        off_diagonal.append(norm)
-        basis = np.vstack([basis, image / norm])

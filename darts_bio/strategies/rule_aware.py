@@ -128,7 +128,7 @@ class RuleAware(GradientStrategy):
         return gradients, ahead.logits
 
     @torch.no_grad()
-    def final_weights(self, state: AlphaState) -> EdgeWeights:
+    def strengths(self, state: AlphaState) -> EdgeWeights:
         """Return weights of which the largest on an edge is the best rule of the best operation.
 
         That is the share of the operation, times the share of the rule relative to that of the

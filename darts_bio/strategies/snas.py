@@ -53,7 +53,7 @@ class Snas(GradientStrategy):
         assert isinstance(state, GumbelState)
         state.sample(self.temperature(state))
 
-    def edge_weights(self, state: AlphaState) -> EdgeWeights:
+    def sampled_weights(self, state: AlphaState) -> EdgeWeights:
         assert isinstance(state, GumbelState)
         # Alpha stands for log softmax(alpha): the two differ by a constant per edge, which a
         # softmax does not see.

@@ -155,9 +155,14 @@ class Search:
         self.regularizers: list[Regularizer[Any]] = [
             REGULARIZERS.build(spec) for spec in config.regularizers
         ]
+        self._refuse_repetitions()
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         # The regularizers say in which form alpha is kept, so the strategy begins after them.
-        context = replace(context, factorised=any(r.factorised for r in self.regularizers))
+        context = replace(
+            context,
+            factorised=any(r.factorised for r in self.regularizers),
+            normalizes_edges=any(r.normalizes_edges for r in self.regularizers),
+        )
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy)
@@ -187,7 +192,7 @@ class Search:
             num_classes=len(data.classes),
             in_channels=data.in_channels,
             backbone_rule=config.backbone_rule,
-            partial=self.strategy.partial,
+            partial=self._partial(),
             shared=config.kernel_scale if self._shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
         )
@@ -213,19 +218,36 @@ class Search:
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
-    def _warmup_epochs(self) -> int:
-        """Return for how many epochs alpha stays as it is, by a regularizer or by the strategy.
+    def _refuse_repetitions(self) -> None:
+        """Raise InputError for a regularizer that is named twice."""
+        names = [REGULARIZERS.name_of(regularizer) for regularizer in self.regularizers]
+        for name in names:
+            # Entropies of different levels are different penalties.
+            if names.count(name) > 1 and name != "entropy":
+                raise InputError(
+                    f"--regularizers: expected one {name}, found {names.count(name)}; leave out all "
+                    "but one"
+                )
 
-        Raises InputError if several regularizers say so.
-        """
+    def _warmup_epochs(self) -> int:
+        """Return for how many epochs alpha stays as it is, by a regularizer or by the strategy."""
         warmups = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
-        if len(warmups) > 1:
-            raise InputError(
-                f"--regularizers: expected one warmup, found {len(warmups)}; leave out all but one"
-            )
         if warmups:
             return warmups[0]
         return round(self.strategy.warmup_share(self.epochs) * self.epochs)
+
+    def _partial(self) -> int:
+        """Return k, where 1/k of the channels goes through the candidates (see `SuperNet`).
+
+        Raises InputError if both a regularizer and the strategy say so.
+        """
+        asked = [r.partial for r in self.regularizers if r.partial is not None]
+        if asked and self.strategy.partial > 1:
+            raise InputError(
+                f"--regularizers partial_channels: --strategy {self.config.strategy} has a k of its "
+                f"own, {self.strategy.partial}; leave the regularizer out"
+            )
+        return asked[0] if asked else self.strategy.partial
 
     def _refuse_contradictions(self) -> None:
         """Raise InputError for options that do not go with the strategy."""
@@ -371,7 +393,7 @@ class Search:
         """
         strategy, state = self.strategy, self.strategy_state
         if isinstance(strategy, GradientStrategy) and isinstance(state, AlphaState):
-            return detached(strategy.shares(state))
+            return detached(strategy.mean_weights(state))
         return strategy.final_weights(state)
 
     def _edge_weights(self) -> tuple[Tensor, ...]:
