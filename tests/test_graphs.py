@@ -148,6 +148,17 @@ class TestOnTapes:
             },
             {"objective": ("weight_transport(share=0.1)",), "rules": ("fa", "bp")},
             {"space": "by_depth(space=darts(nodes=1), cells=3)", "regularizers": ("factorised",)},
+            {
+                "strategy": "snas",
+                "regularizers": (
+                    "partial_channels(k=2)",
+                    "edge_normalization",
+                    "auxiliary_skip",
+                    "beta_decay",
+                    "smooth(kind=adversarial, steps=2)",
+                    "warmup(epochs=0)",
+                ),
+            },
             {"memory": "low"},
             {"amp": "bf16", "arch_gradient": "true"},
             {"optimizer": "adamw"},

@@ -73,6 +73,9 @@ def _searches() -> dict[str, Case]:
             ends=name != "eigenvalue_stop",
             regularizers=sorted({"warmup(epochs=0)", name} - {"warmup"}),
         )
+    found["regularizer smooth, adversarial"] = searching(
+        regularizers=["warmup(epochs=0)", "smooth(kind=adversarial, steps=2)"]
+    )
     found["regularizer entropy of rules"] = searching(
         regularizers=["warmup(epochs=0)", "entropy(weight=0.1, level=rule)"]
     )

@@ -14,8 +14,8 @@ Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 >>> STRATEGIES.options("random")
 {'genotype': ''}
 >>> sorted(REGULARIZERS)  # doctest: +NORMALIZE_WHITESPACE
-['edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised', 'partial_channels', 'skip_stop',
- 'warmup']
+['auxiliary_skip', 'beta_decay', 'edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised',
+ 'partial_channels', 'skip_stop', 'smooth', 'warmup']
 >>> REGULARIZERS.build("skip_stop(most=1)")
 SkipStop(most=1)
 >>> sorted(COSTS)
@@ -58,6 +58,7 @@ from darts_bio.strategies import gdas as _gdas  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401
 from darts_bio.strategies import rule_aware as _rule_aware  # noqa: F401
+from darts_bio.strategies import smooth as _smooth  # noqa: F401
 from darts_bio.strategies import snas as _snas  # noqa: F401
 from darts_bio.strategies.base import (
     STRATEGIES,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from darts_bio.errors import check_number, check_whole
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import Context, Strategy
+from darts_bio.strategies.base import Context, Strategy, StrategyState
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 from darts_bio.strategies.regularizers import (
     REGULARIZERS,
@@ -88,7 +88,7 @@ class EigenvalueStop(Regularizer[EigenvalueState]):
     def begin(self, context: Context) -> EigenvalueState:
         return EigenvalueState()
 
-    def accept(self, strategy: Strategy[Any]) -> None:
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
         refuse_without_gradient(self, strategy)
 
     def after_epoch(

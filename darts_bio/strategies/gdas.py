@@ -15,33 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from darts_bio.errors import check_number
 from darts_bio.networks import EdgeWeights
-from darts_bio.strategies.base import STRATEGIES, Context, one_hot_like
+from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy, GumbelState
-
-
-class GdasState(GumbelState):
-    """Alpha, a Gumbel sample of it, and which candidates are drawn.
-
-    `strongest`, (edges,) per cell type, says where the sample is largest. Like the sample itself it
-    is a tensor that changes in place.
-    """
-
-    def __init__(self, strategy: GradientStrategy, context: Context) -> None:
-        super().__init__(strategy, context)
-        self.strongest = {
-            t: torch.zeros(len(mask), dtype=torch.int64, device=context.device)
-            for t, mask in self.masks.items()
-        }
-
-    @torch.no_grad()
-    def sample(self, temperature: float) -> None:
-        super().sample(temperature)
-        for t, sample in self.soft_sample().items():
-            self.strongest[t].copy_(sample.argmax(1))
 
 
 @STRATEGIES.register("gdas")
@@ -82,22 +59,17 @@ class Gdas(GradientStrategy):
         """Return the temperature of the present epoch, on its way from `tau` to `tau_min`."""
         return self.tau + (self.tau_min - self.tau) * state.epoch / max(1, state.context.epochs - 1)
 
-    def begin(self, context: Context) -> GdasState:
-        return GdasState(self, context)
+    def begin(self, context: Context) -> GumbelState:
+        return GumbelState(self, context)
 
     def prepare(self, state: AlphaState) -> None:
         assert isinstance(state, GumbelState)
         state.sample(self.temperature(state))
 
     def drawn(self, state: AlphaState) -> Mapping[str, Sequence[int]]:
-        assert isinstance(state, GdasState)
-        return {t: strongest.tolist() for t, strongest in state.strongest.items()}
+        assert isinstance(state, GumbelState)
+        return state.strongest()
 
     def sampled_weights(self, state: AlphaState) -> EdgeWeights:
-        assert isinstance(state, GdasState)
-        # Straight through: the values are those of the one-hot tensor (up to rounding), since
-        # s - s.detach() is zero, and the gradient is that of the soft sample s.
-        return {
-            t: one_hot_like(s, state.strongest[t]) + s - s.detach()
-            for t, s in state.soft_sample().items()
-        }
+        assert isinstance(state, GumbelState)
+        return state.hard_sample()

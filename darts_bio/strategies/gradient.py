@@ -20,7 +20,14 @@ from darts_bio.networks import EdgeWeights
 from darts_bio.optimizers import Adam, load_optimizer
 from darts_bio.runtime import fill, generator
 from darts_bio.strategies.alpha import Alpha, FactorizedAlpha
-from darts_bio.strategies.base import Bilevel, Context, Strategy, StrategyState, masked_softmax
+from darts_bio.strategies.base import (
+    Bilevel,
+    Context,
+    Strategy,
+    StrategyState,
+    masked_softmax,
+    one_hot_like,
+)
 from darts_bio.strategies.edges import EdgeShares
 
 
@@ -270,4 +277,18 @@ class GumbelState(AlphaState):
         return {
             t: masked_softmax((logits + self.noise[t]) / self.temperature, self.masks[t])
             for t, logits in self.alpha.items()
+        }
+
+    @torch.no_grad()
+    def strongest(self) -> dict[str, list[int]]:
+        """Return, for each edge of a cell type, the candidate at which the sample is largest."""
+        return {t: sample.argmax(1).tolist() for t, sample in self.soft_sample().items()}
+
+    def hard_sample(self) -> dict[str, Tensor]:
+        """Return 1 for the strongest candidate of an edge and 0 for others: (edges, candidates).
+
+        Straight through: the gradient is that of the soft sample s, whose s - s.detach() is zero.
+        """
+        return {
+            t: one_hot_like(s, s.argmax(1)) + s - s.detach() for t, s in self.soft_sample().items()
         }

@@ -19,19 +19,20 @@ Entropy(weight=0.1, level='rule')
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_whole, unknown_name
+from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
-from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
+from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState, masks_of
 from darts_bio.strategies.gradient import GradientStrategy
 
 
@@ -112,6 +113,13 @@ class Regularizer(Generic[R]):
     partial: ClassVar[int | None] = None
     """k, where 1/k of the channels are to go through the candidates; None without a say in it."""
 
+    spreads: ClassVar[bool] = False
+    """Whether it gives weight to candidates that had none, so that a strategy that draws one
+    candidate an edge has to have all of them computed."""
+
+    exchanges: ClassVar[bool] = False
+    """Whether `perturbed` averages something over processes by itself."""
+
     @property
     def where(self) -> str:
         """The words that an error message about this regularizer begins with."""
@@ -125,8 +133,41 @@ class Regularizer(Generic[R]):
         """
         return RegularizerState()  # type: ignore[return-value]
 
-    def accept(self, strategy: Strategy[Any]) -> None:
-        """Raise InputError if the regularizer cannot go with this strategy."""
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
+        """Raise InputError if the regularizer cannot go with this strategy, whose state is given."""
+
+    def begin_epoch(self, state: R, epoch: int) -> None:
+        """Set what a schedule changes, for an epoch counted from 0; again if a run is resumed."""
+
+    def lent(self, state: R, weights: EdgeWeights) -> EdgeWeights:
+        """Return the edge weights that the supernet is lent in place of the strategy's.
+
+        This is so in every pass: of w, of alpha, and of individuals that are measured.
+
+        Args:
+            state: What `begin` made.
+            weights: (edges, candidates) per cell type.
+        """
+        return weights
+
+    def prepare(self, state: R) -> None:
+        """Draw what the next `perturbed` depends on, in place."""
+
+    def perturbed(
+        self, state: R, weights: EdgeWeights, loss: Callable[[EdgeWeights], Tensor]
+    ) -> EdgeWeights:
+        """Return the edge weights that w is trained with, in place of those that alpha stands for.
+
+        On a GPU it is recorded (see `Strategy.descends`).
+
+        Args:
+            state: What `begin` made.
+            weights: (edges, candidates) per cell type, without a gradient.
+            loss: Returns the supernet's loss on the training batch at other edge weights, a scalar.
+                It is differentiable, with exact gradients in place of the rules' own, and the
+                supernet is in evaluation mode.
+        """
+        return weights
 
     def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
         """Return what is added to the loss that alpha follows, for the shares of candidates.
@@ -247,7 +288,7 @@ class EdgeNormalization(Regularizer[RegularizerState]):
 
     normalizes_edges = True
 
-    def accept(self, strategy: Strategy[Any]) -> None:
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
         refuse_without_gradient(self, strategy.trainer)
 
 
@@ -324,6 +365,156 @@ def _entropy(shares: Tensor) -> Tensor:
     """Return the entropy, in nats, of shares along the last dimension: (..., n) -> (...)."""
     # The bound keeps the gradient finite where a share is zero.
     return -torch.special.xlogy(shares, shares.clamp_min(torch.finfo(shares.dtype).tiny)).sum(-1)
+
+
+class ScheduledState(RegularizerState):
+    """A number that changes from epoch to epoch, as a scalar tensor that changes in place.
+
+    Args:
+        context: The search.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.masks = masks_of(context)
+        """(edges, candidates) bool per cell type: True where there is a candidate."""
+        self.number = torch.zeros((), device=context.device)
+
+
+@REGULARIZERS.register("beta_decay")
+@dataclass(frozen=True)
+class BetaDecay(Regularizer[ScheduledState]):
+    """A penalty on the logsumexp of alpha: beta-DARTS' decay of edge weights (Ye 2022, 2203.01665).
+
+    The loss that alpha follows gets lambda times the mean over all edges of log sum exp(alpha). Its
+    gradient is lambda times the edge weights themselves, and so keeps large ones from growing.
+    lambda rises linearly over the epochs from 0 to `weight`, which is that of the published code's
+    search of 100 epochs; one of 50 epochs ends with half of that there. There alpha keeps Adam's
+    decay beside it. What `factorised` makes of alpha has a logsumexp of 0: the two do not go
+    together.
+
+    >>> import math
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> decay = REGULARIZERS.build("beta_decay(weight=50)")
+    >>> state = decay.begin(Context(space, table, 0, cpu, epochs=100, steps_per_epoch=5))
+    >>> decay.begin_epoch(state, 2)  # lambda is 2 % of 50
+    >>> penalty = decay.alpha_penalty(state, {"cell": torch.zeros(6, 5)})
+    >>> round(penalty.item(), 4) == round(math.log(5), 4)
+    True
+    """
+
+    weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: weight", self.weight, above=0)
+
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
+        refuse_without_gradient(self, strategy.trainer)
+        if state.context.factorised:
+            raise InputError(
+                f"{self.where}: expected an alpha of logits, found one of operations times rules "
+                "(factorised, or that of rule_aware), whose logsumexp is 0; leave one of both out"
+            )
+
+    def begin(self, context: Context) -> ScheduledState:
+        return ScheduledState(context)
+
+    def begin_epoch(self, state: ScheduledState, epoch: int) -> None:
+        state.number.fill_(self.weight * epoch / state.context.epochs)
+
+    def alpha_penalty(self, state: ScheduledState, alpha: Mapping[str, Tensor]) -> Tensor:
+        sums = [
+            logits.masked_fill(~state.masks[t], -torch.inf).logsumexp(1)
+            for t, logits in alpha.items()
+        ]
+        return state.number * torch.cat(sums).mean()
+
+
+NEARLY_NOTHING = 1e-12
+"""The weight of an edge's skip connections below which the auxiliary ones have equal shares."""
+
+Decay = Literal["linear", "cosine"]
+"""How a weight falls from its first value to 0 over the epochs."""
+
+
+class AuxiliarySkipState(ScheduledState):
+    """The weight of the auxiliary skips, and which candidates are skip connections.
+
+    `skips` is (edges, candidates) bool per cell type.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.skips = {
+            t: torch.tensor(
+                [[c is not None and c.op == "skip_connect" for c in row] for row in rows],
+                device=context.device,
+            )
+            for t, rows in context.table.rows.items()
+        }
+
+
+@REGULARIZERS.register("auxiliary_skip")
+@dataclass(frozen=True)
+class AuxiliarySkip(Regularizer[AuxiliarySkipState]):
+    """A skip connection beside the candidates, fading out (DARTS-, Chu 2021, arXiv 2009.01027).
+
+    A skip helps to train the network whatever it is worth in the architecture, and is chosen for
+    that. So each edge that has a skip connection among its candidates gets another one, outside the
+    competition, whose weight falls over the epochs from `weight` to 0, linearly (`linear`) or by
+    half a cosine (`cosine`).
+
+    At stride 1 that is the identity. At stride 2 a skip connection has weights, which the auxiliary
+    one shares with the candidates (under several rules, by their shares), where the published code
+    has further ones.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> skip = REGULARIZERS.build("auxiliary_skip")
+    >>> state = skip.begin(Context(space, table, 0, cpu, epochs=50, steps_per_epoch=5))
+    >>> skip.begin_epoch(state, 10)
+    >>> skip.lent(state, {"cell": torch.full((6, 5), 0.2)})["cell"][0]
+    tensor([0.2000, 1.0000, 0.2000, 0.2000, 0.2000])
+    """
+
+    spreads = True
+
+    weight: float = 1.0
+    decay: Decay = "linear"
+
+    def __post_init__(self) -> None:
+        check_number(f"{self.where}: weight", self.weight, above=0)
+        if self.decay not in get_args(Decay):
+            raise unknown_name("decay of the auxiliary skip", str(self.decay), get_args(Decay))
+
+    def begin(self, context: Context) -> AuxiliarySkipState:
+        state = AuxiliarySkipState(context)
+        if not any(bool(skips.any()) for skips in state.skips.values()):
+            raise InputError(
+                f"{self.where}: expected skip_connect among the operations of the space, found "
+                "none; leave the regularizer out, or use another --space"
+            )
+        return state
+
+    def begin_epoch(self, state: AuxiliarySkipState, epoch: int) -> None:
+        progress = epoch / state.context.epochs
+        falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        state.number.fill_(self.weight * falls[self.decay])
+
+    def lent(self, state: AuxiliarySkipState, weights: EdgeWeights) -> EdgeWeights:
+        lent = {}
+        for t, of_type in weights.items():
+            skips = state.skips[t].to(of_type)
+            total = (of_type * skips).sum(-1, keepdim=True)
+            # Of less, as cold samples have it, the gradient of a share would overflow.
+            some = total > NEARLY_NOTHING
+            equal = skips / skips.sum(-1, keepdim=True).clamp_min(1)
+            of_skips = torch.where(some, of_type * skips / torch.where(some, total, 1), equal)
+            lent[t] = of_type + state.number.to(of_type) * of_skips
+        return lent
 
 
 @REGULARIZERS.register("skip_stop")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import ImageData, halves
 from darts_bio.distributed import average, from_first, mean_of_all, rank, summed, world_size
 from darts_bio.errors import InputError, first_line
+from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
@@ -165,7 +166,7 @@ class Search:
         )
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
-            regularizer.accept(self.strategy)
+            regularizer.accept(self.strategy, self.strategy_state)
         self.warmup_epochs = self._warmup_epochs()
         self.objective = Objective(
             config.objective,
@@ -327,7 +328,13 @@ class Search:
     def begin_epoch(self, epoch: int) -> None:
         self.optimizer.begin_epoch(epoch)
         self.strategy.begin_epoch(self.strategy_state, epoch)
+        for regularizer, state in self._regularizers():
+            regularizer.begin_epoch(state, epoch)
         self.run.begin_epoch()
+
+    def _regularizers(self) -> Iterator[tuple[Regularizer[Any], Any]]:
+        """Yield each regularizer with its state."""
+        return zip(self.regularizers, self.regularizer_states, strict=True)
 
     def step(self, t: int) -> dict[str, Sums]:
         """Move alpha, then w, then renew the feedback; return what the batches were worth.
@@ -340,7 +347,7 @@ class Search:
         descends = strategy.descends(state)
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
             strategy.prepare(state)
-            drawn = strategy.drawn(state)
+            drawn = self._drawn()
             # A function that exchanges with other processes within cannot be recorded, nor one that
             # computes other candidates each time.
             exchanges = strategy.exchanges and world_size() > 1
@@ -352,14 +359,23 @@ class Search:
             sums["valid"] = measured("valid", valid_sums, len(valid[1]))
         # Once more: the pass that moves w has a sample of its own.
         strategy.prepare(state)
+        for regularizer, of_regularizer in self._regularizers():
+            regularizer.prepare(of_regularizer)
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
-        drawn = strategy.drawn(state)
-        run = self.run if drawn is None else call
+        drawn = self._drawn()
+        exchanges = any(r.exchanges for r in self.regularizers) and world_size() > 1
+        run = call if exchanges or drawn is not None else self.run
         with self.supernet.drawn(drawn):
             train_sums = run(self._weight_gradients, *train, *lent)
         self.optimizer.update()
         self.renewal(t + 1, self.run)
         return {"train": measured("train", train_sums, len(train[1]))} | sums
+
+    def _drawn(self) -> Mapping[str, Sequence[int]] | None:
+        """Return the one candidate of each edge that is computed; None if all are."""
+        if any(regularizer.spreads for regularizer in self.regularizers):
+            return None
+        return self.strategy.drawn(self.strategy_state)
 
     def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and `loss_and_accuracy` of the validation batch.
@@ -406,7 +422,11 @@ class Search:
 
         `lent` is what `_edge_weights` returned: inputs of a recording are tensors, not dicts.
         """
-        edge_weights = dict(zip(self.table.rows, lent, strict=True))
+        edge_weights: EdgeWeights = dict(zip(self.table.rows, lent, strict=True))
+        for regularizer, state in self._regularizers():
+            edge_weights = regularizer.perturbed(
+                state, edge_weights, functools.partial(self._attacked_loss, x, labels)
+            )
         loss, logits = self._weight_loss((x, labels), edge_weights)
         # What is not drawn has a gradient of zero, not none: SGD's momentum and decay move it too.
         self.optimizer.differentiate([loss], complete=self.supernet.is_drawn)
@@ -416,9 +436,30 @@ class Search:
         """Return the cross entropy on a batch, and the logits (N, classes), in float32 at least."""
         x, labels = batch
         with autocast(self.device, self.config.amp):
-            logits = self.supernet(x, edge_weights)
+            logits = self._logits_at(x, edge_weights)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels), logits
+
+    def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
+        for regularizer, state in self._regularizers():
+            edge_weights = regularizer.lent(state, edge_weights)
+        return self.supernet(x, edge_weights)
+
+    def _attacked_loss(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """Return the loss on a training batch, a scalar, for whoever attacks the edge weights.
+
+        It is the mean over all processes, as is its gradient, which is exact; batch norms have their
+        running statistics.
+        """
+
+        def loss(weights: Sequence[Tensor]) -> Tensor:
+            at = dict(zip(edge_weights, weights, strict=True))
+            return self._weight_loss((x, labels), at)[0]
+
+        supernet = self.supernet
+        with in_mode(supernet, training=False), frozen(supernet), true_gradients(supernet):
+            return mean_of_all(loss, list(edge_weights.values()))
 
     def _architecture_loss(self, batch: Batch, edge_weights: EdgeWeights) -> tuple[Tensor, Tensor]:
         """Return `_weight_loss`, whose gradient `--arch-gradient` says: the rules', or exact."""
@@ -433,13 +474,12 @@ class Search:
             shares: The candidates' shares of each edge, by cell type.
             alpha: Alpha by cell type, for the regularizers of alpha itself; None leaves those out.
         """
-        regularizers = list(zip(self.regularizers, self.regularizer_states, strict=True))
         total = self.objective.penalty(shares) + sum(
-            r.penalty(state, shares) for r, state in regularizers
+            r.penalty(state, shares) for r, state in self._regularizers()
         )
         if alpha is None:
             return total
-        return total + sum(r.alpha_penalty(state, alpha) for r, state in regularizers)
+        return total + sum(r.alpha_penalty(state, alpha) for r, state in self._regularizers())
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """Have the strategy and the regularizers look at the search; return what they measured.
@@ -459,7 +499,7 @@ class Search:
 
         numbers |= self.strategy.end_epoch(self.strategy_state, epoch, measure)
         lookout = _Lookout(self, first)
-        for regularizer, state in zip(self.regularizers, self.regularizer_states, strict=True):
+        for regularizer, state in self._regularizers():
             ends, measurements = regularizer.after_epoch(state, epoch, lookout)
             self.stopped = self.stopped or ends
             numbers |= measurements
@@ -541,8 +581,8 @@ class Search:
             if len(next(iter(edge_weights.values()))) == 1:
                 # Without torch.vmap, which not every operation allows.
                 weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
-                return self.supernet(x, weights_of_one).float().unsqueeze(0)
-            of_individual = functools.partial(self.supernet, x)
+                return self._logits_at(x, weights_of_one).float().unsqueeze(0)
+            of_individual = functools.partial(self._logits_at, x)
             return torch.vmap(of_individual, randomness="same")(dict(edge_weights)).float()
 
     def learning_rates(self) -> Numbers:
@@ -614,7 +654,7 @@ class _Lookout:
         x, labels = self._search.valid_batches.batch(self._number)
 
         def loss(weights: Sequence[Tensor]) -> Tensor:
-            logits = supernet(x, dict(zip(edge_weights, weights, strict=True)))
+            logits = self._search._logits_at(x, dict(zip(edge_weights, weights, strict=True)))
             return F.cross_entropy(logits, labels)
 
         with supernet.batch_statistics(), frozen(supernet), true_gradients(supernet):
