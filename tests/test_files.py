@@ -486,6 +486,8 @@ class TestFolders:
         )
         assert (len(trained), len(held_out), trained | held_out) == (7, 5, set(range(12)))
         assert greys(next(files(root, holdout=5, seed=1).measured("valid"))[0]) != held_out
+        shared = files(root, holdout=5, seed=1, data_seed=0)
+        assert greys(next(shared.measured("valid"))[0]) == held_out
         data.close()
         few = files(root, color_jitter=0.0, train_images=6, holdout=2, batch_size=4)
         assert few.per_epoch == 1

@@ -22,7 +22,7 @@ from darts_bio.cli.parser import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
-from darts_bio.data.sources import InMemory
+from darts_bio.data.sources import InMemory, open_source
 from darts_bio.errors import InputError
 from darts_bio.figures.curves import draw_curves
 from darts_bio.networks import build_network, multiply_adds, parameters
@@ -330,6 +330,26 @@ class TestHoldout:
             "test/loss",
             "test/accuracy",
         }
+
+    def test_or_never(self, data: ImageData) -> None:
+        task = training(data, holdout=16, test_at_end=False, ema=0.9)
+        assert not any(name.startswith("test") for name in task.end_epoch(0) | task.end_epoch(1))
+        assert task.result == "valid_averaged/accuracy"
+        assert task.result_in_words == "accuracy on held-out images of the averaged network"
+        with pytest.raises(InputError, match="--no-test-at-end: expected together with --holdout"):
+            replace(CONFIG, test_at_end=False)
+
+    def test_runs_of_several_seeds_may_share_the_images(self) -> None:
+        def images(seed: int, data_seed: int | None) -> tuple[list[list[float]], list[list[float]]]:
+            options: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "crop_padding": 0}
+            source = open_source(replace(CONFIG, train_images=48, holdout=16, **options), CPU)
+            trained = torch.cat([source.batch(t)[0] for t in range(source.per_epoch)])
+            held = torch.cat([x for x, _ in source.measured("valid")])
+            return sorted(trained.flatten(1).tolist()), sorted(held.flatten(1).tolist())
+
+        assert images(1, None) == images(1, 1)
+        assert images(2, 1) == images(3, 1) == images(1, 1)
+        assert images(2, None) != images(1, None)
 
     def test_more_than_there_are(self, data: ImageData) -> None:
         with pytest.raises(

@@ -121,10 +121,21 @@ class DataConfig(RunConfig):
     train_images: int | None = option(
         None, "train on this many images only, drawn by the seed", minimum=2
     )
+    data_seed: int | None = option(
+        None,
+        "seed by which --train-images and --holdout draw images, so that runs of several seeds "
+        "share them (default: --seed)",
+        minimum=0,
+    )
 
     @property
     def about(self) -> str:
         return self.dataset.replace("/", "-")
+
+    @property
+    def seed_of_images(self) -> int:
+        """The seed by which the images of `train_images` and `holdout` are drawn."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 @configuration("network")
@@ -378,6 +389,9 @@ class TrainingConfig(FitConfig):
         "measured at the end only",
         minimum=0,
     )
+    test_at_end: bool = option(
+        True, "with --holdout, measure the test images at the end; off: they are never measured"
+    )
     alignment_every: int = option(
         0,
         "measure every N epochs how near learning is to backpropagation; 0 for never",
@@ -399,6 +413,11 @@ class TrainingConfig(FitConfig):
             raise InputError(
                 f"--accumulate: expected a divisor of the batch size {self.batch_size}, found "
                 f"{self.accumulate}"
+            )
+        if not (self.test_at_end or self.holdout):
+            raise InputError(
+                "--no-test-at-end: expected together with --holdout, since nothing else would be "
+                "measured, found --holdout 0"
             )
         if self.warmup >= self.epochs and self.warmup:
             raise InputError(

@@ -207,9 +207,12 @@ class ImageFiles:
         self._identity = _identity(train, test, self.classes)
         workers = worker_count(config.workers)
         chosen = drawn(
-            f"the {config.train_split} split", len(train), config.train_images, config.seed
+            f"the {config.train_split} split",
+            len(train),
+            config.train_images,
+            config.seed_of_images,
         )
-        trained, held_out = split_off(len(chosen), config.holdout, config.seed)
+        trained, held_out = split_off(len(chosen), config.holdout, config.seed_of_images)
         augment, crop_center = training_transform(config), center_transform(config)
         self._train = SeededLoader(
             items=FileItems(train, chosen[trained], augment),

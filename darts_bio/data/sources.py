@@ -113,7 +113,11 @@ def open_source(config: TrainingConfig, device: torch.device) -> Source:
             return kind(config, device, (rank(), world_size()))
         assert isinstance(config, RetrainConfig)
         data = load_data(
-            config.dataset, config.data_dir, config.image_size, config.train_images, config.seed
+            config.dataset,
+            config.data_dir,
+            config.image_size,
+            config.train_images,
+            config.seed_of_images,
         )
     return InMemory(data, config, device)
 
@@ -172,7 +176,7 @@ class InMemory:
 
         Raises InputError if the options do not fit the images.
         """
-        trained, held_out = split_off(len(data.train), config.holdout, config.seed)
+        trained, held_out = split_off(len(data.train), config.holdout, config.seed_of_images)
         train = data.train[trained] if config.holdout else data.train
         self._identity = data.identity()
         self._measured = {"valid": data.train[held_out].to(device), "test": data.test.to(device)}

@@ -114,8 +114,8 @@ def search(
         def run(
             seed_config: SearchConfig, open_folder: Callable[[], RunFolder], number: int
         ) -> SearchResult:
-            # `train_images` draws its subset by the seed, so each seed has images of its own.
-            same_images = data is not None or seed_config.seed == config.seed
+            # Unless `data_seed` is given, `train_images` draws a subset for each seed.
+            same_images = data is not None or seed_config.seed_of_images == config.seed_of_images
             images = first_images if same_images else _images_of(seed_config)
             task = Search(seed_config, images, device)
             return _perform(
@@ -142,7 +142,11 @@ def search(
 def _images_of(config: SearchConfig) -> ImageData:
     """Load the data set that a configuration names."""
     return load_data(
-        config.dataset, config.data_dir, config.image_size, config.train_images, config.seed
+        config.dataset,
+        config.data_dir,
+        config.image_size,
+        config.train_images,
+        config.seed_of_images,
     )
 
 

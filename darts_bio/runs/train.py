@@ -56,8 +56,9 @@ class TrainResult(Result):
     `network` is in evaluation mode, on the run's device. It is the `Network` of `genotype`; if
     `train` was given a network of another kind, `genotype` is None. With `ema` it is the network of
     averaged weights. `accuracy`, in [0, 1], is that on the test images after the last epoch, NaN if
-    it was not measured; `measured` says in words what was measured. No epoch or weight is selected
-    by the test images. `parameters` counts those of the network, the auxiliary head included.
+    it was not measured; with `test_at_end=False` it is that on the held-out images. `measured` says
+    in words what was measured. No epoch or weight is selected by the test images. `parameters`
+    counts those of the network, the auxiliary head included.
     """
 
     network: nn.Module

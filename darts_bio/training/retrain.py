@@ -382,10 +382,10 @@ class Retraining:
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """Return the loss and accuracy on the images that are held out, else on the test images.
 
-        With held-out images the test images are used once, after the last epoch.
+        With held-out images the test images are used once, after the last epoch, or never.
         """
         splits: list[Measured] = ["valid"] if self.config.holdout else ["test"]
-        if self.config.holdout and epoch == self.epochs - 1:
+        if self.config.holdout and self.config.test_at_end and epoch == self.epochs - 1:
             splits.append("test")
         amp = self.config.amp
         numbers: Numbers = {}
@@ -408,14 +408,17 @@ class Retraining:
     def result(self) -> str:
         """The name of the number that a run is made for.
 
-        It is the test accuracy, of the averaged network if there is one.
+        It is the accuracy on the test images, or on those held out where the test images are never
+        measured; of the averaged network if there is one.
         """
-        return "test/accuracy" if self.averaged is None else "test_averaged/accuracy"
+        part = "test" if self.config.test_at_end else "valid"
+        return f"{part}/accuracy" if self.averaged is None else f"{part}_averaged/accuracy"
 
     @property
     def result_in_words(self) -> str:
         """What `result` is called in a sentence."""
-        return "test accuracy" + (" of the averaged network" if self.averaged is not None else "")
+        accuracy = "test accuracy" if self.config.test_at_end else "accuracy on held-out images"
+        return accuracy + (" of the averaged network" if self.averaged is not None else "")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the training needs to go on, and what `load_trained` needs to use it."""
