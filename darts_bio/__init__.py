@@ -41,6 +41,7 @@ _HOMES = {
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
     "search": "darts_bio.api",
+    "search_and_train": "darts_bio.api",
     "train": "darts_bio.api",
     "true_gradients": "darts_bio.rules",
 }
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from darts_bio.api import attack as attack
     from darts_bio.api import load_run as load_run
     from darts_bio.api import search as search
+    from darts_bio.api import search_and_train as search_and_train
     from darts_bio.api import train as train
     from darts_bio.errors import InputError as InputError
     from darts_bio.networks import build_network as build_network

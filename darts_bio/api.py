@@ -2,7 +2,8 @@
 
 Each function does what the command of its name does. Its keyword options are those of the command
 (`darts-bio search --help`; `attack` is `darts-bio robustness`, `align` is `darts-bio alignment`),
-with the same protocols and defaults. A wrong option or value raises `InputError`.
+with the same protocols and defaults; `search_and_train` is `darts-bio search --choose`. A wrong
+option or value raises `InputError`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from darts_bio.data.datasets import DATASETS, ImageData
 from darts_bio.data.given import GIVEN, image_data
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.runs.alignment import AlignmentResult, measure_alignment_of_run
+from darts_bio.runs.choice import ChoiceResult
+from darts_bio.runs.choice import search_and_train as run_search_and_train
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
@@ -83,7 +86,63 @@ def search(
     """
     _check_listener(listener)
     config, data, command = _configure("search", SearchConfig, dataset, None, options)
+    if config.choose:
+        raise InputError(
+            "choose: expected False for a search alone, found True; call darts_bio.search_and_train"
+        )
     return run_search(config, command, data, _watching(progress, tensorboard, listener))
+
+
+def search_and_train(
+    dataset: Any = "digits",
+    *,
+    test: Any = None,
+    progress: bool = True,
+    tensorboard: bool = True,
+    listener: Listener | None = None,
+    **options: Any,
+) -> ChoiceResult:
+    """Search from several seeds, choose one of the genotypes, and train its network in full.
+
+    This is the protocol of DARTS (arXiv 1806.09055): each genotype is trained from scratch for
+    `choice_epochs`, the one most accurate on held-out training images is chosen, and the test
+    images are first seen by its full training. Ctrl-C stops it at any stage, and the same call with
+    `resume=True` continues it.
+
+    Args:
+        dataset: As in `search`.
+        test: As in `train`.
+        progress: Whether to show the run on standard error.
+        tensorboard: Whether to write TensorBoard events into the run folder.
+        listener: As in `search`; it hears of all searches and trainings, one after the other.
+        **options: The options of `search`. `seeds` has to be given, as 4 in DARTS; `choice_epochs`
+            and `training`, such as "auto(epochs=300)", are those of the trainings.
+
+    Returns:
+        The chosen genotype, the test accuracy, the results of all stages and the run folder.
+
+    Raises:
+        InputError: For an unknown option or a value that is not possible.
+
+    Example:
+        >>> import darts_bio, tempfile
+        >>> result = darts_bio.search_and_train(
+        ...     "digits", seeds=2, train_images=64, epochs=1, batch_size=32, choice_epochs=1,
+        ...     training="auto(epochs=2, channels=2)", out=tempfile.mkdtemp(),
+        ...     progress=False, tensorboard=False,
+        ... )
+        >>> seed = result.choice.chosen.seed
+        >>> result.genotype == result.searches.seeds[seed].genotype
+        True
+        >>> result.accuracy == result.final.epochs[-1]["test/accuracy"]
+        True
+    """
+    _check_listener(listener)
+    _check_test("search_and_train", dataset, test)
+    config, data, command = _configure(
+        "search_and_train", SearchConfig, dataset, test, {**options, "choose": True}
+    )
+    return run_search_and_train(config, command, data, _watching(progress, tensorboard, listener))
 
 
 def train(
@@ -147,10 +206,7 @@ def train(
         config_class = ImageNetConfig
         dataset = "" if dataset == "digits" else dataset
     options = {"genotype": genotype_text, **options}
-    if test is None and not isinstance(dataset, (str, ImageData)):
-        raise InputError(
-            "train: expected test images beside those of `dataset`; give test=(images, labels)"
-        )
+    _check_test("train", dataset, test)
     config, data, command = _configure(
         "train", config_class, dataset, test, options, genotype_object
     )
@@ -344,6 +400,15 @@ def _images_again(dataset: Any, test: Any) -> ImageData | None:
             "them"
         )
     return image_data(dataset, test)
+
+
+def _check_test(function: str, dataset: Any, test: Any) -> None:
+    """Raise InputError if images are handed over to a training without test images."""
+    if test is None and not isinstance(dataset, (str, ImageData)):
+        raise InputError(
+            f"{function}: expected test images beside those of `dataset`; give test=(images, "
+            "labels)"
+        )
 
 
 def _check_listener(listener: Any) -> None:

@@ -264,9 +264,10 @@ def test_a_genotype_is_asked_for() -> None:
 def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> None:
     config = cls(**({"genotype": "x"} if cls is RetrainConfig else {}))
     left_out = {f.name for f in fields(cls)} - set(config.identity())
-    # What is measured beside a training, or looked up after a search, or which process does it,
-    # does not change it.
-    measured = {"alignment_every", "workers"} if cls is RetrainConfig else {"table", "share"}
+    # What is measured beside a training, or looked up or trained after a search, or which process
+    # does it, does not change it.
+    after = {"table", "share", "choice_epochs", "training"}
+    measured = {"alignment_every", "workers"} if cls is RetrainConfig else after
     assert (
         left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin", "seeds"} | measured
     )

@@ -12,6 +12,7 @@ from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runs.alignment import measure_alignment_of_run
+from darts_bio.runs.choice import ChoiceResult, search_and_train
 from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
 from darts_bio.runs.search import CELLS_FIGURE, SearchResult
@@ -23,12 +24,17 @@ from darts_bio.spaces import GENOTYPE_FILE, text_of
 def search(config: SearchConfig) -> int:
     """Search, then print the derived genotypes and the command that trains each; return the code.
 
-    The exit code is 0, or 128 plus the number of the signal that stopped the run.
+    With `--choose` print instead which genotype was chosen, and its test accuracy. The exit code is
+    0, or 128 plus the number of the signal that stopped the run.
     """
     with process_group():
-        result = run_search(
-            config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
-        )
+        watching = Watching(sys.stderr, tensorboard=True)
+        if config.choose:
+            chosen = search_and_train(config, called(launcher()), watching=watching)
+            if rank() == 0:
+                _print_choice(config, chosen)
+            return chosen.exit_code
+        result = run_search(config, called(launcher()), watching=watching)
         if rank() > 0:
             return result.exit_code
         if isinstance(result, SeedResults):
@@ -59,6 +65,23 @@ def _print_search(config: SearchConfig, result: SearchResult) -> None:
     print(f"report:   {result.folder / CARD_FILE}")
     if result.finished:
         print(f"next, train it: {_train_command(result)}")
+
+
+def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
+    """Print the result of several searches, the choice among them and the full training."""
+    if result.choice is not None:
+        for candidate in result.choice.candidates:
+            print(
+                f"seed {candidate.seed}: {100 * candidate.accuracy:.2f} % of held-out images, loss "
+                f"{candidate.loss:.4f}"
+            )
+        print(f"chosen: seed {result.choice.chosen.seed}, {result.choice.reason}")
+        print(f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}")
+        print(f"report:   {result.folder / CARD_FILE}")
+    if result.final is not None and result.finished:
+        print(f"{result.final.measured}: {100 * result.accuracy:.2f} %")
+    else:
+        _say_resume(config, str(result.folder))
 
 
 def _train_command(result: SearchResult) -> str:

@@ -86,6 +86,7 @@ PROTOCOLS.register("digits")(
                 "crop_padding": 1,
                 "flip": False,
                 "log_every": 5,
+                "choice_epochs": 10,
             },
             "train": {
                 "channels": 16,

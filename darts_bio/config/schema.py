@@ -290,9 +290,41 @@ class SearchConfig(SmallImagesConfig):
         "low: the supernet stores 40 % less for the backward pass, and takes a quarter to a third "
         "more time",
     )
+    choose: bool = option(
+        False,
+        "with several --seeds: train the cell of each search from scratch for --choice-epochs, "
+        "choose one by held-out training images, and train it in full",
+        group="after the searches",
+    )
+    choice_epochs: int = option(
+        100,
+        "epochs of the training that --choose measures each cell by",
+        minimum=1,
+        identity=False,
+        group="after the searches",
+    )
+    training: str = option(
+        "auto",
+        "recipe of the trainings of --choose: a --protocol of `train`, with its options as in "
+        "'auto(epochs=300, channels=16)'",
+        metavar="SPEC",
+        identity=False,
+        group="after the searches",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.choose and self.seeds == 1:
+            raise InputError(
+                "--choose: expected several searches to choose among, found --seeds 1; add --seeds "
+                "4"
+            )
+        if self.choose and self.supernet is not None:
+            raise InputError(
+                "--choose: expected searches that each train a supernet from their own seed, found "
+                "--supernet; leave it out"
+            )
+        object.__setattr__(self, "training", canonical_spec(self.training))
         if not self.rules:
             raise InputError(
                 "--rules: expected at least one learning rule, found none; use for example --rules "

@@ -72,6 +72,7 @@ def search(
     command: str,
     data: ImageData | None = None,
     watching: Watching | None = None,
+    place: Callable[[], Path] | None = None,
 ) -> SearchResult | SeedResults[SearchResult]:
     """Search as the configuration says, alone or with the other processes of torchrun.
 
@@ -83,6 +84,8 @@ def search(
         command: The command or call that the run folder records.
         data: Images to search on in place of the data set that the configuration names.
         watching: How the run is shown; by default it is not.
+        place: Returns the folder of a new run whose configuration names none. It is called by all
+            processes, and once a search is built, so that bad input leaves no folder.
 
     Raises:
         InputError: For options that cannot be met, or processes started differently.
@@ -107,7 +110,7 @@ def search(
         table = None if config.table is None else Nb201Table(Path(config.table))
         device = select_device(config.device)
         with first_before_the_others():  # the first process may have to download the data set
-            first_images = data or _images_of(config)
+            first_images = data or images_of(config)
         if world_size() > 1:
             refuse_differences({"the data set": first_images.identity()}, within=TIMEOUT)
 
@@ -116,7 +119,7 @@ def search(
         ) -> SearchResult:
             # Unless `data_seed` is given, `train_images` draws a subset for each seed.
             same_images = data is not None or seed_config.seed_of_images == config.seed_of_images
-            images = first_images if same_images else _images_of(seed_config)
+            images = first_images if same_images else images_of(seed_config)
             task = Search(seed_config, images, device)
             return _perform(
                 task,
@@ -129,6 +132,8 @@ def search(
             )
 
         def open_folder(folder_config: SearchConfig) -> RunFolder:
+            if place is not None and folder_config.out is None:
+                folder_config = replace(folder_config, out=str(place()))
             return RunFolder.open("search", folder_config, command)
 
         if config.seeds == 1:
@@ -139,7 +144,7 @@ def search(
         return SeedResults(parent.path, results)
 
 
-def _images_of(config: SearchConfig) -> ImageData:
+def images_of(config: SearchConfig) -> ImageData:
     """Load the data set that a configuration names."""
     return load_data(
         config.dataset,
@@ -278,6 +283,18 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
     # The space is given, since it cannot be read from the genotype yet: a process other than the
     # first may be here before genotype.json is written.
     retrain = complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space)
+    return options | unfit_options(retrain, config, data)
+
+
+def unfit_options(retrain: RetrainConfig, config: SearchConfig, data: ImageData) -> dict[str, Any]:
+    """Return new values, by name, for options that do not fit the cells or images of a search.
+
+    Args:
+        retrain: The options of a training that follows the search.
+        config: The options of the search.
+        data: The images of both.
+    """
+    options = misfits(retrain, data)
     if SPACES.build(config.space).unused(retrain.layers):  # cells by depth, of a longer search
         options["layers"] = config.layers
-    return options | misfits(retrain, data)
+    return options

@@ -1,0 +1,107 @@
+"""The choice among the genotypes of several searches, after DARTS (arXiv 1806.09055).
+
+Searches from different seeds end in different cells, and a supernet's accuracy does not tell which
+of them is good. So each is trained from scratch for a short time, and the one that is most accurate
+on held-out training images is chosen. Test images have no part in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+RULE = (
+    "the highest accuracy on the held-out images; of equal ones the lowest loss on them, and of "
+    "those the lowest seed"
+)
+"""The rule of choice in words."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A genotype that a search found, and what its network reached in a short training.
+
+    Attributes:
+        seed: The seed of the search, and of the training.
+        genotype: What tells it from others (`Genotype.identity`).
+        accuracy: The accuracy on the held-out images, in [0, 1].
+        loss: The mean cross entropy on them.
+
+    >>> Candidate(seed=2, genotype="digest 1f", accuracy=0.97, loss=0.1).seed
+    2
+    """
+
+    seed: int
+    genotype: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that was chosen among several, and why.
+
+    Attributes:
+        candidates: All of them, by seed.
+        chosen: The one.
+        reason: Which part of `RULE` decided, in words.
+
+    >>> choice = choose([Candidate(0, "digest 1f", 0.96, 0.2), Candidate(1, "digest 1f", 0.97, 0.1)])
+    >>> choice.alike
+    ((0, 1),)
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    reason: str
+
+    @property
+    def alike(self) -> tuple[tuple[int, ...], ...]:
+        """The seeds whose searches found the same genotype, for each that was found repeatedly."""
+        seeds: dict[str, list[int]] = {}
+        for candidate in self.candidates:
+            seeds.setdefault(candidate.genotype, []).append(candidate.seed)
+        return tuple(tuple(group) for group in seeds.values() if len(group) > 1)
+
+    def to_json(self, **facts: object) -> str:
+        """Return the choice as JSON, with further `facts` about how it was made.
+
+        >>> choice = choose([Candidate(0, "digest 1f", 0.96, 0.2), Candidate(1, "digest 2e", 0.9, 0.3)])
+        >>> json.loads(choice.to_json(epochs=100))["chosen"]
+        0
+        """
+        content = {
+            "rule": RULE,
+            **facts,
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "same_genotype": self.alike,
+            "chosen": self.chosen.seed,
+            "reason": self.reason,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """Choose the candidate of the highest accuracy; of equals the lowest loss, then the lowest seed.
+
+    >>> choice = choose([
+    ...     Candidate(0, "digest 1f", accuracy=0.97, loss=0.15),
+    ...     Candidate(1, "digest 2e", accuracy=0.97, loss=0.12),
+    ...     Candidate(2, "digest 3d", accuracy=0.95, loss=0.10),
+    ... ])
+    >>> choice.chosen.seed, choice.reason
+    (1, 'the lowest loss of 2 of the highest accuracy')
+    """
+    by_seed = tuple(sorted(candidates, key=lambda candidate: candidate.seed))
+    most_accurate = max(candidate.accuracy for candidate in by_seed)
+    first = [candidate for candidate in by_seed if candidate.accuracy == most_accurate]
+    least_loss = min(candidate.loss for candidate in first)
+    equals = [candidate for candidate in first if candidate.loss == least_loss]
+    if len(equals) > 1:
+        reason = f"the lowest seed of {len(equals)} of the same accuracy and loss"
+    elif len(first) > 1:
+        reason = f"the lowest loss of {len(first)} of the highest accuracy"
+    else:
+        reason = "the highest accuracy"
+    return Choice(by_seed, equals[0], reason)

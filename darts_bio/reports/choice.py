@@ -1,0 +1,66 @@
+"""The report of several searches, the choice among them and the full training, report.md."""
+
+from __future__ import annotations
+
+from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.evaluation.choice import RULE, Choice
+from darts_bio.reports.card import CARD_FILE, markdown_table
+from darts_bio.spaces import Genotype
+
+
+def choice_card(
+    config: SearchConfig,
+    training: RetrainConfig,
+    command: str,
+    choice: Choice,
+    genotype: Genotype,
+    result: str | None,
+) -> str:
+    """Return the report in Markdown.
+
+    Args:
+        config: The options of the whole run.
+        training: The options of the short training of the first candidate.
+        command: The command that began the run.
+        choice: What was measured, and which candidate was chosen.
+        genotype: The genotype of the one that was chosen.
+        result: What the full training reached, in words; None while it is not done.
+    """
+    seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
+    lines = [f"# Search on {config.dataset}, one of {len(seeds)} chosen", "", "## Result", ""]
+    if result is None:
+        lines += ["The full training of the chosen genotype has not come to its end.", ""]
+    else:
+        lines += [f"**{result}**", ""]
+        lines += [
+            f"Of the chosen genotype, trained on all training images ([report](final/{CARD_FILE})).",
+            "",
+        ]
+    lines += ["```", str(genotype), "```", "", "## Choice", ""]
+    lines += [
+        f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
+        f"{training.holdout} of the training images, the same for all, and measured on these. "
+        f"Chosen is {RULE}. The test images had no part in it: they were first seen by the full "
+        "training.",
+        "",
+    ]
+    rows = [
+        (
+            f"{candidate.seed}{' (chosen)' if candidate.seed == chosen else ''}",
+            f"[search](searches/seed-{candidate.seed}/{CARD_FILE})",
+            f"[training](choice/seed-{candidate.seed}/{CARD_FILE})",
+            f"{100 * candidate.accuracy:.2f}",
+            f"{candidate.loss:.4f}",
+        )
+        for candidate in choice.candidates
+    ]
+    head = ("seed", "", "", "accuracy on held-out images, %", "loss on them")
+    lines += [*markdown_table(head, rows), "", f"Chosen was seed {chosen}: {choice.reason}.", ""]
+    for group in choice.alike:
+        lines += [
+            f"The searches of seeds {', '.join(map(str, group))} found the same genotype. Each was "
+            "trained by itself, from another seed: what differs between them is chance.",
+            "",
+        ]
+    lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+    return "\n".join(lines) + "\n"
