@@ -25,7 +25,7 @@ from darts_bio.errors import InputError
 from darts_bio.evaluation.choice import Candidate, choose
 from darts_bio.runs.choice import ChoiceResult
 from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import Listener, Progress
+from darts_bio.training.engine import DivergedError, Listener, Progress
 from darts_bio.training.run_folder import read_checkpoint
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
@@ -99,6 +99,12 @@ class TestRule:
             assert choice.reason.startswith(reason)
             assert [candidate.seed for candidate in choice.candidates] == [3, 4, 5]
             assert choice.alike == ()
+
+    def test_a_diverged_training_is_never_chosen(self) -> None:
+        diverged = [Candidate(seed, "digest 1f", None, None) for seed in (0, 1)]
+        assert choose([*diverged, Candidate(2, "digest 2e", 0.1, 9.0)]).chosen.seed == 2
+        with pytest.raises(InputError, match="--choose: .* does not diverge, found none of 2"):
+            choose(diverged)
 
     def test_a_run_follows_it(self, whole: ChoiceResult) -> None:
         """By what the files of the short trainings hold."""
@@ -211,16 +217,16 @@ class TestTestImages:
         assert numbers[0]["test/loss"] != numbers[1]["test/loss"]
 
 
-class CrashAfter(Listener):
-    """Fails after so many steps of this process, as if it were killed."""
+class FailAfter(Listener):
+    """Fails after so many steps of this process, by default as if it were killed."""
 
-    def __init__(self, steps: int) -> None:
-        self._left = steps
+    def __init__(self, steps: int, error: Exception | None = None) -> None:
+        self._left, self._error = steps, error or RuntimeError("killed")
 
     def on_step(self, progress: Progress, images: int) -> None:
         self._left -= 1
         if self._left == 0:
-            raise RuntimeError("killed")
+            raise self._error
 
 
 def same_whole(result: ChoiceResult, whole: ChoiceResult) -> None:
@@ -234,6 +240,20 @@ def same_whole(result: ChoiceResult, whole: ChoiceResult) -> None:
     assert result.accuracy == whole.accuracy
     choices = [(r.folder / "choice.json").read_text() for r in (result, whole)]
     assert choices[0] == choices[1]
+
+
+def test_the_others_go_on_where_one_training_diverges(
+    data: ImageData, whole: ChoiceResult, tmp_path: Path
+) -> None:
+    """In the second step of the first short training."""
+    result = run(data, tmp_path / "run", FailAfter(6, DivergedError("the training diverged")))
+    assert result.finished
+    assert result.choice is not None
+    assert (result.choice.chosen.seed, list(result.candidates)) == (6, [6])
+    written = json.loads((result.folder / "choice.json").read_text())
+    assert written["candidates"][0]["accuracy"] is None
+    assert "| diverged | - |" in (result.folder / "report.md").read_text()
+    assert result.candidates[6].accuracy == whole.candidates[6].accuracy
 
 
 class TestResume:
@@ -258,14 +278,14 @@ class TestResume:
         self, data: ImageData, whole: ChoiceResult, tmp_path: Path, after: int
     ) -> None:
         with pytest.raises(RuntimeError, match="killed"):
-            run(data, tmp_path / "run", CrashAfter(after))
+            run(data, tmp_path / "run", FailAfter(after))
         same_whole(run(data, tmp_path / "run"), whole)
 
     def test_a_run_that_was_killed_as_it_made_a_folder(
         self, data: ImageData, whole: ChoiceResult, tmp_path: Path
     ) -> None:
         with pytest.raises(RuntimeError, match="killed"):
-            run(data, tmp_path / "run", CrashAfter(5))
+            run(data, tmp_path / "run", FailAfter(5))
         folder = tmp_path / "run" / "choice" / "seed-6"
         folder.mkdir()
         (folder / "genotype.json").write_text("{}")

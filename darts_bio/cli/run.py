@@ -10,6 +10,7 @@ from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.errors import install_hint
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
+from darts_bio.reports.choice import measured
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runs.alignment import measure_alignment_of_run
 from darts_bio.runs.choice import ChoiceResult, search_and_train
@@ -71,10 +72,8 @@ def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
     """Print the result of several searches, the choice among them and the full training."""
     if result.choice is not None:
         for candidate in result.choice.candidates:
-            print(
-                f"seed {candidate.seed}: {100 * candidate.accuracy:.2f} % of held-out images, loss "
-                f"{candidate.loss:.4f}"
-            )
+            accuracy, loss = measured(candidate)
+            print(f"seed {candidate.seed}: accuracy on held-out images, %: {accuracy}, loss {loss}")
         print(f"chosen: seed {result.choice.chosen.seed}, {result.choice.reason}")
         print(f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}")
         print(f"report:   {result.folder / CARD_FILE}")

@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from darts_bio.errors import InputError
+
 RULE = (
     "the highest accuracy on the held-out images; of equal ones the lowest loss on them, and of "
     "those the lowest seed"
@@ -25,8 +27,8 @@ class Candidate:
     Attributes:
         seed: The seed of the search, and of the training.
         genotype: What tells it from others (`Genotype.identity`).
-        accuracy: The accuracy on the held-out images, in [0, 1].
-        loss: The mean cross entropy on them.
+        accuracy: The accuracy on the held-out images, in [0, 1]; None if the training diverged.
+        loss: The mean cross entropy on them; None if the training diverged.
 
     >>> Candidate(seed=2, genotype="digest 1f", accuracy=0.97, loss=0.1).seed
     2
@@ -34,8 +36,8 @@ class Candidate:
 
     seed: int
     genotype: str
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Choice:
 def choose(candidates: Sequence[Candidate]) -> Choice:
     """Choose the candidate of the highest accuracy; of equals the lowest loss, then the lowest seed.
 
+    Raises InputError if the trainings of all candidates diverged.
+
     >>> choice = choose([
     ...     Candidate(0, "digest 1f", accuracy=0.97, loss=0.15),
     ...     Candidate(1, "digest 2e", accuracy=0.97, loss=0.12),
@@ -94,14 +98,22 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
     (1, 'the lowest loss of 2 of the highest accuracy')
     """
     by_seed = tuple(sorted(candidates, key=lambda candidate: candidate.seed))
-    most_accurate = max(candidate.accuracy for candidate in by_seed)
-    first = [candidate for candidate in by_seed if candidate.accuracy == most_accurate]
-    least_loss = min(candidate.loss for candidate in first)
-    equals = [candidate for candidate in first if candidate.loss == least_loss]
-    if len(equals) > 1:
-        reason = f"the lowest seed of {len(equals)} of the same accuracy and loss"
-    elif len(first) > 1:
-        reason = f"the lowest loss of {len(first)} of the highest accuracy"
+    measured = [
+        (-candidate.accuracy, candidate.loss, candidate.seed, candidate)
+        for candidate in by_seed
+        if candidate.accuracy is not None and candidate.loss is not None
+    ]
+    if not measured:
+        raise InputError(
+            f"--choose: expected a training that does not diverge, found none of {len(by_seed)}; "
+            "start anew in another --out with a smaller lr in --training"
+        )
+    *_, chosen = min(measured)
+    losses = [c.loss for c in by_seed if c.accuracy == chosen.accuracy]  # of the most accurate
+    if losses.count(chosen.loss) > 1:
+        reason = f"the lowest seed of {losses.count(chosen.loss)} of the same accuracy and loss"
+    elif len(losses) > 1:
+        reason = f"the lowest loss of {len(losses)} of the highest accuracy"
     else:
         reason = "the highest accuracy"
-    return Choice(by_seed, equals[0], reason)
+    return Choice(by_seed, chosen, reason)

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from darts_bio.config import RetrainConfig, SearchConfig
-from darts_bio.evaluation.choice import RULE, Choice
+from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE, markdown_table
 from darts_bio.spaces import Genotype
+
+
+def measured(candidate: Candidate) -> tuple[str, str]:
+    """Return a candidate's accuracy in per cent and its loss, as texts.
+
+    >>> measured(Candidate(0, "digest 1f", 0.96, 0.2)), measured(Candidate(1, "digest 1f", None, None))
+    (('96.00', '0.2000'), ('diverged', '-'))
+    """
+    if candidate.accuracy is None or candidate.loss is None:
+        return "diverged", "-"
+    return f"{100 * candidate.accuracy:.2f}", f"{candidate.loss:.4f}"
 
 
 def choice_card(
@@ -49,8 +60,7 @@ def choice_card(
             f"{candidate.seed}{' (chosen)' if candidate.seed == chosen else ''}",
             f"[search](searches/seed-{candidate.seed}/{CARD_FILE})",
             f"[training](choice/seed-{candidate.seed}/{CARD_FILE})",
-            f"{100 * candidate.accuracy:.2f}",
-            f"{candidate.loss:.4f}",
+            *measured(candidate),
         )
         for candidate in choice.candidates
     ]

@@ -40,6 +40,7 @@ from darts_bio.runs.running import SeedResults, Watching, refuse_other_start, se
 from darts_bio.runs.search import SearchResult, images_of, search, unfit_options
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
+from darts_bio.training.engine import DivergedError
 from darts_bio.training.run_folder import RunFolder, write_text
 
 CHOICE_FILE = "choice.json"
@@ -68,7 +69,8 @@ class ChoiceResult:
 
     `searches` and `candidates` are the results of the searches and of the short trainings, by seed;
     `choice` says which of them was chosen and why; `final` is the result of the full training. What
-    a run that was stopped has not reached is empty or None.
+    a run that was stopped has not reached is empty or None, and a candidate whose training diverged
+    is absent.
     """
 
     folder: Path
@@ -148,7 +150,11 @@ def search_and_train(
         candidates: dict[int, TrainResult] = {}
         for number, seed in enumerate(searches.seeds):
             _say(watching, f"choice: seed {seed}, {number + 1} of {config.seeds}")
-            candidates[seed] = trained(short, seed, folder.path / CHOICE / f"seed-{seed}")
+            try:
+                candidates[seed] = trained(short, seed, folder.path / CHOICE / f"seed-{seed}")
+            except DivergedError as error:
+                _say(watching, f"seed {seed} cannot be chosen: {error}")
+                continue
             if not candidates[seed].finished:
                 return ChoiceResult(folder.path, searches, candidates, None, None)
         choice = _choose(searches, candidates, short)
@@ -160,13 +166,8 @@ def search_and_train(
                 write_text(folder.path / CARD_FILE, card)
 
         if rank() == 0:
-            facts = {
-                "epochs": short.epochs,
-                "trained_images": len(images.train) - short.holdout,
-                "held_out_images": short.holdout,
-            }
-            write_text(folder.path / CHOICE_FILE, choice.to_json(**facts))
-            write_text(folder.path / GENOTYPE_FILE, genotype.to_json())
+            trained_images = len(images.train) - short.holdout
+            _write_choice(folder.path, choice, genotype, short, trained_images)
         write_report(None)
         _say(watching, f"final: seed {choice.chosen.seed}, {choice.reason}")
         final = trained(full, choice.chosen.seed, folder.path / FINAL)
@@ -261,16 +262,23 @@ def _choose(
     candidates = []
     if rank() == 0:  # the others may have read the epochs before the last one was written
         loss = "valid_averaged/loss" if short.ema else "valid/loss"
-        candidates = [
-            Candidate(
-                seed,
-                searches.seeds[seed].genotype.identity(),
-                result.accuracy,
-                result.epochs[-1][loss],
-            )
-            for seed, result in results.items()
-        ]
+        for seed, search in searches.seeds.items():
+            digest, accuracy, last = search.genotype.identity(), None, {}
+            if seed in results:
+                accuracy, last = results[seed].accuracy, results[seed].epochs[-1]
+            candidates.append(Candidate(seed, digest, accuracy, last.get(loss)))
     return choose(gathered(candidates)[0])
+
+
+def _write_choice(
+    folder: Path, choice: Choice, genotype: Genotype, short: RetrainConfig, trained_images: int
+) -> None:
+    """Write choice.json, and the chosen genotype into genotype.json."""
+    text = choice.to_json(
+        epochs=short.epochs, trained_images=trained_images, held_out_images=short.holdout
+    )
+    write_text(folder / CHOICE_FILE, text)
+    write_text(folder / GENOTYPE_FILE, genotype.to_json())
 
 
 def _begun(path: Path) -> bool:

@@ -133,6 +133,14 @@ class Meters:
             self._begun, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
+class DivergedError(InputError):
+    """A number that is measured, or a value of the state, is no longer finite.
+
+    >>> issubclass(DivergedError, InputError)
+    True
+    """
+
+
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
     """A stop was asked for during the end of an epoch.
 
@@ -360,8 +368,9 @@ def fit(
         log_every: After how many steps the means are read and told to the listener.
 
     Raises:
-        InputError: The checkpoint is of other data or another genotype, a number or a weight is no
-            longer finite, or the GPU's memory does not suffice.
+        InputError: The checkpoint is of other data or another genotype, or the GPU's memory does
+            not suffice.
+        DivergedError: A number or a weight is no longer finite.
 
     >>> import tempfile
     >>> from darts_bio.config import SearchConfig
@@ -546,9 +555,9 @@ def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], wher
             )
 
 
-def _diverged(what: str, t: int) -> InputError:
+def _diverged(what: str, t: int) -> DivergedError:
     """Return the error for a training that diverged; `what` is the clause that says so."""
-    return InputError(
+    return DivergedError(
         f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
         "before, if there was one, is whole"
     )
