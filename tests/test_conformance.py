@@ -350,6 +350,7 @@ QUICK = {
     "eg": "eg(population=4, samples=2, batches=1)",
     "darts_pt": "darts_pt(batches=1)",
     "darts": "darts(order=2)",
+    "random_paths": "random_paths(samples=4, best=2)",
 }
 
 
@@ -521,7 +522,16 @@ def test_the_public_face() -> None:
     import darts_bio
 
     assert darts_bio.build_network is build_network
-    runs = {"search", "train", "attack", "align", "load_run", "Listener", "InputError"}
+    runs = {
+        "search",
+        "search_and_train",
+        "train",
+        "attack",
+        "align",
+        "load_run",
+        "Listener",
+        "InputError",
+    }
     models = {
         "load_genotype",
         "build_network",

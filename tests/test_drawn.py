@@ -4,6 +4,7 @@ no weight.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from darts_bio.networks import SuperNet
 from darts_bio.networks.mixed import FoldedCell, MixedCell
+from darts_bio.networks.pooled import LEFT_OUT
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import draw_feedback
@@ -28,12 +30,22 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def draw(net: SuperNet) -> Columns:
-    """Draws a candidate for each edge."""
+def draw(net: SuperNet, optional: Collection[int] = ()) -> Columns:
+    """Draws a candidate for each edge; of edges that are optional half are left out."""
     return {
-        t: [int(torch.randint(int(row.sum()), ())) for row in net.table.mask(t)]
+        t: [
+            LEFT_OUT
+            if edge in optional and torch.rand(()) < 0.5
+            else int(torch.randint(int(row.sum()), ()))
+            for edge, row in enumerate(net.table.mask(t))
+        ]
         for t in net.table.rows
     }
+
+
+def behind_the_first(space: str) -> set[int]:
+    """The edges into a node but for its first, without which it would be empty."""
+    return {edge for edges in SPACES.build(space).incoming() for edge in edges[1:]}
 
 
 def single(net: SuperNet, columns: Columns) -> dict[str, Tensor]:
@@ -42,7 +54,9 @@ def single(net: SuperNet, columns: Columns) -> dict[str, Tensor]:
     weights = {}
     for t, of_type in columns.items():
         weights[t] = torch.zeros(net.table.shape(t), dtype=dtype)
-        weights[t][range(len(of_type)), of_type] = 0.7
+        for edge, column in enumerate(of_type):
+            if column != LEFT_OUT:
+                weights[t][edge, column] = 0.7
         weights[t].requires_grad_()
     return weights
 
@@ -94,8 +108,8 @@ def test_equals_the_reference(cell: type, space: str, rules: tuple[str, ...], pa
     )
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     ran = set[str]()
-    for _ in range(4):
-        columns = draw(twins.fast)
+    for number in range(4):
+        columns = draw(twins.fast, behind_the_first(space) if number == 3 else ())
         weights = single(twins.fast, columns)
         fast, slow = (outcome(net, x, weights, columns) for net in (twins.fast, twins.reference))
         near(fast[0], slow[0], 1e-11)
@@ -125,8 +139,8 @@ def test_equals_the_pass_that_computes_all(shared: Any) -> None:
     net = SuperNet(SPACES.build("darts(nodes=3)"), ELEMENTWISE, **sizes).double()
     draw_feedback(net, 3)
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    for _ in range(3):
-        columns = draw(net)
+    for number in range(3):
+        columns = draw(net, behind_the_first("darts(nodes=3)") if number == 2 else ())
         weights = single(net, columns)
         before = statistics(net)
         one = outcome(net, x, weights, columns)
@@ -136,8 +150,9 @@ def test_equals_the_pass_that_computes_all(shared: Any) -> None:
         for name, gradient in one[2].items():
             near(gradient, other[2][name], 1e-10)
         for t, mine, every in zip(columns, one[1], other[1], strict=True):
-            rows = range(len(columns[t]))
-            near(mine[rows, columns[t]], every[rows, columns[t]], 1e-10)
+            for edge, column in enumerate(columns[t]):
+                if column != LEFT_OUT:
+                    near(mine[edge, column], every[edge, column], 1e-10)
             for row, gradient, column in zip(net.table.rows[t], mine, columns[t], strict=True):
                 for candidate, value in zip(row, gradient.tolist(), strict=True):
                     same = candidate == row[column] or (

@@ -360,3 +360,78 @@ class TestSmooth:
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert task.supernet.training
         assert all(p.grad is None for p in task.supernet.parameters())
+
+
+class TestRandomPaths:
+    def test_a_step_moves_the_path_and_nothing_else(self, data: ImageData) -> None:
+        """Gradients of w equal those of a pass over all candidates, zero off the path."""
+        task = search(data, "random_paths", space="darts(nodes=2)", regularizers=())
+        task.begin_epoch(0)
+        task.strategy.prepare(task.strategy_state)
+        weights = {t: w.clone() for t, w in task.strategy.edge_weights(task.strategy_state).items()}
+        assert all(w.sum() == 4 for w in weights.values())  # two nodes of two edges
+        x, labels = task.train_batches.batch(0)
+        gradients = []
+        for columns in (task.strategy.drawn(task.strategy_state), None):
+            with task.supernet.batch_statistics(), task.supernet.drawn(columns):
+                task._weight_gradients(x, labels, *weights.values())
+            zero = torch.zeros(())
+            gradients.append(
+                [zero if p.grad is None else p.grad.clone() for p in task.optimizer.weights]
+            )
+        assert any((g == 0).any() for g in gradients[0])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one.expand_as(other), other, rtol=1e-4, atol=1e-6)
+
+    def test_it_chooses_as_a_plain_loop_would(self) -> None:
+        """By made losses: a function of the genotype and of the number of batches."""
+        strategy, state = begin("random_paths(samples=120, best=7)", "nb201", ("bp", "fa"))
+        seen: list[tuple[int, Tensor]] = []
+        secret = {
+            batches: torch.randn(state.context.table.shape("cell"), dtype=torch.float64)
+            for batches in (1, 5)
+        }
+
+        def loss_of(genotype: Tensor, batches: int) -> float:
+            return float((genotype.double() * secret[batches]).sum())
+
+        def measure(individuals: Mapping[str, Tensor], batches: int) -> tuple[Tensor, Tensor]:
+            seen.extend((batches, genotype) for genotype in individuals["cell"])
+            losses = torch.tensor([loss_of(g, batches) for g in individuals["cell"]])
+            return losses, torch.zeros_like(losses)
+
+        assert strategy.end_epoch(state, 8, measure) == {}  # nine of ten epochs
+        strategy.end_epoch(state, 9, measure)
+        first = [genotype for batches, genotype in seen if batches == 1]
+        again = [genotype for batches, genotype in seen if batches == 5]
+        assert (len(first), len(again)) == (120, 7)
+        ranked = sorted(first, key=lambda genotype: loss_of(genotype, 1))
+        assert all(torch.equal(g, h) for g, h in zip(ranked, again, strict=False))
+        best = min(again, key=lambda genotype: loss_of(genotype, 5))
+        assert torch.equal(strategy.final_weights(state)["cell"], best)
+        # Drawn uniformly: six edges of seven candidates.
+        counts = torch.stack(first).sum(0)
+        assert (counts.sum(1) == 120).all()
+        # Chi-squared of 36 degrees of freedom: p = 0.00003.
+        assert ((counts - 120 / 7).square() / (120 / 7)).sum() < 80
+
+    def test_what_is_measured_is_the_genotype_alone(self, data: ImageData) -> None:
+        """As by the pass over all candidates with zero weights."""
+        task = search(data, "random_paths", space="darts(nodes=2)", regularizers=())
+        genotypes = []
+        for _ in range(3):
+            task.strategy.prepare(task.strategy_state)
+            weights = task.strategy.edge_weights(task.strategy_state)
+            genotypes.append({t: w.clone() for t, w in weights.items()})
+        individuals = {t: torch.stack([g[t] for g in genotypes]) for t in genotypes[0]}
+        x, _ = task.valid_batches.batch(0)
+        with torch.no_grad(), task.supernet.batch_statistics():
+            found = task._logits_of(x, individuals)
+            expected = torch.stack([task.supernet(x, genotype) for genotype in genotypes])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_bad_options(self, data: ImageData) -> None:
+        with pytest.raises(InputError, match="best: expected at most samples=5, found 10"):
+            search(data, "random_paths(samples=5)")
+        with pytest.raises(InputError, match="has no alpha; leave factorised and"):
+            search(data, "random_paths", regularizers=("factorised",))

@@ -161,7 +161,7 @@ class SourceBlock(nn.Module):
 
         Args:
             x_nchw: The node's output.
-            columns: For each edge the column of its candidate.
+            columns: For each edge the column of its candidate, or LEFT_OUT.
             weights: (E,), the weight of each of them.
         """
         places = list(enumerate(columns))
@@ -200,7 +200,7 @@ class SourceBlock(nn.Module):
         n, c, h, w = x.shape
         stride = self.plan.stride
         for e in range(len(columns)):
-            if e not in sums:  # `none`
+            if e not in sums:  # `none`, or nothing
                 nothing = weights[e].to(x.dtype) * 0
                 sums[e] = nothing.expand(n, c, -(-h // stride), -(-w // stride))
         return sums
@@ -302,8 +302,8 @@ class MixedCell(nn.Module):
     ) -> Tensor:
         """Map the inputs, each (N, C, H, W), by weights (edges, candidates).
 
-        `drawn` is the column of the one candidate of each edge that is computed, the others being
-        without weight; None computes all.
+        `drawn` is the column of the one candidate of each edge that is computed, or LEFT_OUT, the
+        others being without weight; None computes all.
         """
         if self.pooled is not None:
             weights = self.pooled(weights)
@@ -335,7 +335,8 @@ class MixedCell(nn.Module):
             else:
                 edges = list(plan.edges)
                 columns = [drawn[edge] for edge in edges]
-                places = [edge * weights.shape[1] + drawn[edge] for edge in edges]
+                # An edge that is left out has no weight at any column.
+                places = [edge * weights.shape[1] + max(0, drawn[edge]) for edge in edges]
                 each = weights.flatten().gather(0, send(torch.tensor(places), x.device))
                 brought = block.drawn(x, columns, each)
             for e, y in brought.items():

@@ -20,6 +20,9 @@ from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import Candidate, CandidateTable
 from darts_bio.spaces.base import Row, by_operation
 
+LEFT_OUT = -1
+"""Stands for the column of a candidate on an edge of which nothing is drawn, nor computed."""
+
 
 def rule_shares(weights: Tensor) -> Tensor:
     """Divide weights (..., R) of an operation's rules by their sum.
@@ -70,9 +73,12 @@ class PooledRows(nn.Module):
         return (weights.unsqueeze(2) * self.get_buffer("members")).sum(1)
 
     def columns(self, columns: Sequence[int]) -> list[int]:
-        """Return, for the column of one candidate of each edge, the number of its pool."""
+        """Return, for the column of one candidate of each edge, the number of its pool.
+
+        Where it is LEFT_OUT, the number is too.
+        """
         return [
-            next(number for number, pool in enumerate(pools) if column in pool.columns)
+            next((number for number, pool in enumerate(pools) if column in pool.columns), LEFT_OUT)
             for pools, column in zip(self.pools, columns, strict=True)
         ]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.networks.cells import build_candidate, build_operation
-from darts_bio.networks.pooled import rule_shares
+from darts_bio.networks.pooled import LEFT_OUT, rule_shares
 from darts_bio.rules import RULES, rule_carriers
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.mixture import RuleMixture
@@ -59,7 +59,8 @@ class MixedOperation(nn.ModuleList):
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
         """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W').
 
-        Where a candidate is `drawn`, it alone is computed, and the others count as zero.
+        Where a candidate is `drawn`, it alone is computed, and the others count as zero; where that
+        is LEFT_OUT, they all do.
         """
         weights = weights[: len(self)]  # the padding of a row stands at its end
         chosen = x[:, : x.shape[1] // self.partial]  # (N, C/k, H, W)
@@ -68,6 +69,9 @@ class MixedOperation(nn.ModuleList):
             for column, (weight, candidate) in enumerate(zip(weights.unbind(), self, strict=True))
             if drawn in (None, column)
         )
+        if drawn == LEFT_OUT:
+            n, c, h, w = chosen.shape
+            mixed = chosen.new_zeros(n, c, -(-h // self.stride), -(-w // self.stride))
         if self.partial == 1:
             return mixed
         passing = x[:, chosen.shape[1] :]  # (N, C - C/k, H, W)
@@ -121,7 +125,7 @@ class PooledOperation(MixedOperation):
             shares = rule_shares(of_rules.detach())
             for _, carrier in rule_carriers(module):
                 carrier.feedback["share"].copy_(shares)
-        if drawn is not None:
+        if drawn is not None and drawn != LEFT_OUT:
             drawn = next(n for n, pool in enumerate(self.pools) if drawn in pool.columns)
         return super().forward(x, torch.stack(gains), drawn)
 
@@ -169,7 +173,8 @@ class ReferenceCell(nn.Module):
         Args:
             states: The prepared inputs, each (N, C, H, W).
             weights: (edges, candidates).
-            drawn: For each edge the column of the one candidate that is computed; None for all.
+            drawn: For each edge the column of the one candidate that is computed, or LEFT_OUT; None
+                for all.
         """
         sums: dict[int, Tensor] = {}
         columns = [None] * len(self.wiring) if drawn is None else drawn

@@ -18,7 +18,7 @@ from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.mixed import MixedCell
-from darts_bio.networks.pooled import PooledRows, RulePlaces
+from darts_bio.networks.pooled import LEFT_OUT, PooledRows, RulePlaces
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import rule_carriers
@@ -41,6 +41,28 @@ def _for_this_pass(edge_weights: EdgeWeights) -> tuple[EdgeWeights, EdgeWeights]
     """
     constant = {cell_type: weights.detach() for cell_type, weights in edge_weights.items()}
     return (edge_weights, constant) if forward_mode() else (constant, edge_weights)
+
+
+def single_columns(edge_weights: EdgeWeights) -> dict[str, list[int]] | None:
+    """Return the one column of each edge that has a weight, or LEFT_OUT where none has.
+
+    Returns None if some edge has several.
+
+    Args:
+        edge_weights: (edges, candidates) per cell type.
+
+    >>> single_columns({"cell": torch.tensor([[0.0, 0.5], [0.0, 0.0]])})
+    {'cell': [1, -1]}
+    >>> single_columns({"cell": torch.tensor([[0.5, 0.5]])}) is None
+    True
+    """
+    columns = {}
+    for t, weights in edge_weights.items():
+        some = weights != 0
+        if bool((some.sum(1) > 1).any()):
+            return None
+        columns[t] = torch.where(some.any(1), some.int().argmax(1), LEFT_OUT).tolist()
+    return columns
 
 
 class SuperNet(CellNetwork):
@@ -187,8 +209,8 @@ class SuperNet(CellNetwork):
         stay.
 
         Args:
-            columns: For each cell type and edge the candidate's column in the table; None computes
-                all, as ever.
+            columns: For each cell type and edge the candidate's column in the table, or LEFT_OUT
+                where the edge brings nothing and has no weight; None computes all, as ever.
 
         >>> from darts_bio.networks import SuperNet
         >>> from darts_bio.spaces import SPACES

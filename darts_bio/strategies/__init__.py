@@ -7,8 +7,8 @@ loss.
 
 >>> from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
 >>> sorted(STRATEGIES)  # doctest: +NORMALIZE_WHITESPACE
-['darts', 'darts_pt', 'drnas', 'eg', 'fair_darts', 'gdas', 'pc_darts', 'random', 'rule_aware',
- 'snas']
+['darts', 'darts_pt', 'drnas', 'eg', 'fair_darts', 'gdas', 'pc_darts', 'random', 'random_paths',
+ 'rule_aware', 'snas']
 >>> STRATEGIES.build("darts(order=2, lr=6e-4)")
 Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 >>> STRATEGIES.options("random")
@@ -57,6 +57,7 @@ from darts_bio.strategies import fair_darts as _fair_darts  # noqa: F401
 from darts_bio.strategies import gdas as _gdas  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401
+from darts_bio.strategies import random_paths as _random_paths  # noqa: F401
 from darts_bio.strategies import rule_aware as _rule_aware  # noqa: F401
 from darts_bio.strategies import smooth as _smooth  # noqa: F401
 from darts_bio.strategies import snas as _snas  # noqa: F401

@@ -6,7 +6,7 @@ genotype is known at once, a function of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,6 @@ class Random(Strategy[RandomState]):
         Raises:
             InputError: If `genotype` has edges or operations that the search does not have.
         """
-        # All cell types draw from one generator, one after the other.
         source = generator("cpu", "random genotype", context.seed)
         space, fixed = context.space, dict[str, Operations]()
         if self.genotype:
@@ -91,21 +90,39 @@ class Random(Strategy[RandomState]):
                 t: _fixed_operations(space, cell, loaded.space)
                 for t, cell in genotype.cells.items()
             }
-        weights = {}
-        first_of_kind: dict[str, Operations] = {}
-        for t in context.table.rows:
-            # Cells of one kind have the operations of the first of them.
-            operations = fixed.get(t) or first_of_kind.get(space.kind(t))
-            drawn = _draw(context, t, operations, source)
-            first_of_kind.setdefault(space.kind(t), _operations(context, t, drawn))
-            weights[t] = drawn.to(context.device)
-        return RandomState(context, weights)
+        weights = random_cells(context, source, fixed)
+        return RandomState(context, {t: drawn.to(context.device) for t, drawn in weights.items()})
 
     def edge_weights(self, state: RandomState) -> EdgeWeights:
         return state.weights
 
     def final_weights(self, state: RandomState) -> EdgeWeights:
         return state.weights
+
+
+def random_cells(
+    context: Context, source: torch.Generator, fixed: Mapping[str, Operations] | None = None
+) -> dict[str, Tensor]:
+    """Draw a genotype: weights (edges, candidates) per cell type, on the CPU.
+
+    They are 1 for a candidate that is part of it and 0 for all others.
+
+    Args:
+        context: The search.
+        source: A generator on the CPU. All cell types draw from it, one after the other.
+        fixed: The edges and operations of cell types whose rules alone are drawn.
+
+    Raises:
+        InputError: If the search has no candidate of one of the fixed operations.
+    """
+    space, weights = context.space, {}
+    first_of_kind: dict[str, Operations] = {}
+    for t in context.table.rows:
+        # Cells of one kind have the operations of the first of them.
+        operations = (fixed or {}).get(t) or first_of_kind.get(space.kind(t))
+        weights[t] = _draw(context, t, operations, source)
+        first_of_kind.setdefault(space.kind(t), _operations(context, t, weights[t]))
+    return weights
 
 
 def _draw(

@@ -25,6 +25,7 @@ from darts_bio.distributed import average, from_first, mean_of_all, rank, summed
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
+from darts_bio.networks.supernet import single_columns
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
@@ -559,14 +560,17 @@ class Search:
         chunks: list[Tensor] = []
         before = rng_state()
         count, start = len(next(iter(edge_weights.values()))), 0
+        # One candidate an edge is computed alone, which is less than many together.
+        alone = all(bool(((w != 0).sum(2) <= 1).all()) for w in edge_weights.values())
         while start < count:
-            chunk = slice(start, start + self.together)
+            together = 1 if alone else self.together
+            chunk = slice(start, start + together)
             chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
             try:
                 chunks.append(self._logits(x, chunk_weights))
-                start += self.together
+                start += together
             except RuntimeError as error:
-                if self.together == 1:
+                if together == 1:
                     raise
                 # Out of memory, half as many may do; an operation of a user's own that torch.vmap
                 # cannot batch fails with any number but one.
@@ -581,7 +585,10 @@ class Search:
             if len(next(iter(edge_weights.values()))) == 1:
                 # Without torch.vmap, which not every operation allows.
                 weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
-                return self._logits_at(x, weights_of_one).float().unsqueeze(0)
+                spread = any(regularizer.spreads for regularizer in self.regularizers)
+                columns = None if spread else single_columns(weights_of_one)
+                with self.supernet.drawn(columns):
+                    return self._logits_at(x, weights_of_one).float().unsqueeze(0)
             of_individual = functools.partial(self._logits_at, x)
             return torch.vmap(of_individual, randomness="same")(dict(edge_weights)).float()
 
