@@ -127,7 +127,7 @@ class Twins:
             lowest = [
                 layer
                 for layer in block.modules()
-                if isinstance(layer, StackedConv2d) and layer.shared
+                if isinstance(layer, StackedConv2d) and layer.common_input
             ]
             names = {
                 f"{cell}.{name.split('.operation')[0]}": None

@@ -647,7 +647,7 @@ class TestBothWaysToSendAnErrorDown:
         layer, x = PLAIN.build(rule), PLAIN.input()
         assert type(layer(x.requires_grad_()).grad_fn).__name__ == "ConvolutionBackward0"
         found = gradients(layer, x)
-        monkeypatch.setattr("darts_bio.rules.layers.keeps_saved_tensors", lambda: False)
+        monkeypatch.setattr("darts_bio.rules.layers.own_node_serves", lambda: False)
         assert type(layer(x.requires_grad_()).grad_fn).__name__ == "FeedbackConvolutionBackward"
         assert all(map(torch.equal, found, gradients(layer, x)))
 

@@ -10,11 +10,23 @@ once, what has weights is one stacked layer for all edges and rules, and zeros a
 What is computed together is planned first, as plain data (`networks.plan`); here it is computed.
 Where a strategy draws one candidate an edge, a pass computes these alone (`SourceBlock.drawn`).
 
-How an edge weight reaches a batch norm's gain: the strategy's softmax (`Strategy.edge_weights`) is
-an argument of `SuperNet.forward`, `MixedCell._lane_weights` puts it in order, and a part hands it
-to `StackedBatchNorm` as its gain (`JoinedOperations` one norm for several operations,
-`StackedOperation` one for each). For edges 0 and 1 that leave a node with C = 4 channels, with
-sep_conv_3x3 under fa and usf on both (lanes 0 to 3 in the order (rule, edge)):
+How an edge weight reaches a batch norm's gain:
+
+    `Strategy.edge_weights`      makes the weights (edges, candidates), an argument of `SuperNet`
+    `MixedCell.forward`          is handed those of its cell type; where rules share weights,
+                                 `PooledRows` sums those of an operation's rules first
+    `MixedCell._lane_weights`    puts them in the order of the lanes (`LaneWeights`); of a drawn pass
+                                 `SourceBlock.drawn` picks those of what was drawn instead
+    a part                       hands those of its lanes to its last batch norm as the gain; no norm
+                                 before that has one
+
+The last is one norm for all joined operations (`JoinedOperations`), or one of each stacked operation
+that is not joined (`StackedOperation`). In `FoldedCell` the norm is folded into a product, and the
+weight is the p of `networks.folded`. All other outputs are multiplied by their weights: of what
+does not end with a batch norm, of what is shared and not joined, of what runs alone.
+
+For edges 0 and 1 that leave a node with C = 4 channels, with sep_conv_3x3 under fa and usf on both
+(lanes 0 to 3 in the order (rule, edge)):
 
     weights (edges, candidates)          [[.1 fa, .9 usf], [.7 fa, .3 usf]]
     each (L,), by `lane_order`           [.1, .7, .9, .3]

@@ -4,6 +4,21 @@ A part reads the node's output, x (N, C, H, W), and makes of it what each edge r
 (N, H', W', E, C), by the weights of its lanes. Where one candidate an edge was drawn, a part is
 asked for a subset of its lanes alone, each of which is all that its edge receives: the last but one
 dimension then counts these. Suffixes of tensors are those of `networks.stacking`.
+
+A candidate with a layer that is not known here runs alone. To have it stacked, three functions must
+know the layer:
+
+    `forms._layer_form`   names its kind, and in `geometry` all that members must agree in
+    `plan._stacks`        says where it may stand: the first layer but for ReLUs takes the node's x
+                          (N, C, H, W) for all members, any other takes (N, M*C, H, W)
+    `_stacked_layer`      builds the one module that stands for those of M members; where it holds
+                          something for each of them, it is a `rules.stacked.Stacked`, and computes
+                          the members `present` alone, with what `of_present` selects
+
+Members are in the order (rule, edge) throughout. Convolutions under rules are `StackedConv2d`s, by
+which `MixedCell.stacked_layers` finds them for their feedback. Maps may come taken apart
+(`StackedLayers.forward`): a layer that brings pixels together needs their spacing, and convolutions
+alone are told it. The cell must go on equalling `reference.ReferenceCell`, in drawn passes too.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ from darts_bio.spaces.operations import EvenAndOdd, even_pixels, odd_pixels
 class LaneWeights(NamedTuple):
     """The edge weights of L lanes, in the three forms in which they are used.
 
-    `each` is (L,). `factors` is (L,) in the dtype of the maps, which therefore keep theirs.
-    `by_channel` is (L*C,), each weight C times: the gain of a batch norm.
+    `by_channel` is (L*C,), each weight C times: the gain of a batch norm. `each` is (L,), the gains
+    of a `FoldedMixture`. `factors` is (L,) in the dtype of the maps, which therefore keep theirs:
+    what outputs without such a norm are multiplied by.
     """
 
     each: Tensor
@@ -250,7 +251,7 @@ class StackedEvenAndOdd(nn.Module):
                 [getattr(member, half) for member in members],
                 [f"{name}.{half}" for name in names],
                 of_half,
-                shared=True,
+                common_input=True,
             )
             for half, of_half in zip(("even", "odd"), rules, strict=True)
         )

@@ -238,18 +238,18 @@ class SuperNet(CellNetwork):
         """
         # What stacked layers share of their feedback is lent to them before a pass.
         if self.rule_places is None:
-            for one in self.feedback:
-                cast(SharedFeedback, one).lend()
+            for feedback in self.feedback:
+                cast(SharedFeedback, feedback).lend()
         elif torch.is_grad_enabled():  # otherwise no error is sent
             of_rules, edge_weights = _for_this_pass(edge_weights)
             places = self.rule_places(of_rules)
-            for mixed, shares in zip(self.feedback, places, strict=True):
-                cast(MixedFeedback, mixed).lend(shares)
+            for feedback, shares in zip(self.feedback, places, strict=True):
+                cast(MixedFeedback, feedback).lend(shares)
         older, newer = self.stem(x.contiguous(memory_format=self.memory_format))
         for inputs, cell, cell_type in zip(self.inputs, self.cells, self.plan, strict=True):
             drawn = None if self._drawn is None else self._drawn[cell_type]
             older, newer = newer, cell(inputs(older, newer), edge_weights[cell_type], drawn)
         logits = self.classify(newer)
-        for shared in self.feedback:
-            logits = cast(SharedFeedback, shared).settle(logits)
+        for feedback in self.feedback:
+            logits = cast(SharedFeedback, feedback).settle(logits)
         return logits

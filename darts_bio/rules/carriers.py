@@ -259,15 +259,23 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     update = n, the number of the weight update just made, only rules that renew their feedback
     (brsf, weight_mirror) make one renewal. So a training loop calls this once after each update.
 
-    What is guaranteed: on a CPU the generator of a draw is seeded by (seed, name, update) alone,
-    `name` being where the rule's carrier stands in the model, not in what torch.compile or
-    DistributedDataParallel wraps around it; in a supernet a carrier is one rule of all stacked
-    layers, so the draw depends on these layers and their order. On a GPU so is the first draw,
-    which is made on the CPU; renewals are drawn there from one generator a device, seeded by (seed,
-    update), carrier by carrier. Global generators are neither read nor moved on. So a resumed run
-    draws what an uninterrupted one would have drawn, every process of a data-parallel run draws the
-    same, and evaluation draws nothing. weight_mirror moves the feedback that it has: one call is
-    one move, not `update` moves.
+    What the numbers drawn depend on:
+
+    - at update 0, on (seed, name) alone. `name` is where the rule's carrier stands in the model, not
+      in what torch.compile or DistributedDataParallel wraps around it. These draws are made on the
+      CPU, wherever the model lies, and are the same on all devices;
+    - at later updates on a CPU, on (seed, name, update) alone;
+    - at later updates on a GPU, on (seed, update), and on the carriers that renew before this one:
+      one generator serves all on the device. They are other numbers than on a CPU.
+
+    So a resumed run draws what an uninterrupted one would have drawn, every process of a
+    data-parallel run draws the same, and evaluation draws nothing. Global generators are neither
+    read nor moved on.
+
+    A carrier is a layer or an operation; in a supernet it is one rule of all stacked layers, whose
+    share of a draw depends on these layers and their order. The feedback of weight_mirror depends
+    on more than the draw, since it is moved from where it is, by the weights: one call is one move,
+    not `update` moves.
 
     >>> from darts_bio.rules import RULES, RuleLinear
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))

@@ -41,9 +41,13 @@ side by side. "layer" is every other layer: those of discrete networks and of `c
 supernet the stem, the cells' inputs, the classifier, and candidates that cannot be stacked. Stacked
 layers go these ways under all rules, bp as well: local rules replace the weight's gradient
 afterwards (`rules.side_by_side`), direct ones are `shared_feedback.ExactWithin` and
-`rules.stacked.StackedDirect`. In a forward-mode pass (`rules.tangents`) all layers with weights, bp
-as well, take the Functions of `rules.forward_mode`. In all of them a strided pointwise convolution
-is handed the pixels that it reads (`rules.pointwise`).
+`rules.stacked.StackedDirect`. In a forward-mode pass (`rules.tangents`) all layers whose error goes
+through a kernel, bp as well, take the Functions of `rules.forward_mode`; layers under local and
+direct rules cannot run in one. In all of them a strided pointwise convolution is handed the pixels
+that it reads (`rules.pointwise`).
+
+A linear layer under a rule goes the ways of "layer" too, but always by `FeedbackLinear` where a
+convolution has a choice of `FeedbackConvolution` and `through_kernel`.
 """
 
 from __future__ import annotations
@@ -82,12 +86,13 @@ def first_derivative_only() -> None:
         )
 
 
-def keeps_saved_tensors() -> bool:
-    """Tell whether what a pass saves stays with PyTorch's own nodes.
+def own_node_serves() -> bool:
+    """Tell whether PyTorch's own node can send an error through a kernel in this pass.
 
-    It does not where a compiler traces the pass, where a functional transform runs it, and where
-    hooks of gradient checkpointing or offloading take what is saved elsewhere. In a forward-mode
-    pass it stays, but such a node sends directions through W.
+    What the pass saves has to stay with the node. It does not where a compiler traces the pass,
+    where a functional transform runs it, and where hooks of gradient checkpointing or offloading
+    take what is saved elsewhere. In a forward-mode pass it stays, but the node would send
+    directions through W.
     """
     elsewhere = torch.compiler.is_compiling() or transforms_run(unknown=True) or hooks_run()
     return not (elsewhere or forward_mode())
@@ -96,7 +101,7 @@ def keeps_saved_tensors() -> bool:
 def through_kernel(y: Tensor, kernel: Tensor) -> bool:
     """Have the convolution that has just given y send its error down through `kernel`.
 
-    `keeps_saved_tensors()` must hold. Autocast is respected: the kernel is cast as the weight was.
+    `own_node_serves()` must hold. Autocast is respected: the kernel is cast as the weight was.
     Returns False, and does nothing, where this version of PyTorch does not allow it.
     """
     kernel = kernel.detach() if kernel.dtype == y.dtype else kernel.detach().to(y.dtype)

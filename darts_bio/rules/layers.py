@@ -27,7 +27,7 @@ from darts_bio.rules.convolution import wide_depthwise
 from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import (
     LocalUpdate,
-    keeps_saved_tensors,
+    own_node_serves,
     through_kernel,
 )
 from darts_bio.rules.operators import Convolution, Product
@@ -197,7 +197,7 @@ class RuleConvolution(RuleLayer):
         # A kernel that is learned gets the weight's gradient, which only our own Function gives it.
         learned = kernel.requires_grad
         in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
-        if keeps_saved_tensors() and not learned and not in_strips:
+        if own_node_serves() and not learned and not in_strips:
             y = self.plain.forward(self, x)
             if through_kernel(y, kernel):
                 return y

@@ -167,7 +167,7 @@ class ExactWithin(RuleCarrier):
         """Return the kernels as `FlatFeedback.kernels` does."""
         zeros = weights[0].new_zeros(())
         return [
-            zeros.expand(weight.shape) if layer.shared and not self.exact else weight
+            zeros.expand(weight.shape) if layer.common_input and not self.exact else weight
             for layer, weight in zip(self.layers, weights, strict=True)
         ]
 

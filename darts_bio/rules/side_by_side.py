@@ -163,7 +163,7 @@ class Noted(NamedTuple):
     weight: Tensor
     members: int
     present: tuple[int, ...] | None
-    shared: bool
+    common_input: bool
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -172,7 +172,7 @@ class Noted(NamedTuple):
     def by_member(self) -> Tensor:
         """Return x of each member present: (N, H, W, M, C)."""
         x, count = self.x.permute(0, 2, 3, 1), len(self.numbers)
-        if self.shared:
+        if self.common_input:
             return x.unsqueeze(3).expand(-1, -1, -1, count, -1)
         return x.unflatten(3, (count, -1))
 

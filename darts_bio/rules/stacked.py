@@ -82,7 +82,7 @@ class StackedConv2d(Stacked):
         members: Sequence[RuleConv2d],
         names: Sequence[str],
         rules: Sequence[LearningRule],
-        shared: bool,
+        common_input: bool,
     ) -> None:
         """Stack `members`, in the order (rule, edge).
 
@@ -90,7 +90,7 @@ class StackedConv2d(Stacked):
             members: equally shaped convolutions without bias, padded by numbers.
             names: where the members stand in the reference.
             rules: the R rules, which are `batched`.
-            shared: whether all members read one input (N, C, H, W), that of their operation.
+            common_input: whether all members read one (N, C, H, W), their operation's input.
         """
         super().__init__()
         first = members[0]
@@ -100,7 +100,7 @@ class StackedConv2d(Stacked):
         self.bound = float(first.initial_law.bound)
         self.names, self.members = tuple(names), len(names)
         self.stride, self.padding, self.dilation = first.stride, first.padding, first.dilation
-        self.shared = shared
+        self.common_input = common_input
         self.member_groups = int(first.groups)
         self.kernel: Tensor | None = None
         self.lent_weight: Tensor | None = None
@@ -114,7 +114,7 @@ class StackedConv2d(Stacked):
     def products(self) -> bool:
         """Whether each member is a matrix for the pixels of an input of its own."""
         by_matrix = multiplies_pixels(self.weight.shape[2:], self.stride, self.padding)
-        return by_matrix and self.member_groups == 1 and not self.shared
+        return by_matrix and self.member_groups == 1 and not self.common_input
 
     def forward(self, x: Tensor, spacing: int = 1) -> Tensor:
         """Convolve x, whose neighbors stood `spacing` pixels apart in the image.
@@ -134,11 +134,11 @@ class StackedConv2d(Stacked):
         if reads_single_pixels(weight.shape[2:], stride, padding):
             x, stride = sampled(x, stride), (1, 1)
         self.note(x, weight, stride, padding, dilation)
-        if self.shared and self.member_groups == 1:
+        if self.common_input and self.member_groups == 1:
             # One dense convolution: members that share its input are further outputs of it.
             groups, copies = 1, 1
         else:
-            groups, copies = m * self.member_groups, m if self.shared else 1
+            groups, copies = m * self.member_groups, m if self.common_input else 1
         # Where there is no error to send, plain operations, which torch.vmap can batch.
         run = convolve if torch.is_grad_enabled() else FeedbackConvolution.forward
         return run(x, weight, None, kernel, stride, padding, dilation, groups, copies, None)
@@ -166,7 +166,7 @@ class StackedConv2d(Stacked):
                 weight.detach(),
                 self.members,
                 None if self.subset is None else self.subset.numbers,
-                self.shared,
+                self.common_input,
                 stride,
                 padding,
                 dilation,
