@@ -200,6 +200,16 @@ class TestRuleAware:
             search(data, "darts", kernel_scale="init")
         assert search(data, "rule_aware", kernel_scale="init").supernet.shared == "init"
 
+    @pytest.mark.parametrize("rule", RULES)
+    def test_takes_a_backbone_whose_kernels_carry_the_error(
+        self, data: ImageData, rule: str
+    ) -> None:
+        if rule in ("dfa", "hebbian", "predictive"):
+            with pytest.raises(InputError, match=f"--backbone-rule: .*, found {rule}; use bp or"):
+                search(data, "rule_aware", backbone_rule=rule)
+        else:
+            search(data, "rule_aware", backbone_rule=rule).step(0)
+
     def test_says_where_rules_cannot_be_told_apart(self, data: ImageData) -> None:
         (note,) = search(data, "rule_aware", rules=("usf",)).notes()
         assert "one learning rule" in note

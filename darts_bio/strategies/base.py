@@ -302,7 +302,8 @@ class Strategy(ABC, Generic[S]):
     """Whether it asks for `Bilevel.virtual_step`, which is a step of SGD."""
 
     shares_weights: ClassVar[bool] = False
-    """Whether it needs a supernet in which the rules of an operation share its weights."""
+    """Whether it needs a supernet in which the rules of an operation share its weights, and in which
+    all layers, those of the backbone too, send their error through a kernel."""
 
     finished: ClassVar[bool] = False
     """Whether no further epoch would change what is derived."""

@@ -264,6 +264,13 @@ class Search:
                 f"--weights: expected shared for --strategy {config.strategy}, which measures "
                 "rules on the same weights, found own; leave it out"
             )
+        backbone = RULES.build(config.backbone_rule)
+        if self.strategy.shares_weights and (backbone.local or backbone.direct):
+            raise InputError(
+                f"--backbone-rule: expected a rule whose kernel carries the error, for --strategy "
+                f"{config.strategy}, which differentiates a step of training through all layers, "
+                f"found {config.backbone_rule}; use bp or a rule of the feedback family"
+            )
         if config.kernel_scale != "match" and not self._shares_weights:
             raise InputError(
                 f"--kernel-scale {config.kernel_scale}: kernels are mixed where rules share "
