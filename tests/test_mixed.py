@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
 from darts_bio.networks.mixed import FoldedCell, MixedCell
-from darts_bio.networks.parts import SharedOperation, put_together, take_apart
+from darts_bio.networks.parts import SharedOperation, StackedOperation, put_together, take_apart
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import (
@@ -335,6 +335,38 @@ class TestEquivalence:
         )
         high = twins.fast(x, weights)
         assert (low.float() - high).norm() < 0.1 * high.norm()
+
+
+class ProductsOfMembers(TorchDispatchMode):
+    """Counts products with maps (N, H, W, R, E, C), of as many members as a mixture sums."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op is torch.ops.aten.mul.Tensor:
+            self.count += any(isinstance(x, Tensor) and x.dim() == 6 for x in args)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+def test_what_ends_with_a_batch_norm_is_weighted_without_a_pass_over_its_maps(cell: type) -> None:
+    space = SPACES.build("darts(nodes=2, operations=(skip_connect, sep_conv_3x3))")
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5, cell=cell)
+    assert any(isinstance(layer, StackedOperation) for layer in net.modules())
+    weights = {t: torch.rand(net.table.shape(t)) for t in net.table.rows}
+    with ProductsOfMembers() as products:
+        net(torch.randn(2, 3, 8, 8), weights)
+    assert products.count == 0
+
+
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+def test_weights_in_float32_leave_maps_in_their_dtype(cell: type) -> None:
+    space = SPACES.build("darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))")
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5, cell=cell)
+    states = [torch.randn(2, 4, 8, 8, dtype=torch.bfloat16) for _ in range(2)]
+    weights = torch.rand(net.table.shape("normal"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.cells[0](states, weights).dtype == torch.bfloat16
 
 
 FEW = "darts(nodes=2, operations=(skip_connect, sep_conv_3x3, dil_conv_5x5))"

@@ -144,6 +144,10 @@ class TestPublishedCounts:
         with pytest.raises(InputError, match="genotype.cells.reduce: missing"):
             build_network(replace(genotype, cells={"normal": genotype.cells["normal"]}))
 
+    def test_a_name_is_no_genotype(self) -> None:
+        with pytest.raises(InputError, match=r"expected a genotype, found 'darts_v2'; read one by"):
+            build_network("darts_v2")  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("option", ["num_classes", "in_channels"])
     def test_sizes_that_make_no_network(self, option: str) -> None:
         with pytest.raises(InputError, match=f"{option}: expected at least 1, found 0"):

@@ -358,6 +358,19 @@ class TestDirectFeedback:
         expected = (e @ model[0].feedback["kernel"] / 7).unsqueeze(1).expand(2, 7, 4)
         assert relative_error(dx, expected) <= TOLERANCE
 
+    @pytest.mark.parametrize(
+        "of", [RuleLinear, lambda *c, rule: DirectOperation(nn.Linear(*c), 4, rule)]
+    )
+    def test_no_output_needs_to_be_known_where_no_error_is_sent(self, of: Any) -> None:
+        layer, x = of(4, 3, rule=RULES.build("dfa")), torch.randn(2, 4)
+        weight, bias = layer.parameters()
+        expected = x @ weight.t() + bias
+        torch.testing.assert_close(layer(x), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x.requires_grad_()), expected)
+        with pytest.raises(InputError, match="does not know the model's output"):
+            layer(x)
+
     def test_what_it_cannot_do_is_said(self) -> None:
         x = torch.randn(2, 4, requires_grad=True)
         with pytest.raises(InputError, match="does not know the model's output"):

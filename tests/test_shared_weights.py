@@ -250,6 +250,17 @@ def test_operations_that_cannot_be_batched_are_refused() -> None:
         OPERATIONS.unregister("gated_of_test")
 
 
+@pytest.mark.parametrize("shared", [None, "match"])
+def test_a_checkpoint_holds_what_is_learned_drawn_and_measured_alone(shared: str | None) -> None:
+    """What follows from the options, as do orders, masks and places, is made anew from them."""
+    net = build(shared=shared, partial=2)
+    kept = set(net.state_dict()) - {name for name, _ in net.named_parameters()}
+    measured = ("running_mean", "running_var", "num_batches_tracked")
+    others = [name for name in kept if name.rsplit(".", 1)[1] not in measured]
+    assert others
+    assert all(name.rsplit(".", 1)[1].startswith("feedback_") for name in others)
+
+
 def test_a_mixture_renews_what_its_rules_renew() -> None:
     net = build(rules=("fa", "brsf", "weight_mirror"))
     draw_feedback(net, 3)
