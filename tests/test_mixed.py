@@ -337,6 +337,33 @@ class TestEquivalence:
         assert (low.float() - high).norm() < 0.1 * high.norm()
 
 
+def test_joined_operations_write_no_more_before_their_norm_than_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the one edge from a node: 1 lane of the pool, and 2 of each stacked operation."""
+    space = SPACES.build(
+        "darts(nodes=1, operations=(max_pool_3x3, sep_conv_3x3, sep_conv_5x5, dil_conv_3x3))"
+    )
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5)
+    joined = net.cells[0].blocks[0].joined
+    written: list[int] = []
+    joined.norm.register_forward_pre_hook(lambda _, inputs: written.append(inputs[0].shape[1]))
+    lane = 2 * 8 * 8 * 4 * torch.finfo(torch.float32).bits // 8  # bytes that one lane writes
+    weights, states = torch.rand(net.table.shape("normal")), [torch.randn(2, 4, 8, 8)] * 2
+    for lanes, runs in {
+        7: [7],
+        6: [5, 2],
+        5: [5, 2],
+        4: [3, 4],
+        2: [1, 2, 2, 2],
+        1: [1, 2, 2, 2],
+    }.items():
+        monkeypatch.setattr("darts_bio.networks.parts.RUN_BYTES", lanes * lane)
+        written.clear()
+        net.cells[0](states, weights)
+        assert written == [4 * n for n in runs]
+
+
 class ProductsOfMembers(TorchDispatchMode):
     """Counts products with maps (N, H, W, R, E, C), of as many members as a mixture sums."""
 

@@ -67,6 +67,7 @@ def test_a_layer_s_forward_mode_pass_is_the_transpose_of_its_backward_pass(
     with tangents(leaves, moves):
         y = layer(leaves[0])
         y_moves = forward_ad.unpack_dual(y).tangent
+    assert not y_moves.requires_grad  # nothing is kept to differentiate directions
     dy = torch.randn_like(y_moves)
     gradients = torch.autograd.grad(layer(leaves[0]), leaves, dy)
     assert adjoint(dy, y_moves, gradients, moves)
