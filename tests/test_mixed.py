@@ -364,6 +364,16 @@ def test_joined_operations_write_no_more_before_their_norm_than_fits(
         assert written == [4 * n for n in runs]
 
 
+def test_joined_operations_of_one_spacing_are_neighbors() -> None:
+    """They are summed at once, whatever the order of the space's operations is."""
+    operations = ("dil_conv_5x5", "sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3")
+    space = SPACES.build(f"darts(nodes=1, operations=({', '.join(operations)}))")
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5)
+    parts = net.cells[0].plan.blocks[0].parts
+    assert all(part.joined for part in parts)
+    assert [part.operation for part in parts] == [operations[number] for number in (1, 3, 0, 2)]
+
+
 class ProductsOfMembers(TorchDispatchMode):
     """Counts products with maps (N, H, W, R, E, C), of as many members as a mixture sums."""
 
