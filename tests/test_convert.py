@@ -128,9 +128,12 @@ class TestWhatIsConverted:
         }
 
     def test_patterns_leave_what_they_do_not_match(self) -> None:
-        model = convert(small(), {"[03]": "frsf"})
-        assert {name for name, _ in rule_layers(model)} == {"0", "3"}
-        assert type(model[5]) is nn.Linear  # type: ignore[index]
+        weighted = {"0", "3", "5"}
+        for matched in ({"0", "3"}, {"0", "5"}, {"3", "5"}):
+            model: Any = convert(small(), {f"[{''.join(matched)}]": "frsf"})
+            assert {name for name, _ in rule_layers(model)} == matched
+            (left,) = weighted - matched
+            assert type(model[int(left)]) is type(small()[int(left)])
 
     def test_a_random_assignment_is_of_the_seed_and_the_name(self) -> None:
         def chosen(seed: int, model: nn.Module) -> dict[str, str]:
