@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from searching import PAIR, begin, context, epoch, search
+from test_conformance import train_a_little
 from torch import Tensor
 
-import darts_bio
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet
@@ -49,7 +48,7 @@ class TestTogether:
         self, strategy: str, regularizers: tuple[str, ...], data: ImageData
     ) -> None:
         """Saved after its second epoch and gone on with in a new search, it ends bit for bit as
-        without; what it finds is a network that learns."""
+        without; of what it finds every layer learns."""
         task = search(data, strategy, regularizers=regularizers)
         before = tensors(task)
         for number in range(2):
@@ -71,10 +70,7 @@ class TestTogether:
         assert set(alpha) <= set(moved)
         assert any(name.endswith("/beta") for name in alpha) == (regularizers == PC_DARTS)
 
-        network = darts_bio.build_network(task.genotype(), channels=4, layers=3, in_channels=1)
-        loss = F.cross_entropy(network(torch.randn(4, 1, 8, 8)), torch.tensor([0, 1, 2, 3]))
-        loss.backward()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+        train_a_little(task.genotype(), data)
 
     def test_pc_darts_is_darts_with_its_three_ingredients(self, data: ImageData) -> None:
         """Bit for bit: weights, alpha, betas, genotype."""
@@ -89,37 +85,35 @@ class TestTogether:
         assert whole.genotype() == parts.genotype()
 
     @pytest.mark.parametrize("strategy", SAMPLERS)
-    def test_each_sampler_is_weighted_by_the_edges_shares(self, strategy: str) -> None:
-        """In float64, node by node."""
-        torch.set_default_dtype(torch.float64)
-        try:
-            sampler, state = begin(strategy, "darts(nodes=3)", normalizes_edges=True)
-            sampler.prepare(state)
-            for name, beta in state.parameters.items():
-                if name.endswith("/beta"):
-                    beta.data = torch.randn(len(beta), dtype=torch.float64)
-            sampled = sampler.sampled_weights(state)
-            for t, weights in sampler.edge_weights(state).items():
-                beta = state.parameters[f"{t}/beta"].detach()
-                for e, (node, _) in enumerate(state.context.space.edges):
-                    rivals = [
-                        i for i, (other, _) in enumerate(state.context.space.edges) if other == node
-                    ]
-                    share = beta[e].exp() / beta[rivals].exp().sum()
-                    if strategy.startswith("drnas"):  # each call draws anew
-                        assert weights[e].sum().item() == pytest.approx(share.item(), rel=1e-10)
-                    else:
-                        torch.testing.assert_close(
-                            weights[e], sampled[t][e] * share, rtol=1e-10, atol=1e-14
-                        )
-        finally:
-            torch.set_default_dtype(torch.float32)
+    def test_each_sampler_is_weighted_by_the_edges_shares(
+        self, float64: None, strategy: str
+    ) -> None:
+        """Node by node."""
+        sampler, state = begin(strategy, "darts(nodes=3)", normalizes_edges=True)
+        sampler.prepare(state)
+        for name, beta in state.parameters.items():
+            if name.endswith("/beta"):
+                beta.data = torch.randn(len(beta))
+        sampled = sampler.sampled_weights(state)
+        edges = state.context.space.edges
+        for t, weights in sampler.edge_weights(state).items():
+            beta = state.parameters[f"{t}/beta"].detach()
+            for e, (node, _) in enumerate(edges):
+                rivals = [i for i, (other, _) in enumerate(edges) if other == node]
+                share = beta[e].exp() / beta[rivals].exp().sum()
+                if strategy.startswith("drnas"):  # each call draws anew
+                    assert weights[e].sum().item() == pytest.approx(share.item(), rel=1e-10)
+                else:
+                    torch.testing.assert_close(
+                        weights[e], sampled[t][e] * share, rtol=1e-10, atol=1e-14
+                    )
 
     def test_bad_pairs(self, data: ImageData) -> None:
         for strategy, regularizer, message in (
             ("pc_darts(k=2)", "partial_channels(k=4)", "has a k of its own, 2; leave the"),
             ("eg", "edge_normalization", "that moves alpha along a gradient, found eg"),
             ("eg", "beta_decay", "that moves alpha along a gradient, found eg"),
+            ("random_paths", "skip_stop", "takes shape epoch by epoch, found random_paths"),
             ("darts", "partial_channels(k=3)", "expected a multiple of 6"),
             ("darts", "partial_channels(k=0)", "k: expected a whole number"),
             ("darts", "smooth(epsilon=2)", "epsilon: expected a number"),
@@ -141,16 +135,13 @@ class TestTogether:
 
 
 class TestBetaDecay:
-    def test_its_gradient_is_lambda_times_the_edge_weights(self) -> None:
+    def test_its_gradient_is_lambda_times_the_edge_weights(self, float64: None) -> None:
         searched = context(PAIR, epochs=100)
         decay = REGULARIZERS.build("beta_decay")
         state = decay.begin(searched)
         decay.begin_epoch(state, 30)
         table = searched.table
-        alpha = {
-            t: torch.randn(table.shape(t), dtype=torch.float64, requires_grad=True)
-            for t in table.rows
-        }
+        alpha = {t: torch.randn(table.shape(t), requires_grad=True) for t in table.rows}
         decay.alpha_penalty(state, alpha).backward()
         edges = sum(len(rows) for rows in table.rows.values())
         for t, logits in alpha.items():
@@ -162,22 +153,21 @@ class TestBetaDecay:
                     assert logits.grad is not None
                     # Published: lambda = 50 * epoch / 100, here in the 30th epoch of 100.
                     assert logits.grad[e, i].item() == pytest.approx(
-                        50 * 0.3 * expected / edges, rel=1e-6, abs=1e-12
+                        50 * 0.3 * expected / edges, rel=1e-10, abs=1e-14
                     )
 
 
 class TestAuxiliarySkip:
-    def test_the_supernet_has_another_skip_connection(self) -> None:
+    def test_the_supernet_has_another_skip_connection(self, float64: None) -> None:
         """Against the same supernet whose edges each add beta times their input by hand."""
         space = SPACES.build("nb201")
-        torch.manual_seed(0)
-        supernet = SuperNet(space, ("bp", "fa"), channels=4, layers=3, num_classes=10).double()
-        x = torch.randn(2, 3, 8, 8).double()
+        supernet = SuperNet(space, ("bp", "fa"), channels=4, layers=3, num_classes=10)
+        x = torch.randn(2, 3, 8, 8)
         searched = context("nb201", ("bp", "fa"), epochs=50)
         skip = REGULARIZERS.build("auxiliary_skip(weight=0.8, decay=cosine)")
         state = skip.begin(searched)
         skip.begin_epoch(state, 20)
-        weights = {"cell": torch.rand(searched.table.shape("cell")).double()}
+        weights = {"cell": torch.rand(searched.table.shape("cell"))}
         with supernet.batch_statistics():
             found = supernet(x, skip.lent(state, weights))
             # The cell is a sum over edges: node j = sum over i < j of mixture(node i) + beta node i.
@@ -196,7 +186,7 @@ class TestAuxiliarySkip:
             for hook in hooks:
                 hook.remove()
         assert len(hooks) == 9  # three cells of three nodes that edges leave
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
     def test_at_stride_2_by_the_rules_shares(self) -> None:
         searched = context(PAIR, epochs=10)
@@ -248,7 +238,7 @@ def plain_projection(values: list[float]) -> list[float]:
 
 class TestSmooth:
     @pytest.fixture
-    def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
+    def prepared(self, float64: None) -> tuple[Any, Any, dict[str, Tensor]]:
         smooth = REGULARIZERS.build("smooth(kind=adversarial, steps=3, epsilon=0.5)")
         state = smooth.begin(context(PAIR, epochs=10))
         smooth.begin_epoch(state, 4)
@@ -256,7 +246,7 @@ class TestSmooth:
         table = state.context.table
         weights = {}
         for t in table.rows:
-            w = torch.rand(table.shape(t), dtype=torch.float64) * table.mask(t)
+            w = torch.rand(table.shape(t)) * table.mask(t)
             # As where edges compete: a row's sum is not 1.
             weights[t] = 0.3 * w / w.sum(1, keepdim=True)
         return smooth, state, weights
@@ -266,17 +256,17 @@ class TestSmooth:
         random = REGULARIZERS.build("smooth(epsilon=0.5)")
         moved = random.perturbed(state, weights, lambda _: torch.zeros(()))
         # Published: 0.03 + (0.5 - 0.03) * epoch / epochs
-        epsilon = float(torch.tensor(0.03 + 0.47 * 4 / 10))
+        epsilon = 0.03 + 0.47 * 4 / 10
         for t, rows in state.context.table.rows.items():
             for e, row in enumerate(rows):
                 n = sum(c is not None for c in row)
-                noise = state.noise[t][e, :n].double().tolist()
+                noise = state.noise[t][e, :n].tolist()
                 shares = [w / 0.3 for w in weights[t][e, :n].tolist()]
                 expected = plain_projection(
                     [s + epsilon * u for s, u in zip(shares, noise, strict=True)]
                 )
                 assert moved[t][e, :n].tolist() == pytest.approx(
-                    [0.3 * p for p in expected], rel=1e-6, abs=1e-9
+                    [0.3 * p for p in expected], rel=1e-10, abs=1e-14
                 )
                 assert (moved[t][e, n:] == 0).all()
         assert max(u.abs().max().item() for u in state.noise.values()) <= 1
@@ -290,12 +280,12 @@ class TestSmooth:
             return torch.stack([(w - targets[t]).square().sum() for t, w in at.items()]).sum()
 
         moved = smooth.perturbed(state, weights, loss)
-        epsilon = float(torch.tensor(0.03 + 0.47 * 4 / 10))
+        epsilon = 0.03 + 0.47 * 4 / 10
         for t, rows in state.context.table.rows.items():
             for e, row in enumerate(rows):
                 n = sum(c is not None for c in row)
                 s = [w / 0.3 for w in weights[t][e, :n].tolist()]
-                noise = state.noise[t][e, :n].double().tolist()
+                noise = state.noise[t][e, :n].tolist()
                 a = plain_projection([x + epsilon * u for x, u in zip(s, noise, strict=True)])
                 for _ in range(3):
                     slopes = [
@@ -313,7 +303,7 @@ class TestSmooth:
                         ]
                     )
                 assert moved[t][e, :n].tolist() == pytest.approx(
-                    [0.3 * x for x in a], rel=1e-6, abs=1e-9
+                    [0.3 * x for x in a], rel=1e-10, abs=1e-14
                 )
         assert loss(moved) > loss(weights)
 
@@ -370,18 +360,20 @@ class TestRandomPaths:
         task.strategy.prepare(task.strategy_state)
         weights = {t: w.clone() for t, w in task.strategy.edge_weights(task.strategy_state).items()}
         assert all(w.sum() == 4 for w in weights.values())  # two nodes of two edges
+        task.supernet.double()
         x, labels = task.train_batches.batch(0)
+        x, weights = x.double(), {t: w.double() for t, w in weights.items()}
         gradients = []
         for columns in (task.strategy.drawn(task.strategy_state), None):
             with task.supernet.batch_statistics(), task.supernet.drawn(columns):
                 task._weight_gradients(x, labels, *weights.values())
-            zero = torch.zeros(())
+            zero = torch.zeros((), dtype=x.dtype)
             gradients.append(
                 [zero if p.grad is None else p.grad.clone() for p in task.optimizer.weights]
             )
         assert any((g == 0).any() for g in gradients[0])
         for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one.expand_as(other), other, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(one.expand_as(other), other, rtol=1e-9, atol=1e-12)
 
     def test_it_chooses_as_a_plain_loop_would(self) -> None:
         """By made losses: a function of the genotype and of the number of batches."""
@@ -422,13 +414,15 @@ class TestRandomPaths:
         for _ in range(3):
             task.strategy.prepare(task.strategy_state)
             weights = task.strategy.edge_weights(task.strategy_state)
-            genotypes.append({t: w.clone() for t, w in weights.items()})
+            genotypes.append({t: w.double() for t, w in weights.items()})
         individuals = {t: torch.stack([g[t] for g in genotypes]) for t in genotypes[0]}
-        x, _ = task.valid_batches.batch(0)
+        task.supernet.double()
+        x = task.valid_batches.batch(0)[0].double()
         with torch.no_grad(), task.supernet.batch_statistics():
             found = task._logits_of(x, individuals)
             expected = torch.stack([task.supernet(x, genotype) for genotype in genotypes])
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        # Logits of individuals are handed on in float32.
+        torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
 
     def test_bad_options(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="best: expected at most samples=5, found 10"):

@@ -8,6 +8,7 @@ how alpha becomes edge weights and what is drawn, none of what averages, moves o
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from darts_bio.distributed import process_group
 from darts_bio.modes import frozen
 from darts_bio.rules import draw_feedback, held_feedback, true_gradients
 from darts_bio.rules.tangents import tangents
+from darts_bio.strategies import REGULARIZERS, detached
 from darts_bio.strategies.eigenvalue_stop import dominant_eigenvalue
 from darts_bio.training.engine import Meters
 from darts_bio.training.search import Search, _Lookout
@@ -75,6 +77,18 @@ def weights_of(task: Search) -> dict[str, Tensor]:
     }
 
 
+def attacked(task: Search) -> dict[str, Tensor]:
+    """The edge weights at which the adversarial `smooth` would train w next."""
+    smooth = REGULARIZERS.build("smooth(kind=adversarial, steps=3)")
+    state = smooth.begin(task.strategy_state.context)
+    smooth.prepare(state)
+    state.epsilon.fill_(0.2)
+    weights = detached(task.strategy.edge_weights(task.strategy_state))
+    x, labels = task.train_batches.batch(STEPS)
+    loss = functools.partial(task._attacked_loss, x, labels)
+    return dict(smooth.perturbed(state, weights, loss))
+
+
 def each_strategy(number: int, count: int, file: Path) -> None:
     """What each of several processes does."""
     found: dict[str, Any] = {}
@@ -96,6 +110,7 @@ def each_strategy(number: int, count: int, file: Path) -> None:
             if strategy == "darts" and count == 2:
                 loss = _Lookout(task, STEPS).validation_loss
                 found[strategy]["eigenvalue"] = dominant_eigenvalue(task.strategy, state, loss)  # type: ignore[arg-type]
+                found[strategy]["attacked"] = attacked(task)
         if number == 0:
             torch.save(found, file)
 
@@ -297,3 +312,6 @@ def test_processes_that_share_batches_search_as_one_that_accumulates(
     if "eigenvalue" in theirs:
         eigenvalue = dominant_eigenvalue(oracle.strategy, oracle.state, oracle.validation_loss)
         assert theirs["eigenvalue"] == pytest.approx(eigenvalue, rel=1e-9)
+        # The attack of all is that of one process on the whole batch.
+        for t, weights_of_type in attacked(task).items():
+            assert close(theirs["attacked"][t], weights_of_type)

@@ -252,7 +252,7 @@ def test_operations_that_cannot_be_batched_are_refused() -> None:
 
 @pytest.mark.parametrize("shared", [None, "match"])
 def test_a_checkpoint_holds_what_is_learned_drawn_and_measured_alone(shared: str | None) -> None:
-    """What follows from the options, as do orders, masks and places, is made anew from them."""
+    """Leave out what follows from the options (orders, masks, places): it is made anew from them."""
     net = build(shared=shared, partial=2)
     kept = set(net.state_dict()) - {name for name, _ in net.named_parameters()}
     measured = ("running_mean", "running_var", "num_batches_tracked")

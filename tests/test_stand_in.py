@@ -215,8 +215,7 @@ def test_it_runs_and_is_recorded(outcome: Outcomes, group: str, case: str) -> No
     found = outcome(group, case)
     assert found["error"] is None, found
     assert found["incidents"] == []
-    if GROUPS[group][case].get("strategy") != "random_paths":  # of it only w's update is
-        assert ("replays" in found["steady"]) == GROUPS[group][case].get("graphs", True)
+    assert ("replays" in found["steady"]) == GROUPS[group][case].get("graphs", True)
 
 
 @pytest.mark.parametrize("case", GARBAGE)

@@ -27,7 +27,6 @@ from darts_bio.distributed import (
     first_before_the_others,
     first_says,
     gathered,
-    process_group,
     rank,
 )
 from darts_bio.errors import InputError, unknown_name
@@ -36,7 +35,7 @@ from darts_bio.registry import parse_spec
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.choice import choice_card
 from darts_bio.runs.options import complete
-from darts_bio.runs.running import SeedResults, Watching, refuse_other_start, settled
+from darts_bio.runs.running import SeedResults, Watching, started
 from darts_bio.runs.search import SearchResult, images_of, search, unfit_options
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
@@ -123,9 +122,7 @@ def search_and_train(
         InputError: For options that cannot be met, or processes started differently.
     """
     watching = watching or Watching()
-    with process_group():
-        refuse_other_start(config)
-        config = settled(config)
+    with started(config) as config:
         if config.resume:
             _refuse_other_seeds(config)
         with first_before_the_others():  # the first process may have to download the data set

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, TextIO, TypeVar
@@ -15,6 +15,7 @@ from darts_bio.distributed import (
     first_says,
     gathered,
     patient_group,
+    process_group,
     rank,
     refuse_differences,
     world_size,
@@ -97,7 +98,22 @@ OF_A_MACHINE = ("data_dir", "device", "workers")
 """Options that may differ from machine to machine."""
 
 
-def refuse_other_start(config: FitConfig) -> None:
+@contextlib.contextmanager
+def started(config: C) -> Iterator[C]:
+    """Join the other processes of torchrun within the context; yield the options as all have them.
+
+    `resume="auto"` is then True or False: the first process decides for all of them.
+
+    Raises:
+        InputError: In every process, unless all were started with the same options and code, or if
+            a run of several seeds is resumed with fewer of them, or one of one seed with several.
+    """
+    with process_group():
+        _refuse_other_start(config)
+        yield _settled(config)
+
+
+def _refuse_other_start(config: FitConfig) -> None:
     """Raise InputError in every process unless all were started with the same options and code."""
     options = {
         flag(name): str(value) for name, value in asdict(config).items() if name not in OF_A_MACHINE
@@ -105,7 +121,7 @@ def refuse_other_start(config: FitConfig) -> None:
     refuse_differences({"the command": config.command, "the code": code_identity(), **options})
 
 
-def settled(config: C) -> C:
+def _settled(config: C) -> C:
     """Replace `resume="auto"` by True or False: the first process decides for all of them.
 
     Raises InputError if a run of several seeds is resumed with fewer of them, or a run of one seed

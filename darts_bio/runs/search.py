@@ -16,7 +16,6 @@ from darts_bio.data.given import GIVEN
 from darts_bio.distributed import (
     TIMEOUT,
     first_before_the_others,
-    process_group,
     rank,
     refuse_differences,
     world_size,
@@ -38,8 +37,7 @@ from darts_bio.runs.running import (
     beginning,
     each_seed,
     perform,
-    refuse_other_start,
-    settled,
+    started,
 )
 from darts_bio.runtime import select_device
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
@@ -91,9 +89,7 @@ def search(
         InputError: For options that cannot be met, or processes started differently.
     """
     watching = watching or Watching()
-    with process_group():
-        refuse_other_start(config)
-        config = settled(config)
+    with started(config) as config:
         divide_seeds = config.share == "seeds" and config.seeds > 1 and world_size() > 1
         if divide_seeds and config.seeds < world_size():
             raise InputError(

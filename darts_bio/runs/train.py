@@ -12,7 +12,7 @@ from torch import nn
 from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import Source, source_of
-from darts_bio.distributed import TIMEOUT, process_group, rank, refuse_differences, world_size
+from darts_bio.distributed import TIMEOUT, rank, refuse_differences, world_size
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
@@ -28,8 +28,7 @@ from darts_bio.runs.running import (
     beginning,
     each_seed,
     perform,
-    refuse_other_start,
-    settled,
+    started,
 )
 from darts_bio.runtime import precision_notes, select_device
 from darts_bio.spaces import (
@@ -93,9 +92,7 @@ def train(
         InputError: For options that cannot be met, or processes started differently.
     """
     watching = watching or Watching()
-    with process_group():
-        refuse_other_start(config)
-        config = settled(config)
+    with started(config) as config:
         device = select_device(config.device)
         if network is not None:
             build, trained_genotype = network, None

@@ -533,6 +533,13 @@ class SkipStop(Regularizer[RegularizerState]):
     def __post_init__(self) -> None:
         check_whole(f"{self.where}: most", self.most)
 
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
+        if not state.alpha:
+            raise InputError(
+                f"{self.where}: expected a strategy whose genotype takes shape epoch by epoch, found "
+                f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
+            )
+
     def after_epoch(
         self, state: RegularizerState, epoch: int, search: Lookout
     ) -> tuple[bool, dict[str, float]]:

@@ -113,6 +113,7 @@ class Smooth(Regularizer[SmoothState]):
     def perturbed(
         self, state: SmoothState, weights: EdgeWeights, loss: Callable[[EdgeWeights], Tensor]
     ) -> EdgeWeights:
+        # An edge's candidates weigh 1 together, or as much as the edge does among its rivals.
         totals = {t: w.sum(1, keepdim=True) for t, w in weights.items()}
         shares = {t: w / totals[t] for t, w in weights.items()}
         epsilon = state.epsilon
@@ -135,13 +136,14 @@ class Smooth(Regularizer[SmoothState]):
                     allow_unused=True,
                     materialize_grads=True,
                 )
+            # A step up the loss, back to within epsilon of the shares, back to shares.
             step = 2 * epsilon / self.steps
-            moves = {
+            offsets = {
                 t: a + step * gradient.sign() - shares[t]
                 for (t, a), gradient in zip(attacked.items(), gradients, strict=True)
             }
             attacked = projected(
-                {t: shares[t] + torch.clamp(m, -epsilon, epsilon) for t, m in moves.items()}
+                {t: shares[t] + o.clamp(-epsilon, epsilon) for t, o in offsets.items()}
             )
         with torch.no_grad():
             lowered = loss(weights) > loss(times_totals(attacked))

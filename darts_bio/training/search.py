@@ -381,9 +381,12 @@ class Search:
 
     def _drawn(self) -> Mapping[str, Sequence[int]] | None:
         """Return the one candidate of each edge that is computed; None if all are."""
-        if any(regularizer.spreads for regularizer in self.regularizers):
-            return None
-        return self.strategy.drawn(self.strategy_state)
+        return None if self._spreads else self.strategy.drawn(self.strategy_state)
+
+    @property
+    def _spreads(self) -> bool:
+        """Whether a regularizer gives weight to candidates that have none otherwise."""
+        return any(regularizer.spreads for regularizer in self.regularizers)
 
     def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and `loss_and_accuracy` of the validation batch.
@@ -568,13 +571,15 @@ class Search:
         before = rng_state()
         count, start = len(next(iter(edge_weights.values()))), 0
         # One candidate an edge is computed alone, which is less than many together.
-        alone = all(bool(((w != 0).sum(2) <= 1).all()) for w in edge_weights.values())
+        alone = not self._spreads and all(
+            bool(((weights != 0).sum(2) <= 1).all()) for weights in edge_weights.values()
+        )
         while start < count:
             together = 1 if alone else self.together
             chunk = slice(start, start + together)
             chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
             try:
-                chunks.append(self._logits(x, chunk_weights))
+                chunks.append(self._logits(x, chunk_weights, alone))
                 start += together
             except RuntimeError as error:
                 if together == 1:
@@ -586,14 +591,16 @@ class Search:
             set_rng_state(before)
         return torch.cat(chunks)
 
-    def _logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """Return the logits (P, N, classes) of P individuals, in one pass for all."""
+    def _logits(self, x: Tensor, edge_weights: EdgeWeights, alone: bool) -> Tensor:
+        """Return the logits (P, N, classes) of P individuals, in one pass for all.
+
+        `alone` says of a single one that it has at most one candidate an edge, to compute alone.
+        """
         with autocast(self.device, self.config.amp):
             if len(next(iter(edge_weights.values()))) == 1:
                 # Without torch.vmap, which not every operation allows.
                 weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
-                spread = any(regularizer.spreads for regularizer in self.regularizers)
-                columns = None if spread else single_columns(weights_of_one)
+                columns = single_columns(weights_of_one) if alone else None
                 with self.supernet.drawn(columns):
                     return self._logits_at(x, weights_of_one).float().unsqueeze(0)
             of_individual = functools.partial(self._logits_at, x)
