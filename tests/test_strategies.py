@@ -583,10 +583,12 @@ class TestMeasure:
             (RuntimeError("no batching rule"), 1),
         ):
 
-            def limited(x: Tensor, own: Any, error: Exception = error, most: int = left) -> Tensor:
+            def limited(
+                x: Tensor, own: Any, alone: bool, error: Exception = error, most: int = left
+            ) -> Tensor:
                 if len(own["normal"]) > most:
                     raise error
-                return run(x, own)
+                return run(x, own, alone)
 
             monkeypatch.setattr(task, "_logits", limited)
             task.together = 8
