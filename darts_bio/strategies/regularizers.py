@@ -534,7 +534,8 @@ class SkipStop(Regularizer[RegularizerState]):
         check_whole(f"{self.where}: most", self.most)
 
     def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
-        if not state.alpha:
+        # (Of a strategy that trains nothing, any regularizer is refused by the search.)
+        if not (state.alpha or strategy.finished):
             raise InputError(
                 f"{self.where}: expected a strategy whose genotype takes shape epoch by epoch, found "
                 f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"

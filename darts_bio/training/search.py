@@ -209,6 +209,14 @@ class Search:
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
+        if self.strategy.finished:  # of a strategy that trains nothing
+            unused = ("regularizers", "objective", "supernet")
+            for option in unused:
+                if getattr(config, option):
+                    raise InputError(
+                        f"--{option}: has no say with --strategy {config.strategy}, which trains "
+                        "nothing; leave it out"
+                    )
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
 
@@ -246,14 +254,6 @@ class Search:
     def _refuse_contradictions(self) -> None:
         """Raise InputError for options that do not go with the strategy."""
         config = self.config
-        if self.strategy.finished:  # of a strategy that trains nothing
-            unused = ("regularizers", "objective", "supernet")
-            for option in unused:
-                if getattr(config, option):
-                    raise InputError(
-                        f"--{option}: has no say with --strategy {config.strategy}, which trains "
-                        "nothing; leave it out"
-                    )
         if self.strategy.looks_ahead and config.optimizer not in ("sgd", "nesterov"):
             raise InputError(
                 f"--optimizer: expected sgd or nesterov for --strategy {config.strategy}, which "
