@@ -44,6 +44,7 @@ from darts_bio.spaces.genotype import (
 from darts_bio.spaces.load import GENOTYPE_FILE, load_genotype, read_genotype
 from darts_bio.spaces.nb201 import from_nb201_text, is_nb201, to_nb201_text
 from darts_bio.spaces.nb201_table import Nb201Table
+from darts_bio.spaces.neighbors import neighbors, random_neighbor
 from darts_bio.spaces.operations import OPERATIONS
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "from_nb201_text",
     "is_nb201",
     "load_genotype",
+    "neighbors",
+    "random_neighbor",
     "read_genotype",
     "shipped_names",
     "text_of",
