@@ -31,16 +31,16 @@ from darts_bio.spaces.operations import OPERATIONS
 
 
 class Change(NamedTuple):
-    """A change of one edge: the cell type, the index in `Cell.edges`, the edge in its place."""
+    """A change of one edge: the cell type, the place in `Cell.edges`, the edge that comes there."""
 
     cell_type: str
-    index: int
+    place: int
     edge: Edge
 
     def of(self, genotype: Genotype) -> Genotype:
         """Return the changed genotype, the edges of the cell by node and input."""
         cell = genotype.cells[self.cell_type]
-        edges = [*cell.edges[: self.index], self.edge, *cell.edges[self.index + 1 :]]
+        edges = [*cell.edges[: self.place], self.edge, *cell.edges[self.place + 1 :]]
         edges.sort(key=lambda edge: (edge.node, edge.input))
         changed = replace(cell, edges=tuple(edges))
         return replace(genotype, cells={**genotype.cells, self.cell_type: changed}, provenance={})
@@ -66,12 +66,12 @@ def changes(genotype: Genotype, space: Space, table: CandidateTable) -> list[Cha
     """
     space.validate(genotype, "genotype")
     return [
-        Change(cell_type, index, edge)
+        Change(cell_type, place, other)
         for cell_type in space.cell_types
-        for index, of_cell in enumerate(genotype.cells[cell_type].edges)
+        for place, edge in enumerate(genotype.cells[cell_type].edges)
         # Changes of two edges that are alike lead to the same genotype.
-        if genotype.cells[cell_type].edges.index(of_cell) == index
-        for edge in _other_edges(genotype, cell_type, index, space, table)
+        if genotype.cells[cell_type].edges.index(edge) == place
+        for other in _other_edges(genotype, cell_type, edge, space, table)
     ]
 
 
@@ -120,12 +120,11 @@ def random_neighbor(
 
 
 def _other_edges(
-    genotype: Genotype, cell_type: str, index: int, space: Space, table: CandidateTable
+    genotype: Genotype, cell_type: str, edge: Edge, space: Space, table: CandidateTable
 ) -> Iterator[Edge]:
     """Yield the edges that may stand in place of one edge of a cell."""
-    cell = genotype.cells[cell_type]
-    edge = cell.edges[index]
-    taken = [other.input for other in cell.edges if other.node == edge.node]
+    edges = genotype.cells[cell_type].edges
+    taken = [other.input for other in edges if other.node == edge.node]
     if (edge.node, edge.input) not in space.edges:
         raise InputError(
             f"genotype.cells.{cell_type}: expected edges of the {space.where}, found "

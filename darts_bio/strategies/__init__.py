@@ -3,7 +3,7 @@
 Each strategy is a file and a frozen dataclass of options, registered in `STRATEGIES` under the name
 that `--strategy` takes. `base.py` tells the life of alpha; `gradient.py` holds what the strategies
 that follow a gradient have in common; `regularizers.py` and `objective.py` what is added to their
-loss.
+loss. `black_box.py` holds those that have no alpha and no supernet, and see accuracies alone.
 
 >>> from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
 >>> sorted(STRATEGIES)  # doctest: +NORMALIZE_WHITESPACE
@@ -13,6 +13,9 @@ loss.
 Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 >>> STRATEGIES.options("random")
 {'genotype': ''}
+>>> from darts_bio.strategies import BLACK_BOX_STRATEGIES
+>>> sorted(BLACK_BOX_STRATEGIES)
+['local_search', 'random_search', 'regularized_evolution']
 >>> sorted(REGULARIZERS)  # doctest: +NORMALIZE_WHITESPACE
 ['auxiliary_skip', 'beta_decay', 'edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised',
  'partial_channels', 'skip_stop', 'smooth', 'warmup']
@@ -72,17 +75,25 @@ from darts_bio.strategies.base import (
     detached,
     masked_softmax,
 )
+from darts_bio.strategies.black_box import (
+    BLACK_BOX_STRATEGIES,
+    BlackBoxState,
+    BlackBoxStrategy,
+)
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 from darts_bio.strategies.objective import COSTS, Objective
 from darts_bio.strategies.regularizers import REGULARIZERS, Regularizer, RegularizerState
 
 __all__ = [
+    "BLACK_BOX_STRATEGIES",
     "COSTS",
     "REGULARIZERS",
     "STRATEGIES",
     "AlphaState",
     "Batch",
     "Bilevel",
+    "BlackBoxState",
+    "BlackBoxStrategy",
     "Context",
     "GradientStrategy",
     "Measure",
