@@ -33,7 +33,7 @@ def list_names(config: ListConfig) -> int:
     from darts_bio.networks import STEMS
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, TEXT_FORMS, shipped_names
-    from darts_bio.strategies import COSTS, REGULARIZERS, STRATEGIES
+    from darts_bio.strategies import BLACK_BOX_STRATEGIES, COSTS, REGULARIZERS, STRATEGIES
     from darts_bio.training.adversarial import ADVERSARIES
     from darts_bio.training.schedules import SCHEDULES
 
@@ -43,6 +43,7 @@ def list_names(config: ListConfig) -> int:
         ("operations", OPERATIONS, False),
         ("spaces   --space", SPACES, True),
         ("strategies   --strategy", STRATEGIES, True),
+        ("strategies without a supernet   --strategy", BLACK_BOX_STRATEGIES, True),
         ("costs   --objective", COSTS, False),
         ("regularizers   --regularizers", REGULARIZERS, True),
         ("stems   --stem", STEMS, False),

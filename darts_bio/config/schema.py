@@ -259,6 +259,18 @@ class SearchConfig(SmallImagesConfig):
         metavar="FILE",
         identity=False,
     )
+    queries: int | None = option(
+        None,
+        "with a strategy that trains no supernet (random_search, regularized_evolution, "
+        "local_search): how many genotypes are trained, each for --epochs (default: 100)",
+        minimum=1,
+    )
+    query: str | None = option(
+        None,
+        "with such a strategy: the column of --table in which accuracies are looked up, so that "
+        "nothing is trained",
+        metavar="COLUMN",
+    )
     arch_gradient: Literal["rule", "true"] = option(
         "rule",
         "gradient of alpha: rule, through the error that the learning rules send down; true, the "
@@ -337,6 +349,17 @@ class SearchConfig(SmallImagesConfig):
         if self.table is not None and canonical_spec(self.space).partition("(")[0] != "nb201":
             raise InputError(
                 f"--table: expected --space nb201, whose cells it knows, found {self.space}"
+            )
+        if self.query is not None and self.table is None:
+            raise InputError(
+                f"--query {self.query}: expected --table FILE, of which it is a column; add it, or "
+                "leave --query out to train each genotype"
+            )
+        if self.query is not None and self.rules != ("bp",):
+            raise InputError(
+                f"--query {self.query}: expected --rules bp, under which the cells of --table were "
+                f"trained, found {','.join(self.rules)}; add --rules bp, or leave --query out to "
+                "train each genotype"
             )
 
 

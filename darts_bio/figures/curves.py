@@ -92,6 +92,27 @@ def draw_known(records: Sequence[Mapping[str, Any]]) -> Drawing | None:
     return draw_panels({title: series}, ticks, "epoch", "known accuracy over the epochs")
 
 
+def draw_best(records: Sequence[Mapping[str, Any]]) -> Drawing:
+    """Draw the accuracy of each query of a search, in per cent, and the best so far.
+
+    `records` are the numbers of queries as metrics.jsonl has them: `epoch`, the number of the query,
+    and the shares valid/accuracy and best/accuracy.
+
+    >>> draw_best([{"epoch": 1, "valid/accuracy": 0.91, "best/accuracy": 0.91}]).label
+    'accuracy over the queries'
+    """
+    series = [
+        Series(
+            name,
+            [(float(record["epoch"]), 100 * record[f"{group}/accuracy"]) for record in records],
+            COLORS[number],
+        )
+        for number, (name, group) in enumerate((("of each", "valid"), ("best so far", "best")))
+    ]
+    ticks = sorted({1, records[-1]["epoch"]})
+    return draw_panels({"accuracy, %": series}, ticks, "query", "accuracy over the queries")
+
+
 def draw_panels(
     panels: Mapping[str, Sequence[Series]],
     ticks: Sequence[float],

@@ -62,7 +62,7 @@ class FitConsole(Console, Listener):
     """A listener that shows a search or a training on the console.
 
     `introduction` returns the lines to write at the start. `news` is called before each record and
-    returns lines that have come up since its last call.
+    returns lines that have come up since its last call. `epoch` is what the lines call an epoch.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class FitConsole(Console, Listener):
         stream: TextIO,
         introduction: Callable[[Progress], Sequence[str]],
         news: Callable[[], Iterable[str]] = tuple,
+        epoch: str = "epoch",
     ) -> None:
         super().__init__(stream)
-        self._introduction, self._news = introduction, news
+        self._introduction, self._news, self._epoch = introduction, news, epoch
 
     def on_start(self, progress: Progress) -> None:
         self.open_bar(progress.step, progress.steps, "step")
@@ -100,7 +101,7 @@ class FitConsole(Console, Listener):
 
     def _line(self, progress: Progress, numbers: Numbers) -> str:
         """Return the line on the present step: its numbers, the speed, the time left."""
-        place = f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
+        place = f"{self._epoch} {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
         speed = f"{self.pace.images_per_second:.0f} images/s"
         left = clock(self.pace.seconds_left(progress.steps - progress.step))
         return f"{place}  {_brief(numbers)}  {speed}  {left} left"

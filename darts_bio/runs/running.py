@@ -156,6 +156,7 @@ def perform(
     board: Callable[[], FitBoard],
     news: Callable[[], Iterable[str]] = tuple,
     extra: Callable[[Progress], Numbers] = lambda progress: {},
+    epoch: str = "epoch",
 ) -> tuple[Outcome, int]:
     """Run a task to its end, or until it is stopped; return its outcome and the exit code.
 
@@ -170,6 +171,7 @@ def perform(
         board: Makes the TensorBoard listener; called only if `watching` asks for one.
         news: Returns the lines that have come up since it was last called (see `FitConsole`).
         extra: Measures further numbers at the end of an epoch, for the listeners.
+        epoch: What the console calls an epoch.
     """
     config = folder.config
     assert isinstance(config, FitConfig)
@@ -182,7 +184,7 @@ def perform(
                 listeners.append(stack.enter_context(board()))
             if watching.console is not None:
                 listeners.append(
-                    stack.enter_context(FitConsole(watching.console, introduction, news))
+                    stack.enter_context(FitConsole(watching.console, introduction, news, epoch))
                 )
             if watching.listener is not None:
                 listeners.append(watching.listener)

@@ -23,10 +23,12 @@ from darts_bio.distributed import (
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_known
-from darts_bio.monitoring.boards import SearchBoard
+from darts_bio.monitoring.boards import FitBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
+from darts_bio.runs.black_box import EvaluationsFile, is_black_box, write_report
+from darts_bio.runs.black_box import introduction as introduction_of_queries
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
@@ -41,6 +43,7 @@ from darts_bio.runs.running import (
 )
 from darts_bio.runtime import select_device
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
+from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
@@ -52,6 +55,8 @@ CELLS_FIGURE = "cells.svg"
 @dataclass(frozen=True, repr=False)
 class SearchResult(Result):
     """The result of a search: the derived genotype, the numbers of each epoch, the run folder.
+
+    A strategy without a supernet makes a query where others have an epoch.
 
     `known` holds the accuracies of the cell, in per cent by data set, from the NAS-Bench-201 table
     given by `table`; None without a table or where the cell is not in it. With a table `epochs`
@@ -104,6 +109,7 @@ def search(
             f"{world_size()} processes, each with other seeds; shown are the searches of the first"
         )
         table = None if config.table is None else Nb201Table(Path(config.table))
+        queries = is_black_box(config)
         device = select_device(config.device)
         with first_before_the_others():  # the first process may have to download the data set
             first_images = data or images_of(config)
@@ -116,7 +122,11 @@ def search(
             # Unless `data_seed` is given, `train_images` draws a subset for each seed.
             same_images = data is not None or seed_config.seed_of_images == config.seed_of_images
             images = first_images if same_images else images_of(seed_config)
-            task = Search(seed_config, images, device)
+            task: Search | BlackBoxSearch
+            if queries:
+                task = BlackBoxSearch(seed_config, images, device, table)
+            else:
+                task = Search(seed_config, images, device)
             return _perform(
                 task,
                 open_folder(),
@@ -152,7 +162,7 @@ def images_of(config: SearchConfig) -> ImageData:
 
 
 def _perform(
-    task: Search,
+    task: Search | BlackBoxSearch,
     folder: RunFolder,
     watching: Watching,
     data: ImageData,
@@ -163,30 +173,27 @@ def _perform(
     """Run one search and write its folder; `seed` is (its seed, its number from 0, their count)."""
 
     def introduction(progress: Progress) -> list[str]:
-        tables = ", ".join(
-            f"{cell_type} {edges} edges x {candidates} candidates"
-            for cell_type in task.table.rows
-            for edges, candidates in [task.table.shape(cell_type)]
+        lines = (
+            introduction_of_queries(task)
+            if isinstance(task, BlackBoxSearch)
+            else _introduction(task, progress)
         )
-        return [
-            f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in "
-            f"{progress.epochs} epochs; "
-            f"supernet of {parameters(task.supernet):,} weights ({tables})",
-            *task.notes(),
-            *beginning(progress, folder, watching, seed),
-            *remarks,
-        ]
+        return [*lines, *beginning(progress, folder, watching, seed), *remarks]
+
+    def board() -> FitBoard:
+        return FitBoard(folder) if isinstance(task, BlackBoxSearch) else SearchBoard(task, folder)
 
     files, meter = SearchFiles(task, folder), KnownAccuracy(task, table)
     outcome, exit_code = perform(
         task,
         folder,
-        [files],
+        [files, EvaluationsFile(task, folder)] if isinstance(task, BlackBoxSearch) else [files],
         watching,
         introduction,
-        lambda: SearchBoard(task, folder),
+        board,
         news=meter.news,
         extra=meter,
+        epoch="query" if isinstance(task, BlackBoxSearch) else "epoch",
     )
     epochs = epochs_of(folder.path, outcome.step)
     genotype = task.genotype()
@@ -196,10 +203,13 @@ def _perform(
         figure = draw_known(epochs)
         if figure is not None:
             write_text(folder.path / KNOWN_FIGURE, figure.svg())
-        write_text(
-            folder.path / CARD_FILE,
-            search_card(task, folder, genotype, epochs, outcome.finished, known),
-        )
+        if isinstance(task, BlackBoxSearch):
+            write_report(task, folder, genotype, epochs, known)
+        else:
+            write_text(
+                folder.path / CARD_FILE,
+                search_card(task, folder, genotype, epochs, outcome.finished, known),
+            )
     return SearchResult(
         folder.path,
         epochs,
@@ -212,10 +222,25 @@ def _perform(
     )
 
 
+def _introduction(task: Search, progress: Progress) -> list[str]:
+    """Return the console's lines on a search with a supernet."""
+    tables = ", ".join(
+        f"{cell_type} {edges} edges x {candidates} candidates"
+        for cell_type in task.table.rows
+        for edges, candidates in [task.table.shape(cell_type)]
+    )
+    return [
+        f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in "
+        f"{progress.epochs} epochs; "
+        f"supernet of {parameters(task.supernet):,} weights ({tables})",
+        *task.notes(),
+    ]
+
+
 class KnownAccuracy:
     """A look, after each epoch, into the table for the cell that alpha then stands for."""
 
-    def __init__(self, search: Search, table: Nb201Table | None) -> None:
+    def __init__(self, search: Search | BlackBoxSearch, table: Nb201Table | None) -> None:
         self._search, self._table = search, table
         # Cells that the table lacks, and how many of them the console has named.
         self._missing: list[str] = []
@@ -241,7 +266,7 @@ class KnownAccuracy:
 class SearchFiles(Listener):
     """A listener that writes the current genotype of a search and its figure after each epoch."""
 
-    def __init__(self, search: Search, folder: RunFolder) -> None:
+    def __init__(self, search: Search | BlackBoxSearch, folder: RunFolder) -> None:
         self.search, self.folder = search, folder
         self._drawn: Genotype | None = None  # the genotype that cells.svg shows
 

@@ -86,6 +86,8 @@ class Meters:
 
     def add(self, *several: Sums) -> None:
         """Add to the sums of the same names, on a GPU by one kernel for all."""
+        if not several:
+            return
         for sums in several:
             if sums.names not in self._sums:
                 begun = torch.tensor(

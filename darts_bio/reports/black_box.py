@@ -1,0 +1,99 @@
+"""The report of a search without a supernet, report.md: the genotype, the queries, their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from darts_bio.reports.card import markdown_table
+from darts_bio.reports.search import accuracies_in_words
+from darts_bio.runtime import hardware, made_by
+from darts_bio.spaces import Genotype
+from darts_bio.training.black_box import BlackBoxSearch
+from darts_bio.training.run_folder import RunFolder
+
+BEST_FIGURE = "best.svg"
+"""The figure of the accuracy over the queries in a search's run folder."""
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""The file of a search's run folder with a line for each query."""
+
+
+def black_box_card(
+    search: BlackBoxSearch,
+    folder: RunFolder,
+    genotype: Genotype,
+    queries: Sequence[Mapping[str, Any]],
+    known: Mapping[str, float] | None = None,
+) -> str:
+    """Return the report of one search in Markdown.
+
+    `queries` are the numbers of its queries as metrics.jsonl has them. `known` holds the accuracies,
+    in per cent by data set, of the genotype in the table of `--table`; None without a table or where
+    the cell is not in it.
+    """
+    config = search.config
+    where = config.dataset if config.query is None else f"{config.table}, {config.query}"
+    stopped = len(queries) < search.epochs
+    state = f", stopped after {len(queries)} of {search.epochs} queries" if stopped else ""
+    lines = [f"# Search on {where}, seed {config.seed}{state}", "", "## Genotype", ""]
+    lines += ["```", str(genotype), "```", "", "![cells](cells.svg)", ""]
+    if known is not None:
+        lines += [f"In `{config.table}`, under bp: **{accuracies_in_words(known)}**", ""]
+    if search.best is not None:
+        lines += _queries(search, queries)
+    lines += [
+        "## Recipe",
+        "",
+        f"`{folder.command}`",
+        "",
+        "```yaml",
+        config.to_yaml().rstrip(),
+        "```",
+    ]
+    lines += ["", "## Data and machine", "", f"- data: {search.subject['data set']}"]
+    if queries:
+        lines.append(f"- {len(queries)} queries in {queries[-1]['seconds']:.0f} s")
+    lines.append(f"- {hardware(search.device)}; {made_by()}")
+    return "\n".join(lines) + "\n"
+
+
+def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the section on what was queried, at what cost, and the best so far."""
+    config, best = search.config, search.best
+    assert best is not None
+    lines = ["## Queries", ""]
+    if config.query is not None:
+        lines += [f"Accuracies are those of the column {config.query}; nothing was trained.", ""]
+    else:
+        halves = search.halves
+        lines += [
+            f"Each genotype was trained from scratch for {config.epochs} epochs on {halves[0]} of "
+            f"the training images, and measured on {halves[1]} others, the same for all. The best "
+            f"of {len(queries)} such numbers is too high for what was found: train it, and measure "
+            "it on test images.",
+            "",
+            f"Cost: {search.images:,} training images, each counted as often as it went through a "
+            "network of one candidate an edge, there and back. A search with a supernet uses "
+            f"{2 * search.images // len(queries):,} with the same --epochs and --batch-size, in both "
+            "halves together, and computes all candidates for each of them.",
+            "",
+        ]
+    risen = [
+        (
+            str(numbers["epoch"]),
+            f"{100 * numbers['best/accuracy']:.2f}",
+            f"{int(numbers['cost/images']):,}",
+        )
+        for before, numbers in zip([None, *queries], queries, strict=False)
+        if before is None or numbers["best/accuracy"] > before["best/accuracy"]
+    ]
+    lines += [
+        f"The genotype is that of query {best.query}. All are in [{EVALUATIONS_FILE}]"
+        f"({EVALUATIONS_FILE}); those that were better than all before:",
+        "",
+        f"![accuracy over the queries]({BEST_FIGURE})",
+        "",
+        *markdown_table(("query", "accuracy, %", "training images so far"), risen),
+        "",
+    ]
+    return lines
