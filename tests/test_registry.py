@@ -18,7 +18,7 @@ from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES
-from darts_bio.strategies import REGULARIZERS, STRATEGIES
+from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
 from darts_bio.training.adversarial import ADVERSARIES
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
@@ -187,6 +187,7 @@ VALUE_FAMILIES: tuple[Registry[Any], ...] = (
     RULES,
     SPACES,
     STRATEGIES,
+    BLACK_BOX_STRATEGIES,
     REGULARIZERS,
     ATTACKS,
     ADVERSARIES,

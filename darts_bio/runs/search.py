@@ -271,7 +271,10 @@ class SearchFiles(Listener):
         self._drawn: Genotype | None = None  # the genotype that cells.svg shows
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-        self.write(progress.step, progress.step == progress.steps)
+        # Of thousands of queries in a table few change what is found.
+        looks_up = isinstance(self.search, BlackBoxSearch)
+        if not (looks_up and self.search.genotype() == self._drawn):
+            self.write(progress.step, progress.step == progress.steps)
 
     def write(self, step: int, finished: bool) -> Genotype:
         """Write genotype.json and cells.svg as of `step` steps, and return the genotype."""
