@@ -49,8 +49,8 @@ def context(space: str, seed: int = 0, queries: int = 10**6) -> Context:
 
 
 def rugged(genotype: Genotype) -> float:
-    """An accuracy of chance, with ties, that is a function of the genotype."""
-    return derive_seed("accuracy", genotype.with_provenance().to_json()) % 50 / 50
+    """An accuracy of chance, with many ties, that is a function of the genotype."""
+    return derive_seed("accuracy", genotype.with_provenance().to_json()) % 5 / 5
 
 
 def smooth(genotype: Genotype) -> float:
