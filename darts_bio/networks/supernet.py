@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
+from darts_bio.networks.lanes import OwnedWeights, owned_weights
 from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.pooled import LEFT_OUT, PooledRows, RulePlaces
 from darts_bio.networks.reference import ReferenceCell
@@ -161,6 +162,29 @@ class SuperNet(CellNetwork):
     def shares_weights(self) -> bool:
         """Whether the rules of an operation share its weights."""
         return self.shared is not None
+
+    def owned_weights(self) -> OwnedWeights:
+        """Return the operations that have weights, and which rows of the parameters are theirs.
+
+        Weights of stem, cell inputs, reductions and classifier belong to none of them.
+
+        >>> from darts_bio.networks import SuperNet
+        >>> from darts_bio.spaces import SPACES
+        >>> space = SPACES.build("nb201")
+        >>> supernet = SuperNet(space, ["bp", "fa"], channels=4, layers=3, num_classes=10)
+        >>> owned = supernet.owned_weights()
+        >>> len(owned.operations)  # 3 cells of 6 edges with 2 convolutions under 2 rules
+        72
+        >>> print(owned.operations[-1])
+        cell 2 (cell), edge 5, nor_conv_3x3:fa
+        """
+        return owned_weights(
+            self.plan,
+            list(self.cells),
+            self.table.rows,
+            list(self.feedback),
+            self.shares_weights,
+        )
 
     def _rule_places(self, cells: Sequence[tuple[str, MixedCell]]) -> RulePlaces:
         """Return where the shares of stacked layers' rules stand; `cells` are (cell type, cell).

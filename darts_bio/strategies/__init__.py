@@ -18,7 +18,7 @@ Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 ['local_search', 'random_search', 'regularized_evolution']
 >>> sorted(REGULARIZERS)  # doctest: +NORMALIZE_WHITESPACE
 ['auxiliary_skip', 'beta_decay', 'edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised',
- 'partial_channels', 'skip_stop', 'smooth', 'warmup']
+ 'oles', 'partial_channels', 'skip_stop', 'smooth', 'warmup']
 >>> REGULARIZERS.build("skip_stop(most=1)")
 SkipStop(most=1)
 >>> sorted(COSTS)
@@ -58,6 +58,7 @@ from darts_bio.strategies import eg as _eg  # noqa: F401
 from darts_bio.strategies import eigenvalue_stop as _eigenvalue_stop  # noqa: F401
 from darts_bio.strategies import fair_darts as _fair_darts  # noqa: F401
 from darts_bio.strategies import gdas as _gdas  # noqa: F401
+from darts_bio.strategies import oles as _oles  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401
 from darts_bio.strategies import random_paths as _random_paths  # noqa: F401

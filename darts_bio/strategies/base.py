@@ -135,7 +135,9 @@ class Bilevel:
             cell type, to a scalar.
         weights: The parameters of the supernet that a step moves: w.
         virtual_step: Maps the gradient g of w to what w would be after an optimizer step along g,
-            and to the rate d(w after)/d(-g). It changes nothing.
+            and to the rate d(w after)/d(-g) of what moves. It changes nothing.
+        moving: Maps directions of w to the same with zeros where a step leaves w as it is (by
+            default nowhere).
 
     A search makes one in each step. By hand, without penalty, momentum or weight decay:
 
@@ -175,6 +177,7 @@ class Bilevel:
     penalty: Callable[[EdgeWeights, Mapping[str, Tensor]], Tensor]
     weights: Sequence[nn.Parameter]
     virtual_step: Callable[[Sequence[Tensor]], tuple[list[Tensor], float | Tensor]]
+    moving: Callable[[Sequence[Tensor]], list[Tensor]] = list
 
     @contextlib.contextmanager
     def frozen_weights(self) -> Iterator[None]:

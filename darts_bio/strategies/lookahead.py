@@ -24,7 +24,7 @@ class Lookahead(NamedTuple):
     Attributes:
         weights: Copies of w, where w is again.
         of_alpha: dL_val(w', alpha)/dalpha at fixed w', for each parameter of alpha.
-        of_weights: v = dL_val(w', alpha)/dw', for each weight.
+        of_weights: v = dL_val(w', alpha)/dw', for each weight; zero where the step leaves it.
         rate: By how much w' moves along the negative training gradient.
         logits: The supernet's logits on the validation batch at w', (N, classes).
     """
@@ -63,7 +63,9 @@ def look_ahead(
     finally:
         put(weights, before)
     count = len(parameters)
-    return Lookahead(before, gradients[:count], gradients[count:], rate, logits.detach())
+    # Where w' is w whatever alpha is, the chain rule has no term.
+    of_weights = bilevel.moving(gradients[count:])
+    return Lookahead(before, gradients[:count], of_weights, rate, logits.detach())
 
 
 def averaged(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

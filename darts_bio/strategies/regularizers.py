@@ -20,15 +20,15 @@ Entropy(weight=0.1, level='rule')
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
-from darts_bio.networks import EdgeWeights
+from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.registry import Registry
 from darts_bio.spaces import Cell
 from darts_bio.strategies.alpha import grouped_by_operation
@@ -136,6 +136,15 @@ class Regularizer(Generic[R]):
     def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
         """Raise InputError if the regularizer cannot go with this strategy, whose state is given."""
 
+    def attend(self, state: R, supernet: SuperNet) -> Mapping[nn.Parameter, Tensor]:
+        """Look at the supernet, once it is built and on its device.
+
+        Returns the parameters whose gradients `compare` is to be called with, if any. The tensor of
+        each is a mask that broadcasts to it: where it is True, steps leave the parameter as it is.
+        `compare` may change the masks in place.
+        """
+        return {}
+
     def begin_epoch(self, state: R, epoch: int) -> None:
         """Set what a schedule changes, for an epoch counted from 0; again if a run is resumed."""
 
@@ -168,6 +177,19 @@ class Regularizer(Generic[R]):
                 supernet is in evaluation mode.
         """
         return weights
+
+    def compare(self, state: R, train: Sequence[Tensor], valid: Sequence[Tensor]) -> None:
+        """Look at w's gradients on the training and the validation batch of a step, before w moves.
+
+        Both are taken at the same w and edge weights, and are means over all processes. The
+        supernet then takes a further pass a step. On a GPU it is recorded (see
+        `Strategy.descends`).
+
+        Args:
+            state: What `begin` made.
+            train: A gradient for each parameter that `attend` returned, in its order.
+            valid: Likewise.
+        """
 
     def penalty(self, state: R, shares: EdgeWeights) -> Tensor | float:
         """Return what is added to the loss that alpha follows, for the shares of candidates.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class WeightOptimizer:
         weights: The network's parameters but for learned feedback.
         parameters: All that is moved: the weights, then the feedback that a rule learns.
         optimizer: The PyTorch optimizer of `parameters`.
+        held: For some of `parameters` a mask that broadcasts to it, True where it stays as it is
+            whatever the gradient, momentum and decay. Masks may change in place between steps.
 
     >>> from darts_bio.config import RetrainConfig
     >>> network = nn.Linear(2, 1)
@@ -65,6 +67,7 @@ class WeightOptimizer:
             [torch.empty_like(parameter) for parameter in self.parameters] if recorded else []
         )
         """The fixed places of the parameters' gradients; none where nothing is recorded."""
+        self.held: Mapping[nn.Parameter, Tensor] = {}
 
     @property
     def lr(self) -> float:
@@ -132,7 +135,15 @@ class WeightOptimizer:
 
     def update(self) -> None:
         """Average the parameters' `.grad` over all processes, clip them, and make one step."""
+        self.average()
+        self.step()
+
+    def average(self) -> None:
+        """Average the parameters' `.grad` over all processes."""
         average([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self) -> None:
+        """Clip the parameters' `.grad`, which are the same in all processes, and make one step."""
         # Updates of timm's optimizers are not recorded: their rates are numbers.
         if self._kept and isinstance(self.optimizer, SGD):
             self._run(self._update)
@@ -141,6 +152,10 @@ class WeightOptimizer:
 
     def _update(self) -> None:
         """Clip the gradients and make one step: the part of an update that can be recorded."""
+        before = [(p, mask, p.detach().clone()) for p, mask in self.held.items()]
+        for p, mask, _ in before:
+            if p.grad is not None:  # what stays has no part in the norm
+                p.grad.masked_fill_(mask, 0)
         if self.config.clip:
             # `clip_grad_norm_` in its two halves: the norm of the weights, the scale for all.
             norm = nn.utils.get_total_norm(
@@ -148,6 +163,20 @@ class WeightOptimizer:
             )
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm, foreach=True)
         self.optimizer.step()
+        with torch.no_grad():
+            # Put back rather than left out of the step: momentum and decay move without a gradient.
+            for p, mask, value in before:
+                p.copy_(torch.where(mask, value, p))
+
+    @torch.no_grad()
+    def moving(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Return directions of `weights` with zeros where the weights are held."""
+        if not self.held:
+            return list(directions)
+        return [
+            d.masked_fill(self.held[w], 0) if w in self.held else d
+            for w, d in zip(self.weights, directions, strict=True)
+        ]
 
     @torch.no_grad()
     def virtual_step(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], float | Tensor]:
@@ -173,7 +202,10 @@ class WeightOptimizer:
             direction = decayed if buffer is None else decayed + momentum * buffer
             if nesterov:
                 direction = decayed + momentum * direction
-            stepped.append(weight - rate * direction)
+            after = weight - rate * direction
+            if weight in self.held:
+                after = torch.where(self.held[weight], weight, after)
+            stepped.append(after)
         return stepped, rate * (1 + momentum) if nesterov else rate
 
     def state_dict(self) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class Search:
         objective: The costs beside the loss, such as the number of parameters.
         table: The candidates (operation, rule) of each edge.
         optimizer: What moves w.
+        compared: For each regularizer the parameters whose gradients it compares, and which rows of
+            these it holds (see `Regularizer.attend`).
         renewal: What renews the feedback after each update, for the rules that ask for it.
         run: The recorder that runs what a step computes.
         warmup_epochs: For how many epochs alpha stays as it is.
@@ -206,6 +208,10 @@ class Search:
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
         self.optimizer = WeightOptimizer(self.supernet, config, self.run)
+        self.compared = [
+            regularizer.attend(state, self.supernet) for regularizer, state in self._regularizers()
+        ]
+        self.optimizer.held = {p: mask for masks in self.compared for p, mask in masks.items()}
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
@@ -374,8 +380,15 @@ class Search:
         exchanges = any(r.exchanges for r in self.regularizers) and world_size() > 1
         run = call if exchanges or drawn is not None else self.run
         with self.supernet.drawn(drawn):
-            train_sums = run(self._weight_gradients, *train, *lent)
-        self.optimizer.update()
+            if self.optimizer.held:
+                train_sums, on_valid = run(self._both_gradients, *train, *valid, *lent)
+            else:
+                train_sums, on_valid = run(self._weight_gradients, *train, *lent), ()
+        self.optimizer.average()
+        if on_valid:
+            average(on_valid)
+            self.run(self._compare, *on_valid)
+        self.optimizer.step()
         self.renewal(t + 1, self.run)
         return {"train": measured("train", train_sums, len(train[1]))} | sums
 
@@ -403,6 +416,7 @@ class Search:
             self._penalty,
             self.optimizer.weights,
             self.optimizer.virtual_step,
+            self.optimizer.moving,
         )
         gradients, logits = self.strategy.gradients(self.strategy_state, bilevel)
         return tuple(gradients), loss_and_accuracy(logits, valid_labels)
@@ -433,11 +447,45 @@ class Search:
 
         `lent` is what `_edge_weights` returned: inputs of a recording are tensors, not dicts.
         """
+        return self._gradients_at(x, labels, self._perturbed(x, labels, lent))
+
+    def _both_gradients(
+        self, x: Tensor, labels: Tensor, valid_x: Tensor, valid_labels: Tensor, *lent: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Do as `_weight_gradients`, and return those on the validation batch, of what is compared.
+
+        They are in the order of the optimizer's `held`. That pass leaves no trace.
+        """
+        edge_weights = self._perturbed(x, labels, lent)
+        sums = self._gradients_at(x, labels, edge_weights)
+        with self.supernet.batch_statistics():
+            loss, _ = self._weight_loss((valid_x, valid_labels), edge_weights)
+            gradients = torch.autograd.grad(
+                loss, list(self.optimizer.held), allow_unused=True, materialize_grads=True
+            )
+        return sums, gradients
+
+    def _compare(self, *on_valid: Tensor) -> None:
+        """Have regularizers compare w's gradients on the two batches; `on_valid` is one of both."""
+        by_parameter = dict(zip(self.optimizer.held, on_valid, strict=True))
+        for (regularizer, state), parameters in zip(
+            self._regularizers(), self.compared, strict=True
+        ):
+            train = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            if parameters:
+                regularizer.compare(state, train, [by_parameter[p] for p in parameters])
+
+    def _perturbed(self, x: Tensor, labels: Tensor, lent: Sequence[Tensor]) -> EdgeWeights:
+        """Return the edge weights that w is trained with, for those that were lent."""
         edge_weights: EdgeWeights = dict(zip(self.table.rows, lent, strict=True))
         for regularizer, state in self._regularizers():
             edge_weights = regularizer.perturbed(
                 state, edge_weights, functools.partial(self._attacked_loss, x, labels)
             )
+        return edge_weights
+
+    def _gradients_at(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
+        """Set w's gradients at these edge weights, and return `loss_and_accuracy`."""
         loss, logits = self._weight_loss((x, labels), edge_weights)
         # What is not drawn has a gradient of zero, not none: SGD's momentum and decay move it too.
         self.optimizer.differentiate([loss], complete=self.supernet.is_drawn)
