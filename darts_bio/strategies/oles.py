@@ -186,10 +186,10 @@ class Oles(Regularizer[OlesState]):
     against: Against = "sum"
 
     def __post_init__(self) -> None:
-        check_number(f"{self.where}: threshold", self.threshold, least=-1, below=1)
+        check_number(f"{self.where}: threshold", self.threshold, below=1)
         check_whole(f"{self.where}: window", self.window)
         if self.against not in get_args(Against):
-            raise unknown_name("gradient of oles to compare with", self.against, get_args(Against))
+            raise unknown_name("value of against in oles", str(self.against), get_args(Against))
 
     def begin(self, context: Context) -> OlesState:
         candidates = {c for rows in context.table.rows.values() for row in rows for c in row}
