@@ -64,6 +64,10 @@ class TestLayers:
             ("pc_darts", ("pc_darts", 256, 0.1, 0.001, 3e-4, 50, "sgd")),
             ("gdas", ("gdas", 256, 0.025, 0.001, 5e-4, 250, "nesterov")),
             ("fair_darts", ("fair_darts", 128, 0.005, 0.001, 3e-4, 50, "sgd")),
+            (
+                "darts_pt",
+                ("darts_pt(share=0.3846, batches=390)", 64, 0.025, 0.001, 3e-4, 130, "sgd"),
+            ),
         ],
     )
     def test_a_protocol_is_a_method_s_whole_search(
@@ -73,8 +77,9 @@ class TestLayers:
         names = ("strategy", "batch_size", "lr", "lr_min", "weight_decay", "epochs", "optimizer")
         assert tuple(getattr(config, name) for name in names) == expected
         operations = SPACES.build(config.space).operations  # type: ignore[attr-defined]
-        assert ("none" in operations) == (protocol != "fair_darts")
-        assert len(operations) == 8 - (protocol == "fair_darts")
+        without_none = protocol in ("fair_darts", "darts_pt")
+        assert ("none" in operations) != without_none
+        assert len(operations) == 8 - without_none
         assert search("--protocol", protocol, "--batch-size", "32").batch_size == 32
 
     def test_a_protocol_of_trainings_is_none_of_searches(self) -> None:

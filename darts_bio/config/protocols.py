@@ -71,6 +71,20 @@ PROTOCOLS.register("fair_darts")(
         },
     )
 )
+PROTOCOLS.register("darts_pt")(
+    Protocol(
+        "the search of DARTS-PT, which has no `none`: 50 epochs of DARTS, then 17 choices with 5 "
+        "epochs after each but the last, measured on all validation images (arXiv 2108.04392)",
+        {
+            "search": {
+                "space": "darts(operations=(max_pool_3x3, avg_pool_3x3, skip_connect, "
+                "sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
+                "strategy": "darts_pt(share=0.3846, batches=390)",
+                "epochs": 130,
+            }
+        },
+    )
+)
 PROTOCOLS.register("digits")(
     Protocol(
         "sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape",

@@ -73,6 +73,7 @@ from darts_bio.strategies.base import (
     Measure,
     Strategy,
     StrategyState,
+    WeightPhase,
     detached,
     masked_softmax,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "RegularizerState",
     "Strategy",
     "StrategyState",
+    "WeightPhase",
     "detached",
     "frozen",
     "masked_softmax",

@@ -186,6 +186,23 @@ class Bilevel:
             yield
 
 
+@dataclass(frozen=True)
+class WeightPhase:
+    """A last part of a search in which w is tuned at a lower rate, by an optimizer begun anew.
+
+    The cosine of the epochs before it ends where the phase begins (`training.schedules`).
+
+    Attributes:
+        first: The epoch that the phase begins with, counted from 0.
+        epochs: Its length, to the end of the search.
+        scale: Where its cosine begins, relative to the rate that the search began with.
+    """
+
+    first: int
+    epochs: int
+    scale: float
+
+
 class StrategyState(ABC):
     """Everything of a strategy that changes while it searches.
 
@@ -332,6 +349,10 @@ class Strategy(ABC, Generic[S]):
     def warmup_share(self, epochs: int) -> float:
         """Return the fraction of a search's epochs, from the first on, that train only w."""
         return self.warmup
+
+    def weight_phase(self, epochs: int) -> WeightPhase | None:
+        """Return in which last part of a search w is tuned at a rate of its own; None for none."""
+        return None
 
     def notes(self, state: S, rules: Sequence[str]) -> list[str]:
         """Return what a user should know of the strategy's assumptions, a line each.

@@ -4,10 +4,15 @@ Candidates are chosen by what their removal does, not by alpha:
 
 1. Another strategy (`base`) trains the supernet for a `share` of the epochs.
 2. Edge by edge, in random order, each candidate of the edge is taken out in turn, and the one whose
-   absence costs the most validation accuracy is kept as the edge's only one. Between these choices
-   w is trained on, with alpha as it is.
-3. At last, node by node, each incoming edge is taken out in turn, and the node keeps those whose
-   absence costs the most.
+   absence costs the most validation accuracy is kept as the edge's only one.
+3. At last, node by node, each incoming edge is taken out in turn, and the one that is missed least
+   leaves the node; the others are measured again without it, until as many are left as a node keeps.
+
+After each of these choices w and alpha are trained on, on what is left, before the next one is
+measured. Their rate in that phase follows a cosine of its own from a tenth of the first rate, and
+their optimizer is begun anew (github.com/ruocwang/darts-pt, sota/cnn/projection.py). That code makes
+the cosine but never advances it, so that its rate stays at a tenth. It measures the edges of a node
+again, too, but with those in place that have left, which on the same images changes nothing.
 
 Of equal accuracies the one with the higher loss counts as the lower.
 """
@@ -30,14 +35,19 @@ from darts_bio.strategies.base import (
     STRATEGIES,
     Bilevel,
     Context,
+    Loss,
     Measure,
     Strategy,
     StrategyState,
+    WeightPhase,
     one_hot_like,
 )
 
 UNDECIDED = -1
 """Stands for the index of a candidate on an edge where none was chosen yet."""
+
+TUNING_SCALE = 0.1
+"""The rate of w at the beginning of the choices, relative to that of the search."""
 
 
 class PerturbationState(StrategyState):
@@ -50,10 +60,49 @@ class PerturbationState(StrategyState):
     def __init__(self, context: Context, base: StrategyState) -> None:
         super().__init__(context)
         self.base = base
-        edges = {t: len(rows) for t, rows in context.table.rows.items()}
-        self.chosen = {t: torch.full((n,), UNDECIDED) for t, n in edges.items()}
-        self.dropped = {t: torch.zeros(n, dtype=torch.bool) for t, n in edges.items()}
+        shapes = {t: context.table.shape(t) for t in context.table.rows}
+        self.chosen = {t: torch.full((edges,), UNDECIDED) for t, (edges, _) in shapes.items()}
+        self.dropped = {t: torch.zeros(edges, dtype=torch.bool) for t, (edges, _) in shapes.items()}
         self.decided = 0
+        # The same as factors on the search's device, which change in place: recorded steps read
+        # them.
+        self._undecided = {
+            t: torch.ones(edges, 1, device=context.device) for t, (edges, _) in shapes.items()
+        }
+        self._single = {t: torch.zeros(shape, device=context.device) for t, shape in shapes.items()}
+
+    def choose(self, cell_type: str, edge: int, candidate: int) -> None:
+        """Keep a candidate as the only one of its edge."""
+        self.chosen[cell_type][edge] = candidate
+        self._update_factors()
+
+    def drop(self, cell_type: str, edge: int) -> None:
+        """Take an edge out of the cell, whose candidate is chosen."""
+        self.dropped[cell_type][edge] = True
+        self._update_factors()
+
+    def _update_factors(self) -> None:
+        for t, chosen in self.chosen.items():
+            undecided = (chosen == UNDECIDED).unsqueeze(1)
+            # UNDECIDED is no index: where it stands, the row becomes 0.
+            single = one_hot_like(self._single[t].cpu(), chosen.clamp_min(0))
+            gone = undecided | self.dropped[t].unsqueeze(1)
+            self._undecided[t].copy_(undecided)
+            self._single[t].copy_(single.masked_fill(gone, 0.0))
+
+    def under_choices(self, weights: EdgeWeights) -> EdgeWeights:
+        """Return edge weights under the choices so far, with their gradient.
+
+        Where the candidate of an edge is chosen, it has the weight of all candidates of the edge
+        together, and the others have none. A dropped edge has weight zero.
+
+        Args:
+            weights: Those of the base, (edges, candidates) per cell type.
+        """
+        return {
+            t: self._undecided[t] * w + self._single[t] * w.sum(1, keepdim=True)
+            for t, w in weights.items()
+        }
 
     @property
     def alpha(self) -> dict[str, Tensor]:
@@ -75,6 +124,7 @@ class PerturbationState(StrategyState):
         self.chosen = {t: chosen.clone() for t, chosen in saved["chosen"].items()}
         self.dropped = {t: dropped.clone() for t, dropped in saved["dropped"].items()}
         self.decided = saved["decided"]
+        self._update_factors()
 
     def learning_rates(self) -> dict[str, float]:
         return self.base.learning_rates()
@@ -91,8 +141,8 @@ class DartsPt(Strategy[PerturbationState]):
 
     Attributes:
         base: The spec of the strategy that trains the supernet.
-        share: The fraction of the epochs in which it does. With 0 the supernet of `--supernet` is
-            taken as it is.
+        share: The fraction of the epochs in which it does, before w is tuned between choices. With 0
+            the supernet of `--supernet` is tuned from the first epoch on.
         batches: The number of validation batches that an accuracy is measured on.
 
     >>> from darts_bio.strategies import STRATEGIES
@@ -155,9 +205,9 @@ class DartsPt(Strategy[PerturbationState]):
         trained = self.base_epochs(epochs)
         return self.trainer.warmup_share(max(1, trained)) * trained / epochs
 
-    def trains(self, state: PerturbationState) -> bool:
-        """Return whether the base strategy still trains the supernet in the present epoch."""
-        return state.epoch < self.base_epochs(state.context.epochs)
+    def weight_phase(self, epochs: int) -> WeightPhase | None:
+        trained = self.base_epochs(epochs)
+        return WeightPhase(trained, epochs - trained, TUNING_SCALE) if trained < epochs else None
 
     def begin(self, context: Context) -> PerturbationState:
         trained = replace(context, epochs=max(1, self.base_epochs(context.epochs)))
@@ -176,27 +226,41 @@ class DartsPt(Strategy[PerturbationState]):
 
     def begin_epoch(self, state: PerturbationState, epoch: int) -> None:
         super().begin_epoch(state, epoch)
-        if self.trains(state):
-            self.trainer.begin_epoch(state.base, epoch)
+        # What follows the epochs, such as a temperature, stays where the base's last epoch had it.
+        self.trainer.begin_epoch(state.base, min(epoch, state.base.context.epochs - 1))
 
     def edge_weights(self, state: PerturbationState) -> EdgeWeights:
-        if self.trains(state):
-            return self.trainer.edge_weights(state.base)
-        return self.final_weights(state)
+        return state.under_choices(self.trainer.edge_weights(state.base))
 
     def descends(self, state: PerturbationState) -> bool:
-        return self.trains(state) and self.trainer.descends(state.base)
+        return self.trainer.descends(state.base)
 
     def prepare(self, state: PerturbationState) -> None:
-        if self.trains(state):
-            self.trainer.prepare(state.base)
+        self.trainer.prepare(state.base)
 
     def drawn(self, state: PerturbationState) -> Mapping[str, Sequence[int]] | None:
-        return self.trainer.drawn(state.base) if self.trains(state) else None
+        drawn = self.trainer.drawn(state.base)
+        if drawn is None:
+            return None
+        return {
+            t: [
+                column if chosen == UNDECIDED else chosen
+                for column, chosen in zip(columns, state.chosen[t].tolist(), strict=True)
+            ]
+            for t, columns in drawn.items()
+        }
 
     def gradients(
         self, state: PerturbationState, bilevel: Bilevel
     ) -> tuple[Sequence[Tensor], Tensor]:
+        def under_choices(loss: Loss) -> Loss:
+            return lambda batch, weights: loss(batch, state.under_choices(weights))
+
+        bilevel = replace(
+            bilevel,
+            weight_loss=under_choices(bilevel.weight_loss),
+            architecture_loss=under_choices(bilevel.architecture_loss),
+        )
         return self.trainer.gradients(state.base, bilevel)
 
     def move(self, state: PerturbationState, gradients: Sequence[Tensor]) -> None:
@@ -205,42 +269,68 @@ class DartsPt(Strategy[PerturbationState]):
     def end_epoch(self, state: PerturbationState, epoch: int, measure: Measure) -> dict[str, float]:
         """Make the choices that are due after this epoch.
 
-        They are spread evenly over the ends of the base's last epoch and of all epochs after it, so
-        that the last choice is made after the last epoch. With `share=0` the base has no epoch, and
-        the first end has the choices of two.
+        The first is due after the base's last epoch, the last after the last epoch of all, and the
+        others evenly in between. Where there are fewer epochs than choices, several are due at once.
+        With `share=0` the base has no epoch, and the first choice is due after the first epoch.
         """
         base_epochs = self.base_epochs(state.context.epochs)
         if epoch < base_epochs:
             numbers = self.trainer.end_epoch(state.base, epoch, measure)
             if epoch < base_epochs - 1:
                 return numbers
-        # Of remaining + 1 ends of epochs at which choices are made, this is number done + 1.
-        done, remaining = epoch - base_epochs + 1, state.context.epochs - base_epochs
+        # Of `tuning` epochs of training on, `done` are over.
+        done, tuning = epoch - base_epochs + 1, state.context.epochs - base_epochs
         choices = _choices(state.context)
-        due = math.ceil(len(choices) * (done + 1) / (remaining + 1))
+        if tuning >= len(choices) - 1:
+            due = 1 + done * (len(choices) - 1) // max(1, tuning)
+        else:
+            due = math.ceil(len(choices) * (done + 1) / (tuning + 1))
         for choice in choices[state.decided : due]:
             for cell_type, edges in choice.items():
-                self._choose(state, cell_type, edges, measure)
+                if len(edges) == 1:
+                    self._choose_candidate(state, cell_type, edges[0], measure)
+                else:
+                    self._choose_edges(state, cell_type, edges, measure)
         state.decided = due
         return {"selection/choices": float(state.decided)}
 
-    def _choose(
+    def _choose_candidate(
+        self, state: PerturbationState, cell_type: str, edge: int, measure: Measure
+    ) -> None:
+        """Keep the candidate of an edge that is missed most."""
+        space, row = state.context.space, state.context.table.rows[cell_type][edge]
+        options = [i for i, c in enumerate(row) if c is not None and space.selectable(c)]
+        without = self._without(state, cell_type, [(edge, i) for i in options], measure)
+        state.choose(cell_type, edge, options[without.index(min(without))])
+
+    def _choose_edges(
         self, state: PerturbationState, cell_type: str, edges: Sequence[int], measure: Measure
     ) -> None:
-        """Choose the candidate of a single edge, or which of several edges of a node stay."""
-        context, weights = state.context, self.final_weights(state)
-        # What is removed in each of T trials: an edge, and the columns of its row that become 0.
-        removals: list[tuple[int, int | slice]]
-        if len(edges) == 1:
-            (e,) = edges
-            row = context.table.rows[cell_type][e]
-            options = [
-                i for i, c in enumerate(row) if c is not None and context.space.selectable(c)
-            ]
-            removals = [(e, i) for i in options]
-        else:
-            removals = [(e, slice(None)) for e in edges]
+        """Take edges out of a node, the one that is missed least first, until enough are gone."""
+        kept_edges, left = state.context.space.kept_edges, list(edges)
+        assert kept_edges is not None
+        while len(left) > kept_edges:
+            without = self._without(state, cell_type, [(e, slice(None)) for e in left], measure)
+            # Of edges that are missed alike the later one leaves.
+            least = max(range(len(left)), key=lambda i: (without[i], i))
+            state.drop(cell_type, left.pop(least))
 
+    def _without(
+        self,
+        state: PerturbationState,
+        cell_type: str,
+        removals: Sequence[tuple[int, int | slice]],
+        measure: Measure,
+    ) -> list[tuple[float, float]]:
+        """Return (accuracy, -loss) of the supernet without each of T parts of it.
+
+        Args:
+            state: The choices so far.
+            cell_type: The cell type that something is taken out of.
+            removals: For each trial an edge, and the columns of its row that become 0.
+            measure: The search's measure.
+        """
+        weights = self.final_weights(state)
         trials = weights[cell_type].repeat(len(removals), 1, 1)  # (T, edges, candidates)
         for trial, (e, columns) in zip(trials, removals, strict=True):
             trial[e, columns] = 0.0
@@ -250,33 +340,12 @@ class DartsPt(Strategy[PerturbationState]):
             for t, w in weights.items()
         }
         losses, accuracies = measure(individuals, self.batches)
+        return list(zip(accuracies.tolist(), (-losses).tolist(), strict=True))
 
-        def quality_without(trial: int) -> tuple[float, float]:
-            return accuracies[trial].item(), -losses[trial].item()
-
-        # Most missed first: what leaves the supernet at its worst.
-        most_missed = sorted(range(len(removals)), key=quality_without)
-        if len(edges) == 1:
-            state.chosen[cell_type][edges[0]] = options[most_missed[0]]
-        else:
-            assert context.space.kept_edges is not None
-            for i in most_missed[context.space.kept_edges :]:
-                state.dropped[cell_type][edges[i]] = True
-
+    @torch.no_grad()
     def final_weights(self, state: PerturbationState) -> EdgeWeights:
-        """Return the final weights of the base strategy under the choices made so far.
-
-        Where the candidate of an edge is chosen, it has the weight of all candidates of the edge
-        together, and the others have none. A dropped edge has weight zero.
-        """
-        weights = {}
-        for t, base in self.trainer.final_weights(state.base).items():
-            chosen = state.chosen[t].to(base.device)
-            # UNDECIDED is no index: where it stands, the result of one_hot_like is not used.
-            single = one_hot_like(base, chosen.clamp_min(0)) * base.sum(1, keepdim=True)
-            decided = torch.where((chosen == UNDECIDED).unsqueeze(1), base, single)
-            weights[t] = decided.masked_fill(state.dropped[t].to(base.device).unsqueeze(1), 0.0)
-        return weights
+        """Return the final weights of the base strategy under the choices made so far."""
+        return state.under_choices(self.trainer.final_weights(state.base))
 
 
 def _choices(context: Context) -> list[dict[str, list[int]]]:

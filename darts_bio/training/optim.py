@@ -15,6 +15,7 @@ from darts_bio.optimizers import SGD, load_optimizer
 from darts_bio.private_torch import copy_all
 from darts_bio.rules import learned_feedback
 from darts_bio.runtime import call
+from darts_bio.strategies import WeightPhase
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.schedules import learning_rate
 
@@ -47,8 +48,20 @@ class WeightOptimizer:
     True
     """
 
-    def __init__(self, model: nn.Module, config: FitConfig, run: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: FitConfig,
+        run: Recorder | None = None,
+        phase: WeightPhase | None = None,
+    ) -> None:
         """Build the optimizer that `config.optimizer` names.
+
+        Args:
+            model: The network.
+            config: The run's options.
+            run: The recorder, if there is one.
+            phase: Which last part of the run has a rate of its own (`schedules.learning_rate`).
 
         Raises:
             InputError: timm has no optimizer of that name, it does not take these options, or there
@@ -56,7 +69,7 @@ class WeightOptimizer:
         """
         # Raises now for an unknown schedule; `begin_epoch` then sets the rate of each epoch.
         self._lr = learning_rate(config, config.epochs - 1)
-        self.config, self._run = config, run or call
+        self.config, self._run, self._phase = config, run or call, phase
         feedback = learned_feedback(model)
         feedback_ids = set(map(id, feedback))
         self.weights = [p for p in model.parameters() if id(p) not in feedback_ids]
@@ -76,12 +89,23 @@ class WeightOptimizer:
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate to that of an epoch, counted from 0."""
-        self._lr = learning_rate(self.config, epoch)
+        self._lr = learning_rate(self.config, epoch, self._phase)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # in place: a recorded update reads this tensor
                 group["lr"].fill_(self._lr)
             else:
                 group["lr"] = self._lr
+
+    def restart(self) -> None:
+        """Forget all that came before, such as momentum, as an optimizer that is begun anew."""
+        if not isinstance(self.optimizer, SGD):
+            self.optimizer.state.clear()
+            return
+        for state in self.optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                # In place: a recorded update reads this tensor. SGD's first buffer is the gradient,
+                # which is what comes of a buffer of zeros.
+                state["momentum_buffer"].zero_()
 
     def differentiate(self, losses: Iterable[Tensor], complete: bool = False) -> None:
         """Set the parameters' `.grad` to the gradient of the sum of several losses.

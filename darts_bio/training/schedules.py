@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from darts_bio.config import FitConfig, TrainingConfig
 from darts_bio.registry import Registry
+from darts_bio.strategies import WeightPhase
 
 Schedule = Callable[[float, float, int, FitConfig], float]
 """Maps (peak, last, epoch, config) to the learning rate of an epoch."""
@@ -28,7 +29,12 @@ def cosine(peak: float, last: float, epoch: int, config: FitConfig) -> float:
     >>> [round(cosine(0.025, 0.001, epoch, SearchConfig(epochs=50)), 4) for epoch in (0, 25, 50)]
     [0.025, 0.013, 0.001]
     """
-    return last + (peak - last) * (1 + math.cos(math.pi * (epoch / config.epochs))) / 2
+    return _half_cosine(peak, last, epoch / config.epochs)
+
+
+def _half_cosine(peak: float, last: float, progress: float) -> float:
+    """Return the rate at a progress from 0, where it is the peak, to 1, where it is the last one."""
+    return last + (peak - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @SCHEDULES.register("linear")
@@ -54,12 +60,13 @@ def exponential(peak: float, last: float, epoch: int, config: FitConfig) -> floa
     return peak * getattr(config, "lr_decay", 1.0) ** epoch
 
 
-def learning_rate(config: FitConfig, epoch: int) -> float:
+def learning_rate(config: FitConfig, epoch: int, phase: WeightPhase | None = None) -> float:
     """Return the learning rate of an epoch, counted from 0.
 
-    A search always follows a cosine; a training follows `--schedule`, its rates scaled to the batch
-    size if `--lr-batch` says for which batch they are meant. A warm-up replaces the schedule's
-    first epochs and does not put the schedule off.
+    A search always follows a cosine, or two where its strategy tunes w in a phase of its own: one
+    until that begins, and one from `scale` times the first rate, which never rises. A training
+    follows `--schedule`, its rates scaled to the batch size if `--lr-batch` says for which batch
+    they are meant. A warm-up replaces the schedule's first epochs and does not put the schedule off.
 
     Raises:
         InputError: There is no schedule of that name.
@@ -68,7 +75,19 @@ def learning_rate(config: FitConfig, epoch: int) -> float:
     >>> config = RetrainConfig(genotype="bionas_darts", lr=0.1, epochs=4, lr_min=0.0, warmup=2)
     >>> [round(learning_rate(config, epoch), 4) for epoch in range(4)]
     [0.05, 0.1, 0.05, 0.0146]
+
+    Half a search at 0.4 and half at a tenth of it:
+
+    >>> from darts_bio.config import SearchConfig
+    >>> config, phase = SearchConfig(lr=0.4, lr_min=0.0, epochs=4), WeightPhase(2, 2, scale=0.1)
+    >>> [round(learning_rate(config, epoch, phase), 4) for epoch in range(4)]
+    [0.4, 0.2, 0.04, 0.02]
     """
+    if phase is not None:
+        if epoch < phase.first:
+            return _half_cosine(config.lr, config.lr_min, epoch / phase.first)
+        peak = phase.scale * config.lr
+        return _half_cosine(peak, min(peak, config.lr_min), (epoch - phase.first) / phase.epochs)
     if not isinstance(config, TrainingConfig):
         return cosine(config.lr, config.lr_min, epoch, config)
     schedule = SCHEDULES.get(config.schedule)

@@ -95,6 +95,7 @@ class Search:
         share: This process' part of each batch: its number, and how many parts there are.
         began_with: Into how many parts the batches of the steps so far were shared out.
         together: How many individuals are passed through the supernet together.
+        restarts_at: The step before which the optimizer of w is begun anew; None for never.
         stopped: Whether a regularizer has ended the search.
 
     >>> from darts_bio.data.batches import Split
@@ -207,7 +208,9 @@ class Search:
         draw_feedback(self.supernet, config.seed)
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
-        self.optimizer = WeightOptimizer(self.supernet, config, self.run)
+        phase = self.strategy.weight_phase(self.epochs)
+        self.optimizer = WeightOptimizer(self.supernet, config, self.run, phase)
+        self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
         self.compared = [
             regularizer.attend(state, self.supernet) for regularizer, state in self._regularizers()
         ]
@@ -355,6 +358,8 @@ class Search:
 
         What is computed in between is run by the recorder.
         """
+        if t == self.restarts_at:
+            self.optimizer.restart()
         train, valid = self.train_batches.batch(t), self.valid_batches.batch(t)
         strategy, state = self.strategy, self.strategy_state
         sums: dict[str, Sums] = {}

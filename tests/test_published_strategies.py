@@ -1,0 +1,278 @@
+"""Each strategy beside a plain version written from its paper, with given draws and in float64.
+
+The plain versions have one module a candidate, autograd, and PyTorch's SGD and Adam. What
+`test_strategies.py`, `test_golden.py` and `test_ingredients.py` compare is not repeated here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from searching import PAIR, begin, search
+from test_golden import batch
+from test_mixed import Twins
+from torch import Tensor
+
+from darts_bio.config import SearchConfig
+from darts_bio.data.batches import Split
+from darts_bio.data.datasets import ImageData
+from darts_bio.networks import SuperNet
+from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.training.schedules import learning_rate
+
+Weights = dict[str, Tensor]
+"""Edge weights (edges, candidates), or anything else that is given per cell type."""
+
+
+@pytest.fixture(autouse=True)
+def _double(float64: None) -> None:
+    """Everything is drawn and computed in float64."""
+
+
+def made(strategy: str, **options: Any) -> Any:
+    """A search whose batches are those of `test_golden.batch`."""
+    data = Split(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), torch.arange(32) % 4)
+    options = {"rules": ("fa", "frsf"), "clip": 1.0, **options}
+    task = search(ImageData(data, data, ("a", "b", "c", "d")), strategy, **options)
+    for source, batches in ((0, task.train_batches), (10, task.valid_batches)):
+        batches.batch = lambda t, source=source: batch(source + t, 1)  # type: ignore[method-assign]
+    return task
+
+
+class Plain:
+    """What a search computes, by PyTorch alone: from the same weights and alpha on.
+
+    Args:
+        task: The search.
+        rate, betas: Those of alpha's Adam, whose decay is 1e-3.
+        beta: Whether the edges into a node compete.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        rate: float,
+        betas: tuple[float, float] = (0.5, 0.999),
+        beta: bool = False,
+        partial: int = 1,
+    ) -> None:
+        self.task = task
+        self.masks = {t: task.table.mask(t) for t in task.table.rows}
+        self.alpha = {
+            t: a.detach().clone().requires_grad_() for t, a in task.strategy_state.alpha.items()
+        }
+        self.beta = {
+            name.removesuffix("/beta"): value.clone().requires_grad_()
+            for name, value in getattr(task.strategy_state, "values", dict)().items()
+            if beta and name.endswith("/beta")
+        }
+        self.net = SuperNet(
+            task.space,
+            task.config.rules,
+            channels=task.config.channels,
+            layers=3,
+            num_classes=4,
+            in_channels=1,
+            cell=ReferenceCell,
+            partial=partial,
+        )
+        self.twins = Twins(task.supernet, self.net)
+        self.twins.give_feedback()
+        with torch.no_grad():
+            for here, there in self.pairs():
+                there.copy_(here)
+        moved = [*self.alpha.values(), *self.beta.values()]
+        self.adam = torch.optim.Adam(moved, rate, betas, weight_decay=1e-3)
+        self.sgd = self.new_sgd(task.config.lr)
+
+    def new_sgd(self, rate: float) -> torch.optim.SGD:
+        return torch.optim.SGD(self.net.parameters(), rate, momentum=0.9, weight_decay=3e-4)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each weight of the search, and the one here that it stands for."""
+        yield from self.twins.pairs(lambda layer: layer.weight, StackedConv2d)
+        theirs = dict(self.net.named_parameters())
+        for name, parameter in self.task.supernet.named_parameters():
+            if not name.startswith(("cells.", "feedback.")) or ".alone." in name:
+                yield parameter, theirs[self.twins.reference_name(name)]
+
+    def softmax(self) -> Weights:
+        """softmax(alpha) over what is a candidate."""
+        return {
+            t: a.masked_fill(~self.masks[t], -torch.inf).softmax(1) for t, a in self.alpha.items()
+        }
+
+    def loss(self, number: int, weights: Weights) -> Tensor:
+        x, labels = batch(number, 1)
+        return F.cross_entropy(self.net(x, weights), labels)
+
+    def step(
+        self,
+        t: int,
+        shares: Callable[[], Weights],
+        penalty: Callable[[], Tensor] = lambda: torch.zeros(()),
+    ) -> None:
+        """Algorithm 1 of DARTS, first order. `shares` is asked before each of both passes."""
+        for number, optimizer in ((10 + t, self.adam), (t, self.sgd)):
+            self.adam.zero_grad()
+            self.sgd.zero_grad()
+            loss = self.loss(number, shares())
+            if optimizer is self.adam:
+                loss = loss + penalty()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            optimizer.step()
+
+    def expect(self) -> None:
+        """Asserts that the search has the same weights, alpha and beta."""
+        for t, alpha in self.task.strategy_state.alpha.items():
+            mask = self.masks[t]
+            assert torch.allclose(alpha[mask], self.alpha[t][mask], rtol=1e-10, atol=1e-13)
+        for t, beta in self.beta.items():
+            own = self.task.strategy_state.parameters[f"{t}/beta"]
+            assert torch.allclose(own, beta, rtol=1e-10, atol=1e-13)
+        compared = 0
+        for here, there in self.pairs():
+            assert torch.allclose(here, there, rtol=1e-10, atol=1e-12)
+            compared += here.numel()
+        assert compared == sum(p.numel() for p in self.net.parameters())
+
+
+class TestDartsPt:
+    """arXiv 2108.04392, and projection.py of the published code."""
+
+    @pytest.mark.parametrize(("epochs", "interval"), [(130, 5), (66, 1)])
+    def test_choices_are_an_interval_apart_from_the_end_of_the_base_on(
+        self, epochs: int, interval: int
+    ) -> None:
+        """50 epochs of the base, then 14 edges and 3 nodes; the last choice ends the search."""
+        pt, state = begin(f"darts_pt(share={50 / epochs})", "darts", ("bp",), epochs=epochs)
+        decided = []
+
+        def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
+            count = len(weights["normal"])
+            return torch.zeros(count), torch.rand(count)
+
+        for number in range(epochs):
+            pt.end_epoch(state, number, measure)
+            decided.append(state.decided)
+        assert decided == [0] * 49 + [1 + done // interval for done in range(epochs - 49)]
+        assert decided[-1] == 17
+
+    def test_rates_of_both_phases(self) -> None:
+        """A cosine to the end of the base, and one from a tenth of the rate on."""
+        pt, _ = begin(f"darts_pt(share={50 / 130})", "darts", ("bp",), epochs=130)
+        phase, config = pt.weight_phase(130), SearchConfig(epochs=130)
+
+        def cosine(first: float, last: float, progress: float) -> float:
+            return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+        expected = [cosine(0.025, 0.001, e / 50) for e in range(50)]
+        expected += [cosine(0.0025, 0.001, e / 80) for e in range(80)]
+        rates = [learning_rate(config, e, phase) for e in range(130)]
+        assert rates == pytest.approx(expected, rel=1e-12)
+        # A tenth of a rate that is near the last one does not rise to it.
+        low = SearchConfig(epochs=130, lr=0.005)
+        assert [learning_rate(low, e, phase) for e in (50, 129)] == pytest.approx([5e-4, 5e-4])
+        assert begin("darts_pt(share=0)", PAIR)[0].weight_phase(7).first == 0
+        assert begin("darts", PAIR)[0].weight_phase(7) is None
+
+    def test_tunes_w_and_alpha_under_what_is_chosen(self) -> None:
+        """Two steps of the base, a choice, and two steps of an optimizer begun anew."""
+        task = made("darts_pt(base='darts(lr=0.1, init=0.5)', share=0.5)", epochs=2)
+        assert task.steps_per_epoch == 2
+        plain = Plain(task, 0.1)
+
+        def shares() -> Weights:
+            weights = plain.softmax()
+            for t, rows in chosen.items():
+                for edge, candidate in rows.items():
+                    row = torch.zeros_like(weights[t][edge])
+                    row[candidate] = 1.0
+                    weights[t] = torch.cat(
+                        [weights[t][:edge], row.unsqueeze(0), weights[t][edge + 1 :]]
+                    )
+            return weights
+
+        chosen: dict[str, dict[int, int]] = {"normal": {}, "reduce": {}}
+        task.begin_epoch(0)
+        for t in range(2):
+            task.step(t)
+            plain.step(t, shares)
+        chosen["normal"][1], chosen["reduce"][0] = 3, 2
+        for t, rows in chosen.items():
+            for edge, candidate in rows.items():
+                task.strategy_state.choose(t, edge, candidate)
+        task.begin_epoch(1)
+        # Begun anew, at a tenth of the rate; the minimum of a cosine of one epoch is never reached.
+        plain.sgd = plain.new_sgd(0.05 / 10)
+        before = {t: a.detach().clone() for t, a in plain.alpha.items()}
+        for t in range(2, 4):
+            task.step(t)
+            plain.step(t, shares)
+        plain.expect()
+        assert not torch.equal(before["normal"][0], plain.alpha["normal"][0])
+
+    def test_the_second_order_sees_what_is_chosen_too(self) -> None:
+        """The gradient at decided edges is zero, at others it is not."""
+        task = made("darts_pt(base='darts(order=2)', share=0.5)", epochs=2)
+        task.begin_epoch(0)
+        task.step(0)
+        task.strategy_state.choose("normal", 1, 3)
+        task.strategy_state.choose("reduce", 0, 2)
+        batches = (*task.train_batches.batch(2), *task.valid_batches.batch(2))
+        (normal, reduce), _ = task._alpha_gradients(*batches)
+        for decided, free in ((normal[1], normal[0]), (reduce[0], reduce[1])):
+            assert decided.abs().max() < 1e-12
+            assert free.abs().max() > 1e-5
+
+    def test_edges_are_measured_again_once_one_has_left(self) -> None:
+        """Beside a plain loop, where edges stand in for each other: 0 and 1 of node 4 do the same.
+
+        Measured once, both would be missed least and leave together.
+        """
+        pt, state = begin("darts_pt(share=0)", "darts(nodes=3)", ("bp",), epochs=1)
+        asked = []
+
+        def accuracy_of(present: Sequence[bool]) -> float:
+            zero, one, two, three = present
+            return 0.5 * (zero or one) + 0.3 * two + 0.2 * three
+
+        def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
+            rows = (weights["normal"][:, 5:9] > 0).any(2).tolist()  # the edges into node 4
+            asked.append(rows)
+            accuracies = torch.tensor([accuracy_of(row) for row in rows])
+            return torch.zeros_like(accuracies), accuracies
+
+        pt.end_epoch(state, 0, measure)
+        left, present = [0, 1, 2, 3], [True] * 4
+        rounds = []
+        while len(left) > 2:
+            trials = [[p and e != gone for e, p in enumerate(present)] for gone in left]
+            rounds.append(trials)
+            best = max(accuracy_of(trial) for trial in trials)
+            gone = [e for e, trial in zip(left, trials, strict=True) if accuracy_of(trial) == best]
+            left.remove(gone[-1])  # of equal ones the later leaves
+            present[gone[-1]] = False
+        assert left == [0, 2]
+        assert state.dropped["normal"][5:9].tolist() == [False, True, False, True]
+        assert all(trials in asked for trials in rounds)
+
+    def test_goes_on_from_its_state_with_the_same_weights(self) -> None:
+        (pt, one), (_, other) = (begin("darts_pt", "darts(nodes=2)") for _ in range(2))
+        one.choose("normal", 1, 3)
+        one.choose("normal", 2, 1)
+        one.drop("normal", 2)
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        for weights, again in zip(
+            pt.edge_weights(one).values(), pt.edge_weights(other).values(), strict=True
+        ):
+            assert torch.equal(weights, again)
+        assert pt.edge_weights(other)["normal"][1:3].sum().item() == pytest.approx(1.0, rel=1e-12)
