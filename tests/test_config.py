@@ -63,7 +63,7 @@ class TestLayers:
             ("darts", ("darts", 64, 0.025, 0.001, 3e-4, 50, "sgd")),
             ("pc_darts", ("pc_darts", 256, 0.1, 0.001, 3e-4, 50, "sgd")),
             ("gdas", ("gdas", 256, 0.025, 0.001, 5e-4, 250, "nesterov")),
-            ("fair_darts", ("fair_darts", 128, 0.005, 0.001, 3e-4, 50, "sgd")),
+            ("fair_darts", ("fair_darts(threshold=0.85)", 128, 0.005, 0.001, 3e-4, 50, "sgd")),
             (
                 "darts_pt",
                 ("darts_pt(share=0.3846, batches=390)", 64, 0.025, 0.001, 3e-4, 130, "sgd"),

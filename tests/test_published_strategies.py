@@ -22,9 +22,11 @@ from torch import Tensor
 from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData
-from darts_bio.networks import SuperNet
+from darts_bio.errors import InputError
+from darts_bio.networks import SuperNet, build_network
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.spaces import Genotype, load_genotype
 from darts_bio.training.schedules import learning_rate
 
 Weights = dict[str, Tensor]
@@ -276,3 +278,85 @@ class TestDartsPt:
         ):
             assert torch.equal(weights, again)
         assert pt.edge_weights(other)["normal"][1:3].sum().item() == pytest.approx(1.0, rel=1e-12)
+
+
+class TestFairDarts:
+    """arXiv 1911.12126, and `threshold_sparse` of the published code."""
+
+    SPACE = "darts(kept_edges=None, operations=(skip_connect, sep_conv_3x3, dil_conv_3x3))"
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_derives_at_most_two_edges_a_node_above_the_threshold(self, seed: int) -> None:
+        fair, state = begin("fair_darts(threshold=0.85)", self.SPACE, ("bp",))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for alpha in state.alpha.values():
+                alpha.copy_(2 * torch.randn_like(alpha))
+        space, table = state.context.space, state.context.table
+        cells = space.derive(fair.final_weights(state), table)
+        for t, alpha in state.alpha.items():
+            gene, start = [], 0
+            for node in range(2, 6):
+                shares = [[1 / (1 + math.exp(-a)) for a in row] for row in alpha[start:].tolist()]
+                start += node
+                strongest = sorted(range(node), key=lambda j: -max(shares[j]))[:2]
+                for source in sorted(strongest):
+                    best = max(range(3), key=lambda k: shares[source][k])
+                    if shares[source][best] >= 0.85:
+                        gene.append((node, source, space.operations[best]))
+            # The published network passes over edges that come from a node without any.
+            present, expected = {0, 1}, []
+            for node, source, op in gene:
+                if source in present:
+                    expected.append((node, source, op))
+                    present.add(node)
+            assert len(expected) > 1
+            assert [(e.node, e.input, e.candidate.op) for e in cells[t].edges] == expected
+            assert cells[t].concat == tuple(sorted(present - {0, 1}))
+        genotype = Genotype("darts(kept_edges=None)", cells)
+        space.validate(genotype, "derived")
+        network = build_network(genotype, channels=4, layers=3, num_classes=10).eval()
+        assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+    def test_of_nothing_above_the_threshold_one_edge_stays(self) -> None:
+        fair, state = begin("fair_darts(threshold=0.85)", self.SPACE, ("bp",))
+        with torch.no_grad():
+            for alpha in state.alpha.values():
+                alpha.fill_(-1.0)
+                alpha[3, 1] = 0.0  # the second edge into the second node, from input 1
+                alpha[4, 1] = 1.0  # the third, which comes from the first node
+        cells = state.context.space.derive(fair.final_weights(state), state.context.table)
+        for cell in cells.values():
+            assert [(e.node, e.input, e.candidate.op) for e in cell.edges] == [
+                (3, 1, "sep_conv_3x3")
+            ]
+            assert cell.concat == (3,)
+
+    def test_a_search_by_it_ends_in_a_cell_of_its_space(self) -> None:
+        task = made("fair_darts(threshold=0.5)", space=self.SPACE.replace("(", "(nodes=2, ", 1))
+        task.begin_epoch(0)
+        task.step(0)
+        task.space.validate(task.genotype(), "found")
+
+    def test_spaces_and_strategies_that_need_all_edges_refuse_it(self) -> None:
+        for space in ("darts", "nb201", "by_depth(space=darts, cells=3)"):
+            with pytest.raises(InputError, match=r"threshold: expected a space whose nodes may"):
+                begin("fair_darts(threshold=0.85)", space)
+        begin("fair_darts(threshold=0.85)", "by_depth(space=darts(kept_edges=None), cells=3)")
+        with pytest.raises(InputError, match="leave its threshold out"):
+            begin("darts_pt(base='fair_darts(threshold=0.85)')", self.SPACE)
+        with pytest.raises(InputError, match="threshold: expected a number"):
+            begin("fair_darts(threshold=1)", self.SPACE)
+
+
+class TestRandom:
+    def test_rules_on_a_genotype_whose_nodes_have_fewer_edges(self) -> None:
+        """No edge is added to those that the genotype has."""
+        fixed = load_genotype("fair_darts_a")
+        random, state = begin("random(genotype=fair_darts_a)", "darts(kept_edges=None)")
+        cells = state.context.space.derive(random.final_weights(state), state.context.table)
+        for t, cell in cells.items():
+            assert [(e.node, e.input, e.candidate.op) for e in cell.edges] == sorted(
+                (e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges
+            )
+            assert cell.concat == fixed.cells[t].concat

@@ -59,12 +59,13 @@ PROTOCOLS.register("gdas")(
 )
 PROTOCOLS.register("fair_darts")(
     Protocol(
-        "the search of Fair DARTS, which has no `none` (arXiv 1911.12126; published train_search.py)",
+        "the search of Fair DARTS: no `none`, and a threshold for edges (arXiv 1911.12126; published "
+        "train_search.py)",
         {
             "search": {
-                "space": "darts(operations=(max_pool_3x3, avg_pool_3x3, skip_connect, "
-                "sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
-                "strategy": "fair_darts",
+                "space": "darts(kept_edges=None, operations=(max_pool_3x3, avg_pool_3x3, "
+                "skip_connect, sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
+                "strategy": "fair_darts(threshold=0.85)",
                 "batch_size": 128,
                 "lr": 0.005,
             }

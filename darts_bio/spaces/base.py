@@ -148,6 +148,14 @@ class Space(ABC):
         """How many incoming edges a node keeps when a genotype is derived; None for all of them."""
         return None
 
+    @property
+    def optional_edges(self) -> bool:
+        """Whether a node of a genotype may have fewer edges, or none.
+
+        An edge whose candidates all have weight zero is then left out when a genotype is derived.
+        """
+        return False
+
     def kind(self, cell_type: str) -> str:
         """Return the kind of a cell type: types of one kind can have the same operations.
 

@@ -106,6 +106,10 @@ class ByDepth(Space):
         return self.of_cells.kept_edges
 
     @property
+    def optional_edges(self) -> bool:
+        return self.of_cells.optional_edges
+
+    @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         return self.of_cells.edges
 

@@ -64,6 +64,10 @@ class DartsCells(Space):
         """How many incoming edges a node keeps in a genotype; None for any number of them."""
 
     @property
+    def optional_edges(self) -> bool:
+        return self.kept_edges is None
+
+    @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """The (node, input) of all edges: from every earlier node into each node but the inputs."""
         nodes = range(INPUTS, INPUTS + self.nodes)
@@ -111,6 +115,8 @@ class DartsCells(Space):
            in the order of their inputs.
         4. A winner that has no weights at its stride is written without a rule (in the paper's
            layout a skip has one).
+        5. Where edges are optional, those whose winner has weight zero are left out, and with a node
+           that no edge leads into all edges that come from it; such a node is no output of the cell.
 
         A tie goes to the earlier candidate and to the earlier edge, as in the published code.
 
@@ -118,6 +124,9 @@ class DartsCells(Space):
         >>> rows = space.table(("usf",)).rows["normal"]
         >>> print(space.derive_cell("normal", [[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]], rows))
           node 2: skip_connect <- 0,  sep_conv_3x3:usf <- 1
+        >>> space = DartsSpace(nodes=1, operations=space.operations, kept_edges=None)
+        >>> print(space.derive_cell("normal", [[0.8, 0.0, 0.0], [0.2, 0.3, 0.5]], rows))
+          node 2: sep_conv_3x3:usf <- 1
         """
         scored_edges: dict[int, list[tuple[float, Edge]]] = {}  # by the node they lead into
         for (node, source), row, row_weights in zip(self.edges, rows, weights, strict=True):
@@ -129,8 +138,12 @@ class DartsCells(Space):
         for scored in scored_edges.values():
             # Sorting is stable: of equal scores the earlier edge stays first.
             strongest = sorted(scored, key=lambda scored_edge: -scored_edge[0])[: self.kept_edges]
+            if self.optional_edges:
+                reached = {*range(INPUTS), *(edge.node for edge in kept)}
+                strongest = [(s, edge) for s, edge in strongest if s > 0 and edge.input in reached]
             kept += sorted((edge for _, edge in strongest), key=lambda edge: edge.input)
-        return Cell(tuple(kept), self.outputs)
+        present = {edge.node for edge in kept}
+        return Cell(tuple(kept), tuple(node for node in self.outputs if node in present))
 
     def normalize(self, genotype: Genotype) -> Genotype:
         """Return the genotype with rule None wherever an operation has no weights at its stride."""
@@ -202,7 +215,8 @@ class DartsSpace(DartsCells):
 
     `layout` is explained at the top of this file, `nodes` counts the nodes besides the two inputs,
     and `operations` are names from `OPERATIONS`. A node of a genotype has `kept_edges` incoming
-    edges; with None a search keeps all, and genotypes may have any number at each node.
+    edges; with None a search keeps all to which its strategy leaves a weight, and genotypes may have
+    any number at each node.
 
     >>> from darts_bio.spaces import SPACES
     >>> rules = ("usf", "brsf", "frsf", "fa")

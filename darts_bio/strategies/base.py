@@ -325,6 +325,9 @@ class Strategy(ABC, Generic[S]):
     """Whether it needs a supernet in which the rules of an operation share its weights, and in which
     all layers, those of the backbone too, send their error through a kernel."""
 
+    drops_edges: ClassVar[bool] = False
+    """Whether its final weights leave edges out, which takes a space of `optional_edges`."""
+
     finished: ClassVar[bool] = False
     """Whether no further epoch would change what is derived."""
 

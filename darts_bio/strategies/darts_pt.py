@@ -179,6 +179,12 @@ class DartsPt(Strategy[PerturbationState]):
                 f"{self.base}; search by {self.base} itself"
             )
 
+        if trainer.drops_edges:
+            raise InputError(
+                f"{self.where}: base: expected a strategy that leaves the choice of edges to "
+                f"darts_pt, found {self.base}; leave its threshold out"
+            )
+
     @cached_property
     def trainer(self) -> Strategy[Any]:
         """The strategy that `base` specifies."""
