@@ -68,6 +68,7 @@ class TestLayers:
                 "darts_pt",
                 ("darts_pt(share=0.3846, batches=390)", 64, 0.025, 0.001, 3e-4, 130, "sgd"),
             ),
+            ("eg_nas", ("eg(published=True)", 256, 0.1, 0.0, 3e-4, 50, "sgd")),
         ],
     )
     def test_a_protocol_is_a_method_s_whole_search(
@@ -77,7 +78,7 @@ class TestLayers:
         names = ("strategy", "batch_size", "lr", "lr_min", "weight_decay", "epochs", "optimizer")
         assert tuple(getattr(config, name) for name in names) == expected
         operations = SPACES.build(config.space).operations  # type: ignore[attr-defined]
-        without_none = protocol in ("fair_darts", "darts_pt")
+        without_none = protocol in ("fair_darts", "darts_pt", "eg_nas")
         assert ("none" in operations) != without_none
         assert len(operations) == 8 - without_none
         assert search("--protocol", protocol, "--batch-size", "32").batch_size == 32

@@ -26,6 +26,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet, build_network
 from darts_bio.networks.reference import ReferenceCell
 from darts_bio.rules.stacked import StackedConv2d
+from darts_bio.runtime import generator
 from darts_bio.spaces import Genotype, load_genotype
 from darts_bio.training.schedules import learning_rate
 
@@ -360,3 +361,89 @@ class TestRandom:
                 (e.node, e.input, e.candidate.op) for e in fixed.cells[t].edges
             )
             assert cell.concat == fixed.cells[t].concat
+
+
+class TestEgNas:
+    """train_search.py of the published code (AAAI 2024), in plain loops."""
+
+    @pytest.mark.parametrize("threshold", [0.3, 0.7])
+    def test_a_generation_and_its_step(self, threshold: float) -> None:
+        """About `threshold` of the individuals are more accurate than the present architecture."""
+        eg, state = begin("eg(population=6, published=True)", PAIR)
+        table, seen = state.context.table, []
+        random = torch.Generator().manual_seed(0)
+
+        def measure(weights: Any, batches: int) -> tuple[Tensor, Tensor]:
+            assert batches == 1
+            count = len(weights["normal"])
+            assert not seen
+            losses = torch.rand(count, generator=random)
+            accuracies = torch.rand(count, generator=random)
+            accuracies[0] = 1 - threshold
+            seen.append((weights, losses, accuracies))
+            return losses, accuracies
+
+        present = {t: w.clone() for t, w in state.weights.items()}
+        # The draws: of CMA-ES at its beginning, and of the mean's distance to the architecture.
+        z = eg.sampler(state.context, 0).ask()
+        source = generator("cpu", "mean of evolution", 0, 3)
+        n = torch.randn(1, z.shape[1], generator=source).numpy()
+        numbers = eg.end_epoch(state, 3, measure)
+        ((weights, losses, accuracies),) = seen
+        best: tuple[float, dict[tuple[str, int], list[float]]] | None = None
+        for i in range(6):
+            similarities, softmaxes, start = [], {}, 0
+            for t in table.rows:
+                of_edges = []
+                for e, row in enumerate(table.rows[t]):
+                    size = len(row) - row.count(None)
+                    p = present[t][e, :size].tolist()
+                    drawn = (0.01 * n[0] + z[i])[start : start + size]
+                    start += size
+                    v = [a + b for a, b in zip(p, drawn, strict=True)]
+                    length = math.hypot(*v)
+                    v = [a / length for a in v]
+                    cosine = sum(a * b for a, b in zip(v, p, strict=True)) / math.hypot(*p)
+                    of_edges.append((cosine + 1) / 2)
+                    softmaxes[t, e] = plain_softmax(v)
+                    measured = weights[t][1 + i, e]
+                    assert measured[:size].tolist() == pytest.approx(softmaxes[t, e], rel=1e-10)
+                    assert measured[size:].eq(0).all()
+                similarities.append(sum(of_edges) / len(of_edges))
+            similarity = sum(similarities) / len(similarities)
+            sign = 1 if accuracies[1 + i] >= accuracies[0] else -1
+            value = losses[1 + i].item() + sign * 0.4 * similarity
+            if best is None or value <= best[0]:
+                best = value, softmaxes
+        assert best is not None
+        assert numbers["evolution/best_fitness"] == pytest.approx(-best[0], rel=1e-10)
+        for t, shares in state.weights.items():
+            assert torch.equal(weights[t][0], present[t])
+            for e, row in enumerate(table.rows[t]):
+                size = len(row) - row.count(None)
+                alpha = present[t][e, :size].log().tolist()
+                added = plain_softmax(best[1][t, e])  # once more, as published
+                grown = [a + 0.1 * b for a, b in zip(alpha, added, strict=True)]
+                assert shares[e, :size].tolist() == pytest.approx(plain_softmax(grown), rel=1e-10)
+                assert shares[e, size:].eq(0).all()
+
+    def test_a_search_on_a_quarter_of_the_channels_goes_on(self) -> None:
+        tasks = [
+            made(
+                "eg(population=4, published=True)",
+                regularizers=("partial_channels(k=4)", "warmup(epochs=0)"),
+                epochs=2,
+            )
+            for _ in range(2)
+        ]
+        tasks[0].begin_epoch(0)
+        tasks[0].end_epoch(0)
+        tasks[1].load_state_dict(copy.deepcopy(tasks[0].state_dict()))
+        assert tasks[0].end_epoch(1) == tasks[1].end_epoch(1)
+        one, other = (task.strategy_state.weights for task in tasks)
+        assert all(torch.equal(one[t], other[t]) for t in one)
+
+
+def plain_softmax(values: Sequence[float]) -> list[float]:
+    powers = [math.exp(value) for value in values]
+    return [power / sum(powers) for power in powers]

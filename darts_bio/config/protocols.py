@@ -86,6 +86,23 @@ PROTOCOLS.register("darts_pt")(
         },
     )
 )
+PROTOCOLS.register("eg_nas")(
+    Protocol(
+        "the search of EG-NAS, which has no `none`: on a quarter of the channels (AAAI 2024; "
+        "train_search.py of the published code)",
+        {
+            "search": {
+                "space": "darts(operations=(avg_pool_3x3, max_pool_3x3, skip_connect, "
+                "sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
+                "strategy": "eg(published=True)",
+                "regularizers": ("partial_channels(k=4)",),
+                "batch_size": 256,
+                "lr": 0.1,
+                "lr_min": 0.0,
+            }
+        },
+    )
+)
 PROTOCOLS.register("digits")(
     Protocol(
         "sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape",

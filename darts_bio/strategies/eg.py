@@ -12,17 +12,10 @@ individual is
 
 and the best one moves the architecture by a step: c <- (1 - step) c + step * best.
 
-What the published code does otherwise, and `published=True` keeps:
-
-- each epoch a new CMA-ES is begun and ended after one generation, so that its covariance never
-  adapts;
-- every sample of every epoch has the same seed;
-- fitness is measured on one validation batch;
-- s does not fall.
-
-(It also stops with an error in its first generation, which is mended.) By default the distributions
-live on from epoch to epoch, each sample has seeds of its own, and several batches rank the
-individuals.
+`published=True` is EG-NAS as its authors' code does it (`eg_published.py`), from which this differs:
+the distributions live on from epoch to epoch, where that code begins CMA-ES anew each time and ends
+it after one generation, so that its covariance never adapts; each sample has seeds of its own; several
+batches rank the individuals; s falls; and the novelty term has one sign.
 """
 
 from __future__ import annotations
@@ -39,6 +32,7 @@ from torch import Tensor
 from darts_bio.errors import InputError, check_number, check_whole, install_hint
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import derive_seed, generator
+from darts_bio.strategies import eg_published
 from darts_bio.strategies.base import (
     STRATEGIES,
     Context,
@@ -179,21 +173,29 @@ class EgState(StrategyState):
         Returns:
             Edge weights (P, edges, candidates) per cell type.
         """
+        individuals = {}
+        for t, z in self.by_type(offsets).items():
+            mask = self.masks[t]
+            unit = scale / mask.sum(1, keepdim=True)  # (edges, 1)
+            # Not to exact zero, so that an edge whose candidates are all lowered still has shares.
+            moved = (self.weights[t] + unit * z).clamp_min(1e-6) * mask
+            individuals[t] = moved / moved.sum(-1, keepdim=True)
+        return individuals
+
+    def by_type(self, offsets: np.ndarray) -> dict[str, Tensor]:
+        """Return offsets (P, dimensions) as (P, edges, candidates) per cell type, 0 where padded."""
         z = torch.from_numpy(offsets).to(torch.get_default_dtype())
-        individuals, start = {}, 0
+        offsets_by_type, start = {}, 0
         for t, weights in self.weights.items():
             mask = self.masks[t]
             n = int(mask.sum())
             # The n columns of this cell type, put where its table has candidates.
             # (P, n) -> (P, edges, candidates)
-            z_of_type = torch.zeros(len(z), *mask.shape, device=weights.device, dtype=weights.dtype)
-            z_of_type[:, mask] = z[:, start : start + n].to(weights)
+            of_type = torch.zeros(len(z), *mask.shape, device=weights.device, dtype=weights.dtype)
+            of_type[:, mask] = z[:, start : start + n].to(weights)
+            offsets_by_type[t] = of_type
             start += n
-            unit = scale / mask.sum(1, keepdim=True)  # (edges, 1)
-            # Not to exact zero, so that an edge whose candidates are all lowered still has shares.
-            moved = (weights + unit * z_of_type).clamp_min(1e-6) * mask
-            individuals[t] = moved / moved.sum(-1, keepdim=True)
-        return individuals
+        return offsets_by_type
 
     def similarity(self, individuals: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine of each individual to the present architecture, (P,) on the CPU.
@@ -222,18 +224,19 @@ class EgState(StrategyState):
 class Eg(Strategy[EgState]):
     """Evolution: CMA-ES around the present architecture, once an epoch (BioNAS-EG, 2507.13485).
 
-    Needs the package cmaes.
+    Needs the package cmaes. In the published way `samples`, `batches` and `sigma_min` have no say.
 
     Attributes:
         population: The number of individuals of a generation, of each sample.
         samples: The number of independent CMA-ES.
         batches: The number of validation batches on which an individual is measured.
-        sigma: s in the first epoch, relative to an equal share of an edge.
+        sigma: s in the first epoch, relative to an equal share of an edge (in the published way in
+            all epochs, and as it is).
         sigma_min: s in the last epoch.
         novelty: The weight of the cosine to the present architecture.
         step: How far the architecture moves towards the best individual, a fraction.
         init: The standard deviation of the logits at the beginning.
-        published: Whether to do what the published code does (see the top of this file).
+        published: Whether to do what the code of EG-NAS does (see the top of `eg_published.py`).
 
     >>> from darts_bio.strategies import STRATEGIES
     >>> eg = STRATEGIES.build("eg(population=20, samples=1)")
@@ -283,23 +286,24 @@ class Eg(Strategy[EgState]):
         for t, mask in masks_of(context).items():
             logits = self.init * torch.randn(mask.shape, generator=draw)
             weights[t] = masked_softmax(logits.to(context.device), mask)
-        return EgState(
-            context, weights, [self.sampler(context, sample) for sample in range(self.samples)]
-        )
+        samples = 1 if self.published else self.samples
+        return EgState(context, weights, [self.sampler(context, i) for i in range(samples)])
 
     def sampler(self, context: Context, sample: int) -> Sampler:
         """Return a CMA-ES before its first generation, over all candidates of the search.
 
         Args:
             context: The search.
-            sample: The number of the CMA-ES, on which its seeds depend; not in the published way.
+            sample: The number of the CMA-ES, on which its seeds depend.
         """
         dimensions = sum(int(context.table.mask(t).sum()) for t in context.table.rows)
-        seed = derive_seed("sample", context.seed, 0 if self.published else sample)
+        seed = derive_seed("sample", context.seed, sample)
         return Sampler(dimensions, self.population, seed, dimensions >= LARGE)
 
     def notes(self, state: EgState, rules: Sequence[str]) -> list[str]:
-        passes = self.samples * self.population * self.measured_batches
+        # In the published way the present architecture is measured, too.
+        individuals = self.population + 1 if self.published else self.samples * self.population
+        passes = individuals * self.measured_batches
         note = f"note: eg measures by {passes} passes after each epoch"
         if not self.published:
             return [note]
@@ -314,22 +318,19 @@ class Eg(Strategy[EgState]):
         return state.weights
 
     def scale(self, state: EgState, epoch: int) -> float:
-        """Return s of an epoch, on its way from `sigma` to `sigma_min`.
-
-        In the published way it does not fall.
-        """
-        last = self.sigma if self.published else self.sigma_min
-        return self.sigma + (last - self.sigma) * (epoch / max(1, state.context.epochs - 1))
+        """Return s of an epoch, on its way from `sigma` to `sigma_min`."""
+        progress = epoch / max(1, state.context.epochs - 1)
+        return self.sigma + (self.sigma_min - self.sigma) * progress
 
     def end_epoch(self, state: EgState, epoch: int, measure: Measure) -> dict[str, float]:
         """Run a generation of each CMA-ES; the best individual of all moves the architecture."""
+        if self.published:
+            return self._published_generation(state, epoch, measure)
         scale = self.scale(state, epoch)
         # The least value so far, and the individual that has it: (edges, candidates) per cell type.
         best: tuple[float, dict[str, Tensor]] | None = None
         means = []
-        for i, sampler in enumerate(state.samplers):
-            if self.published:
-                state.samplers[i] = sampler = self.sampler(state.context, i)
+        for sampler in state.samplers:
             offsets = sampler.ask()
             individuals = state.individuals(offsets, scale)
             losses, _ = measure(individuals, self.measured_batches)
@@ -350,6 +351,32 @@ class Eg(Strategy[EgState]):
         return {
             "evolution/best_fitness": -least_value,
             "evolution/mean_fitness": -sum(means) / len(means),
+        }
+
+    def _published_generation(
+        self, state: EgState, epoch: int, measure: Measure
+    ) -> dict[str, float]:
+        """Run one generation of a new CMA-ES, whose best individual is added to alpha."""
+        state.samplers[0] = sampler = self.sampler(state.context, 0)
+        offsets = sampler.ask()
+        source = generator("cpu", "mean of evolution", state.context.seed, epoch)
+        spread = eg_published.SPREAD * torch.randn(
+            1, offsets.shape[1], generator=source, dtype=torch.float64
+        )
+        moves = state.by_type(spread.numpy() + self.sigma * offsets)
+        present = state.weights
+        values, best = eg_published.generation(
+            present,
+            state.masks,
+            {t: present[t] + move for t, move in moves.items()},
+            measure,
+            self.novelty,
+        )
+        sampler.tell(offsets, values.tolist())
+        state.weights = eg_published.moved(present, state.masks, best, self.step)
+        return {
+            "evolution/best_fitness": -values.min().item(),
+            "evolution/mean_fitness": -values.mean().item(),
         }
 
     def final_weights(self, state: EgState) -> EdgeWeights:
