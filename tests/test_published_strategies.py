@@ -25,9 +25,10 @@ from darts_bio.data.datasets import ImageData
 from darts_bio.errors import InputError
 from darts_bio.networks import SuperNet, build_network
 from darts_bio.networks.reference import ReferenceCell
+from darts_bio.rules import RULES, rule_layers
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.runtime import generator
-from darts_bio.spaces import Genotype, load_genotype
+from darts_bio.spaces import SPACES, Genotype, load_genotype
 from darts_bio.training.schedules import learning_rate
 
 Weights = dict[str, Tensor]
@@ -442,6 +443,47 @@ class TestEgNas:
         assert tasks[0].end_epoch(1) == tasks[1].end_epoch(1)
         one, other = (task.strategy_state.weights for task in tasks)
         assert all(torch.equal(one[t], other[t]) for t in one)
+
+
+class TestStridedSkips:
+    """arXiv 2507.13485 pairs them with rules, and its code trains them by bp."""
+
+    RULES = ("fa", "usf", "brsf", "frsf")
+
+    @pytest.mark.parametrize(("layout", "copies", "width"), [("paper", 3, 22), ("clean", 1, 20)])
+    def test_are_candidates_under_bp(self, layout: str, copies: int, width: int) -> None:
+        space = SPACES.build(f"darts(layout={layout}, strided_skip_rule=bp)")
+        other = SPACES.build(f"darts(layout={layout})").table(self.RULES)
+        table = space.table(self.RULES)
+        assert table.rows["normal"] == other.rows["normal"]
+        for (_, source), row in zip(space.edges, table.rows["reduce"], strict=True):
+            assert len(row) - row.count(None) == width
+            skips = [c.rule for c in row if c is not None and c.op == "skip_connect"]
+            if source < 2:
+                assert skips == copies * ["bp"]
+
+    @pytest.mark.parametrize("layout", ["paper", "clean"])
+    def test_their_layers_are_ordinary_ones(self, layout: str) -> None:
+        """And all of a step equals the reference, where some candidates of a row are alike."""
+        space = SPACES.build(f"darts(layout={layout}, nodes=2, strided_skip_rule=bp)")
+        twins = Twins.of(SPACES.spec(space), ("fa", "usf", "brsf"))
+        twins.equal(1e-11)
+        table = twins.fast.table
+        weights = {t: torch.zeros(table.shape(t)) for t in table.rows}
+        for t, rows in table.rows.items():
+            for e, row in enumerate(rows):
+                column = [c is not None and c.op == "skip_connect" for c in row].index(True)
+                weights[t][e, column] = 1.0
+        cells = space.derive(weights, table)
+        genotype = Genotype("darts(nodes=2, strided_skip_rule=bp)", cells)
+        space.validate(genotype, "derived")
+        assert {e.candidate.rule for e in cells["reduce"].edges if e.input < 2} == {"bp"}
+        network = build_network(genotype, channels=4, layers=3, num_classes=10)
+        assert {layer.rule for _, layer in rule_layers(network)} == {RULES.build("bp")}
+
+    def test_an_unknown_rule(self) -> None:
+        with pytest.raises(InputError, match="darts space: strided_skip_rule: unknown"):
+            SPACES.build("darts(strided_skip_rule=bq)")
 
 
 def plain_softmax(values: Sequence[float]) -> list[float]:

@@ -13,6 +13,10 @@ Candidates are pairs (operation, learning rule), as in arXiv 2507.13485, in one 
 - `paper`: the published layout, with 22 candidates for the rules fa, usf, brsf and frsf. Skips are
   paired with every rule but fa at both strides, although the identity has no weights: its copies
   take 3/22 of the softmax, a built-in bias to skip that `clean` does not have.
+
+With `strided_skip_rule=bp` the factorized reductions of skips at stride 2 learn by bp whatever rules
+are searched among. The published code does so: it makes a layer of the candidate's rule, and then
+keeps the ordinary one. `layout=paper` has as many copies then as else, `clean` a single one.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from darts_bio.errors import InputError, check_whole, unknown_name
+from darts_bio.rules import RULES
 from darts_bio.spaces.base import SPACES, Row, Space, pairs_of
 from darts_bio.spaces.genotype import Candidate, Cell, Edge, Genotype, check_carried_rule
 from darts_bio.spaces.operations import OPERATIONS, check_operations
@@ -213,10 +218,10 @@ class DartsCells(Space):
 class DartsSpace(DartsCells):
     """The DARTS cell space: 4 nodes, 14 edges, normal and reduce cells.
 
-    `layout` is explained at the top of this file, `nodes` counts the nodes besides the two inputs,
-    and `operations` are names from `OPERATIONS`. A node of a genotype has `kept_edges` incoming
-    edges; with None a search keeps all to which its strategy leaves a weight, and genotypes may have
-    any number at each node.
+    `layout` and `strided_skip_rule` are explained at the top of this file, `nodes` counts the nodes
+    besides the two inputs, and `operations` are names from `OPERATIONS`. A node of a genotype has
+    `kept_edges` incoming edges; with None a search keeps all to which its strategy leaves a weight,
+    and genotypes may have any number at each node.
 
     >>> from darts_bio.spaces import SPACES
     >>> rules = ("usf", "brsf", "frsf", "fa")
@@ -225,19 +230,23 @@ class DartsSpace(DartsCells):
     ...     print(layout, space.table(rules).shape("normal"))
     clean (14, 20)
     paper (14, 22)
+    >>> space = SPACES.build("darts(operations=(none, skip_connect), strided_skip_rule=bp)")
+    >>> [str(candidate) for candidate in space.table(rules).rows["reduce"][0]]
+    ['none', 'skip_connect:bp']
     """
 
     layout: Layout = "clean"
     nodes: int = 4
     operations: tuple[str, ...] = PUBLISHED_OPERATIONS
     kept_edges: int | None = KEPT_EDGES
+    strided_skip_rule: str | None = None
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            InputError: If the layout or an operation is unknown, if there is no node, if nodes keep
-                no edge, or if `none` is the only operation.
+            InputError: If the layout, an operation or the rule is unknown, if there is no node, if
+                nodes keep no edge, or if `none` is the only operation.
         """
         if self.layout not in get_args(Layout):
             raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
@@ -245,16 +254,22 @@ class DartsSpace(DartsCells):
         if self.kept_edges is not None:
             check_whole(f"{self.where}: kept_edges", self.kept_edges)
         check_operations(self.operations, self.where)
+        if self.strided_skip_rule is not None:
+            try:
+                RULES.build(str(self.strided_skip_rule))
+            except InputError as error:
+                raise InputError(f"{self.where}: strided_skip_rule: {error}") from None
 
     def row(self, cell_type: str, edge: int, rules: Sequence[str]) -> Row:
         _, source = self.edges[edge]
         stride = self.stride(cell_type, source)
         row: list[Candidate | None] = []
         for op in self.operations:
-            pairs = pairs_of((op,), stride, rules)
+            fixed = self.strided_skip_rule if op == "skip_connect" and stride == 2 else None
+            pairs = pairs_of((op,), stride, (fixed,) if fixed else rules)
             if self.layout == "paper" and op == "skip_connect":
                 # With fa as the only rule nothing is left to pair, and the skip stays as it is.
-                others = [Candidate(op, rule) for rule in rules if rule != "fa"]
+                others = [Candidate(op, fixed or rule) for rule in rules if rule != "fa"]
                 pairs = tuple(others) or pairs
             row += pairs
         return tuple(row)
