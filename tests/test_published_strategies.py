@@ -18,6 +18,7 @@ from searching import PAIR, begin, search
 from test_golden import batch
 from test_mixed import Twins
 from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Split
@@ -29,6 +30,7 @@ from darts_bio.rules import RULES, rule_layers
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, Genotype, load_genotype
+from darts_bio.strategies import drnas
 from darts_bio.training.schedules import learning_rate
 
 Weights = dict[str, Tensor]
@@ -147,6 +149,140 @@ class Plain:
             assert torch.allclose(here, there, rtol=1e-10, atol=1e-12)
             compared += here.numel()
         assert compared == sum(p.numel() for p in self.net.parameters())
+
+
+class TestSteps:
+    """Three steps of a search in its second epoch of four, beside those of the paper."""
+
+    def compare(
+        self,
+        task: Any,
+        plain: Plain,
+        shares: Callable[[], Weights],
+        final: Callable[[], Weights],
+        penalty: Callable[[], Tensor] = lambda: torch.zeros(()),
+    ) -> None:
+        before = {t: a.detach().clone() for t, a in plain.alpha.items()}
+        task.begin_epoch(1)
+        for t in range(3):
+            task.step(t)
+            plain.step(t, shares, penalty)
+        plain.expect()
+        assert not any(torch.equal(a, before[t]) for t, a in plain.alpha.items())
+        for t, weights in task.strategy.final_weights(task.strategy_state).items():
+            assert torch.allclose(weights, final()[t], rtol=1e-10, atol=1e-13)
+
+    def test_pc_darts(self) -> None:
+        """arXiv 1907.05737: a quarter of the channels, softmax(alpha) times softmax(beta)."""
+        task = made(
+            "pc_darts(lr=0.1, init=0.5)",
+            space=PAIR.replace("nodes=1", "nodes=2"),
+            regularizers=("warmup(epochs=0)",),
+            lr_min=0.05,
+        )
+        plain = Plain(task, 0.1, beta=True, partial=4)
+
+        def shares() -> Weights:
+            # Two edges into the first node, three into the second.
+            of_edges = {
+                t: torch.cat([b[:2].softmax(0), b[2:].softmax(0)]) for t, b in plain.beta.items()
+            }
+            return {t: w * of_edges[t].unsqueeze(1) for t, w in plain.softmax().items()}
+
+        assert len(plain.beta) == 2
+        self.compare(task, plain, shares, shares)
+
+    @pytest.mark.parametrize(
+        ("spec", "temperature", "hard"),
+        [
+            ("gdas(lr=0.1, init=0.5)", 10 - 9.9 / 3, True),  # 10 to 0.1 along a line
+            ("snas(lr=0.1, init=0.5)", 0.03 ** (1 / 3), False),  # 1 to 0.03 by equal factors
+        ],
+    )
+    def test_gumbel_samples(self, spec: str, temperature: float, hard: bool) -> None:
+        """arXiv 1910.04465: one candidate, its gradient that of the sample; 1812.09926: the sample."""
+        task = made(spec, lr_min=0.05)
+        plain, state = Plain(task, 0.1), task.strategy_state
+        source = torch.Generator().manual_seed(5)
+        noises = [
+            {
+                t: -(-torch.rand(m.shape, generator=source).log()).log()
+                for t, m in plain.masks.items()
+            }
+            for _ in range(6)
+        ]
+        here, there = iter(noises), iter(noises)
+
+        def given(tau: float) -> None:
+            for t, noise in next(here).items():
+                state.noise[t].copy_(noise)
+            state.temperature.fill_(tau)
+
+        def shares() -> Weights:
+            weights = {}
+            for t, noise in next(there).items():
+                energies = (plain.alpha[t].log_softmax(1) + noise) / temperature
+                sample = energies.masked_fill(~plain.masks[t], -torch.inf).softmax(1)
+                drawn = F.one_hot(sample.argmax(1), sample.shape[1])
+                weights[t] = drawn * (1 + sample - sample.detach()) if hard else sample
+            return weights
+
+        state.sample = given
+        self.compare(task, plain, shares, plain.softmax)
+
+    @pytest.mark.parametrize("anchor", [False, True])
+    def test_drnas(self, anchor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """arXiv 2006.10355: gamma draws of concentration elu(alpha) + 1, by their sum.
+
+        Given are draws that are proportional to their concentration; alpha decays, or is anchored.
+        """
+        options = "anchor=0.5, weight_decay=0" if anchor else "weight_decay=1e-3"
+        task = made(f"drnas(lr=0.1, init=0.5, {options})", lr_min=0.05)
+        plain = Plain(task, 0.1)
+        plain.adam.param_groups[0]["weight_decay"] = 0.0 if anchor else 1e-3
+        source = torch.Generator().manual_seed(5)
+        factors = [
+            0.1 + torch.rand(mask.shape, generator=source)
+            for _ in range(6)
+            for mask in plain.masks.values()
+        ]
+        here, there = iter(factors), iter(factors)
+        monkeypatch.setattr(drnas, "gamma_draws", lambda c, _: c * next(here))
+
+        def concentrations() -> Weights:
+            return {t: torch.where(a > 0, a + 1, a.exp()) for t, a in plain.alpha.items()}
+
+        def shares() -> Weights:
+            draws = {t: c * next(there) * plain.masks[t] for t, c in concentrations().items()}
+            return {t: z / z.sum(1, keepdim=True) for t, z in draws.items()}
+
+        def penalty() -> Tensor:
+            total = torch.zeros(())
+            for t, concentration in concentrations().items():
+                for row, mask in zip(concentration, plain.masks[t], strict=True):
+                    c = row[mask]
+                    total = total + kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c)))
+            return 0.5 * total if anchor else torch.zeros(())
+
+        self.compare(task, plain, shares, plain.softmax, penalty)
+
+    def test_fair_darts(self) -> None:
+        """arXiv 1911.12126: sigmoids, and a mean squared distance from 1/2 with weight -10."""
+        task = made("fair_darts(lr=0.1, init=0.5)", lr_min=0.05)
+        plain = Plain(task, 0.1, betas=(0.9, 0.999))
+
+        def shares() -> Weights:
+            return {t: plain.masks[t] / (1 + (-a).exp()) for t, a in plain.alpha.items()}
+
+        def penalty() -> Tensor:
+            sigmoids = torch.cat([w[plain.masks[t]] for t, w in shares().items()])
+            return -10 * F.mse_loss(sigmoids, torch.full_like(sigmoids, 0.5))
+
+        def final() -> Weights:
+            # Relative to the number of candidates, by which the space multiplies.
+            return {t: w / plain.masks[t].sum(1, keepdim=True) for t, w in shares().items()}
+
+        self.compare(task, plain, shares, final, penalty)
 
 
 class TestDartsPt:
