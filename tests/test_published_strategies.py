@@ -198,6 +198,7 @@ class TestSteps:
             ("gdas(lr=0.1, init=0.5)", 10 - 9.9 / 3, True),  # 10 to 0.1 along a line
             ("snas(lr=0.1, init=0.5)", 0.03 ** (1 / 3), False),  # 1 to 0.03 by equal factors
         ],
+        ids=["gdas", "snas"],
     )
     def test_gumbel_samples(self, spec: str, temperature: float, hard: bool) -> None:
         """arXiv 1910.04465: one candidate, its gradient that of the sample; 1812.09926: the sample."""
