@@ -83,6 +83,39 @@ class DropPath(nn.Module):
         return x * (kept / keep).to(x.dtype)
 
 
+class SkipDropout(nn.Module):
+    """Dropout of single values, behind a skip connection of the supernet (P-DARTS, 1904.12760).
+
+    In training each value of (N, C, H, W) is zero with the probability `rate`, and what is kept is
+    divided by 1 - rate. In evaluation it does nothing.
+
+    Values are drawn by PyTorch's default generator. Each of several processes draws for the samples
+    of all and takes its own part, so that the draws do not depend on how many processes there are.
+
+    Args:
+        rate: The probability, in [0, 1): a scalar tensor that its owner changes in place, so that a
+            pass that was recorded as a CUDA graph sees it change.
+    """
+
+    share: tuple[int, int] | None = None
+    """(i, k) where a batch is the i-th of k parts, None where processes have a part each."""
+
+    def __init__(self, rate: Tensor) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        part, parts = self.share or (rank(), world_size())
+        n, c, h, w = x.shape
+        keep = 1 - self.rate
+        # Drawn channels last, as the maps of a supernet lie in memory.
+        kept_of_all = keep.expand(n * parts, h, w, c).bernoulli()
+        kept = kept_of_all[n * part :][:n].permute(0, 3, 1, 2)
+        return x * (kept / keep).to(x.dtype)
+
+
 class DiscreteCell(nn.Module):
     """A cell of the discrete network (Liu 2019, arXiv 1806.09055, section 2.1).
 

@@ -284,9 +284,10 @@ class MixedCell(nn.Module):
         channels: int,
         partial: int = 1,
         shared: Scale | None = None,
+        skip_rate: Tensor | None = None,
     ) -> None:
         super().__init__()
-        reference = ReferenceCell(space, cell_type, rows, channels, partial, shared)
+        reference = ReferenceCell(space, cell_type, rows, channels, partial, shared, skip_rate)
         self.pooled = None if shared is None else PooledRows(rows)
         if self.pooled is not None:
             rows = self.pooled.rows

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.networks.cells import build_candidate, build_operation
+from darts_bio.networks.cells import SkipDropout, build_candidate, build_operation
 from darts_bio.networks.pooled import LEFT_OUT, rule_shares
 from darts_bio.rules import RULES, rule_carriers
 from darts_bio.rules.feedback import Scale
@@ -34,6 +34,7 @@ class MixedOperation(nn.ModuleList):
         stride: The stride of the edge, 1 or 2.
         partial: k, of which one part of the channels goes through the candidates.
         normalizes_pools: Whether operations without weights end with a batch norm.
+        skip_rate: The rate of the dropout behind skip connections; None for no dropout.
     """
 
     def __init__(
@@ -43,13 +44,17 @@ class MixedOperation(nn.ModuleList):
         stride: int,
         partial: int = 1,
         normalizes_pools: bool = True,
+        skip_rate: Tensor | None = None,
     ) -> None:
         super().__init__(
-            build_candidate(
-                candidate,
-                channels // partial,
-                stride,
-                supernet=normalizes_pools or candidate.rule is not None,
+            _dropped(
+                build_candidate(
+                    candidate,
+                    channels // partial,
+                    stride,
+                    supernet=normalizes_pools or candidate.rule is not None,
+                ),
+                skip_rate,
             )
             for candidate in row
             if candidate is not None
@@ -96,6 +101,7 @@ class PooledOperation(MixedOperation):
         scale: The scale of the mixture's kernels.
         partial: k of PC-DARTS, see `MixedOperation`.
         normalizes_pools: Whether operations without weights end with a batch norm.
+        skip_rate: The rate of the dropout behind skip connections; None for no dropout.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class PooledOperation(MixedOperation):
         scale: Scale,
         partial: int = 1,
         normalizes_pools: bool = True,
+        skip_rate: Tensor | None = None,
     ) -> None:
         nn.ModuleList.__init__(self)
         self.stride, self.partial = stride, partial
@@ -114,7 +121,8 @@ class PooledOperation(MixedOperation):
             rules = tuple(RULES.build(rule) for rule in pool.rules)
             rule = RuleMixture(rules, scale) if rules else RULES.build("bp")
             supernet = normalizes_pools or bool(rules)
-            self.append(build_operation(pool.op, rule, channels // partial, stride, supernet))
+            module = build_operation(pool.op, rule, channels // partial, stride, supernet)
+            self.append(_dropped(module, skip_rate))
 
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
         """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
@@ -130,6 +138,13 @@ class PooledOperation(MixedOperation):
         return super().forward(x, torch.stack(gains), drawn)
 
 
+def _dropped(candidate: nn.Module, skip_rate: Tensor | None) -> nn.Module:
+    """Return a candidate, with dropout of that rate behind it if it is the identity."""
+    if skip_rate is None or not isinstance(candidate, nn.Identity):
+        return candidate
+    return nn.Sequential(candidate, SkipDropout(skip_rate))
+
+
 class ReferenceCell(nn.Module):
     """A supernet's cell, as a function of its prepared inputs and of edge weights.
 
@@ -141,6 +156,7 @@ class ReferenceCell(nn.Module):
         partial: k of PC-DARTS, see `MixedOperation`.
         shared: None for weights of each candidate's own; else the rules of an operation share one
             weight, and this is the scale of their kernels (`PooledOperation`).
+        skip_rate: The rate of the dropout behind skip connections; None for no dropout.
     """
 
     memory_format = torch.contiguous_format  # as in the codes that it stands for
@@ -153,16 +169,18 @@ class ReferenceCell(nn.Module):
         channels: int,
         partial: int = 1,
         shared: Scale | None = None,
+        skip_rate: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.wiring, self.outputs = space.edges, space.outputs
         self.edges = nn.ModuleList()
         for row, (_, source) in zip(rows, space.edges, strict=True):
             stride = space.stride(cell_type, source)
+            last = (partial, space.normalizes_pools, skip_rate)
             self.edges.append(
-                MixedOperation(row, channels, stride, partial, space.normalizes_pools)
+                MixedOperation(row, channels, stride, *last)
                 if shared is None
-                else PooledOperation(row, channels, stride, shared, partial, space.normalizes_pools)
+                else PooledOperation(row, channels, stride, shared, *last)
             )
 
     def forward(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.modes import restored
 from darts_bio.networks.backbone import CellNetwork
+from darts_bio.networks.cells import SkipDropout
 from darts_bio.networks.lanes import OwnedWeights, owned_weights
 from darts_bio.networks.mixed import MixedCell
 from darts_bio.networks.pooled import LEFT_OUT, PooledRows, RulePlaces
@@ -28,7 +29,7 @@ from darts_bio.rules.mixed_feedback import MixedFeedback, share_feedback
 from darts_bio.rules.shared_feedback import SharedFeedback
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.rules.tangents import forward_mode
-from darts_bio.spaces import Space
+from darts_bio.spaces import CandidateTable, Space
 
 EdgeWeights = Mapping[str, Tensor]
 """The weight of each candidate on each edge: a tensor (edges, candidates) per cell type."""
@@ -89,6 +90,9 @@ class SuperNet(CellNetwork):
             share its weights, and this is the scale, "match" or "init", in which their kernels are
             mixed (`rules.mixture`).
         cell: The form of the cells; all forms compute the same.
+        table: The candidates, where they are not all that the space has under the rules.
+        skip_rate: The rate of a dropout behind skip connections (`cells.SkipDropout`), a scalar
+            tensor that may change in place; None for no dropout.
 
     Raises:
         InputError: If `channels` cannot be divided so, or if a cell type has no cell.
@@ -117,6 +121,8 @@ class SuperNet(CellNetwork):
         partial: int = 1,
         shared: Scale | None = None,
         cell: type[MixedCell] | type[ReferenceCell] = MixedCell,
+        table: CandidateTable | None = None,
+        skip_rate: Tensor | None = None,
     ) -> None:
         if partial < 1 or (partial > 1 and channels % (2 * partial)):
             raise InputError(
@@ -133,11 +139,13 @@ class SuperNet(CellNetwork):
                 f"{', '.join(unused)} among {layers} cells; use more --layers, or fewer cells in "
                 "--space"
             )
-        table = space.table(rules)
+        table = table or space.table(rules)
         super().__init__(
             space,
             layers,
-            lambda cell_type, c: cell(space, cell_type, table.rows[cell_type], c, partial, shared),
+            lambda cell_type, c: cell(
+                space, cell_type, table.rows[cell_type], c, partial, shared, skip_rate
+            ),
             {cell_type: len(space.outputs) for cell_type in space.cell_types},
             channels=channels,
             num_classes=num_classes,
@@ -206,7 +214,7 @@ class SuperNet(CellNetwork):
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Have batch norms use each batch's own statistics and keep none of them.
+        """Have batch norms use each batch's own statistics and keep none of them, without dropout.
 
         Passes within the context, in training mode, leave no trace.
         """
@@ -215,9 +223,12 @@ class SuperNet(CellNetwork):
             for module in self.modules()
             if isinstance(module, (nn.BatchNorm2d, StackedBatchNorm))
         ]
-        with restored(norms, "track_running_stats"):
+        dropouts = [module for module in self.modules() if isinstance(module, SkipDropout)]
+        with restored(norms, "track_running_stats"), restored(dropouts, "training"):
             for norm in norms:
                 norm.track_running_stats = False
+            for dropout in dropouts:
+                dropout.training = False
             yield
 
     @property

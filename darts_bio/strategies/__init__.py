@@ -18,7 +18,7 @@ Darts(lr=0.0006, betas=(0.5, 0.999), weight_decay=0.001, init=0.001, order=2)
 ['local_search', 'random_search', 'regularized_evolution']
 >>> sorted(REGULARIZERS)  # doctest: +NORMALIZE_WHITESPACE
 ['auxiliary_skip', 'beta_decay', 'edge_normalization', 'eigenvalue_stop', 'entropy', 'factorised',
- 'oles', 'partial_channels', 'skip_stop', 'smooth', 'warmup']
+ 'oles', 'partial_channels', 'skip_dropout', 'skip_limit', 'skip_stop', 'smooth', 'warmup']
 >>> REGULARIZERS.build("skip_stop(most=1)")
 SkipStop(most=1)
 >>> sorted(COSTS)
@@ -63,6 +63,7 @@ from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401
 from darts_bio.strategies import random_paths as _random_paths  # noqa: F401
 from darts_bio.strategies import rule_aware as _rule_aware  # noqa: F401
+from darts_bio.strategies import skips as _skips  # noqa: F401
 from darts_bio.strategies import smooth as _smooth  # noqa: F401
 from darts_bio.strategies import snas as _snas  # noqa: F401
 from darts_bio.strategies.base import (

@@ -91,6 +91,7 @@ class Context:
         device: Where alpha, edge weights and the supernet are.
         epochs: The length of the search.
         steps_per_epoch: How many steps an epoch has.
+        warmup_epochs: For how many epochs, from the first on, alpha stays as it is.
         factorised: Whether alpha is asked for as operation times rule given the operation, where
             the strategy has an alpha.
         normalizes_edges: Whether the edges into a node are asked to compete, where the strategy has
@@ -112,6 +113,7 @@ class Context:
     device: torch.device
     epochs: int
     steps_per_epoch: int
+    warmup_epochs: int = 0
     factorised: bool = False
     normalizes_edges: bool = False
     recorded: bool = False

@@ -113,6 +113,10 @@ class Regularizer(Generic[R]):
     partial: ClassVar[int | None] = None
     """k, where 1/k of the channels are to go through the candidates; None without a say in it."""
 
+    drops_skips: ClassVar[bool] = False
+    """Whether skip connections are to be followed by dropout, of the rate `number` of its state,
+    which is then a `ScheduledState`."""
+
     spreads: ClassVar[bool] = False
     """Whether it gives weight to candidates that had none, so that a strategy that draws one
     candidate an edge has to have all of them computed."""
@@ -216,6 +220,18 @@ class Regularizer(Generic[R]):
     def after_epoch(self, state: R, epoch: int, search: Lookout) -> tuple[bool, dict[str, float]]:
         """Return whether the search is to stop, and numbers for the records."""
         return False, {}
+
+    def decisive(
+        self, state: R, weights: EdgeWeights, derive: Callable[[EdgeWeights], dict[str, Cell]]
+    ) -> EdgeWeights:
+        """Return the weights that the genotype is derived from, in place of the strategy's.
+
+        Args:
+            state: What `begin` made.
+            weights: The final weights of the strategy, (edges, candidates) per cell type.
+            derive: Returns the cells that such weights stand for.
+        """
+        return weights
 
 
 REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer")

@@ -25,6 +25,7 @@ from darts_bio.distributed import average, from_first, mean_of_all, rank, summed
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
+from darts_bio.networks.cells import SkipDropout
 from darts_bio.networks.supernet import single_columns
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
@@ -148,6 +149,11 @@ class Search:
         self.steps_per_epoch = self.train_batches.per_epoch
         self.images_per_step = 2 * config.batch_size
         self.table = self.space.table(config.rules)
+        self.regularizers: list[Regularizer[Any]] = [
+            REGULARIZERS.build(spec) for spec in config.regularizers
+        ]
+        self._refuse_repetitions()
+        self.warmup_epochs = self._warmup_epochs()
         context = Context(
             self.space,
             self.table,
@@ -155,12 +161,9 @@ class Search:
             device,
             self.epochs,
             self.steps_per_epoch,
+            self.warmup_epochs,
             recorded=self.run.records,
         )
-        self.regularizers: list[Regularizer[Any]] = [
-            REGULARIZERS.build(spec) for spec in config.regularizers
-        ]
-        self._refuse_repetitions()
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
         # The regularizers say in which form alpha is kept, so the strategy begins after them.
         context = replace(
@@ -171,7 +174,6 @@ class Search:
         self.strategy_state: StrategyState = self.strategy.begin(context)
         for regularizer in self.regularizers:
             regularizer.accept(self.strategy, self.strategy_state)
-        self.warmup_epochs = self._warmup_epochs()
         self.objective = Objective(
             config.objective,
             self.space,
@@ -200,9 +202,11 @@ class Search:
             partial=self._partial(),
             shared=config.kernel_scale if self._shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
+            table=self.table,
+            skip_rate=next((s.number for r, s in self._regularizers() if r.drops_skips), None),
         )
         for module in self.supernet.modules():
-            if isinstance(module, Noise):
+            if isinstance(module, (Noise, SkipDropout)):
                 module.share = self.share
         warn_of_strided_pointwise(self.supernet.to(device))
         draw_feedback(self.supernet, config.seed)
@@ -666,10 +670,16 @@ class Search:
     def genotype(self) -> Genotype:
         """Return the genotype that alpha stands for at present."""
         weights = self.strategy.final_weights(self.strategy_state)
-        cells = self.space.derive(weights, self.table)
+        for regularizer, state in self._regularizers():
+            weights = regularizer.decisive(state, weights, self._derive)
+        cells = self._derive(weights)
         if self.objective.bound is not None:
             cells = self.objective.bound.hold(cells, weights)
         return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
+
+    def _derive(self, weights: EdgeWeights) -> dict[str, Cell]:
+        """Return the cells that weights (edges, candidates) per cell type stand for."""
+        return self.space.derive(weights, self.table)
 
     def synchronize(self) -> None:
         """Average batch norms' statistics over the processes, and compare everything else.
