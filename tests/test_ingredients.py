@@ -114,7 +114,7 @@ class TestTogether:
             ("eg", "edge_normalization", "that moves alpha along a gradient, found eg"),
             ("eg", "beta_decay", "that moves alpha along a gradient, found eg"),
             ("random_paths", "skip_stop", "takes shape epoch by epoch, found random_paths"),
-            ("darts", "partial_channels(k=3)", "expected a multiple of 6"),
+            ("darts", "partial_channels(k=3)", "expected a multiple of 3"),
             ("darts", "partial_channels(k=0)", "k: expected a whole number"),
             ("darts", "smooth(epsilon=2)", "epsilon: expected a number"),
             ("darts", "smooth(kind=worst)", "unknown kind of the smooth regularizer 'worst'"),

@@ -103,6 +103,29 @@ PROTOCOLS.register("eg_nas")(
         },
     )
 )
+PROTOCOLS.register("drnas")(
+    Protocol(
+        "the progressive search of DrNAS (arXiv 2006.10355; DARTS-space/train_search.py of the "
+        "published code)",
+        {
+            "search": {
+                "space": "darts(operations=(max_pool_3x3, avg_pool_3x3, skip_connect, "
+                "sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, dil_conv_5x5))",
+                "strategy": "drnas",
+                "channels": 36,
+                "layers": 20,
+                "epochs": 25,
+                "lr": 0.1,
+                "lr_min": 0.0,
+                "regularizers": ("warmup(epochs=10)",),
+                "stages": (
+                    "stage(regularizers=partial_channels(k=6))",
+                    "stage(candidates=4, keeps_weights=True, regularizers=partial_channels(k=4))",
+                ),
+            }
+        },
+    )
+)
 PROTOCOLS.register("digits")(
     Protocol(
         "sized for two CPU cores: 8x8 images of digits, on which a mirror image is another shape",
@@ -189,8 +212,24 @@ PROTOCOLS.register("fast")(
 )
 PROTOCOLS.register("p_darts")(
     Protocol(
-        "the other published schedule for ImageNet (arXiv 1904.12760, 1907.05737)",
-        {"train-imagenet": {"batch_size": 1024, "schedule": "linear", "lr": 0.5, "warmup": 5}},
+        "the search of P-DARTS (arXiv 1904.12760; published train_search.py), and the other published "
+        "schedule for ImageNet (arXiv 1904.12760, 1907.05737)",
+        {
+            "search": {
+                "strategy": "darts(lr=6e-4)",
+                "batch_size": 96,
+                "layers": 5,
+                "epochs": 25,
+                "lr_min": 0.0,
+                "regularizers": ("warmup(epochs=10)", "skip_limit(most=2)"),
+                "stages": (
+                    "stage",
+                    "stage(candidates=5, layers=11, regularizers=skip_dropout(rate=0.4))",
+                    "stage(candidates=3, layers=17, regularizers=skip_dropout(rate=0.7))",
+                ),
+            },
+            "train-imagenet": {"batch_size": 1024, "schedule": "linear", "lr": 0.5, "warmup": 5},
+        },
     )
 )
 PROTOCOLS.register("modern")(

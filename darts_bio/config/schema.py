@@ -7,12 +7,13 @@ This module imports no PyTorch, so that `--help` answers at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar, Literal
 
 import yaml
 
 from darts_bio.config.options import check_values, configuration, flag, option, plain
+from darts_bio.config.stages import Stage, build_stages
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.registry import canonical_spec
 
@@ -249,6 +250,12 @@ class SearchConfig(SmallImagesConfig):
         "regularizers of the search, such as 'warmup(epochs=15)', 'entropy(weight=0.1)', "
         "skip_stop, eigenvalue_stop, factorised",
     )
+    stages: tuple[str, ...] = option(
+        (),
+        "search in stages, each a 'stage(candidates=5, layers=11)': the strongest candidates of each "
+        "edge go on to the next; see `--protocol p_darts` and `drnas`",
+        metavar="SPEC,...",
+    )
     supernet: str | None = option(
         None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
     )
@@ -337,6 +344,11 @@ class SearchConfig(SmallImagesConfig):
                 "--supernet; leave it out"
             )
         object.__setattr__(self, "training", canonical_spec(self.training))
+        if self.stages and self.supernet is not None:
+            raise InputError(
+                "--stages: expected stages that train supernets of their own, found --supernet; "
+                "leave it out"
+            )
         if not self.rules:
             raise InputError(
                 "--rules: expected at least one learning rule, found none; use for example --rules "
@@ -346,6 +358,8 @@ class SearchConfig(SmallImagesConfig):
             object.__setattr__(self, name, tuple(map(canonical_spec, getattr(self, name))))
             _refuse_repeated(name, getattr(self, name))
         object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
+        object.__setattr__(self, "stages", tuple(map(canonical_spec, self.stages)))
+        self.of_stages()  # raises for a value of one of them
         if self.table is not None and canonical_spec(self.space).partition("(")[0] != "nb201":
             raise InputError(
                 f"--table: expected --space nb201, whose cells it knows, found {self.space}"
@@ -361,6 +375,20 @@ class SearchConfig(SmallImagesConfig):
                 f"trained, found {','.join(self.rules)}; add --rules bp, or leave --query out to "
                 "train each genotype"
             )
+
+    def of_stages(self) -> list[tuple[Stage, SearchConfig]]:
+        """Return each of `stages` with the options of the search that it is.
+
+        >>> search = SearchConfig(stages="stage, stage(candidates=5, layers=11)", epochs=25)
+        >>> [(config.layers, config.epochs) for _, config in search.of_stages()]
+        [(8, 25), (11, 25)]
+        """
+        pairs = []
+        for stage in build_stages(self.stages):
+            own = stage.own() | {"regularizers": self.regularizers + stage.regularizers}
+            alone: dict[str, Any] = {"stages": (), "choose": False, "seeds": 1, "out": None}
+            pairs.append((stage, replace(self, resume=False, **alone, **own)))
+        return pairs
 
 
 @configuration("recipe")

@@ -362,7 +362,7 @@ class MixedCell(nn.Module):
         So what is drawn for them does not depend on how parts are computed.
         """
         layers = [layer for layer in self.modules() if isinstance(layer, StackedConv2d)]
-        return sorted(layers, key=lambda layer: _place(layer.names[0]))
+        return sorted(layers, key=lambda layer: place_in_reference(layer.names[0]))
 
     def _lane_weights(self, weights: Tensor, dtype: torch.dtype) -> Iterator[LaneWeights]:
         """Yield the weights (edges, candidates) as the blocks take them; `dtype` is the maps'."""
@@ -378,7 +378,7 @@ class MixedCell(nn.Module):
         )
 
 
-def _place(name: str) -> list[tuple[int, str]]:
+def place_in_reference(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts names such as "edges.10.4.1" by their numbers."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in name.split(".")]
 

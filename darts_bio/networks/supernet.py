@@ -67,6 +67,16 @@ def single_columns(edge_weights: EdgeWeights) -> dict[str, list[int]] | None:
     return columns
 
 
+def _halves_at_once(space: Space, layers: int) -> bool:
+    """Return whether edges of stride 2, which need even channels, come before any reduction.
+
+    A reduction doubles the channels, and those of a cell behind it, or in it, are even in any case.
+    """
+    before = space.plan(layers)[: min(space.reductions(layers), default=layers)]
+    sources = {source for _, source in space.edges}
+    return any(space.stride(t, source) > 1 for t in set(before) for source in sources)
+
+
 class SuperNet(CellNetwork):
     """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055).
 
@@ -124,13 +134,12 @@ class SuperNet(CellNetwork):
         table: CandidateTable | None = None,
         skip_rate: Tensor | None = None,
     ) -> None:
-        if partial < 1 or (partial > 1 and channels % (2 * partial)):
+        multiple = partial * (2 if _halves_at_once(space, layers) else 1)
+        if partial < 1 or (partial > 1 and channels % multiple):
             raise InputError(
-                f"channels: expected a multiple of {2 * max(1, partial)}, since one in k={partial} "
-                "goes through the "
-                f"candidates, and these are an even number, found {channels}; use another "
-                "--channels, or another k of "
-                "the strategy"
+                f"channels: expected a multiple of {max(1, multiple)}, since one in k={partial} "
+                "goes through the candidates, and an even number where these halve the image, "
+                f"found {channels}; use another --channels, or another k"
             )
         unused = space.unused(layers)
         if unused:
@@ -153,7 +162,7 @@ class SuperNet(CellNetwork):
             backbone_rule=backbone_rule,
             supernet=True,
         )
-        self.table, self.shared = table, shared
+        self.table, self.partial, self.shared = table, partial, shared
         self._drawn: Mapping[str, Sequence[int]] | None = None
         self.memory_format = cell.memory_format
         mixed = [

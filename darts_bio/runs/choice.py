@@ -25,7 +25,6 @@ from darts_bio.config.files import read_yaml
 from darts_bio.data.datasets import ImageData
 from darts_bio.distributed import (
     first_before_the_others,
-    first_says,
     gathered,
     rank,
 )
@@ -35,7 +34,7 @@ from darts_bio.registry import parse_spec
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.choice import choice_card
 from darts_bio.runs.options import complete
-from darts_bio.runs.running import SeedResults, Watching, started
+from darts_bio.runs.running import SeedResults, Watching, has_begun, started
 from darts_bio.runs.search import SearchResult, images_of, search, unfit_options
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
@@ -139,7 +138,7 @@ def search_and_train(
         def trained(options: RetrainConfig, seed: int, path: Path) -> TrainResult:
             """Train what the search of a seed found, or go on with its training."""
             options = replace(options, seed=seed, genotype=f"{SEARCHES}/seed-{seed}")
-            options = replace(options, out=str(path), resume=_begun(path))
+            options = replace(options, out=str(path), resume=has_begun(path))
             result = train(options, command, searches.seeds[seed].genotype, data, watching)
             assert isinstance(result, TrainResult)
             return result
@@ -246,7 +245,7 @@ def _searches(
     options = replace(config, choose=False, data_seed=config.seed_of_images, out=None, resume=False)
     if config.resume:
         path = folder.path / SEARCHES
-        options = replace(options, out=str(path), resume=_begun(path))
+        options = replace(options, out=str(path), resume=has_begun(path))
     result = search(options, command, data, watching, lambda: folder.path / SEARCHES)
     assert isinstance(result, SeedResults)
     return result
@@ -276,18 +275,6 @@ def _write_choice(
     )
     write_text(folder / CHOICE_FILE, text)
     write_text(folder / GENOTYPE_FILE, genotype.to_json())
-
-
-def _begun(path: Path) -> bool:
-    """Tell whether the run of a stage has begun in this folder, in all processes alike.
-
-    A run that was killed as it made its folder has not: what it left there is removed.
-    """
-    begun = (path / CONFIG_FILE).is_file()
-    if rank() == 0 and not begun:
-        for leftover in (path / GENOTYPE_FILE, *path.glob(".*.partial")):
-            leftover.unlink(missing_ok=True)
-    return first_says(begun)
 
 
 def _refuse_other_seeds(config: SearchConfig) -> None:

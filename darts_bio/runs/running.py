@@ -26,6 +26,7 @@ from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import FitConsole
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runtime import code_identity, stop_on_signals
+from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
 from darts_bio.training.run_folder import RunFolder, write_text
 
@@ -256,6 +257,18 @@ def each_seed(
             all_results |= process_results
         results = dict(sorted(all_results.items()))
     return parent, results
+
+
+def has_begun(path: Path) -> bool:
+    """Tell whether the run of a stage has begun in this folder, in all processes alike.
+
+    A run that was killed as it made its folder has not: what it left there is removed.
+    """
+    begun = (path / CONFIG_FILE).is_file()
+    if rank() == 0 and not begun:
+        for leftover in (path / GENOTYPE_FILE, *path.glob(".*.partial")):
+            leftover.unlink(missing_ok=True)
+    return first_says(begun)
 
 
 def beginning(

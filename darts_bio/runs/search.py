@@ -27,6 +27,7 @@ from darts_bio.monitoring.boards import FitBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
+from darts_bio.reports.stages import stages_card
 from darts_bio.runs.black_box import EvaluationsFile, is_black_box, write_report
 from darts_bio.runs.black_box import introduction as introduction_of_queries
 from darts_bio.runs.files import epochs_of
@@ -41,6 +42,7 @@ from darts_bio.runs.running import (
     perform,
     started,
 )
+from darts_bio.runs.stages import each_stage, numbers_of, write_numbers
 from darts_bio.runtime import select_device
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
 from darts_bio.training.black_box import BlackBoxSearch
@@ -122,20 +124,21 @@ def search(
             # Unless `data_seed` is given, `train_images` draws a subset for each seed.
             same_images = data is not None or seed_config.seed_of_images == config.seed_of_images
             images = first_images if same_images else images_of(seed_config)
-            task: Search | BlackBoxSearch
+            remarks = [remark] if divide_seeds else []
+
+            def run_one(
+                task: Search | BlackBoxSearch, folder: RunFolder, more: Sequence[str]
+            ) -> SearchResult:
+                seed = (seed_config.seed, number, config.seeds)
+                return _perform(task, folder, watching, images, table, seed, [*more, *remarks])
+
             if queries:
-                task = BlackBoxSearch(seed_config, images, device, table)
-            else:
-                task = Search(seed_config, images, device)
-            return _perform(
-                task,
-                open_folder(),
-                watching,
-                images,
-                table,
-                (seed_config.seed, number, config.seeds),
-                [remark] if divide_seeds else [],
-            )
+                return run_one(
+                    BlackBoxSearch(seed_config, images, device, table), open_folder(), []
+                )
+            if seed_config.stages:
+                return _in_stages(seed_config, images, device, open_folder, run_one)
+            return run_one(Search(seed_config, images, device), open_folder(), [])
 
         def open_folder(folder_config: SearchConfig) -> RunFolder:
             if place is not None and folder_config.out is None:
@@ -159,6 +162,41 @@ def images_of(config: SearchConfig) -> ImageData:
         config.train_images,
         config.seed_of_images,
     )
+
+
+def _in_stages(
+    config: SearchConfig,
+    images: ImageData,
+    device: torch.device,
+    open_folder: Callable[[], RunFolder],
+    run_one: Callable[[Search, RunFolder, Sequence[str]], SearchResult],
+) -> SearchResult:
+    """Run a search in stages, and write the folder of the whole; `run_one` makes one stage."""
+    result: SearchResult | None = None
+
+    def after(folder: RunFolder, task: Search, results: list[SearchResult]) -> None:
+        nonlocal result
+        last, numbers = results[-1], numbers_of(results)
+        steps = sum(each.step for each in results)
+        finished = last.finished and len(results) == len(config.stages)
+        if rank() == 0:
+            genotype = SearchFiles(task, folder).write(steps, finished)
+            card = stages_card(config, folder, task, genotype, results)
+            write_text(folder.path / CARD_FILE, card)
+            write_numbers(folder, numbers)
+        result = replace(
+            last,
+            folder=folder.path,
+            epochs=numbers,
+            step=steps,
+            finished=finished,
+            genotype=last.genotype if rank() > 0 else genotype,
+            next_options=next_options(folder.path, task.config, images),
+        )
+
+    each_stage(config, images, device, open_folder, run_one, after)
+    assert result is not None
+    return result
 
 
 def _perform(
@@ -281,7 +319,7 @@ class SearchFiles(Listener):
         note = {} if finished else {"note": "that of a search which had not finished"}
         genotype = self.search.genotype().with_provenance(
             command=self.folder.command,
-            **self.search.config.identity(),
+            **self.folder.config.identity(),
             steps=step,
             **note,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

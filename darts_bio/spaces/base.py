@@ -36,6 +36,16 @@ def pairs_of(operations: Sequence[str], stride: int, rules: Sequence[str]) -> Ro
     return tuple(row)
 
 
+def padded(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows of all edges, padded by None to the length of the longest.
+
+    >>> padded([(Candidate("none"),), ()])
+    ((Candidate(op='none', rule=None),), (None,))
+    """
+    width = max(map(len, rows))
+    return tuple(row + (None,) * (width - len(row)) for row in rows)
+
+
 @dataclass(frozen=True)
 class CandidateTable:
     """The candidates of a search: `rows[cell_type][edge]`, padded to one length per cell type.
@@ -67,6 +77,32 @@ class CandidateTable:
         return torch.tensor(
             [[candidate is not None for candidate in row] for row in self.rows[cell_type]]
         )
+
+    def strongest(self, weights: Mapping[str, Tensor], count: int) -> CandidateTable:
+        """Return a table of the strongest candidates of each edge, in the order of its row.
+
+        Of equal weights the earlier candidates count. An edge that has no more than `count` keeps
+        all of them.
+
+        Args:
+            weights: (edges, candidates) per cell type.
+            count: How many candidates an edge keeps.
+
+        >>> from darts_bio.spaces import SPACES
+        >>> table = SPACES.build("nb201").table(("usf",))
+        >>> weights = torch.tensor([[0.2, 0.1, 0.4, 0.1, 0.2]]).expand(6, 5)
+        >>> [str(candidate) for candidate in table.strongest({"cell": weights}, 3).rows["cell"][0]]
+        ['none', 'nor_conv_1x1:usf', 'avg_pool_3x3']
+        """
+        kept: dict[str, tuple[Row, ...]] = {}
+        for cell_type, rows in self.rows.items():
+            of_type = []
+            for row, of_edge in zip(rows, weights[cell_type].tolist(), strict=True):
+                columns = [column for column, candidate in enumerate(row) if candidate is not None]
+                ranked = sorted(columns, key=lambda column: -of_edge[column])
+                of_type.append(tuple(row[column] for column in sorted(ranked[:count])))
+            kept[cell_type] = padded(of_type)
+        return CandidateTable(kept)
 
     def equal_shares(self, cell_type: str) -> Tensor:
         """Return the same share for each candidate of an edge, (edges, candidates) in float64."""
@@ -217,12 +253,10 @@ class Space(ABC):
 
     def table(self, rules: Sequence[str]) -> CandidateTable:
         """Return the candidates of a search among the learning rules given by their specs."""
-        padded_rows: dict[str, tuple[Row, ...]] = {}
-        for cell_type in self.cell_types:
-            rows = [self.row(cell_type, edge, rules) for edge in range(len(self.edges))]
-            width = max(map(len, rows))
-            padded_rows[cell_type] = tuple(row + (None,) * (width - len(row)) for row in rows)
-        return CandidateTable(padded_rows)
+        edges = range(len(self.edges))
+        return CandidateTable(
+            {t: padded([self.row(t, edge, rules) for edge in edges]) for t in self.cell_types}
+        )
 
     def derive(self, weights: Mapping[str, Tensor], table: CandidateTable) -> dict[str, Cell]:
         """Return the discrete cell of each cell type that the weights of a search stand for.

@@ -68,6 +68,7 @@ from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, synchronize
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
+from darts_bio.training.stages import Place, table_identity
 
 TOGETHER = {"cpu": 1, "cuda": 16}
 """How many individuals at most are passed through the supernet together, by the kind of device.
@@ -87,6 +88,7 @@ class Search:
             `regularizer_states` holds their state, in the same order.
         objective: The costs beside the loss, such as the number of parameters.
         table: The candidates (operation, rule) of each edge.
+        place: Where it stands among the stages of a progressive search.
         optimizer: What moves w.
         compared: For each regularizer the parameters whose gradients it compares, and which rows of
             these it holds (see `Regularizer.attend`).
@@ -112,13 +114,26 @@ class Search:
     ['normal', 'reduce']
     """
 
-    def __init__(self, config: SearchConfig, data: ImageData, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        data: ImageData,
+        device: torch.device,
+        place: Place | None = None,
+    ) -> None:
         """Build all that the options name, on the device.
+
+        Args:
+            config: The options of the search.
+            data: The images.
+            device: Where it runs.
+            place: Where it stands among stages; None for a search that stands alone.
 
         Raises:
             InputError: An option names something unknown, or options do not go together.
         """
         self.config, self.device, self.epochs = config, device, config.epochs
+        self.place = place or Place(schedule=config.epochs)
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
         for rule in (*config.rules, config.backbone_rule):
@@ -147,8 +162,11 @@ class Search:
         )
         self.subject = {"data set": data.identity()}
         self.steps_per_epoch = self.train_batches.per_epoch
+        self.first_batch = self.place.epochs_before * self.steps_per_epoch
         self.images_per_step = 2 * config.batch_size
-        self.table = self.space.table(config.rules)
+        self.table = self.place.table or self.space.table(config.rules)
+        if self.place.table is not None:
+            self.subject["candidates"] = table_identity(self.table)
         self.regularizers: list[Regularizer[Any]] = [
             REGULARIZERS.build(spec) for spec in config.regularizers
         ]
@@ -159,9 +177,9 @@ class Search:
             self.table,
             config.seed,
             device,
-            self.epochs,
+            self.place.schedule,
             self.steps_per_epoch,
-            self.warmup_epochs,
+            self.place.first_epoch + self.warmup_epochs,
             recorded=self.run.records,
         )
         self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
@@ -213,7 +231,8 @@ class Search:
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
         phase = self.strategy.weight_phase(self.epochs)
-        self.optimizer = WeightOptimizer(self.supernet, config, self.run, phase)
+        schedule = replace(config, epochs=self.place.schedule)
+        self.optimizer = WeightOptimizer(self.supernet, schedule, self.run, phase)
         self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
         self.compared = [
             regularizer.attend(state, self.supernet) for regularizer, state in self._regularizers()
@@ -347,10 +366,11 @@ class Search:
         return notes
 
     def begin_epoch(self, epoch: int) -> None:
-        self.optimizer.begin_epoch(epoch)
-        self.strategy.begin_epoch(self.strategy_state, epoch)
+        scheduled = self.place.first_epoch + epoch
+        self.optimizer.begin_epoch(scheduled)
+        self.strategy.begin_epoch(self.strategy_state, scheduled)
         for regularizer, state in self._regularizers():
-            regularizer.begin_epoch(state, epoch)
+            regularizer.begin_epoch(state, scheduled)
         self.run.begin_epoch()
 
     def _regularizers(self) -> Iterator[tuple[Regularizer[Any], Any]]:
@@ -364,7 +384,8 @@ class Search:
         """
         if t == self.restarts_at:
             self.optimizer.restart()
-        train, valid = self.train_batches.batch(t), self.valid_batches.batch(t)
+        number = self.first_batch + t
+        train, valid = self.train_batches.batch(number), self.valid_batches.batch(number)
         strategy, state = self.strategy, self.strategy_state
         sums: dict[str, Sums] = {}
         descends = strategy.descends(state)
@@ -558,17 +579,18 @@ class Search:
         if epoch < self.warmup_epochs:
             return numbers
         # Measured on the validation batches that the next epoch begins with.
-        first = (epoch + 1) * self.steps_per_epoch
+        first = self.first_batch + (epoch + 1) * self.steps_per_epoch
+        scheduled = self.place.first_epoch + epoch
 
         def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
             if stop():
                 raise Interrupted
             return self._measure(weights, first, batches)
 
-        numbers |= self.strategy.end_epoch(self.strategy_state, epoch, measure)
+        numbers |= self.strategy.end_epoch(self.strategy_state, scheduled, measure)
         lookout = _Lookout(self, first)
         for regularizer, state in self._regularizers():
-            ends, measurements = regularizer.after_epoch(state, epoch, lookout)
+            ends, measurements = regularizer.after_epoch(state, scheduled, lookout)
             self.stopped = self.stopped or ends
             numbers |= measurements
         bound = self.objective.bound

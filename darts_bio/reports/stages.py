@@ -1,0 +1,81 @@
+"""The report of a search in stages, report.md in the folder of the whole search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from darts_bio.config import SearchConfig
+from darts_bio.config.stages import Stage
+from darts_bio.reports.card import CARD_FILE, markdown_table
+from darts_bio.spaces import Genotype
+from darts_bio.training.run_folder import RunFolder
+from darts_bio.training.search import Search
+from darts_bio.training.stages import candidates_by_edge
+
+
+def stages_card(
+    config: SearchConfig,
+    folder: RunFolder,
+    search: Search,
+    genotype: Genotype,
+    results: Sequence[Any],
+) -> str:
+    """Return the report in Markdown.
+
+    Args:
+        config: The options of the whole search.
+        folder: Its folder.
+        search: The search of the last stage so far.
+        genotype: Its genotype.
+        results: The `SearchResult` of each stage so far.
+    """
+    stages = config.of_stages()
+    finished = len(results) == len(stages) and results[-1].finished
+    state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
+    lines = [
+        f"# Search on {config.dataset} in {len(stages)} stages, seed {config.seed}{state}",
+        "",
+        "## Genotype",
+        "",
+        "```",
+        str(genotype),
+        "```",
+        "",
+        "![cells](cells.svg)",
+        "",
+        "## Stages",
+        "",
+        "Each stage searches among the strongest candidates, pairs of operation and rule, that the "
+        "one before it left on each edge. Losses are those of the supernet in its last epoch.",
+        "",
+    ]
+    rows = [_row(number, *stages[number - 1], result) for number, result in enumerate(results, 1)]
+    head = (
+        *("stage", "", "cells", "candidates kept an edge", "weights"),
+        *("epochs", "train loss", "validation loss"),
+    )
+    lines += [*markdown_table(head, rows), "", "## Candidates of the last stage", ""]
+    left = [
+        (cell_type, edge, ", ".join(candidates))
+        for cell_type, by_edge in candidates_by_edge(search.table, search.space.edges).items()
+        for edge, candidates in by_edge.items()
+    ]
+    lines += [*markdown_table(("cell", "edge", "candidates"), left), ""]
+    lines += ["## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip()]
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+def _row(number: int, stage: Stage, options: SearchConfig, result: Any) -> tuple[str, ...]:
+    """Return a stage's row of the table of stages."""
+    last = result.epochs[-1] if result.epochs else {}
+    losses = (last.get(name) for name in ("train/loss", "valid/loss"))
+    return (
+        f"{number}",
+        f"[search](stage-{number}/{CARD_FILE})",
+        f"{options.layers}",
+        "all there were" if stage.candidates is None else f"{stage.candidates}",
+        "kept" if stage.keeps_weights else "new",
+        f"{len(result.epochs)} of {options.epochs}",
+        *("-" if loss is None else f"{loss:.4f}" for loss in losses),
+    )
