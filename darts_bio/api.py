@@ -66,7 +66,7 @@ def search(
         listener: Called at each step, record and epoch; an object of a subclass of
             `darts_bio.Listener`.
         **options: The options of `darts-bio search`, such as `epochs`, `rules`, `strategy`,
-            `space`, `channels`, `layers`, `seed`, `seeds`, `device`, `out`, `resume`.
+            `space`, `channels`, `layers`, `stages`, `seed`, `seeds`, `device`, `out`, `resume`.
 
     Returns:
         The derived genotype, the numbers of each epoch and the run folder; with `seeds` above 1 a
