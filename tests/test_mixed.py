@@ -656,7 +656,7 @@ class TestPartialChannels:
         expected = torch.stack([chosen, *passed.view(3, 2)], dim=1).flatten()
         assert torch.equal(y.flatten(), expected)
 
-    @pytest.mark.parametrize(("channels", "partial"), [(4, 4), (6, 2), (8, 0)])
+    @pytest.mark.parametrize(("channels", "partial"), [(4, 3), (6, 4), (8, 0)])
     def test_channels_that_cannot_be_divided(self, channels: int, partial: int) -> None:
         with pytest.raises(InputError, match="channels: expected a multiple of"):
             SuperNet(

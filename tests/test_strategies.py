@@ -251,8 +251,8 @@ class TestPcDarts:
         assert all(not torch.equal(p, before[name]) for name, p in pc.parameters.items())
 
     def test_channels_that_cannot_be_divided(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match="expected a multiple of 8"):
-            search(data, "pc_darts", channels=4)
+        with pytest.raises(InputError, match="expected a multiple of 4"):
+            search(data, "pc_darts", channels=6)
 
 
 def sample(strategy: Any, state: Any) -> dict[str, Tensor]:

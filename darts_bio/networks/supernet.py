@@ -67,16 +67,6 @@ def single_columns(edge_weights: EdgeWeights) -> dict[str, list[int]] | None:
     return columns
 
 
-def _halves_at_once(space: Space, layers: int) -> bool:
-    """Return whether edges of stride 2, which need even channels, come before any reduction.
-
-    A reduction doubles the channels, and those of a cell behind it, or in it, are even in any case.
-    """
-    before = space.plan(layers)[: min(space.reductions(layers), default=layers)]
-    sources = {source for _, source in space.edges}
-    return any(space.stride(t, source) > 1 for t in set(before) for source in sources)
-
-
 class SuperNet(CellNetwork):
     """All candidates of a space on every edge (Liu 2019, arXiv 1806.09055).
 
@@ -134,12 +124,11 @@ class SuperNet(CellNetwork):
         table: CandidateTable | None = None,
         skip_rate: Tensor | None = None,
     ) -> None:
-        multiple = partial * (2 if _halves_at_once(space, layers) else 1)
-        if partial < 1 or (partial > 1 and channels % multiple):
+        # Edges of stride 2, which need even numbers, are in cells that have doubled the channels.
+        if partial < 1 or channels % partial:
             raise InputError(
-                f"channels: expected a multiple of {max(1, multiple)}, since one in k={partial} "
-                "goes through the candidates, and an even number where these halve the image, "
-                f"found {channels}; use another --channels, or another k"
+                f"channels: expected a multiple of {max(1, partial)}, since one in k={partial} goes "
+                f"through the candidates, found {channels}; use another --channels, or another k"
             )
         unused = space.unused(layers)
         if unused:

@@ -3,7 +3,7 @@
 All of it lies in one run folder, with a folder for each stage, which is an ordinary run:
 
 stage-1, stage-2, ...    the searches; `candidates.json` in each, what stands on every edge
-genotype.json            the genotype of the last stage
+genotype.json            the genotype of the last stage that ended or was stopped
 metrics.jsonl            the numbers of the epochs of all stages
 report.md                all of it in words
 
@@ -55,8 +55,8 @@ def each_stage(
         open_folder: Opens the folder of the whole search, once all stages could be built.
         perform: Runs the search of a stage in its folder, with lines for the console, and returns
             its result.
-        after: Called after each stage with the folder of the whole search, the search of the stage
-            and the results so far.
+        after: Called after a stage that no other has followed yet, with the folder of the whole
+            search, the search of the stage and the results so far.
 
     Raises:
         InputError: A stage cannot be built, wherever it stands.
@@ -82,6 +82,8 @@ def each_stage(
             write_text(path / CANDIDATES_FILE, json.dumps(kept, indent=1) + "\n")
         results.append(perform(search, folder, [_line(number, stages, search)]))
         whole.command = folder.command  # that which began the run
+        if results[-1].finished and has_begun(whole.path / f"stage-{number + 1}"):
+            continue  # of a run that is resumed: what it has written since is newer
         after(whole, search, results)
         if not results[-1].finished:
             return
