@@ -38,6 +38,7 @@ _HOMES = {
     "build_network": "darts_bio.networks",
     "convert": "darts_bio.rules",
     "draw_feedback": "darts_bio.rules",
+    "learner": "darts_bio.learners",
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
     "search": "darts_bio.api",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from darts_bio.api import search_and_train as search_and_train
     from darts_bio.api import train as train
     from darts_bio.errors import InputError as InputError
+    from darts_bio.learners import learner as learner
     from darts_bio.networks import build_network as build_network
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert

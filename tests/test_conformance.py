@@ -538,6 +538,7 @@ def test_the_public_face() -> None:
         "convert",
         "audit",
         "draw_feedback",
+        "learner",
         "true_gradients",
     }
     assert set(darts_bio.__all__) == {"__version__"} | runs | models

@@ -25,6 +25,7 @@ ORDER = [
     "modes",
     "optimizers",
     "rules",
+    "learners",
     "spaces",
     "networks",
     "strategies",

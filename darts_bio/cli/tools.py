@@ -30,6 +30,7 @@ def list_names(config: ListConfig) -> int:
     from darts_bio.data.datasets import DATASETS
     from darts_bio.evaluation.attacks import ATTACKS
     from darts_bio.evaluation.corruptions import CORRUPTIONS
+    from darts_bio.learners import LEARNERS
     from darts_bio.networks import STEMS
     from darts_bio.rules import RULES
     from darts_bio.spaces import OPERATIONS, SPACES, TEXT_FORMS, shipped_names
@@ -40,6 +41,7 @@ def list_names(config: ListConfig) -> int:
     # Title, members, and whether the members have options of their own.
     families: list[tuple[str, Registry[Any] | tuple[str, ...], bool]] = [
         ("learning rules   --rules, --backbone-rule", RULES, True),
+        ("global learners   darts_bio.learner(model, NAME)", LEARNERS, True),
         ("operations", OPERATIONS, False),
         ("spaces   --space", SPACES, True),
         ("strategies   --strategy", STRATEGIES, True),

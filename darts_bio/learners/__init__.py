@@ -1,0 +1,26 @@
+"""Global learners: methods that are no property of a layer, and take the place of loss.backward().
+
+>>> import torch
+>>> from darts_bio.learners import LEARNERS, learner
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+>>> teacher = learner(model, "pc(steps=50, rate=0.05)")
+>>> loss, logits = teacher.backward(torch.ones(1, 4), torch.tensor([0]))
+>>> model[0].weight.grad.shape
+torch.Size([3, 4])
+"""
+
+from darts_bio.learners import predictive_coding as _predictive_coding  # noqa: F401  (registers)
+from darts_bio.learners.base import LEARNERS, Learner, LearningMethod, Outcome, learner
+from darts_bio.learners.chain import Block, Chain, Evaluation, cut
+
+__all__ = [
+    "LEARNERS",
+    "Block",
+    "Chain",
+    "Evaluation",
+    "Learner",
+    "LearningMethod",
+    "Outcome",
+    "cut",
+    "learner",
+]

@@ -1,0 +1,268 @@
+"""LearningMethod: how a whole model learns; Learner: a method at work on a model.
+
+A learning rule (`darts_bio.rules`) is the property of one layer and acts within loss.backward(). A
+method here takes the place of loss.backward(): it looks at the model as a chain of blocks, and
+leaves what the weights learn by in their `.grad`, as backpropagation would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_bio.errors import InputError, first_line
+from darts_bio.learners.chain import Chain, cut, flat
+from darts_bio.registry import Registry
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps the model's output (N, ...) and the targets y to a scalar, the mean over the N samples."""
+
+
+class Outcome(NamedTuple):
+    """What a step of learning saw: the loss, a scalar, and the logits (N, ...) of its forward pass.
+
+    >>> loss, logits = Outcome(torch.tensor(2.3), torch.zeros(4, 10))
+    >>> logits.shape
+    torch.Size([4, 10])
+    """
+
+    loss: Tensor
+    logits: Tensor
+
+
+class LearningMethod:
+    """How a whole model learns.
+
+    Subclasses are frozen dataclasses whose fields are the options of the method. Registered by
+    `@LEARNERS.register("name")` they can be named in specs, `name(option=value)`; `learner` takes
+    them unregistered too:
+
+    >>> from dataclasses import dataclass
+    >>> from darts_bio.learners import Evaluation, learner
+    >>> @dataclass(frozen=True)
+    ... class LastBlock(LearningMethod):
+    ...     def backward(self, chain, state, x, loss):
+    ...         inputs, outputs = Evaluation(chain).forward(x)
+    ...         value = loss(outputs[-1])
+    ...         value.backward(inputs=chain.parameters)
+    ...         return value, outputs[-1]
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> _ = learner(model, LastBlock()).backward(torch.ones(1, 4), torch.tensor([0]))
+    >>> model[0].weight.grad is None, model[2].weight.grad is None
+    (True, False)
+    """
+
+    needs_example: ClassVar[bool] = False
+    """Whether `state` needs to see an input, for the shapes in the model."""
+
+    def state(self, chain: Chain, example: Tensor | None, seed: int) -> nn.Module:
+        """Return the tensors that this method keeps beside the model; by default none.
+
+        Args:
+            chain: The model.
+            example: An input (N, ...) where `needs_example`.
+            seed: That of all draws.
+        """
+        return nn.Module()
+
+    def backward(
+        self, chain: Chain, state: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Add to the `.grad` of the chain's parameters, and of those of `state`.
+
+        Args:
+            chain: The model.
+            state: What the method of that name returned.
+            x: The input (N, ...).
+            loss: Maps the model's output to the loss, a mean over the samples.
+
+        Returns:
+            The loss and the output of the forward pass.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.backward")
+
+
+LEARNERS: Registry[type[LearningMethod]] = Registry("learner")
+"""The methods that `learner` knows by name."""
+
+
+class Learner(nn.Module):
+    """A learning method at work on a model, made by `learner`.
+
+    As a module it holds what the method keeps beside the model, and nothing of the model itself:
+    its `state_dict()` belongs beside that of the model in a checkpoint, and its `parameters()`,
+    where there are any, are learned by the method's own losses and wait for an optimizer.
+
+    >>> from darts_bio.learners import learner
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> list(learner(model, "pc").parameters())  # predictive coding keeps nothing
+    []
+    """
+
+    def __init__(
+        self,
+        method: LearningMethod,
+        model: nn.Module,
+        loss: Loss | None,
+        layers: Sequence[str | nn.Module] | None,
+        example: Tensor | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        # In a tuple, so that the model does not become a part of this module.
+        self._unconfirmed = () if layers is None else (model,)
+        self._chain, self._loss = cut(model, layers), loss
+        if example is None and method.needs_example:
+            example = _smallest_input(self._chain, self.spec)
+        elif example is not None:
+            self._confirm(example)
+        self.state = method.state(self._chain, example, seed)
+
+    @property
+    def spec(self) -> str:
+        """The method as `learner` takes it: its name, and the options not at their defaults."""
+        return LEARNERS.spec(self.method)
+
+    def backward(self, x: Tensor, y: Tensor) -> Outcome:
+        """Add to the parameters' `.grad` what the method wants in place of the gradient.
+
+        It is used as loss.backward() is: after the optimizer's zero_grad() and before its step();
+        several calls before a step accumulate.
+
+        Args:
+            x: The input (N, ...).
+            y: The targets, as the loss takes them; for cross entropy classes (N,), whole numbers,
+                or their shares (N, K).
+
+        Returns:
+            The loss and the logits of the forward pass.
+
+        Raises:
+            InputError: x is not what the model takes, or y not what the loss takes.
+
+        >>> from darts_bio.learners import learner
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> teacher = learner(model, "pc")
+        >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+        >>> losses = []
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     losses.append(teacher.backward(x, y).loss.item())
+        ...     optimizer.step()
+        >>> losses[-1] < losses[0]
+        True
+        """
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == 0:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"learner: {name}: expected a tensor of one sample or more, found {found}"
+                )
+        if not self._chain.parameters:
+            raise InputError(
+                "learner: expected parameters that require a gradient, found none; unfreeze some"
+            )
+        self._confirm(x)
+        with torch.enable_grad():
+            loss, logits = self.method.backward(
+                self._chain, self.state, x.detach(), lambda output: self._value(output, y)
+            )
+        return Outcome(loss.detach(), logits.detach())
+
+    def extra_repr(self) -> str:
+        return f"{self.spec}, blocks={[block.name for block in self._chain.blocks]}"
+
+    def _confirm(self, x: Tensor) -> None:
+        """Compare chain and model once, where the blocks were named by the user."""
+        for model in self._unconfirmed:
+            self._chain.confirm(model, x)
+        self._unconfirmed = ()
+
+    def _value(self, output: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of an output, with InputError where y does not go with it."""
+        if self._loss is None:
+            classes = output.shape[:1] + output.shape[2:]  # (N, K, ...) -> (N, ...)
+            whole = y.shape == classes and not (y.is_floating_point() or y.dtype == torch.bool)
+            if not (whole or (y.shape == output.shape and y.is_floating_point())):
+                raise InputError(
+                    f"learner: y: expected classes {tuple(classes)} as whole numbers, or their "
+                    f"shares {tuple(output.shape)}, found {tuple(y.shape)} of {y.dtype}"
+                )
+            y = y.long() if whole else y
+        try:
+            value = (self._loss or F.cross_entropy)(output, y)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise InputError(
+                f"learner: y: the loss cannot take an output of {tuple(output.shape)} and targets "
+                f"of {tuple(y.shape)} ({first_line(error)})"
+            ) from error
+        if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
+            raise InputError(
+                "learner: loss: expected a scalar that depends on the model's output, found "
+                f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+            )
+        return value
+
+
+def learner(
+    model: nn.Module,
+    spec: str | LearningMethod,
+    *,
+    loss: Loss | None = None,
+    layers: Sequence[str | nn.Module] | None = None,
+    example: Tensor | None = None,
+    seed: int = 0,
+) -> Learner:
+    """Return what trains a model by a global learner: call its `backward(x, y)` in any loop.
+
+    The model itself is not changed. All of its trained parameters must lie in the blocks that it is
+    cut into.
+
+    Args:
+        model: An nn.Sequential, which is cut in front of each module with a weight, or any model
+            whose blocks `layers` names.
+        spec: The method: "pc", "pepita", "dtp", with options as in "pc(steps=50, rate=0.05)".
+        loss: Maps the model's output and the targets to their loss, a scalar, the mean over
+            samples; cross entropy by default.
+        layers: The blocks, in order: names of submodules, or modules that share the model's layers.
+            That they give what the model gives is checked with the first batch.
+        example: A batch of inputs, of which only the shape counts. Learners that keep state for a
+            model which begins with anything but a linear layer need it.
+        seed: That of the state which is drawn: equal seeds draw equal state, on any device.
+
+    Raises:
+        InputError: For a method that there is not, and a model that is no chain of blocks.
+
+    >>> import darts_bio
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    >>> loss, logits = darts_bio.learner(model, "pc").backward(x, y)
+    >>> model[0].weight.grad.shape
+    torch.Size([3, 4])
+    """
+    if isinstance(spec, LearningMethod):
+        method = spec
+    elif isinstance(spec, str):
+        method = LEARNERS.build(spec)
+    else:
+        raise InputError(f"learner: expected the spec of a method, such as 'pc', found {spec!r}")
+    return Learner(method, model, loss, layers, example, seed)
+
+
+def _smallest_input(chain: Chain, spec: str) -> Tensor:
+    """Return zeros (1, features) for a chain that begins with a linear layer."""
+    for _, module in flat(chain.blocks[0].module):
+        if isinstance(module, nn.Linear):
+            return module.weight.new_zeros(1, module.in_features)
+        if next(module.parameters(), None) is not None:
+            break
+    raise InputError(
+        f"learner {spec}: expected a model that begins with a linear layer, or an example of its "
+        "input, found neither; give learner(..., example=x), a batch of inputs"
+    )

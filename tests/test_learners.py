@@ -1,0 +1,450 @@
+"""Global learners: what stands in `.grad` against plain versions written from the papers."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import darts_bio
+from darts_bio.data.datasets import DIGITS
+from darts_bio.errors import InputError
+from darts_bio.evaluation.attacks import ATTACKS, perturb
+from darts_bio.learners import LEARNERS, Evaluation, cut, learner
+from darts_bio.rules import convert
+
+NAMES = tuple(LEARNERS)
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """Linear layers of these widths with an activation in between."""
+    modules: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        modules += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*modules[:-1])
+
+
+def conv_net() -> nn.Sequential:
+    """For images (N, 1, 8, 8) of 5 classes; activations and pooling, no weights between layers."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.Tanh(), nn.Flatten()),
+        nn.Linear(24, 5),
+    )
+
+
+def batch(n: int, *shape: int, classes: int = 5) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, *shape), torch.arange(n) % classes
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    return [torch.empty(0) if g is None else g for g in found]
+
+
+def exact_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[..., Tensor] = F.cross_entropy
+) -> list[Tensor]:
+    return list(torch.autograd.grad(loss(model(x), y), [*model.parameters()]))
+
+
+def close(found: list[Tensor], expected: list[Tensor], bound: float = 1e-10) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= bound * max(1.0, b.abs().max().item())
+
+
+def one_hot_error(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.softmax(1) - F.one_hot(y, logits.shape[1])
+
+
+@pytest.mark.usefixtures("float64")
+class TestPredictiveCoding:
+    @pytest.mark.parametrize("mode", ["fixed", "exact"])
+    @pytest.mark.parametrize("net", ["mlp", "deep", "conv", "one"])
+    def test_at_its_fixed_prediction_it_is_backpropagation(self, net: str, mode: str) -> None:
+        """Rosenbaum 2022: rate 1 and as many steps as blocks. Here they may be more, too."""
+        model, shape = {
+            "mlp": (lambda: mlp(7, 6, 5), (7,)),
+            "deep": (lambda: mlp(7, 6, 8, 6, 9, 5, activation=nn.ReLU), (7,)),
+            "conv": (conv_net, (1, 8, 8)),
+            "one": (lambda: mlp(7, 5), (7,)),
+        }[net]
+        model = model()
+        x, y = batch(6, *shape)
+        for steps in (len(cut(model).blocks), 9):
+            loss, logits = learner(model, f"pc(mode={mode}, rate=1, steps={steps})").backward(x, y)
+            close(gradients(model), exact_gradients(model, x, y))
+        torch.testing.assert_close(logits, model(x))
+        torch.testing.assert_close(loss, F.cross_entropy(logits, y))
+
+    def test_fewer_steps_than_blocks_leave_the_lowest_blocks_without_error(self) -> None:
+        """An error moves down by a block in each step."""
+        model, (x, y) = mlp(7, 6, 6, 6, 5), batch(6, 7)
+        learner(model, "pc(mode=fixed, rate=1, steps=2)").backward(x, y)
+        found, exact = gradients(model), exact_gradients(model, x, y)
+        close(found[2:], exact[2:])
+        assert not found[0].any()
+
+    @pytest.mark.parametrize(("steps", "rate"), [(1, 0.2), (5, 0.1), (40, 0.05)])
+    def test_fixed_steps_are_the_published_iteration(self, steps: int, rate: float) -> None:
+        """Rosenbaum 2022: v <- v + rate (e - J^T e'), e = v of the forward pass - v, blocks of tanh;
+        the derivatives written by hand.
+        """
+        model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
+        learner(model, f"pc(mode=fixed, steps={steps}, rate={rate})").backward(x, y)
+        W, b = [m.weight for m in model[::2]], [m.bias for m in model[::2]]
+        with torch.no_grad():
+            h1 = torch.tanh(x @ W[0].t() + b[0])
+            h2 = torch.tanh(h1 @ W[1].t() + b[1])
+            e3 = one_hot_error(h2 @ W[2].t() + b[2], y)
+            v1, v2 = h1.clone(), h2.clone()
+            for _ in range(steps):
+                e1, e2 = h1 - v1, h2 - v2
+                v1 = v1 + rate * (e1 - (e2 * (1 - h2**2)) @ W[1])
+                v2 = v2 + rate * (e2 - e3 @ W[2])
+            d1, d2 = (h1 - v1) * (1 - h1**2), (h2 - v2) * (1 - h2**2)
+            expected = [d1.t() @ x, d1.sum(0), d2.t() @ h1, d2.sum(0), e3.t() @ h2, e3.sum(0)]
+        close(gradients(model), [g / len(x) for g in expected])
+
+    @pytest.mark.parametrize(("steps", "rate"), [(1, 0.2), (20, 0.1), (60, 0.05)])
+    def test_strict_steps_descend_the_energy_of_whittington_and_bogacz(
+        self, steps: int, rate: float
+    ) -> None:
+        """Half the squared distance as the loss; their equations for linear maps of tanh, here with
+        the activation after the map: e = f(v below) - v, derivatives by hand.
+        """
+
+        def distance(output: Tensor, target: Tensor) -> Tensor:
+            return 0.5 * (output - target).square().sum() / len(output)
+
+        model, x, y = mlp(7, 6, 8, 5), torch.randn(6, 7), torch.randn(6, 5)
+        spec = f"pc(steps={steps}, rate={rate})"
+        loss, _ = learner(model, spec, loss=distance).backward(x, y)
+        torch.testing.assert_close(loss, distance(model(x), y).detach())
+        W, b = [m.weight for m in model[::2]], [m.bias for m in model[::2]]
+        with torch.no_grad():
+            v1 = torch.tanh(x @ W[0].t() + b[0])
+            v2 = torch.tanh(v1 @ W[1].t() + b[1])
+
+            def errors() -> tuple[Tensor, ...]:
+                f1, f2 = torch.tanh(x @ W[0].t() + b[0]), torch.tanh(v1 @ W[1].t() + b[1])
+                e1, e2, e3 = f1 - v1, f2 - v2, v2 @ W[2].t() + b[2] - y
+                return e1, e2, e1 * (1 - f1**2), e2 * (1 - f2**2), e3
+
+            for _ in range(steps):
+                e1, e2, _, d2, e3 = errors()
+                v1, v2 = v1 + rate * (e1 - d2 @ W[1]), v2 + rate * (e2 - e3 @ W[2])
+            _, _, d1, d2, e3 = errors()
+            expected = [d1.t() @ x, d1.sum(0), d2.t() @ v1, d2.sum(0), e3.t() @ v2, e3.sum(0)]
+        close(gradients(model), [g / len(x) for g in expected])
+
+    def test_settled_values_have_no_force_on_them(self) -> None:
+        """At the minimum of a quadratic energy, in closed form: one hidden value, W2 linear, half
+        the squared distance. (1 + W2^T W2) v = W1 x + W2^T (y - b2).
+        """
+        model = nn.Sequential(nn.Linear(7, 6, bias=False), nn.Linear(6, 5, bias=False))
+        x, y = torch.randn(4, 7), torch.randn(4, 5)
+        learner(
+            model,
+            "pc(steps=3000, rate=0.1)",
+            loss=lambda output, target: 0.5 * (output - target).square().sum() / len(output),
+        ).backward(x, y)
+        W1, W2 = (m.weight.detach() for m in model)
+        v = torch.linalg.solve(torch.eye(6) + W2.t() @ W2, (x @ W1.t() + y @ W2).t()).t()
+        expected = [(x @ W1.t() - v).t() @ x / 4, (v @ W2.t() - y).t() @ v / 4]
+        close(gradients(model), expected)
+
+    def test_a_sample_learns_the_same_whatever_batch_it_is_in(self) -> None:
+        """The gradient of a batch is the mean over its samples, also of a settled energy."""
+        model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
+        teacher = learner(model, "pc(steps=30)")
+        teacher.backward(x, y)
+        whole = gradients(model)
+        for part in range(3):  # accumulated
+            teacher.backward(x[2 * part :][:2], y[2 * part :][:2])
+        close([g / 3 for g in gradients(model)], whole)
+
+    def test_shares_of_classes_are_targets_too(self) -> None:
+        model, (x, y) = mlp(7, 6, 5), batch(6, 7)
+        teacher = learner(model, "pc")
+        teacher.backward(x, y)
+        whole = gradients(model)
+        teacher.backward(x, F.one_hot(y, 5).double())
+        close(gradients(model), whole)
+
+    def test_rules_inside_blocks_carry_the_error_by_their_kernels(self) -> None:
+        plain = mlp(7, 6, 8, 5)
+        model = convert(plain, "fa", seed=1)
+        x, y = batch(6, 7)
+        learner(model, "pc(mode=fixed, rate=1, steps=3)").backward(x, y)
+        found = gradients(model)
+        F.cross_entropy(model(x), y).backward()
+        close(found, gradients(model))
+
+
+@pytest.mark.usefixtures("float64")
+class TestChain:
+    def test_blocks_begin_at_weights(self) -> None:
+        norm = nn.BatchNorm2d(3)
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 3, 3), norm, nn.ReLU()),
+            nn.Flatten(),
+            nn.Sequential(nn.Dropout(), nn.Linear(3, 2)),
+        )
+        assert [block.name for block in cut(model).blocks] == ["0.0 to 2.0", "2.1"]
+
+    def test_any_model_is_cut_by_names_or_modules(self) -> None:
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(6, 6)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.linear(x).tanh()
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.middle, self.last = nn.Linear(7, 6), Residual(), nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.last(self.middle(self.first(x)).relu())
+
+        model, (x, y) = Net(), batch(6, 7)
+        layers = ["first", nn.Sequential(model.middle, nn.ReLU()), "last"]
+        learner(model, "pc(mode=fixed, rate=1, steps=3)", layers=layers).backward(x, y)
+        close(gradients(model), exact_gradients(model, x, y))
+        with pytest.raises(InputError, match=r"expected an nn.Sequential, found Net.*\"first\""):
+            learner(model, "pc")
+        with pytest.raises(InputError, match="another output of last"):
+            learner(model, "pc", layers=["first", "middle", "last"]).backward(x, y)
+        with pytest.raises(InputError, match="found middle.linear.weight in none"):
+            learner(model, "pc", layers=["first", "last"])
+        with pytest.raises(InputError, match="unknown submodule 'lost': did you mean 'last'"):
+            learner(model, "pc", layers=["first", "middle", "lost"])
+        with pytest.raises(InputError, match="not copies"):
+            learner(model, "pc", layers=["first", copy.deepcopy(model.middle), "last"])
+        with pytest.raises(InputError, match="found 'first'"):
+            learner(model, "pc", layers="first")
+        with pytest.raises(InputError, match="found another output"):
+            learner(model, "pc", layers=["first", "middle", "last"], example=x)
+
+    def test_a_graph_that_is_not_a_chain_is_refused(self) -> None:
+        class Branching(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Linear(7, 7), nn.Linear(7, 7)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(self.a(x)) + x
+
+        with pytest.raises(InputError, match="a model whose paths branch"):
+            learner(Branching(), "pc", layers=["a", "b"]).backward(*batch(4, 7))
+
+    @pytest.mark.parametrize("mode", ["strict", "fixed", "exact"])
+    def test_dropout_and_batch_norm_act_once(self, mode: str) -> None:
+        """After a step statistics, their count and the generator are those after a single forward
+        pass; at the fixed prediction gradients are those of that pass, with its masks.
+        """
+        model = nn.Sequential(
+            *(nn.Linear(7, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.4)),
+            *(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 5)),
+        )
+        other, (x, y) = copy.deepcopy(model), batch(9, 7)
+        torch.manual_seed(3)
+        learner(model, f"pc(mode={mode}, rate=1, steps=4)").backward(x, y)
+        after, drawn = copy.deepcopy(dict(model.named_buffers())), torch.rand(3)
+        torch.manual_seed(3)
+        expected = exact_gradients(other, x, y)
+        torch.testing.assert_close(drawn, torch.rand(3), rtol=0, atol=0)
+        for name, buffer in other.named_buffers():
+            torch.testing.assert_close(after[name], buffer, rtol=0, atol=0)
+        if mode != "strict":
+            close(gradients(model), expected)
+
+    def test_each_evaluation_of_a_block_repeats_its_draws(self) -> None:
+        evaluation = Evaluation(cut(nn.Sequential(nn.Linear(50, 50), nn.Dropout(), mlp(50, 3))))
+        x = torch.randn(4, 50)
+        first = evaluation(0, x)
+        evaluation(1, first)
+        assert torch.equal(first == 0, evaluation(0, 2 * x) == 0)
+        assert not torch.equal(first == 0, Evaluation(evaluation_chain())(0, x) == 0)
+
+
+def evaluation_chain() -> Any:
+    return cut(nn.Sequential(nn.Linear(50, 50), nn.Dropout()))
+
+
+WRONG = [
+    ("pd", {}, r"unknown learner 'pd'"),
+    ("pc(step=3)", {}, r"has no option 'step'"),
+    ("pc(mode=loose)", {}, "unknown mode of pc 'loose'"),
+    ("pc(steps=0)", {}, "pc: steps: expected a whole number"),
+    ("pc(rate=0)", {}, "pc: rate: expected a number above 0"),
+    (3, {}, "expected the spec of a method"),
+]
+
+
+@pytest.mark.parametrize(("spec", "options", "message"), WRONG)
+def test_wrong_options_end_in_one_line(spec: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        learner(mlp(7, 6, 5), spec, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(4, 8), torch.zeros(4, dtype=torch.long), r"block 0 to 1: cannot take"),
+        (torch.zeros(4, 7), torch.zeros(3, dtype=torch.long), r"y: expected classes \(4,\)"),
+        (torch.zeros(4, 7), torch.zeros(4), r"y: expected classes \(4,\).*found \(4,\) of torch.f"),
+        (torch.zeros(4, 7), torch.zeros(4, 1).long(), r"y: expected classes"),
+        (torch.zeros(4, 7), torch.full((4,), 5), r"y: the loss cannot take.*Target 5 is out of"),
+        (torch.zeros(0, 7), torch.zeros(0).long(), r"x: expected a tensor of one sample or more"),
+        (
+            torch.zeros(4, 7),
+            [0, 1, 2, 3],
+            r"y: expected a tensor of one sample or more, found list",
+        ),
+    ],
+)
+def test_wrong_batches_end_in_one_line(name: str, x: Any, y: Any, message: str) -> None:
+    model = mlp(7, 6, 5)
+    with pytest.raises(InputError, match=message) as caught:
+        learner(model, name).backward(x, y)
+    assert "\n" not in str(caught.value)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_models_end_in_one_line(name: str) -> None:
+    x, y = batch(4, 7)
+    with pytest.raises(InputError, match="expected a model with weights"):
+        learner(nn.Sequential(nn.ReLU()), name)
+    with pytest.raises(InputError, match=r"expected a scalar that depends on the model's output"):
+        learner(mlp(7, 6, 5), name, loss=lambda output, target: output).backward(x, y)
+    with pytest.raises(InputError, match=r"learner: expected parameters that require a gradient"):
+        learner(mlp(7, 6, 5).requires_grad_(False), name).backward(x, y)
+    for rule in ("dfa", "hebbian"):
+        with pytest.raises(InputError, match=f"found 0 under {rule}; leave such layers at bp"):
+            learner(convert(mlp(7, 6, 5), rule, seed=0, **outputs(rule)), name)
+
+
+def outputs(rule: str) -> dict[str, int]:
+    return {"outputs": 5} if rule == "dfa" else {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryLearner:
+    def test_the_model_is_left_alone(self, name: str) -> None:
+        """No hooks, no new keys; attacks see the model that they would see without a learner."""
+        model, (x, y) = conv_net(), batch(4, 1, 8, 8)
+        before = copy.deepcopy(model.state_dict())
+        learner(model, name, example=x).backward(x, y)
+        assert list(model.state_dict()) == list(before)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key])
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        attack = ATTACKS.build("fgsm") if has_torchattacks() else None
+        if attack is not None:
+            plain = conv_net()
+            plain.load_state_dict(before)
+            pixels = x.sigmoid()
+            changed = [perturb(attack, net, pixels, y, eps=8 / 255) for net in (model, plain)]
+            assert torch.equal(*changed)
+
+    def test_gradients_accumulate_and_end_in_any_optimizer(self, name: str) -> None:
+        model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
+        for seed in (1, 1):
+            torch.manual_seed(seed)
+            teacher = learner(model, name)
+            teacher.backward(x, y)
+        twice = gradients(model)
+        torch.manual_seed(1)
+        teacher.backward(x, y)
+        close(twice, [2 * p.grad for p in model.parameters()], 1e-6)
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1) > 0
+        for optimizer in (torch.optim.SGD, torch.optim.AdamW):
+            optimizer(model.parameters(), lr=0.1).step()
+
+    def test_frozen_parameters_get_nothing(self, name: str) -> None:
+        model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
+        model[0].requires_grad_(False)
+        learner(model, name).backward(x, y)
+        assert [p.grad is None for p in model.parameters()] == [True, True] + [False] * 4
+
+    def test_state_is_drawn_by_the_seed_and_goes_through_a_checkpoint(self, name: str) -> None:
+        """A learner that loads another's state does what that one does."""
+        model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
+        found = []
+        saved = learner(model, name, seed=1)
+        loaded = learner(model, name, seed=2)
+        loaded.load_state_dict(pickle.loads(pickle.dumps(saved.state_dict())))
+        for teacher in (saved, loaded, learner(model, name, seed=1)):
+            torch.manual_seed(0)
+            teacher.backward(x, y)
+            found.append(gradients(model))
+        close(found[1], found[0], 0)
+        close(found[2], found[0], 0)
+        if saved.state_dict():
+            torch.manual_seed(0)
+            learner(model, name, seed=2).backward(x, y)
+            assert not torch.equal(model[0].weight.grad, found[0][0])
+
+    def test_the_digits_are_learned(self, name: str) -> None:
+        assert digits_error(name, seed=0) < BOUNDS[name]
+
+
+BOUNDS = {"pc": 0.167}
+"""Test errors of `digits_error`: mean + 5 standard deviations over seeds 1 to 10 (0.107, 0.012 for
+pc); an untrained model errs on 0.9.
+"""
+
+
+def digits_error(name: str, seed: int, epochs: int = 3) -> float:
+    """Test error of an MLP after some epochs of Adam, on 359 of the digits."""
+    with np.load(DIGITS, allow_pickle=False) as file:
+        images = torch.tensor(file["images"], dtype=torch.float32).flatten(1) / 16
+        labels = torch.tensor(file["labels"], dtype=torch.int64)
+    torch.manual_seed(seed)
+    model = mlp(64, 32, 32, 10)
+    teacher = learner(model, name, seed=seed)
+    optimizer = torch.optim.Adam([*model.parameters(), *teacher.parameters()], lr=3e-3)
+    order = torch.randperm(len(images))
+    test, train = order[:359], order[359:]
+    for _ in range(epochs):
+        for part in train[torch.randperm(len(train))].split(64):
+            optimizer.zero_grad()
+            teacher.backward(images[part], labels[part])
+            optimizer.step()
+    with torch.no_grad():
+        return (model(images[test]).argmax(1) != labels[test]).double().mean().item()
+
+
+def has_torchattacks() -> bool:
+    try:
+        import torchattacks  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_it_is_public_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from darts_bio.cli import main
+
+    assert darts_bio.learner is learner
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out.partition("global learners")[2]
+    assert all(f"\n  {name} " in listed for name in NAMES)
