@@ -9,7 +9,8 @@
 torch.Size([3, 4])
 """
 
-from darts_bio.learners import predictive_coding as _predictive_coding  # noqa: F401  (registers)
+from darts_bio.learners import pepita as _pepita  # noqa: F401  (these register their methods)
+from darts_bio.learners import predictive_coding as _predictive_coding  # noqa: F401
 from darts_bio.learners.base import LEARNERS, Learner, LearningMethod, Outcome, learner
 from darts_bio.learners.chain import Block, Chain, Evaluation, cut
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, first_line
-from darts_bio.learners.chain import Chain, cut, flat
+from darts_bio.learners.chain import Chain, cut
 from darts_bio.registry import Registry
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -99,8 +99,8 @@ class Learner(nn.Module):
 
     >>> from darts_bio.learners import learner
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    >>> list(learner(model, "pc").parameters())  # predictive coding keeps nothing
-    []
+    >>> list(learner(model, "pepita").state_dict())
+    ['state.feedback']
     """
 
     def __init__(
@@ -257,7 +257,7 @@ def learner(
 
 def _smallest_input(chain: Chain, spec: str) -> Tensor:
     """Return zeros (1, features) for a chain that begins with a linear layer."""
-    for _, module in flat(chain.blocks[0].module):
+    for _, module in chain.blocks[0].parts:
         if isinstance(module, nn.Linear):
             return module.weight.new_zeros(1, module.in_features)
         if next(module.parameters(), None) is not None:

@@ -27,10 +27,16 @@ class Block:
     Attributes:
         name: What error messages call it.
         module: Shared with the model, never a copy of its layers.
+        parts: The modules that run in it one after the other, with their names in the model.
+
+    >>> relu = nn.ReLU(inplace=True)
+    >>> Block("1", relu, (("1", relu),)).in_place
+    True
     """
 
     name: str
     module: nn.Module
+    parts: tuple[tuple[str, nn.Module], ...]
 
     @property
     def in_place(self) -> bool:
@@ -245,10 +251,23 @@ def flat(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     ['0', '1.0', '1.1']
     """
     if _opened(module) and not (module._forward_hooks or module._forward_pre_hooks):
-        for child_name, child in module.named_children():
-            yield from flat(child, f"{name}.{child_name}".lstrip("."))
+        # Not named_children, which leaves out a module that stands there a second time.
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from flat(child, f"{name}.{child_name}".lstrip("."))
     else:
         yield name, module
+
+
+def flattened(chain: Chain) -> Chain:
+    """Return the chain whose blocks are the single modules of another's.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> [block.name for block in flattened(cut(model)).blocks]
+    ['0', '1', '2', '3']
+    """
+    parts = (part for block in chain.blocks for part in block.parts)
+    return Chain(tuple(Block(name, module, ((name, module),)) for name, module in parts))
 
 
 def _opened(module: nn.Module) -> bool:
@@ -266,7 +285,9 @@ def _grouped(model: nn.Module) -> Iterator[Block]:
         )
     groups: list[list[tuple[str, nn.Module]]] = [[]]
     weighted = False  # whether the present group has a weight already
-    for name, module in flat(model):
+    children = ((name, child) for name, child in model._modules.items() if child is not None)
+    parts = (part for name, child in children for part in flat(child, name))
+    for name, module in parts:
         has_weight = any(parameter.dim() > 1 for parameter in module.parameters())
         if has_weight and weighted:
             groups.append([])
@@ -277,7 +298,7 @@ def _grouped(model: nn.Module) -> Iterator[Block]:
     for group in groups:
         first, last = group[0][0], group[-1][0]
         label = first if len(group) == 1 else f"{first} to {last}"
-        yield Block(label, nn.Sequential(*(module for _, module in group)))
+        yield Block(label, nn.Sequential(*(module for _, module in group)), tuple(group))
 
 
 def _named(model: nn.Module, layers: Sequence[str | nn.Module]) -> Iterator[Block]:
@@ -289,8 +310,9 @@ def _named(model: nn.Module, layers: Sequence[str | nn.Module]) -> Iterator[Bloc
     modules = dict(model.named_modules())
     for place, layer in enumerate(layers):
         if isinstance(layer, nn.Module):
-            yield Block(f"{place} ({type(layer).__name__})", layer)
+            name, module = f"{place} ({type(layer).__name__})", layer
         elif isinstance(layer, str) and layer in modules:
-            yield Block(layer, modules[layer])
+            name, module = layer, modules[layer]
         else:
             raise unknown_name("submodule", str(layer), [name for name in modules if name])
+        yield Block(name, module, tuple(flat(module, name)))
