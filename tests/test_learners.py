@@ -18,6 +18,7 @@ import darts_bio
 from darts_bio.data.datasets import DIGITS
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import ATTACKS, perturb
+from darts_bio.evaluation.learner_alignment import learner_alignment
 from darts_bio.learners import LEARNERS, Evaluation, cut, learner
 from darts_bio.rules import convert
 
@@ -577,6 +578,38 @@ class TestEveryLearner:
             torch.manual_seed(0)
             learner(model, name, seed=2).backward(x, y)
             assert not torch.equal(model[0].weight.grad, found[0][0])
+
+    def test_alignment_compares_it_with_backpropagation(self, name: str) -> None:
+        """By a direct comparison of two batches' mean gradients; nothing is disturbed."""
+        model = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Dropout(), nn.Linear(6, 5))
+        teacher = learner(model, name)
+        batches = [batch(6, 7), batch(6, 7)]
+        torch.manual_seed(5)
+        measured = learner_alignment(model, teacher, batches)
+        drawn = torch.rand(2)
+        assert all(p.grad is None for p in (*model.parameters(), *teacher.parameters()))
+        sums = []
+        for run in ("learner", "exact"):
+            for x, y in batches:  # each batch from the same random state, as it is measured
+                torch.manual_seed(5)
+                if run == "learner":
+                    teacher.backward(x, y)
+                else:
+                    F.cross_entropy(model(x), y).backward()
+            sums.append(gradients(model))
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(2))
+        assert [layer.name for layer in measured.layers] == ["0", "3"]
+        for layer, place in zip(measured.layers, (0, 2), strict=True):
+            a, b = (total[place].flatten() for total in sums)
+            assert layer.gradient_cosine == pytest.approx(F.cosine_similarity(a, b, 0).item(), 1e-4)
+        whole = [torch.cat([g.flatten() for g in total]) for total in sums]
+        expected = F.cosine_similarity(*whole, 0).item()
+        assert measured.summary()["gradient_cosine"] == pytest.approx(expected, 1e-4)
+        with pytest.raises(InputError, match="expected at least 2 batches, found 1"):
+            learner_alignment(model, teacher, batches[:1])
+        with pytest.raises(InputError, match="found another one"):
+            learner_alignment(mlp(7, 5), teacher, batches)
 
     def test_the_digits_are_learned(self, name: str) -> None:
         assert digits_error(name, seed=0) < BOUNDS[name]

@@ -192,7 +192,7 @@ def measure_alignment(
     weights = {
         n: p for n, p in model.named_parameters() if id(p) not in feedback and p.requires_grad
     }
-    ruled, exact = _Moments(weights), _Moments(weights)
+    ruled, exact = Moments(weights), Moments(weights)
     cosines: dict[str, list[Tensor]] = {}  # by layer, for each batch (N,)
     order: list[str] = []  # names of layers, as they are run
     with undisturbed(model, training=True):
@@ -261,7 +261,7 @@ def training_alignment(training: Retraining, batches: int) -> Alignment:
     )
 
 
-class _Moments:
+class Moments:
     """Sums over batches of each gradient and of its squared norm, in float64.
 
     Mean and variance follow from these; the gradients themselves need not be kept. Methods take the
@@ -286,7 +286,7 @@ class _Moments:
         """Return the squared norm of the sum of gradients."""
         return sum(self.sums[name].square().sum().item() for name in names)
 
-    def cosine(self, other: _Moments, names: Sequence[str]) -> float | None:
+    def cosine(self, other: Moments, names: Sequence[str]) -> float | None:
         """Return the cosine between the mean gradients of two; None if one of them is zero."""
         product = sum((self.sums[name] * other.sums[name]).sum().item() for name in names)
         norms = math.sqrt(self._squared_norm(names) * other._squared_norm(names))

@@ -97,6 +97,11 @@ class Learner(nn.Module):
     its `state_dict()` belongs beside that of the model in a checkpoint, and its `parameters()`,
     where there are any, are learned by the method's own losses and wait for an optimizer.
 
+    Attributes:
+        method: The method with its options.
+        chain: The model as the method sees it.
+        state: What the method keeps.
+
     >>> from darts_bio.learners import learner
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> list(learner(model, "pepita").state_dict())
@@ -116,12 +121,12 @@ class Learner(nn.Module):
         self.method = method
         # In a tuple, so that the model does not become a part of this module.
         self._unconfirmed = () if layers is None else (model,)
-        self._chain, self._loss = cut(model, layers), loss
+        self.chain, self._loss = cut(model, layers), loss
         if example is None and method.needs_example:
-            example = _smallest_input(self._chain, self.spec)
+            example = _smallest_input(self.chain, self.spec)
         elif example is not None:
             self._confirm(example)
-        self.state = method.state(self._chain, example, seed)
+        self.state = method.state(self.chain, example, seed)
 
     @property
     def spec(self) -> str:
@@ -164,28 +169,27 @@ class Learner(nn.Module):
                 raise InputError(
                     f"learner: {name}: expected a tensor of one sample or more, found {found}"
                 )
-        if not self._chain.parameters:
+        if not self.chain.parameters:
             raise InputError(
                 "learner: expected parameters that require a gradient, found none; unfreeze some"
             )
         self._confirm(x)
         with torch.enable_grad():
             loss, logits = self.method.backward(
-                self._chain, self.state, x.detach(), lambda output: self._value(output, y)
+                self.chain, self.state, x.detach(), lambda output: self.loss(output, y)
             )
         return Outcome(loss.detach(), logits.detach())
 
-    def extra_repr(self) -> str:
-        return f"{self.spec}, blocks={[block.name for block in self._chain.blocks]}"
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """Return the loss, a scalar, of the model's output (N, ...) and the targets y.
 
-    def _confirm(self, x: Tensor) -> None:
-        """Compare chain and model once, where the blocks were named by the user."""
-        for model in self._unconfirmed:
-            self._chain.confirm(model, x)
-        self._unconfirmed = ()
+        Raises InputError where y does not go with the output.
 
-    def _value(self, output: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of an output, with InputError where y does not go with it."""
+        >>> from darts_bio.learners import learner
+        >>> teacher = learner(nn.Sequential(nn.Linear(4, 2)), "pc")
+        >>> teacher.loss(torch.zeros(3, 2, requires_grad=True), torch.tensor([0, 1, 1])).exp()
+        tensor(2., grad_fn=<ExpBackward0>)
+        """
         if self._loss is None:
             classes = output.shape[:1] + output.shape[2:]  # (N, K, ...) -> (N, ...)
             whole = y.shape == classes and not (y.is_floating_point() or y.dtype == torch.bool)
@@ -208,6 +212,15 @@ class Learner(nn.Module):
                 f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
             )
         return value
+
+    def extra_repr(self) -> str:
+        return f"{self.spec}, blocks={[block.name for block in self.chain.blocks]}"
+
+    def _confirm(self, x: Tensor) -> None:
+        """Compare chain and model once, where the blocks were named by the user."""
+        for model in self._unconfirmed:
+            self.chain.confirm(model, x)
+        self._unconfirmed = ()
 
 
 def learner(
