@@ -24,6 +24,7 @@ from darts_bio.config import PROTOCOLS, Protocol
 from darts_bio.data.datasets import DATASETS, load_data
 from darts_bio.evaluation.attacks import ATTACKS, Attack
 from darts_bio.evaluation.corruptions import CORRUPTIONS
+from darts_bio.learners import LEARNERS, Evaluation, LearningMethod
 from darts_bio.networks import STEMS
 from darts_bio.networks.stems import CifarStem
 from darts_bio.rules import RULES, LearningRule, RuleConv2d
@@ -46,6 +47,18 @@ class Half(LearningRule):
 
     def kernel(self, weight, state):
         return 0.5 * weight
+
+
+@LEARNERS.register("my_learner")
+@dataclass(frozen=True)
+class LastBlock(LearningMethod):
+    """Only the last block learns."""
+
+    def backward(self, chain, state, x, loss):
+        inputs, outputs = Evaluation(chain).forward(x)
+        value = loss(outputs[-1])
+        value.backward(inputs=chain.parameters)
+        return value, outputs[-1]
 
 
 @operation("my_operation")
@@ -144,7 +157,7 @@ TEXT_FORMS.register("my_text")(TextForm("my:NAME", "darts", lambda text: text.st
 KINDS = tuple(
     f"my_{kind}"
     for kind in (
-        *("rule", "operation", "space", "strategy", "regularizer", "cost", "data"),
+        *("rule", "learner", "operation", "space", "strategy", "regularizer", "cost", "data"),
         *("attack", "adversary", "corruption", "schedule", "protocol", "stem", "text"),
     )
 )

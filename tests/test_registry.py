@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.attacks import ATTACKS
+from darts_bio.learners import LEARNERS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES
@@ -185,6 +186,7 @@ class TestRegistry:
 
 VALUE_FAMILIES: tuple[Registry[Any], ...] = (
     RULES,
+    LEARNERS,
     SPACES,
     STRATEGIES,
     BLACK_BOX_STRATEGIES,

@@ -235,7 +235,8 @@ def learner(
     """Return what trains a model by a global learner: call its `backward(x, y)` in any loop.
 
     The model itself is not changed. All of its trained parameters must lie in the blocks that it is
-    cut into.
+    cut into. Of several processes each fills the gradients of its own batch: average them before
+    the optimizer's step.
 
     Args:
         model: An nn.Sequential, which is cut in front of each module with a weight, or any model
