@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import darts_bio
@@ -152,13 +153,14 @@ class TestPredictiveCoding:
 
     def test_settled_values_have_no_force_on_them(self) -> None:
         """At the minimum of a quadratic energy, in closed form: one hidden value, W2 linear, half
-        the squared distance. (1 + W2^T W2) v = W1 x + W2^T (y - b2).
+        the squared distance. (1 + W2^T W2) v = W1 x + W2^T y. An eigenvalue of the matrix is 1 or
+        more, so 150 steps of rate 0.3 leave less than 0.7^150 = 1e-23 of what was to go.
         """
         model = nn.Sequential(nn.Linear(7, 6, bias=False), nn.Linear(6, 5, bias=False))
         x, y = torch.randn(4, 7), torch.randn(4, 5)
         learner(
             model,
-            "pc(steps=3000, rate=0.1)",
+            "pc(steps=150, rate=0.3)",
             loss=lambda output, target: 0.5 * (output - target).square().sum() / len(output),
         ).backward(x, y)
         W1, W2 = (m.weight.detach() for m in model)
@@ -413,6 +415,24 @@ class TestChain:
         with pytest.raises(InputError, match="found another output"):
             learner(model, "pc", layers=["first", "middle", "last"], example=x)
 
+    def test_a_residual_network_learns_by_stages(self) -> None:
+        """With batch norm in training mode, whose statistics move once."""
+        model = torchvision.models.resnet18(num_classes=5)
+        other, (x, y) = copy.deepcopy(model), batch(3, 3, 32, 32)
+        stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+        head = nn.Sequential(model.avgpool, nn.Flatten(), model.fc)
+        layers = [stem, "layer1", "layer2", "layer3", "layer4", head]
+        learner(model, "pc(mode=fixed, rate=1, steps=6)", layers=layers).backward(x, y)
+        close(gradients(model), exact_gradients(other, x, y))
+        for one, two in zip(model.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=0)
+        with pytest.raises(InputError, match="expected an nn.Sequential, found ResNet; name its"):
+            learner(model, "pc")
+        with pytest.raises(
+            InputError, match=r"block fc: cannot take an input of shape \(3, 512, 1"
+        ):
+            learner(model, "pc", layers=[stem, *layers[1:5], "avgpool", "fc"]).backward(x, y)
+
     def test_a_graph_that_is_not_a_chain_is_refused(self) -> None:
         class Branching(nn.Module):
             def __init__(self) -> None:
@@ -554,6 +574,21 @@ class TestEveryLearner:
         assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1) > 0
         for optimizer in (torch.optim.SGD, torch.optim.AdamW):
             optimizer(model.parameters(), lr=0.1).step()
+
+    def test_statistics_move_once_a_step(self, name: str) -> None:
+        """However often a block is evaluated: as by one forward pass with the same dropout."""
+        model = nn.Sequential(
+            *(nn.Linear(7, 6), nn.Dropout(0.4), nn.BatchNorm1d(6, affine=False), nn.ReLU()),
+            *(nn.Linear(6, 8), nn.Dropout(0.4), nn.BatchNorm1d(8, affine=False), nn.ReLU()),
+            nn.Linear(8, 5),
+        )
+        other, (x, y) = copy.deepcopy(model), batch(9, 7)
+        for net, run in ((model, learner(model, name).backward), (other, lambda x, y: other(x))):
+            torch.manual_seed(3)
+            run(x, y)
+            assert net[2].num_batches_tracked == net[6].num_batches_tracked == 1
+        for one, two in zip(model.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=0)
 
     def test_frozen_parameters_get_nothing(self, name: str) -> None:
         model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)

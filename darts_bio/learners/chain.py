@@ -91,7 +91,7 @@ class Chain:
     def confirm(self, model: nn.Module, x: Tensor) -> None:
         """Raise InputError unless chain and model, in evaluation mode, give the same for x."""
         with self.evaluated(), in_mode(model, training=False):
-            expected, found = model(x), self(x)
+            found, expected = self(x), model(x)  # the chain first: it says what it cannot take
         same = isinstance(expected, Tensor) and expected.shape == found.shape
         if not (same and torch.allclose(expected, found, rtol=1e-3, atol=1e-4, equal_nan=True)):
             raise InputError(

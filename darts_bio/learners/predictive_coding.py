@@ -40,8 +40,8 @@ class PredictiveCoding(LearningMethod):
 
     Then each weight gets the gradient of E, the mean over samples. E is that of each sample, so the
     result does not depend on how many share a batch; in torch2pc a sample's loss counts 1/N of its
-    errors. Gradients here are taken after the last step, at one point; there errors are those
-    before it. Within a block derivatives are exact. Steps of `strict` that are too long diverge:
+    errors. Gradients are taken after the last step; there errors are those before it, so n of its
+    steps are n - 1 here. Within a block derivatives are exact. Steps of `strict` that are too long diverge:
     lower `rate`.
 
     Further evaluations of a block repeat the masks of dropout, and leave the running statistics of
