@@ -110,16 +110,24 @@ def cosine(model: nn.Module, teacher: Learner | None, train: Data) -> float:
     return learner_alignment(model, teacher, batches).gradient_cosine or 0.0
 
 
-def costs(device: torch.device, widths: tuple[int, ...], batch: int) -> dict[str, float]:
-    """Seconds of filling .grad once, relative to backpropagation."""
+def costs(device: torch.device, widths: tuple[int, ...], batch: int) -> dict[str, list[float]]:
+    """Seconds of filling .grad once, relative to backpropagation: in three rounds, taking turns."""
     torch.manual_seed(0)
     x, y = torch.rand(batch, widths[0]), torch.arange(batch) % widths[-1]
-    seconds = {}
-    for name in LEARNERS:
-        model = mlp(*widths)
-        backward = descent(model, None if name == "bp" else learner(model, name))
-        seconds[name] = median_seconds(partial(backward, x, y), device, repeats=9)
-    return {name: value / seconds["bp"] for name, value in seconds.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in LEARNERS}
+    for _ in range(3):
+        seconds = {}
+        for name in LEARNERS:
+            model = mlp(*widths)
+            backward = descent(model, None if name == "bp" else learner(model, name))
+            seconds[name] = median_seconds(partial(backward, x, y), device, repeats=5)
+        for name, found in ratios.items():
+            found.append(seconds[name] / seconds["bp"])
+    return ratios
+
+
+def span(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def main() -> None:
@@ -150,8 +158,8 @@ def main() -> None:
             "cost_wide": wide[name],
         }
         print(
-            f"| `{name}` | {rate:g} | {spread(errors)} | {spread(cosines)} | {small[name]:.1f} | "
-            f"{wide[name]:.1f} |",
+            f"| `{name}` | {rate:g} | {spread(errors)} | {spread(cosines)} | "
+            f"{span(small[name])} | {span(wide[name])} |",
             flush=True,
         )
     sizes = {"epochs": arguments.epochs, "seeds": arguments.seeds, "rates": RATES, "batch": BATCH}
