@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from darts_bio.rules import convert
 NAMES = tuple(LEARNERS)
 
 
-def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
     """Linear layers of these widths with an activation in between."""
     modules: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
@@ -250,6 +251,21 @@ class TestPepita:
             expected = [kernel, bias, e.t() @ model[:4](moved) / 4, e.mean(0)]
         close(gradients(model), expected)
 
+    def test_a_convolution_at_the_end_learns_by_the_error_at_its_output(self) -> None:
+        """Which global pooling spreads evenly over its 16 positions: their sum, not their mean."""
+        model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3))
+        model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+        x, y = batch(4, 2, 8, 8)
+        teacher = learner(model, "pepita(scale=2)", example=x)
+        teacher.backward(x, y)
+        with torch.no_grad():
+            e = one_hot_error(model(x), y)[:, :, None, None].expand(4, 5, 4, 4) / 16
+            moved = x + (e.flatten(1) @ teacher.state.feedback.t()).view_as(x)
+            below = model[:2](moved)
+            windows = below.unfold(2, 3, 1).unfold(3, 3, 1)  # (N, channels, 4, 4, 3, 3)
+            expected = torch.einsum("norc,nircab->oiab", e, windows) / 4
+        close([model[2].weight.grad, model[2].bias.grad], [expected, e.sum((0, 2, 3)) / 4])
+
     def test_both_passes_have_the_same_dropout(self) -> None:
         """Without feedback to speak of the passes are equal, and hidden layers learn nothing."""
         model = nn.Sequential(nn.Linear(7, 60), nn.Dropout(), nn.ReLU(), nn.Linear(60, 5))
@@ -349,6 +365,8 @@ class TestDifferenceTargetPropagation:
         (inverse,) = learner(mlp(7, 6, 8, 5, activation=nn.ReLU), "dtp").state
         close([inverse.linear.weight @ inverse.linear.weight.t()], [torch.eye(6)])
         assert isinstance(inverse.activation, nn.ReLU)
+        one, two = learner(mlp(7, 6, 6, 6, 5), "dtp").state
+        assert not torch.equal(one.linear.weight, two.linear.weight)
 
     def test_what_it_cannot_train_ends_in_one_line(self) -> None:
         net = nn.Sequential(*conv_net()[:2], nn.Linear(24, 7), nn.Linear(7, 5))
@@ -467,16 +485,30 @@ class TestChain:
             close(gradients(model), expected)
 
     def test_each_evaluation_of_a_block_repeats_its_draws(self) -> None:
-        evaluation = Evaluation(cut(nn.Sequential(nn.Linear(50, 50), nn.Dropout(), mlp(50, 3))))
-        x = torch.randn(4, 50)
+        """Those of its first one; the generator stays where it is, behind all first ones."""
+        chain = cut(nn.Sequential(nn.Linear(50, 50), nn.Dropout(), nn.Linear(50, 50), nn.Dropout()))
+        evaluation, x = Evaluation(chain), torch.randn(4, 50)
         first = evaluation(0, x)
-        evaluation(1, first)
+        second, state = evaluation(1, first), torch.get_rng_state()
         assert torch.equal(first == 0, evaluation(0, 2 * x) == 0)
-        assert not torch.equal(first == 0, Evaluation(evaluation_chain())(0, x) == 0)
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(second == 0, evaluation(1, 2 * x) == 0)
+        assert not torch.equal(first == 0, Evaluation(chain)(0, x) == 0)
 
-
-def evaluation_chain() -> Any:
-    return cut(nn.Sequential(nn.Linear(50, 50), nn.Dropout()))
+    @pytest.mark.parametrize("spec", ["pc(mode=fixed, rate=1, steps=3)", "dtp(rate=0.5)"])
+    def test_a_block_may_begin_in_place(self, spec: str) -> None:
+        """Values between blocks survive it; what begins with its activation has no range below."""
+        model, (x, y) = mlp(7, 6, 8, 5, activation=partial(nn.ReLU, inplace=True)), batch(6, 7)
+        layers = [model[0], model[1:3], model[3:]]
+        teacher = learner(model, spec, layers=layers)
+        teacher.backward(x, y)
+        found, exact = gradients(model), exact_gradients(model, x, y)
+        close(found[2:], exact[2:])
+        if spec.startswith("pc"):
+            close(found[:2], exact[:2])
+        else:
+            (inverse,) = teacher.state
+            assert inverse.activation is None
 
 
 WRONG = [
@@ -593,8 +625,9 @@ class TestEveryLearner:
     def test_frozen_parameters_get_nothing(self, name: str) -> None:
         model, (x, y) = mlp(7, 6, 8, 5), batch(6, 7)
         model[0].requires_grad_(False)
-        learner(model, name).backward(x, y)
-        assert [p.grad is None for p in model.parameters()] == [True, True] + [False] * 4
+        for spec in (name, "pc(mode=fixed)"):
+            learner(model, spec).backward(x, y)
+            assert [g.numel() for g in gradients(model)] == [0, 0, 48, 8, 40, 5]
 
     def test_state_is_drawn_by_the_seed_and_goes_through_a_checkpoint(self, name: str) -> None:
         """A learner that loads another's state does what that one does."""
