@@ -33,6 +33,7 @@ _HOMES = {
     "InputError": "darts_bio.errors",
     "Listener": "darts_bio.training.engine",
     "align": "darts_bio.api",
+    "attach": "darts_bio.rules",
     "attack": "darts_bio.api",
     "audit": "darts_bio.rules",
     "build_network": "darts_bio.networks",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from darts_bio.errors import InputError as InputError
     from darts_bio.learners import learner as learner
     from darts_bio.networks import build_network as build_network
+    from darts_bio.rules import attach as attach
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert
     from darts_bio.rules import draw_feedback as draw_feedback

@@ -507,7 +507,7 @@ class TestInitialisation:
         """W -> 10 W leaves the kernel as it is; W -> -W turns it for the sign rules and not for
         fa.
         """
-        layer = linear(rule)
+        layer = linear(rule).eval()  # in training brsf would ask for a renewal
         before = kernel_seen(layer)
         with torch.no_grad():
             layer.weight.mul_(10)

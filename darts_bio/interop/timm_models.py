@@ -89,7 +89,7 @@ class TimmNetwork(Network):
     renewed at the start of each training pass with gradients but the first, as
     `draw_feedback(model, seed, update)` does after each update; where gradients are accumulated
     over several passes, it is renewed at each of them. A run that timm resumes counts its passes
-    from 0 again.
+    from 0 again. Once `attach` was called, feedback is renewed after each update, and not here.
 
     Args:
         genotype: A genotype, the content of a genotype file, or what `load_genotype` takes.
@@ -171,6 +171,8 @@ class TimmNetwork(Network):
         self.drop_rate, self.seed, self.grad_checkpointing = drop_rate, seed, False
         self.global_pool = "avg"
         self.passes = 0
+        self.renews_itself = True
+        """Whether it renews its feedback; `attach` takes that over."""
         self.set_drop_path(drop_path_rate)
         self.feature_info = self._features(SPACES.build(self.genotype.space).reductions(layers))
         draw_feedback(self, seed)
@@ -231,7 +233,7 @@ class TimmNetwork(Network):
 
         What is drawn follows from the seed and the number of passes so far.
         """
-        if self.passes:
+        if self.passes and self.renews_itself:
             # Feedback is drawn in its own type, whatever type the pass computes in.
             with torch.autocast(next(self.parameters()).device.type, enabled=False):
                 draw_feedback(self, self.seed, self.passes)

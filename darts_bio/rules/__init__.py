@@ -18,6 +18,7 @@ from darts_bio.rules import dfa as _dfa  # noqa: F401  (these register their rul
 from darts_bio.rules import feedback as _feedback  # noqa: F401
 from darts_bio.rules import hebbian as _hebbian  # noqa: F401
 from darts_bio.rules import predictive as _predictive  # noqa: F401
+from darts_bio.rules.attach import Attached, attach
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule, Operator
 from darts_bio.rules.carriers import (
     DirectOperation,
@@ -35,6 +36,7 @@ from darts_bio.rules.layers import RuleConv2d, RuleLayer, RuleLinear, rule_layer
 
 __all__ = [
     "RULES",
+    "Attached",
     "Audit",
     "DirectOperation",
     "InitialLaw",
@@ -45,6 +47,7 @@ __all__ = [
     "RuleConv2d",
     "RuleLayer",
     "RuleLinear",
+    "attach",
     "audit",
     "connect_output",
     "convert",

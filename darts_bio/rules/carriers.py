@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.modes import restored
+from darts_bio.private_torch import changes
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
 from darts_bio.runtime import Run, call, derive_seed, generator
@@ -55,6 +57,7 @@ class RuleCarrier(nn.Module):
         self.exact = False
         self.held: Tensor | None = None
         self._feedback_names: tuple[str, ...] = ()
+        self.begin_unrenewed()
 
     @property
     def initial_law(self) -> InitialLaw:
@@ -106,6 +109,33 @@ class RuleCarrier(nn.Module):
     def _keep(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             getattr(self, PREFIX + name).copy_(value)
+
+    def begin_unrenewed(self) -> None:
+        """Forget who renewed the feedback, if that has to be done: nobody, for now."""
+        self.is_renewed = not self.rule.renews
+        """Whether somebody renews the feedback (`Renewal`), or nobody has to."""
+        self._weight_changes: list[int] = []
+        """How often the weight had been written to, at training passes that nobody renewed for."""
+
+    def expect_renewal(self, weight: Tensor) -> None:
+        """Warn if the feedback is to be renewed after each update of `weight`, and nobody does it.
+
+        Called in each training pass. At the third pass with yet another weight two updates were
+        made, and not one renewal.
+        """
+        count = changes(weight)
+        if count in self._weight_changes[-1:]:
+            return
+        self._weight_changes.append(count)
+        if len(self._weight_changes) == 3:
+            self.is_renewed = True  # so that it is said once
+            warnings.warn(
+                f"{self.rule.spec} renews its feedback after each weight update, but weights were "
+                "updated and feedback was not renewed: it learns as with fixed feedback; call "
+                "darts_bio.attach(model, optimizer) before the loop, or draw_feedback(model, seed, "
+                "update) after each update",
+                stacklevel=2,
+            )
 
     def transport(self, weight: Tensor) -> Tensor | None:
         """Return the kernel that carries the error down; None if no error is sent.
@@ -320,13 +350,17 @@ class Renewal:
     True
     """
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, seed: int, only: Callable[[RuleCarrier], bool] | None = None
+    ) -> None:
+        """Find what has to be renewed in the model, or of that only the carriers that are asked for."""
         self._seed = seed
         self._on_gpu: list[RuleCarrier] = []
         self._on_cpu: list[tuple[str, RuleCarrier]] = []
         for name, carrier in _with_feedback(model):
-            if not carrier.rule.renews:
+            if not carrier.rule.renews or not (only is None or only(carrier)):
                 continue
+            carrier.is_renewed = True
             if _device(carrier).type == "cuda":
                 self._on_gpu.append(carrier)
             else:

@@ -100,6 +100,8 @@ class RuleLayer(DirectCarrier):
             return self.sent_directly(self.plain.forward(self, x.detach()), x)
         if rule.local:
             return self.local_pass(x)
+        if self.training and not self.is_renewed and not torch.compiler.is_compiling():
+            self.expect_renewal(self.weight)
         # Feedback that is learned learns in the lowest layer too, unless it is frozen with the
         # weights.
         learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)

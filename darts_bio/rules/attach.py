@@ -1,0 +1,187 @@
+"""What a training loop owes to learning rules, done by the optimizer's own hooks: `attach`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from darts_bio.errors import InputError
+from darts_bio.rules.carriers import Renewal, RuleCarrier, rule_carriers
+
+
+class Attached:
+    """What `attach` returns: it renews feedback after each update until it is removed.
+
+    As a context manager it is removed at the end. `state_dict` holds the numbers of the updates
+    made, for a checkpoint.
+
+    >>> from darts_bio.rules import RULES, RuleLinear
+    >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> with attach(layer, optimizer) as attached:
+    ...     layer(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    ...     optimizer.step()
+    >>> attached.state_dict()
+    {'updates': [1]}
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int
+    ) -> None:
+        self._model, self._seed = model, seed
+        self._updates = [0] * len(optimizers)
+        self._carriers = [carrier for _, carrier in rule_carriers(model) if carrier.rule.renews]
+        for carrier in self._carriers:
+            carrier.is_renewed = True
+        self._self_renewing = [m for m in model.modules() if getattr(m, "renews_itself", False)]
+        for module in self._self_renewing:  # a model for loops that nothing is attached to
+            module.renews_itself = False  # type: ignore[assignment]
+        self._owned = _owners(self._carriers, optimizers)
+        self._hooks = [
+            optimizer.register_step_post_hook(_AfterStep(self, number))
+            for number, optimizer in enumerate(optimizers)
+        ]
+
+    def updated(self, number: int) -> None:
+        """Renew the feedback of what the optimizer of that number has just updated."""
+        self._updates[number] += 1
+        owned = self._owned[number]
+        if not owned:
+            return
+        device = next(iter(owned[0].feedback.values())).device.type
+        identities = set(map(id, owned))
+        renewal = Renewal(self._model, self._seed, only=lambda carrier: id(carrier) in identities)
+        with torch.autocast(device, enabled=False):  # feedback is drawn in its own type
+            renewal(self._updates[number])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates made through each optimizer."""
+        return {"updates": list(self._updates)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the updates that a `state_dict` counts.
+
+        Raises InputError if it is of another number of optimizers.
+        """
+        updates = list(state["updates"])
+        if len(updates) != len(self._updates):
+            raise InputError(
+                f"attach: expected the state of {len(self._updates)} optimizer(s), found one of "
+                f"{len(updates)}; attach the optimizers that it was saved with"
+            )
+        self._updates = updates
+
+    def remove(self) -> None:
+        """Take all hooks off again; from then on nothing renews the feedback."""
+        for hook in self._hooks:
+            hook.remove()
+        for carrier in self._carriers:
+            carrier.begin_unrenewed()
+        for module in self._self_renewing:
+            module.renews_itself = True  # type: ignore[assignment]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+class _AfterStep:
+    """The hook that an optimizer calls after each step."""
+
+    def __init__(self, attached: Attached, number: int) -> None:
+        self._attached, self._number = attached, number
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # A GradScaler leaves out steps whose gradients are not finite. A fused optimizer is called
+        # all the same, and told by this attribute to move nothing.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self._attached.updated(self._number)
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+    *,
+    seed: int = 0,
+) -> Attached:
+    """Have a loop of any kind do what learning rules ask for; to be called once, before it.
+
+    After each step of the optimizer, the rules that renew their feedback (brsf, weight_mirror) do
+    so, by the very numbers of `draw_feedback(model, seed, update)`, where `update` counts the
+    steps. A step that a GradScaler leaves out is none.
+
+    Of several optimizers each renews, and counts, for the layers whose weights it holds; the first
+    one also for weights that none holds. On a GPU, where one generator serves all layers that are
+    renewed together, the numbers are then others than those of `draw_feedback` for all.
+
+    To resume, keep `attached.state_dict()` in the checkpoint beside that of the optimizer, and
+    load it: what is drawn depends on the number of the update.
+
+    Args:
+        model: The model, wrapped by DistributedDataParallel or torch.compile or not.
+        optimizer: What updates its weights: one or several of PyTorch's optimizers.
+        seed: The seed of the draws, as that of `convert`.
+
+    Returns:
+        A handle with `remove()`, `state_dict()` and `load_state_dict(...)`, which is also a context
+        manager.
+
+    Raises:
+        InputError: The model has no learning rules, or an optimizer is none of PyTorch's.
+
+    >>> from darts_bio.rules import RULES, RuleLinear, draw_feedback
+    >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> attached = attach(layer, optimizer, seed=1)
+    >>> for _ in range(3):  # any loop
+    ...     optimizer.zero_grad()
+    ...     layer(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    ...     optimizer.step()
+    >>> drawn = layer.feedback["magnitude"].clone()
+    >>> draw_feedback(layer, seed=1, update=3)  # what the third update draws
+    >>> torch.equal(layer.feedback["magnitude"], drawn)
+    True
+    """
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for each in optimizers:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise InputError(
+                f"attach: expected a torch.optim.Optimizer, or several, found "
+                f"{type(each).__name__}; attach the optimizer itself, not what wraps it"
+            )
+    if not optimizers:
+        raise InputError("attach: expected at least one optimizer, found none; hand it over")
+    if next(rule_carriers(model), None) is None:
+        raise InputError(
+            f"attach: expected a model with learning rules, found a {type(model).__name__} "
+            "without; convert it first (darts_bio.convert)"
+        )
+    return Attached(model, optimizers, seed)
+
+
+def _owners(
+    carriers: list[RuleCarrier], optimizers: list[torch.optim.Optimizer]
+) -> list[list[RuleCarrier]]:
+    """Return for each optimizer the carriers whose weights it holds.
+
+    The first one also gets those whose weights no optimizer holds, since they are frozen or many
+    taken as one.
+    """
+    owner_of = {
+        id(parameter): number
+        for number, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    owned: list[list[RuleCarrier]] = [[] for _ in optimizers]
+    for carrier in carriers:
+        weights = [id(parameter) for parameter in carrier.parameters(recurse=False)]
+        numbers = [owner_of[weight] for weight in weights if weight in owner_of]
+        owned[numbers[0] if numbers else 0].append(carrier)
+    return owned
