@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +13,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from several import several
+from tape import TapeRecorder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from darts_bio import attach, convert, draw_feedback
+from darts_bio import attach, convert, draw_feedback, true_gradients
+from darts_bio.config import RetrainConfig
+from darts_bio.data.datasets import load_data
+from darts_bio.distributed import process_group
 from darts_bio.errors import InputError
-from darts_bio.rules import RULES
+from darts_bio.networks.supernet import SuperNet
+from darts_bio.rules import RULES, learned_feedback, rule_layers
+from darts_bio.spaces import SPACES, load_genotype
+from darts_bio.training.optim import WeightOptimizer
+from darts_bio.training.retrain import Retraining
 
 RENEWING = [name for name in RULES if RULES.get(name).renews]
 LOCAL = [name for name in RULES if RULES.get(name).local]
@@ -34,12 +46,44 @@ def plain() -> nn.Sequential:
     )  # fmt: skip
 
 
-def ruled(rule: str) -> nn.Module:
-    return convert(plain(), {"7": "bp", "*": rule}, seed=3)
+def ruled(rule: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    return convert(plain().to(dtype), {"7": "bp", "*": rule}, seed=3)
 
 
 def sgd(model: nn.Module, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, **options)
+
+
+def halves(
+    model: nn.Module, optimizer: torch.optim.Optimizer, share: slice, *, synchronized: bool = True
+) -> None:
+    """A loop that passes each batch in two parts, of which a process takes its share.
+
+    `synchronized` says whether a DistributedDataParallel averages after each part.
+    """
+    for x, labels in zip(X.double(), LABELS, strict=True):
+        optimizer.zero_grad()
+        for number in (0, 1):
+            part = slice(4 * number + share.start, 4 * number + share.stop)
+            alone = number == 0 and not synchronized
+            with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                (F.cross_entropy(model(x[part]), labels[part]) / 2).backward()
+        optimizer.step()
+
+
+def process(number: int, rules: list[str]) -> None:
+    """Train under each rule as one of two processes, in two parts of two images each."""
+    with process_group():
+        for rule in rules:
+            for synchronized in (True, False):
+                model = ruled(rule, torch.float64)
+                whole = nn.parallel.DistributedDataParallel(model)
+                optimizer = sgd(whole)
+                attach(whole, optimizer, seed=3)
+                share = slice(2 * number, 2 * number + 2)
+                halves(whole, optimizer, share, synchronized=synchronized)
+                if number == 1:
+                    torch.save(whole.state_dict(), f"{rule} {synchronized}")
 
 
 def train(
@@ -48,18 +92,23 @@ def train(
     after: Callable[[int], None] = lambda _: None,
 ) -> None:
     """The loop that every other one is compared with."""
-    for t, (x, labels) in enumerate(zip(X, LABELS, strict=True)):
+    dtype = next(model.parameters()).dtype
+    for t, (x, labels) in enumerate(zip(X.to(dtype), LABELS, strict=True)):
         optimizer.zero_grad()
         F.cross_entropy(model(x), labels).backward()
         optimizer.step()
         after(t + 1)
 
 
-def by_hand(rule: str) -> nn.Module:
+def by_hand(rule: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """What `draw_feedback` after each update makes of the net."""
-    model = ruled(rule)
+    model = ruled(rule, dtype)
     train(model, sgd(model), lambda update: draw_feedback(model, 3, update))
     return model
+
+
+ROUNDING = 1e-12
+"""Of four updates in float64, whose sums are taken in another order."""
 
 
 def same(one: nn.Module, other: nn.Module, tolerance: float | None = None) -> None:
@@ -177,3 +226,236 @@ def test_what_cannot_be_attached() -> None:
         attach(plain(), sgd(model))
     with pytest.raises(InputError, match=r"the state of 1 optimizer\(s\), found one of 2"):
         attach(model, sgd(model)).load_state_dict({"updates": [1, 2]})
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("processes")
+    ended = several(2, process, list(RULES), place=place)
+    assert [each.code for each in ended] == [0, 0], ended
+    return place
+
+
+@pytest.mark.parametrize("rule", RULES)
+class TestTheSameTraining:
+    """Every loop ends with the weights of `train`, in which `draw_feedback` is called."""
+
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_under_a_scaler(self, rule: str, fused: bool) -> None:
+        """Bit for bit, since the scale is a power of two."""
+        model, expected = ruled(rule), ruled(rule)
+        plainly = sgd(expected, fused=fused)
+        train(expected, plainly, lambda update: draw_feedback(expected, 3, update))
+        optimizer, scaler = sgd(model, fused=fused), GradScaler("cpu", init_scale=2.0**16)
+        attach(model, optimizer, seed=3, scaler=scaler)
+        for x, labels in zip(X, LABELS, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(model(x), labels)).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+        same(expected, model)
+
+    @pytest.mark.parametrize("set_to_none", [True, False])
+    def test_in_parts_under_a_scaler_and_clipped(self, rule: str, set_to_none: bool) -> None:
+        model = ruled(rule, torch.float64)
+        expected = copy.deepcopy(model)
+        optimizer = sgd(expected)
+        for t, (x, labels) in enumerate(zip(X.double(), LABELS, strict=True)):
+            optimizer.zero_grad()
+            F.cross_entropy(expected(x), labels).backward()
+            clip(expected, 0.01)
+            optimizer.step()
+            draw_feedback(expected, 3, t + 1)
+        optimizer, scaler = sgd(model), GradScaler("cpu", init_scale=2.0**16)
+        attach(model, optimizer, seed=3, scaler=scaler)
+        for x, labels in zip(X.double(), LABELS, strict=True):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            for part, its_labels in zip(x.chunk(4), labels.chunk(4), strict=True):
+                scaler.scale(F.cross_entropy(model(part), its_labels) / 4).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            clip(model, 0.01)
+            scaler.step(optimizer)
+            scaler.update()
+        same(expected, model, ROUNDING)
+
+    def test_in_parts(self, rule: str) -> None:
+        model = ruled(rule, torch.float64)
+        optimizer = sgd(model)
+        attach(model, optimizer, seed=3)
+        halves(model, optimizer, slice(0, 4))
+        same(by_hand(rule, torch.float64), model, ROUNDING)
+
+    @pytest.mark.parametrize("synchronized", [True, False])
+    def test_by_two_processes(self, rule: str, synchronized: bool, of_two_processes: Path) -> None:
+        found = ruled(rule, torch.float64)
+        state = torch.load(of_two_processes / f"{rule} {synchronized}", weights_only=True)
+        found.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+        same(by_hand(rule, torch.float64), found, ROUNDING)
+
+
+def clip(model: nn.Module, bound: float) -> None:
+    """Clip by the norm of the weights alone, as the README says it."""
+    feedback = set(learned_feedback(model))
+    grads = [p.grad for p in model.parameters() if p.grad is not None and p not in feedback]
+    nn.utils.clip_grads_with_norm_(model.parameters(), bound, nn.utils.get_total_norm(grads))
+
+
+class TestKolenPollack:
+    def test_clipping_by_the_readme_is_that_of_the_weights(self) -> None:
+        """The last layers' gradients do not depend on the rule: there the factor shows."""
+        models = [ruled(rule, torch.float64) for rule in ("fa", "kolen_pollack")]
+        models[1].load_state_dict(models[0].state_dict())  # the same feedback
+        for model in models:
+            F.cross_entropy(model(X[0].double()), LABELS[0]).backward()
+            clip(model, 0.01)
+        for name, parameter in models[0].named_parameters():
+            assert parameter.grad is not None
+            own = models[1].get_parameter(name).grad
+            assert own is not None
+            assert torch.allclose(own, parameter.grad, rtol=1e-10, atol=0)
+        total = nn.utils.get_total_norm([p.grad for p in models[0].parameters()])  # type: ignore[misc]
+        assert float(total) == pytest.approx(0.01, rel=1e-4)
+
+    @pytest.mark.parametrize("scale", ["init", "match"])
+    def test_feedback_of_a_frozen_weight_is_frozen(self, scale: str) -> None:
+        model = ruled(f"kolen_pollack(scale={scale})")
+        frozen = model.get_submodule("2")
+        frozen.get_parameter("weight").requires_grad_(requires_grad=False)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        train(model, sgd(model))
+        moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+        assert moved.isdisjoint({"2.weight", "2.feedback_kernel"})
+        assert {"0.weight", "0.feedback_kernel", "2.bias", "5.feedback_kernel"} <= moved
+
+    @pytest.mark.parametrize("rule", ["kolen_pollack", *LOCAL])
+    def test_ties_with_an_embedding_and_with_a_layer_without_a_rule(self, rule: str) -> None:
+        for other in (nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)):
+            tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 7, bias=False), other)
+            tied[1].weight = other.weight
+            with pytest.raises(InputError, match=rf"1 and 2 share their weight, and {rule} is not"):
+                convert(tied, {"1": rule})
+            convert(tied, {"0": rule})
+            convert(tied, {"1": "fa"})
+
+
+def updates_of(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """What local rules want of their weights, by a pass of a fresh copy."""
+    model = copy.deepcopy(model)
+    model(x).sum().backward()
+    return [layer.weight.grad for _, layer in rule_layers(model) if layer.rule.local]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("rule", LOCAL)
+class TestUnitOfAnUpdate:
+    def test_the_rule_is_a_mean_over_samples(self, rule: str) -> None:
+        """Which is what makes the unit one: of the whole net, whose layers pass on what they see."""
+        model, x = ruled(rule, torch.float64), X[0].double()
+        one_by_one = [updates_of(model, sample) for sample in x.split(1)]
+        for whole, *parts in zip(updates_of(model, x), *one_by_one, strict=True):
+            assert torch.allclose(whole, torch.stack(parts).mean(0), rtol=1e-11, atol=1e-14)
+
+    @pytest.mark.parametrize(
+        "again",
+        [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: convert(m, {"0": "fa"})],
+    )
+    def test_a_copy_has_its_own(self, rule: str, again: Callable[[nn.Module], nn.Module]) -> None:
+        model = again(ruled(rule, torch.float64))
+        expected = updates_of(model, X[0].double())
+        for part in X[0].double().chunk(4):
+            (3 * model(part).sum()).backward()
+        found = [layer.weight.grad for _, layer in rule_layers(model) if layer.rule.local]
+        assert len(found) >= 2
+        for one, other in zip(found, expected, strict=True):
+            assert one is not None
+            assert torch.allclose(one, other, rtol=1e-11, atol=1e-14)
+
+    def test_a_gradient_that_is_asked_for_is_no_part_of_the_mean(self, rule: str) -> None:
+        model, x = ruled(rule, torch.float64), X[0].double()
+        first = model.get_submodule("0").get_parameter("weight")
+        (expected, *_) = updates_of(model, x)
+        for part in x.chunk(2):
+            (asked,) = torch.autograd.grad(model(x).sum(), [first])
+            assert torch.equal(asked, expected)
+            model(part).sum().backward()
+        assert first.grad is not None
+        assert torch.allclose(first.grad, expected, rtol=1e-11, atol=1e-14)
+
+    def test_exact_gradients_add_up_as_ever(self, rule: str) -> None:
+        model, reference = ruled(rule, torch.float64), plain().double()
+        for part in X[0].double().chunk(2):
+            reference(part).sum().backward()
+            with true_gradients(model):
+                model(part).sum().backward()
+        for layer, own in zip(model.parameters(), reference.parameters(), strict=True):
+            assert layer.grad is not None
+            assert own.grad is not None
+            assert torch.allclose(layer.grad, own.grad, rtol=1e-11, atol=1e-12)
+
+    @pytest.mark.parametrize("records", [False, True])
+    def test_our_own_engine_takes_the_mean_too(self, rule: str, records: bool) -> None:
+        model, x = ruled(rule, torch.float64), X[0].double()
+        expected = updates_of(model, x)
+        run = TapeRecorder(tapes=False)
+        run.records = records
+        optimizer = WeightOptimizer(
+            model, RetrainConfig(genotype="x", lr=0.0, weight_decay=0.0), run
+        )
+        for _ in range(2):  # the second time with the gradients of the first in place
+            optimizer.differentiate(model(part).sum() / 4 for part in x.chunk(4))
+            found = [layer.weight.grad for _, layer in rule_layers(model) if layer.rule.local]
+            for one, other in zip(found, expected, strict=True):
+                assert one is not None
+                assert torch.allclose(one, other, rtol=1e-11, atol=1e-14)
+
+
+def retrained(rule: str, accumulate: int) -> dict[str, Tensor]:
+    """The weights after three steps of our own engine, in as many parts or processes as there are."""
+    config = RetrainConfig(
+        genotype="x", epochs=1, channels=4, layers=3, batch_size=16, lr=0.05, cutout=0, auxiliary=0.0,
+        drop_path=0.0, crop_padding=0, flip=False, accumulate=accumulate, clip=0.0,
+    )  # fmt: skip
+    genotype = load_genotype("darts_v2").with_rule(rule)
+    data = load_data("digits", train_images=48)
+    task = Retraining.of_genotype(config, genotype, data, torch.device("cpu"))
+    task.begin_epoch(0)
+    for t in range(3):
+        task.step(t)
+    return {name: value.detach() for name, value in task.network.named_parameters()}
+
+
+def retraining_process(number: int, rule: str) -> None:
+    with process_group():
+        weights = retrained(rule, 1)
+    if number == 1:
+        torch.save(weights, "weights")
+
+
+@pytest.mark.parametrize("rule", LOCAL)
+def test_the_engine_in_two_parts_is_two_processes(rule: str, tmp_path: Path) -> None:
+    """Batch norm sees the same halves in both. They were up to 46 % apart where parts added up."""
+    ended = several(2, retraining_process, rule, place=tmp_path)
+    assert [each.code for each in ended] == [0, 0], ended
+    found = torch.load(tmp_path / "weights", weights_only=True)
+    for name, weight in retrained(rule, 2).items():
+        assert torch.allclose(weight, found[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rule", LOCAL)
+def test_a_scaler_that_was_not_handed_over(rule: str, fused: bool) -> None:
+    model = ruled(rule)
+    optimizer, scaler = sgd(model, fused=fused), GradScaler("cpu", init_scale=2.0**16)
+    attach(model, optimizer)
+    scaler.scale(model(X[0]).sum()).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match="a local rule was divided by 65536, as a GradScaler does"):
+        scaler.step(optimizer)
+
+
+def test_what_a_scaler_cannot_be() -> None:
+    model = ruled("hebbian")
+    with pytest.raises(InputError, match="scaler: expected a torch.amp.GradScaler, found str"):
+        attach(model, sgd(model), scaler="x")  # type: ignore[arg-type]
+    space = SPACES.build("darts(nodes=1, operations=(none, sep_conv_3x3))")
+    supernet = SuperNet(space, ["fa", "hebbian"], channels=2, layers=3, num_classes=5)
+    with pytest.raises(InputError, match="learns many layers at once by hebbian, which does not"):
+        attach(supernet, sgd(supernet), scaler=GradScaler("cpu"))

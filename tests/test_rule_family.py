@@ -140,7 +140,7 @@ def predictive_by_hand(
     """-dW of samples one by one: `to_y` is the layer, `to_x` its transpose, `learn(e, y)` their
     correlation.
     """
-    update, energy = torch.zeros_like(weight), 0.0
+    update = torch.zeros_like(weight)
     for sample in x.split(1):
         y = to_y(sample)
         for _ in range(steps):
@@ -148,9 +148,10 @@ def predictive_by_hand(
             # |e - s convT(slope)|^2 is least where its derivative by s is zero.
             change = to_x(slope)
             y = y + slope * ((sample - to_x(y)) * change).sum() / change.square().sum()
-        update += learn(sample - to_x(y), y)
-        energy += y.square().sum().item()
-    return -update / energy
+        error = sample - to_x(y)
+        energy = y.square().sum() + error.square().sum() / weight.square().sum()
+        update += learn(error, y) / energy
+    return -update / len(x)
 
 
 class TestPredictive:

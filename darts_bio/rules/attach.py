@@ -10,10 +10,11 @@ from torch import nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules.carriers import Renewal, RuleCarrier, rule_carriers
+from darts_bio.rules.layers import RuleLayer
 
 
 class Attached:
-    """What `attach` returns: it renews feedback after each update until it is removed.
+    """What `attach` returns: it serves the rules of a model until it is removed.
 
     As a context manager it is removed at the end. `state_dict` holds the numbers of the updates
     made, for a checkpoint.
@@ -29,7 +30,11 @@ class Attached:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        seed: int,
+        scaler: torch.amp.GradScaler | None,
     ) -> None:
         self._model, self._seed = model, seed
         self._updates = [0] * len(optimizers)
@@ -39,11 +44,33 @@ class Attached:
         self._self_renewing = [m for m in model.modules() if getattr(m, "renews_itself", False)]
         for module in self._self_renewing:  # a model for loops that nothing is attached to
             module.renews_itself = False  # type: ignore[assignment]
+        self._units = [c.unit for _, c in rule_carriers(model) if isinstance(c, RuleLayer)]
+        for unit in self._units:
+            unit.scaler, unit.watches = scaler, scaler is None
         self._owned = _owners(self._carriers, optimizers)
         self._hooks = [
             optimizer.register_step_post_hook(_AfterStep(self, number))
             for number, optimizer in enumerate(optimizers)
         ]
+        self._hooks += [optimizer.register_step_pre_hook(self._refuse) for optimizer in optimizers]
+
+    def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Raise InputError if local rules are about to make a step that a scaler made nothing of.
+
+        The sign is a gradient that was divided by a power of two; a fused optimizer says so itself.
+        Only the first step is looked at.
+        """
+        for unit in self._units:
+            watched, unit.watches = unit.watches, False
+            if not watched or unit.largest is None:
+                continue
+            fused = getattr(optimizer, "grad_scale", None)
+            factor = unit.unscaled_by() if fused is None else float(fused)
+            if factor is not None:
+                raise InputError(
+                    f"attach: a gradient of a local rule was divided by {factor:g}, as a "
+                    "GradScaler does; hand it over: attach(model, optimizer, scaler=scaler)"
+                )
 
     def updated(self, number: int) -> None:
         """Renew the feedback of what the optimizer of that number has just updated."""
@@ -75,11 +102,13 @@ class Attached:
         self._updates = updates
 
     def remove(self) -> None:
-        """Take all hooks off again; from then on nothing renews the feedback."""
+        """Take all hooks off again: nothing renews the feedback, and no scale is known."""
         for hook in self._hooks:
             hook.remove()
         for carrier in self._carriers:
             carrier.begin_unrenewed()
+        for unit in self._units:
+            unit.scaler, unit.watches = None, False
         for module in self._self_renewing:
             module.renews_itself = True  # type: ignore[assignment]
 
@@ -109,6 +138,7 @@ def attach(
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
     *,
     seed: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Attached:
     """Have a loop of any kind do what learning rules ask for; to be called once, before it.
 
@@ -120,6 +150,11 @@ def attach(
     one also for weights that none holds. On a GPU, where one generator serves all layers that are
     renewed together, the numbers are then others than those of `draw_feedback` for all.
 
+    Rules that are local (hebbian, predictive) do not read the loss, and so not its scale. Where a
+    GradScaler scales it, hand the scaler over, so that what it will divide by is known; else the
+    first step raises InputError, since weights would not move. Gradients that are accumulated need
+    nothing (`LearningRule.update`).
+
     To resume, keep `attached.state_dict()` in the checkpoint beside that of the optimizer, and
     load it: what is drawn depends on the number of the update.
 
@@ -127,13 +162,15 @@ def attach(
         model: The model, wrapped by DistributedDataParallel or torch.compile or not.
         optimizer: What updates its weights: one or several of PyTorch's optimizers.
         seed: The seed of the draws, as that of `convert`.
+        scaler: The GradScaler that every loss goes through, if one does.
 
     Returns:
         A handle with `remove()`, `state_dict()` and `load_state_dict(...)`, which is also a context
         manager.
 
     Raises:
-        InputError: The model has no learning rules, or an optimizer is none of PyTorch's.
+        InputError: The model has no learning rules, an optimizer is none of PyTorch's, or a scaler
+            cannot be respected.
 
     >>> from darts_bio.rules import RULES, RuleLinear, draw_feedback
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
@@ -162,7 +199,25 @@ def attach(
             f"attach: expected a model with learning rules, found a {type(model).__name__} "
             "without; convert it first (darts_bio.convert)"
         )
-    return Attached(model, optimizers, seed)
+    if scaler is not None:
+        _refuse_scaler(model, scaler)
+    return Attached(model, optimizers, seed, scaler)
+
+
+def _refuse_scaler(model: nn.Module, scaler: Any) -> None:
+    """Raise InputError if this is no GradScaler, or if local rules cannot follow it."""
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise InputError(
+            f"attach: scaler: expected a torch.amp.GradScaler, found {type(scaler).__name__}; hand "
+            "over the scaler itself, not what wraps it"
+        )
+    for name, carrier in rule_carriers(model):
+        if carrier.rule.local and not isinstance(carrier, RuleLayer):
+            raise InputError(
+                f"attach: scaler: {name} learns many layers at once by {carrier.rule.spec}, which "
+                "does not know the scale of a loss; train a supernet in bf16 or float32, without a "
+                "scaler"
+            )
 
 
 def _owners(

@@ -66,7 +66,7 @@ class Operator(Protocol):
     channels, and the weight the output channels, of one layer after the other. A rule need not know
     this for the maps themselves, for sums over samples or positions, and for what it does to each
     entry by itself. Whatever brings the channels of one layer together (a softmax, a norm) has to
-    go through `each`, `energies`, `moved` and `energy`.
+    go through `each`, `energies`, `moved` and `weight_energy`.
 
     >>> from darts_bio.rules import RULES, RuleConv2d
     >>> layer = RuleConv2d(3, 8, 5, rule=RULES.build("hebbian"))
@@ -109,8 +109,8 @@ class Operator(Protocol):
         `lengths` has the shape that `energies` returns.
         """
 
-    def energy(self, y: Tensor) -> Tensor:
-        """Return the sum of squares of y over each layer, shaped to broadcast with its weight."""
+    def weight_energy(self, weight: Tensor) -> Tensor:
+        """Return the sum of squares of each layer's weight, to go with what `energies` returns."""
 
 
 class LearningRule:
@@ -166,8 +166,8 @@ class LearningRule:
     it has to set `stacks` itself, or its candidates are run one by one."""
 
     local: ClassVar[bool] = False
-    """Whether the weight's gradient is `update` instead of the ordinary one. The bias then has no
-    gradient and stays as it is."""
+    """Whether the weight's gradient is `update` instead of the ordinary one, in a unit of its own.
+    The bias then has no gradient and stays as it is."""
 
     direct: ClassVar[bool] = False
     """Whether the layer's input receives the error at the model's output, projected by the state
@@ -236,6 +236,14 @@ class LearningRule:
 
         It is a function of the layer's input and its weight alone, with the sign of a gradient: an
         optimizer subtracts it. Called in training mode only.
+
+        The unit of an update is the mean over samples, however the loss is scaled and a batch is
+        split: an implementation returns the mean over the samples of x, and zeros where there are
+        none. Where several parts of equal size are passed before the weight moves, the gradient is
+        the mean over them (`rules.unit`), as it is over processes whose gradients are averaged.
+        Under a GradScaler it is multiplied by the scale that `unscale_` will divide by; the scaler
+        has to be handed to `attach`. A layer that is called twice in a pass gets the sum over
+        calls, as a weight gets under every rule.
 
         Args:
             x: The input as the layer's linear map takes it, already padded.

@@ -128,7 +128,7 @@ def convert(
         _refuse_unsupported(name, layer)
         chosen.append((name, layer, layer_rule))
     _refuse_unused([pattern for pattern in patterns if pattern not in used_patterns], converted)
-    _refuse_ties(chosen)
+    _refuse_ties(chosen, converted)
     redrawn: set[nn.Parameter] = set()
     for name, layer, layer_rule in chosen:
         if redraw and layer.weight not in redrawn:  # once for the layers that share a weight
@@ -217,18 +217,21 @@ def _refuse_unused(patterns: Sequence[str], model: nn.Module) -> None:
         )
 
 
-def _refuse_ties(chosen: Sequence[tuple[str, nn.Module, LearningRule]]) -> None:
-    """Raise InputError if layers share a weight that is to learn other than by its gradient."""
-    users: dict[Any, list[tuple[str, LearningRule]]] = {}
-    for name, layer, layer_rule in chosen:
-        users.setdefault(layer.weight, []).append((name, layer_rule))
-    for sharing in users.values():
-        undefined = [rule.spec for _, rule in sharing if rule.learned or rule.local]
-        if len(sharing) > 1 and undefined:
+def _refuse_ties(chosen: Sequence[tuple[str, nn.Module, LearningRule]], model: nn.Module) -> None:
+    """Raise InputError if a weight that is to learn other than by its gradient is a shared one.
+
+    Whoever shares it, a layer without a rule or an embedding, gives it a gradient of its own.
+    """
+    users: dict[Any, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(parameter, []).append(name or "the model")
+    for _, layer, rule in chosen:
+        sharing = users[layer.weight]
+        if len(sharing) > 1 and (rule.learned or rule.local):
             raise InputError(
-                f"convert: {' and '.join(name for name, _ in sharing)} share their weight, and "
-                f"{undefined[0]} is not defined "
-                "for a weight that learns in two places; use another rule there"
+                f"convert: {' and '.join(sharing)} share their weight, and {rule.spec} is not "
+                "defined for a weight that learns in two places; use another rule there"
             )
 
 

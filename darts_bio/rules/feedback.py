@@ -219,8 +219,8 @@ class KolenPollack(FeedbackAlignment):
     AdamW it shrinks by the factor (1 - lr decay) a step. Without weight decay B never gets closer
     to W. B starts as an independent draw from W's initialization.
 
-    State: B, shaped like W, a parameter (not counted among the model's, not counted when gradients
-    are clipped).
+    State: B, shaped like W, a parameter (not counted among the model's, not counted when our own
+    training clips gradients). Beside a W that is frozen it stays as it is.
 
     Cost: that of bp, and the optimizer moves twice as many tensors.
 

@@ -33,6 +33,7 @@ from darts_bio.rules.functional import (
 from darts_bio.rules.operators import Convolution, Product
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
 from darts_bio.rules.tangents import forward_mode
+from darts_bio.rules.unit import UpdateUnit
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -79,6 +80,18 @@ class RuleLayer(DirectCarrier):
         if not rule.direct:
             self.register_feedback(self.weight)
 
+    def carry(self, rule: LearningRule) -> None:
+        super().carry(rule)
+        self.unit: UpdateUnit = vars(self).get("unit") or UpdateUnit()
+        """What updates of a local rule are means over."""
+        if rule.local:
+            self.unit.listen(self)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if self.rule.local:  # hooks are not copied with a weight
+            self.unit.listen(self)
+
     @property
     def initial_law(self) -> InitialLaw:
         """PyTorch's default initialization of this layer, or what `convert` has measured."""
@@ -102,9 +115,11 @@ class RuleLayer(DirectCarrier):
             return self.local_pass(x)
         if self.training and not self.is_renewed and not torch.compiler.is_compiling():
             self.expect_renewal(self.weight)
-        # Feedback that is learned learns in the lowest layer too, unless it is frozen with the
-        # weights.
-        learns = any(getattr(self, PREFIX + name).requires_grad for name in rule.learned)
+        # Feedback that is learned learns in the lowest layer too, but not beside a frozen weight:
+        # it takes the weight's steps.
+        learns = self.weight.requires_grad and any(
+            getattr(self, PREFIX + name).requires_grad for name in rule.learned
+        )
         moving = forward_mode()
         asked = x.requires_grad or learns or moving
         kernel = self.transport(self.weight) if asked else self.weight
@@ -113,6 +128,8 @@ class RuleLayer(DirectCarrier):
                 return self.plain.forward(self, x)
             kernel = kernel.detach()  # as a kernel it gets no gradient
         assert kernel is not None  # only local rules send nothing
+        if rule.learned and not learns:
+            kernel = kernel.detach()
         return self.pass_through(x, kernel)
 
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
@@ -125,6 +142,8 @@ class RuleLayer(DirectCarrier):
 
     def local_pass(self, x: Tensor) -> Tensor:
         """Compute the layer on x under a local rule."""
+        if not torch.compiler.is_compiling():
+            self.unit.listen(self)  # the weight may be another one since
         kernel = self.transport(self.weight) if x.requires_grad else None
         x, operator = self.operator(x)
         x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]

@@ -28,8 +28,9 @@ class Single:
     def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
         return values + lengths.view(-1, *[1] * (values.dim() - 1)) * direction
 
-    def energy(self, y: Tensor) -> Tensor:
-        return y.square().sum()
+    def weight_energy(self, weight: Tensor) -> Tensor:
+        """Return one number."""
+        return weight.square().sum()
 
 
 @dataclass(frozen=True)

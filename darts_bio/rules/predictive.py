@@ -15,18 +15,19 @@ from darts_bio.rules.hebbian import LocalRule
 @RULES.register("predictive")
 @dataclass(frozen=True)
 class PredictiveCoding(LocalRule):
-    """Local predictive coding (after Rao 1999): W += conv_w(e, y) / |y|^2, e = x - convT(y; W).
+    """Local predictive coding (after Rao 1999): W += mean conv_w(e, y) / (|y|^2 + |e|^2 / |W|^2).
 
     This local form is our choice. The literature relaxes a whole graph with its target clamped
     (Whittington 2017), and that is not defined for one edge of a cell. Here a layer predicts its
-    own input x from y by its transposed map, as in Rao & Ballard (1999): y starts from W x and
-    takes `steps` steps of steepest descent on |e|^2 / 2, each as long as is best for its sample (so
-    no rate is needed, and it cannot diverge). The relaxed y serves the update alone; the layer's
-    output is W x.
+    own input x from y by its transposed map, as in Rao & Ballard (1999), with the error
+    e = x - convT(y; W): y starts from W x and takes `steps` steps of steepest descent on |e|^2 / 2,
+    each as long as is best for its sample (so no rate is needed, and it cannot diverge). The
+    relaxed y serves the update alone; the layer's output is W x.
 
-    The update is that of normalized least mean squares: sums over samples and positions, divided by
-    |y|^2 summed likewise, so that its length does not depend on the scale of y, which is large
-    where W is small. The bias stays as it is.
+    The update is that of normalized least mean squares, a mean over samples: what a sample wants is
+    divided by its |y|^2, so that its length does not depend on the scale of y, which is large where
+    W is small. |e|^2 / |W|^2 beside it bounds what a sample wants that W hardly sees: in a linear
+    layer, to |W| / 2. The bias stays as it is.
 
     State: none beside W. It learns in training mode only.
 
@@ -64,7 +65,7 @@ class PredictiveCoding(LocalRule):
             )
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
-        """Return -conv_w(e, y) / |y|^2 after the relaxation of y, shaped like the weight."""
+        """Return -mean conv_w(e, y) / (|y|^2 + |e|^2 / |W|^2) after the relaxation of y."""
         y = operator.apply(x, weight)
         error = x - operator.transposed(y, x, weight)
         tiny = torch.finfo(x.dtype).tiny  # 0 / tiny = 0 where nothing is left to descend
@@ -76,4 +77,9 @@ class PredictiveCoding(LocalRule):
             lengths = operator.energies(slope) / operator.energies(change).clamp_min(tiny)
             y = operator.moved(y, lengths, slope)
             error = operator.moved(error, -lengths, change)
-        return operator.correlation(error, y, weight) / -operator.energy(y).clamp_min(tiny)
+        # A share of each sample in the mean, by which its y is multiplied.
+        unseen = operator.energies(error) / operator.weight_energy(weight).clamp_min(tiny)
+        energies = (operator.energies(y) + unseen).clamp_min(tiny)
+        shares = 1 / (len(energies) * energies)
+        y = operator.moved(torch.zeros_like(y), shares, y)
+        return -operator.correlation(error, y, weight)

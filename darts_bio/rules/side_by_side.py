@@ -99,11 +99,9 @@ class SideBySide(Convolution):
         moved = torch.addcmul(self._by_sample(values), lengths, self._by_sample(direction))
         return moved.view(n, *values.shape[2:], channels).permute(0, 3, 1, 2)
 
-    def energy(self, y: Tensor) -> Tensor:
-        of_members = self.energies(y).sum(0)
-        outputs = y.shape[1] // self.members
-        of_channels = of_members.repeat_interleave(outputs, output_size=y.shape[1])
-        return of_channels.view(-1, 1, 1, 1)  # spreads over the weight (M*O, I, *window)
+    def weight_energy(self, weight: Tensor) -> Tensor:
+        """Return (M,)."""
+        return weight.unflatten(0, (self.members, -1)).square().flatten(1).sum(1)
 
     def _by_sample(self, values: Tensor) -> Tensor:
         """Return (P*N, M*C, H, W) as (P, N, S, M*C)."""

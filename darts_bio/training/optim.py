@@ -13,7 +13,7 @@ from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.optimizers import SGD, load_optimizer
 from darts_bio.private_torch import copy_all
-from darts_bio.rules import learned_feedback
+from darts_bio.rules import learned_feedback, rule_layers
 from darts_bio.runtime import call
 from darts_bio.strategies import WeightPhase
 from darts_bio.training.graphs import Recorder
@@ -74,6 +74,9 @@ class WeightOptimizer:
         feedback_ids = set(map(id, feedback))
         self.weights = [p for p in model.parameters() if id(p) not in feedback_ids]
         self.parameters = [*self.weights, *feedback]
+        local = {id(layer.weight) for _, layer in rule_layers(model) if layer.rule.local}
+        self._local = [i for i, p in enumerate(self.parameters) if id(p) in local]
+        """Places of the weights whose gradient is a mean over losses, not a sum (`rules.unit`)."""
         recorded = run is not None and run.records
         self.optimizer = _make(self.parameters, config, recorded)
         self._kept = (
@@ -110,6 +113,8 @@ class WeightOptimizer:
     def differentiate(self, losses: Iterable[Tensor], complete: bool = False) -> None:
         """Set the parameters' `.grad` to the gradient of the sum of several losses.
 
+        Weights under local rules, which do not read a loss, get the mean of their updates.
+
         Each loss is taken from the iterable only after the one before was differentiated, so that a
         generator holds one graph at a time.
 
@@ -129,13 +134,17 @@ class WeightOptimizer:
         # them: within a recording they have to stay on the recording's stream.
         places = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         sums: dict[int, Tensor] = {}
+        count = 0
         for loss in losses:
+            count += 1
             gradients = torch.autograd.grad(
                 loss, [self.parameters[i] for i in places], allow_unused=True
             )
             for i, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:
                     sums[i] = sums[i] + gradient if i in sums else gradient
+        if count > 1:
+            sums |= {i: sums[i] / count for i in self._local if i in sums}
         # A foreach copy takes few kernels only for pairs of the same strides, and strides of
         # dimensions of size 1 may differ. Hence contiguous gradients are copied as flat views;
         # others (channels_last) as they are.
