@@ -235,15 +235,15 @@ class LearningRule:
         """Return what a `local` rule wants in place of the weight's gradient.
 
         It is a function of the layer's input and its weight alone, with the sign of a gradient: an
-        optimizer subtracts it. Called in training mode only.
+        optimizer subtracts it. Called in training mode only, with at least one sample.
 
         The unit of an update is the mean over samples, however the loss is scaled and a batch is
-        split: an implementation returns the mean over the samples of x, and zeros where there are
-        none. Where several parts of equal size are passed before the weight moves, the gradient is
-        the mean over them (`rules.unit`), as it is over processes whose gradients are averaged.
-        Under a GradScaler it is multiplied by the scale that `unscale_` will divide by; the scaler
-        has to be handed to `attach`. A layer that is called twice in a pass gets the sum over
-        calls, as a weight gets under every rule.
+        split: an implementation returns the mean over the samples of x. Where several parts of
+        equal size are passed before the weight moves, the gradient is the mean over them
+        (`rules.unit`), as it is over processes whose gradients are averaged. Under a GradScaler it
+        is multiplied by the scale that `unscale_` will divide by; the scaler has to be handed to
+        `attach`. A layer that is called twice in a pass gets the sum over calls, as a weight gets
+        under every rule.
 
         Args:
             x: The input as the layer's linear map takes it, already padded.

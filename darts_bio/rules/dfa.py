@@ -7,6 +7,7 @@ output is the first that a backward pass computes, so it is there when a layer b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
+from darts_bio.private_torch import after_backward
 from darts_bio.rules.base import RULES, InitialLaw
 from darts_bio.rules.compilers import Uncompiled
 from darts_bio.rules.feedback import FeedbackAlignment
@@ -91,8 +93,8 @@ uncompiled = Uncompiled(
 class OutputError:
     """The place where a model keeps the error at its output, for all that is direct in it.
 
-    `value` (N, outputs) is set by a hook on the output in each backward pass, and stays until the
-    next one replaces it; None before the first.
+    `value` (N, outputs) is set by a hook on the output in each backward pass, and None again at its
+    end, so that no other pass can take it for its own.
     """
 
     def __new__(cls, *arguments: Any) -> Self:
@@ -128,6 +130,10 @@ class OutputError:
     def _catch(self, error: Tensor) -> None:
         """Keep the error (N, ..., outputs) as (N, outputs): the sum over a sequence of outputs."""
         self.value = error.detach() if error.dim() == 2 else error.detach().flatten(1, -2).sum(1)
+        after_backward(self._forget)
+
+    def _forget(self) -> None:
+        self.value = None
 
 
 class DirectError(torch.autograd.Function):
@@ -142,7 +148,8 @@ class DirectError(torch.autograd.Function):
     def forward(
         y: Tensor, x: Tensor, kernel: Tensor | None, source: OutputError | None, channel: int
     ) -> Tensor:
-        return y.view_as(y)
+        # Not a view in PyTorch's sense, which an in-place activation behind it must not write to.
+        return y.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -200,8 +207,8 @@ def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) 
     e = source.value
     if e is None:
         raise InputError(
-            "dfa: the error at the model's output was not seen; compute the loss from the model's "
-            "output"
+            "dfa: the error at the model's output was not seen in this backward pass; call the model "
+            "itself, not parts of it, and compute the loss from the model's output"
         )
     if e.shape[0] != x.shape[0]:
         raise InputError(
@@ -211,5 +218,5 @@ def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) 
         )
     shape = [1] * x.dim()
     shape[0], shape[channel] = x.shape[0], x.shape[channel]  # such as (N, C, 1, 1)
-    positions = x[0].numel() // x.shape[channel]
+    positions = math.prod(x.shape[1:]) // x.shape[channel]
     return (e.to(kernel.dtype) @ kernel / positions).view(shape)

@@ -374,7 +374,7 @@ class FeedbackLinear(torch.autograd.Function):
 class LocalUpdate(torch.autograd.Function):
     """A layer whose weight gets what a local rule wants of it, whatever the error is.
 
-    Where there is no rule (in evaluation) the weight gets zeros, as the bias always does. The input
+    Where there is no rule (in evaluation) or no sample the weight gets zeros, as the bias always does. The input
     gets the error through `kernel`, and zeros where there is none.
     """
 
@@ -404,7 +404,7 @@ class LocalUpdate(torch.autograd.Function):
             dx = torch.zeros_like(x) if kernel is None else ctx.operator.transposed(dy, x, kernel)
         dw = None
         if wants_w:
-            asked = ctx.rule is not None
+            asked = ctx.rule is not None and x.numel() > 0
             dw = ctx.rule.update(x, weight, ctx.operator) if asked else torch.zeros_like(weight)
         db = torch.zeros_like(bias) if wants_b else None
         return dx, dw, db, None, None, None
