@@ -135,10 +135,10 @@ class TestHebbian:
 
 
 def predictive_by_hand(
-    x: Tensor, weight: Tensor, steps: int, to_y: Any, to_x: Any, learn: Any
+    x: Tensor, weight: Tensor, steps: int, to_y: Any, to_x: Any, learn: Any, seen: Any
 ) -> Tensor:
     """-dW of samples one by one: `to_y` is the layer, `to_x` its transpose, `learn(e, y)` their
-    correlation.
+    correlation, `seen(e)` the energy of the windows that an output reads.
     """
     update = torch.zeros_like(weight)
     for sample in x.split(1):
@@ -149,7 +149,7 @@ def predictive_by_hand(
             change = to_x(slope)
             y = y + slope * ((sample - to_x(y)) * change).sum() / change.square().sum()
         error = sample - to_x(y)
-        energy = y.square().sum() + error.square().sum() / weight.square().sum()
+        energy = y.square().sum() + seen(error) / weight.square().sum()
         update += learn(error, y) / energy
     return -update / len(x)
 
@@ -166,6 +166,7 @@ class TestPredictive:
                 lambda v: torch.einsum("...i,oi->...o", v, weight),
                 lambda y: torch.einsum("...o,oi->...i", y, weight),
                 lambda e, y: torch.einsum("...o,...i->oi", y, e),
+                lambda e: e.square().sum(),
             )
         else:
             # The transpose by unfolding and folding, the correlation by products of windows.
@@ -187,7 +188,10 @@ class TestPredictive:
                     v, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
                 )
 
-            maps = (forward, transpose, correlate)
+            def seen(e: Tensor) -> Tensor:
+                return F.unfold(e, *window).square().sum() / layer.groups
+
+            maps = (forward, transpose, correlate, seen)
         expected = predictive_by_hand(x, weight, layer.rule.steps, *maps)
         assert relative_error(dw, expected) <= TOLERANCE
         assert all(b.eq(0).all() for b in db)

@@ -26,12 +26,13 @@ class PredictiveCoding(LocalRule):
 
     The update is that of normalized least mean squares, a mean over samples: what a sample wants is
     divided by its |y|^2, so that its length does not depend on the scale of y, which is large where
-    W is small. |e|^2 / |W|^2 beside it bounds what a sample wants that W hardly sees: in a linear
-    layer, to |W| / 2. The bias stays as it is.
+    W is small. |e|^2 / |W|^2 beside it bounds what a sample wants that W hardly sees, to |W| / 2;
+    in this place |e|^2 is summed over the windows that an output channel reads, and a mean over
+    these channels. The bias stays as it is.
 
     State: none beside W. It learns in training mode only.
 
-    Cost: 2 + 2 `steps` passes through the layer in the backward pass, in place of the input's
+    Cost: 3 + 2 `steps` passes through the layer in the backward pass, in place of the input's
     gradient.
 
     When: as hebbian, where features should keep what their input holds.
@@ -78,7 +79,12 @@ class PredictiveCoding(LocalRule):
             y = operator.moved(y, lengths, slope)
             error = operator.moved(error, -lengths, change)
         # A share of each sample in the mean, by which its y is multiplied.
-        unseen = operator.energies(error) / operator.weight_energy(weight).clamp_min(tiny)
+        ones = torch.ones_like(weight)
+        # At each position of each output channel, the root of the energy of the window it reads.
+        in_windows = operator.apply(error.square(), ones).clamp_min(0).sqrt()
+        channels = operator.weight_energy(ones) / weight[0].numel()  # of one layer
+        of_weight = (channels * operator.weight_energy(weight)).clamp_min(tiny)
+        unseen = operator.energies(in_windows) / of_weight
         energies = (operator.energies(y) + unseen).clamp_min(tiny)
         shares = 1 / (len(energies) * energies)
         y = operator.moved(torch.zeros_like(y), shares, y)
