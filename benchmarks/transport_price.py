@@ -55,7 +55,7 @@ from assignments import (
 from measuring import RESULTS, command, keep_results, kept_results, p_against_first, run, shown
 
 import darts_bio
-from darts_bio.rules import audit
+from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware
 
 STRATEGIES = {"rule_aware": "rule_aware(rule_lr=0.03)", "darts": "darts(lr=0.03)"}
@@ -77,7 +77,7 @@ def sizes() -> tuple[int, ...]:
         genotype(everywhere("bp")), channels=COMMON["channels"], layers=CELLS
     )
     edges = (edge for cell in network.cells for edge in cell.edges)  # type: ignore[union-attr]
-    return tuple(audit(edge).parameters for edge in edges)
+    return tuple(count_rules(edge).parameters for edge in edges)
 
 
 def share_of(assignment: Assignment) -> float:

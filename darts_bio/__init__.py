@@ -38,6 +38,7 @@ _HOMES = {
     "audit": "darts_bio.rules",
     "build_network": "darts_bio.networks",
     "convert": "darts_bio.rules",
+    "revert": "darts_bio.rules",
     "draw_feedback": "darts_bio.rules",
     "learner": "darts_bio.learners",
     "load_genotype": "darts_bio.spaces",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert
     from darts_bio.rules import draw_feedback as draw_feedback
+    from darts_bio.rules import revert as revert
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
     from darts_bio.training.engine import Listener as Listener

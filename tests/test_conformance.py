@@ -536,9 +536,11 @@ def test_the_public_face() -> None:
         "load_genotype",
         "build_network",
         "convert",
+        "attach",
         "audit",
         "draw_feedback",
         "learner",
+        "revert",
         "true_gradients",
     }
     assert set(darts_bio.__all__) == {"__version__"} | runs | models

@@ -42,7 +42,7 @@ from darts_bio.training.schedules import SCHEDULES
 class Half(LearningRule):
     """Half of the weight."""
 
-    transports_weights = True
+    carries = "values"
     elementwise = True
 
     def kernel(self, weight, state):

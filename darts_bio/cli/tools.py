@@ -81,15 +81,23 @@ def show_rules(config: RulesConfig) -> int:
 
 
 def show_audit(config: AuditConfig) -> int:
-    """Print which layers of a genotype's network learn by which rule."""
+    """Print by which rule the weights of a genotype's network learn, and what carries their errors."""
     from darts_bio.networks import build_network
     from darts_bio.rules import audit
     from darts_bio.spaces import load_genotype
+    from darts_bio.training.run_folder import write_text
 
+    _refuse_existing(config.json)
     genotype = load_genotype(config.source)
     network = build_network(genotype, channels=config.channels, layers=config.layers)
     print(f"a network of {config.channels} channels and {config.layers} cells for RGB images:")
-    print(audit(network))
+    result = audit(network)
+    if config.rows:
+        print(result.table(), end="\n\n")
+    print(result)
+    if config.json is not None:
+        write_text(Path(config.json), result.to_json())
+        print(f"wrote {config.json}")
     return 0
 
 

@@ -719,7 +719,7 @@ class GenotypeConfig(CommandConfig):
 
 @configuration("network")
 class AuditConfig(CommandConfig):
-    """The options of showing which layers of a genotype's network transport weights.
+    """The options of showing by which rule each weight of a genotype's network learns.
 
     >>> AuditConfig(source="darts_v2").channels
     36
@@ -730,6 +730,8 @@ class AuditConfig(CommandConfig):
     source: str = option("", "a genotype, named as for `genotype`", metavar="X", positional=True)
     channels: int = option(36, "channels of a node in the first cell", minimum=2)
     layers: int = option(20, "cells stacked", minimum=1)
+    rows: bool = option(False, "also list all weights, a line each")
+    json: str | None = option(None, "also write it to this file as JSON", metavar="FILE")
 
 
 @configuration("what is shown")

@@ -14,7 +14,7 @@ from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, drawn
 from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
-from darts_bio.rules import audit
+from darts_bio.rules import count_rules
 from darts_bio.training.engine import evaluate
 from darts_bio.training.retrain import config_of_run
 from darts_bio.training.run_folder import CHECKPOINT_FILE, METRICS_FILE, read_records
@@ -47,7 +47,7 @@ class Subject:
     def rules(self) -> str:
         """The learning rules of its layers, that of most parameters first."""
         sizes: dict[str, int] = {}
-        for row in audit(self.trained.network).rows:
+        for row in count_rules(self.trained.network).rows:
             rule = row.rule or "bp"  # a layer without a rule learns by backpropagation
             sizes[rule] = sizes.get(rule, 0) + row.parameters
         return ", ".join(sorted(sizes, key=lambda rule: -sizes[rule]))

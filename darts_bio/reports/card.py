@@ -11,7 +11,7 @@ import torch
 from darts_bio.config import TrainingConfig
 from darts_bio.distributed import world_size
 from darts_bio.networks import multiply_adds, parameters
-from darts_bio.rules import audit
+from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
@@ -157,7 +157,7 @@ def _costs(training: Retraining) -> list[tuple[str, str]]:
 
 def _rules(training: Retraining) -> list[str]:
     """Return the lines on the learning rules: layers and parameters of each, weight transport."""
-    weight_audit = audit(training.network)
+    weight_audit = count_rules(training.network)
     sizes_by_rule: dict[str, list[int]] = {}
     for row in weight_audit.rows:
         sizes_by_rule.setdefault(row.rule or "bp (plain)", []).append(row.parameters)

@@ -35,25 +35,23 @@ def rule_page(name: str) -> str:
     default_rule = rule()
     renews = "renews its feedback after each weight update (`draw_feedback(model, seed, update)`)"
     properties = {
-        "carries the error by the values of W (weight transport)": default_rule.transports_weights,
         "learns by the error that arrives": not default_rule.local,
         renews: default_rule.renews,
         "is batched in the supernet": default_rule.batched,
     }
+    lines.append(f"- what carries the error down: {default_rule.carries}")
     lines += [f"- {text}: {'yes' if holds else 'no'}" for text, holds in properties.items()]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
 def rule_table() -> str:
-    """Return the table of all rules in Markdown: name, summary, whether weights are transported."""
-    lines = ["| rule | | weight transport |", "|---|---|---|"]
+    """Return the table of all rules in Markdown: name, summary, what carries the error down."""
+    lines = ["| rule | | error carried by |", "|---|---|---|"]
     for name, summary in RULES.summaries().items():
         try:
-            transports = RULES.build(name).transports_weights
+            carries = str(RULES.build(name).carries)
         except InputError:  # a rule of a plug-in, with options that have no default
-            transports = RULES.get(name).transports_weights
+            carries = str(RULES.get(name).carries)
         text = summary.replace("|", "\\|")
-        lines.append(
-            f"| [`{name}`](docs/rules/{name}.md) | {text} | {'yes' if transports else 'no'} |"
-        )
+        lines.append(f"| [`{name}`](docs/rules/{name}.md) | {text} | {carries} |")
     return "\n".join(lines) + "\n"

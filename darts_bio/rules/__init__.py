@@ -19,6 +19,7 @@ from darts_bio.rules import feedback as _feedback  # noqa: F401
 from darts_bio.rules import hebbian as _hebbian  # noqa: F401
 from darts_bio.rules import predictive as _predictive  # noqa: F401
 from darts_bio.rules.attach import Attached, attach
+from darts_bio.rules.audit import Audit, audit, count_rules
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule, Operator
 from darts_bio.rules.carriers import (
     DirectOperation,
@@ -31,7 +32,7 @@ from darts_bio.rules.carriers import (
     rule_carriers,
     true_gradients,
 )
-from darts_bio.rules.convert import Audit, audit, convert
+from darts_bio.rules.convert import convert, revert
 from darts_bio.rules.layers import RuleConv2d, RuleLayer, RuleLinear, rule_layers
 
 __all__ = [
@@ -51,9 +52,11 @@ __all__ = [
     "audit",
     "connect_output",
     "convert",
+    "count_rules",
     "draw_feedback",
     "held_feedback",
     "learned_feedback",
+    "revert",
     "rule_carriers",
     "rule_layers",
     "true_gradients",

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from darts_bio.errors import InputError
-from darts_bio.rules.carriers import Renewal, RuleCarrier, rule_carriers
-from darts_bio.rules.layers import RuleLayer
+from darts_bio.rules.carriers import Renewal, RuleCarrier, WeightedCarrier, rule_carriers
 
 
 class Attached:
@@ -44,7 +43,7 @@ class Attached:
         self._self_renewing = [m for m in model.modules() if getattr(m, "renews_itself", False)]
         for module in self._self_renewing:  # a model for loops that nothing is attached to
             module.renews_itself = False  # type: ignore[assignment]
-        self._units = [c.unit for _, c in rule_carriers(model) if isinstance(c, RuleLayer)]
+        self._units = [c.unit for _, c in rule_carriers(model) if isinstance(c, WeightedCarrier)]
         for unit in self._units:
             unit.scaler, unit.watches = scaler, scaler is None
         self._owned = _owners(self._carriers, optimizers)
@@ -212,7 +211,7 @@ def _refuse_scaler(model: nn.Module, scaler: Any) -> None:
             "over the scaler itself, not what wraps it"
         )
     for name, carrier in rule_carriers(model):
-        if carrier.rule.local and not isinstance(carrier, RuleLayer):
+        if carrier.rule.local and not isinstance(carrier, WeightedCarrier):
             raise InputError(
                 f"attach: scaler: {name} learns many layers at once by {carrier.rule.spec}, which "
                 "does not know the scale of a loss; train a supernet in bf16 or float32, without a "
@@ -237,6 +236,8 @@ def _owners(
     owned: list[list[RuleCarrier]] = [[] for _ in optimizers]
     for carrier in carriers:
         weights = [id(parameter) for parameter in carrier.parameters(recurse=False)]
+        if isinstance(carrier, WeightedCarrier):  # a module beside its weight's
+            weights.append(id(carrier.carried_weight))
         numbers = [owner_of[weight] for weight in weights if weight in owner_of]
         owned[numbers[0] if numbers else 0].append(carrier)
     return owned

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from darts_bio.registry import Registry
+
+Carries = Literal["values", "signs", "learned feedback", "fixed feedback", "nothing"]
+"""What carries an error down: the values of the forward weights (weight transport), their signs,
+feedback that learns, feedback that is drawn; or no error is sent."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,8 @@ class LearningRule:
     True
     """
 
-    transports_weights: ClassVar[bool] = False
-    """Whether the error is carried by the values of the forward weights, which biology is held not
-    to do."""
+    carries: ClassVar[Carries] = "fixed feedback"
+    """What carries the error down, as `audit` reports it."""
 
     learned: ClassVar[tuple[str, ...]] = ()
     """The names of the state that is a parameter: it receives the weight's own gradient, so any
@@ -175,10 +178,17 @@ class LearningRule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if isinstance(vars(cls).get("transports_weights"), bool):
+            raise TypeError(f"{cls.__name__}: set `carries` in place of `transports_weights`")
         # The promise of `stacks` is about these methods: overriding one withdraws it.
         overrides = not vars(cls).keys().isdisjoint(("state", "renew", "kernel", "update"))
         if overrides and "stacks" not in vars(cls):
             cls.stacks = False
+
+    @property
+    def transports_weights(self) -> bool:
+        """Whether the values of the forward weights carry the error, which biology may not do."""
+        return self.carries == "values"
 
     @property
     def batched(self) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,7 @@ from darts_bio.modes import restored
 from darts_bio.private_torch import changes
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
+from darts_bio.rules.unit import UpdateUnit
 from darts_bio.runtime import Run, call, derive_seed, generator
 
 PREFIX = "feedback_"
@@ -106,6 +108,12 @@ class RuleCarrier(nn.Module):
         """Return the rule's state after a weight update, with draws from `source`."""
         return self.rule.renew(self.carried_weight, self.feedback, self.initial_law, source)
 
+    def remove_feedback(self) -> None:
+        """Forget the rule's state, and the law that it was drawn from."""
+        for name in [*self._buffers, *self._parameters]:
+            if name.startswith(PREFIX) or name == "initial_bound":
+                delattr(self, name)
+
     def _keep(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             getattr(self, PREFIX + name).copy_(value)
@@ -164,9 +172,6 @@ class DirectCarrier(RuleCarrier):
     (`rules.dfa`). It has no feedback until it is connected to that output.
     """
 
-    channel = 1
-    """The dimension of the input that counts its channels."""
-
     def carry(self, rule: LearningRule) -> None:
         super().carry(rule)
         self.output_error: OutputError | None = None
@@ -186,11 +191,11 @@ class DirectCarrier(RuleCarrier):
         self.output_error = source
         self.register_feedback(next(self.parameters()))
 
-    def sent_directly(self, y: Tensor, x: Tensor) -> Tensor:
+    def sent_directly(self, y: Tensor, x: Tensor, channel: int) -> Tensor:
         """Return y so that, in the backward pass, x receives the output's error.
 
-        y must have been computed without a gradient for x. Raises InputError if the carrier is not
-        connected to an output.
+        y must have been computed without a gradient for x, whose dimension `channel` counts its
+        channels. Raises InputError if the carrier is not connected to an output.
         """
         if self.output_error is None:
             raise InputError(
@@ -199,7 +204,7 @@ class DirectCarrier(RuleCarrier):
                 "build_network or convert"
             )
         return uncompiled(
-            DirectError.apply, y, x, self.feedback["kernel"], self.output_error, self.channel
+            DirectError.apply, y, x, self.feedback["kernel"], self.output_error, channel
         )
 
 
@@ -230,7 +235,60 @@ class DirectOperation(DirectCarrier):
     def forward(self, x: Tensor) -> Tensor:
         if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
             return self.operation(x)
-        return self.sent_directly(self.operation(x.detach()), x)
+        return self.sent_directly(self.operation(x.detach()), x, channel=1)
+
+
+class WeightedCarrier(DirectCarrier):
+    """A carrier of one weight: a layer, or what a weight has beside it (`rules.weights`)."""
+
+    def carry(self, rule: LearningRule) -> None:
+        super().carry(rule)
+        self.unit: UpdateUnit = vars(self).get("unit") or UpdateUnit()
+        """What updates of a local rule are means over."""
+
+    @property
+    def initial_law(self) -> InitialLaw:
+        """The law of feedback: that of a classifier at the model's output under a direct rule.
+
+        Otherwise it is PyTorch's default initialization of the weight, or what `measure_law` has
+        found.
+        """
+        if self.rule.direct:
+            return super().initial_law
+        bound = self._buffers.get("initial_bound")
+        fan_in = math.prod(self.weight_shape[1:])
+        return InitialLaw(self.weight_shape, fan_in**-0.5 if bound is None else bound)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """The shape of the carrier's weight."""
+        return self.carried_weight.shape
+
+    def measure_law(self, weight: Tensor) -> None:
+        """Have feedback drawn with the standard deviation of a weight as it is now."""
+        if weight.is_meta:  # has no numbers to measure
+            return
+        std = weight.detach().float().std(correction=0)
+        if std > 0:  # weights of zero say nothing about the law
+            # Uniform on (-bound, bound) has the standard deviation bound / sqrt(3).
+            self.register_buffer("initial_bound", (3**0.5 * std).to(weight))
+
+    def kernel_at(self, weight: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Return `transport` for a view of the carrier's weight, or for what is computed from it.
+
+        Args:
+            weight: The weight as it stands in a product.
+            view: Maps a tensor shaped like the carrier's weight to the shape of `weight`.
+        """
+        if self.held is not None and not self.exact:
+            return view(self.held)
+        with torch.set_grad_enabled(bool(self.rule.learned) and torch.is_grad_enabled()):
+            if self.exact:
+                return weight
+            state = self.feedback
+            shaped = self.weight_shape
+            viewed = {name: view(s) if s.shape == shaped else s for name, s in state.items()}
+            return self.rule.kernel(weight, viewed)
 
 
 def connect_output(model: nn.Module, outputs: int) -> OutputError | None:

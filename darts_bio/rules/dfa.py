@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_bio.errors import InputError
 from darts_bio.private_torch import after_backward
@@ -134,6 +134,22 @@ class OutputError:
 
     def _forget(self) -> None:
         self.value = None
+
+
+class WatchedOutput:
+    """A forward hook that has the error at a model's output caught, to be sent directly.
+
+    Of an output of several tensors (a tuple, a dict, nested or not) it is the first one.
+    """
+
+    def __init__(self, source: OutputError) -> None:
+        self.source = source
+
+    def __call__(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        first = output
+        while not isinstance(first, Tensor):
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        self.source.watch(first)
 
 
 class DirectError(torch.autograd.Function):

@@ -43,7 +43,7 @@ class Backpropagation(LearningRule):
         True
     """
 
-    transports_weights = True
+    carries = "values"
     elementwise = True
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
@@ -139,6 +139,7 @@ class UniformSignFeedback(Feedback):
         True
     """
 
+    carries = "signs"
     stacks = True
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
@@ -173,6 +174,7 @@ class FixedRandomSignFeedback(Feedback):
         True
     """
 
+    carries = "signs"
     stacks = True
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
@@ -244,6 +246,7 @@ class KolenPollack(FeedbackAlignment):
         0.95 of the difference is left
     """
 
+    carries = "learned feedback"
     learned = ("kernel",)
     stacks = True
 
@@ -288,6 +291,7 @@ class WeightMirror(FeedbackAlignment):
 
     rate: float = 0.05
     samples: int = 64
+    carries = "learned feedback"
     renews = True
     elementwise = False
     stacks = True

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.rules.base import RULES, LearningRule, Operator
+from darts_bio.rules.base import RULES, Carries, LearningRule, Operator
 
 Passed = Literal["none", "W"]
 Form = Literal["soft", "oja"]
@@ -30,8 +30,8 @@ class LocalRule(LearningRule):
             raise unknown_name("error of a local rule", str(self.error), get_args(Passed))
 
     @property
-    def transports_weights(self) -> bool:  # type: ignore[override]
-        return self.error == "W"
+    def carries(self) -> Carries:  # type: ignore[override]
+        return "values" if self.error == "W" else "nothing"
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor | None:
         return weight if self.error == "W" else None

@@ -1,8 +1,8 @@
 """PyTorch's weighted layers with a learning rule.
 
 They have the same parameters, and the same state_dict keys for them. Which way a layer is computed
-is decided in `RuleLayer.forward` and `RuleConvolution.pass_through`; `rules.functional` has a table
-of all ways.
+is decided in `uses.pass_under_rule` and `RuleConvolution.pass_through`; `rules.functional` has a
+table of all ways.
 
 >>> from darts_bio.rules import RULES, RuleConv2d
 >>> layer = RuleConv2d(3, 8, 3, rule=RULES.build("usf"))
@@ -12,56 +12,25 @@ of all ways.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.rules.base import InitialLaw, LearningRule, Operator
-from darts_bio.rules.carriers import PREFIX, DirectCarrier
+from darts_bio.rules.base import LearningRule, Operator
+from darts_bio.rules.carriers import WeightedCarrier
 from darts_bio.rules.convolution import wide_depthwise
 from darts_bio.rules.forward_mode import convolve, project
-from darts_bio.rules.functional import (
-    LocalUpdate,
-    own_node_serves,
-    through_kernel,
-)
+from darts_bio.rules.functional import own_node_serves, through_kernel
 from darts_bio.rules.operators import Convolution, Product
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
-from darts_bio.rules.tangents import forward_mode
-from darts_bio.rules.unit import UpdateUnit
+from darts_bio.rules.products import handed_out, plain
+from darts_bio.rules.uses import in_autocast_dtype, pass_under_rule
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would give a tensor; None where it leaves it as it is.
-
-    It does so outside of its context, and with float64.
-    """
-    kind = x.device.type
-    if kind == "meta":  # has no autocast, and raises if asked
-        return None
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
-def in_autocast_dtype(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """Return all tensors as autocast would hand them to the layer.
-
-    Autocast does not look inside a custom Function.
-    """
-    tensors: list[Tensor | None] = []
-    for tensor in (x, *others):
-        dtype = None if tensor is None else autocast_dtype(tensor)
-        tensors.append(tensor if tensor is None or dtype is None else tensor.to(dtype))
-    return tensors
-
-
-class RuleLayer(DirectCarrier):
+class RuleLayer(WeightedCarrier):
     """What all layers under a rule share.
 
     It comes before the layer of PyTorch, `plain`, among the bases of a class.
@@ -72,18 +41,16 @@ class RuleLayer(DirectCarrier):
     """
 
     plain: ClassVar[type[nn.Module]]
-    weight: Tensor
     bias: Any
+    channel = 1
 
     def __init__(self, *args: Any, rule: LearningRule, **kwargs: Any) -> None:
         super().__init__(*args, rule=rule, **kwargs)
         if not rule.direct:
-            self.register_feedback(self.weight)
+            self.register_feedback(self.used_weight)
 
     def carry(self, rule: LearningRule) -> None:
         super().carry(rule)
-        self.unit: UpdateUnit = vars(self).get("unit") or UpdateUnit()
-        """What updates of a local rule are means over."""
         if rule.local:
             self.unit.listen(self)
 
@@ -93,44 +60,34 @@ class RuleLayer(DirectCarrier):
             self.unit.listen(self)
 
     @property
-    def initial_law(self) -> InitialLaw:
-        """PyTorch's default initialization of this layer, or what `convert` has measured."""
-        if self.rule.direct:
-            return super().initial_law
-        bound = self._buffers.get("initial_bound")
-        fan_in = math.prod(self.weight.shape[1:])
-        return InitialLaw(self.weight.shape, fan_in**-0.5 if bound is None else bound)
+    def carried_weight(self) -> Tensor:
+        return self.used_weight
 
     @property
-    def carried_weight(self) -> Tensor:
-        return self.weight
+    def used_weight(self) -> Tensor:
+        """The weight as the layer itself multiplies by it."""
+        weight = self._parameters.get("weight")
+        # None where a parametrization such as weight norm computes it.
+        return plain(self.weight) if weight is None else weight
+
+    def _handed_out(self) -> Tensor:
+        """Return the weight as code that asks for it gets it.
+
+        In the forward pass of a model's own code it takes the rule along (`rules.products`).
+        """
+        weight = self._parameters.get("weight")
+        if weight is None:  # not there yet
+            raise AttributeError("weight")
+        return handed_out(weight, self)
+
+    weight: Any = property(_handed_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        rule = self.rule
-        if self.exact or not torch.is_grad_enabled():
-            return self.plain.forward(self, x)
-        if rule.direct and x.requires_grad:
-            return self.sent_directly(self.plain.forward(self, x.detach()), x)
-        if rule.local:
-            return self.local_pass(x)
-        if self.training and not self.is_renewed and not torch.compiler.is_compiling():
-            self.expect_renewal(self.weight)
-        # Feedback that is learned learns in the lowest layer too, but not beside a frozen weight:
-        # it takes the weight's steps.
-        learns = self.weight.requires_grad and any(
-            getattr(self, PREFIX + name).requires_grad for name in rule.learned
-        )
-        moving = forward_mode()
-        asked = x.requires_grad or learns or moving
-        kernel = self.transport(self.weight) if asked else self.weight
-        if kernel is self.weight:
-            if not moving:
-                return self.plain.forward(self, x)
-            kernel = kernel.detach()  # as a kernel it gets no gradient
-        assert kernel is not None  # only local rules send nothing
-        if rule.learned and not learns:
-            kernel = kernel.detach()
-        return self.pass_through(x, kernel)
+        return pass_under_rule(self, self, x, self.transport)
+
+    def plain_pass(self, x: Tensor) -> Tensor:
+        """Compute the layer on x as PyTorch does."""
+        raise NotImplementedError(f"{type(self).__name__}.plain_pass")
 
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
         """Return x as the layer's linear map takes it (padded), and that map."""
@@ -139,17 +96,6 @@ class RuleLayer(DirectCarrier):
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Compute the layer on x, the error of which goes through `kernel`."""
         raise NotImplementedError(f"{type(self).__name__}.pass_through")
-
-    def local_pass(self, x: Tensor) -> Tensor:
-        """Compute the layer on x under a local rule."""
-        if not torch.compiler.is_compiling():
-            self.unit.listen(self)  # the weight may be another one since
-        kernel = self.transport(self.weight) if x.requires_grad else None
-        x, operator = self.operator(x)
-        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
-        kernel = None if kernel is None else kernel.detach()
-        rule = self.rule if self.training else None
-        return LocalUpdate.apply(x, weight, bias, kernel, operator, rule)
 
 
 class RuleConvolution(RuleLayer):
@@ -214,16 +160,19 @@ class RuleConvolution(RuleLayer):
         x, stride, padding = self.unstrided(x)
         return x, Convolution(stride, padding, self.dilation, self.groups)
 
+    def plain_pass(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.used_weight, self.bias)
+
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         # A kernel that is learned gets the weight's gradient, which only our own Function gives it.
         learned = kernel.requires_grad
         in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
         if own_node_serves() and not learned and not in_strips:
-            y = self.plain.forward(self, x)
+            y = self.plain_pass(x)
             if through_kernel(y, kernel):
                 return y
         x, stride, padding = self.unstrided(x)
-        x, weight, bias, kernel = in_autocast_dtype(x, self.weight, self.bias, kernel)  # type: ignore[assignment]
+        x, weight, bias, kernel = in_autocast_dtype(x, self.used_weight, self.bias, kernel)  # type: ignore[assignment]
         geometry = (stride, padding, self.dilation, self.groups)
         output_padding = self.output_padding if self.transposed else None
         return convolve(x, weight, bias, kernel, *geometry, 1, output_padding)
@@ -260,6 +209,11 @@ class RuleTransposed(RuleConvolution):
                 f"a transposed convolution cannot learn by {rule.spec}: use another rule for it"
             )
         super().carry(rule)
+
+    def plain_pass(self, x: Tensor) -> Tensor:
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return convolve[len(self.stride) - 1](x, self.used_weight, self.bias, *geometry)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is None:
@@ -305,8 +259,11 @@ class RuleLinear(RuleLayer, nn.Linear):
     def operator(self, x: Tensor) -> tuple[Tensor, Operator]:
         return x, Product()
 
+    def plain_pass(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.used_weight, self.bias)
+
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
-        return project(*in_autocast_dtype(x, self.weight, self.bias, kernel))
+        return project(*in_autocast_dtype(x, self.used_weight, self.bias, kernel))
 
 
 RULE_LAYERS: dict[type[nn.Module], type[RuleLayer]] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError
-from darts_bio.rules.base import InitialLaw, LearningRule
+from darts_bio.rules.base import Carries, InitialLaw, LearningRule
 from darts_bio.rules.feedback import Scale
 
 
@@ -57,8 +58,10 @@ class RuleMixture(LearningRule):
                 )
 
     @property
-    def transports_weights(self) -> bool:  # type: ignore[override]
-        return any(rule.transports_weights for rule in self.rules)
+    def carries(self) -> Carries:  # type: ignore[override]
+        """The closest to weight transport of what carries the rules' errors."""
+        carried = {rule.carries for rule in self.rules}
+        return next(kind for kind in get_args(Carries) if kind in carried)
 
     @property
     def renews(self) -> bool:  # type: ignore[override]

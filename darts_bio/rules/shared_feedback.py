@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.carriers import RuleCarrier
-from darts_bio.rules.layers import autocast_dtype
 from darts_bio.rules.side_by_side import LentWeights, LocalUpdates
 from darts_bio.rules.stacked import StackedConv2d, member_shape
 from darts_bio.rules.tangents import forward_mode
+from darts_bio.rules.uses import autocast_dtype
 
 
 class FlatFeedback(RuleCarrier):

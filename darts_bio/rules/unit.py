@@ -61,9 +61,9 @@ class UpdateUnit:
     def __reduce__(self) -> tuple[type[UpdateUnit], tuple[()]]:
         return UpdateUnit, ()
 
-    def listen(self, layer: nn.Module) -> None:
+    def listen(self, layer: Any) -> None:
         """Listen to the weight of this layer, if it is a parameter that learns."""
-        weight = layer.weight
+        weight = layer.carried_weight
         if self._weight() is weight or not (
             isinstance(weight, nn.Parameter) and weight.requires_grad
         ):

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights, build_candidate, multiply_adds, parameters
 from darts_bio.registry import Registry, parse_spec
-from darts_bio.rules import audit
+from darts_bio.rules import count_rules
 from darts_bio.spaces import Candidate, CandidateTable, Space
 from darts_bio.strategies.bound import Bound
 
@@ -81,11 +81,11 @@ def _multiply_adds(place: Place) -> float:
 @COSTS.register("weight_transport")
 def _weight_transport(place: Place) -> float:
     """Parameters of layers whose own weights carry the error down, as `audit` counts them."""
-    return float(audit(place.build()).transported)
+    return float(count_rules(place.build()).transported)
 
 
 WHOLES: dict[str, Callable[[Place], float]] = {
-    "weight_transport": lambda place: float(audit(place.build()).parameters)
+    "weight_transport": lambda place: float(count_rules(place.build()).parameters)
 }
 """For a cost that is part of another: that other, of which a bound on its share can be asked for."""
 
