@@ -12,11 +12,13 @@ Where a strategy draws one candidate an edge, a pass computes these alone (`Sour
 
 How an edge weight reaches a batch norm's gain:
 
-    `Strategy.edge_weights`      makes the weights (edges, candidates), an argument of `SuperNet`
+    `Strategy.edge_weights`      makes the weights (edges, candidates); regularizers may change them
+                                 (`lent`, `perturbed`); they are an argument of `SuperNet`
     `MixedCell.forward`          is handed those of its cell type; where rules share weights,
                                  `PooledRows` sums those of an operation's rules first
-    `MixedCell._lane_weights`    puts them in the order of the lanes (`LaneWeights`); of a drawn pass
-                                 `SourceBlock.drawn` picks those of what was drawn instead
+    `MixedCell._lane_weights`    puts them in the order of the lanes (`LaneWeights`); in a drawn pass
+                                 `MixedCell.forward` gathers those of what was drawn instead, and
+                                 `SourceBlock.drawn` repeats each for its channels
     a part                       hands those of its lanes to its last batch norm as the gain; no norm
                                  before that has one
 

@@ -2,8 +2,8 @@
 
 A part reads the node's output, x (N, C, H, W), and makes of it what each edge receives,
 (N, H', W', E, C), by the weights of its lanes. Where one candidate an edge was drawn, a part is
-asked for a subset of its lanes alone, each of which is all that its edge receives: the last but one
-dimension then counts these. Suffixes of tensors are those of `networks.stacking`.
+asked for a subset of its lanes alone, one an edge at most, and returns (N, H', W', lanes, C).
+Suffixes of tensors are those of `networks.stacking`.
 
 A candidate with a layer that is not known here runs alone. To have it stacked, three functions must
 know the layer:
@@ -100,10 +100,10 @@ class StackedLayers(nn.Module):
         self.layers = nn.ModuleList(layers[1:] if self.rectified else layers)
 
     def forward(self, maps: NodeMaps) -> tuple[Tensor, int]:
-        """Return the members' maps, and d: 1, or where they are d*d maps of every d-th pixel, that.
+        """Return the members' maps, and d, which says whether they were taken apart.
 
-        That is (N, M*C, H', W') and 1; or (d*d*N, M*C, H'/d, W'/d) and d, where maps were taken
-        apart.
+        With d = 1 they are whole, (N, M*C, H', W'). With d > 1 each map is d*d maps of every d-th
+        pixel, (d*d*N, M*C, H'/d, W'/d).
         """
         x = maps.plain(self.rectified)
         spacing, apart = self.spacing, 1

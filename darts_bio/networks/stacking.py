@@ -30,8 +30,8 @@ class LaneWeights(NamedTuple):
     """The edge weights of L lanes, in the three forms in which they are used.
 
     `by_channel` is (L*C,), each weight C times: the gain of a batch norm. `each` is (L,), the gains
-    of a `FoldedMixture`. `factors` is (L,) in the dtype of the maps, which therefore keep theirs:
-    what outputs without such a norm are multiplied by.
+    of a `FoldedMixture`. `factors` (L,) multiplies outputs without such a norm; it has the dtype of
+    the maps, so that the product keeps it.
     """
 
     each: Tensor

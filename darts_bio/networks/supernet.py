@@ -38,8 +38,8 @@ EdgeWeights = Mapping[str, Tensor]
 def _for_this_pass(edge_weights: EdgeWeights) -> tuple[EdgeWeights, EdgeWeights]:
     """Return the edge weights as rules' shares depend on them, and as operations' gains do.
 
-    Only one of both is differentiated: in a forward-mode pass shares, which the loss does not
-    depend on but the step of training does; in any other pass gains.
+    Only one of both is differentiated. In an ordinary pass it is gains. In a forward-mode pass it is
+    shares: the loss at given weights does not depend on them, but the step of training does.
     """
     constant = {cell_type: weights.detach() for cell_type, weights in edge_weights.items()}
     return (edge_weights, constant) if forward_mode() else (constant, edge_weights)

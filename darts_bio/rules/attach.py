@@ -54,10 +54,10 @@ class Attached:
         self._hooks += [optimizer.register_step_pre_hook(self._refuse) for optimizer in optimizers]
 
     def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Raise InputError if local rules are about to make a step that a scaler made nothing of.
+        """Raise InputError if a GradScaler that was not handed over has divided a local rule's update.
 
-        The sign is a gradient that was divided by a power of two; a fused optimizer says so itself.
-        Only the first step is looked at.
+        Its scale is a large power of two, by which the gradient is then smaller than it was left; a
+        fused optimizer tells the scale itself. Only the first step is looked at.
         """
         for unit in self._units:
             watched, unit.watches = unit.watches, False

@@ -250,7 +250,9 @@ class LearningRule:
         The unit of an update is the mean over samples, however the loss is scaled and a batch is
         split: an implementation returns the mean over the samples of x. Where several parts of
         equal size are passed before the weight moves, the gradient is the mean over them
-        (`rules.unit`), as it is over processes whose gradients are averaged. Under a GradScaler it
+        (`rules.unit`), as it is over processes whose gradients are averaged. A supernet's stacked
+        layers and weights that are computed from others have no such unit: gradients of parts add
+        up there, and a loop of your own has to divide them. Under a GradScaler it
         is multiplied by the scale that `unscale_` will divide by; the scaler has to be handed to
         `attach`. A layer that is called twice in a pass gets the sum over calls, as a weight gets
         under every rule.

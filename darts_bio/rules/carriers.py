@@ -349,9 +349,11 @@ def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
 
     What the numbers drawn depend on:
 
-    - at update 0, on (seed, name) alone. `name` is where the rule's carrier stands in the model, not
-      in what torch.compile or DistributedDataParallel wraps around it. These draws are made on the
-      CPU, wherever the model lies, and are the same on all devices;
+    - at update 0, on (seed, name) and on the law of the feedback: the weight's shape, and where
+      `convert` has measured it the standard deviation that the weight had then. `name` is where the
+      rule's carrier stands in the model, not in what torch.compile or DistributedDataParallel wraps
+      around it. These draws are made on the CPU, wherever the model lies, and are the same on all
+      devices;
     - at later updates on a CPU, on (seed, name, update) alone;
     - at later updates on a GPU, on (seed, update), and on the carriers that renew before this one:
       one generator serves all on the device. They are other numbers than on a CPU.

@@ -1,8 +1,9 @@
 """The Functions of `rules.functional` in forward-mode passes (`rules.tangents`).
 
 They are classes of their own, since compilers take no Function that has a `jvp`. A kernel's gradient
-is another one in them: not what it learns by, but d<v, g>/dB, which is the weight's gradient with the
-direction q of the input in the place of the input.
+is here not what it learns by, but d<v, g>/dB, where v is the direction of the weight and g its
+gradient. The formula is that of the weight's gradient, with the direction q of the input in the place
+of the input.
 
 Under autocast PyTorch gives a direction in float32 for some values in bfloat16; it is cast as the
 value is.

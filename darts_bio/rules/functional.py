@@ -11,8 +11,8 @@ that fits is taken:
     --------   -----------------------------------   ---------------------------------------------
     layer      grad mode is off, or                  PyTorch's own layer
                `true_gradients` is at work
-    layer      the rule is direct (dfa)              PyTorch's own layer, cut off from x, which
-                                                     receives the output's error (`rules.dfa`)
+    layer      the rule is direct (dfa), and x       PyTorch's own layer, cut off from x, which
+               needs an error                        receives the output's error (`rules.dfa`)
     layer      the rule is local (hebbian,           `LocalUpdate`: the weight learns from x, not
                predictive)                           from the error
     layer      B is W (bp)                           PyTorch's own layer
@@ -46,7 +46,8 @@ through a kernel, bp as well, take the Functions of `rules.forward_mode`; layers
 direct rules cannot run in one. In all of them a strided pointwise convolution is handed the pixels
 that it reads (`rules.pointwise`).
 
-A linear layer under a rule goes the ways of "layer" too, but always by `FeedbackLinear` where a
+A weight that a model's code multiplies by itself (`rules.products`) goes the ways of "layer", and never
+by PyTorch's own node. A linear layer under a rule goes the ways of "layer" too, but always by `FeedbackLinear` where a
 convolution has a choice of `FeedbackConvolution` and `through_kernel`.
 """
 

@@ -54,7 +54,8 @@ class FlatFeedback(RuleCarrier):
         Args:
             layers: the stacked layers.
             rule: the rule.
-            number: which of the layers' `rules` the members stand under that it holds feedback for.
+            number: the place of `rule` among each layer's `rules`; it holds the feedback of the
+                members that are under it.
             sort: whether to sort layers by the shape of their members whatever the rule.
         """
         super().__init__(rule=rule)

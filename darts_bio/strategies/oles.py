@@ -5,8 +5,10 @@ in the end skip connections win. `oles` compares, operation by operation, the di
 gradient of its weights on the training batch with that on the validation batch. Where the two have
 agreed too little over some batches, the operation's weights stay as they are from then on: neither
 gradient, momentum nor decay moves them, while the statistics of their batch norms go on, and alpha
-does. An operation is one of a single cell, on one edge; under several rules each pair (operation,
-rule) is one of its own, but where they share weights.
+does. (Momentum's buffer goes on, and the weights are put back after each step: `WeightOptimizer.held`.
+`networks.lanes` knows which rows of a stacked parameter are whose.) An operation is one of a single
+cell, on one edge; under several rules each pair (operation, rule) is one of its own, but where they
+share weights.
 
 The published code (PasaLab/oles) and the formula of the paper differ. By the formula the score is
 the cosine between the gradients g on the training batch and h on the validation batch. In the code

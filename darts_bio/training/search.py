@@ -482,9 +482,10 @@ class Search:
     def _both_gradients(
         self, x: Tensor, labels: Tensor, valid_x: Tensor, valid_labels: Tensor, *lent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Do as `_weight_gradients`, and return those on the validation batch, of what is compared.
+        """Set w's gradients on the training batch; return its sums, and gradients to compare them with.
 
-        They are in the order of the optimizer's `held`. That pass leaves no trace.
+        These are the gradients on the validation batch of the parameters that regularizers compare,
+        in the order of the optimizer's `held`. That pass leaves no trace.
         """
         edge_weights = self._perturbed(x, labels, lent)
         sums = self._gradients_at(x, labels, edge_weights)

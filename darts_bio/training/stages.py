@@ -2,7 +2,11 @@
 
 P-DARTS (arXiv 1904.12760) begins each stage anew, with fewer candidates in a deeper supernet.
 DrNAS (arXiv 2006.10355) goes on with its weights: more of the channels go through the candidates
-(`networks.widening`), and alpha, the optimizers and their schedules go on as well.
+(`networks.widening`), and alpha, the optimizers and their schedules go on as well. Regularizers begin
+anew in every stage.
+
+`config.stages.Stage` holds the options of a stage; `runs.stages.each_stage` runs one after the other,
+each among the candidates that `table_after` leaves.
 """
 
 from __future__ import annotations
@@ -33,10 +37,11 @@ class Place:
     """Where a search stands in a sequence of stages.
 
     Attributes:
-        schedule: Over how many epochs schedules run: those of the search, and of the stages before
-            and after it that go on with one another's weights.
+        schedule: The length of schedules, in epochs: summed over the stages that go on with one
+            another's weights, of which the search is one.
         first_epoch: The number, in these, of its first epoch.
-        epochs_before: The epochs of all stages before it. Images come in another order than there.
+        epochs_before: The epochs of all stages before it. Images come in another order than in
+            those; renewed feedback begins with the same draws in each stage.
         table: The candidates that are left on each edge; None for all.
     """
 
