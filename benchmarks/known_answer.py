@@ -1,221 +1,241 @@
-"""Every search strategy on a problem whose answer is known: the rank of the cell it finds among all
-cells.
+"""Every search strategy on a problem whose answer is known, beside what chance finds there.
 
-    python benchmarks/known_answer.py                   trains all cells, runs every strategy, prints the table
-    python benchmarks/known_answer.py --seeds 10        more searches; what is done is kept
+    python benchmarks/truth_table.py                    first: the truth, 256 genotypes trained three times
+    python benchmarks/known_answer.py                   searches, prints the table; goes on when run again
+    python benchmarks/known_answer.py --strategies darts eg --seeds 20
 
-The space is `darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))` under the rules
-bp and fa: 4 x 4 normal and 5 x 5 reduce cells, 400 genotypes. Each is trained on 400 digits in a
-small network, three times; its rank is that of its mean test loss. A strategy searches with the
-network's size and data, and with its own published hyper-parameters: none is tuned on this problem
-(pc_darts takes k=2, since 4 channels cannot be divided by 8).
+The space is that of `truth_table.py`: on each of four edges one of two operations under one of two
+planted rules, each of which is backpropagation on two edges and noise on the other two. A strategy
+searches with the network's size and images, and with its own published hyper-parameters: none is
+tuned on this problem (pc_darts takes k=2, since a quarter of four channels is one).
 
-p is the probability that as many uniformly drawn genotypes have a mean rank as good or better;
-where it is not below 0.05 the table says so. Writes benchmarks/results/known_answer-truth.json and
-known_answer.json.
+Counted is the rank of the genotype that a search finds, 1 to 256. Beside it stand four null models,
+which draw a genotype in place of each search:
+
+- uniform: any of the 256;
+- constant rule: random operations under one rule on all edges, the one of lower mean rank;
+- random rules: the operations that the search found, under random rules;
+- random operations: the rules that the search found, with random operations.
+
+p is the probability that such draws have a sum of ranks as small as the searches', or smaller
+(exact: the sum's distribution is a convolution); it is not corrected for the number of comparisons.
+The first two say whether a strategy beats chance, the third whether it finds rules, the fourth
+whether it finds operations. Writes benchmarks/results/known_answer.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
-import json
-import os
-import shlex
+import datetime
 import statistics
-import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from measuring import RESULTS
+from measuring import RESULTS, command, keep_results, kept_results, run, shown
+from planted_rules import plant
+from truth_table import (
+    EDGES,
+    GOOD,
+    IMAGES,
+    PLANTED,
+    SEARCHING,
+    Choice,
+    complete_searches,
+    explained_by,
+    means,
+    ranks,
+    reliability,
+    searched,
+)
 
-import darts_bio
+from darts_bio.errors import InputError
 from darts_bio.runtime import hardware
 
-SPACE = "darts(nodes=1, operations=(skip_connect, max_pool_3x3, sep_conv_3x3))"
-RULES = ("bp", "fa")
-IMAGES = 400
-QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "device": "cpu"}
-COMMON: dict[str, Any] = {"channels": 4, "layers": 3, "lr": 0.1, "crop_padding": 1, "flip": False}
-TRAINING = COMMON | {"epochs": 8, "batch_size": 32, "cutout": 0, "auxiliary": 0.0, "drop_path": 0.0}
-SEARCHING = COMMON | {"epochs": 20, "batch_size": 16, "space": SPACE, "rules": RULES}
-TRUTH_SEEDS = (0, 1, 2)
 STRATEGIES = (
-    "random",
     "darts",
     "darts(order=2)",
     "pc_darts(k=2)",
     "gdas",
     "snas",
+    "snas(hard=True)",
     "drnas",
+    "random_paths",
+    "rule_aware",
     "fair_darts",
     "darts_pt",
     "eg",
-    "eg(published=True)",
 )
+LEVEL = 0.05
+"""Below which p a strategy is said to beat a null model."""
 
 
-@functools.cache
-def genotypes() -> dict[str, Any]:
-    """All genotypes of the space by a key of their candidates."""
-    from darts_bio.spaces import SPACES, Genotype
-
-    space = SPACES.build(SPACE)
-    table = space.table(RULES)
-    choices = [list(itertools.product(range(table.shape(t)[1]), repeat=2)) for t in table.rows]
-    found = {}
-    for picked in itertools.product(*choices):
-        weights = {t: torch.zeros(table.shape(t)) for t in table.rows}
-        for t, columns in zip(table.rows, picked, strict=True):
-            for edge, column in enumerate(columns):
-                weights[t][edge, column] = 1.0
-        genotype = Genotype(SPACE, space.derive(weights, table))
-        found[key(genotype)] = genotype
-    return found
+def search(strategy: str, seed: int) -> dict[str, Any]:
+    """The genotype that a strategy finds, and the CPU seconds it took."""
+    start = time.process_time()
+    task = searched(PLANTED, strategy, seed, lambda task: plant(task, GOOD))
+    name = PLANTED.name_of(PLANTED.choice_of(task.genotype()))
+    return {"genotype": name, "seconds": round(time.process_time() - start, 1)}
 
 
-def key(genotype: Any) -> str:
-    return " | ".join(
-        str(edge.candidate) for cell in genotype.cells.values() for edge in cell.edges
-    )
+def operations_of(choice: Choice) -> tuple[str, ...]:
+    """The operation on each edge."""
+    return tuple(PLANTED.candidates[number].op for number in choice)
 
 
-def begin() -> None:
-    """A process a core."""
-    torch.set_num_threads(1)
+def rules_of(choice: Choice) -> tuple[str | None, ...]:
+    """The rule on each edge."""
+    return tuple(PLANTED.candidates[number].rule for number in choice)
 
 
-@functools.cache
-def images() -> Any:
-    """The same 400 digits for all trainings and searches."""
-    from darts_bio.data.datasets import load_data
-
-    return load_data("digits", train_images=IMAGES)
+def good_rules(choice: Choice) -> int:
+    """On how many edges the rule is the good one."""
+    good = tuple(PLANTED.rules[GOOD[edge]] for edge in EDGES)
+    return sum(one == other for one, other in zip(rules_of(choice), good, strict=True))
 
 
-def train(name: str) -> tuple[str, list[float]]:
-    """A genotype's test loss after training, for each seed."""
-    losses = []
-    for seed in TRUTH_SEEDS:
-        with tempfile.TemporaryDirectory() as place:
-            result = darts_bio.train(
-                genotypes()[name], images(), seed=seed, out=place, **QUIET, **TRAINING
-            )
-        losses.append(result.epochs[-1]["test/loss"])
-    return name, losses
+def constant_rule(rank: Mapping[Choice, int]) -> list[int]:
+    """The ranks of all operations under one rule on all edges, the rule of the lower mean rank."""
+    under = [
+        [of_one for choice, of_one in rank.items() if set(rules_of(choice)) == {rule}]
+        for rule in PLANTED.rules
+    ]
+    return min(under, key=statistics.mean)
 
 
-def search(strategy: str, seed: int) -> tuple[str, int, str, float]:
-    """The genotype that a strategy finds, and the seconds it took."""
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
-        result = darts_bio.search(
-            images(), strategy=strategy, seed=seed, out=place, **QUIET, **SEARCHING
-        )
-    return strategy, seed, key(result.genotype), time.monotonic() - start
+def null_models(rank: Mapping[Choice, int], found: Sequence[Choice]) -> dict[str, list[list[int]]]:
+    """For each null model the ranks of all genotypes that it may draw in place of each found one.
+
+    `rank` is that of each genotype of the space.
+    """
+    return {
+        "uniform": [list(rank.values())] * len(found),
+        "constant rule": [constant_rule(rank)] * len(found),
+        "random rules": [
+            [rank[each] for each in rank if operations_of(each) == operations_of(choice)]
+            for choice in found
+        ],
+        "random operations": [
+            [rank[each] for each in rank if rules_of(each) == rules_of(choice)] for choice in found
+        ],
+    }
 
 
-def p_value(ranks: list[int], of: int) -> float:
-    """The probability that so many uniform ranks from 1 to `of` have a sum as small or smaller."""
-    import numpy as np
+def p_of_sum(total: int, populations: Sequence[Sequence[int]]) -> float:
+    """The probability that the sum of one draw from each population is at most `total`.
 
-    sums = np.ones(1)
-    for _ in ranks:
-        sums = np.convolve(sums, np.ones(of) / of)  # of (sum - number of terms)
-    return float(sums[: sum(ranks) - len(ranks) + 1].sum())
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    Each member of a population of whole numbers from 0 is drawn alike.
+    """
+    chances = np.ones(1)  # of each sum, from 0
+    for population in populations:
+        chances = np.convolve(chances, np.bincount(population) / len(population))
+    return float(chances[: total + 1].sum())
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
-    begin()
-    truth_path, path = RESULTS / "known_answer-truth.json", RESULTS / "known_answer.json"
-    truth, result = read(truth_path), read(path)
-    found: dict[str, dict[str, Any]] = result.get("searches", {})
-    with ProcessPoolExecutor(arguments.processes, initializer=begin) as pool:
-        names = list(genotypes())
-        waiting = [pool.submit(train, name) for name in names if name not in truth]
-        for done, future in enumerate(as_completed(waiting), 1):
-            name, losses = future.result()
-            truth[name] = losses
-            if done % 20 == 0 or done == len(waiting):
-                write(truth_path, truth)
-                print(f"trained {len(truth)} of {len(names)}", file=sys.stderr)
-        order = sorted(names, key=lambda name: statistics.mean(truth[name]))
-        searches = [
-            pool.submit(search, strategy, seed)
-            for seed in range(arguments.seeds)
-            for strategy in STRATEGIES
-            if str(seed) not in found.get(strategy, {})
-        ]
-        for future in as_completed(searches):
-            strategy, seed, name, seconds = future.result()
-            found.setdefault(strategy, {})[str(seed)] = {"cell": name, "seconds": round(seconds, 1)}
-            write(path, {"searches": found})
-            print(f"seed {seed}  {strategy:20} rank {order.index(name) + 1}", file=sys.stderr)
-    print(
-        f"| strategy | mean rank of {len(names)} (n = {arguments.seeds}) | ranks | mean test loss "
-        "| p | s a search |"
-    )
-    print("|---|---|---|---|---|---|")
-    table = {}
-    for strategy in STRATEGIES:
-        runs = [found[strategy][str(seed)] for seed in range(arguments.seeds)]
-        ranks = [order.index(run["cell"]) + 1 for run in runs]
-        loss = statistics.mean(statistics.mean(truth[run["cell"]]) for run in runs)
-        p = p_value(ranks, len(names))
-        row = {
-            "mean_rank": statistics.mean(ranks),
-            "std_rank": statistics.stdev(ranks) if len(ranks) > 1 else 0.0,
-            "ranks": ranks,
-            "mean_test_loss": loss,
-            "p": p,
-            "seconds": statistics.mean(run["seconds"] for run in runs),
+def row_of(rank: Mapping[Choice, int], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the table says of a strategy's searches."""
+    by_name = {PLANTED.name_of(choice): choice for choice in rank}
+    found = [by_name[each["genotype"]] for each in searches]
+    of_found = [rank[choice] for choice in found]
+    models = {}
+    for name, populations in null_models(rank, found).items():
+        draws = [one for population in populations for one in population]
+        models[name] = {
+            "mean_rank": statistics.mean(draws),
+            "std_rank": statistics.pstdev(draws),
+            "p": p_of_sum(sum(of_found), populations),
         }
-        table[strategy] = row
-        verdict = f"{p:.3f}" if p < 0.05 else f"{p:.2f}: no better than random"
-        mean, listed = (
-            f"{row['mean_rank']:.0f} +- {row['std_rank']:.0f}",
-            ", ".join(map(str, sorted(ranks))),
+    return {
+        "ranks": of_found,
+        "good_rules": [good_rules(choice) for choice in found],
+        "null_models": models,
+        "not_beaten": [name for name, model in models.items() if not model["p"] < LEVEL],
+        "seconds": statistics.mean(each["seconds"] for each in searches),
+    }
+
+
+def line_of(strategy: str, row: Mapping[str, Any]) -> str:
+    """A strategy's line of the table."""
+    models = row["null_models"]
+
+    def against(name: str, mean: bool) -> str:
+        model = models[name]
+        p = "< 0.001" if model["p"] < 0.001 else f"{model['p']:.3f}"
+        return f"{model['mean_rank']:.0f} +- {model['std_rank']:.0f}, {p}" if mean else p
+
+    cells = [
+        f"`{strategy}`",
+        f"{statistics.mean(row['ranks']):.0f} +- {statistics.stdev(row['ranks']):.0f}",
+        shown(row["good_rules"]),
+        against("uniform", False),
+        against("constant rule", False),
+        against("random rules", True),
+        against("random operations", True),
+        ", ".join(row["not_beaten"]) or "none",
+        f"{row['seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="of each strategy, >= 2")
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="SPEC")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--truth", type=Path, default=RESULTS / "truth_table.json", metavar="FILE")
+    parser.add_argument("--json", type=Path, default=RESULTS / "known_answer.json", metavar="FILE")
+    options = parser.parse_args()
+    if options.seeds < 2:
+        raise InputError(f"--seeds: expected at least 2, for a spread, found {options.seeds}")
+    truth = kept_results(options.truth)
+    if len(truth.get("losses", {})) < len(PLANTED.choices):
+        raise InputError(
+            f"--truth {options.truth}: expected the losses of {len(PLANTED.choices)} genotypes, "
+            f"found {len(truth.get('losses', {}))}; run python benchmarks/truth_table.py first"
         )
-        print(
-            f"| `{strategy}` | {mean} | {listed} | {loss:.3f} | {verdict} | {row['seconds']:.0f} |"
-        )
-    losses = [statistics.mean(truth[name]) for name in order]
-    noise = statistics.mean(statistics.stdev(values) for values in truth.values())
+    result = kept_results(options.json)
+    searches = complete_searches(
+        options.json, result, options.strategies, options.seeds, search, options.processes
+    )
+    mean_losses = means(truth["losses"])
+    losses = [mean_losses[PLANTED.name_of(choice)] for choice in PLANTED.choices]
+    rank = dict(zip(PLANTED.choices, ranks(losses).tolist(), strict=True))
+    constant = constant_rule(rank)
+    print(f"{len(rank)} genotypes, reliability {reliability(truth['losses']):.3f}; of the variance")
+    for what, share in explained_by(PLANTED, mean_losses).items():
+        print(f"  {share:.3f} by {what}")
+    uniform = list(rank.values())
+    print("mean rank of a single draw: uniform", end=" ")
     print(
-        f"\nall cells: test loss {losses[0]:.3f} (best, {order[0]}) to {losses[-1]:.3f}, median "
-        f"{statistics.median(losses):.3f}; std over the training's seeds {noise:.3f}"
+        f"{statistics.mean(uniform):.1f} +- {statistics.pstdev(uniform):.1f}, constant rule",
+        end=" ",
     )
-    write(
-        path,
-        {
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": f"{hardware(torch.device('cpu'))} in each of {arguments.processes} processes",
-            "images": IMAGES,
-            "training": TRAINING,
-            "searching": SEARCHING,
-            "table": table,
-            "searches": found,
-        },
+    print(f"{statistics.mean(constant):.1f} +- {statistics.pstdev(constant):.1f}\n")
+    print(
+        f"| strategy | mean rank of {len(rank)} (n = {options.seeds}) | good rules of 4 | p: uniform "
+        "| p: constant rule | its operations, random rules, p | its rules, random operations, p "
+        "| not beaten | s a search |"
     )
-    return 0
+    print("|---" * 9 + "|")
+    table = {}
+    for strategy in options.strategies:
+        of_seeds = [searches[strategy][str(seed)] for seed in range(options.seeds)]
+        table[strategy] = row_of(rank, of_seeds)
+        print(line_of(strategy, table[strategy]))
+    result |= {
+        "command": command(),
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
+        "images": IMAGES,
+        "searching": SEARCHING | {"space": PLANTED.spec, "rules": PLANTED.rules},
+        "table": table,
+        "torch": torch.__version__,
+    }
+    keep_results(options.json, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

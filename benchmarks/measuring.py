@@ -202,8 +202,10 @@ def kept_results(path: Path) -> dict[str, Any]:
 
 
 def keep_results(path: Path, results: dict[str, Any]) -> None:
-    """Write results, with which the next run goes on."""
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    """Write results, with which the next run goes on; never half, whenever it is interrupted."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def paired_p(differences: Sequence[float]) -> float:

@@ -95,6 +95,14 @@ def members(task: Search) -> Iterator[tuple[Tensor, int, str, int]]:
                     first += size
 
 
+def plant(
+    task: Search, good: Mapping[tuple[str, int], int], high: float = 1.0, low: float = 0.0
+) -> None:
+    """Give the good rule of each (cell type, edge), by its number, quality `high`, others `low`."""
+    for quality, number, cell_type, edge in members(task):
+        quality.fill_(high if good[cell_type, edge] == number else low)
+
+
 def search(
     strategy: str, seed: int, space: str, kernel_scale: str, high: float, low: float, epochs: int
 ) -> dict[str, float | str | int]:
@@ -109,8 +117,7 @@ def search(
     )
     task = Search(config, load_data("digits", None, None, None, 0), torch.device("cpu"))
     planted = answer(task, seed)
-    for quality, number, cell_type, edge in members(task):
-        quality.fill_(high if planted[cell_type, edge] == number else low)
+    plant(task, planted, high, low)
     start = time.process_time()
     for epoch in range(epochs):
         task.begin_epoch(epoch)
