@@ -1,36 +1,72 @@
-"""eg on a supernet whose weights stay: how the best and the mean fitness of a generation rise, and
-the figure of it.
+"""eg on a supernet whose weights stay: how the best and the mean fitness of a generation rise, what of
+it evolution does, and the figure of it.
 
-    python benchmarks/evolution.py                      the digits; writes results/evolution.json and evolution.svg
+    python benchmarks/evolution.py                      the digits, 6 seeds; goes on when run again
 
 The supernet is trained for a few epochs with equal edge weights, then eg makes its generations on
 the same validation batches, with and without (`published=True`, on one of these batches) a
 covariance that lives on. Novelty is left out, so that fitness is the negative validation loss
 alone; and the loss of the architecture itself is measured on eight other batches (of the same
-images, drawn otherwise). n seeds; the figure shows their mean and, as bands, their range. It needs
-matplotlib.
+images, drawn otherwise).
+
+The individuals of later generations lie closer to the architecture, since the width s of the draws
+falls, and closer ones are better whether anything is learned or not. Two controls take this apart:
+
+- drawn, same widths: each generation's individuals are drawn independently, around an architecture
+  that stays, at eg's widths; nothing is selected.
+- eg, width stays: s does not fall.
+
+Printed are means with standard deviations over seeds, rises from the first to the last generation,
+and p of sign flips, paired by the seed: of the rises, and of the last generation's difference from
+what is drawn. The figure shows means and, as bands, ranges. It needs matplotlib. Writes
+results/evolution.json and evolution.svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, run, spread, write_timings
+from measuring import RESULTS, command, keep_results, kept_results, paired_p, run, spread
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import load_data
-from darts_bio.errors import install_hint
+from darts_bio.errors import InputError, install_hint
+from darts_bio.runtime import hardware
+from darts_bio.strategies import Measure
 from darts_bio.training.engine import run_epoch
 from darts_bio.training.search import Search
 
 SIZE = "population=20, samples=1, batches=8, novelty=0"
-KINDS = {"eg": SIZE, "eg, published": f"{SIZE}, published=True"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How generations are made."""
+
+    options: str
+    """The options of eg."""
+
+    selects: bool = True
+    """Whether a generation's fitness moves anything."""
+
+
+DRAWN = "drawn, same widths"
+KINDS = {
+    "eg": Kind(SIZE),
+    DRAWN: Kind(SIZE, selects=False),
+    "eg, width stays": Kind(f"{SIZE}, sigma=1, sigma_min=1"),
+    "eg, published": Kind(f"{SIZE}, published=True"),
+}
 WARM_EPOCHS = 6
+COLORS = ("#0072b2", "#666666", "#009e73", "#d55e00")
 LABELS = {
     "best": "best of a generation",
     "mean": "its mean",
@@ -38,7 +74,20 @@ LABELS = {
 }
 
 
-def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
+def drawn_generation(
+    strategy: Any, state: Any, generation: int, measure: Measure
+) -> dict[str, float]:
+    """The fitness of individuals of a distribution that has learned nothing; nothing moves."""
+    offsets = strategy.sampler(state.context, 1000 + generation).ask()
+    individuals = state.individuals(offsets, strategy.scale(state, generation))
+    losses, _ = measure(individuals, strategy.measured_batches)
+    return {
+        "evolution/best_fitness": -losses.min().item(),
+        "evolution/mean_fitness": -losses.mean().item(),
+    }
+
+
+def fitness(kind: Kind, seed: int, generations: int) -> dict[str, Any]:
     """Make that many generations on the warm supernet of a seed; return the fitness after each of
     them.
 
@@ -46,7 +95,7 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
     """
     config = SearchConfig(
         space="darts(nodes=2)",
-        strategy=f"eg({options})",
+        strategy=f"eg({kind.options})",
         channels=8,
         layers=3,
         lr=0.1,
@@ -64,8 +113,9 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
     best, mean, architecture = [], [], []
     strategy: Any = search.strategy
     state: Any = search.strategy_state
+    make = strategy.end_epoch if kind.selects else lambda *given: drawn_generation(strategy, *given)
     for generation in range(generations):
-        numbers = strategy.end_epoch(
+        numbers = make(
             state, generation, lambda weights, batches: search._measure(weights, 0, batches)
         )
         best.append(numbers["evolution/best_fitness"])
@@ -73,9 +123,6 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
         alone = {t: weights.unsqueeze(0) for t, weights in strategy.edge_weights(state).items()}
         architecture.append(-search._measure(alone, 1000, 8)[0].item())
     scales = state.samplers[0].scales
-    print(
-        f"seed {seed}  {options:30} best fitness {best[0]:.3f} to {best[-1]:.3f}", file=sys.stderr
-    )
     return {
         "best": best,
         "mean": mean,
@@ -86,36 +133,82 @@ def fitness(options: str, seed: int, generations: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--generations", type=int, default=25, help=f"more than {WARM_EPOCHS}")
+    parser.add_argument("--seeds", type=int, default=6, metavar="N", help="at least 2")
     parser.add_argument(
-        "--json", metavar="FILE", help="where the numbers go, and the figure (default: in results)"
+        "--generations", type=int, default=25, metavar="N", help=f"more than {WARM_EPOCHS}"
     )
-    arguments = parser.parse_args()
-    path = Path(arguments.json) if arguments.json else RESULTS / "evolution.json"
-    runs = {
-        kind: [fitness(options, seed, arguments.generations) for seed in range(arguments.seeds)]
-        for kind, options in KINDS.items()
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=RESULTS / "evolution.json",
+        metavar="FILE",
+        help="where the numbers go, and the figure (default: in results)",
+    )
+    options = parser.parse_args()
+    if options.seeds < 2:
+        raise InputError(f"--seeds: expected at least 2, for a spread, found {options.seeds}")
+    torch.set_num_threads(1)
+    result = kept_results(options.json)
+    if result.get("generations", options.generations) != options.generations:
+        raise InputError(
+            f"--json {options.json}: expected runs of {options.generations} generations, found "
+            f"{result['generations']}; name another file"
+        )
+    result["generations"] = options.generations
+    kept = result.setdefault("runs", {})
+    for kind, how in KINDS.items():
+        for seed in range(options.seeds):
+            if str(seed) in kept.get(kind, {}):
+                continue
+            made = fitness(how, seed, options.generations)
+            kept.setdefault(kind, {})[str(seed)] = made
+            keep_results(options.json, result)
+            print(
+                f"{kind}, seed {seed}: best {made['best'][0]:.3f} to {made['best'][-1]:.3f}",
+                file=sys.stderr,
+            )
+    runs = {kind: [kept[kind][str(seed)] for seed in range(options.seeds)] for kind in KINDS}
+    result["table"] = report(runs)
+    result |= {
+        "command": command(),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(torch.device("cpu")),
+        "torch": torch.__version__,
     }
-    print(
-        "| | best fitness, first | last | the architecture's, first | last | axes of the "
-        "distribution, most / least |"
-    )
-    print("|---|---|---|---|---|---|")
-    for kind, own in runs.items():
-        ends = [
-            [run[name][place] for run in own]
-            for name in ("best", "architecture")
-            for place in (0, -1)
-        ]
-        cells = [spread(values, 3) for values in ends]
-        axes = statistics.mean(run["axes"]["most"] / run["axes"]["least"] for run in own)
-        print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
-    write_timings(path, torch.device("cpu"), {"runs": runs})
+    keep_results(options.json, result)
     try:
-        draw(runs, path.with_suffix(".svg"))
+        draw(runs, options.json.with_suffix(".svg"))
     except ImportError:
         print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
+
+
+def report(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Print the table of all kinds' runs; return its numbers."""
+    print(
+        "| | best fitness, first | last | rise (p) | last, less what is drawn (p) | the "
+        "architecture's, first | last | rise (p) | axes of the distribution, most / least |"
+    )
+    print("|---" * 9 + "|")
+    table: dict[str, Any] = {}
+    last_drawn = [of_seed["best"][-1] for of_seed in runs[DRAWN]]
+    for kind, of_seeds in runs.items():
+        numbers: dict[str, Any] = {}
+        cells = []
+        for name in ("best", "architecture"):
+            first, last = ([each[name][place] for each in of_seeds] for place in (0, -1))
+            rises = [b - a for a, b in zip(first, last, strict=True)]
+            numbers[name] = {"first": first, "last": last, "p": paired_p(rises)}
+            cells += [spread(first, 3), spread(last, 3)]
+            cells.append(f"{spread(rises, 3)} ({numbers[name]['p']:.3f})" if any(rises) else "")
+            if name == "best":
+                more = [a - b for a, b in zip(last, last_drawn, strict=True)]
+                numbers["above drawn"] = {"differences": more, "p": paired_p(more)}
+                p = numbers["above drawn"]["p"]
+                cells.append("" if kind == DRAWN else f"{spread(more, 3)} ({p:.3f})")
+        axes = statistics.mean(each["axes"]["most"] / each["axes"]["least"] for each in of_seeds)
+        table[kind] = numbers | {"axes": axes}
+        print(f"| {kind} | {' | '.join(cells)} | {axes:.2f} |")
+    return table
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
@@ -126,7 +219,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9.0, 3.6))
-    for color, (kind, own) in zip(("#0072b2", "#d55e00"), runs.items(), strict=True):
+    for color, (kind, own) in zip(COLORS, runs.items(), strict=True):
         for name, style in (("best", "-"), ("mean", ":"), ("architecture", "--")):
             curves = [run[name] for run in own]
             middle = [statistics.mean(values) for values in zip(*curves, strict=True)]
