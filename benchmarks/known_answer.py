@@ -47,6 +47,7 @@ from truth_table import (
     complete_searches,
     explained_by,
     means,
+    of_first_seeds,
     ranks,
     reliability,
     searched,
@@ -183,6 +184,9 @@ def line_of(strategy: str, row: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="of each strategy, >= 2")
+    parser.add_argument(
+        "--trainings", type=int, default=3, metavar="N", help="that rank a genotype"
+    )
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="SPEC")
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--truth", type=Path, default=RESULTS / "truth_table.json", metavar="FILE")
@@ -190,21 +194,25 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 2:
         raise InputError(f"--seeds: expected at least 2, for a spread, found {options.seeds}")
-    truth = kept_results(options.truth)
-    if len(truth.get("losses", {})) < len(PLANTED.choices):
+    losses = kept_results(options.truth).get("losses", {})
+    wanted = {str(seed) for seed in range(options.trainings)}
+    names = [PLANTED.name_of(choice) for choice in PLANTED.choices]
+    trained = sum(wanted <= losses.get(name, {}).keys() for name in names)
+    if trained < len(names):
         raise InputError(
-            f"--truth {options.truth}: expected the losses of {len(PLANTED.choices)} genotypes, "
-            f"found {len(truth.get('losses', {}))}; run python benchmarks/truth_table.py first"
+            f"--truth {options.truth}: expected {len(names)} genotypes with {options.trainings} "
+            f"trainings each, found {trained}; run python benchmarks/truth_table.py first"
         )
+    losses = of_first_seeds(losses, options.trainings)
     result = kept_results(options.json)
     searches = complete_searches(
         options.json, result, options.strategies, options.seeds, search, options.processes
     )
-    mean_losses = means(truth["losses"])
-    losses = [mean_losses[PLANTED.name_of(choice)] for choice in PLANTED.choices]
-    rank = dict(zip(PLANTED.choices, ranks(losses).tolist(), strict=True))
+    mean_losses = means(losses)
+    in_order = ranks([mean_losses[name] for name in names])
+    rank = dict(zip(PLANTED.choices, in_order.tolist(), strict=True))
     constant = constant_rule(rank)
-    print(f"{len(rank)} genotypes, reliability {reliability(truth['losses']):.3f}; of the variance")
+    print(f"{len(rank)} genotypes, reliability {reliability(losses):.3f}; of the variance")
     for what, share in explained_by(PLANTED, mean_losses).items():
         print(f"  {share:.3f} by {what}")
     uniform = list(rank.values())
@@ -230,6 +238,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{hardware(torch.device('cpu'))} in each of {options.processes} processes",
         "images": IMAGES,
+        "trainings": options.trainings,
         "searching": SEARCHING | {"space": PLANTED.spec, "rules": PLANTED.rules},
         "table": table,
         "torch": torch.__version__,

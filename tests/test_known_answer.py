@@ -366,6 +366,8 @@ class TestGoingOn:
         with pytest.raises(InputError, match="found 0; run python benchmarks/truth_table.py first"):
             table_of()
         truth_file.write_text(json.dumps({"losses": losses}))
+        with pytest.raises(InputError, match="with 4 trainings each, found 0; run"):
+            table_of("--trainings", "4")
         with pytest.raises(InputError, match="--seeds: expected at least 2.*found 1"):
             table_of("--seeds", "1")
         table_of("--strategies", "darts", "--seeds", "2")
