@@ -44,6 +44,7 @@ from truth_table import (
     PLANTED,
     SEARCHING,
     Choice,
+    Losses,
     complete_searches,
     explained_by,
     means,
@@ -181,35 +182,32 @@ def line_of(strategy: str, row: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="of each strategy, >= 2")
-    parser.add_argument(
-        "--trainings", type=int, default=3, metavar="N", help="that rank a genotype"
-    )
-    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="SPEC")
-    parser.add_argument("--processes", type=int, default=1, metavar="N")
-    parser.add_argument("--truth", type=Path, default=RESULTS / "truth_table.json", metavar="FILE")
-    parser.add_argument("--json", type=Path, default=RESULTS / "known_answer.json", metavar="FILE")
-    options = parser.parse_args()
-    if options.seeds < 2:
-        raise InputError(f"--seeds: expected at least 2, for a spread, found {options.seeds}")
-    losses = kept_results(options.truth).get("losses", {})
-    wanted = {str(seed) for seed in range(options.trainings)}
+def losses_of(path: Path, trainings: int) -> dict[str, dict[str, float]]:
+    """The losses of all genotypes after the trainings from seeds 0, 1, ..., from a truth table.
+
+    Raises InputError if it lacks some.
+    """
+    losses = kept_results(path).get("losses", {})
+    wanted = {str(seed) for seed in range(trainings)}
     names = [PLANTED.name_of(choice) for choice in PLANTED.choices]
     trained = sum(wanted <= losses.get(name, {}).keys() for name in names)
     if trained < len(names):
         raise InputError(
-            f"--truth {options.truth}: expected {len(names)} genotypes with {options.trainings} "
+            f"--truth {path}: expected {len(names)} genotypes with {trainings} "
             f"trainings each, found {trained}; run python benchmarks/truth_table.py first"
         )
-    losses = of_first_seeds(losses, options.trainings)
-    result = kept_results(options.json)
-    searches = complete_searches(
-        options.json, result, options.strategies, options.seeds, search, options.processes
-    )
+    return of_first_seeds(losses, trainings)
+
+
+def report(
+    losses: Losses, searches: Mapping[str, Mapping[str, Any]], seeds: int
+) -> dict[str, dict[str, Any]]:
+    """Print the truth, the null models and the strategies' table; return its rows by strategy.
+
+    It has the strategies of all `searches` from seeds 0, 1, ..., also of earlier runs.
+    """
     mean_losses = means(losses)
-    in_order = ranks([mean_losses[name] for name in names])
+    in_order = ranks([mean_losses[PLANTED.name_of(choice)] for choice in PLANTED.choices])
     rank = dict(zip(PLANTED.choices, in_order.tolist(), strict=True))
     constant = constant_rule(rank)
     print(f"{len(rank)} genotypes, reliability {reliability(losses):.3f}; of the variance")
@@ -223,16 +221,41 @@ def main() -> None:
     )
     print(f"{statistics.mean(constant):.1f} +- {statistics.pstdev(constant):.1f}\n")
     print(
-        f"| strategy | mean rank of {len(rank)} (n = {options.seeds}) | good rules of 4 | p: uniform "
+        f"| strategy | mean rank of {len(rank)} (n = {seeds}) | good rules of 4 | p: uniform "
         "| p: constant rule | its operations, random rules, p | its rules, random operations, p "
         "| not beaten | s a search |"
     )
     print("|---" * 9 + "|")
     table = {}
-    for strategy in options.strategies:
-        of_seeds = [searches[strategy][str(seed)] for seed in range(options.seeds)]
+    for strategy, of_strategy in searches.items():
+        if not all(str(seed) in of_strategy for seed in range(seeds)):
+            continue
+        of_seeds = [of_strategy[str(seed)] for seed in range(seeds)]
         table[strategy] = row_of(rank, of_seeds)
         print(line_of(strategy, table[strategy]))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="of each strategy")
+    parser.add_argument(
+        "--trainings", type=int, default=3, metavar="N", help="that rank a genotype"
+    )
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="SPEC")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--truth", type=Path, default=RESULTS / "truth_table.json", metavar="FILE")
+    parser.add_argument("--json", type=Path, default=RESULTS / "known_answer.json", metavar="FILE")
+    options = parser.parse_args()
+    for name, count in (("seeds", options.seeds), ("trainings", options.trainings)):
+        if count < 2:
+            raise InputError(f"--{name}: expected at least 2, for a spread, found {count}")
+    losses = losses_of(options.truth, options.trainings)
+    result = kept_results(options.json)
+    searches = complete_searches(
+        options.json, result, options.strategies, options.seeds, search, options.processes
+    )
+    table = report(losses, searches, options.seeds)
     result |= {
         "command": command(),
         "date": datetime.date.today().isoformat(),

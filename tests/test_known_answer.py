@@ -386,6 +386,7 @@ class TestGoingOn:
         assert made == [("gdas", 0), ("gdas", 1), ("darts", 2), ("gdas", 2)]
         made.clear()
         assert table_of(*more) == printed
+        assert table_of("--strategies", "gdas", "--seeds", "3") == printed  # darts is kept
         assert made == []
         result = json.loads(file.read_text())
         assert {seed: result["searches"]["darts"][seed] for seed in "01"} == two["darts"]
