@@ -576,6 +576,7 @@ def short_search(twins: Twins, space: str, steps: int) -> list[dict]:
     ],
 )
 @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+@pytest.mark.filterwarnings("ignore:brsf renews its feedback")  # neither of both does
 def test_a_short_search_derives_the_same_genotype(
     cell: type, nodes: int, steps: int, partial: int, dtype: torch.dtype
 ) -> None:

@@ -1,5 +1,6 @@
 """The audit of a model: which of its weights learn by which rule, and what carries their errors.
 
+>>> import torch
 >>> from torch import nn
 >>> from darts_bio.rules import audit, convert
 >>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
@@ -210,6 +211,7 @@ def audit(model: nn.Module, inputs: Any = None) -> Audit:
     Raises:
         InputError: If the model cannot run on the inputs given.
 
+    >>> import torch
     >>> from darts_bio.rules import convert
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(10))
     >>> _ = model(torch.ones(1, 3, 32, 32))
