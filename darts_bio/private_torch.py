@@ -20,6 +20,8 @@ for all that these names make fast.
                            the norms take 3.9 ms in place of 9.1; copies gain nothing.
     after_backward         Calls a function at the end of the backward pass under way. Without it dfa
                            cannot tell that an output's error is of an earlier pass.
+    backward_runs          Tells whether a backward pass is under way. Without it code that multiplies
+                           by a weight under a rule cannot be checkpointed by itself.
     loss_scale             Reads a GradScaler's scale where it lies. Without it Python waits for a GPU.
     gamma_draws            Draws from a generator of ours. Without it draws are others, from a global
                            generator that is put back.
@@ -95,6 +97,19 @@ def after_backward(function: Callable[[], None]) -> None:
     engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
     if hasattr(engine, "queue_callback"):
         engine.queue_callback(function)
+
+
+def backward_runs() -> bool:
+    """Tell whether this thread is in a backward pass; False where PyTorch does not say.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> handle = x.register_hook(lambda _: print(backward_runs()))
+    >>> x.sum().backward(), backward_runs()
+    True
+    (None, False)
+    """
+    ask = getattr(torch._C, "_current_graph_task_id", None)
+    return ask is not None and ask() != -1
 
 
 def copy_all(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

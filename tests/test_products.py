@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, rnn
+from torch.nn.utils import parametrizations, prune, rnn
+from torch.utils.checkpoint import checkpoint
 
 from darts_bio.errors import InputError
 from darts_bio.rules import (
@@ -62,6 +63,21 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], tupl
         (5, 3),
     ),
     "bmm": (lambda x, w: torch.bmm(x, w), (2, 4, 5), (2, 5, 3)),
+    "inner": (lambda x, w: torch.inner(x, w), (2, 4, 5), (3, 5)),
+    "linear of a weight": (lambda x, w: F.linear(w, x, w.new_ones(4)).T, (4, 5), (3, 5)),
+    "linear, by names": (lambda x, w: F.linear(input=x, weight=w, bias=None), (4, 5), (3, 5)),
+    "mm, by names": (lambda x, w: torch.mm(input=x, mat2=w, out=None), (4, 5), (5, 3)),
+    "addmm, by names": (
+        lambda x, w: torch.addmm(input=x.new_ones(3), mat1=x, mat2=w, alpha=0.5),
+        (4, 5),
+        (5, 3),
+    ),
+    "conv1d, by names": (
+        lambda x, w: F.conv1d(input=x, weight=w, padding=1),
+        (2, 3, 7),
+        (4, 3, 3),
+    ),
+    "real part": (lambda x, w: x @ w.real, (4, 5), (5, 3)),
     "matmul by head": (lambda x, w: x @ w, (6, 2, 4, 5), (2, 5, 3)),
     "einsum, linear": (lambda x, w: torch.einsum("nd,dhk->nhk", x, w), (4, 5), (5, 2, 3)),
     "einsum, weight first": (lambda x, w: torch.einsum("kd,nld->kln", w, x), (4, 2, 5), (3, 5)),
@@ -461,6 +477,29 @@ class TestWhatIsLeftAsItIs:
             (dx,) = torch.autograd.grad(model(moved).sum(), moved)
         assert F.cosine_similarity(dx.flatten(), expected.flatten(), dim=0) > 0.99
 
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_checkpointed_code(self, reentrant: bool) -> None:
+        """Code that checkpointing repeats in the backward pass multiplies under the rule again."""
+
+        class Checkpointed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(5, 5).double()
+
+            def block(self, x: Tensor) -> Tensor:
+                return F.linear(x.sin(), self.layer.weight).tanh()
+
+            def forward(self, x: Tensor, whole: bool = False) -> Tensor:
+                if whole:
+                    return self.block(x)
+                y: Tensor = checkpoint(self.block, x, use_reentrant=reentrant)
+                return y
+
+        model, x = convert(Checkpointed(), "fa"), noise(4, 5).requires_grad_()
+        (expected,) = torch.autograd.grad(model(x, whole=True).sum(), x)
+        model(x).sum().backward()
+        assert torch.allclose(x.grad, expected, rtol=0, atol=1e-12)  # type: ignore[arg-type]
+
     def test_renewed_feedback(self) -> None:
         plain, x = build("GRU")
         model: Any = convert(plain, "brsf", inputs=x)
@@ -573,3 +612,46 @@ class TestAudit:
         assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
         assert torch.equal(torch.get_rng_state(), state)
         assert not isinstance(plain.weight, CarriedWeight)
+
+
+class TestAfterwards:
+    """What users do to a model once it is converted."""
+
+    def test_pruned_weights(self) -> None:
+        """dx = dy B of the masked kernel's own feedback, dW = 0 where the mask is 0."""
+        x = noise(4, 5)
+        for layer in (
+            convert(nn.Sequential(nn.Linear(5, 3).double()), "fa")[0],  # type: ignore[index]
+            convert(Code(lambda x, w: x @ w.T, 3, 5), "fa", inputs=x),
+        ):
+            carrier: Any = layer if hasattr(layer, "feedback") else layer.weight_carrier
+            kernel = carrier.feedback["kernel"]
+            prune.random_unstructured(layer, "weight", 0.5)
+            moved = x.clone().requires_grad_()
+            y = layer(moved)
+            y.backward(noise(4, 3, seed=9))
+            assert torch.allclose(y - getattr(layer, "bias", 0), x @ layer.weight.T)
+            assert torch.allclose(moved.grad, noise(4, 3, seed=9) @ kernel, rtol=0, atol=1e-12)  # type: ignore[arg-type]
+            assert torch.equal(layer.weight_orig.grad == 0, layer.weight_mask == 0)
+            prune.remove(layer, "weight")
+            assert type(layer.weight) is nn.Parameter
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            hooked: Any = torch.nn.utils.weight_norm(convert(nn.Linear(5, 3).double(), "fa"))
+        moved = x.clone().requires_grad_()
+        hooked(moved).backward(noise(4, 3, seed=9))
+        expected = noise(4, 3, seed=9) @ hooked.feedback["kernel"]
+        assert torch.allclose(moved.grad, expected, rtol=0, atol=1e-12)  # type: ignore[arg-type]
+
+    def test_replicas_of_data_parallel(self) -> None:
+        """A replica's weights are tensors that nn.DataParallel computes from the parameters."""
+        x = noise(4, 5)
+        for model in (
+            convert(nn.Linear(5, 5, bias=False).double(), "fa"),
+            convert(Code(lambda x, w: x @ w, 5, 5), "fa", inputs=x),
+        ):
+            replica = model._replicate_for_data_parallel()  # type: ignore[operator]
+            replica.weight, replica.bias = model.weight * 1, None
+            moved, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+            replica(moved).sum().backward()
+            model(expected).sum().backward()
+            assert torch.equal(moved.grad, expected.grad)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import own_node_serves, through_kernel
 from darts_bio.rules.operators import Convolution, Product
 from darts_bio.rules.pointwise import reads_single_pixels, sampled
-from darts_bio.rules.products import handed_out, plain
+from darts_bio.rules.products import handed_out, plain, stored_property, stored_weight
 from darts_bio.rules.uses import in_autocast_dtype, pass_under_rule
 
 
@@ -75,12 +75,9 @@ class RuleLayer(WeightedCarrier):
 
         In the forward pass of a model's own code it takes the rule along (`rules.products`).
         """
-        weight = self._parameters.get("weight")
-        if weight is None:  # not there yet
-            raise AttributeError("weight")
-        return handed_out(weight, self)
+        return handed_out(stored_weight(self, "weight"), self)
 
-    weight: Any = property(_handed_out)
+    weight: Any = stored_property("weight", _handed_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return pass_under_rule(self, self, x, self.transport)

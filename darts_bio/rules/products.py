@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.private_torch import backward_runs
 from darts_bio.rules import recurrent
 from darts_bio.rules.carriers import WeightedCarrier
 from darts_bio.rules.uses import BilinearUse, ConvolutionUse, LinearUse, Use, each, pass_under_rule
@@ -173,12 +174,43 @@ def leave_code(module: nn.Module, arguments: Any, output: Any) -> None:
 def handed_out(weight: Tensor, carrier: WeightedCarrier) -> Tensor:
     """Return a carrier's weight as code that asks for it gets it.
 
-    In the forward pass of a model it stands under the carrier's rule; elsewhere (in optimizers,
-    initialization, a training loop) it is the parameter itself.
+    In the forward pass of a model, or where checkpointing repeats a part of it, it stands under the
+    carrier's rule; elsewhere (in optimizers, initialization, a training loop) it is the parameter
+    itself.
     """
-    if getattr(_here, "depth", 0) == 0 or carrier.exact or not torch.is_grad_enabled():
+    if carrier.exact or not torch.is_grad_enabled():
         return weight
-    return carry(weight, Standing(carrier))
+    # Gradient checkpointing runs code of a forward pass once more in the backward pass.
+    if getattr(_here, "depth", 0) or (not torch.compiler.is_compiling() and backward_runs()):
+        return carry(weight, Standing(carrier))
+    return weight
+
+
+def stored_weight(owner: nn.Module, name: str) -> Tensor:
+    """Return the weight that a module keeps: a parameter, or what was computed from one.
+
+    Pruning, hooks that compute a weight before each pass and the replicas of nn.DataParallel put
+    tensors that are no parameters in its place.
+    """
+    weight = owner._parameters.get(name)
+    if weight is None:
+        weight = vars(owner).get(name)
+    if weight is None:  # not there yet
+        raise AttributeError(name)
+    return weight
+
+
+def stored_property(name: str, read: Callable[[Any], Tensor]) -> property:
+    """Return a property for a weight that is read by `read`, and kept where `stored_weight` looks."""
+
+    def write(owner: nn.Module, value: Any) -> None:
+        vars(owner)[name] = value  # parameters never come here: nn.Module keeps them itself
+
+    def delete(owner: nn.Module) -> None:
+        if vars(owner).pop(name, None) is None:
+            raise AttributeError(name)
+
+    return property(read, write, delete)
 
 
 def plain(tensor: Any) -> Any:
@@ -256,7 +288,10 @@ def _compute(
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if not isinstance(weight, CarriedWeight):
-        return None if isinstance(weight, nn.Parameter) else _matmul(x, weight.mT)
+        if isinstance(weight, nn.Parameter):
+            return None
+        product = _matmul(x, weight.mT if weight.dim() > 1 else weight)
+        return product if product is None or bias is None else product + plain(bias)
     use = LinearUse(plain(weight), plain(bias))
     return weight.standing.multiply(plain(x), use, _as_it_is, "linear")
 
@@ -295,6 +330,13 @@ def _bilinear(
 
 def _reversed_matmul(weight: Any, x: Any) -> Any:
     return _matmul(x, weight)
+
+
+def _inner(x: Any, other: Any) -> Any:
+    """Sum over the last dimension of two tensors, one of which is a weight of two dimensions."""
+    if isinstance(x, CarriedWeight) or other.dim() != 2:
+        return None
+    return _matmul(x, other.mT)
 
 
 def _addmm(bias: Any, x: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -424,6 +466,18 @@ def _undispatched(function: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
+def _by_names(product: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """Return a product that may be given its first arguments by PyTorch's names of them."""
+
+    def run(*arguments: Any, out: Tensor | None = None, **keywords: Any) -> Any:
+        if out is not None:  # autograd has no gradient for it either
+            return None
+        named = [keywords.pop(name) for name in names[len(arguments) :] if name in keywords]
+        return product(*arguments, *named, **keywords)
+
+    return run
+
+
 def _as_steps(
     run: Callable[..., Any], kind: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -431,8 +485,8 @@ def _as_steps(
     return lambda function: functools.partial(run, kind)
 
 
-VIEWED_ATTRIBUTES = {"T", "mT", "H", "mH"}
-"""Attributes of a tensor that are views of it."""
+VIEWED_ATTRIBUTES = {"T", "mT", "H", "mH", "real"}
+"""Attributes of a tensor that are views of it; `real` is, since no weight under a rule is complex."""
 
 VIEWS = {
     *("t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"),
@@ -454,6 +508,7 @@ READS = {
 """Functions that multiply no activation by a weight, by name: questions, look-ups, and `detach`."""
 
 COMPOSED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    # Not made once and for all: compilers inline such a copy, and then lose the rule of its out_proj.
     "multi_head_attention_forward": _undispatched,
     **{kind: _as_steps(recurrent.run, kind) for kind in recurrent.STEPS},
     **{f"{kind}_cell": _as_steps(recurrent.run_cell, kind) for kind in recurrent.STEPS},
@@ -461,18 +516,22 @@ COMPOSED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 """Functions that consist of products and views, and how they are run as these."""
 
 PRODUCTS: dict[str, Callable[..., Any]] = {
-    "linear": _linear,
-    "matmul": _matmul,
-    "mm": _matmul,
-    "bmm": _matmul,
-    "mv": _matmul,
+    "linear": _by_names(_linear, "input", "weight"),
+    "matmul": _by_names(_matmul, "input", "other"),
+    "inner": _by_names(_inner, "input", "other"),
+    "mm": _by_names(_matmul, "input", "mat2"),
+    "bmm": _by_names(_matmul, "input", "mat2"),
+    "mv": _by_names(_matmul, "input", "vec"),
     "__matmul__": _matmul,
     "__rmatmul__": _reversed_matmul,
-    "addmm": _addmm,
-    "addmv": _addmm,
-    "baddbmm": _addmm,
+    "addmm": _by_names(_addmm, "input", "mat1", "mat2"),
+    "addmv": _by_names(_addmm, "input", "mat", "vec"),
+    "baddbmm": _by_names(_addmm, "input", "batch1", "batch2"),
     "einsum": _einsum,
-    **{f"conv{n}d": functools.partial(_convolution, n) for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": functools.partial(_transposed_convolution, n) for n in (1, 2, 3)},
+    **{
+        f"{kind}{n}d": _by_names(functools.partial(run, n), "input", "weight")
+        for kind, run in (("conv", _convolution), ("conv_transpose", _transposed_convolution))
+        for n in (1, 2, 3)
+    },
 }
 """Products by the name of PyTorch's function; each returns None where no activation is multiplied."""

@@ -21,7 +21,14 @@ from darts_bio.modes import in_mode
 from darts_bio.rules.base import LearningRule
 from darts_bio.rules.carriers import PREFIX, RuleCarrier, WeightedCarrier
 from darts_bio.rules.layers import RULE_LAYERS, RuleLayer
-from darts_bio.rules.products import enter_code, handed_out, leave_code, plain
+from darts_bio.rules.products import (
+    enter_code,
+    handed_out,
+    leave_code,
+    plain,
+    stored_property,
+    stored_weight,
+)
 
 PLAIN_TYPES = tuple(RULE_LAYERS)
 
@@ -241,17 +248,11 @@ def holding(
 def _property(kind: type[nn.Module], name: str, hold: Holder) -> property:
     """Return a property that reads a weight as the class does, and hands it out by `hold`."""
     inherited = getattr(kind, name, None)
-
-    def read(owner: nn.Module) -> Tensor:
-        if isinstance(inherited, property):  # of a parametrization
-            assert inherited.fget is not None
-            return hold(owner, name, inherited.fget(owner))
-        weight = owner._parameters.get(name)
-        if weight is None:
-            raise AttributeError(name)
-        return hold(owner, name, weight)
-
-    return property(read, inherited.fset if isinstance(inherited, property) else None)
+    if isinstance(inherited, property):  # of a parametrization
+        compute = inherited.fget
+        assert compute is not None
+        return property(lambda owner: hold(owner, name, compute(owner)), inherited.fset)
+    return stored_property(name, lambda owner: hold(owner, name, stored_weight(owner, name)))
 
 
 def _flat_weights(owner: Any) -> list[Tensor | None]:
