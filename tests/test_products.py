@@ -655,3 +655,49 @@ class TestAfterwards:
             replica(moved).sum().backward()
             model(expected).sum().backward()
             assert torch.equal(moved.grad, expected.grad)  # type: ignore[arg-type]
+
+
+class TestRefusals:
+    """What is wrong ends in one line that says how to mend it."""
+
+    @pytest.mark.parametrize("command", [audit, revert, lambda model: convert(model, "fa")])
+    def test_what_is_no_model(self, command: Callable[[Any], Any]) -> None:
+        for wrong in (None, nn.Linear, torch.relu, [nn.Linear(2, 2)], torch.ones(2)):
+            with pytest.raises(InputError, match=r"expected a torch.nn.Module, found .*build"):
+                command(wrong)
+        with pytest.raises(InputError, match=r"found the lazy 0.weight; run a batch through"):
+            command(nn.Sequential(nn.LazyLinear(3)))
+
+    @pytest.mark.parametrize(
+        "wrong", [3, {"*": 3}, (1, 2), {"fa"}, RULES.build("fa"), b"fa", {"*": {"a": "fa"}}]
+    )
+    def test_what_is_no_rule(self, wrong: Any) -> None:
+        with pytest.raises(InputError, match=r"expected a rule as text, as 'usf', .*found"):
+            convert(nn.Linear(2, 2), wrong)
+
+    def test_what_is_no_pattern_and_no_number(self) -> None:
+        for wrong in (3, nn.Linear(2, 2), int):
+            with pytest.raises(InputError, match="expected a pattern of names, as 'layer4"):
+                convert(nn.Linear(2, 2), {wrong: "fa"})  # type: ignore[dict-item]
+        with pytest.raises(InputError, match="outputs: expected a positive number of values"):
+            convert(nn.Linear(2, 2), "dfa", outputs="a")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="convert: the model cannot run on the inputs given"):
+            convert(nn.Linear(2, 2), "fa", inputs=torch.ones(2, 3))
+
+    def test_complex_weights(self) -> None:
+        with pytest.raises(InputError, match="rules are defined for real weights"):
+            convert(nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)), "fa")
+
+    def test_products_without_a_rule(self) -> None:
+        """They are refused and listed, not left at the exact error without a word."""
+        for name, function in {
+            "tensordot": lambda x, w: torch.tensordot(x, w, dims=1),
+            "einsum": lambda x, w: torch.einsum("ni,ij,jk->nk", x, w, w),
+            "linear": lambda x, w: F.linear(x, w.repeat(2, 1)),
+        }.items():
+            model = nn.Sequential(nn.Linear(5, 5).double(), Code(function, 5, 5))
+            with pytest.raises(InputError, match=f"1 .Code. cannot carry fa: it stands in {name}"):
+                convert(model, "fa", inputs=noise(4, 5))
+            assert audit(model, noise(4, 5)).rows[1].products == (name,)
+            some = convert(model, {"1": None, "*": "fa"}, inputs=noise(4, 5))
+            assert [name for name, _ in rule_carriers(some)] == ["0"]

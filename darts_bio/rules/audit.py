@@ -24,7 +24,7 @@ from torch import nn
 from darts_bio.rules.base import Carries, LearningRule
 from darts_bio.rules.carriers import DirectOperation, learned_feedback
 from darts_bio.rules.looks import Look, look
-from darts_bio.rules.weights import SUFFIX, Weight, weights_in
+from darts_bio.rules.weights import SUFFIX, Weight, check_model, weights_in
 
 PLAIN = "bp (plain)"
 """The rule of a weight that has none, in tables."""
@@ -209,7 +209,7 @@ def audit(model: nn.Module, inputs: Any = None) -> Audit:
             without numbers.
 
     Raises:
-        InputError: If the model cannot run on the inputs given.
+        InputError: If it is no model, or cannot run on the inputs given.
 
     >>> import torch
     >>> from darts_bio.rules import convert
@@ -221,6 +221,7 @@ def audit(model: nn.Module, inputs: Any = None) -> Audit:
     0       Conv2d  usf                224  signs             conv2d
     2       Linear  bp (plain)      72,010  values            linear
     """
+    check_model(model, "audit")
     return _audit(model, look(model, inputs))
 
 
@@ -251,7 +252,8 @@ def _audit(model: nn.Module, sight: Look | None) -> Audit:
     rows = []
     for weight in weights_in(model):
         seen = None if sight is None else sight.weights.get(weight.path)
-        known = weight.carrier is not None if sight is None else bool(seen and seen.products)
+        stands_in = seen.products + seen.undefined if seen else ()
+        known = weight.carrier is not None if sight is None else bool(stands_in)
         if weight.loose and not known:
             continue  # nothing tells that it multiplies activations
         own_rule = None if weight.carrier is None else weight.carrier.rule
@@ -263,7 +265,7 @@ def _audit(model: nn.Module, sight: Look | None) -> Audit:
                 rule=None if rule is None else rule.spec,
                 parameters=count_new(_parameters_of(weight)),
                 carries="values" if rule is None else rule.carries,
-                products=None if sight is None else seen.products if seen else (),
+                products=None if sight is None else stands_in,
             )
         )
     given = None if sight is None else sight.given

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from darts_bio.rules.weights import (
     SUFFIX,
     Weight,
     WeightCarrier,
+    check_model,
     put_carrier,
     watch_code,
     weights_in,
@@ -96,10 +97,10 @@ def convert(
     )
     """
     converted = _copied(model, "convert")
-    patterns: dict[Pattern, Choice] = dict(rule) if isinstance(rule, Mapping) else {"*": rule}
-    if not any(choice is not None for choice in patterns.values()):
+    patterns = _read_patterns(rule)
+    if outputs is not None and (not isinstance(outputs, int) or outputs < 1):
         raise InputError(
-            f"convert: expected a rule, several, or patterns with rules, found {rule!r}"
+            f"convert: outputs: expected a positive number of values, found {outputs!r}"
         )
     weights, sight = _weights_of(converted, inputs)
     # Choose for all weights before the first one is changed: whether a pattern is used, and whether
@@ -115,6 +116,19 @@ def convert(
         if spec is None:
             continue
         layer_rule: LearningRule = RULES.build(spec)
+        if weight.value.is_complex() and spec != "bp":
+            _refuse(weight, layer_rule, "rules are defined for real weights, and it is complex")
+        seen = None if sight is None else sight.weights.get(weight.path)
+        if (
+            seen is not None
+            and seen.undefined
+            and (layer_rule.carries != "values" or layer_rule.local)
+        ):
+            _refuse(
+                weight,
+                layer_rule,
+                f"it stands in {', '.join(seen.undefined)}, which no rule is defined for",
+            )
         if not is_layer(weight):
             if spec == "bp":
                 continue  # which is what it does as it is
@@ -146,7 +160,7 @@ def revert(model: nn.Module) -> nn.Module:
     Its state_dict has the names of the model's before it was converted.
 
     Raises:
-        InputError: If rules are part of the model's architecture, as in networks of genotypes.
+        InputError: If it is no model, or if rules are part of its architecture, as in networks of genotypes.
 
     >>> plain = nn.Sequential(nn.Linear(3, 2))
     >>> revert(convert(plain, "fa"))
@@ -154,6 +168,7 @@ def revert(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
+    check_model(model, "revert")
     others = other_carriers(model)
     if others:
         raise InputError(
@@ -165,11 +180,7 @@ def revert(model: nn.Module) -> nn.Module:
 
 def _copied(model: nn.Module, command: str) -> nn.Module:
     """Return a copy of a model; raise InputError if it is none, or cannot be copied."""
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{command}: expected a torch.nn.Module, found {type(model).__name__}; build the model "
-            "first"
-        )
+    check_model(model, command)
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
@@ -178,17 +189,44 @@ def _copied(model: nn.Module, command: str) -> nn.Module:
         ) from None
 
 
+def _read_patterns(rule: Any) -> dict[Pattern, Choice]:
+    """Return a rule, several, or patterns as patterns; raise InputError for anything else."""
+    patterns = dict(rule) if isinstance(rule, Mapping) else {"*": rule}
+    for pattern, choice in patterns.items():
+        is_class = isinstance(pattern, type) and issubclass(pattern, nn.Module)
+        if not (is_class or isinstance(pattern, str)):
+            raise InputError(
+                "convert: expected a pattern of names, as 'layer4.*', or a class of layers, as "
+                f"nn.Conv2d, found {type(pattern).__name__}"
+            )
+        if choice == () or choice == []:
+            raise InputError("convert: expected at least one rule to choose from, found none")
+        of_choice = choice if isinstance(choice, (list, tuple)) else [choice]
+        for spec in of_choice:
+            if spec is not None and not isinstance(spec, str):
+                raise InputError(
+                    "convert: expected a rule as text, as 'usf', a list or tuple of these, or None, "
+                    f"found {getattr(spec, 'spec', spec)!r} of type {type(spec).__name__}"
+                )
+    if all(choice is None for choice in patterns.values()):
+        raise InputError(
+            f"convert: expected a rule, several, or patterns with rules, found {rule!r}"
+        )
+    return patterns
+
+
 def _weights_of(model: nn.Module, inputs: Any) -> tuple[list[Weight], Look | None]:
     """Return the weights of a model that multiply activations, and a look where one was needed."""
     weights = list(weights_in(model))
     if inputs is None and all(is_layer(weight) for weight in weights):
         return weights, None
-    sight = look(model, inputs)
+    sight = look(model, inputs, "convert")
     seen = {} if sight is None else sight.weights
     return [
         weight
         for weight in weights
-        if not weight.loose or (weight.path in seen and seen[weight.path].products)
+        if not weight.loose
+        or (weight.path in seen and (seen[weight.path].products or seen[weight.path].undefined))
     ], sight
 
 
@@ -203,8 +241,6 @@ def _choose(choice: Choice, seed: int, name: str) -> str | None:
     """Return the spec for the layer of that name: of several a random one; None for no rule."""
     if choice is None or isinstance(choice, str):
         return choice
-    if not choice:
-        raise InputError("convert: expected at least one rule to choose from, found none")
     return choice[derive_seed("rule", seed, name) % len(choice)]
 
 
@@ -236,11 +272,15 @@ def _refuse_undefined(weight: Weight, rule: LearningRule) -> None:
     elif rule.local and isinstance(weight.owner, nn.modules.conv._ConvTransposeNd):
         reason = "no one window of the input answers to an output channel of it"
     if reason is not None:
-        raise InputError(
-            f"convert: {weight.name or 'the model'} ({weight.kind}) cannot carry {rule.spec}: "
-            f"{reason}. Leave it as it is by a pattern before the others: "
-            f"{{{weight.name!r}: None, '*': ...}}"
-        )
+        _refuse(weight, rule, reason)
+
+
+def _refuse(weight: Weight, rule: LearningRule, reason: str) -> NoReturn:
+    raise InputError(
+        f"convert: {weight.name or 'the model'} ({weight.kind}) cannot carry {rule.spec}: "
+        f"{reason}. Leave it as it is by a pattern before the others: "
+        f"{{{weight.name!r}: None, '*': ...}}"
+    )
 
 
 def _refuse_unused(patterns: Sequence[Pattern], weights: Sequence[Weight]) -> None:

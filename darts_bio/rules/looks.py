@@ -24,7 +24,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.dfa import WatchedOutput
 from darts_bio.rules.layers import RuleLayer
-from darts_bio.rules.products import Standing, View, carry, plain
+from darts_bio.rules.products import MULTIPLYING, Standing, View, carry, plain
 from darts_bio.rules.uses import Use
 from darts_bio.rules.weights import (
     SUFFIX,
@@ -59,6 +59,11 @@ class Seen:
     """Whether something was computed from it and another weight."""
 
     @property
+    def undefined(self) -> tuple[str, ...]:
+        """The names of the products that it stood in which no rule is defined for."""
+        return tuple(sorted(name for name in self.others if name in MULTIPLYING))
+
+    @property
     def products(self) -> tuple[str, ...]:
         """The names of the products, in the order in which they were seen first."""
         return tuple(self.counts)
@@ -88,7 +93,7 @@ class _Witness(Standing):
 
     def multiply(self, x: Tensor, use: Use, form: View, name: str) -> Tensor:
         if self.reshaped:
-            self.refuse(name)
+            self.seen.others.add(name)
             return use.plain_pass(x)
         self.seen.counts[name] = self.seen.counts.get(name, 0) + 1
         if self.seen.channels is None:
@@ -100,10 +105,10 @@ class _Witness(Standing):
         self.seen.met = True
 
     def refuse(self, name: str) -> None:
-        self.seen.others.add(name)
+        self.seen.others.add(name.removeprefix("torch's "))
 
 
-def look(model: nn.Module, inputs: Any = None) -> Look | None:
+def look(model: nn.Module, inputs: Any = None, command: str = "audit") -> Look | None:
     """Return what weights of a model stand in during one forward pass.
 
     The model stays as it is.
@@ -112,6 +117,7 @@ def look(model: nn.Module, inputs: Any = None) -> Look | None:
         model: The model, with or without rules.
         inputs: What to give it: a tensor, a tuple of positional or a dict of keyword arguments. By
             default inputs of likely shapes are tried.
+        command: What error messages begin with.
 
     Returns:
         What was seen; None if no input was given and none that was made up fits.
@@ -125,7 +131,7 @@ def look(model: nn.Module, inputs: Any = None) -> Look | None:
             _run(watched, inputs)
         except Exception as error:
             raise InputError(
-                f"audit: the model cannot run on the inputs given ({first_line(error)}); expected "
+                f"{command}: the model cannot run on the inputs given ({first_line(error)}); expected "
                 "a tensor, a tuple of positional or a dict of keyword arguments of its forward"
             ) from None
         return Look(f"the input {_shape(inputs)}", _seen(watched))

@@ -535,3 +535,12 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
     },
 }
 """Products by the name of PyTorch's function; each returns None where no activation is multiplied."""
+
+MULTIPLYING = {
+    *PRODUCTS,
+    *("tensordot", "kron", "outer", "dot", "vdot", "linalg_vecdot", "addr", "bilinear", "cdist"),
+    *("linalg_multi_dot", "chain_matmul", "addbmm", "matmul.default", "mm.default"),
+    *("linear.default", "convolution", "conv_tbc"),
+}
+"""Names of functions that multiply an activation by a matrix, whether rules are defined for them or not.
+"""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from darts_bio.errors import InputError
 from darts_bio.modes import in_mode
 from darts_bio.rules.base import LearningRule
 from darts_bio.rules.carriers import PREFIX, RuleCarrier, WeightedCarrier
@@ -96,8 +97,34 @@ class Weight:
     def channels(self) -> int | None:
         """The channels of the input that it multiplies; None where its layer does not say."""
         if isinstance(self.owner, PLAIN_TYPES):
-            return int(getattr(self.owner, "in_features", 0) or self.owner.in_channels)  # type: ignore[arg-type]
+            linear = isinstance(self.owner, nn.Linear)
+            return int(self.owner.in_features if linear else self.owner.in_channels)  # type: ignore[arg-type]
         return None if self.loose else int(self.value.shape[1])
+
+
+def check_model(model: Any, command: str) -> None:
+    """Raise InputError if something is no model whose weights can be looked at.
+
+    >>> check_model(nn.Linear, "audit")
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: audit: expected a torch.nn.Module, found type; build the model first
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{command}: expected a torch.nn.Module, found {type(model).__name__}; build the model "
+            "first"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{command}: expected a model in Python, found a {type(model).__name__} of TorchScript; "
+            "use the model that it was made from"
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(
+                f"{command}: expected a model whose weights have shapes, found the lazy {name}; run "
+                "a batch through the model first"
+            )
 
 
 def weights_in(model: nn.Module) -> Iterator[Weight]:
