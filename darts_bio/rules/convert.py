@@ -57,13 +57,17 @@ def convert(
     These are the weights that multiply activations: of convolutions of 1 to 3 dimensions, also
     transposed, of linear layers, of attention (nn.MultiheadAttention) and recurrent layers, and those
     that a model's own code multiplies by (F.linear, matmul, addmm, einsum, F.conv2d, ...), with or
-    without a parametrization such as weight norm. A rule holds wherever its weight is multiplied by.
-    What has no weights of this kind (norms, activations, embeddings, products of activations) keeps
-    its exact derivative. Names of parameters, tied weights, hooks, device and mode are kept.
+    without a parametrization such as weight norm. What has no weights of this kind (norms,
+    activations, embeddings, products of activations) keeps its exact derivative. Names of
+    parameters, tied weights, hooks, device and mode are kept.
+
+    A rule holds wherever its weight is multiplied by in the forward pass of a module that is called.
+    Code that runs outside of one, or that reads `named_parameters()`, has the plain parameter;
+    `audit` shows what multiplied nothing.
 
     Weights are kept, and feedback has the law of the layer's present weights: uniform, of their
-    standard deviation. Call `draw_feedback(model, seed, update)` after each weight update if a rule
-    renews its feedback (brsf, weight_mirror).
+    standard deviation. Rules that renew their feedback (brsf, weight_mirror) need `attach`, or a call
+    of `draw_feedback` after each weight update.
 
     Args:
         model: The model, which stays as it is.
