@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from darts_bio.config import RetrainConfig
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import measure_alignment
+from darts_bio.networks import build_network
+from darts_bio.networks.naming import name_weights
 from darts_bio.rules import convert
+from darts_bio.rules.weights import weights_in
 from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
@@ -129,6 +132,187 @@ def test_what_cannot_be_measured_is_said() -> None:
         measure_alignment(nn.Linear(2, 2), batches, F.cross_entropy)
 
 
+class OwnCode(nn.Module):
+    """Multiplies by weights with its own code: a layer's, and one of no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+        self.matrix = nn.Parameter(torch.randn(5, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(F.linear(x, self.layer.weight))  # around the layer itself
+        return self.head(torch.tanh(h @ self.matrix))
+
+
+def test_weights_in_a_models_own_code_by_hand() -> None:
+    """Angles against the chain rule written out, in float64."""
+    torch.manual_seed(0)
+    plain = OwnCode().double()
+    batches = [(torch.randn(8, 6).double(), torch.randint(0, 3, (8,))) for _ in range(3)]
+    model = convert(plain, "fa", seed=1, inputs=batches[0][0])
+    found = measure_alignment(model, batches, F.cross_entropy)
+    assert [layer.label for layer in found.layers] == [
+        "layer, Linear:fa",
+        "matrix, OwnCode:fa",
+        "head, Linear:fa",
+    ]
+    w, m, v = (p.detach() for p in (plain.layer.weight, plain.matrix, plain.head.weight))
+    carrier = dict(model.named_children())["matrix_carrier"]
+    k_m, k_v = carrier.feedback["kernel"], model.head.feedback["kernel"]
+    assert found.layers[1].feedback_angle == pytest.approx(angle(k_m, m))
+    assert found.layers[2].feedback_angle == pytest.approx(angle(k_v, v))
+    totals = [[torch.zeros_like(p) for p in (w, m, v)] for _ in range(2)]  # ruled, exact
+    sent: dict[str, list[float]] = {"matrix": [], "head": []}
+    for x, labels in batches:
+        h = torch.tanh(x @ w.T)
+        z = torch.tanh(h @ m)
+        logits = z @ v.T + plain.head.bias.detach()
+        error = (logits.softmax(1) - F.one_hot(labels, 3)) / len(x)
+        downward = []
+        for total, (to_h, to_z) in zip(totals, ((k_m, k_v), (m, v)), strict=True):
+            e_z = error @ to_z
+            d_z = e_z * (1 - z**2)
+            e_h = d_z @ to_h.T
+            d_h = e_h * (1 - h**2)
+            for sum_, gradient in zip(total, (d_h.T @ x, h.T @ d_z, error.T @ z), strict=True):
+                sum_ += gradient
+            downward.append((e_h, e_z))
+        for name, ruled, exact in zip(sent, *downward, strict=True):
+            sent[name] += F.cosine_similarity(ruled, exact, dim=1).tolist()
+    for layer, ruled, exact in zip(found.layers, *totals, strict=True):
+        # Parallel vectors: a cosine that is off by 1e-16 is an angle of 1e-6 degrees.
+        assert layer.gradient_angle == pytest.approx(angle(ruled, exact), abs=1e-5)
+    assert found.layers[0].error_angle is None
+    for layer, name in zip(found.layers[1:], sent, strict=True):
+        cosine = sum(sent[name]) / len(sent[name])
+        assert layer.error_angle == pytest.approx(math.degrees(math.acos(cosine)))
+
+
+class Recurrent(nn.Module):
+    """Attention over a sequence, then an LSTM, whose last step is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_rules_beside_weights_are_counted() -> None:
+    torch.manual_seed(0)
+    plain = Recurrent().double()
+    batches = [(torch.randn(5, 6, 4).double(), torch.randint(0, 3, (5,))) for _ in range(2)]
+    names = [
+        "attention.in_proj_weight, MultiheadAttention",
+        "attention.out_proj, NonDynamicallyQuantizableLinear",
+        "lstm.weight_ih_l0, LSTM",
+        "lstm.weight_hh_l0, LSTM",
+        "head, Linear",
+    ]
+    model = convert(plain, "usf", seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = measure_alignment(model, batches, F.cross_entropy)
+    assert [layer.label for layer in found.layers] == [f"{name}:usf" for name in names]
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    gradients = []
+    for each in (model, plain):
+        value = sum(F.cross_entropy(each(x), labels) for x, labels in batches)
+        by_name = dict(each.named_parameters())
+        paths = [n if n in by_name else f"{n}.weight" for n in (row.name for row in found.layers)]
+        weights = [by_name[path] for path in paths]
+        gradients.append(torch.autograd.grad(value, weights))
+    for layer, ruled, exact, weight in zip(found.layers, *gradients, weights, strict=True):
+        assert layer.gradient_angle == pytest.approx(angle(ruled, exact), abs=1e-5)
+        assert layer.feedback_angle == pytest.approx(angle(weight.sign(), weight), abs=1e-5)
+    assert found.layers[0].error_angle is None  # the batches need no gradient
+    # The head alone lies above its own input: its error is by its signs and by its values.
+    head, cosines = plain.head.weight.detach(), []
+    for x, labels in batches:
+        error = (plain(x).softmax(1) - F.one_hot(labels, 3)).detach()
+        cosines += F.cosine_similarity(error @ head.sign(), error @ head, dim=1).tolist()
+    assert found.layers[-1].error_angle == pytest.approx(
+        math.degrees(math.acos(sum(cosines) / len(cosines)))
+    )
+    # Each of six steps sends an error down through weight_hh; the first to no earlier step.
+    assert found.layers[3].error_angle is not None
+
+
+def test_a_parametrized_weight_has_the_gradients_of_what_it_is_computed_from() -> None:
+    torch.manual_seed(0)
+    hidden = torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
+    plain = nn.Sequential(hidden, nn.Tanh(), nn.Linear(5, 3)).double()
+    batches = [(torch.randn(8, 6).double(), torch.randint(0, 3, (8,))) for _ in range(2)]
+    model = convert(plain, "fa", seed=1)
+    found = measure_alignment(model, batches, F.cross_entropy)
+    gradients = []
+    for each in (model, plain):
+        originals = list(each[0].parametrizations.weight.parameters())
+        value = sum(F.cross_entropy(each(x), labels) for x, labels in batches)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, originals)]))
+    assert found.layers[0].gradient_angle == pytest.approx(angle(*gradients))
+
+
+def test_an_operation_under_a_direct_rule() -> None:
+    """Its error is B e, spread evenly, and all its layers bear its rule."""
+    torch.manual_seed(0)
+    genotype = load_genotype("darts_v1").with_rule("dfa")
+    network = build_network(genotype, channels=4, layers=3, num_classes=3, in_channels=1)
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    found = measure_alignment(network, batches, F.cross_entropy)
+    labels = [layer.label for layer in found.layers]
+    assert len(set(labels)) == len(labels)
+    rows = {layer.label: layer for layer in found.layers}
+    first, *others = (
+        rows[f"cell 0, edge 1->2, sep_conv_3x3:dfa, {ordinal} convolution"]
+        for ordinal in ("first", "second", "third", "fourth")
+    )
+    assert first.feedback_angle is None
+    assert first.error_angle is not None
+    for other in others:  # exact within
+        assert other.feedback_angle == pytest.approx(0, abs=1e-4)
+        assert other.error_angle is not None
+
+
+def test_names_are_those_of_the_genotype() -> None:
+    """Every weight of a network, by the edges of its genotype as they are written."""
+    genotype = load_genotype("bionas_darts")
+    network = build_network(genotype, channels=4, layers=3, auxiliary=True)
+    names = name_weights(network, weights_in(network))
+    assert len(set(names.values())) == len(names)
+    counts = {"sep_conv_3x3": 4, "dil_conv_5x5": 2, "skip_connect": 2}
+    expected = set()
+    for number, cell_type in enumerate(network.plan):
+        for edge in genotype.cells[cell_type].edges:
+            if edge.candidate.rule is None:
+                continue
+            for ordinal in ("first", "second", "third", "fourth")[: counts[edge.candidate.op]]:
+                place = f"cell {number}, edge {edge.input}->{edge.node}"
+                expected.add(f"{place}, {edge.candidate}, {ordinal} convolution")
+    by_rule = {
+        names[weight.name].under(weight.carrier.rule.spec)  # type: ignore[union-attr]
+        for weight in weights_in(network)
+    }
+    assert {name for name in by_rule if "edge" in name} == expected
+    assert {name for name in by_rule if "edge" not in name} == {
+        "stem, Conv2d:bp",
+        *(f"cell {n}, {side} input, Conv2d:bp" for n in (0, 1) for side in ("older", "newer")),
+        "cell 2, older input, Conv2d:bp, first convolution",
+        "cell 2, older input, Conv2d:bp, second convolution",
+        "cell 2, newer input, Conv2d:bp",
+        "auxiliary head, Conv2d:bp, first convolution",
+        "auxiliary head, Conv2d:bp, second convolution",
+        "auxiliary head, Linear:bp",
+        "classifier, Linear:bp",
+    }
+
+
 SIZES: dict[str, Any] = {
     "channels": 4,
     "layers": 3,
@@ -195,7 +379,8 @@ def test_the_command(tmp_path: Path) -> None:
 
     done = command("--checkpoint", str(tmp_path / "run"), "--batches", "2")
     assert done.returncode == 0, done.stderr
-    assert "stem.0" in done.stdout
+    assert "stem, Conv2d:brsf" in done.stdout
+    assert "cell 0, edge 1->2, sep_conv_3x3:brsf, fourth convolution" in done.stdout
     written = json.loads((tmp_path / "run" / "alignment.json").read_text())
     assert written["layers"][0]["name"] == "stem.0"
     try:

@@ -1,16 +1,19 @@
 """How near the learning of a model is to backpropagation, layer by layer.
 
 Each batch is passed through the model twice, with the same random draws: once under its rules and
-once under `true_gradients`. W is a layer's weight, K the kernel that carries the error down in its
+once under `true_gradients`. Every weight that carries a rule counts as a layer, whether it is that
+of a layer under a rule or has its rule beside it (attention, recurrent layers, weights that a
+model's own code multiplies by). W is the weight, K the kernel that carries the error down in its
 place, g a gradient.
 
 - feedback angle and norm ratio: the angle between K and W, and |K| / |W|. Values count with their
   signs, as the error feels them.
 - error angle: between the error that a layer sends down and the one that it would send if every
-  rule in the model were exact, by the mean cosine over samples. At the lowest layers it shows what
-  all layers above have done together.
-- gradient cosine: between a weight's gradient and its exact gradient, both the mean over all
-  batches.
+  rule in the model were exact, by the mean cosine over samples, which the first dimension of its
+  input counts, and over products, where the weight stands in several (steps of an LSTM). At the
+  lowest layers it shows what all layers above have done together.
+- gradient cosine and angle: between a weight's gradient and its exact gradient, both the mean over
+  all batches.
 - gradient variance: over batches, divided by the squared norm of the mean, sum Var(g) / |E g|^2
   (the figure by which arXiv 2507.13485 compares rules); of the exact gradient beside it.
 """
@@ -18,17 +21,21 @@ place, g a gradient.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
+from darts_bio.evaluation.moments import Moments, degrees, per_sample_cosine
 from darts_bio.modes import undisturbed
-from darts_bio.rules import RuleLayer, learned_feedback, rule_layers, true_gradients
+from darts_bio.networks.naming import WeightName, name_weights
+from darts_bio.rules import DirectOperation, learned_feedback, true_gradients
+from darts_bio.rules.carriers import WeightedCarrier
+from darts_bio.rules.observing import observed_inputs
+from darts_bio.rules.weights import Weight, weights_in
 from darts_bio.training.retrain import Retraining
 
 Batch = tuple[Tensor, Tensor]
@@ -40,8 +47,9 @@ class LayerAlignment:
     """The alignment of one layer; None where there is nothing to compare (no kernel, no error sent).
 
     Attributes:
-        name: The layer's name in the model.
-        rule: The spec of its learning rule.
+        name: The layer's name in the model, with the weight's own where a module has several.
+        title: What it is called: its place, and the operation on its edge or PyTorch's layer.
+        rule: The spec of its learning rule; within an operation under a direct rule, that rule.
         depth: Its place in the order in which layers are run, counted from 0.
         feedback_angle: Between K and W, in degrees.
         feedback_norm_ratio: |K| / |W|.
@@ -52,6 +60,7 @@ class LayerAlignment:
     """
 
     name: str
+    title: WeightName
     rule: str
     depth: int
     feedback_angle: float | None
@@ -61,20 +70,30 @@ class LayerAlignment:
     gradient_variance: float | None
     exact_gradient_variance: float | None
 
+    @property
+    def label(self) -> str:
+        """Its whole name, by operation and rule."""
+        return self.title.under(self.rule)
+
+    @property
+    def gradient_angle(self) -> float | None:
+        """The angle of its `gradient_cosine`, in degrees."""
+        return None if self.gradient_cosine is None else degrees(self.gradient_cosine)
+
 
 @dataclass(frozen=True)
 class Alignment:
     """The alignment of all layers by depth, and of all weights' gradients taken as one vector.
 
     >>> values = (60.0, 1.1, 30.0, 0.8, 0.5, 0.4)
-    >>> layer = LayerAlignment("conv", "fa", 0, *values)
+    >>> layer = LayerAlignment("features.0", WeightName("features.0", "Conv2d"), "fa", 0, *values)
     >>> alignment = Alignment((layer,), 0.8, 0.5, 0.4)
     >>> alignment.summary()["error_angle"]
     30.0
     >>> print(alignment)
-    layer        rule  K to W  |K|/|W|  error  cos(g, exact)  var/|g|^2  exact var/|g|^2
-    conv         fa      60.0     1.10   30.0          0.800        0.5              0.4
-    all weights                                        0.800        0.5              0.4
+    layer                  K to W  |K|/|W|  error  cos(g, exact)  var/|g|^2  exact var/|g|^2
+    features.0, Conv2d:fa    60.0     1.10   30.0          0.800        0.5              0.4
+    all weights                                            0.800        0.5              0.4
     """
 
     layers: tuple[LayerAlignment, ...]
@@ -100,14 +119,29 @@ class Alignment:
         return {name: value for name, value in numbers.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values, for JSON."""
-        return asdict(self)
+        """Return all fields as plain values, for JSON, and the label and gradient angle of layers.
+
+        `from_dict` reads them back.
+        """
+        content = asdict(self)
+        for values, layer in zip(content["layers"], self.layers, strict=True):
+            values |= {"label": layer.label, "gradient_angle": layer.gradient_angle}
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Alignment:
+        """Return the alignment that `as_dict` has written; other keys are passed over."""
+        layers = []
+        for values in content["layers"]:
+            known = {field.name: values[field.name] for field in fields(LayerAlignment)}
+            layers.append(LayerAlignment(**known | {"title": WeightName(**values["title"])}))
+        whole = [content[field.name] for field in fields(cls) if field.name != "layers"]
+        return cls(tuple(layers), *whole)
 
     def __str__(self) -> str:
         """Return a table in plain text: a row a layer, and one of all weights."""
         head = (
             "layer",
-            "rule",
             "K to W",
             "|K|/|W|",
             "error",
@@ -119,8 +153,7 @@ class Alignment:
         for layer in self.layers:
             rows.append(
                 (
-                    layer.name,
-                    layer.rule,
+                    layer.label,
                     _text(layer.feedback_angle, "{:.1f}"),
                     _text(layer.feedback_norm_ratio, "{:.2f}"),
                     _text(layer.error_angle, "{:.1f}"),
@@ -135,7 +168,6 @@ class Alignment:
                 "",
                 "",
                 "",
-                "",
                 _text(self.gradient_cosine, "{:.3f}"),
                 _text(self.gradient_variance, "{:.3g}"),
                 _text(self.exact_gradient_variance, "{:.3g}"),
@@ -145,7 +177,7 @@ class Alignment:
         lines = []
         for row in rows:
             cells = [
-                text.ljust(width) if column < 2 else text.rjust(width)  # words left, numbers right
+                text.rjust(width) if column else text.ljust(width)  # words left, numbers right
                 for column, (text, width) in enumerate(zip(row, widths, strict=True))
             ]
             lines.append("  ".join(cells).rstrip())
@@ -170,75 +202,70 @@ def measure_alignment(
     >>> batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
     >>> alignment = measure_alignment(model, batches, nn.functional.cross_entropy)
     >>> for layer in alignment.layers:
-    ...     print(layer.name, layer.rule, round(layer.gradient_cosine, 3) == 1)
-    0 fa False
-    2 fa True
+    ...     print(layer.label, round(layer.gradient_cosine, 3) == 1)
+    0, Linear:fa False
+    2, Linear:fa True
 
     Args:
-        model: A model with layers that carry rules.
+        model: A model with weights that carry rules.
         batches: Two or more of (x, labels).
         loss: Maps model(x) and labels to the loss.
 
     Raises:
-        InputError: If there are fewer than two batches (variance has no meaning then), or no layer
+        InputError: If there are fewer than two batches (variance has no meaning then), or no weight
             that carries a rule.
     """
-    layers = dict(rule_layers(model))
-    if not layers:
+    carried = {weight.name: weight for weight in weights_in(model) if weight.carrier is not None}
+    if not carried:
         raise InputError(
             "alignment: expected a model with layers that carry rules, found none; convert it first"
         )
+    operations = _direct_operations(model)
+    observed = {name: operations.get(name, weight.carrier) for name, weight in carried.items()}
     feedback = set(map(id, learned_feedback(model)))
     weights = {
         n: p for n, p in model.named_parameters() if id(p) not in feedback and p.requires_grad
     }
     ruled, exact = Moments(weights), Moments(weights)
-    cosines: dict[str, list[Tensor]] = {}  # by layer, for each batch (N,)
+    cosines: dict[str, list[Tensor]] = {}  # by layer, for each batch and product (N,)
     order: list[str] = []  # names of layers, as they are run
     with undisturbed(model, training=True):
         for x, labels in batches:
-            errors_sent = []  # under the rules, then exact: by layer (N, ...)
+            sent = []  # under the rules, then exact
             for moments, context in (
                 (ruled, contextlib.nullcontext()),
                 (exact, true_gradients(model)),
             ):
                 # Each pass is forked from the same random state: the same dropout, drop path.
                 with torch.random.fork_rng([x.device] if x.is_cuda else []), context:
-                    inputs, value = _pass(
-                        model,
-                        layers,
-                        lambda x=x, labels=labels: loss(model(x), labels),  # type: ignore[misc]
-                    )
-                    order = order or list(inputs)
-                    # The error that a layer sends down is the gradient of its input. None reaches
-                    # the images, which need no gradient.
-                    sent = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
-                    gradients = torch.autograd.grad(
-                        value, [*sent.values(), *weights.values()], allow_unused=True
-                    )
-                moments.add(gradients[len(sent) :])
-                errors_sent.append(dict(zip(sent, gradients, strict=False)))
-            for name in errors_sent[0]:
-                error, exact_error = errors_sent[0][name], errors_sent[1][name]
-                if error is not None and exact_error is not None:
-                    cosines.setdefault(name, []).append(_per_sample_cosine(error, exact_error))
+                    with observed_inputs(observed) as inputs:  # type: ignore[arg-type]
+                        value = loss(model(x), labels)
+                    gradients, errors = _gradients(value, inputs, weights)
+                order = order or list(inputs)
+                moments.add(gradients)
+                sent.append(errors)
+            for place, error in sent[0].items():
+                if place in sent[1]:
+                    cosine = per_sample_cosine(error, sent[1][place])
+                    cosines.setdefault(place[0], []).append(cosine)
     if ruled.count < 2:
         raise InputError(f"alignment: expected at least 2 batches, found {ruled.count}")
+    titles = name_weights(model, carried.values())
+    rules = _rules(carried, operations)
+    parameters = {id(parameter): name for name, parameter in weights.items()}
     rows = []
     for depth, name in enumerate(order):
-        layer, weight = layers[name], f"{name}.weight".lstrip(".")  # a layer may be the model
-        feedback_angle, norm_ratio = _feedback(layer)
         error_angle = None
         if name in cosines:
-            error_angle = _degrees(torch.cat(cosines[name]).nanmean().item())
-        names = [weight] if weight in weights else []
+            error_angle = degrees(torch.cat(cosines[name]).nanmean().item())
+        names = _parameters_of(carried[name], parameters)
         rows.append(
             LayerAlignment(
                 name,
-                layer.rule.spec,
+                titles[name],
+                rules[name],
                 depth,
-                feedback_angle,
-                norm_ratio,
+                *((None, None) if name in operations else _feedback(carried[name].carrier)),
                 error_angle,
                 ruled.cosine(exact, names),
                 ruled.variance(names),
@@ -254,6 +281,70 @@ def measure_alignment(
     )
 
 
+Place = tuple[str, int]
+"""A product by a weight: the weight's name, and the number of the product in a pass."""
+
+
+def _gradients(
+    value: Tensor, inputs: Mapping[str, Sequence[Tensor]], weights: Mapping[str, nn.Parameter]
+) -> tuple[tuple[Tensor | None, ...], dict[Place, Tensor]]:
+    """Return the gradients of weights, and the error that each product sends down to its input.
+
+    None reaches the images, which need no gradient.
+    """
+    places = {
+        (name, number): x
+        for name, of_name in inputs.items()
+        for number, x in enumerate(of_name)
+        if x.requires_grad
+    }
+    gradients = torch.autograd.grad(value, [*places.values(), *weights.values()], allow_unused=True)
+    errors = {
+        place: error for place, error in zip(places, gradients, strict=False) if error is not None
+    }
+    return gradients[len(places) :], errors
+
+
+def _direct_operations(model: nn.Module) -> dict[str, DirectOperation]:
+    """Return the operations under a direct rule, by the name of their first weight.
+
+    Such an operation sends down one error in place of that weight's.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DirectOperation):
+            first = next(weights_in(module)).name
+            found[f"{name}.{first}".strip(".")] = module
+    return found
+
+
+def _rules(
+    carried: Mapping[str, Weight], operations: Mapping[str, DirectOperation]
+) -> dict[str, str]:
+    """Return the spec of the rule of each weight; in an operation under a direct rule, of that."""
+    direct = {id(m): op.rule.spec for op in operations.values() for m in op.modules()}
+    specs = {}
+    for name, weight in carried.items():
+        assert weight.carrier is not None
+        specs[name] = direct.get(id(weight.carrier), weight.carrier.rule.spec)
+    return specs
+
+
+def _parameters_of(weight: Weight, names: Mapping[int, str]) -> list[str]:
+    """Return the names of the parameters that a weight is, or that it is computed from.
+
+    Args:
+        weight: The weight.
+        names: The names of all parameters that learn, by identity; a tied one has one name.
+    """
+    owner, attribute = weight.owner, weight.attribute
+    if weight.is_parameter:
+        found: Iterable[nn.Parameter] = (owner._parameters[attribute],)  # type: ignore[assignment]
+    else:  # by a parametrization
+        found = owner.parametrizations[attribute].parameters()  # type: ignore[union-attr, index]
+    return [names[id(parameter)] for parameter in found if id(parameter) in names]
+
+
 def training_alignment(training: Retraining, batches: int) -> Alignment:
     """Measure a network in training, on the first `batches` of its training batches."""
     return measure_alignment(
@@ -261,99 +352,22 @@ def training_alignment(training: Retraining, batches: int) -> Alignment:
     )
 
 
-class Moments:
-    """Sums over batches of each gradient and of its squared norm, in float64.
-
-    Mean and variance follow from these; the gradients themselves need not be kept. Methods take the
-    names of weights, whose gradients count as one vector.
-    """
-
-    def __init__(self, weights: dict[str, nn.Parameter]) -> None:
-        self.sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in weights.items()}
-        self.squares = {name: 0.0 for name in weights}
-        self.count = 0
-
-    def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Count in the gradients of a batch, in the order of the weights; None is zero."""
-        self.count += 1
-        for name, gradient in zip(self.sums, gradients, strict=True):
-            if gradient is not None:
-                gradient = gradient.detach().double()
-                self.sums[name] += gradient
-                self.squares[name] += gradient.square().sum().item()
-
-    def _squared_norm(self, names: Sequence[str]) -> float:
-        """Return the squared norm of the sum of gradients."""
-        return sum(self.sums[name].square().sum().item() for name in names)
-
-    def cosine(self, other: Moments, names: Sequence[str]) -> float | None:
-        """Return the cosine between the mean gradients of two; None if one of them is zero."""
-        product = sum((self.sums[name] * other.sums[name]).sum().item() for name in names)
-        norms = math.sqrt(self._squared_norm(names) * other._squared_norm(names))
-        return product / norms if norms > 0 else None
-
-    def variance(self, names: Sequence[str]) -> float | None:
-        """Return sum Var(g) / |E g|^2 over batches, unbiased; None if the mean is zero."""
-        mean_squared_norm = self._squared_norm(names) / self.count**2  # |E g|^2
-        # The sum of |g - E g|^2 over n batches is the sum of |g|^2, less n |E g|^2.
-        deviations = sum(self.squares[name] for name in names) - self.count * mean_squared_norm
-        if not mean_squared_norm > 0:  # nor for NaN
-            return None
-        return max(0.0, deviations) / (self.count - 1) / mean_squared_norm
-
-
-def _pass(
-    model: nn.Module, layers: dict[str, RuleLayer], forward: Callable[[], Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the input of each layer, in the order of the calls, and what `forward` returns.
-
-    Each input is a tensor that this layer alone reads, so its gradient is the error that this layer
-    sends down, and not the sum over all layers that read the same tensor.
-    """
-    inputs: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            inputs[name] = arguments[0].view_as(arguments[0])  # a node of its own in the graph
-            return (inputs[name], *arguments[1:])
-
-        return before
-
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        value = forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs, value
-
-
-def _per_sample_cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Return the cosine of each sample (N,) between two tensors (N, ...); NaN where one is zero."""
-    one, other = one.detach().double().flatten(1), other.detach().double().flatten(1)
-    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
-
-
-def _degrees(cosine: float) -> float | None:
-    """Return the angle of a cosine in degrees; None for NaN."""
-    # Rounding may have left it a little outside of [-1, 1].
-    return None if math.isnan(cosine) else math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-
-
-def _feedback(layer: RuleLayer) -> tuple[float | None, float | None]:
+def _feedback(carrier: WeightedCarrier | None) -> tuple[float | None, float | None]:
     """Return the angle in degrees between K and W, and |K| / |W|.
 
     Both are None where a layer sends down no error, or not by a kernel in the place of W, or where
     K or W is zero.
     """
-    if layer.rule.direct:  # the error comes from the output, not from the layer above
+    assert carrier is not None
+    if carrier.rule.direct:  # the error comes from the output, not from the layer above
         return None, None
     with torch.no_grad():
-        kernel = layer.transport(layer.weight)
+        weight = carrier.carried_weight
+        kernel = carrier.transport(weight)
     if kernel is None:
         return None, None
-    kernel, weight = kernel.detach().double().flatten(), layer.weight.detach().double().flatten()
+    kernel, weight = kernel.detach().double().flatten(), weight.detach().double().flatten()
     norms = kernel.norm(), weight.norm()
     if not all(norms):
         return None, None
-    return _degrees((kernel @ weight / (norms[0] * norms[1])).item()), (norms[0] / norms[1]).item()
+    return degrees((kernel @ weight / (norms[0] * norms[1])).item()), (norms[0] / norms[1]).item()

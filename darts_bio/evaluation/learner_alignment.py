@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from darts_bio.errors import InputError
-from darts_bio.evaluation.alignment import Alignment, Batch, LayerAlignment, Moments
+from darts_bio.evaluation.alignment import Alignment, Batch, LayerAlignment
+from darts_bio.evaluation.moments import Moments
 from darts_bio.learners import Learner
 from darts_bio.modes import restored, undisturbed
+from darts_bio.networks.naming import WeightName
 from darts_bio.rules import true_gradients
 
 
@@ -68,6 +70,7 @@ def learner_alignment(model: nn.Module, teacher: Learner, batches: Iterable[Batc
     rows = tuple(
         LayerAlignment(
             name,
+            WeightName(name, type(model.get_submodule(name)).__name__),
             teacher.spec,
             depth,
             feedback_angle=None,

@@ -134,6 +134,8 @@ class DiscreteCell(nn.Module):
         # Node by node, so that each node is complete when an edge leaves it. The sort is stable:
         # the edges of a node keep the genotype's order.
         in_order = sorted(cell.edges, key=lambda edge: edge.node)
+        self.genotype_edges = tuple(in_order)
+        """The edges of the genotype, in the order of `edges`."""
         self.wiring = [(edge.node, edge.input) for edge in in_order]
         self.concat = cell.concat
         self.edges = nn.ModuleList()

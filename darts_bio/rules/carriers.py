@@ -172,6 +172,9 @@ class DirectCarrier(RuleCarrier):
     (`rules.dfa`). It has no feedback until it is connected to that output.
     """
 
+    observer: Callable[[Tensor], Tensor] | None = None
+    """What each input goes through before it is multiplied (`rules.observing`); usually nothing."""
+
     def carry(self, rule: LearningRule) -> None:
         super().carry(rule)
         self.output_error: OutputError | None = None
@@ -233,6 +236,8 @@ class DirectOperation(DirectCarrier):
         return self._channels
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None:
+            x = self.observer(x)
         if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
             return self.operation(x)
         return self.sent_directly(self.operation(x.detach()), x, channel=1)

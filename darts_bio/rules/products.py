@@ -178,7 +178,9 @@ def handed_out(weight: Tensor, carrier: WeightedCarrier) -> Tensor:
     carrier's rule; elsewhere (in optimizers, initialization, a training loop) it is the parameter
     itself.
     """
-    if carrier.exact or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
+        return weight
+    if carrier.exact and carrier.observer is None:  # PyTorch's own products are exact
         return weight
     # Gradient checkpointing runs code of a forward pass once more in the backward pass.
     if getattr(_here, "depth", 0) or (not torch.compiler.is_compiling() and backward_runs()):

@@ -98,6 +98,8 @@ def pass_under_rule(
             place: the weight itself under bp, None where no error is sent.
     """
     rule = carrier.rule
+    if carrier.observer is not None:
+        x = carrier.observer(x)
     if carrier.exact or not torch.is_grad_enabled():
         return use.plain_pass(x)
     if rule.direct and x.requires_grad:
