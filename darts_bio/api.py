@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from darts_bio.config import (
     CONFIG_FILE,
@@ -26,7 +26,12 @@ from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
 from darts_bio.data.datasets import DATASETS, ImageData
 from darts_bio.data.given import GIVEN, image_data
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.runs.alignment import AlignmentResult, measure_alignment_of_run
+from darts_bio.runs.alignment import (
+    AlignmentResult,
+    ComparisonResult,
+    compare_alignment_of_runs,
+    measure_alignment_of_run,
+)
 from darts_bio.runs.choice import ChoiceResult
 from darts_bio.runs.choice import search_and_train as run_search_and_train
 from darts_bio.runs.files import epochs_of
@@ -264,18 +269,38 @@ def attack(
     return measure_robustness(config, command, console, tensorboard, _images_again(dataset, test))
 
 
-def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) -> AlignmentResult:
-    """Measure how near a trained network's learning is to backpropagation, layer by layer.
+@overload
+def align(
+    runs: list[Any] | tuple[Any, ...], dataset: Any = None, *, test: Any = None, **options: Any
+) -> ComparisonResult: ...
+
+
+@overload
+def align(
+    runs: str | Path | Result | Run | SeedResults[Any],
+    dataset: Any = None,
+    *,
+    test: Any = None,
+    **options: Any,
+) -> AlignmentResult: ...
+
+
+def align(
+    runs: Any, dataset: Any = None, *, test: Any = None, **options: Any
+) -> AlignmentResult | ComparisonResult:
+    """Measure how near trained networks' learning is to backpropagation, layer by layer.
 
     Args:
-        run: A result of `train` or a run folder.
+        runs: A result of `train` or a run folder; a list of either is compared side by side.
         dataset: The training images, if they were handed over to `train`; None where it was given
             the name of a data set.
         test: The test images that were handed over to `train` together with `dataset`.
-        **options: The options of `darts-bio alignment`: `batches`, `data_dir`, `device`.
+        **options: The options of `darts-bio alignment`: `batches`, `data_dir`, `device`, and `out`,
+            the folder of a comparison.
 
     Returns:
-        The table of layers (angles in degrees), and the files in the run folder that hold it.
+        The table of layers (angles in degrees), and the files in the run folder that hold it. Of a
+        list the comparison, with a `table()` in Markdown and a `figure()`, and the result of each.
 
     Raises:
         InputError: For an unknown option or value, or a run that is not a training.
@@ -288,11 +313,23 @@ def align(run: Any, dataset: Any = None, *, test: Any = None, **options: Any) ->
         ... )
         >>> result = darts_bio.align(trained, batches=2)
         >>> stem = result.alignment.layers[0]  # bp carries the error by the weight itself
-        >>> stem.name, stem.rule, stem.feedback_angle
-        ('stem.0', 'bp', 0.0)
+        >>> stem.label, stem.feedback_angle
+        ('stem, Conv2d:bp', 0.0)
+        >>> other = darts_bio.train(
+        ...     "darts_v1", train_images=64, channels=2, epochs=1, batch_size=16,
+        ...     out=tempfile.mkdtemp(), progress=False, tensorboard=False,
+        ... )
+        >>> compared = darts_bio.align([trained, other], batches=2, out=tempfile.mkdtemp())
+        >>> compared.comparison.table().startswith("| layer |"), len(compared.runs)
+        (True, 2)
     """
-    config = _complete(AlignmentConfig, {"checkpoint": str(_folder(run)), **options})
-    return measure_alignment_of_run(config, _images_again(dataset, test))
+    several = isinstance(runs, (tuple, list))
+    folders = tuple(str(_folder(run)) for run in (runs if several else [runs]))
+    config = _complete(AlignmentConfig, {"checkpoint": folders, **options})
+    images = _images_again(dataset, test)
+    if several:
+        return compare_alignment_of_runs(config, images)
+    return measure_alignment_of_run(config, images)
 
 
 @dataclass(frozen=True)

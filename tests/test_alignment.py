@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,16 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.api import align
 from darts_bio.config import RetrainConfig
 from darts_bio.errors import InputError
-from darts_bio.evaluation.alignment import measure_alignment
+from darts_bio.evaluation.alignment import Alignment, LayerAlignment, measure_alignment
+from darts_bio.figures.alignment import draw_by_depth
+from darts_bio.figures.cells import rule_colors
 from darts_bio.networks import build_network
-from darts_bio.networks.naming import name_weights
+from darts_bio.networks.naming import WeightName, name_weights
+from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.rules import convert
 from darts_bio.rules.weights import weights_in
+from darts_bio.runs.alignment import EPOCHS_FILE, EpochsFile, alignments_by_epoch
 from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
+from darts_bio.training.engine import Progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -365,6 +373,123 @@ def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     tags = events.Tags()["scalars"]
     assert "epoch/alignment_error_angle" in tags
     assert "feedback_angle/000.stem.0" in tags
+    assert not (tmp_path / "plain" / "alignment-epochs.jsonl").exists()
+    by_epoch = alignments_by_epoch(tmp_path / "watched")
+    assert {e: a.summary()["feedback_angle"] for e, a in by_epoch.items()} == {
+        record["epoch"]: record["alignment/feedback_angle"] for record in epochs
+    }
+    # A run that is resumed from before the last epoch measures that anew.
+    assert kept_after(tmp_path / "watched", step=epochs[0]["step"]) == [1]
+    result = align(watched, batches=4)
+    assert result.epochs == by_epoch
+    assert result.epochs_figure is not None
+    figure = result.epochs_figure.read_text()
+    assert figure.count("<title>epoch 2, stem, Conv2d:brsf: ") == 2  # no error, to the images
+    # The feedback of the last epoch is that of the checkpoint; errors depend on dropped paths.
+    assert [layer.feedback_angle for layer in by_epoch[2].layers] == [
+        layer.feedback_angle for layer in result.alignment.layers
+    ]
+
+
+def kept_after(folder: Path, step: int) -> list[int]:
+    """The epochs that are left of a copy of a run's alignments, when it is resumed at a step."""
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    (copy / EPOCHS_FILE).write_bytes((folder / EPOCHS_FILE).read_bytes())
+    listener = EpochsFile(SimpleNamespace(path=copy), lambda: None)  # type: ignore[arg-type]
+    listener.on_start(Progress(step, 4, 1, 2))
+    return list(alignments_by_epoch(copy))
+
+
+def alignment_of(angles: dict[str, tuple[str, float]]) -> Alignment:
+    """Of layers by their place: (rule, error angle)."""
+    rows = []
+    for depth, (place, (rule, value)) in enumerate(angles.items()):
+        title = WeightName(place, "Linear")
+        rows.append(LayerAlignment(place, title, rule, depth, None, None, value, 0.5, 0.1, 0.01))
+    return Alignment(tuple(rows), 0.5, 0.1, 0.01)
+
+
+def test_networks_side_by_side() -> None:
+    """Rows meet where place and operation are the same; angles are those of a plain computation."""
+    _, batches = model_and_batches("bp")
+    found, cosines = {}, {}
+    for rule in ("fa", "usf"):
+        model, _ = model_and_batches(rule)
+        found[rule] = measure_alignment(model, batches, F.cross_entropy)
+        ruled, exact = (
+            torch.autograd.grad(
+                sum(F.cross_entropy(each(x), labels) for x, labels in batches), each[0].weight
+            )[0]
+            for each in (model, convert(model, "bp"))
+        )
+        cosines[rule] = angle(ruled, exact)
+    lines = AlignmentComparison(found).table().splitlines()
+    head, _, first, *_, whole = ([c.strip() for c in line.split("|")[1:-1]] for line in lines)
+    titles = [f"{rule}: {title}" for title in ("K to W", "error", "gradient") for rule in found]
+    assert head == ["layer", *titles]
+    assert first[0] == "0, Linear:fa / usf"
+    for rule in found:
+        assert first[head.index(f"{rule}: gradient")] == f"{cosines[rule]:.1f}"
+        assert first[head.index(f"{rule}: error")] == "-"
+    assert whole[0] == "all weights"
+    a = alignment_of({"x": ("fa", 10.0), "z": ("fa", 30.0)})
+    b = alignment_of({"x": ("fa", 15.0), "y": ("bp", 20.0), "z": ("fa", 25.0)})
+    comparison = AlignmentComparison({"a": a, "b": b})
+    rows = [line.split(" | ") for line in comparison.table().splitlines()[2:]]
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        ("| x, Linear:fa", "10.0", "15.0"),
+        ("| y, Linear:bp", "-", "20.0"),
+        ("| z, Linear:fa", "30.0", "25.0"),
+        ("| all weights", "", ""),
+    ]
+    assert rows[0][5] == "60.0"  # the angle of the cosine 0.5
+    read = json.loads(comparison.to_json())
+    assert {name: Alignment.from_dict(values) for name, values in read.items()} == {"a": a, "b": b}
+    assert read["b"]["layers"][1]["label"] == "y, Linear:bp"
+
+
+def test_the_figure_has_the_colors_of_cells() -> None:
+    """A mark for each number of each layer, in the color of its rule; None is no mark."""
+    a = alignment_of({"x": ("fa", 10.0), "z": ("bp", 30.0)})
+    b = alignment_of({"x": ("kolen_pollack", 15.0), "z": ("bp", 25.0)})
+    figure = draw_by_depth({"a": a, "b": b}).svg()
+    colors = rule_colors(["fa", "bp", "kolen_pollack"])
+    fills = re.findall(r'<polygon points="[^"]*" fill="([^"]*)"><title>([ab]), (\w), Lin', figure)
+    assert sorted(fills) == sorted(
+        (colors[rule], name, place)
+        for name, place, rule in (
+            ("a", "x", "fa"),
+            ("a", "z", "bp"),
+            ("b", "x", "kolen_pollack"),
+            ("b", "z", "bp"),
+        )
+        for _ in ("error", "gradient", "variance")
+    )
+    assert "feedback to the weight" not in figure  # nothing was measured
+    dashed = re.findall(r"<polyline[^>]*stroke-dasharray", figure)
+    assert len(dashed) == 3 + 1 + 1  # of b: its lines, that of the exact variance, the legend's
+    with pytest.raises(InputError, match="expected at least one to draw"):
+        draw_by_depth({})
+    with pytest.raises(InputError, match="expected at least one alignment"):
+        AlignmentComparison({})
+    with pytest.raises(InputError, match="expected what measure_alignment returns as 'a', found 3"):
+        AlignmentComparison({"a": 3})  # type: ignore[dict-item]
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 1))]
+    result = align(runs, batches=2, out=str(tmp_path / "compared"))
+    assert list(result.comparison.alignments) == ["a", "b"]
+    for run, name in zip(runs, "ab", strict=True):
+        alone = align(run, batches=2)
+        assert result.comparison.alignments[name] == alone.alignment
+        assert (run.folder / "alignment.json").is_file()
+    files = {path.name for path in result.folder.iterdir()}
+    assert files == {"comparison.md", "comparison.json", "comparison.svg"}
+    assert (result.folder / "comparison.md").read_text() == result.comparison.table()
+    with pytest.raises(InputError, match="--checkpoint is required"):
+        align([])
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -383,12 +508,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "cell 0, edge 1->2, sep_conv_3x3:brsf, fourth convolution" in done.stdout
     written = json.loads((tmp_path / "run" / "alignment.json").read_text())
     assert written["layers"][0]["name"] == "stem.0"
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        assert "no figure: matplotlib is not installed" in done.stderr
-    else:
-        assert (tmp_path / "run" / "alignment.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "run" / "alignment.svg").read_text().startswith("<svg")
+    assert not (tmp_path / "run" / "alignment-epochs.svg").exists()  # none were measured
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     del state["task"]["network"]["stem.0.weight"]
     (tmp_path / "other").mkdir()
@@ -401,6 +522,23 @@ def test_the_command(tmp_path: Path) -> None:
         (
             ("--checkpoint", str(tmp_path / "run"), "--batches", "1"),
             "--batches: expected at least 2",
+        ),
+        ((), "--checkpoint is required: one or several run folders"),
+        (
+            ("--checkpoint", f"{tmp_path / 'run'},{tmp_path / 'nowhere'}"),
+            "nowhere: expected the run folder of a training",
+        ),
+        (
+            ("--checkpoint", f"{tmp_path / 'run'},{tmp_path / '.' / 'other' / '..' / 'run'}"),
+            "--checkpoint: expected each run once",
+        ),
+        (
+            ("--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "new")),
+            "expected several run folders to compare, found one",
+        ),
+        (
+            ("--checkpoint", f"{tmp_path / 'run'},{tmp_path / 'other'}", "--out", str(tmp_path)),
+            "exists and is not empty; choose another\n",
         ),
     ):
         failed = command(*arguments)

@@ -7,12 +7,11 @@ import sys
 from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig, flag
 from darts_bio.config.options import plain
 from darts_bio.distributed import launcher, process_group, rank
-from darts_bio.errors import install_hint
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
 from darts_bio.reports.choice import measured
 from darts_bio.reports.search import accuracies_in_words
-from darts_bio.runs.alignment import measure_alignment_of_run
+from darts_bio.runs.alignment import compare_alignment_of_runs, measure_alignment_of_run
 from darts_bio.runs.choice import ChoiceResult, search_and_train
 from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
@@ -141,10 +140,12 @@ def robustness(config: RobustnessConfig) -> int:
 
 def alignment(config: AlignmentConfig) -> int:
     """Measure the alignment with backpropagation, print the table, and return 0."""
+    if len(config.checkpoint) > 1:
+        compared = compare_alignment_of_runs(config)
+        print(f"{compared.comparison.table()}\nwrote {compared.folder}")
+        return 0
     result = measure_alignment_of_run(config)
-    print(f"{result.alignment}\n\nwrote {result.numbers}")
-    if result.figure is None:
-        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
-    else:
-        print(f"wrote {result.figure}")
+    print(f"{result.alignment}\n\nwrote {result.numbers}\nwrote {result.figure}")
+    if result.epochs_figure is not None:
+        print(f"wrote {result.epochs_figure}")
     return 0

@@ -634,17 +634,24 @@ class RobustnessConfig(RunConfig):
 
 @configuration("measurement")
 class AlignmentConfig(CommandConfig):
-    """The options of measuring how near a trained network's learning is to backpropagation.
+    """The options of measuring how near trained networks' learning is to backpropagation.
 
-    >>> AlignmentConfig(checkpoint="runs/a").batches
-    8
+    >>> AlignmentConfig(checkpoint="runs/a,runs/b").checkpoint
+    ('runs/a', 'runs/b')
     """
 
     command = "alignment"
 
-    checkpoint: str = option("", "the run folder of a training; required", metavar="RUN")
+    checkpoint: tuple[str, ...] = option(
+        (), "run folders of trainings; several are compared; required", metavar="RUN,..."
+    )
+    out: str | None = option(
+        None,
+        "folder of the comparison of several, new or empty (default: runs/alignment-TIME)",
+        metavar="DIR",
+    )
     data_dir: str | None = option(
-        None, "folder of the data, if it is not that of the run", metavar="DIR"
+        None, "folder of the data, if it is not that of the runs", metavar="DIR"
     )
     batches: int = option(8, "training batches to measure on", minimum=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
@@ -652,7 +659,16 @@ class AlignmentConfig(CommandConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.checkpoint:
-            raise InputError("--checkpoint is required: the run folder of a training")
+            raise InputError(
+                "--checkpoint is required: one or several run folders of trainings, separated by "
+                "commas"
+            )
+        _refuse_repeated("checkpoint", self.checkpoint)
+        if self.out and len(self.checkpoint) == 1:
+            raise InputError(
+                f"--out {self.out}: expected several run folders to compare, found one, whose "
+                "alignment is written into it"
+            )
 
 
 @configuration("what is written")

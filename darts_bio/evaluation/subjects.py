@@ -80,10 +80,10 @@ def load_subjects(
             one to the next.
     """
     folders = [pair for source in checkpoints for pair in _with_seeds(Path(source))]
-    names = _names([folder for folder, _ in folders])
+    names = names_of([folder for folder, _ in folders])
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: expected each run once, found {', '.join(checkpoints)}")
-    groups = _names([group for _, group in folders])
+    groups = names_of([group for _, group in folders])
     subjects: list[Subject] = []
     shared: Split | None = None
     for (folder, _), name, group in zip(folders, names, groups, strict=True):
@@ -128,10 +128,10 @@ def _with_seeds(source: Path) -> list[tuple[Path, Path]]:
     return [(seed, source) for seed in seeds] or [(source, source)]
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """Return what tells folders apart: their paths from the last folder that all lie in.
 
-    >>> _names([Path("runs/usf"), Path("runs/fa/seed-0")])
+    >>> names_of([Path("runs/usf"), Path("runs/fa/seed-0")])
     ['usf', 'fa/seed-0']
     """
     common = os.path.commonpath({str(folder.absolute().parent) for folder in folders})

@@ -305,8 +305,8 @@ def _strip(
     ]
 
 
-def _legend(
-    colors: Mapping[str | None, str], top: float, width: float, strips: bool
+def draw_legend(
+    colors: Mapping[str | None, str], top: float, width: float, strips: bool = False
 ) -> tuple[list[Primitive], float]:
     """Draw the legend: a line and the name of each rule, in rows of at most `width` pixels.
 
@@ -358,7 +358,7 @@ def _figure(stacks: Sequence[Stack], title: str, label: str) -> Drawing:
     strips = any(len(stack) > 1 for stack in stacks)
     widths += [text_width(STRIPS)] if strips else []
     width = math.ceil(2 * MARGIN + max(widths))
-    legend, legend_bottom = _legend(colors, top, width, strips)
+    legend, legend_bottom = draw_legend(colors, top, width, strips)
     return Drawing(width, math.ceil(legend_bottom + MARGIN), (*primitives, *legend), label)
 
 

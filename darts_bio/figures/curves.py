@@ -14,6 +14,7 @@ from darts_bio.figures.drawing import (
     Drawing,
     Line,
     Point,
+    Polygon,
     Primitive,
     Text,
     text_width,
@@ -22,6 +23,8 @@ from darts_bio.figures.drawing import (
 COLORS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
 WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
 """Width and height of a panel's plot, and the room to its left and below it, in pixels."""
+MARK = 3.5
+"""The radius of a mark, in pixels."""
 TICKS = 5
 """The greatest number of steps between the ends of a y axis, as the values need."""
 
@@ -34,6 +37,16 @@ class Series:
     points: Sequence[Point]
     color: str
     dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark at a point (x, y) of a panel: a polygon of so many corners, with a title."""
+
+    point: Point
+    color: str
+    corners: int
+    title: str = ""
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
@@ -121,6 +134,8 @@ def draw_panels(
     *,
     columns: int = 2,
     span: tuple[float, float] | None = None,
+    marks: Mapping[str, Sequence[Mark]] | None = None,
+    plot: float = WIDTH,
 ) -> Drawing:
     """Draw a panel of curves for each title.
 
@@ -131,49 +146,61 @@ def draw_panels(
         label: The figure in words, for those who cannot see it.
         columns: The number of panels side by side.
         span: The ends of the y axis; by default round numbers around the values of the panel.
+        marks: Title -> what is marked in the panel, over its lines.
+        plot: The width of a panel's plot in pixels.
     """
-    width, height = LEFT + WIDTH + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
+    width, height = LEFT + plot + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
     primitives: list[Primitive] = []
     for number, (title, curves) in enumerate(panels.items()):
         row, column = divmod(number, columns)
-        primitives += _panel(
-            MARGIN + column * width, row * height, title, curves, ticks, along, span
-        )
+        frame = _Frame(MARGIN + column * width, row * height, plot, ticks, along, span)
+        primitives += _panel(frame, title, curves, (marks or {}).get(title, ()))
     rows = -(-len(panels) // columns)  # rounded up
     size = round(min(columns, len(panels)) * width + MARGIN), round(rows * height)
     return Drawing(*size, tuple(primitives), label)
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """Where a panel lies, (x, y) its upper left corner; the rest is as in `draw_panels`."""
+
+    x: float
+    y: float
+    plot: float
+    ticks: Sequence[float]
+    along: str
+    span: tuple[float, float] | None
+
+
 def _panel(
-    x: float,
-    y: float,
-    title: str,
-    curves: Sequence[Series],
-    ticks: Sequence[float],
-    along: str,
-    span: tuple[float, float] | None,
+    frame: _Frame, title: str, curves: Sequence[Series], marks: Sequence[Mark]
 ) -> list[Primitive]:
-    """Draw one panel, (x, y) its upper left corner; the other arguments are as in `draw_panels`."""
-    values = span or [value for curve in curves for _, value in curve.points]
-    low, high, step = _scale(values, exact=span is not None)
-    left, top = x + LEFT, y + 2 * MARGIN + 14
+    """Draw one panel."""
+    ticks, y, width = frame.ticks, frame.y, frame.plot
+    values = frame.span or [
+        *(value for curve in curves for _, value in curve.points),
+        *(mark.point[1] for mark in marks),
+    ]
+    low, high, step = _scale(values, exact=frame.span is not None)
+    left, top = frame.x + LEFT, y + 2 * MARGIN + 14
 
     def place(abscissa: float, value: float) -> Point:
         share = (abscissa - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)  # or 1: a single tick
-        return left + WIDTH * share, top + HEIGHT * (1 - (value - low) / (high - low))
+        return left + width * share, top + HEIGHT * (1 - (value - low) / (high - low))
 
     drawn: list[Primitive] = [
-        Box(left, top, WIDTH, HEIGHT, stroke=FAINT),
+        Box(left, top, width, HEIGHT, stroke=FAINT),
         Text(left, y + MARGIN, title, anchor="start"),
     ]
     for number in range(round((high - low) / step) + 1):
         value = low + number * step
         height = place(ticks[0], value)[1]
-        drawn.append(Line(((left, height), (left + WIDTH, height)), FAINT, 0.6))
+        drawn.append(Line(((left, height), (left + width, height)), FAINT, 0.6))
         drawn.append(Text(left - 6, height, f"{value:.4g}", anchor="end"))
     drawn += [Text(place(tick, low)[0], top + HEIGHT + 12, f"{tick:g}") for tick in ticks]
     # Between two ticks there is room for the axis' title; it goes below more of them.
-    drawn.append(Text(left + WIDTH / 2, top + HEIGHT + (12 if len(ticks) < 3 else 26), along))
+    below = 12 if len(ticks) < 3 else 26
+    drawn.append(Text(left + width / 2, top + HEIGHT + below, frame.along))
     legend_x = left
     for curve in curves:
         places = tuple(place(*point) for point in curve.points)
@@ -186,6 +213,10 @@ def _panel(
                 Text(legend_x, y + MARGIN + 16, curve.name, anchor="start", color=curve.color)
             )
             legend_x += text_width(curve.name) + 12
+    drawn += [
+        Polygon.regular(*place(*mark.point), MARK, mark.corners, mark.color, mark.title)
+        for mark in marks
+    ]
     return drawn
 
 

@@ -265,6 +265,35 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Polygon:
+    """A filled polygon with these corners; the title appears on hovering."""
+
+    corners: tuple[Point, ...]
+    fill: str = INK
+    title: str = ""
+
+    @classmethod
+    def regular(
+        cls, x: float, y: float, radius: float, corners: int, fill: str, title: str = ""
+    ) -> Polygon:
+        """Return a regular polygon around (x, y), one of its corners at the top."""
+        angles = [2 * math.pi * i / corners for i in range(corners)]
+        places = tuple((x + radius * math.sin(a), y - radius * math.cos(a)) for a in angles)
+        return cls(places, fill, title)
+
+    def svg(self) -> str:
+        corners = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.corners)
+        polygon = f'<polygon points="{corners}" fill="{self.fill}"'
+        if not self.title:
+            return f"{polygon}/>"
+        return f"{polygon}><title>{escape(_clean(self.title))}</title></polygon>"
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        corners = [(x * scale, y * scale) for x, y in self.corners]
+        ImageDraw.Draw(image).polygon(corners, self.fill)
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image of pixels (H, W, 3) uint8, shown as squares; (x, y) is its upper left corner."""
 

@@ -1,43 +1,98 @@
-"""Measure how a trained network's learning aligns with backpropagation, and write the table."""
+"""Measure how trained networks' learning aligns with backpropagation, and write tables and figures.
+
+alignment.json           the numbers of the network as it is, in the run folder
+alignment.svg            the figure against the depth of layers
+alignment-epochs.jsonl   the numbers of epochs, where a training measured them (`--alignment-every`)
+alignment-epochs.svg     the figure of these
+
+A comparison of several runs is a folder of its own, with comparison.md, .json and .svg.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from darts_bio.config import AlignmentConfig
 from darts_bio.data.datasets import ImageData
+from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, training_alignment
-from darts_bio.figures.alignment import draw_alignment
+from darts_bio.evaluation.subjects import names_of
+from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
+from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.runtime import select_device
-from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import write_text
+from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.retrain import Retraining, config_of_run
+from darts_bio.training.run_folder import RunFolder, new_folder, read_records, write_text, writing
+
+EPOCHS_FILE = "alignment-epochs.jsonl"
 
 
 @dataclass(frozen=True)
 class AlignmentResult:
     """The alignment of each layer of a run, and the files that hold it.
 
-    `numbers` is the path of alignment.json. `figure` is that of alignment.svg, None where
-    matplotlib is not installed.
+    `numbers` is the path of alignment.json, `figure` that of alignment.svg. `epochs` has the
+    alignments that the training measured, by epoch, and `epochs_figure` is the path of
+    alignment-epochs.svg; None where it measured none.
     """
 
     alignment: Alignment
     folder: Path
     numbers: Path
-    figure: Path | None
+    figure: Path
+    epochs: dict[int, Alignment]
+    epochs_figure: Path | None
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """The alignments of several runs side by side, each run's own, and the folder of the comparison."""
+
+    comparison: AlignmentComparison
+    runs: tuple[AlignmentResult, ...]
+    folder: Path
 
 
 def measure_alignment_of_run(
     config: AlignmentConfig, data: ImageData | None = None
 ) -> AlignmentResult:
-    """Measure a trained network on its own training batches, and write the result beside it.
+    """Measure the first network of `config` on its training batches, and write the result beside it.
 
     `data` are the run's images, if they were handed over in Python rather than named. Raises
     InputError if the folder holds no training.
     """
-    folder = Path(config.checkpoint)
+    return _measure(Path(config.checkpoint[0]), config, data)
+
+
+def compare_alignment_of_runs(
+    config: AlignmentConfig, data: ImageData | None = None
+) -> ComparisonResult:
+    """Measure all networks of `config`, each on its own training batches, and compare them.
+
+    Each result is written beside its network too. `data` is as in `measure_alignment_of_run`.
+    Raises InputError if a folder holds no training, before anything is measured.
+    """
+    folders = [Path(checkpoint) for checkpoint in config.checkpoint]
+    for each in folders:
+        config_of_run(each)
+    names = names_of(folders)
+    if len(set(names)) < len(names):
+        raise InputError(f"--checkpoint: expected each run once, found {', '.join(names)}")
+    folder = new_folder("alignment", config.out, resumable=False)
+    results = tuple(_measure(each, config, data) for each in folders)
+    found = [result.alignment for result in results]
+    comparison = AlignmentComparison(dict(zip(names, found, strict=True)))
+    write_text(folder / "comparison.md", comparison.table())
+    write_text(folder / "comparison.json", comparison.to_json())
+    write_text(folder / "comparison.svg", comparison.figure().svg())
+    return ComparisonResult(comparison, results, folder)
+
+
+def _measure(folder: Path, config: AlignmentConfig, data: ImageData | None) -> AlignmentResult:
+    """Measure the network of a run folder, and write its files."""
     training = Retraining.of_run(folder, select_device(config.device), config.data_dir, data)
     try:
         alignment = training_alignment(training, config.batches)
@@ -45,8 +100,45 @@ def measure_alignment_of_run(
         training.source.close()
     numbers, figure = folder / "alignment.json", folder / "alignment.svg"
     write_text(numbers, json.dumps(alignment.as_dict(), indent=2) + "\n")
-    try:
-        draw_alignment(alignment, figure)
-    except ImportError:
-        return AlignmentResult(alignment, folder, numbers, None)
-    return AlignmentResult(alignment, folder, numbers, figure)
+    write_text(figure, draw_by_depth({"after the training": alignment}).svg())
+    epochs, epochs_figure = alignments_by_epoch(folder), None
+    if epochs:
+        epochs_figure = folder / "alignment-epochs.svg"
+        write_text(epochs_figure, draw_over_epochs(epochs).svg())
+    return AlignmentResult(alignment, folder, numbers, figure, epochs, epochs_figure)
+
+
+def alignments_by_epoch(folder: Path) -> dict[int, Alignment]:
+    """Read what a training measured with `--alignment-every`, by epoch; empty if nothing.
+
+    >>> alignments_by_epoch(Path("runs/none"))
+    {}
+    """
+    records = read_records(folder / EPOCHS_FILE)
+    return {record["epoch"]: Alignment.from_dict(record) for record in records}
+
+
+class EpochsFile(Listener):
+    """A listener that appends the alignments of a training to its alignment-epochs.jsonl.
+
+    Args:
+        folder: The run's folder.
+        latest: Returns the alignment of the ending epoch, None if it was not measured.
+    """
+
+    def __init__(self, folder: RunFolder, latest: Callable[[], Alignment | None]) -> None:
+        self._path, self._latest = folder.path / EPOCHS_FILE, latest
+
+    def on_start(self, progress: Progress) -> None:
+        """Drop the records after `progress.step`: a resumed run makes those epochs again."""
+        if self._path.exists():
+            kept = read_records(self._path, progress.step)
+            write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        alignment = self._latest()
+        if alignment is None:
+            return
+        record = {"step": progress.step, "epoch": progress.epoch, **alignment.as_dict()}
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

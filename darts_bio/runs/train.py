@@ -20,6 +20,7 @@ from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE, model_card, seeds_card
+from darts_bio.runs.alignment import EpochsFile
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.running import (
     Result,
@@ -181,7 +182,7 @@ def _perform(
     outcome, exit_code = perform(
         task,
         folder,
-        [CellsFigure(task, folder)],
+        [CellsFigure(task, folder), EpochsFile(folder, lambda: meter.latest)],
         watching,
         introduction,
         lambda: TrainingBoard(task, folder, lambda: meter.latest),

@@ -162,7 +162,8 @@ class RunFolder:
             saved = type(config)(**read_yaml(folder.path / CONFIG_FILE, type(config)))
             folder._refuse_differences(folder.path, saved.identity())
             return folder
-        folder = cls(_new_folder(kind, config), kind, config, command)
+        name = "-".join(filter(None, (kind, config.about)))
+        folder = cls(new_folder(name, config.out), kind, config, command)
         if genotype is not None:
             write_text(folder.genotype_path, genotype.to_json())
         write_text(folder.path / CONFIG_FILE, config.to_yaml())
@@ -232,26 +233,29 @@ class ReadOnlyFolder(RunFolder):
         """Do nothing: the first process saves for all."""
 
 
-def _new_folder(kind: str, config: RunConfig) -> Path:
-    """Make and return the folder of `--out`, or one under runs/ that is named by the time.
+def new_folder(name: str, out: str | None, *, resumable: bool = True) -> Path:
+    """Make and return the folder of `--out`, or one under runs/ of that name and the time.
 
-    Raises InputError if `--out` is there and not empty, or if the disk refuses.
+    Raises InputError if `--out` is there and not empty, or if the disk refuses. It names `--resume`
+    as a way out where the folder is `resumable`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     new_folder("alignment", f"{place}/a", resumable=False).name
+    'a'
     """
-    if config.out is None:
-        name = "-".join(filter(None, (kind, config.about)))
+    if out is None:
         stem = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for n in itertools.count(1):  # another run may have begun in this second
             path = Path(stem if n == 1 else f"{stem}-{n}")
             with writing(path), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
                 return path
-    path = Path(config.out or "")
+    path = Path(out or "")
     with writing(path):
         if is_filled(path):
-            raise InputError(
-                f"--out {path}: exists and is not empty; choose another, or go on with it by "
-                "--resume"
-            )
+            ways = "choose another" + (", or go on with it by --resume" if resumable else "")
+            raise InputError(f"--out {path}: exists and is not empty; {ways}")
         path.mkdir(parents=True, exist_ok=True)
     return path
 
