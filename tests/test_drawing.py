@@ -24,7 +24,7 @@ from darts_bio.figures.cells import (
     draw_genotype,
     rule_colors,
 )
-from darts_bio.figures.drawing import Box, Curve, Drawing, Text
+from darts_bio.figures.drawing import Box, Curve, Drawing, Polygon, Text
 from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.spaces import Candidate, Cell, Edge, Genotype, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace, Layout
@@ -293,3 +293,15 @@ def test_heat_map_shades_by_value_and_frames_what_is_not_finite() -> None:
 def test_heat_map_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         draw_edge_weights("", ((Candidate("none"), None),), [(2, 0)], [[1.0]])
+
+
+def test_a_polygon_covers_its_area() -> None:
+    """A square on its corner, of radius r, covers 2 r^2; its edges are blurred by a pixel."""
+    shape = Polygon.regular(20, 20, 10, 4, "#000000", "a <square>")
+    pixels = Drawing(40, 40, (shape,)).image().astype(float)
+    covered = (1 - pixels / 255).sum() / 3
+    assert abs(covered - 200) < 4 * 10 * 2**0.5  # the length of the edges, by a pixel
+    assert pixels[20, 20].tolist() == [0, 0, 0]
+    assert pixels[12, 12].tolist() == [255, 255, 255]  # outside, though within the radius' box
+    assert "<title>a &lt;square&gt;</title>" in shape.svg()
+    assert 'points="20,10 30,20 20,30 10,20"' in shape.svg()
