@@ -116,7 +116,11 @@ def test_angles_of_the_signs_are_of_the_true_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["bp", "fa", "brsf", "kolen_pollack", "weight_mirror", "dfa", "hebbian", "predictive"]
+    "rule",
+    [
+        *("bp", "fa", "brsf", "kolen_pollack", "weight_mirror", "pfa", "dfa", "dkp"),
+        *("hebbian", "predictive"),
+    ],
 )
 def test_measuring_disturbs_nothing(rule: str) -> None:
     model, batches = model_and_batches(rule)
@@ -128,7 +132,9 @@ def test_measuring_disturbs_nothing(rule: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
-    assert (found.layers[1].feedback_angle is None) == (rule in ("dfa", "hebbian", "predictive"))
+    assert (found.layers[1].feedback_angle is None) == (
+        rule in ("dfa", "dkp", "hebbian", "predictive")
+    )
     assert (found.layers[1].error_angle is None) == (rule in ("hebbian", "predictive"))
 
 

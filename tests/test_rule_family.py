@@ -23,8 +23,10 @@ from darts_bio.rules import (
     convert,
     draw_feedback,
     learned_feedback,
+    rule_carriers,
     true_gradients,
 )
+from darts_bio.runtime import generator
 from darts_bio.spaces import SPACES, load_genotype
 
 TOLERANCE = 1e-10
@@ -403,6 +405,114 @@ class TestDirectFeedback:
             convert(Regrouped(), "dfa")(x).sum().backward()
 
 
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 3, stride=2, groups=4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    ).double()
+
+
+class TestDirectFeedbackAtEachPosition:
+    def test_is_the_published_equation(self) -> None:
+        """dx = e B, B (K, C H W), entry by entry; B is uniform on +-1/sqrt(C H W)."""
+        x, labels = noise((2, 3, 8, 8), 1), torch.tensor([1, 3])
+        model = convert(small_net(), "dfa(positions=all)", seed=1, inputs=x)
+        sizes = {0: (3, 8, 8), 2: (4, 8, 8), 5: (36,)}
+        given = x.clone().requires_grad_()
+        arriving: dict[int, Tensor] = {}
+        for i, layer in enumerate(model):
+            layer.register_forward_hook(lambda _, inputs, y, i=i: arriving.update({i: y}))  # type: ignore[misc]
+        logits = model(given)
+        e = (logits.detach().softmax(1) - F.one_hot(labels, 5)) / 2
+        found = torch.autograd.grad(
+            F.cross_entropy(logits, labels), [given, arriving[1], arriving[4]]
+        )
+        for dx, (i, size) in zip(found, sizes.items(), strict=True):
+            kernel = model[i].feedback["kernel"]
+            assert kernel.shape == (5, *size)
+            assert kernel.abs().max() <= math.prod(size) ** -0.5
+            expected = torch.einsum("nk,k...->n...", e, kernel)
+            assert relative_error(dx, expected) <= TOLERANCE
+
+    def test_needs_the_size_of_the_input(self) -> None:
+        spec = "dfa(positions=all)"
+        with pytest.raises(InputError, match=r"needs the size of what the model is given"):
+            convert(small_net(), spec)
+        model = convert(small_net(), {"5": "bp", "*": spec}, inputs=noise((1, 3, 8, 8), 1))
+        headless = model[:4]
+        with pytest.raises(InputError, match=r"expected samples of the shape \(4, 8, 8\)"):
+            source = next(m.output_error for _, m in rule_carriers(headless) if m.rule.direct)
+            source.outputs = 4
+            y = headless(noise((2, 3, 9, 9), 1)).mean((2, 3))
+            source.watch(y).sum().backward()
+        genotype = load_genotype("darts_v1")
+        for refused in (genotype.with_rule(spec),):
+            with pytest.raises(InputError, match="cells and layers work at any size"):
+                build_network(refused, channels=4, layers=3, num_classes=3)
+        with pytest.raises(InputError, match="cells and layers work at any size"):
+            space = SPACES.build("darts(nodes=1, operations=(none, sep_conv_3x3))")
+            SuperNet(space, (spec,), channels=4, layers=3, num_classes=3)
+        with pytest.raises(InputError, match="unknown positions of dfa"):
+            RULES.build("dfa(positions=some)")
+
+
+class TestDirectKolenPollack:
+    @pytest.mark.parametrize("spec", ["dkp", "dkp(positions=all)"])
+    def test_is_its_equations(self, spec: str) -> None:
+        """dx as under dfa with the same B; dB = e^T x, with x the mean over positions or all of it."""
+        x, labels = noise((2, 3, 8, 8), 1), torch.tensor([1, 3])
+        model = convert(small_net(), spec, seed=1, inputs=x)
+        fixed = convert(small_net(), spec.replace("dkp", "dfa"), seed=1, inputs=x)
+        read: dict[int, Tensor] = {}
+        for i in (0, 2, 5):
+            model[i].register_forward_pre_hook(lambda _, inputs, i=i: read.update({i: inputs[0]}))  # type: ignore[misc]
+        for member in (model, fixed):
+            F.cross_entropy(member(x), labels).backward()
+        for one, other in zip(fixed.parameters(), weights_of(model), strict=True):
+            assert relative_error(other.grad, one.grad) <= TOLERANCE
+        e = (model(x).detach().softmax(1) - F.one_hot(labels, 5)) / 2
+        for i, value in read.items():
+            value = value.detach()
+            if spec == "dkp" and value.dim() == 4:
+                value = value.mean((2, 3))
+            expected = torch.einsum("nk,n...->k...", e, value)
+            assert relative_error(model[i].feedback_kernel.grad, expected) <= TOLERANCE
+
+    def test_at_the_last_layer_becomes_backpropagation(self) -> None:
+        """B - W vanishes as (1 - lr decay)^n, since both get the same gradient and decay."""
+        model = three_layers("dkp", activation=nn.Tanh)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+        last = model[4]
+        begun = (last.feedback_kernel - last.weight).detach()
+        for step in range(100):
+            optimizer.zero_grad()
+            labels = torch.arange(8) % 3
+            F.cross_entropy(model(noise((8, 6), step)), labels).backward()
+            assert relative_error(last.feedback_kernel.grad, last.weight.grad) <= TOLERANCE
+            optimizer.step()
+        apart = (last.feedback_kernel - last.weight).detach()
+        assert relative_error(apart, begun * 0.95**100) <= 1e-8
+
+    def test_beside_frozen_weights_stays(self) -> None:
+        model = three_layers("dkp")
+        model[2].weight.requires_grad_(False)
+        model(noise((4, 6), 1)).sum().backward()
+        assert model[2].feedback_kernel.grad is None
+        assert model[0].feedback_kernel.grad is not None
+        assert model[4].feedback_kernel.grad is not None
+
+
+def weights_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model that are no feedback."""
+    feedback = set(map(id, learned_feedback(model)))
+    return [p for p in model.parameters() if id(p) not in feedback]
+
+
 class TestKolenPollack:
     def test_feedback_receives_the_weights_gradient(self) -> None:
         for layer, x in layers("kolen_pollack") + layers("kolen_pollack(scale=match)"):
@@ -480,6 +590,84 @@ class TestKolenPollack:
             assert torch.allclose(moved[id(layer.weight)], moved[id(layer.feedback_kernel)])
 
 
+class TestProductFeedback:
+    @pytest.mark.parametrize("case", range(4))
+    def test_is_its_equations_looped(self, case: int) -> None:
+        """The error of x as two products, relay by relay, and dR from the relays' error and x."""
+        layer, x = layers("pfa(expansion=3)")[case]
+        fixed, learned = layer.feedback["fixed"], layer.feedback["learned"].detach()
+        outputs = len(layer.weight)
+        assert fixed.shape == (outputs, 3 * outputs)
+        assert learned.shape == (3 * outputs, *layer.weight.shape[1:])
+        x = x.requires_grad_()
+        y = layer(x)
+        dy = noise(y.shape, 9)
+        y.backward(dy)
+        dx, dr = torch.zeros_like(x), []
+        for m in range(3 * outputs):
+            # What relay m receives of each output, sent on through its row of R.
+            if isinstance(layer, RuleLinear):
+                relayed = dy @ fixed[:, m]
+                dx += relayed.unsqueeze(-1) * learned[m]
+                dr.append(torch.einsum("...,...i->i", relayed, x.detach()))
+                continue
+            window = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            rows = fixed[:, m].view(-1, 1, 1, 1) * learned[m]
+            dx += torch.nn.grad.conv2d_input(x.shape, rows, dy, *window)
+            relayed = dy * fixed[:, m].view(-1, 1, 1)
+            of_rows = torch.nn.grad.conv2d_weight(x.detach(), rows.shape, relayed, *window)
+            dr.append(of_rows.sum(0))
+        assert relative_error(x.grad, dx) <= TOLERANCE
+        assert relative_error(layer.feedback_learned.grad, torch.stack(dr)) <= TOLERANCE
+        with true_gradients(layer):
+            (dw,) = torch.autograd.grad(layer(x.detach()), layer.weight, dy)
+        assert relative_error(layer.weight.grad, dw) <= TOLERANCE
+
+    @pytest.mark.parametrize("expansion", [1, 10])
+    def test_turns_to_the_weight_but_for_what_relays_mix(self, expansion: int) -> None:
+        """R has the steps and the decay of W, so R - B^T W vanishes as (1 - lr decay)^n."""
+        torch.manual_seed(1)
+        layer = RuleLinear(30, 20, rule=RULES.build(f"pfa(expansion={expansion})")).double()
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.5)
+
+        def apart() -> Tensor:
+            fixed, learned = layer.feedback["fixed"], layer.feedback["learned"]
+            return (learned - fixed.t() @ layer.weight).detach()
+
+        begun = apart()
+        for step in range(200):
+            optimizer.zero_grad()
+            layer(noise((16, 30), step)).backward(noise((16, 20), 1000 + step))
+            optimizer.step()
+        assert relative_error(apart(), begun * (1 - 0.05) ** 200) <= 1e-8
+        kernel = layer.transport(layer.weight).detach()
+        cosine = F.cosine_similarity(kernel.flatten(), layer.weight.flatten(), dim=0).item()
+        # B B^T is the identity and entries of variance 1/M beside it; of 20 x 30 weights.
+        assert math.tan(math.acos(cosine)) == pytest.approx(math.sqrt(1 / expansion), rel=0.15)
+
+    def test_where_a_weight_stands_in_parts(self) -> None:
+        """The projections of attention are views of one weight, and of one kernel of all."""
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(6, 2, batch_first=True).double()
+        x = noise((2, 5, 6), 1)
+        model = convert(attention, {"in_proj_weight": "pfa", "*": "bp"}, seed=2)
+        fixed_kernel = convert(attention, {"in_proj_weight": "fa", "*": "bp"}, seed=2)
+        carriers = [dict(rule_carriers(m))["in_proj_weight_carrier"] for m in (model, fixed_kernel)]
+        kernel = carriers[0].kernel_of(attention.in_proj_weight)
+        assert kernel is not None
+        carriers[1].feedback["kernel"].copy_(kernel.detach())
+        found = []
+        for member in (model, fixed_kernel):
+            given = x.clone().requires_grad_()
+            member(given, given, given)[0].square().sum().backward()
+            found.append(given.grad)
+        assert found[0] is not None
+        assert relative_error(found[0], found[1]) <= TOLERANCE
+        dw = model.in_proj_weight.grad
+        fixed, learned = (carriers[0].feedback[name] for name in ("fixed", "learned"))
+        assert relative_error(learned.grad, fixed.t() @ dw) <= TOLERANCE
+
+
 class TestWeightMirror:
     def test_turns_to_the_weight_by_its_activity_alone(self) -> None:
         """From 90 degrees to far below 45, and near the angle that its samples leave; the scale
@@ -496,6 +684,68 @@ class TestWeightMirror:
         assert angle == pytest.approx(left, rel=0.2)
         assert angle < 45
         assert (mirror @ weight / weight.square().sum()).item() == pytest.approx(1, abs=0.05)
+
+    @pytest.mark.parametrize("fan_in", [40, 1152])
+    def test_the_angle_that_remains_does_not_grow_with_the_layer(self, fan_in: int) -> None:
+        """It follows from the samples: 64, or a quarter of fan_in, whatever the width.
+
+        The rest of the start, 0.95^120, is 0.2 % of B. What the angle's cosine is measured from has
+        8 fan_in entries, so it spreads by less than 10 % of the angle.
+        """
+        rule = RULES.build("weight_mirror")
+        layer = randomise(RuleLinear(fan_in, 8, rule=rule, dtype=torch.float64), 1)
+        for update in range(1, 121):
+            draw_feedback(layer, 0, update)
+        weight, mirror = layer.weight.detach().flatten(), layer.feedback["kernel"].flatten()
+        angle = math.acos(F.cosine_similarity(weight, mirror, dim=0).item())
+        samples = max(64, fan_in // 4)
+        # Stationary variance r / (2 - r) of one renewal's, which is fan_in + 1 over the samples.
+        left = math.sqrt(0.05 / 1.95 * (fan_in + 1) / samples)
+        assert math.tan(angle) == pytest.approx(left, rel=0.1)
+
+    def test_the_phase_before_training_follows_its_closed_form(self) -> None:
+        """The mean of B after n renewals is (1 - r)^n B_0 + (1 - (1 - r)^n) W for white noise."""
+        spec, n, r = "weight_mirror(phase=30, samples=4000)", 30, 0.05
+        model = convert(nn.Sequential(nn.Linear(6, 5, dtype=torch.float64)), spec, seed=4)
+        begun = convert(
+            nn.Sequential(model[0].plain(6, 5, dtype=torch.float64)), "weight_mirror", seed=4
+        )
+        with torch.no_grad():
+            begun[0].weight.copy_(model[0].weight)
+        begun[0].initial_bound.copy_(model[0].initial_bound)
+        draw_feedback(begun, 4)
+        start, weight = begun[0].feedback["kernel"], model[0].weight.detach()
+        kept = (1 - r) ** n
+        expected = kept * start + (1 - kept) * weight
+        # Each entry of r sum (1 - r)^k C_k W^T has a standard deviation below
+        # sqrt(r / 2) |row| sqrt(2 / samples); five of them.
+        bound = 5 * math.sqrt(r / 2 * 2 / 4000) * weight.norm(dim=1).max()
+        found = model[0].feedback["kernel"]
+        assert (found - expected).abs().max() <= bound
+        assert (start - expected).abs().max() > 10 * bound
+
+    def test_a_phase_is_that_many_renewals(self) -> None:
+        """Bit for bit, by one source of draws, in a layer and in a supernet."""
+        layer = RuleLinear(6, 5, rule=RULES.build("weight_mirror(phase=3, samples=7)"))
+        draw_feedback(layer, 9)
+        found = layer.feedback["kernel"].clone()
+        source = generator("cpu", "feedback", 9, "", 0)
+        layer.draw_feedback(source)
+        first = layer.feedback["kernel"].clone()
+        for _ in range(3):
+            layer.renew_feedback(source)
+        assert torch.equal(layer.feedback["kernel"], found)
+        assert not torch.equal(found, first)
+        space = SPACES.build("darts(nodes=1, operations=(none, sep_conv_3x3))")
+        net = SuperNet(space, ("weight_mirror(phase=80)",), channels=4, layers=3, num_classes=3)
+        draw_feedback(net, 0)
+        angles = [
+            F.cosine_similarity(carrier.carried_weight, carrier.feedback["kernel"], dim=0).item()
+            for _, carrier in rule_carriers(net)
+            if carrier.rule.renews and carrier.feedback["kernel"].dim() == 1
+        ]
+        assert angles
+        assert min(angles) > 0.9
 
     def test_renewal_is_its_equation(self) -> None:
         layer = randomise(
@@ -553,6 +803,8 @@ class TestScale:
         ("predictive(steps=-1)", "steps: expected a whole number"),
         ("weight_mirror(rate=0)", "rate: expected a number above 0"),
         ("weight_mirror(samples=0)", "samples: expected a whole number"),
+        ("pfa(expansion=0)", "expansion: expected a whole number"),
+        ("weight_mirror(phase=-1)", "phase: expected a whole number"),
     ],
 )
 def test_options_out_of_bounds(spec: str, message: str) -> None:

@@ -29,7 +29,8 @@ from darts_bio.rules import RULES, convert
 CANNOT: dict[tuple[str, str], str] = {}
 """(rule, way) -> what the error says."""
 
-CANNOT["dfa", "compile"] = "cannot be compiled whole"
+for _rule in ("dfa", "dkp"):
+    CANNOT[_rule, "compile"] = "cannot be compiled whole"
 for _rule in set(RULES) - {"bp"}:
     CANNOT[_rule, "create_graph"] = "cannot be differentiated again"
 

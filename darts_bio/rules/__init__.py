@@ -18,6 +18,7 @@ from darts_bio.rules import dfa as _dfa  # noqa: F401  (these register their rul
 from darts_bio.rules import feedback as _feedback  # noqa: F401
 from darts_bio.rules import hebbian as _hebbian  # noqa: F401
 from darts_bio.rules import predictive as _predictive  # noqa: F401
+from darts_bio.rules import product_feedback as _product_feedback  # noqa: F401
 from darts_bio.rules.attach import Attached, attach
 from darts_bio.rules.audit import Audit, audit, count_rules
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule, Operator

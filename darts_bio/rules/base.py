@@ -148,6 +148,10 @@ class LearningRule:
     renews: ClassVar[bool] = False
     """Whether `renew` is called after each weight update."""
 
+    phase: ClassVar[int] = 0
+    """How often `renew` is called for feedback that was just drawn, before the first weight update.
+    `draw_feedback` does it, with the model's weights as they are then."""
+
     elementwise: ClassVar[bool] = False
     """Whether each entry of `kernel` depends on the same entry of the weight and of the state alone
     (state that is a scalar or shaped like the weight). Then the weights of many layers may be
@@ -175,6 +179,10 @@ class LearningRule:
     direct: ClassVar[bool] = False
     """Whether the layer's input receives the error at the model's output, projected by the state
     `kernel`."""
+
+    per_position: ClassVar[bool] = False
+    """Whether that `kernel` of a rule that is direct has a number for each position of the input,
+    (outputs, *the shape of a sample); otherwise it has one for each channel."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -178,6 +178,8 @@ class DirectCarrier(RuleCarrier):
     def carry(self, rule: LearningRule) -> None:
         super().carry(rule)
         self.output_error: OutputError | None = None
+        self.sample_shape: tuple[int, ...] | None = None
+        """The shape of a sample of the input, for a rule with feedback `per_position`."""
 
     @property
     def channels(self) -> int:
@@ -187,17 +189,26 @@ class DirectCarrier(RuleCarrier):
     @property
     def initial_law(self) -> InitialLaw:
         assert self.output_error is not None
-        return direct_law(self.output_error.outputs, self.channels)
+        if not self.rule.per_position:
+            return direct_law(self.output_error.outputs, self.channels)
+        if self.sample_shape is None:
+            raise size_unknown(self.rule)
+        return direct_law(self.output_error.outputs, *self.sample_shape)
 
     def connect(self, source: OutputError) -> None:
         """Make `source` the error that the input receives, and draw the feedback for it."""
         self.output_error = source
         self.register_feedback(next(self.parameters()))
 
-    def sent_directly(self, y: Tensor, x: Tensor, channel: int) -> Tensor:
+    def feedback_learns(self, weights_learn: bool) -> bool:
+        """Return whether the feedback gets a gradient: it is learned, and so are the weights."""
+        learned = (self.feedback.get(name) for name in self.rule.learned)
+        return weights_learn and any(value is not None and value.requires_grad for value in learned)
+
+    def sent_directly(self, y: Tensor, x: Tensor, channel: int, learns: bool) -> Tensor:
         """Return y so that, in the backward pass, x receives the output's error.
 
-        y must have been computed without a gradient for x, whose dimension `channel` counts its
+        The feedback receives its own gradient if it `learns`. y must have been computed without a gradient for x, whose dimension `channel` counts its
         channels. Raises InputError if the carrier is not connected to an output.
         """
         if self.output_error is None:
@@ -206,9 +217,17 @@ class DirectCarrier(RuleCarrier):
                 "build the model by "
                 "build_network or convert"
             )
-        return uncompiled(
-            DirectError.apply, y, x, self.feedback["kernel"], self.output_error, channel
-        )
+        kernel = self.feedback["kernel"]
+        kernel = kernel if learns else kernel.detach()
+        return uncompiled(DirectError.apply, y, x, kernel, self.output_error, channel)
+
+
+def size_unknown(rule: LearningRule) -> InputError:
+    """Return the error of a rule with feedback `per_position` where no size is known."""
+    return InputError(
+        f"{rule.spec}: its feedback has a number for each position, and cells and layers work at any "
+        "size; use it through convert(model, rule, inputs=...), or leave out positions=all"
+    )
 
 
 class DirectOperation(DirectCarrier):
@@ -229,6 +248,8 @@ class DirectOperation(DirectCarrier):
 
     def __init__(self, operation: nn.Module, channels: int, rule: LearningRule) -> None:
         super().__init__(rule=rule)
+        if rule.per_position:
+            raise size_unknown(rule)
         self.operation, self._channels = operation, channels
 
     @property
@@ -238,9 +259,12 @@ class DirectOperation(DirectCarrier):
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
             x = self.observer(x)
-        if self.exact or not (torch.is_grad_enabled() and x.requires_grad):
+        if self.exact or not torch.is_grad_enabled():
             return self.operation(x)
-        return self.sent_directly(self.operation(x.detach()), x, channel=1)
+        learns = self.feedback_learns(any(p.requires_grad for p in self.operation.parameters()))
+        if not (x.requires_grad or learns):
+            return self.operation(x)
+        return self.sent_directly(self.operation(x.detach()), x, channel=1, learns=learns)
 
 
 class WeightedCarrier(DirectCarrier):
@@ -292,6 +316,10 @@ class WeightedCarrier(DirectCarrier):
                 return weight
             state = self.feedback
             shaped = self.weight_shape
+            if any(value.dim() > 0 and value.shape != shaped for value in state.values()):
+                # No part of such a state belongs to a part of the weight, only the whole kernel does.
+                kernel = self.rule.kernel(self.carried_weight, state)
+                return None if kernel is None else view(kernel)
             viewed = {name: view(s) if s.shape == shaped else s for name, s in state.items()}
             return self.rule.kernel(weight, viewed)
 
@@ -348,7 +376,8 @@ def learned_feedback(model: nn.Module) -> list[nn.Parameter]:
 def draw_feedback(model: nn.Module, seed: int, update: int = 0) -> None:
     """Draw the feedback of a whole model, in place: at the start, or after a weight update.
 
-    With update = 0 every rule draws, and feedback that was learned or moved is replaced. With
+    With update = 0 every rule draws, and feedback that was learned or moved is replaced; rules that
+    have a phase before training (weight_mirror(phase=n)) go through it, by the present weights. With
     update = n, the number of the weight update just made, only rules that renew their feedback
     (brsf, weight_mirror) make one renewal. So a training loop calls this once after each update.
 
@@ -459,9 +488,13 @@ def _device(carrier: RuleCarrier) -> torch.device:
 def draw_first(carrier: RuleCarrier, seed: int, name: str) -> None:
     """Draw the feedback of a carrier of that name before the first update.
 
-    The draw is made on the CPU, so that it is the same whatever the device.
+    Renewals follow, of a rule that has some at the start (`LearningRule.phase`). All draws are made
+    on the CPU, so that they are the same whatever the device.
     """
-    carrier.draw_feedback(generator("cpu", "feedback", seed, name, 0))
+    source = generator("cpu", "feedback", seed, name, 0)
+    carrier.draw_feedback(source)
+    for _ in range(carrier.rule.phase):
+        carrier.renew_feedback(source)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,12 @@ def convert(
         raise InputError(
             f"convert: outputs: expected a positive number of values, found {outputs!r}"
         )
+    per_position = [rule for rule in _rules_in(patterns) if rule.per_position]
+    if per_position and inputs is None:
+        raise InputError(
+            f"convert: {per_position[0].spec} has feedback for each position, so it needs the size of "
+            "what the model is given; give it a batch: convert(model, rule, inputs=x)"
+        )
     weights, sight = _weights_of(converted, inputs)
     # Choose for all weights before the first one is changed: whether a pattern is used, and whether
     # layers may share a weight, depends on all of them.
@@ -147,7 +153,8 @@ def convert(
             _redraw(weight, seed)
         seen = None if sight is None else sight.weights.get(weight.path)
         channels = weight.channels if seen is None or weight.channels else seen.channels
-        _put_rule(weight, layer_rule, channels, measured=not redraw)
+        sample = None if seen is None else seen.sample
+        _put_rule(weight, layer_rule, channels, sample, measured=not redraw)
     if chosen:
         _accompany(converted, sight)
         watch_code(converted)
@@ -268,7 +275,7 @@ def _refuse_undefined(weight: Weight, rule: LearningRule) -> None:
             "a hook sets it before each pass; use torch.nn.utils.parametrizations in place of "
             "torch.nn.utils.weight_norm or spectral_norm"
         )
-    elif rule.learned and not weight.is_parameter:
+    elif rule.learned and not rule.direct and not weight.is_parameter:
         reason = (
             "its feedback learns by the weight's own gradient, and the weight is computed from "
             "others"
@@ -339,10 +346,25 @@ def _redraw(weight: Weight, seed: int) -> None:
         reset()
 
 
-def _put_rule(weight: Weight, rule: LearningRule, channels: int | None, *, measured: bool) -> None:
+def _rules_in(patterns: Mapping[Pattern, Choice]) -> list[LearningRule]:
+    """Return all rules that patterns may choose."""
+    specs: list[str] = []
+    for choice in patterns.values():
+        specs += [choice] if isinstance(choice, str) else list(choice or ())
+    return [RULES.build(spec) for spec in specs]
+
+
+def _put_rule(
+    weight: Weight,
+    rule: LearningRule,
+    channels: int | None,
+    sample: tuple[int, ...] | None,
+    *,
+    measured: bool,
+) -> None:
     """Put a weight under a rule, in place.
 
-    With `measured`, feedback gets the standard deviation of the present weights; otherwise it gets
+    `channels` and the shape of a `sample` are those of the input that it multiplies, if known. With `measured`, feedback gets the standard deviation of the present weights; otherwise it gets
     that of PyTorch's default initialization.
     """
     if rule.direct and channels is None:
@@ -363,6 +385,14 @@ def _put_rule(weight: Weight, rule: LearningRule, channels: int | None, *, measu
         carrier: RuleLayer | WeightCarrier = owner
     else:
         carrier = put_carrier(owner, weight.attribute, rule, channels)
+    if rule.per_position:
+        if sample is None:
+            raise InputError(
+                f"convert: {weight.name} cannot carry {rule.spec}: it multiplied nothing in a forward "
+                "pass of the inputs given; leave it as it is by a pattern: "
+                f"{{{weight.name!r}: None, '*': ...}}"
+            )
+        carrier.sample_shape = sample
     if measured:
         carrier.measure_law(weight.value)
     if not rule.direct:  # a direct rule has feedback once it is connected to the model's output

@@ -14,10 +14,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, check_whole, unknown_name
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule
 
 Scale = Literal["init", "match"]
+
+LEAST_SAMPLES = 64
+"""The least number of samples that a weight mirror is shown at once."""
 
 
 @RULES.register("bp")
@@ -267,13 +270,22 @@ class WeightMirror(FeedbackAlignment):
     After each weight update the layer is shown noise x and B moves towards the correlation of its
     responses y with x. The noise is normal, of variance 1, one window of the layer a sample,
     without bias; since E[y x^T] = W, B follows W through the layer's activity alone (arXiv
-    1904.05391; here with one rate r for growth and decay, so that B has the scale of W too). As the
-    mean is over finitely many samples, an angle of about atan sqrt(fan_in r / (2 samples)) remains.
-    r is the option `rate`, the number of samples is `samples`.
+    1904.05391; here with one rate r for growth and decay, so that B has the scale of W too). After
+    n renewals the mean of B is W (1 - (1 - r)^n) + B_0 (1 - r)^n. As E is a mean over finitely many
+    samples, an angle of about atan sqrt(fan_in r / (2 samples)) remains. r is the option `rate`.
+
+    `samples`, the number of samples, is by default 64, or a quarter of fan_in if that is more: so
+    the angle that remains is at most 18 degrees, however wide the layer is.
+
+    `phase` is the number of renewals before the first weight update: the paper mirrors before it
+    trains. It is 0 by default, which means to begin as feedback alignment and turn to W within
+    about 2 / r updates. `draw_feedback(model, seed)` goes through the phase, as `convert` and our
+    own training do.
 
     State: B, shaped like W, a buffer; it starts as an independent draw from W's initialization.
 
-    Cost: that of bp, and a product of `samples` windows with W a step.
+    Cost: that of bp, and two products of `samples` windows with W a step, also for each renewal of
+    the phase; in a wide layer that sees few windows this may be as much as its forward pass.
 
     When: as Kolen-Pollack, without asking for weight decay or for equal steps on both sides.
 
@@ -290,7 +302,8 @@ class WeightMirror(FeedbackAlignment):
     """
 
     rate: float = 0.05
-    samples: int = 64
+    samples: int | None = None
+    phase: int = 0  # type: ignore[misc]
     carries = "learned feedback"
     renews = True
     elementwise = False
@@ -302,15 +315,13 @@ class WeightMirror(FeedbackAlignment):
             raise InputError(
                 f"weight_mirror: rate: expected a number above 0 and at most 1, found {self.rate!r}"
             )
-        if not (
-            isinstance(self.samples, int)
-            and not isinstance(self.samples, bool)
-            and self.samples > 0
-        ):
-            raise InputError(
-                "weight_mirror: samples: expected a whole number of at least 1, found "
-                f"{self.samples!r}"
-            )
+        if self.samples is not None:
+            check_whole("weight_mirror: samples", self.samples)
+        check_whole("weight_mirror: phase", self.phase, least=0)
+
+    def count_samples(self, fan_in: int) -> int:
+        """Return the number of samples of a renewal for a layer of that many inputs a window."""
+        return max(LEAST_SAMPLES, fan_in // 4) if self.samples is None else self.samples
 
     def renew(
         self,
@@ -321,8 +332,9 @@ class WeightMirror(FeedbackAlignment):
     ) -> dict[str, Tensor]:
         """Return B moved by `rate` towards the mean of y x^T over fresh noise."""
         matrix = weight.flatten(1)  # (O, I, *window) -> (O, fan_in): a convolution as a product
-        noise_shape = (self.samples, matrix.shape[1])
+        samples = self.count_samples(matrix.shape[1])
+        noise_shape = (samples, matrix.shape[1])
         x = torch.randn(noise_shape, generator=generator, device=generator.device).to(matrix)
         y = x @ matrix.t()  # (samples, O)
-        mean_product = y.t() @ x / self.samples  # E[y x^T], (O, fan_in)
+        mean_product = y.t() @ x / samples  # E[y x^T], (O, fan_in)
         return {"kernel": torch.lerp(state["kernel"], mean_product.view_as(weight), self.rate)}

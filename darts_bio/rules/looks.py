@@ -52,6 +52,9 @@ class Seen:
     channels: int | None = None
     """The channels of the input that it multiplies, where one dimension counts them."""
 
+    sample: tuple[int, ...] | None = None
+    """The shape of a sample of that input, as it was seen first."""
+
     others: set[str] = field(default_factory=set)
     """Functions of it and an activation that are no products."""
 
@@ -99,6 +102,7 @@ class _Witness(Standing):
         if self.seen.channels is None:
             with contextlib.suppress(InputError):  # not every product has one dimension of them
                 self.seen.channels = x.shape[use.channel]
+                self.seen.sample = tuple(x.shape[1:])
         return use.plain_pass(x)
 
     def meet(self) -> None:
@@ -248,7 +252,14 @@ def strip(model: nn.Module) -> nn.Module:
         kind: Any = type(module)
         if isinstance(module, RuleLayer):
             module.remove_feedback()
-            for name in ("rule", "exact", "held", "_feedback_names", "output_error"):
+            for name in (
+                "rule",
+                "exact",
+                "held",
+                "_feedback_names",
+                "output_error",
+                "sample_shape",
+            ):
                 module.__dict__.pop(name, None)
         if issubclass(kind, (RuleLayer, Holding)):
             module.__class__ = kind.plain

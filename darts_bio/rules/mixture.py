@@ -68,6 +68,11 @@ class RuleMixture(LearningRule):
         return any(rule.renews for rule in self.rules)
 
     @property
+    def phase(self) -> int:  # type: ignore[override]
+        """The longest of the rules' phases, as they are renewed together."""
+        return max(rule.phase for rule in self.rules)
+
+    @property
     def learned(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"{r}_{name}" for r, rule in enumerate(self.rules) for name in rule.learned)
 

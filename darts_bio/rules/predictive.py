@@ -1,4 +1,4 @@
-"""Predictive coding within one layer: the output learns to predict the input."""
+"""A local autoencoder in the manner of predictive coding: the output learns to predict the input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from darts_bio.rules.hebbian import LocalRule
 @RULES.register("predictive")
 @dataclass(frozen=True)
 class PredictiveCoding(LocalRule):
-    """Local predictive coding (after Rao 1999): W += mean conv_w(e, y) / (|y|^2 + |e|^2 / |W|^2).
+    """Local autoencoder (after Rao 1999): W += mean conv_w(e, y) / (|y|^2 + |e|^2 / |W|^2).
 
-    This local form is our choice. The literature relaxes a whole graph with its target clamped
-    (Whittington 2017), and that is not defined for one edge of a cell. Here a layer predicts its
-    own input x from y by its transposed map, as in Rao & Ballard (1999), with the error
-    e = x - convT(y; W): y starts from W x and takes `steps` steps of steepest descent on |e|^2 / 2,
-    each as long as is best for its sample (so no rate is needed, and it cannot diverge). The
-    relaxed y serves the update alone; the layer's output is W x.
+    It is an autoencoder of each layer's input, and not the predictive coding that learns from
+    labels: that relaxes a whole graph with its target clamped (Whittington 2017), which is not
+    defined for one edge of a cell, and is the global learner `pc`. This local form is our choice;
+    its name stands in genotype files.
+
+    A layer predicts its own input x from y by its transposed map, as in Rao & Ballard (1999), with
+    the error e = x - convT(y; W): y starts from W x and takes `steps` steps of steepest descent on
+    |e|^2 / 2, each as long as is best for its sample (so no rate is needed, and it cannot diverge).
+    The relaxed y serves the update alone; the layer's output is W x.
 
     The update is that of normalized least mean squares, a mean over samples: what a sample wants is
     divided by its |y|^2, so that its length does not depend on the scale of y, which is large where

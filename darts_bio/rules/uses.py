@@ -102,9 +102,11 @@ def pass_under_rule(
         x = carrier.observer(x)
     if carrier.exact or not torch.is_grad_enabled():
         return use.plain_pass(x)
-    if rule.direct and x.requires_grad:
-        return carrier.sent_directly(use.plain_pass(x.detach()), x, use.channel)
     weight = use.used_weight
+    if rule.direct:
+        learns = carrier.feedback_learns(weight.requires_grad)
+        if x.requires_grad or learns:
+            return carrier.sent_directly(use.plain_pass(x.detach()), x, use.channel, learns)
     compiling = torch.compiler.is_compiling()
     if rule.local:
         if not compiling:
