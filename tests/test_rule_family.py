@@ -445,17 +445,16 @@ class TestDirectFeedbackAtEachPosition:
             convert(small_net(), spec)
         model = convert(small_net(), {"5": "bp", "*": spec}, inputs=noise((1, 3, 8, 8), 1))
         headless = model[:4]
+        source = next(m.output_error for _, m in rule_carriers(headless) if m.rule.direct)  # type: ignore[attr-defined]
+        source.outputs = 4
+        total = source.watch(headless(noise((2, 3, 9, 9), 1)).mean((2, 3))).sum()
         with pytest.raises(InputError, match=r"expected samples of the shape \(4, 8, 8\)"):
-            source = next(m.output_error for _, m in rule_carriers(headless) if m.rule.direct)
-            source.outputs = 4
-            y = headless(noise((2, 3, 9, 9), 1)).mean((2, 3))
-            source.watch(y).sum().backward()
-        genotype = load_genotype("darts_v1")
-        for refused in (genotype.with_rule(spec),):
-            with pytest.raises(InputError, match="cells and layers work at any size"):
-                build_network(refused, channels=4, layers=3, num_classes=3)
+            total.backward()
+        genotype = load_genotype("darts_v1").with_rule(spec)
         with pytest.raises(InputError, match="cells and layers work at any size"):
-            space = SPACES.build("darts(nodes=1, operations=(none, sep_conv_3x3))")
+            build_network(genotype, channels=4, layers=3, num_classes=3)
+        space = SPACES.build("darts(nodes=1, operations=(none, sep_conv_3x3))")
+        with pytest.raises(InputError, match="cells and layers work at any size"):
             SuperNet(space, (spec,), channels=4, layers=3, num_classes=3)
         with pytest.raises(InputError, match="unknown positions of dfa"):
             RULES.build("dfa(positions=some)")

@@ -208,8 +208,9 @@ class DirectCarrier(RuleCarrier):
     def sent_directly(self, y: Tensor, x: Tensor, channel: int, learns: bool) -> Tensor:
         """Return y so that, in the backward pass, x receives the output's error.
 
-        The feedback receives its own gradient if it `learns`. y must have been computed without a gradient for x, whose dimension `channel` counts its
-        channels. Raises InputError if the carrier is not connected to an output.
+        y must have been computed without a gradient for x, whose dimension `channel` counts its
+        channels. The feedback receives its own gradient if it `learns`. Raises InputError if the
+        carrier is not connected to an output.
         """
         if self.output_error is None:
             raise InputError(

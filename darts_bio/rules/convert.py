@@ -364,8 +364,9 @@ def _put_rule(
 ) -> None:
     """Put a weight under a rule, in place.
 
-    `channels` and the shape of a `sample` are those of the input that it multiplies, if known. With `measured`, feedback gets the standard deviation of the present weights; otherwise it gets
-    that of PyTorch's default initialization.
+    `channels` and the shape of a `sample` are those of the input that it multiplies, if known. With
+    `measured`, feedback gets the standard deviation of the present weights; otherwise it gets that
+    of PyTorch's default initialization.
     """
     if rule.direct and channels is None:
         raise InputError(
