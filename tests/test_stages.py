@@ -543,7 +543,7 @@ class TestRefusals:
                 "--stages: keeps_weights: expected weights of each rule's own",
             ),
             (
-                "'stage, stage(keeps_weights=True)' --rules dfa",
+                "'stage, stage(keeps_weights=True)' --rules pfa,dfa",
                 "--stages: keeps_weights: expected rules whose feedback has the shape of the weight",
             ),
             (

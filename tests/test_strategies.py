@@ -172,7 +172,7 @@ class TestSecondOrder:
                     down(), torch.autograd.grad(RuleConv2d.forward(layer, x).sum(), x)[0]
                 )
         after = down()
-        follows = rule not in ("fa", "kolen_pollack", "weight_mirror")
+        follows = rule not in ("fa", "kolen_pollack", "pfa", "weight_mirror")
         assert torch.equal(after, -before if follows else before)
 
     def test_says_what_it_assumes_of_other_rules_than_bp(self, data: ImageData) -> None:
@@ -204,7 +204,7 @@ class TestRuleAware:
     def test_takes_a_backbone_whose_kernels_carry_the_error(
         self, data: ImageData, rule: str
     ) -> None:
-        if rule in ("dfa", "hebbian", "predictive"):
+        if rule in ("dfa", "dkp", "hebbian", "predictive"):
             with pytest.raises(InputError, match=f"--backbone-rule: .*, found {rule}; use bp or"):
                 search(data, "rule_aware", backbone_rule=rule)
         else:

@@ -23,7 +23,7 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.networks.widening import widen
 from darts_bio.optimizers import SGD
-from darts_bio.rules import RULES
+from darts_bio.rules import RULES, InitialLaw, LearningRule
 from darts_bio.runtime import generator
 from darts_bio.spaces import CandidateTable
 from darts_bio.strategies import AlphaState
@@ -131,9 +131,9 @@ def _refuse_what_stays(search: Search, before: Search) -> None:
         refuse("an alpha of logits", "one of operations times rules (factorised)")
     if not isinstance(search.optimizer.optimizer, SGD):
         refuse("--optimizer sgd or nesterov", search.config.optimizer)
-    direct = [rule for rule in search.config.rules if RULES.build(rule).direct]
-    if direct:
-        refuse("rules whose feedback has the shape of the weight", ", ".join(direct))
+    others = [rule for rule in search.config.rules if not _grows(RULES.build(rule))]
+    if others:
+        refuse("rules whose feedback has the shape of the weight", ", ".join(others))
     partial, partial_before = search.supernet.partial, before.supernet.partial
     if partial > partial_before:
         refuse(f"a k of at most {partial_before}, the one before", str(partial), "lower it")
@@ -186,3 +186,12 @@ def _left(values: Tensor, columns: Tensor | None) -> Tensor:
         return values
     columns = columns.to(values.device)
     return values.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0.0)
+
+
+def _grows(rule: LearningRule) -> bool:
+    """Tell whether a rule's feedback has the shape of the weight, and so can grow as it does."""
+    if rule.direct:
+        return False
+    law = InitialLaw(torch.Size((2, 3, 1, 1)), bound=1.0)
+    state = rule.state(law, torch.Generator())
+    return all(value.dim() == 0 or value.shape == law.shape for value in state.values())
