@@ -27,7 +27,7 @@ from torch import Tensor
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import Operator
-from darts_bio.rules.carriers import PREFIX, WeightedCarrier
+from darts_bio.rules.carriers import WeightedCarrier
 from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import LocalUpdate, first_derivative_only
 from darts_bio.rules.operators import Convolution, Product
@@ -119,11 +119,8 @@ def pass_under_rule(
         return LocalUpdate.apply(x, weight, bias, kernel, operator, learning_rule)
     if carrier.training and not carrier.is_renewed and not compiling:
         carrier.expect_renewal(weight)
-    # Feedback that is learned learns in the lowest layer too, but not beside a frozen weight: it
-    # takes the weight's steps.
-    learns = weight.requires_grad and any(
-        getattr(carrier, PREFIX + name).requires_grad for name in rule.learned
-    )
+    # Feedback that is learned learns in the lowest layer too.
+    learns = carrier.feedback_learns(weight.requires_grad)
     moving = forward_mode()
     asked = x.requires_grad or learns or moving
     kernel = kernel_of(weight) if asked else weight
