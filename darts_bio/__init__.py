@@ -40,6 +40,8 @@ _HOMES = {
     "convert": "darts_bio.rules",
     "revert": "darts_bio.rules",
     "draw_feedback": "darts_bio.rules",
+    "hebbian_block": "darts_bio.training.hebbian",
+    "hebbian_pretraining": "darts_bio.training.hebbian",
     "learner": "darts_bio.learners",
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
     from darts_bio.training.engine import Listener as Listener
+    from darts_bio.training.hebbian import hebbian_block as hebbian_block
+    from darts_bio.training.hebbian import hebbian_pretraining as hebbian_pretraining
 
 __all__ = ["__version__", *_HOMES]
 

@@ -40,7 +40,7 @@ OTHERS = tuple(rule for rule in RULES if rule not in ELEMENTWISE)
 FURTHER = (  # options that change what is batched
     *("fa(scale=match)", "usf(scale=match)", "brsf(scale=match)", "kolen_pollack(scale=match)"),
     *("weight_mirror(scale=match)", "hebbian(error=W, temperature=3.0)", "hebbian(form=oja)"),
-    *("predictive(steps=1, error=W)", "predictive(steps=0)"),
+    *("predictive(steps=1, error=W)", "predictive(steps=0)", "hebbian(rate=norm, step=max)"),
 )
 
 

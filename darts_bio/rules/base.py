@@ -70,7 +70,7 @@ class Operator(Protocol):
     channels, and the weight the output channels, of one layer after the other. A rule need not know
     this for the maps themselves, for sums over samples or positions, and for what it does to each
     entry by itself. Whatever brings the channels of one layer together (a softmax, a norm) has to
-    go through `each`, `energies`, `moved` and `weight_energy`.
+    go through `each`, `energies`, `moved`, `by_layer` and `weight_energy`.
 
     >>> from darts_bio.rules import RULES, RuleConv2d
     >>> layer = RuleConv2d(3, 8, 5, rule=RULES.build("hebbian"))
@@ -112,6 +112,9 @@ class Operator(Protocol):
 
         `lengths` has the shape that `energies` returns.
         """
+
+    def by_layer(self, weight: Tensor) -> Tensor:
+        """Return what is shaped like the weight, a layer after the other: (M, O, ...)."""
 
     def weight_energy(self, weight: Tensor) -> Tensor:
         """Return the sum of squares of each layer's weight, to go with what `energies` returns."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError, unknown_name
@@ -13,6 +14,8 @@ from darts_bio.rules.base import RULES, Carries, LearningRule, Operator
 
 Passed = Literal["none", "W"]
 Form = Literal["soft", "oja"]
+Rate = Literal["constant", "norm"]
+Step = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,32 @@ class Hebbian(LocalRule):
     positions. The update is handed on as a gradient, so optimizer, schedule and clipping work as
     ever. t is the option `temperature`.
 
+    The published procedure also bounds the steps and slows them down as a channel settles:
+    `step=max` divides a layer's update by its largest entry, so that no weight moves by more than
+    the learning rate, and `rate=norm` multiplies that of a channel by sqrt(abs(r - 1)), where r is
+    the norm of its weights, which the rule takes to 1. Both belong to `hebbian_pretraining`, which
+    does the rest of the procedure. Where a batch is passed in parts, the step of each part is
+    bounded, and the gradient is the mean of these steps.
+
     With `form=oja` y = u instead: Oja's rule, in which each channel finds the first principal
-    component of its inputs by itself (Oja 1982). The bias stays as it is.
+    component of its inputs by itself (Oja 1982). With g = mean u x, of length |g|, a channel's
+    update is (g - (mean u^2) W) / (|g| max(1, r)). Without the divisor, which is ours, the update
+    grows with the third power of the weights, and ends in NaN where the learning rate times r^2
+    times the variance of the inputs is above about 2. With it a channel's norm grows by at most the
+    learning rate in a step, whatever the inputs, and what the rule comes to is the same.
+
+    The bias stays as it is.
 
     State: none beside W. It learns in training mode only.
 
     Cost: a forward pass more in the backward pass, in place of the input's gradient.
 
     When: features before a readout that learns by an error, such as
-    `{"fc": "bp", "*": "hebbian"}`; layers below get no error through it (`error=W` passes it on
-    exactly). As the only rule of a network it solves no task. At the rates of layers that learn by
-    an error its features get worse than random ones that do not learn; with `temperature=10` and
-    SGD they are about as good as these (benchmarks/beyond_images.py).
+    `{"fc": "bp", "*": "hebbian(rate=norm, step=max)"}`; layers below get no error through it
+    (`error=W` passes it on exactly). As the only rule of a network it solves no task. Trained in the loop
+    of layers that learn by an error, its features stay at or below random ones
+    (benchmarks/beyond_images.py); `hebbian_pretraining` is the procedure by which they get better
+    than these.
 
     Example: Oja's rule finds the direction along which the inputs vary, whatever the loss is.
 
@@ -78,19 +95,25 @@ class Hebbian(LocalRule):
 
     form: Form = "soft"
     temperature: float = 1.0
+    rate: Rate = "constant"
+    step: Step = "mean"
     stacks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in get_args(Form):
             raise unknown_name("form of hebbian", str(self.form), get_args(Form))
+        if self.rate not in get_args(Rate):
+            raise unknown_name("rate of hebbian", str(self.rate), get_args(Rate))
+        if self.step not in get_args(Step):
+            raise unknown_name("step of hebbian", str(self.step), get_args(Step))
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
             raise InputError(
                 f"hebbian: temperature: expected a number above 0, found {self.temperature!r}"
             )
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
-        """Return -mean y (x - u W), shaped like the weight (O, ...)."""
+        """Return -mean y (x - u W), shaped like the weight (O, ...), in steps as the options say."""
         u = operator.apply(x, weight)
         y = operator.each(self.responses, u)
         # mean y (x - u W) = mean y x - (mean y u) W, with one number (mean y u) an output channel.
@@ -98,7 +121,20 @@ class Hebbian(LocalRule):
         mean_yu = (y * u).mean(samples_and_positions)  # (O,)
         decay = mean_yu.view(-1, *[1] * (weight.dim() - 1))  # (O, 1, ...), to go with the weight
         count = u.numel() // weight.shape[0]  # samples times positions
-        return decay * weight - operator.correlation(x, y, weight) / count
+        mean_yx = operator.correlation(x, y, weight) / count
+        gradient = decay * weight - mean_yx
+        tiny = torch.finfo(gradient.dtype).tiny  # where nothing responds, 0 / tiny is no step
+        if self.form == "oja":
+            lengths = norms(mean_yx) * norms(weight).clamp_min(1)
+            gradient = gradient / lengths.clamp_min(tiny)
+        if self.step == "max":
+            by_layer = operator.by_layer(gradient)  # (M, O, ...)
+            largest = by_layer.abs().flatten(1).amax(1).clamp_min(tiny)  # (M,)
+            scaled = by_layer / largest.view(-1, *[1] * weight.dim())
+            gradient = scaled.view_as(weight)
+        if self.rate == "norm":
+            gradient = gradient * (norms(weight) - 1).abs().sqrt()
+        return gradient
 
     def responses(self, u: Tensor, channel: int) -> Tensor:
         """Return y, shaped like u, whose dimension `channel` counts the channels of one layer."""
@@ -108,3 +144,13 @@ class Hebbian(LocalRule):
         shares = (self.temperature * u).softmax(channel)
         # Negate all shares, then write that of the winner back.
         return shares.neg().scatter_(channel, winner, shares.gather(channel, winner))
+
+
+def norms(weight: Tensor) -> Tensor:
+    """Return the norm of each output channel's weights, (O, 1, ...) for a weight (O, ...).
+
+    >>> norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    tensor([[5.],
+            [2.]])
+    """
+    return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))

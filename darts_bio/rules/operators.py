@@ -28,6 +28,10 @@ class Single:
     def moved(self, values: Tensor, lengths: Tensor, direction: Tensor) -> Tensor:
         return values + lengths.view(-1, *[1] * (values.dim() - 1)) * direction
 
+    def by_layer(self, weight: Tensor) -> Tensor:
+        """Return (1, O, ...)."""
+        return weight.unsqueeze(0)
+
     def weight_energy(self, weight: Tensor) -> Tensor:
         """Return one number."""
         return weight.square().sum()

@@ -99,9 +99,12 @@ class SideBySide(Convolution):
         moved = torch.addcmul(self._by_sample(values), lengths, self._by_sample(direction))
         return moved.view(n, *values.shape[2:], channels).permute(0, 3, 1, 2)
 
+    def by_layer(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.members, -1))
+
     def weight_energy(self, weight: Tensor) -> Tensor:
         """Return (M,)."""
-        return weight.unflatten(0, (self.members, -1)).square().flatten(1).sum(1)
+        return self.by_layer(weight).square().flatten(1).sum(1)
 
     def _by_sample(self, values: Tensor) -> Tensor:
         """Return (P*N, M*C, H, W) as (P, N, S, M*C)."""

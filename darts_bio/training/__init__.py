@@ -4,6 +4,7 @@ engine.py         the loop around a `Task`, its listeners, and evaluation
 search.py         the task of a search: alpha and w
 retrain.py        the task of retraining a genotype's network from scratch
 optim.py          the optimizer of w; schedules.py its learning rate
+hebbian.py        layers that learn features without labels, one after the other
 adversarial.py    examples that are made at each step
 graphs.py         steps recorded as CUDA graphs
 parallel.py       what several processes bring together
