@@ -84,6 +84,8 @@ class TestFeedback:
         "kolen_pollack": FIRST,
         "weight_mirror": [0.23454578, -0.15405543, 0.29344709, -0.02557763],
         "dfa": [0.52045113, -0.31670660, 0.61325553, -0.06876434],
+        "dkp": [0.52045113, -0.31670660, 0.61325553, -0.06876434],
+        "pfa": [0.23275281, -0.14163549, 0.27425620, -0.03075235],
     }
 
     def layer(self, rule: str, update: int) -> RuleConv2d:
@@ -102,7 +104,7 @@ class TestFeedback:
 
     @pytest.mark.parametrize("rule", AFTER)
     def test_after_an_update(self, rule: str) -> None:
-        (value,) = self.layer(rule, 1).feedback.values()
+        value = next(iter(self.layer(rule, 1).feedback.values()))
         assert value.dtype == torch.float32
         assert value.flatten()[:4].tolist() == pytest.approx(self.AFTER[rule], rel=1e-6, abs=1e-7)
 
@@ -116,13 +118,14 @@ class TestFeedback:
         ],
     )
     def test_is_uniform_by_the_twister(self, rule: str, update: int) -> None:
-        (value,) = self.layer(rule, update).feedback.values()
-        bound = 0.5**0.5 if rule == "dfa" else 8**-0.5
         source = twister("feedback", 5, "", update if rule == "brsf" else 0)
-        expected = bound * (2 * uniform(source, value.numel()) - 1)
-        if rule in ("frsf", "brsf"):
-            expected = np.abs(expected)
-        assert value.detach().flatten().numpy() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+        bounds = {"dfa": [0.5**0.5], "dkp": [0.5**0.5], "pfa": [(3 / 30) ** 0.5, 8**-0.5]}
+        values = self.layer(rule, update).feedback.values()
+        for value, bound in zip(values, bounds.get(rule, [8**-0.5]), strict=True):
+            expected = bound * (2 * uniform(source, value.numel()) - 1)
+            if rule in ("frsf", "brsf"):
+                expected = np.abs(expected)
+            assert value.detach().flatten().numpy() == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 class TestAugmentation:
