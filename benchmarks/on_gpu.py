@@ -51,7 +51,7 @@ from darts_bio.errors import InputError
 from darts_bio.runtime import hardware, select_device, worker_count
 
 ROOT = Path(__file__).parent.parent
-SHARES = {"a": 180.0, "b": 300.0, "c": 360.0, "d": 540.0}
+SHARES = {"a": 180.0, "b": 300.0, "c": 390.0, "d": 540.0}
 AT_ONCE = 6
 """Measurements at most that are made together, where there are two cores for each."""
 

@@ -476,7 +476,10 @@ def _folder(run: Any) -> Path:
     if isinstance(run, (Result, Run, SeedResults)):
         return run.folder
     if not isinstance(run, (str, Path)):
-        raise InputError(f"run: expected a result or the name of a run folder, found {run!r:.80}")
+        raise InputError(
+            f"run: expected a result or the name of a run folder, found {type(run).__name__}; for a "
+            "model of your own there is darts_bio.evaluation.alignment.measure_alignment"
+        )
     return Path(run)
 
 

@@ -218,6 +218,10 @@ def test_what_cannot_be_attached() -> None:
         InputError, match=r"expected a torch.optim.Optimizer, or several, found int"
     ):
         attach(model, [1])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="or several, found float"):
+        attach(model, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="holds none of them; make it from the converted model"):
+        attach(model, sgd(ruled("brsf")))
     with pytest.raises(InputError, match="at least one optimizer"):
         attach(model, [])
     with pytest.raises(

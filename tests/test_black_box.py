@@ -366,6 +366,7 @@ BLACK = "--strategy local_search"
         (f"{BLACK} --weights shared", "--weights: has no say with"),
         (f"{BLACK} --kernel-scale init", "--kernel-scale: has no say with"),
         (f"{BLACK} --memory low", "--memory: has no say with"),
+        (f"{BLACK} --stages stage,stage(candidates=5)", "--stages: has no say with"),
         (f"{BLACK} --queries 0", "--queries: expected at least 1, found 0"),
         ("--queries 5", "--queries: expected a strategy that makes queries, random_search, "),
         (f"{BLACK} --query cifar10", "--query cifar10: expected --table FILE, of which it is a"),

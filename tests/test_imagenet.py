@@ -95,7 +95,7 @@ def test_from_images_to_a_network_that_others_can_use(images: Path) -> None:
         str(ROOT / "evaluate/alignment.py"), "--checkpoint", "run", "--batches", "2", cwd=images
     )
     assert aligned.returncode == 0, aligned.stderr
-    assert "stem.older.0" in aligned.stdout
+    assert "stem, Conv2d:bp, first convolution" in aligned.stdout
     again = call(IMAGENET, "--out", "run", "--resume", "--num-classes", "5", cwd=images)
     assert "num_classes was None, is 5" in refused(again)
 

@@ -38,7 +38,7 @@ class AlignmentComparison:
     ...     rule: measure_alignment(convert(plain, rule), batches, loss) for rule in ("bp", "usf")
     ... })
     >>> head, _, first, *_ = comparison.table().splitlines()
-    >>> print(head[:58])
+    >>> print(head[:59])
     | layer | bp: K to W | usf: K to W | bp: error | usf: error
     >>> print(first[:26])
     | 0, Linear:bp / usf | 0.0

@@ -184,7 +184,8 @@ def attach(
     >>> torch.equal(layer.feedback["magnitude"], drawn)
     True
     """
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    several = isinstance(optimizer, (list, tuple))
+    optimizers: list[Any] = list(optimizer) if several else [optimizer]  # type: ignore[arg-type]
     for each in optimizers:
         if not isinstance(each, torch.optim.Optimizer):
             raise InputError(
@@ -197,6 +198,13 @@ def attach(
         raise InputError(
             f"attach: expected a model with learning rules, found a {type(model).__name__} "
             "without; convert it first (darts_bio.convert)"
+        )
+    parameters = set(model.parameters())
+    moved = {p for each in optimizers for group in each.param_groups for p in group["params"]}
+    if parameters.isdisjoint(moved):
+        raise InputError(
+            "attach: expected an optimizer of the model's parameters, found one that holds none of "
+            "them; make it from the converted model, which is a copy of the one before"
         )
     if scaler is not None:
         _refuse_scaler(model, scaler)

@@ -42,6 +42,7 @@ OF_A_SUPERNET = (
     "weights",
     "kernel_scale",
     "memory",
+    "stages",
 )
 """Options of a search that mean nothing without a supernet."""
 
