@@ -347,6 +347,7 @@ def test_under_every_rule(data: ImageData, rule: str, gradient: str) -> None:
     assert torch.isfinite(task.step(0)["train"].totals).all()
 
 
+@pytest.mark.slow
 def test_it_makes_a_network_robust(tmp_path: Any) -> None:
     """Against attacks that follow the true gradient, under a rule; the same budget without it gives
     far less.

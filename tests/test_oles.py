@@ -491,7 +491,9 @@ class TestInASearch:
         ends, expected = tensors(task), tensors(plain)
         assert all(torch.equal(ends[name], expected[name]) for name in expected)
 
-    @pytest.mark.parametrize("strategy", ["darts(order=2)", "gdas"])
+    @pytest.mark.parametrize(
+        "strategy", [pytest.param("darts(order=2)", marks=pytest.mark.slow), "gdas"]
+    )
     def test_recorded(self, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
         tasks = pair(
             monkeypatch,
