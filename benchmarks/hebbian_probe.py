@@ -1,4 +1,4 @@
-"""What soft Hebbian layers learn: linear probes of their features on CIFAR-10, beside random ones.
+"""Probe what soft Hebbian layers learn: their features on CIFAR-10, beside random ones.
 
     python benchmarks/hebbian_probe.py --data-dir data
     python benchmarks/hebbian_probe.py --data-dir data --weights pretraining,random,hebbian

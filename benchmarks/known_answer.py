@@ -138,7 +138,7 @@ def p_of_sum(total: int, populations: Sequence[Sequence[int]]) -> float:
 
 
 def row_of(rank: Mapping[Choice, int], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the table says of a strategy's searches."""
+    """Return what the table says of a strategy's searches: ranks, good rules, p of each null model."""
     by_name = {PLANTED.name_of(choice): choice for choice in rank}
     found = [by_name[each["genotype"]] for each in searches]
     of_found = [rank[choice] for choice in found]

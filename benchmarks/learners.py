@@ -55,7 +55,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 def descent(model: nn.Module, teacher: Learner | None) -> Callable[[Tensor, Tensor], None]:
-    """What fills .grad: the learner, or backpropagation where there is none."""
+    """Return what fills .grad from (x, y): the learner, or backpropagation where there is none."""
 
     def backward(x: Tensor, y: Tensor) -> None:
         if teacher is None:

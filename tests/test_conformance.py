@@ -539,6 +539,8 @@ def test_the_public_face() -> None:
         "attach",
         "audit",
         "draw_feedback",
+        "hebbian_block",
+        "hebbian_pretraining",
         "learner",
         "revert",
         "true_gradients",

@@ -14,7 +14,7 @@ from darts_bio.errors import InputError, check_whole
 from darts_bio.registry import Registry, canonical_spec, split_specs
 
 STAGES: Registry[type[Stage]] = Registry("stage of --stages")
-"""What stages can be: there is one kind of them."""
+"""The registry of stages, which has one member: options of a stage are parsed as specs are."""
 
 
 @STAGES.register("stage")

@@ -72,7 +72,7 @@ class LayerAlignment:
 
     @property
     def label(self) -> str:
-        """Its whole name, by operation and rule."""
+        """The name of the layer by place, operation, rule and part."""
         return self.title.under(self.rule)
 
     @property

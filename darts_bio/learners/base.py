@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Outcome(NamedTuple):
-    """What a step of learning saw: the loss, a scalar, and the logits (N, ...) of its forward pass.
+    """The loss of a step, a scalar, and the logits (N, ...) of its forward pass.
 
     >>> loss, logits = Outcome(torch.tensor(2.3), torch.zeros(4, 10))
     >>> logits.shape

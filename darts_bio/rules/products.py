@@ -44,6 +44,7 @@ from darts_bio.errors import InputError
 from darts_bio.private_torch import backward_runs
 from darts_bio.rules import recurrent
 from darts_bio.rules.carriers import WeightedCarrier
+from darts_bio.rules.einsums import as_linear
 from darts_bio.rules.uses import BilinearUse, ConvolutionUse, LinearUse, Use, each, pass_under_rule
 
 View = Callable[[Tensor], Tensor]
@@ -289,6 +290,7 @@ def _compute(
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """Multiply x (..., I) by a weight (O, I); where x is the weight, by that as `_matmul` does."""
     if not isinstance(weight, CarriedWeight):
         if isinstance(weight, nn.Parameter):
             return None
@@ -299,10 +301,12 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
+    """Return a weight that stands in a product as the use takes it."""
     return tensor
 
 
 def _transposed(tensor: Tensor) -> Tensor:
+    """Return a weight (I, O) as a linear layer takes it, (O, I)."""
     return tensor.mT
 
 
@@ -326,11 +330,13 @@ def _matmul(x: Any, other: Any) -> Any:
 def _bilinear(
     x: Tensor, weight: CarriedWeight, function: Callable[[Tensor, Tensor], Tensor], name: str
 ) -> Tensor:
+    """Compute a function of x and a weight that is linear in both, and no linear layer."""
     use = BilinearUse(plain(weight), function, name)
     return weight.standing.multiply(x, use, _as_it_is, name)
 
 
 def _reversed_matmul(weight: Any, x: Any) -> Any:
+    """Compute x @ weight as Python calls it on the weight."""
     return _matmul(x, weight)
 
 
@@ -359,21 +365,17 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
+    """Convolve over that many dimensions, with PyTorch's arguments."""
     if not isinstance(weight, CarriedWeight):
         return None
-    unbatched = x.dim() == dimensions + 1
-    x = plain(x).unsqueeze(0) if unbatched else plain(x)
-    steps, spread = each(stride, dimensions), each(dilation, dimensions)
     if padding == "same":
-        window = weight.shape[2:]
+        spread, window = each(dilation, dimensions), weight.shape[2:]
         margins = [d * (side - 1) for d, side in zip(spread, window, strict=True)]
         # F.pad counts from the last dimension, (before, after); an odd margin goes after.
-        x = F.pad(x, [n for m in reversed(margins) for n in (m // 2, m - m // 2)])
+        x = F.pad(plain(x), [n for m in reversed(margins) for n in (m // 2, m - m // 2)])
         padding = 0
-    around = each(0 if padding == "valid" else padding, dimensions)
-    use = ConvolutionUse(plain(weight), plain(bias), steps, around, spread, groups)
-    y = weight.standing.multiply(x, use, _as_it_is, f"conv{dimensions}d")
-    return y.squeeze(0) if unbatched else y
+    around = 0 if padding == "valid" else padding
+    return _convolve(dimensions, x, weight, bias, stride, around, dilation, groups, None)
 
 
 def _transposed_convolution(
@@ -387,15 +389,32 @@ def _transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Any:
+    """Convolve, transposed, over that many dimensions, with PyTorch's arguments."""
     if not isinstance(weight, CarriedWeight):
         return None
+    geometry = (stride, padding, dilation, groups, each(output_padding, dimensions))
+    return _convolve(dimensions, x, weight, bias, *geometry)
+
+
+def _convolve(
+    dimensions: int,
+    x: Tensor,
+    weight: CarriedWeight,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    output_padding: tuple[int, ...] | None,
+) -> Tensor:
+    """Convolve x, with or without a batch, padded by zeros; transposed with an `output_padding`."""
     unbatched = x.dim() == dimensions + 1
     x = plain(x).unsqueeze(0) if unbatched else plain(x)
-    steps, around, beyond, spread = (
-        each(value, dimensions) for value in (stride, padding, output_padding, dilation)
-    )
-    use = ConvolutionUse(plain(weight), plain(bias), steps, around, spread, groups, beyond)
-    y = weight.standing.multiply(x, use, _as_it_is, f"conv_transpose{dimensions}d")
+    steps, around, spread = (each(value, dimensions) for value in (stride, padding, dilation))
+    tensors = (plain(weight), plain(bias))
+    use = ConvolutionUse(*tensors, steps, around, spread, groups, output_padding)
+    name = f"conv{dimensions}d" if output_padding is None else f"conv_transpose{dimensions}d"
+    y = weight.standing.multiply(x, use, _as_it_is, name)
     return y.squeeze(0) if unbatched else y
 
 
@@ -410,48 +429,16 @@ def _einsum(equation: str, *operands: Any) -> Any:
     if len(tensors) != 2:
         return None
     x = tensors[1 - place]
-    linear = _as_linear(equation.replace(" ", ""), place, weight, x)
+    linear = as_linear(equation, place)
     if linear is not None:
-        return linear
+        use = LinearUse(linear.matrix(plain(weight)), None)
+        y = weight.standing.multiply(linear.features(x), use, linear.matrix, "einsum")
+        return linear.result(y, weight)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return torch.einsum(equation, *((weight, x) if place == 0 else (x, weight)))
 
     return _bilinear(x, weight, function, "einsum")
-
-
-def _as_linear(equation: str, place: int, weight: CarriedWeight, x: Tensor) -> Tensor | None:
-    """Compute an einsum as a linear layer; None if it is another bilinear function.
-
-    It is one if each index of the weight is either summed over with x, or free: "nd,hdk->nhk" with
-    the weight second is x (n, d) times a weight (h k, d).
-    """
-    if "..." in equation or "->" not in equation:
-        return None
-    sides, of_y = equation.split("->")
-    of_operands = sides.split(",")
-    of_w, of_x = of_operands[place], of_operands[1 - place]
-    if any(len(set(indices)) != len(indices) for indices in (of_w, of_x)):
-        return None
-    summed = [i for i in of_w if i in of_x and i not in of_y]
-    free = [i for i in of_w if i in of_y and i not in of_x]
-    kept = [i for i in of_x if i not in summed]
-    if len(summed) + len(free) != len(of_w) or any(i not in of_y for i in kept) or not summed:
-        return None
-    rows = [of_w.index(i) for i in free]
-    columns = [of_w.index(i) for i in summed]
-
-    def matrix(tensor: Tensor) -> Tensor:
-        """Return a weight as (free indices together, summed indices together)."""
-        outputs = tensor.permute(*rows, *columns)
-        return outputs.reshape(-1, *outputs.shape[len(rows) :]).flatten(1)
-
-    x_by_kept = x.permute([of_x.index(i) for i in [*kept, *summed]])
-    x_2d = x_by_kept.reshape(*x_by_kept.shape[: len(kept)], -1)
-    use = LinearUse(matrix(plain(weight)), None)
-    y = weight.standing.multiply(x_2d, use, matrix, "einsum")
-    y = y.reshape(*y.shape[:-1], *(weight.shape[row] for row in rows))  # (kept..., free...)
-    return y.permute([[*kept, *free].index(i) for i in of_y])
 
 
 def _undispatched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -544,5 +531,4 @@ MULTIPLYING = {
     *("linalg_multi_dot", "chain_matmul", "addbmm", "matmul.default", "mm.default"),
     *("linear.default", "convolution", "conv_tbc"),
 }
-"""Names of functions that multiply an activation by a matrix, whether rules are defined for them or not.
-"""
+"""Functions that multiply an activation by a matrix, by name, also those without a rule."""
