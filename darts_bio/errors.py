@@ -69,13 +69,23 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     unknown learning rule 'ufs': did you mean 'usf'? (known: bp, fa, usf)
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
     listed = ", ".join(known)
     if len(listed) > LONGEST_LIST:
         # Cut after a whole name, and say how many names there are instead.
         listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
-    return InputError(f"unknown {kind} {name[:240]!r}{hint} (known: {listed})")
+    return InputError(f"unknown {kind} {name[:240]!r}{close_names(name, known)} (known: {listed})")
+
+
+def close_names(name: str, known: Iterable[str]) -> str:
+    """Return ": did you mean ...?" with the names that are most like one that is not known.
+
+    It is "" where none is.
+
+    >>> close_names("epsilon", ["eps", "step"]), close_names("ufs", ["eps"])
+    (": did you mean 'eps'?", '')
+    """
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def check_number(

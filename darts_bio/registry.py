@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, close_names, unknown_name
 
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+"""A text in quotes, with the escapes in it."""
 LONGEST_SPEC = 1000
 """The most characters of a spec. Python's parser gives way at many times this depth of nesting."""
 
@@ -50,11 +52,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     try:
         node = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise InputError(expected) from None
+        raise InputError(f"{expected}{_slip(spec)}") from None
     if isinstance(node, ast.Name):
         return node.id, {}
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-        raise InputError(expected)
+        raise InputError(f"{expected}{_slip(spec)}")
     options: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg is None:  # name(**options)
@@ -68,6 +70,20 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
                 f"{expected}: the value of {keyword.arg} is not a number, text, tuple or list"
             ) from None
     return node.func.id, options
+
+
+def _slip(spec: str) -> str:
+    """Return what is likely to be wrong with a text that is no spec, or "" if nothing is likely.
+
+    >>> _slip("darts(order=2"), _slip("hebbian(rate=0,5)"), _slip("darts 2")
+    ('; close its brackets', '; decimals take a point, as in 0.5', '')
+    """
+    unquoted = _QUOTED.sub("", spec)
+    if any(unquoted.count(one) != unquoted.count(other) for one, other in ("()", "[]", "{}")):
+        return "; close its brackets"
+    if re.search(r"=\s*-?\d+,\d+\s*[,)]", unquoted):
+        return "; decimals take a point, as in 0.5"
+    return ""
 
 
 def _value(node: ast.expr) -> Any:
@@ -113,8 +129,8 @@ def split_specs(text: str) -> tuple[str, ...]:
     ('fa', 'usf', 'mine(a=1, b=2)')
     """
     specs, depth, start = [], 0, 0
-    # A quoted text, with the escapes in it, is one token; so is every other character.
-    for token in re.finditer(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", text, re.DOTALL):
+    # A quoted text is one token; so is every other character.
+    for token in re.finditer(f"{_QUOTED.pattern}|.", text, re.DOTALL):
         depth += (token[0] in "([{") - (token[0] in ")]}")
         if token[0] == "," and depth == 0:
             specs.append(text[start : token.start()])
@@ -264,7 +280,8 @@ class Registry(Generic[T]):
         4
         >>> ADVERSARIES.build("pgd(epsilon=4)")
         Traceback (most recent call last):
-        darts_bio.errors.InputError: adversary 'pgd' has no option 'epsilon' (its options: eps, step, steps, gradient)
+        darts_bio.errors.InputError: adversary 'pgd' has no option 'epsilon': did you mean 'eps' or 'steps'? \
+(its options: eps, step, steps, gradient)
         """
         name, options = parse_spec(spec)
         member: Any = self.get(name)
@@ -275,8 +292,9 @@ class Registry(Generic[T]):
         for option in options:
             if not takes_any and option not in accepted:
                 raise InputError(
-                    f"{self.kind} {name!r} has no option {option!r} "
-                    f"(its options: {', '.join(accepted) or 'none'})"
+                    f"{self.kind} {name!r} has no option {option!r}"
+                    f"{close_names(option, accepted)} (its options: "
+                    f"{', '.join(accepted) or 'none'})"
                 )
         for p in parameters:
             if p.default is p.empty and p.name not in options:

@@ -358,9 +358,11 @@ class TestRefusals:
             ("--choose", "--choose: expected several searches to choose among, found --seeds 1"),
             ("--seeds 0 --choose", "--seeds: expected at least 1, found 0"),
             ("--seeds 2 --choose --supernet x", "--choose: expected searches that each train"),
+            ("--choice-epochs 3", "--choice-epochs: has no say without --choose"),
+            ("--training fast", "--training: has no say without --choose"),
             ("--seeds 2 --choose --choice-epochs 0", "--choice-epochs: expected at least 1"),
             ("--seeds 2 --choose --strategy dart", "unknown strategy 'dart'"),
-            ("--seeds 2 --choose --training 3", "expected 'name' or 'name(option=value, ...)'"),
+            ("--seeds 2 --choose --training 3", "--training: expected 'name' or"),
             ("--seeds 2 --choose --training fas", "unknown protocol 'fas'"),
             (
                 "--seeds 2 --choose --training 'auto(chanels=3)'",

@@ -66,7 +66,7 @@ class TestLayers:
             ("fair_darts", ("fair_darts(threshold=0.85)", 128, 0.005, 0.001, 3e-4, 50, "sgd")),
             (
                 "darts_pt",
-                ("darts_pt(share=0.3846, batches=390)", 64, 0.025, 0.001, 3e-4, 130, "sgd"),
+                ("darts_pt(batches=390, share=0.3846)", 64, 0.025, 0.001, 3e-4, 130, "sgd"),
             ),
             ("eg_nas", ("eg(published=True)", 256, 0.1, 0.0, 3e-4, 50, "sgd")),
         ],

@@ -534,5 +534,9 @@ class TestInASearch:
                 space="darts(nodes=1, operations=(none, skip_connect, max_pool_3x3))",
                 regularizers=("oles",),
             )
+        with pytest.raises(
+            InputError, match=r"window: expected at most the \d+ steps of the search"
+        ):
+            search(data, regularizers=("oles(window=1000)",))
         with pytest.raises(InputError, match="--regularizers: has no say"):
             search(data, "random", regularizers=("oles",))

@@ -481,6 +481,8 @@ class TestFairDarts:
         for space in ("darts", "nb201", "by_depth(space=darts, cells=3)"):
             with pytest.raises(InputError, match=r"threshold: expected a space whose nodes may"):
                 begin("fair_darts(threshold=0.85)", space)
+        with pytest.raises(InputError, match=r'use --space "darts\(kept_edges=None, nodes=2\)"'):
+            begin("fair_darts(threshold=0.85)", "darts(nodes=2)")
         begin("fair_darts(threshold=0.85)", "by_depth(space=darts(kept_edges=None), cells=3)")
         with pytest.raises(InputError, match="leave its threshold out"):
             begin("darts_pt(base='fair_darts(threshold=0.85)')", self.SPACE)

@@ -139,7 +139,8 @@ class TestRegistry:
 
     def test_an_unknown_option_lists_the_options(self, colors: Registry[Any]) -> None:
         with pytest.raises(
-            InputError, match=r"color 'red' has no option 'shape' \(its options: shade, name\)"
+            InputError,
+            match=r"color 'red' has no option 'shape': did you mean 'shade'\? \(its options: shade, name\)",
         ):
             colors.build("red(shape=1)")
 

@@ -30,7 +30,7 @@ from darts_bio.networks.widening import widen
 from darts_bio.rules import RuleConv2d
 from darts_bio.runs.options import complete
 from darts_bio.runs.search import SearchResult
-from darts_bio.runs.stages import places_of
+from darts_bio.runs.stages import _try, places_of
 from darts_bio.spaces import SPACES, CandidateTable, load_genotype
 from darts_bio.spaces.operations import EvenAndOdd
 from darts_bio.training.engine import Listener
@@ -314,6 +314,19 @@ class TestWidening:
             SuperNet(space, ("bp",), partial=5, **sizes)
         least = SuperNet(space, ("bp",), partial=2, channels=2, layers=3, num_classes=2)
         assert least(torch.rand(2, 3, 8, 8), weights).isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("stages", "most"),
+        [
+            ("stage, stage(candidates=8)", 6),  # none, a pooling, two skips, two convolutions
+            ("stage, stage(candidates=3), stage(candidates=4)", 3),
+            ("stage, stage(candidates=3), stage, stage(candidates=4)", 3),
+        ],
+    )
+    def test_candidates_above_what_there_is(self, stages: str, most: int, data: ImageData) -> None:
+        config = SearchConfig(**OPTIONS | {"stages": stages})
+        with pytest.raises(InputError, match=f"candidates: expected at most the {most} that"):
+            _try(config.of_stages(), places_of(config.of_stages()), data, torch.device("cpu"))
 
     def test_momentum_alpha_and_adam_go_on(self, data: ImageData) -> None:
         """Where a momentum is three times its weight, it is so afterwards."""

@@ -21,7 +21,7 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import (
     Any,
@@ -35,7 +35,7 @@ from typing import (
 )
 
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.registry import split_specs
+from darts_bio.registry import canonical_spec, split_specs
 
 T = TypeVar("T")
 
@@ -50,6 +50,8 @@ def option(
     identity: bool = True,
     group: str | None = None,
     positional: bool = False,
+    spec: bool = False,
+    needs: str | None = None,
 ) -> Any:
     """Declare an option as a field of a configuration class.
 
@@ -63,13 +65,18 @@ def option(
             False, the value may change when a run is resumed.
         group: The heading in `--help`; by default that of the class.
         positional: Whether the value stands on the command line without the option's name.
+        spec: Whether the value is a spec, or a list of specs, which is then kept in its canonical
+            form (see `darts_bio.registry`); "" and None are no specs and stay.
+        needs: Another option, true or false, without which this one has no say: who gives it is
+            told so.
 
     Example:
         >>> @configuration("network")
         ... class Sizes:
         ...     layers: int = option(8, "cells stacked", minimum=1)
-        >>> Sizes().layers
-        8
+        ...     rule: str = option("bp", "the learning rule", spec=True)
+        >>> Sizes().layers, Sizes(rule="hebbian(temperature=.5)").rule
+        (8, 'hebbian(temperature=0.5)')
     """
     metadata = {
         "help": help,
@@ -79,6 +86,8 @@ def option(
         "identity": identity,
         "group": group,
         "positional": positional,
+        "spec": spec,
+        "needs": needs,
     }
     return field(default=default, metadata=metadata)
 
@@ -135,6 +144,7 @@ def check_values(config: Any) -> None:
         if "help" in f.metadata:
             value = convert(f.name, hints[f.name], getattr(config, f.name))
             _check_bounds(f.name, value, f.metadata)
+            value = _canonical(f.name, value) if f.metadata["spec"] else value
             object.__setattr__(config, f.name, value)  # as the dataclass is frozen
 
 
@@ -231,6 +241,41 @@ def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if not (value >= minimum and low_enough and value != float("inf")):
         bounds = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
         raise InputError(f"{flag(name)}: expected {bounds}, found {value}")
+
+
+def refuse_idle(config: Any, given: Iterable[str]) -> None:
+    """Raise InputError for a given option that has no say, since another one is not set.
+
+    Args:
+        config: The options as they were completed.
+        given: The names of those that the user gave.
+
+    Example:
+        >>> @configuration("search")
+        ... class Choosing:
+        ...     choose: bool = option(False, "choose one of several searches")
+        ...     choice_epochs: int = option(100, "the length of its trainings", needs="choose")
+        >>> refuse_idle(Choosing(choice_epochs=3), {"choice_epochs"})
+        Traceback (most recent call last):
+        darts_bio.errors.InputError: --choice-epochs: has no say without --choose; add it, or leave --choice-epochs out
+    """
+    for f in fields(config):
+        needs = f.metadata.get("needs")
+        if needs is not None and f.name in given and not getattr(config, needs):
+            raise InputError(
+                f"{flag(f.name)}: has no say without {flag(needs)}; add it, or leave "
+                f"{flag(f.name)} out"
+            )
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """Return the specs of an option in canonical form; raise InputError, which names the option."""
+    if isinstance(value, tuple):
+        return tuple(_canonical(name, item) for item in value)
+    try:
+        return canonical_spec(value) if value else value
+    except InputError as error:
+        raise InputError(f"{flag(name)}: {error}") from None
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,6 @@ import yaml
 from darts_bio.config.options import check_values, configuration, flag, option, plain
 from darts_bio.config.stages import Stage, build_stages
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.registry import canonical_spec
 
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that holds the run's options."""
@@ -225,36 +224,46 @@ class SearchConfig(SmallImagesConfig):
 
     >>> config = SearchConfig(rules="usf, fa", strategy="darts(lr=6e-4)")
     >>> config.rules, config.strategy, config.channels
-    (('usf', 'fa'), 'darts(lr=6e-4)', 16)
+    (('usf', 'fa'), 'darts(lr=0.0006)', 16)
     """
 
     command = "search"
 
     space: str = option(
-        "darts", "search space, such as darts or 'darts(layout=paper)'", metavar="SPEC"
+        "darts",
+        "search space, such as darts or 'darts(layout=paper)'",
+        metavar="SPEC",
+        spec=True,
     )
     rules: tuple[str, ...] = option(
         ("fa", "usf", "brsf", "frsf"),
         "learning rules that operations are paired with; bp alone is plain DARTS",
+        spec=True,
     )
     strategy: str = option(
-        "darts", "search strategy, such as darts or 'darts(lr=6e-4)'", metavar="SPEC"
+        "darts",
+        "search strategy, such as darts or 'darts(lr=6e-4)'",
+        metavar="SPEC",
+        spec=True,
     )
     objective: tuple[str, ...] = option(
         (),
         "costs added to the validation loss: parameters, multiply_adds, weight_transport, as "
         "'NAME(weight=0.1)'; 'weight_transport(share=0.3)' bounds its share of the parameters",
+        spec=True,
     )
     regularizers: tuple[str, ...] = option(
         (),
         "regularizers of the search, such as 'warmup(epochs=15)', 'entropy(weight=0.1)', "
         "skip_stop, eigenvalue_stop, factorised",
+        spec=True,
     )
     stages: tuple[str, ...] = option(
         (),
         "search in stages, each a 'stage(candidates=5, layers=11)': the strongest candidates of each "
         "edge go on to the next; see `--protocol p_darts` and `drnas`",
         metavar="SPEC,...",
+        spec=True,
     )
     supernet: str | None = option(
         None, "run folder of a search whose trained supernet this one starts from", metavar="RUN"
@@ -284,7 +293,10 @@ class SearchConfig(SmallImagesConfig):
         "exact one",
     )
     backbone_rule: str = option(
-        "bp", "learning rule of stem, preprocessing and classifier", metavar="RULE"
+        "bp",
+        "learning rule of stem, preprocessing and classifier",
+        metavar="RULE",
+        spec=True,
     )
     share: Literal["seeds", "batch"] = option(
         "seeds",
@@ -321,6 +333,7 @@ class SearchConfig(SmallImagesConfig):
         minimum=1,
         identity=False,
         group="after the searches",
+        needs="choose",
     )
     training: str = option(
         "auto",
@@ -329,6 +342,8 @@ class SearchConfig(SmallImagesConfig):
         metavar="SPEC",
         identity=False,
         group="after the searches",
+        spec=True,
+        needs="choose",
     )
 
     def __post_init__(self) -> None:
@@ -343,7 +358,6 @@ class SearchConfig(SmallImagesConfig):
                 "--choose: expected searches that each train a supernet from their own seed, found "
                 "--supernet; leave it out"
             )
-        object.__setattr__(self, "training", canonical_spec(self.training))
         if self.stages and self.supernet is not None:
             raise InputError(
                 "--stages: expected stages that train supernets of their own, found --supernet; "
@@ -355,12 +369,9 @@ class SearchConfig(SmallImagesConfig):
                 "fa,usf"
             )
         for name in ("rules", "objective", "regularizers"):
-            object.__setattr__(self, name, tuple(map(canonical_spec, getattr(self, name))))
             _refuse_repeated(name, getattr(self, name))
-        object.__setattr__(self, "backbone_rule", canonical_spec(self.backbone_rule))
-        object.__setattr__(self, "stages", tuple(map(canonical_spec, self.stages)))
         self.of_stages()  # raises for a value of one of them
-        if self.table is not None and canonical_spec(self.space).partition("(")[0] != "nb201":
+        if self.table is not None and self.space.partition("(")[0] != "nb201":
             raise InputError(
                 f"--table: expected --space nb201, whose cells it knows, found {self.space}"
             )
@@ -459,6 +470,7 @@ class TrainingConfig(FitConfig):
         "",
         "train on adversarial examples: 'pgd(eps=8)', 'trades(beta=6)', 'pgd(gradient=rule)'",
         metavar="SPEC",
+        spec=True,
     )
     ema: float = option(
         0.0,
@@ -489,9 +501,6 @@ class TrainingConfig(FitConfig):
                 "--genotype is required: a shipped name, a JSON file, a run folder, DARTS-style or "
                 "NAS-Bench-201 text"
             )
-        object.__setattr__(
-            self, "adversarial", canonical_spec(self.adversarial) if self.adversarial else ""
-        )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"--accumulate: expected a divisor of the batch size {self.batch_size}, found "
@@ -580,6 +589,7 @@ class RobustnessConfig(RunConfig):
     attacks: tuple[str, ...] = option(
         ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"),
         "attacks, such as fgsm or 'pgd(steps=50, restarts=5)'",
+        spec=True,
     )
     eps: tuple[float, ...] = option(
         (1.0, 2.0, 4.0, 8.0),
@@ -599,6 +609,7 @@ class RobustnessConfig(RunConfig):
         "",
         "attack whose images, made on each network, are tried on the other networks too",
         metavar="SPEC",
+        spec=True,
     )
     corruptions: tuple[str, ...] = option(
         (), "common corruptions, such as gaussian_noise,gaussian_blur; or all"
@@ -625,8 +636,6 @@ class RobustnessConfig(RunConfig):
         for side in self.gradients:
             if side not in ("true", "rule"):
                 raise unknown_name("value of --gradients", side, ("true", "rule"))
-        object.__setattr__(self, "attacks", tuple(map(canonical_spec, self.attacks)))
-        object.__setattr__(self, "transfer", canonical_spec(self.transfer) if self.transfer else "")
         object.__setattr__(self, "eps", tuple(sorted(self.eps)))
         for name in ("checkpoint", "attacks", "eps", "gradients", "corruptions"):
             _refuse_repeated(name, getattr(self, name))

@@ -5,11 +5,12 @@ This module imports no PyTorch, so that the command line can use it before a com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from darts_bio.config.files import read_run, read_yaml
+from darts_bio.config.options import refuse_idle
 from darts_bio.config.protocols import preset
 from darts_bio.config.schema import (
     CONFIG_FILE,
@@ -41,6 +42,8 @@ def complete(
     Raises:
         InputError: For a value that is not possible, or a folder that cannot be resumed.
     """
+    # A file may be the config.yaml of a run, which holds all options, idle ones too.
+    by_hand = set(given)
     if file is not None:
         file_options = read_yaml(Path(file), cls)
         if file_options.pop("plugin", ()):
@@ -57,9 +60,15 @@ def complete(
         folder = Path(given["out"])
         # "auto" resumes the run in the folder if there is one, and begins one otherwise.
         if resume is True or (folder / CONFIG_FILE).is_file():
-            return cls(**{**read_run(folder, cls), **given})
+            return _checked(cls(**{**read_run(folder, cls), **given}), by_hand)
     protocol_options = preset(cls, given, lambda values: space or space_of(cls, values))
-    return cls(**{**protocol_options, **given})
+    return _checked(cls(**{**protocol_options, **given}), by_hand)
+
+
+def _checked(config: C, by_hand: Iterable[str]) -> C:
+    """Return the options; raise InputError if one of those given by hand has no say."""
+    refuse_idle(config, by_hand)
+    return config
 
 
 def space_of(cls: type[CommandConfig], values: Mapping[str, Any]) -> str:

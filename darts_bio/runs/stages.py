@@ -13,6 +13,7 @@ A run that was stopped or killed goes on in the stage where it was.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -153,6 +154,7 @@ def _try(
 ) -> None:
     """Build each stage with all candidates, so that bad input is met before hours have passed."""
     before: Search | None = None
+    most = sys.maxsize  # candidates that an edge has in the stage before
     for (stage, options), place in zip(stages, places, strict=True):
         search = Search(options, images, device, place)
         if not isinstance(search.strategy, GradientStrategy):
@@ -167,10 +169,21 @@ def _try(
                 "where each depth keeps candidates of its own, found one of operations times rules "
                 "(factorised, or that of rule_aware); leave one of both out"
             )
+        if stage.candidates is not None and stage.candidates > most:
+            raise InputError(
+                f"--stages: candidates: expected at most the {most} that an edge has in the stage "
+                f"before, found {stage.candidates}; lower it, or leave it out to keep all"
+            )
+        most = stage.candidates or min(most, _most_candidates(search))
         if stage.keeps_weights:
             assert before is not None
             take_over(search, before)
         before = search
+
+
+def _most_candidates(search: Search) -> int:
+    """Return the number of candidates of the edge that has most of them."""
+    return max(search.table.shape(t)[1] for t in search.table.rows)
 
 
 def _line(number: int, stages: Sequence[tuple[Stage, SearchConfig]], search: Search) -> str:
@@ -178,8 +191,7 @@ def _line(number: int, stages: Sequence[tuple[Stage, SearchConfig]], search: Sea
     kept = (
         "the weights of the stage before" if stages[number - 1][0].keeps_weights else "new weights"
     )
-    widest = max(search.table.shape(t)[1] for t in search.table.rows)
     return (
-        f"stage {number} of {len(stages)}: {search.config.layers} cells, at most {widest} candidates "
-        f"an edge, {kept}"
+        f"stage {number} of {len(stages)}: {search.config.layers} cells, at most "
+        f"{_most_candidates(search)} candidates an edge, {kept}"
     )

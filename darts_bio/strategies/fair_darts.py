@@ -23,6 +23,8 @@ from torch import Tensor
 
 from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
+from darts_bio.registry import parse_spec, write_spec
+from darts_bio.spaces import SPACES
 from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 
@@ -86,10 +88,14 @@ class FairDarts(GradientStrategy):
             InputError: If there is a threshold, and nodes of the space need all their edges.
         """
         if self.drops_edges and not context.space.optional_edges:
+            name, options = parse_spec(SPACES.spec(context.space))
+            # Of the spaces of this package, this one alone has the option.
+            options = options if name == "darts" else {}
+            remedy = write_spec("darts", {**options, "kept_edges": None})
             raise InputError(
                 f"{self.where}: threshold: expected a space whose nodes may have fewer edges, found "
-                f"the {context.space.where} with all of them; use --space "
-                '"darts(kept_edges=None)", or leave the threshold out'
+                f'the {context.space.where} with all of them; use --space "{remedy}", or leave the '
+                "threshold out"
             )
         return FairState(self, context)
 

@@ -200,6 +200,12 @@ class Oles(Regularizer[OlesState]):
                 f"{self.where}: expected an operation with weights in the space, found none beside "
                 "skip connections; leave the regularizer out, or use another --space"
             )
+        steps = context.epochs * context.steps_per_epoch
+        if steps < self.window:
+            raise InputError(
+                f"{self.where}: window: expected at most the {steps} steps of the search, found "
+                f"{self.window}, so that no operation could be stopped; lower it, or raise --epochs"
+            )
         return OlesState(context)
 
     def attend(self, state: OlesState, supernet: SuperNet) -> Mapping[nn.Parameter, Tensor]:

@@ -23,7 +23,6 @@ import torch
 from darts_bio.config import RetrainConfig, SearchConfig, SmallImagesConfig
 from darts_bio.data.datasets import ImageData, halves
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES
 from darts_bio.runtime import derive_seed
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, Space, from_json, to_nb201_text
@@ -194,7 +193,7 @@ class BlackBoxSearch:
         """The genotype that is queried, its space and backbone rule as the options say."""
         return replace(
             self._proposal,
-            space=canonical_spec(self.config.space),
+            space=self.config.space,
             backbone_rule=self.config.backbone_rule,
         )
 

@@ -27,7 +27,6 @@ from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.cells import SkipDropout
 from darts_bio.networks.supernet import single_columns
-from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import (
@@ -698,7 +697,7 @@ class Search:
         cells = self._derive(weights)
         if self.objective.bound is not None:
             cells = self.objective.bound.hold(cells, weights)
-        return Genotype(canonical_spec(self.config.space), cells, self.config.backbone_rule)
+        return Genotype(self.config.space, cells, self.config.backbone_rule)
 
     def _derive(self, weights: EdgeWeights) -> dict[str, Cell]:
         """Return the cells that weights (edges, candidates) per cell type stand for."""
