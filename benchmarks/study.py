@@ -1,0 +1,250 @@
+"""Do mixed rules help, does searching them help, and what does weight transport cost?
+
+    python benchmarks/study.py --budget 60                  the digits; goes on when run again
+    python benchmarks/study.py --dataset cifar10 --data-dir DIR --budget 600
+
+Searches find cells, and every comparison is made on one cell's operations, with nothing changed but
+the rules of its layers:
+
+- searched: the rules that the search found;
+- random: rules drawn uniformly, the control of BioNAS;
+- each single rule everywhere, bp among them.
+
+All are trained from scratch by one recipe, each from the seed of its search, and compared in pairs
+by all sign flips of the differences:
+
+1. Does mixing help? Searched against the best single rule but bp. Which is best is told by the mean
+   over all seeds, so it has the advantage of hindsight.
+2. Does searching help? Searched against random.
+3. What does weight transport cost? Searched, and each rule, against bp.
+
+The strategies are `rule_aware`, `darts` on pairs and `eg`; `darts` under bp alone shows what cells
+cost that are searched without rules. Poolings are not among the operations: on small images they
+win most edges, and an edge without weights has no rule. Images of 32x32 pixels are shrunk to 16x16
+(`assignments.images`).
+
+A job is a search or a training. `--budget` minutes are spent on jobs that have not been done, all
+questions for a seed before the next seed; a job that has begun is ended. Writes
+benchmarks/results/study-DATASET.json after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from assignments import Source, images
+from measuring import RESULTS, command, keep_results, kept_results, paired_p, run, shown
+
+import darts_bio
+from darts_bio.errors import InputError
+from darts_bio.runtime import hardware
+from darts_bio.spaces import Candidate, Cell, Genotype
+from darts_bio.spaces.genotype import Edge, from_json
+
+RULES = ("fa", "usf", "brsf", "frsf")
+SINGLE = (*RULES, "bp")
+SPACE = (
+    "darts(nodes=2, operations=(none, skip_connect, sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, "
+    "dil_conv_5x5))"
+)
+STRATEGIES = {  # with the rates of the digits' protocol, which are for short searches
+    "rule_aware": {"strategy": "rule_aware(lr=0.01, rule_lr=0.03)", "rules": RULES},
+    "darts": {"strategy": "darts(lr=0.01)", "rules": RULES},
+    "eg": {"strategy": "eg", "rules": RULES},
+    "darts under bp": {"strategy": "darts(lr=0.01)", "rules": ("bp",)},
+}
+COMMON: dict[str, Any] = {"channels": 8, "layers": 3, "crop_padding": 1, "flip": False}
+SEARCHING = COMMON | {"space": SPACE, "epochs": 10, "batch_size": 32, "lr": 0.1, "cutout": 0}
+TRAINING = COMMON | {"epochs": 15, "batch_size": 32, "lr": 0.1, "auxiliary": 0.0, "cutout": 0}
+TRAINING |= {"drop_path": 0.0}
+QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "device": "cpu"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search (`rules` is None), or the training of what it found under other rules."""
+
+    strategy: str
+    seed: int
+    rules: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What the job is called in the file of results."""
+        return f"{self.strategy}, seed {self.seed}" + (f", {self.rules}" if self.rules else "")
+
+
+def jobs(seeds: int) -> Iterator[Job]:
+    """All jobs in the order of worth; a search comes before what is trained of it."""
+    for seed in range(seeds):
+        for strategy, options in STRATEGIES.items():
+            yield Job(strategy, seed)
+            own = () if options["rules"] == ("bp",) else ("searched", "random")
+            yield from (Job(strategy, seed, rules) for rules in (*own, *SINGLE))
+
+
+def do(job: Job, source: Source, genotype: str | None) -> dict[str, Any]:
+    """Do a job; return what its record holds. `genotype` is that of the search, as JSON."""
+    started = time.process_time()
+    data = images(*source)
+    with tempfile.TemporaryDirectory() as place:
+        if genotype is None:
+            options = SEARCHING | STRATEGIES[job.strategy]
+            found = darts_bio.search(data, seed=job.seed, out=place, **QUIET, **options)
+            record: dict[str, Any] = {"genotype": found.genotype.to_json()}
+            record["edges"] = edges_of(found.genotype)
+        else:
+            trained = darts_bio.train(
+                under(job, from_json(genotype, job.key)),
+                data,
+                seed=job.seed,
+                out=place,
+                **QUIET,
+                **TRAINING,
+            )
+            record = {"test_error_percent": 100 * (1 - trained.accuracy)}
+            record["edges"] = edges_of(trained.genotype)
+    return record | {"cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def under(job: Job, genotype: Genotype) -> Genotype:
+    """The operations of a genotype under the rules of a training; the backbone stays under bp."""
+    if job.rules == "searched":
+        return genotype
+    drawn = random.Random(f"rules {job.strategy} {job.seed}")
+
+    def edge_under(edge: Edge) -> Edge:
+        if edge.candidate.rule is None:
+            return edge
+        rule = drawn.choice(RULES) if job.rules == "random" else job.rules
+        return replace(edge, candidate=Candidate(edge.candidate.op, rule))
+
+    cells = {t: Cell(tuple(map(edge_under, c.edges)), c.concat) for t, c in genotype.cells.items()}
+    return replace(genotype, cells=cells)
+
+
+def edges_of(genotype: Genotype) -> str:
+    """The operations and rules of a genotype's edges, in one line."""
+    return "; ".join(
+        ", ".join(str(edge.candidate) for edge in cell.edges) for cell in genotype.cells.values()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset", default="digits", choices=("digits", "cifar10"))
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--train-images", type=int, metavar="N")
+    parser.add_argument("--seeds", type=int, default=10, metavar="N")
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="MINUTES")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    path: Path = options.json or RESULTS / f"study-{options.dataset}.json"
+    result = kept_results(path)
+    source: Source = (options.dataset, options.data_dir, options.train_images)
+    setting = {"searching": SEARCHING, "training": TRAINING, "train_images": options.train_images}
+    if result.setdefault("setting", as_json(setting)) != as_json(setting):
+        raise InputError(f"{path}: holds a study of another setting; name another file by --json")
+    records: dict[str, dict[str, Any]] = result.setdefault("records", {})
+    machine = f"{hardware(torch.device('cpu'))} in each of {options.processes} processes"
+
+    def save(job: Job, record: dict[str, Any]) -> None:
+        records[job.key] = record | {"hardware": machine}
+        result.update(command=command(), torch=torch.__version__)
+        keep_results(path, result)
+        print(f"{job.key}: {record['edges']}", file=sys.stderr)
+
+    spend(list(jobs(options.seeds)), source, records, save, 60 * options.budget, options.processes)
+    print("\n".join(tables(records, options.seeds)))
+    left = [job for job in jobs(options.seeds) if job.key not in records]
+    print(f"\n{len(records)} jobs done, {len(left)} left; the same command goes on")
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON gives it back, tuples as lists."""
+    return json.loads(json.dumps(value))
+
+
+def spend(
+    wanted: Sequence[Job],
+    source: Source,
+    records: dict[str, dict[str, Any]],
+    save: Callable[[Job, dict[str, Any]], None],
+    seconds: float,
+    processes: int,
+) -> None:
+    """Do jobs that have no record, in their order, until the time is spent."""
+    until = time.monotonic() + seconds
+    waiting = [job for job in wanted if job.key not in records]
+    running: dict[Future[dict[str, Any]], Job] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        while True:
+            for job in list(waiting):
+                if len(running) == processes or time.monotonic() > until:
+                    break
+                search = records.get(Job(job.strategy, job.seed).key)
+                if job.rules is not None and search is None:
+                    continue  # its search is being made
+                genotype = None if job.rules is None else search["genotype"]
+                running[pool.submit(do, job, source, genotype)] = job
+                waiting.remove(job)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                save(running.pop(future), future.result())
+
+
+def tables(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
+    """The tables of the three questions, in Markdown, from seeds whose trainings are all there."""
+    lines = []
+    for strategy, options in STRATEGIES.items():
+        kinds = SINGLE if options["rules"] == ("bp",) else ("searched", "random", *SINGLE)
+        whole = [
+            seed
+            for seed in range(seeds)
+            if all(Job(strategy, seed, rules).key in records for rules in kinds)
+        ]
+        if not whole:
+            continue
+        errors = {
+            rules: [records[Job(strategy, s, rules).key]["test_error_percent"] for s in whole]
+            for rules in kinds
+        }
+        best = min(RULES, key=lambda rule: statistics.mean(errors[rule]))
+        lines += [
+            f"Operations found by `{strategy}`, n = {len(whole)}:",
+            "",
+            "| rules | test error, % | minus bp | p | minus searched | p |",
+            "|---|---|---|---|---|---|",
+        ]
+        for rules in kinds:
+            cells = []
+            for other in ("bp", "searched"):
+                if other == rules or other not in errors:
+                    cells += ["", ""]
+                    continue
+                pairs = zip(errors[rules], errors[other], strict=True)
+                differences = [a - b for a, b in pairs]
+                cells += [shown(differences), f"{paired_p(differences):.3f}"]
+            name = f"{rules} everywhere" if rules in SINGLE else rules
+            mark = " (best single rule)" if rules == best else ""
+            lines.append(f"| {name}{mark} | {shown(errors[rules])} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

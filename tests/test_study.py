@@ -1,0 +1,98 @@
+"""The study of the three questions: what is trained of a search, and what its tables say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import study
+from study import SINGLE, Job, jobs, spend, tables, under
+
+from darts_bio.spaces import load_genotype
+
+FOUND = load_genotype("bionas_darts")
+
+
+def rules(job: Job) -> list[str | None]:
+    return [e.candidate.rule for c in under(job, FOUND).cells.values() for e in c.edges]
+
+
+def test_a_control_changes_rules_alone_and_leaves_the_backbone() -> None:
+    for kind in ("searched", "random", *SINGLE):
+        changed = under(Job("darts", 3, kind), FOUND)
+        assert changed.backbone_rule == FOUND.backbone_rule
+        for cell_type, cell in FOUND.cells.items():
+            other = changed.cells[cell_type]
+            assert cell.concat == other.concat
+            for one, two in zip(cell.edges, other.edges, strict=True):
+                assert (one.node, one.input, one.candidate.op) == (
+                    two.node,
+                    two.input,
+                    two.candidate.op,
+                )
+                assert (one.candidate.rule is None) == (two.candidate.rule is None)
+    assert set(rules(Job("darts", 3, "usf"))) == {"usf", None}
+    drawn = [rules(Job("darts", seed, "random")) for seed in range(20)]
+    assert len({tuple(map(str, d)) for d in drawn}) > 15
+    assert {rule for d in drawn for rule in d} == {*study.RULES, None}
+
+
+def test_jobs_are_done_in_order_within_the_budget_and_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without processes: a search comes before its trainings, and nothing is done twice."""
+
+    class Pool:
+        def __init__(self, processes: int) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def submit(self, do: Any, job: Job, *_: Any) -> Any:
+            from concurrent.futures import Future
+
+            future: Future[dict[str, Any]] = Future()
+            future.set_result({"genotype": job.strategy})
+            return future
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
+    done: list[Job] = []
+    records: dict[str, dict[str, Any]] = {}
+
+    def save(job: Job, record: dict[str, Any]) -> None:
+        done.append(job)
+        records[job.key] = record
+
+    wanted = list(jobs(2))
+    spend(wanted, ("digits", None, None), records, save, -1.0, 2)
+    assert not done  # no time
+    spend(wanted[:10], ("digits", None, None), records, save, 60.0, 2)
+    spend(wanted, ("digits", None, None), records, save, 60.0, 2)
+    assert sorted(map(str, done)) == sorted(map(str, wanted))
+    for number, job in enumerate(done):
+        assert job.rules is None or Job(job.strategy, job.seed) in done[:number]
+
+
+def test_the_tables_are_those_of_the_pairs() -> None:
+    records: dict[str, dict[str, Any]] = {}
+    for seed in range(3):
+        for kind, error in {
+            "searched": 5,
+            "random": 7,
+            "fa": 9,
+            "usf": 4,
+            "brsf": 6,
+            "frsf": 6,
+        }.items():
+            records[Job("eg", seed, kind).key] = {"test_error_percent": error + seed}
+        records[Job("eg", seed, "bp").key] = {"test_error_percent": 2.0 + 2 * seed}
+    text = "\n".join(tables(records, 5))
+    assert "Operations found by `eg`, n = 3:" in text
+    # Against bp the differences are 3, 2, 1, of one sign: p = 2/8. Against itself there is none.
+    assert "| searched | 6.0 +- 1.0 | 2.0 +- 1.0 | 0.250 |  |  |" in text
+    assert "| random | 8.0 +- 1.0 | 4.0 +- 1.0 | 0.250 | 2.0 +- 0.0 | 0.250 |" in text
+    assert "| usf everywhere (best single rule) | 5.0 +- 1.0 |" in text
