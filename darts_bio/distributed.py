@@ -411,6 +411,17 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def largest(value: torch.Tensor) -> torch.Tensor:
+    """Replace a CPU tensor, in place, by the largest over all processes, and return it.
+
+    >>> largest(torch.tensor(3))
+    tensor(3)
+    """
+    if world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 @torch.no_grad()
 def average(tensors: Sequence[torch.Tensor]) -> None:
     """Replace these tensors, in place, by their means over all processes.

@@ -1,4 +1,4 @@
-"""Seeds, states of generators, the device, its precision, and an orderly end on Ctrl-C."""
+"""Seeds, states of generators, the device, its precision, and an orderly end on signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from darts_bio.distributed import summed, world_size
+from darts_bio.distributed import largest, world_size
 from darts_bio.errors import InputError
 from darts_bio.version import __version__
 
@@ -318,12 +318,17 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
             torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""The signals that ask a run to save and to leave.
+
+They come from Ctrl-C, from `kill` or a batch system, from a terminal that closes, from Ctrl-\\, and
+from a batch system as a warning ahead of the time limit (`sbatch --signal=USR1@120`)."""
 SAME_REQUEST_S = 1.0
 """Seconds within which a second signal counts as the first one, come by another way."""
 
 
 class StopRequest:
-    """A flag that the first Ctrl-C or SIGTERM sets, made by `stop_on_signals`.
+    """A flag that the first of `STOP_SIGNALS` sets, made by `stop_on_signals`.
 
     The training loop asks it after each step, `if stop:`, and then ends in good order.
 
@@ -341,14 +346,15 @@ class StopRequest:
     def __bool__(self) -> bool:
         """Return whether to stop: whether any of the processes was asked to.
 
-        This is an exchange between processes, so all of them have to ask equally often.
+        This is an exchange between processes, so all of them have to ask equally often. They then
+        have one exit code: that of the largest signal.
         """
         if world_size() == 1:
             return self.signal is not None
-        signals = summed(torch.tensor(0 if self.signal is None else int(self.signal)))
-        if signals and self.signal is None:  # another process was asked, which ends this one too
-            self.signal = signal.SIGTERM
-        return bool(signals)
+        asked = int(largest(torch.tensor(self.signal or 0)))
+        if asked:
+            self.signal = signal.Signals(asked)
+        return bool(asked)
 
     @property
     def exit_code(self) -> int:
@@ -358,31 +364,34 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM within the context into a request to stop.
+    """Turn the first of `STOP_SIGNALS` within the context into a request to stop.
 
-    Another signal, a second later or more, acts as it always does. (One Ctrl-C may arrive twice:
-    from the terminal, and passed on by whatever started this process.)
+    The same signal once more, a second later or more, acts as it always does. (One Ctrl-C may
+    arrive twice: from the terminal, and passed on by whatever started this process.) Another one
+    changes nothing: a batch system warns by SIGUSR1 and sends SIGTERM when the time is over.
 
-    A signal that this process was started with ignored stays ignored, as for a shell's background
-    jobs. Outside the main thread, where Python allows no signal handlers, the request is never set.
+    A signal that this process was started with ignored stays ignored, as for `nohup` and a shell's
+    background jobs. Outside the main thread, where Python allows no signal handlers, the request is
+    never set.
 
     >>> with stop_on_signals() as stop:
-    ...     signal.raise_signal(signal.SIGTERM)
+    ...     signal.raise_signal(signal.SIGUSR1)
     ...     bool(stop), stop.exit_code
-    (True, 143)
+    (True, 138)
     """
-    request, requested_at = StopRequest(), 0.0
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    came_at: dict[int, float] = {}
+    handlers = {s: signal.getsignal(s) for s in STOP_SIGNALS}
     handlers = {s: handler for s, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal requested_at
         if request.signal is None:
-            request.signal, requested_at = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - requested_at >= SAME_REQUEST_S:
+            request.signal = signal.Signals(number)
+        now = time.monotonic()
+        if now - came_at.setdefault(number, now) >= SAME_REQUEST_S:
             restore()
             signal.raise_signal(number)  # now to the handler that was there before
 

@@ -7,11 +7,14 @@ exit code 2, and nothing is overwritten. No PyTorch is imported before a command
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from darts_bio.cli.parser import help_width, parse
 from darts_bio.config import (
@@ -25,10 +28,12 @@ from darts_bio.config import (
     RetrainConfig,
     RobustnessConfig,
     RulesConfig,
+    RunConfig,
     SearchConfig,
     TimmConfig,
 )
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.monitoring.stream import UnfailingStream
 from darts_bio.version import __version__
 
 
@@ -137,35 +142,75 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if command is None:
-            if not words or words[0] in ("-h", "--help"):
-                print(_overview())
-                return 0
-            if words[0] in ("-V", "--version"):
-                print(f"darts-bio {__version__}")
-                return 0
-            command, *words = words
-            if command not in COMMANDS:
-                raise unknown_name("command", command, COMMANDS)
-        entry = COMMANDS[command]
-        description = f"{entry.summary[0].upper()}{entry.summary[1:]}."
-        config = parse(entry.config, words, description, entry.about)
-        module, _, function = entry.run.partition(":")
+    _fill_standard_descriptors()
+    with contextlib.redirect_stderr(UnfailingStream(sys.stderr)):
+        try:
+            return _run(words, command)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:  # before the run handles signals itself, or at a second Ctrl-C
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+            return 141
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            print(f"error: standard output: {error.strerror}", file=sys.stderr)
+            return 2
+        finally:
+            for stream in (sys.__stdout__, sys.__stderr__):
+                _let_go(stream)
+
+
+def _run(words: list[str], command: str | None) -> int:
+    """Run a command line as `main` does, and return its exit code; errors are raised."""
+    if command is None:
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        if words[0] in ("-V", "--version"):
+            print(f"darts-bio {__version__}")
+            return 0
+        command, *words = words
+        if command not in COMMANDS:
+            raise unknown_name("command", command, COMMANDS)
+    entry = COMMANDS[command]
+    description = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    config = parse(entry.config, words, description, entry.about)
+    module, _, function = entry.run.partition(":")
+    # What a run has found lies in its folder: that nobody reads along is no failure.
+    output = UnfailingStream(sys.stdout) if isinstance(config, RunConfig) else sys.stdout
+    with contextlib.redirect_stdout(output):
         code: int = getattr(importlib.import_module(module), function)(config)
-        sys.stdout.flush()  # here, so that a reader that has gone is noticed below
-        return code
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the run handles signals itself, or at a second Ctrl-C
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. Python flushes standard output once more
-        # at its exit, which would raise again: send that to nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, so that a reader that has gone is noticed by `main`
+    return code
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null in place of a standard stream that was closed before this process started.
+
+    Its number would go to the next file that is opened, and a library's warnings into that file.
+    """
+    number = 0
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Send a stream to nowhere if it cannot be written.
+
+    Python flushes it once more at its exit, and would then end with a code of its own.
+    """
+    if stream is None or stream.closed:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _overview() -> str:

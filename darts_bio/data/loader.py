@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import derive_seed, generators_kept, seed_generators
+from darts_bio.runtime import STOP_SIGNALS, derive_seed, generators_kept, seed_generators
 
 IN_A_ROW = 100
 """Damaged samples one after the other at which a training gives up."""
 
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM} if sys.platform == "linux" else set()
+JOB_SIGNALS = set(STOP_SIGNALS) if sys.platform == "linux" else set()
 """Signals to a whole job, which workers ignore. None but on Linux, where `_end_on_request` can still
 tell a worker to end."""
 
@@ -422,10 +422,11 @@ def _starting_workers() -> Iterator[None]:
 def _start_worker(number: int) -> None:
     """Leave, in a new worker, the signals of the job to the main process.
 
-    Ctrl-C and SIGTERM reach all processes of a job, and the main process may need another batch to
-    end in good order.
+    Signals that end a run reach all processes of a job, and the main process may need another batch
+    to end in good order.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
         threading.Thread(target=_end_on_request, daemon=True).start()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from darts_bio.evaluation.robustness import Job, Measurement
 from darts_bio.evaluation.subjects import Subject
+from darts_bio.monitoring.stream import UnfailingStream
 from darts_bio.training.engine import Listener, Numbers, Pace, Progress
 
 LINE_EVERY_S = 10.0
@@ -21,10 +22,13 @@ LINE_EVERY_S = 10.0
 
 
 class Console:
-    """A progress bar on a terminal and lines above it; leaving its context closes the bar."""
+    """A progress bar on a terminal and lines above it; leaving its context closes the bar.
+
+    That the stream is lost ends nothing: see `UnfailingStream`.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._bar = stream, tqdm(disable=True)
+        self._stream, self._bar = UnfailingStream(stream), tqdm(disable=True)
         # When the last line was written, and how fast the run goes.
         self._line_at, self.pace = time.monotonic(), Pace()
 

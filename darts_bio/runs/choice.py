@@ -30,6 +30,7 @@ from darts_bio.distributed import (
 )
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.choice import Candidate, Choice, choose
+from darts_bio.monitoring.console import Console
 from darts_bio.registry import parse_spec
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.choice import choice_card
@@ -290,4 +291,4 @@ def _refuse_other_seeds(config: SearchConfig) -> None:
 def _say(watching: Watching, line: str) -> None:
     """Write a line on the console between two stages, if the run is shown there."""
     if rank() == 0 and watching.console is not None:
-        print(line, file=watching.console, flush=True)
+        Console(watching.console).say(line)
