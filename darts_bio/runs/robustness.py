@@ -22,6 +22,7 @@ from darts_bio.monitoring.boards import RobustnessBoard
 from darts_bio.monitoring.console import RobustnessConsole
 from darts_bio.reports.robustness import results, write_report
 from darts_bio.runtime import select_device, stop_on_signals
+from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder
 
 SAVE_EVERY_S = 60.0
@@ -44,6 +45,7 @@ class RobustnessResult:
     exit_code: int
 
 
+@owning()
 def measure_robustness(
     config: RobustnessConfig,
     command: str,

@@ -28,6 +28,7 @@ from darts_bio.runs.files import MetricsFile
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
+from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
 
 C = TypeVar("C", bound=FitConfig)
@@ -105,11 +106,13 @@ def started(config: C) -> Iterator[C]:
 
     `resume="auto"` is then True or False: the first process decides for all of them.
 
+    The folders of its runs are this process' own until the end of the context.
+
     Raises:
         InputError: In every process, unless all were started with the same options and code, or if
             a run of several seeds is resumed with fewer of them, or one of one seed with several.
     """
-    with process_group():
+    with process_group(), owning():
         _refuse_other_start(config)
         yield _settled(config)
 

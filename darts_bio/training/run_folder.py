@@ -29,6 +29,7 @@ from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
+from darts_bio.training.owner import LOCK_FILE, own
 
 FORMAT = 1
 """The version of the layout of checkpoints; one of another version is refused."""
@@ -116,7 +117,7 @@ class RunFolder:
     ...     print(sorted(path.name for path in folder.path.iterdir()), folder.load())
     ...     folder.save({"step": 100})
     ...     print(folder.load()["step"])
-    ['config.yaml'] None
+    ['.lock', 'config.yaml'] None
     100
     """
 
@@ -142,7 +143,7 @@ class RunFolder:
 
         Raises:
             InputError: The new folder would overwrite another run, the disk refuses, or the old one
-                is of another configuration.
+                is of another configuration, or another process is at work in it.
         """
         # Only the first process knows a new folder's name, which tells the time: it sends the path.
         if rank() > 0:
@@ -159,11 +160,13 @@ class RunFolder:
         if config.resume:
             assert config.out is not None  # the configuration was read from there
             folder = cls(Path(config.out), kind, config, command)
+            own(folder.path)
             saved = type(config)(**read_yaml(folder.path / CONFIG_FILE, type(config)))
             folder._refuse_differences(folder.path, saved.identity())
             return folder
         name = "-".join(filter(None, (kind, config.about)))
         folder = cls(new_folder(name, config.out), kind, config, command)
+        own(folder.path)
         if genotype is not None:
             write_text(folder.genotype_path, genotype.to_json())
         write_text(folder.path / CONFIG_FILE, config.to_yaml())
@@ -261,12 +264,14 @@ def new_folder(name: str, out: str | None, *, resumable: bool = True) -> Path:
 
 
 def is_filled(path: Path) -> bool:
-    """Tell whether there is anything at `path` but an empty folder.
+    """Tell whether there is anything at `path` but an empty folder, or one that is only locked.
 
     >>> is_filled(Path(__file__)), is_filled(Path(__file__).with_name("nowhere"))
     (True, False)
     """
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    return path.exists() and (
+        not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())
+    )
 
 
 def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
