@@ -14,6 +14,8 @@ import itertools
 import json
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from darts_bio.environment import START_SECONDS, meeting_place, ranks, several, start_limit
 from darts_bio.errors import InputError, first_line
 from darts_bio.private_torch import copy_all
 
@@ -30,8 +33,6 @@ TIMEOUT = datetime.timedelta(minutes=10)
 """How long to wait for a process that neither answers nor has ended.
 
 One that has ended is noticed at once."""
-AT_THE_START = datetime.timedelta(minutes=1)
-"""How long to wait, once all have met, for a process to say what it was started with."""
 AS_LONG_AS_IT_TAKES = datetime.timedelta(days=1000)
 """A time limit that is none, for processes that wait for each other's whole runs."""
 REASON_S = 5.0
@@ -42,6 +43,8 @@ BLAMED = "darts_bio/failures"
 """The key under which processes that failed by themselves are counted."""
 LEFT = "darts_bio/left"
 """The prefix of the keys by which processes say that they have read the reason."""
+HERE = "darts_bio/here"
+"""The prefix of the keys by which processes say that they have come."""
 TOLD = "darts_bio/told"
 """The prefix of the keys under which processes say what they were started with."""
 
@@ -63,13 +66,13 @@ def process_group() -> Iterator[None]:
 
     Raises:
         InputError: The environment does not say where the processes meet, they have not all come
-            there within TIMEOUT, there are more of them than GPUs, or another one has failed.
+            there within `start_limit`, there are more of them than GPUs, or another one has failed.
 
     >>> with process_group():
     ...     rank(), world_size()
     (0, 1)
     """
-    if not _several() or dist.is_initialized():  # alone, or within another such context
+    if not several() or dist.is_initialized():  # alone, or within another such context
         yield
         return
     store, number, world = _join()
@@ -100,17 +103,12 @@ def _join() -> tuple[dist.Store, int, int]:
     InputError as `process_group` does.
     """
     global _store
-    local, number, world = _who()
-    if "MASTER_ADDR" not in os.environ:
-        raise InputError(
-            "several processes, but MASTER_ADDR does not say where they meet; start them by "
-            "torchrun, or before srun: "
-            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
-            "MASTER_PORT=29500"
-        )
+    local, number, world = ranks()
+    host, port = meeting_place()
+    limit = start_limit()
     # What torchrun sets and srun does not.
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(number), str(world)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ["MASTER_PORT"] = str(port)
     gpus = torch.cuda.device_count()
     if gpus:
         if local >= gpus:
@@ -125,46 +123,85 @@ def _join() -> tuple[dist.Store, int, int]:
     importlib.import_module("torch.distributed.nn.functional")
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    _store = _meet(host, port, number, world, limit)
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # A prefix for each elastic restart: the store still holds the addresses of the processes
-        # before it.
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        _store = dist.PrefixStore(f"darts_bio/{restarts}", store)
         dist.init_process_group(
             backend, store=_store, rank=number, world_size=world, timeout=TIMEOUT
         )
     except RuntimeError as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
-            f"process {number}: the {world} processes did not all come to {where} within "
-            f"{TIMEOUT.total_seconds():.0f} s ({first_line(error)}); see whether each was started, "
-            "and whether MASTER_ADDR and MASTER_PORT are the same in all"
+            f"process {number}: the {world} processes have met, but cannot connect "
+            f"({first_line(error)}); see the others' messages, and whether the machines reach each "
+            "other (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network)"
         ) from None
     return _store, number, world
 
 
-def _several() -> bool:
-    """Tell whether torchrun or srun started more processes than this one.
+def _meet(host: str, port: int, number: int, world: int, within: datetime.timedelta) -> dist.Store:
+    """Return the store where all processes meet, once all are there.
 
-    SLURM_STEP_NUM_TASKS is that of a step, which srun starts; what SLURM says of a whole allocation
-    does not tell.
+    Raises:
+        InputError: They do not all come there in time.
     """
-    return any(
-        int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    until = time.monotonic() + within.total_seconds()
+    found: list[dist.Store | Exception] = []
+    missing = list(range(world))
+    try:
+        if number > 0 or "TORCHELASTIC_RUN_ID" in os.environ:
+            _await_listener(host, port, until)
+
+        def enter() -> None:
+            try:
+                found.append(next(dist.rendezvous("env://", timeout=within))[0])
+            except Exception as error:  # raised below
+                found.append(error)
+
+        # In a thread, since PyTorch waits without a limit for an answer of whatever listens there.
+        thread = threading.Thread(target=enter, daemon=True)
+        thread.start()
+        thread.join(max(0.0, until - time.monotonic()) + 1.0)  # a moment for PyTorch's own limit
+        if not found:
+            raise RuntimeError("what listens there does not answer")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        # A prefix for each elastic restart: the store still holds the addresses of the processes
+        # before it.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"darts_bio/{restarts}", found[0])
+        store.set(f"{HERE}/{number}", "")
+        missing = _missing(
+            store, HERE, missing, datetime.timedelta(seconds=until - time.monotonic())
+        )
+        if not missing:
+            return store
+        reason = f"missing: {', '.join(map(str, missing))}"
+    except (RuntimeError, OSError) as error:
+        reason = first_line(error)
+    if "EADDRINUSE" in reason:
+        raise InputError(
+            f"process {number}: port {port} of {host}, where the processes are to meet, is in use by "
+            "another program; choose another MASTER_PORT"
+        )
+    raise InputError(
+        f"process {number}: the {world} processes did not all come to {host}:{port} within "
+        f"{within.total_seconds():.0f} s ({reason}); see whether each was started, and whether "
+        f"MASTER_ADDR and MASTER_PORT are the same in all; {START_SECONDS}=300 waits longer"
     )
 
 
-def _who() -> tuple[int, int, int]:
-    """Return this process' number on its machine, its number among all, and how many there are."""
-    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
-    if all(name in os.environ for name in names):  # torchrun
-        local, number, world = (int(os.environ[name]) for name in names)
-        return local, number, world
-    # timm knows the variables of all launchers, but takes seconds to import.
-    from timm.utils import world_info_from_env
+def _await_listener(host: str, port: int, until: float) -> None:
+    """Wait until something listens there; raise OSError if nothing does in time.
 
-    return world_info_from_env()
+    PyTorch's own way to wait writes pages about it.
+    """
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1.0).close()
+            return
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
 
 
 def _reason_of_another(store: dist.Store, number: int, error: Exception) -> str | None:
@@ -287,12 +324,12 @@ def patient_group() -> Any:
     return dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if world_size() > 1 else None
 
 
-def refuse_differences(told: Mapping[str, str], within: datetime.timedelta = AT_THE_START) -> None:
+def refuse_differences(told: Mapping[str, str], within: datetime.timedelta | None = None) -> None:
     """Raise InputError, in all processes, unless all were started with the same.
 
     Args:
         told: This process' texts to compare, by what they are about: {"the command": ...}.
-        within: How long to wait for a process to tell its own.
+        within: How long to wait for a process to tell its own; by default as long as at the start.
 
     Raises:
         InputError: A text differs between two processes, or a process told nothing in time.
@@ -302,6 +339,7 @@ def refuse_differences(told: Mapping[str, str], within: datetime.timedelta = AT_
     if world_size() == 1:
         return
     assert _store is not None
+    within = start_limit() if within is None else within
     # Through the store, not by a collective: that one could not tell which process is silent.
     prefix, numbers = f"{TOLD}/{next(_comparisons)}", range(world_size())
     _store.set(f"{prefix}/{rank()}", json.dumps(dict(told)))

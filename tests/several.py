@@ -46,9 +46,7 @@ def several(
     # So that a fork need not import it.
     importlib.import_module("torch.distributed.nn.functional")
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     started = []
     for number in range(count):
@@ -72,6 +70,13 @@ def several(
     return [
         Ended(process.exitcode, *texts) for process, texts in zip(started, written, strict=True)
     ]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
 
 
 def _variables(launcher: str, number: int, count: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ ORDER = [
     "config",
     "plugins",
     "private_torch",
+    "environment",
     "distributed",
     "runtime",
     "modes",

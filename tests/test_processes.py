@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +21,8 @@ import several as several_processes
 import torch
 from commands import SEARCH, TRAIN, call, torchrun
 from PIL import Image
-from several import LAUNCHERS, several
+from several import LAUNCHERS, free_port, several
 
-from darts_bio import distributed
 from darts_bio.cli import main
 from darts_bio.config import RetrainConfig
 from darts_bio.data import sources
@@ -444,7 +444,7 @@ def test_a_process_that_does_not_say_what_it_was_started_with(tmp_path: Path) ->
 
 
 def test_a_process_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "TIMEOUT", datetime.timedelta(seconds=2))
+    monkeypatch.setenv("DARTS_BIO_START_SECONDS", "2")
     monkeypatch.setattr(
         several_processes,
         "_variables",
@@ -456,6 +456,68 @@ def test_a_process_that_does_not_come(tmp_path: Path, monkeypatch: pytest.Monkey
         "see whether each was started, and whether MASTER_ADDR and MASTER_PORT are the same"
         in ended.errors
     )
+
+
+def silent_port() -> int:
+    """A port on which another program listens, which never says a word; open to the end of the
+    tests, since PyTorch goes on waiting there, and writes a page when it is closed.
+    """
+    other = socket.socket()
+    other.bind(("localhost", 0))
+    other.listen()
+    port = int(other.getsockname()[1])
+    other.detach()
+    return port
+
+
+class TestStart:
+    """Whatever is wrong with the start of several processes ends in one line, and soon."""
+
+    def said(self, capsys: pytest.CaptureFixture[str], started: float) -> str:
+        assert main([*FIND, *SPACE, "--out", "never"], command="search") == 2
+        assert time.monotonic() - started < 15
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    @pytest.mark.parametrize(
+        ("variables", "reason"),
+        [
+            ({"RANK": "x"}, "the environment variable RANK: expected a whole number, found 'x'"),
+            (
+                {"RANK": "5"},
+                "RANK: expected a number from 0 to 1, since there are 2 processes, found",
+            ),
+            ({"WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE: expected a whole number"),
+            ({"MASTER_PORT": "99999"}, "MASTER_PORT: expected a number from 1 to 65535"),
+            ({"MASTER_ADDR": None}, "several processes, but MASTER_ADDR does not say where they"),
+            ({"DARTS_BIO_START_SECONDS": "0"}, "DARTS_BIO_START_SECONDS: expected a number of at"),
+            ({"RANK": "1"}, "process 1: the 2 processes did not all come to localhost:"),
+            ({}, "process 0: the 2 processes did not all come to localhost:"),
+            (
+                {"RANK": "1", "PORT": "taken"},
+                "process 1: the 2 processes did not all come to local",
+            ),
+            ({"PORT": "taken"}, "where the processes are to meet, is in use by another program"),
+        ],
+    )
+    def test_one_line_says_what_is_wrong(
+        self,
+        variables: dict[str, str | None],
+        reason: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        port = silent_port() if variables.get("PORT") == "taken" else free_port()
+        right = {
+            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port), "DARTS_BIO_START_SECONDS": "1",
+        }  # fmt: skip
+        for name, value in (right | variables).items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        assert reason in self.said(capsys, time.monotonic())
 
 
 class Two:
