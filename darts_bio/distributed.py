@@ -45,11 +45,15 @@ LEFT = "darts_bio/left"
 """The prefix of the keys by which processes say that they have read the reason."""
 HERE = "darts_bio/here"
 """The prefix of the keys by which processes say that they have come."""
+NOTE = "darts_bio/note"
+"""The prefix of the keys of `leave_note`."""
 TOLD = "darts_bio/told"
 """The prefix of the keys under which processes say what they were started with."""
 
 _store: dist.Store | None = None
 """The key-value store in which the processes of the group leave texts for each other."""
+_store_of_job: dist.Store | None = None
+"""The store below it, which the processes after an elastic restart of torchrun find again."""
 _comparisons = itertools.count()
 """Numbers the calls of `refuse_differences`, so that each has keys of its own."""
 _apart = False
@@ -102,7 +106,7 @@ def _join() -> tuple[dist.Store, int, int]:
     Return the store that they share, the number of this process, and how many there are. Raises
     InputError as `process_group` does.
     """
-    global _store
+    global _store, _store_of_job
     local, number, world = ranks()
     host, port = meeting_place()
     limit = start_limit()
@@ -123,7 +127,10 @@ def _join() -> tuple[dist.Store, int, int]:
     importlib.import_module("torch.distributed.nn.functional")
     # gloo beside nccl, for numbers that lie on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    _store = _meet(host, port, number, world, limit)
+    _store_of_job = _meet(host, port, number, world, limit)
+    # A prefix for each elastic restart: the store still holds the addresses of the processes before
+    # it.
+    _store = dist.PrefixStore(_prefix(), _store_of_job)
     try:
         dist.init_process_group(
             backend, store=_store, rank=number, world_size=world, timeout=TIMEOUT
@@ -164,16 +171,13 @@ def _meet(host: str, port: int, number: int, world: int, within: datetime.timede
             raise RuntimeError("what listens there does not answer")
         if isinstance(found[0], Exception):
             raise found[0]
-        # A prefix for each elastic restart: the store still holds the addresses of the processes
-        # before it.
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"darts_bio/{restarts}", found[0])
+        store = dist.PrefixStore(_prefix(), found[0])
         store.set(f"{HERE}/{number}", "")
         missing = _missing(
             store, HERE, missing, datetime.timedelta(seconds=until - time.monotonic())
         )
         if not missing:
-            return store
+            return found[0]
         reason = f"missing: {', '.join(map(str, missing))}"
     except (RuntimeError, OSError) as error:
         reason = first_line(error)
@@ -187,6 +191,11 @@ def _meet(host: str, port: int, number: int, world: int, within: datetime.timede
         f"{within.total_seconds():.0f} s ({reason}); see whether each was started, and whether "
         f"MASTER_ADDR and MASTER_PORT are the same in all; {START_SECONDS}=300 waits longer"
     )
+
+
+def _prefix() -> str:
+    """Return the prefix of the keys of the processes since the last elastic restart."""
+    return f"darts_bio/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _await_listener(host: str, port: int, until: float) -> None:
@@ -259,6 +268,28 @@ def _missing(
         if not missing or time.monotonic() >= until:
             return missing
         time.sleep(0.05)
+
+
+def leave_note(key: str, text: str) -> None:
+    """Leave a text for the first process after an elastic restart of torchrun, which `note` reads.
+
+    >>> leave_note("folder", "runs/search-1")
+    >>> note("folder") is None  # alone, there is nobody to keep it
+    True
+    """
+    if world_size() > 1 and _store_of_job is not None:
+        _store_of_job.set(f"{NOTE}/{key}", text)
+
+
+def note(key: str) -> str | None:
+    """Return what `leave_note` left under a key, also before an elastic restart; None if nothing.
+
+    >>> note("folder") is None
+    True
+    """
+    if world_size() == 1 or _store_of_job is None or not _store_of_job.check([f"{NOTE}/{key}"]):
+        return None
+    return _store_of_job.get(f"{NOTE}/{key}").decode()
 
 
 def launcher() -> list[str]:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -321,15 +322,34 @@ class TestSearch:
         assert not same(task_of(searches / "alone"), task_of(searches / "torchrun"))
 
     @pytest.mark.slow
-    def test_an_elastic_restart_goes_on_and_ends_the_same(self, searches: Path) -> None:
+    @pytest.mark.parametrize(
+        "out", [["--out", "elastic", "--resume", "auto"], ["--out", "elastic"], []]
+    )
+    def test_an_elastic_restart_goes_on_and_ends_the_same(
+        self, out: list[str], searches: Path
+    ) -> None:
+        """Also with a folder that is named by its time alone."""
+        for folder in ("elastic", "killed", "runs"):
+            shutil.rmtree(searches / folder, ignore_errors=True)
         (searches / "once.py").write_text(ONCE)
-        words = [*FIND, *SPACE, "--out", "elastic", "--resume", "auto", "--plugin", "once"]
+        words = [*FIND, *SPACE, *out, "--plugin", "once"]
         command = torchrun(SEARCH, *words)
         done = call(*command[:3], "--max-restarts", "1", *command[3:], cwd=searches, python=False)
         assert done.returncode == 0, done.stderr
         assert (searches / "killed").exists()
         assert "goes on from step 4 of 12" in done.stderr
-        assert same(task_of(searches / "elastic"), task_of(searches / "torchrun"))
+        run = searches / "elastic" if out else next((searches / "runs").iterdir())
+        assert same(task_of(run), task_of(searches / "torchrun"))
+
+    @pytest.mark.slow
+    def test_an_elastic_restart_leaves_the_run_of_another_job_alone(self, searches: Path) -> None:
+        words = [*FIND, *SPACE, "--out", "torchrun"]
+        command = torchrun(SEARCH, *words)
+        before = (searches / "torchrun" / "checkpoint.pt").read_bytes()
+        done = call(*command[:3], "--max-restarts", "1", *command[3:], cwd=searches, python=False)
+        assert done.returncode != 0
+        assert done.stderr.count("error: --out torchrun: exists and is not empty") == 2
+        assert (searches / "torchrun" / "checkpoint.pt").read_bytes() == before
 
     def test_one_that_is_killed_ends_the_other_with_a_reason(self, searches: Path) -> None:
         start = time.monotonic()

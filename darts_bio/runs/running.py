@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from darts_bio.distributed import (
     apart,
     first_says,
     gathered,
+    leave_note,
+    note,
     patient_group,
     process_group,
     rank,
     refuse_differences,
+    text_from_first,
     world_size,
 )
 from darts_bio.errors import InputError
@@ -96,6 +100,9 @@ class SeedResults(Generic[R]):
         return max(result.exit_code for result in self.seeds.values())
 
 
+_runs = itertools.count()
+"""Numbers the runs of this process, so that each leaves its folder under a key of its own."""
+
 OF_A_MACHINE = ("data_dir", "device", "workers")
 """Options that may differ from machine to machine."""
 
@@ -108,13 +115,36 @@ def started(config: C) -> Iterator[C]:
 
     The folders of its runs are this process' own until the end of the context.
 
+    After an elastic restart of torchrun the options are those that go on with the run which the
+    processes before it began.
+
     Raises:
         InputError: In every process, unless all were started with the same options and code, or if
             a run of several seeds is resumed with fewer of them, or one of one seed with several.
     """
-    with process_group(), owning():
+
+    def begun(folder: Path) -> None:
+        with apart(False):
+            if rank() == 0:
+                leave_note(key, str(folder))
+
+    with process_group(), owning(begun) as outermost:
         _refuse_other_start(config)
+        if outermost:
+            key = f"run {next(_runs)}"
+            config = _restarted(config, key)
         yield _settled(config)
+
+
+def _restarted(config: C, key: str) -> C:
+    """Go on with what this job of torchrun has begun, if this is a restart of it.
+
+    The folder is found under `key`, where the processes before the restart left it. A run that the
+    job had not begun, such as one in an `--out` that was there already, is not gone on with.
+    """
+    folder = text_from_first((note(key) if rank() == 0 else None) or "")
+    begun = first_says(bool(folder) and Path(folder, CONFIG_FILE).is_file())
+    return replace(config, out=folder, resume=True) if begun else config
 
 
 def _refuse_other_start(config: FitConfig) -> None:

@@ -72,15 +72,19 @@ def own(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def owning(first: Callable[[Path], None] = lambda folder: None) -> Iterator[None]:
+def owning(first: Callable[[Path], None] = lambda folder: None) -> Iterator[bool]:
     """Give back, at the end of the context, the folders that `own` has taken within it.
 
-    `first` is called with the first of them, once it is taken.
+    Within another such context nothing happens: that one gives them back. Yields whether this is
+    the outermost; then `first` is called with the first folder, once it is taken.
     """
+    if _scope.get() is not None:
+        yield False
+        return
     scope = _Scope(first)
     token = _scope.set(scope)
     try:
-        yield
+        yield True
     finally:
         _scope.reset(token)
         for folder in scope.folders:
