@@ -30,6 +30,7 @@ from darts_bio.version import __version__
 
 # Public name -> the module that defines it, imported by `__getattr__` below at the first use.
 _HOMES = {
+    "BatchManhattan": "darts_bio.optimizers",
     "InputError": "darts_bio.errors",
     "Listener": "darts_bio.training.engine",
     "align": "darts_bio.api",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from darts_bio.errors import InputError as InputError
     from darts_bio.learners import learner as learner
     from darts_bio.networks import build_network as build_network
+    from darts_bio.optimizers import BatchManhattan as BatchManhattan
     from darts_bio.rules import attach as attach
     from darts_bio.rules import audit as audit
     from darts_bio.rules import convert as convert

@@ -1,4 +1,4 @@
-"""PyTorch's SGD and Adam, without the compiler.
+"""PyTorch's SGD and Adam, without the compiler, and SGD along signs (Batch Manhattan).
 
 `torch.optim` wraps the methods below so that `torch.compile` leaves them alone, and the first call
 of such a wrapper imports the compiler, which takes as long as the import of PyTorch itself. The
@@ -14,6 +14,8 @@ from types import MethodType
 from typing import Any
 
 import torch
+
+from darts_bio.private_torch import signs
 
 
 def _inside(method: Any) -> Callable[..., Any]:
@@ -75,6 +77,52 @@ class Adam(Eager, torch.optim.Adam):
     >>> alpha.data
     tensor([-0.1000])
     """
+
+
+class BatchManhattan(SGD):
+    """SGD along the sign of a batch's gradient, Batch Manhattan (Liao 2016, arXiv 1510.05067).
+
+    With v = 0 at first, each step is
+
+        v <- momentum v + sign(gradient) + weight_decay w,    w <- w - lr v,
+
+    in the form of their code (github.com/willwx/sign-symmetry): the sign is taken before momentum
+    and decay. It is that of the whole gradient that a step finds, after parts were added up, scales
+    undone and processes averaged. The size of a gradient has no say, which asymmetric feedback gets
+    wrong layer by layer; so clipping has none either, and rates are far lower than those of SGD
+    (1e-4 to 1e-3). A gradient of 0 has the sign 0. `.grad` is left as it was.
+
+    It takes the arguments of `torch.optim.SGD`, and goes with any rule, `attach` and GradScaler.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = BatchManhattan([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([20.0, -0.001])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([0.9000, 1.1000])
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A GradScaler leaves it to a fused SGD to undo the scale, which a sign has not.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients: list[Any] = [parameter.grad for parameter in found]
+        try:
+            for parameter, sign in zip(found, signs(gradients), strict=True):
+                parameter.grad = sign
+            _inside(super().step)()  # hooks have been called for this step: they wrap that one too
+        finally:
+            for parameter, gradient in zip(found, gradients, strict=True):
+                parameter.grad = gradient
+        return loss
 
 
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")

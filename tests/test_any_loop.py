@@ -18,7 +18,7 @@ from tape import TapeRecorder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from darts_bio import attach, convert, draw_feedback, true_gradients
+from darts_bio import BatchManhattan, attach, convert, draw_feedback, true_gradients
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import load_data
 from darts_bio.distributed import process_group
@@ -295,6 +295,39 @@ class TestTheSameTraining:
         state = torch.load(of_two_processes / f"{rule} {synchronized}", weights_only=True)
         found.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
         same(by_hand(rule, torch.float64), found, ROUNDING)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_batch_manhattan(rule: str, fused: bool) -> None:
+    """Liao 2016: v <- m v + sign(g) + d w, w <- w - lr v; under a scaler, and in parts, whose
+    gradient is one before its sign is taken.
+    """
+    model, expected = ruled(rule, torch.float64), ruled(rule, torch.float64)
+    velocities = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
+    for t, (x, labels) in enumerate(zip(X.double(), LABELS, strict=True)):
+        expected.zero_grad()
+        for part, its_labels in zip(x.chunk(2), labels.chunk(2), strict=True):
+            (F.cross_entropy(expected(part), its_labels) / 2).backward()
+        with torch.no_grad():
+            for name, w in expected.named_parameters():
+                if w.grad is not None:
+                    v = velocities[name]
+                    v.copy_(0.9 * v + w.grad.sign() + 0.01 * w)
+                    w.sub_(1e-3 * v)
+        draw_feedback(expected, 3, t + 1)
+    optimizer = BatchManhattan(
+        model.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.01, fused=fused
+    )
+    scaler = GradScaler("cpu", init_scale=2.0**16)
+    attach(model, optimizer, seed=3, scaler=scaler)
+    for x, labels in zip(X.double(), LABELS, strict=True):
+        optimizer.zero_grad()
+        for part, its_labels in zip(x.chunk(2), labels.chunk(2), strict=True):
+            scaler.scale(F.cross_entropy(model(part), its_labels) / 2).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+    same(expected, model, ROUNDING)
 
 
 def clip(model: nn.Module, bound: float) -> None:

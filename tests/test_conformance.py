@@ -269,7 +269,7 @@ class TestEveryRule:
 
 class TestEveryOptimizer:
     @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lion"])
+    @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lion", "batch_manhattan"])
     def test_goes_with_every_rule_and_on_from_its_state(
         self, optimizer: str, rule: str, data: ImageData
     ) -> None:

@@ -181,6 +181,7 @@ class TestOnTapes:
         [
             {"accumulate": 2, "ema": 0.9},
             {"optimizer": "nesterov", "warmup": 1},
+            {"optimizer": "batch_manhattan", "lr": 1e-3, "warmup": 1},
             {"optimizer": "adamw", "warmup": 1},  # timm's, whose rate is a number
             {"adversarial": "pgd(steps=2, step=8)"},
             {"adversarial": "trades(steps=2, step=8)"},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
-from darts_bio.optimizers import SGD, Adam, Eager, load_optimizer
+from darts_bio.optimizers import SGD, Adam, BatchManhattan, Eager, load_optimizer
 from darts_bio.training.optim import WeightOptimizer
 
 OPTIONS: list[tuple[type, type, dict[str, Any]]] = [
@@ -61,6 +61,50 @@ def test_steps_and_states_are_those_of_pytorch(
     assert str(ours[1]) == str(theirs[1])
     ours, theirs = stepped(own, options, 2, theirs[1]), stepped(plain, options, 2, ours[1])
     assert all(map(torch.equal, ours[0], theirs[0]))
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"nesterov": True}]
+)
+def test_batch_manhattan_is_the_published_update(form: dict[str, Any]) -> None:
+    """v <- m v + sign(g) + d w, w <- w - lr v, number by number; nothing is done without gradient."""
+    source = torch.Generator().manual_seed(0)
+    weights = [torch.randn(n, generator=source, dtype=torch.float64) for n in (4, 3, 2)]
+    parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = BatchManhattan(parameters, lr=0.03, momentum=0.8, weight_decay=0.05, **form)
+    expected, velocities = [w.tolist() for w in weights[:2]], [[0.0] * 4, [0.0] * 3]
+
+    def closure() -> str:
+        assert torch.is_grad_enabled()
+        return "the loss"
+
+    for _ in range(5):
+        gradients = [torch.randn(n, generator=source, dtype=torch.float64) for n in (4, 3)]
+        gradients[1][2] = 0.0
+        for parameter, gradient in zip(parameters, gradients, strict=False):
+            parameter.grad = 1e-3 * gradient
+        assert optimizer.step(closure) == "the loss"
+        for parameter, gradient in zip(parameters, gradients, strict=False):
+            assert torch.equal(parameter.grad, 1e-3 * gradient)  # type: ignore[arg-type]
+        for w, v, g in zip(expected, velocities, gradients, strict=True):
+            for i in range(len(w)):
+                direction = (g[i] > 0).item() - (g[i] < 0).item() + 0.05 * w[i]
+                v[i] = 0.8 * v[i] + direction
+                w[i] -= 0.03 * (direction + 0.8 * v[i] if "nesterov" in form else v[i])
+    for parameter, numbers in zip(parameters, expected, strict=False):
+        assert parameter.tolist() == pytest.approx(numbers, rel=1e-13)
+    assert torch.equal(parameters[2], weights[2])
+
+
+def test_hooks_hear_of_a_step_of_batch_manhattan_once() -> None:
+    """PyTorch wraps the step of each class that was built; a step here makes one of its parent."""
+    SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    _, optimizer = stepped_by_one(BatchManhattan)
+    heard: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: heard.append("before"))
+    optimizer.register_step_post_hook(lambda *_: heard.append("after"))
+    optimizer.step()
+    assert heard == ["before", "after"]
 
 
 class Bare(torch.optim.Optimizer):

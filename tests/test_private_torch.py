@@ -31,12 +31,12 @@ def results() -> list[torch.Tensor]:
     targets, others = tensors(0), tensors(1)
     private_torch.copy_all(targets, others)
     private_torch.add_all(targets, tensors(2))
-    return [*targets, *private_torch.norms(others)]
+    return [*targets, *private_torch.norms(others), *private_torch.signs(others)]
 
 
 def test_lists_of_tensors_without_foreach(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = results()
-    bare = Without("_foreach_copy_", "_foreach_add_", "_foreach_norm")
+    bare = Without("_foreach_copy_", "_foreach_add_", "_foreach_norm", "_foreach_sign")
     monkeypatch.setattr(private_torch, "torch", bare)
     for one, other in zip(results(), expected, strict=True):
         torch.testing.assert_close(one, other)

@@ -561,7 +561,7 @@ class TestRefusals:
             ),
             (
                 "'stage, stage(keeps_weights=True)' --optimizer adamw",
-                "--stages: keeps_weights: expected --optimizer sgd or nesterov, found adamw",
+                "--stages: keeps_weights: expected --optimizer sgd, nesterov or batch_manhattan, found adamw",
             ),
             (
                 "'stage, stage(candidates=3)' --regularizers factorised "

@@ -85,7 +85,8 @@ def _searches() -> dict[str, Case]:
     found["paper layout"] = searching(space="darts(layout=paper, nodes=1)")
     found["cutout, no clip"] = searching(cutout=8, clip=0.0)
     return found | {
-        f"optimizer {name}": searching(optimizer=name) for name in ("adamw", "lion", "nesterov")
+        f"optimizer {name}": searching(optimizer=name)
+        for name in ("adamw", "lion", "nesterov", "batch_manhattan")
     }
 
 

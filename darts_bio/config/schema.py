@@ -160,7 +160,8 @@ class WeightsConfig(NetworkConfig):
     batch_size: int = option(64, "images per step, over all processes together", minimum=2)
     optimizer: str = option(
         "sgd",
-        "optimizer of the weights: sgd, nesterov, or one of timm's such as adamw or lion",
+        "optimizer of the weights: sgd, nesterov, batch_manhattan, or one of timm's such as adamw or "
+        "lion",
         metavar="NAME",
     )
     lr: float = option(

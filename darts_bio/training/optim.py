@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from darts_bio.config import FitConfig
 from darts_bio.distributed import average
 from darts_bio.errors import InputError, first_line, unknown_name
-from darts_bio.optimizers import SGD, load_optimizer
+from darts_bio.optimizers import SGD, BatchManhattan, load_optimizer
 from darts_bio.private_torch import copy_all
 from darts_bio.rules import learned_feedback, rule_layers
 from darts_bio.runtime import call
@@ -23,10 +23,10 @@ from darts_bio.training.schedules import learning_rate
 class WeightOptimizer:
     """The optimizer of a network's weights and learned feedback, with clipping and a schedule.
 
-    It is SGD with momentum (Nesterov's for "nesterov") and weight decay, or one of timm's
-    optimizers, at the rate of `schedules.learning_rate`. Gradients are averaged over all processes.
-    Their norm is clipped as that of the weights alone; the gradients of learned feedback are scaled
-    by the same factor.
+    It is SGD with momentum (Nesterov's for "nesterov") and weight decay, along the signs of the
+    gradients for "batch_manhattan", or one of timm's optimizers, at the rate of
+    `schedules.learning_rate`. Gradients are averaged over all processes. Their norm is clipped as
+    that of the weights alone; the gradients of learned feedback are scaled by the same factor.
 
     With a recorder that records, gradients are kept in tensors that stay where they are, from which
     a recorded update can read them. Updates of SGD are recorded.
@@ -260,8 +260,9 @@ def _make(
         raise InputError(
             "--momentum: expected more than 0 for --optimizer nesterov, found 0; use --optimizer sgd"
         )
-    if nesterov or config.optimizer == "sgd":
-        sgd = SGD(
+    if nesterov or config.optimizer in ("sgd", "batch_manhattan"):
+        kind = BatchManhattan if config.optimizer == "batch_manhattan" else SGD
+        sgd = kind(
             parameters,
             lr=config.lr,
             momentum=config.momentum,
@@ -280,7 +281,7 @@ def _make(
 
     names = [str(name) for name in list_optimizers()]
     if config.optimizer not in names:
-        raise unknown_name("optimizer", config.optimizer, names)
+        raise unknown_name("optimizer", config.optimizer, ["batch_manhattan", "nesterov", *names])
     try:
         return create_optimizer_v2(
             parameters,

@@ -130,7 +130,7 @@ def _refuse_what_stays(search: Search, before: Search) -> None:
     if state.context.factorised:
         refuse("an alpha of logits", "one of operations times rules (factorised)")
     if not isinstance(search.optimizer.optimizer, SGD):
-        refuse("--optimizer sgd or nesterov", search.config.optimizer)
+        refuse("--optimizer sgd, nesterov or batch_manhattan", search.config.optimizer)
     others = [rule for rule in search.config.rules if not _grows(RULES.build(rule))]
     if others:
         refuse("rules whose feedback has the shape of the weight", ", ".join(others))
