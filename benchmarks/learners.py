@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from darts_bio.evaluation.learner_alignment import learner_alignment
 from darts_bio.learners import Learner, learner
 from darts_bio.runtime import derive_seed, generator
 
-LEARNERS = ("bp", "pc", "pc(mode=fixed, rate=1, steps=3)", "pepita", "dtp")
+LEARNERS = ("bp", "pc", "pc(mode=fixed, rate=1, steps=3)", "pepita", "dtp", "drtp")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BATCH = 64
 CHOICE_SEEDS = (100, 101)
@@ -110,14 +110,16 @@ def cosine(model: nn.Module, teacher: Learner | None, train: Data) -> float:
     return learner_alignment(model, teacher, batches).gradient_cosine or 0.0
 
 
-def costs(device: torch.device, widths: tuple[int, ...], batch: int) -> dict[str, list[float]]:
+def costs(
+    device: torch.device, names: Sequence[str], widths: tuple[int, ...], batch: int
+) -> dict[str, list[float]]:
     """Seconds of filling .grad once, relative to backpropagation: in three rounds, taking turns."""
     torch.manual_seed(0)
     x, y = torch.rand(batch, widths[0]), torch.arange(batch) % widths[-1]
-    ratios: dict[str, list[float]] = {name: [] for name in LEARNERS}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(3):
         seconds = {}
-        for name in LEARNERS:
+        for name in names:
             model = mlp(*widths)
             backward = descent(model, None if name == "bp" else learner(model, name))
             seconds[name] = median_seconds(partial(backward, x, y), device, repeats=5)
@@ -135,15 +137,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, metavar="N")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go")
+    parser.add_argument(
+        "--learners",
+        nargs="+",
+        default=LEARNERS,
+        metavar="SPEC",
+        help="which, beside bp, that costs are relative to",
+    )
     arguments = parser.parse_args()
+    names = tuple(dict.fromkeys(("bp", *arguments.learners)))
     device = timing_device("cpu")
     train, test = digits()
-    small = costs(device, (64, 128, 128, 10), BATCH)
-    wide = costs(device, (784, 1024, 1024, 10), 256)
+    small = costs(device, names, (64, 128, 128, 10), BATCH)
+    wide = costs(device, names, (784, 1024, 1024, 10), 256)
     print("| learner | rate | test error, % | cosine | cost | cost, 784-1024-1024-10 |")
     print("|---|---|---|---|---|---|")
     found = {}
-    for name in LEARNERS:
+    for name in names:
         rate = chosen_rate(name, arguments.epochs, train)
         errors, cosines = [], []
         for seed in range(arguments.seeds):

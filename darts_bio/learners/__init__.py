@@ -11,8 +11,9 @@ torch.Size([3, 4])
 
 from darts_bio.learners import pepita as _pepita  # noqa: F401  (these register their methods)
 from darts_bio.learners import predictive_coding as _predictive_coding  # noqa: F401
+from darts_bio.learners import random_targets as _random_targets  # noqa: F401
 from darts_bio.learners import target_propagation as _target_propagation  # noqa: F401
-from darts_bio.learners.base import LEARNERS, Learner, LearningMethod, Outcome, learner
+from darts_bio.learners.base import LEARNERS, Learner, LearningMethod, Objective, Outcome, learner
 from darts_bio.learners.chain import Block, Chain, Evaluation, cut
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "Learner",
     "LearningMethod",
+    "Objective",
     "Outcome",
     "cut",
     "learner",

@@ -34,6 +34,65 @@ class Outcome(NamedTuple):
     logits: Tensor
 
 
+class Objective:
+    """The loss of a batch as a function of the model's output, with the targets that it is for.
+
+    >>> y = torch.tensor([1, 0])
+    >>> objective = Objective(F.cross_entropy, y)
+    >>> objective(torch.zeros(2, 3, requires_grad=True)).exp()
+    tensor(3., grad_fn=<ExpBackward0>)
+    >>> objective.targets(torch.zeros(2, 3))
+    tensor([[0., 1., 0.],
+            [1., 0., 0.]])
+    """
+
+    def __init__(self, loss: Loss, y: Tensor) -> None:
+        self._loss, self._y = loss, y
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Return the loss of the model's output (N, ...), a scalar: the mean over the samples.
+
+        Raises InputError where the targets do not go with the output.
+        """
+        y = self._y
+        try:
+            value = self._loss(output, y)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"learner: y: the loss cannot take an output of {tuple(output.shape)} and targets "
+                f"of {tuple(y.shape)} of {y.dtype} ({first_line(error)}); give targets that "
+                "loss(output, y) takes"
+            ) from error
+        if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
+            raise InputError(
+                "learner: loss: expected a scalar that depends on the model's output, found "
+                f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}; "
+                "return the mean over the samples"
+            )
+        return value
+
+    def targets(self, output: Tensor) -> Tensor:
+        """Return the targets in the shape of the model's output (N, K, ...), classes one-hot.
+
+        Raises InputError where they are neither classes nor of that shape.
+        """
+        y = self._y
+        if y.shape == output.shape:
+            return y.to(output)
+        if not _are_classes(y, output):
+            raise InputError(
+                f"learner: y: expected classes {_classes(output)} as whole numbers, or targets "
+                f"{tuple(output.shape)}, found {tuple(y.shape)} of {y.dtype}; this method hands "
+                "the targets themselves to the layers: give them in the shape of the output"
+            )
+        _check_classes(y, output)
+        classes = torch.arange(output.shape[1], device=y.device)
+        places = classes.view(-1, *(1 for _ in output.shape[2:]))  # (K, 1, ...) beside (N, 1, ...)
+        return (y.unsqueeze(1) == places).to(output)
+
+
 class LearningMethod:
     """How a whole model learns.
 
@@ -70,7 +129,7 @@ class LearningMethod:
         return nn.Module()
 
     def backward(
-        self, chain: Chain, state: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+        self, chain: Chain, state: nn.Module, x: Tensor, loss: Objective
     ) -> tuple[Tensor, Tensor]:
         """Add to the `.grad` of the chain's parameters, and of those of `state`.
 
@@ -78,7 +137,8 @@ class LearningMethod:
             chain: The model.
             state: What the method of that name returned.
             x: The input (N, ...).
-            loss: Maps the model's output to the loss, a mean over the samples.
+            loss: Maps the model's output to the loss, a mean over the samples, and knows the
+                targets.
 
         Returns:
             The loss and the output of the forward pass.
@@ -164,10 +224,16 @@ class Learner(nn.Module):
         True
         """
         for name, value in (("x", x), ("y", y)):
-            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == 0:
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if not isinstance(value, Tensor):
                 raise InputError(
-                    f"learner: {name}: expected a tensor of one sample or more, found {found}"
+                    f"learner: {name}: expected a tensor of one sample or more, found "
+                    f"{type(value).__name__}; convert it (torch.as_tensor)"
+                )
+            if value.dim() == 0 or len(value) == 0:
+                raise InputError(
+                    f"learner: {name}: expected a tensor of one sample or more, found the shape "
+                    f"{tuple(value.shape)}; leave empty batches out, and put a single sample into "
+                    "a batch (unsqueeze(0))"
                 )
         if not self.chain.parameters:
             raise InputError(
@@ -176,7 +242,7 @@ class Learner(nn.Module):
         self._confirm(x)
         with torch.enable_grad():
             loss, logits = self.method.backward(
-                self.chain, self.state, x.detach(), lambda output: self.loss(output, y)
+                self.chain, self.state, x.detach(), Objective(self._loss or _cross_entropy, y)
             )
         return Outcome(loss.detach(), logits.detach())
 
@@ -190,28 +256,7 @@ class Learner(nn.Module):
         >>> teacher.loss(torch.zeros(3, 2, requires_grad=True), torch.tensor([0, 1, 1])).exp()
         tensor(2., grad_fn=<ExpBackward0>)
         """
-        if self._loss is None:
-            classes = output.shape[:1] + output.shape[2:]  # (N, K, ...) -> (N, ...)
-            whole = y.shape == classes and not (y.is_floating_point() or y.dtype == torch.bool)
-            if not (whole or (y.shape == output.shape and y.is_floating_point())):
-                raise InputError(
-                    f"learner: y: expected classes {tuple(classes)} as whole numbers, or their "
-                    f"shares {tuple(output.shape)}, found {tuple(y.shape)} of {y.dtype}"
-                )
-            y = y.long() if whole else y
-        try:
-            value = (self._loss or F.cross_entropy)(output, y)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise InputError(
-                f"learner: y: the loss cannot take an output of {tuple(output.shape)} and targets "
-                f"of {tuple(y.shape)} ({first_line(error)})"
-            ) from error
-        if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
-            raise InputError(
-                "learner: loss: expected a scalar that depends on the model's output, found "
-                f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            )
-        return value
+        return Objective(self._loss or _cross_entropy, y)(output)
 
     def extra_repr(self) -> str:
         return f"{self.spec}, blocks={[block.name for block in self.chain.blocks]}"
@@ -241,7 +286,7 @@ def learner(
     Args:
         model: An nn.Sequential, which is cut in front of each module with a weight, or any model
             whose blocks `layers` names.
-        spec: The method: "pc", "pepita", "dtp", with options as in "pc(steps=50, rate=0.05)".
+        spec: The method: "pc", "pepita", "dtp", "drtp", with options as in "pc(steps=50, rate=0.05)".
         loss: Maps the model's output and the targets to their loss, a scalar, the mean over
             samples; cross entropy by default.
         layers: The blocks, in order: names of submodules, or modules that share the model's layers.
@@ -280,3 +325,45 @@ def _smallest_input(chain: Chain, spec: str) -> Tensor:
         f"learner {spec}: expected a model that begins with a linear layer, or an example of its "
         "input, found neither; give learner(..., example=x), a batch of inputs"
     )
+
+
+def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Return the cross entropy of logits (N, K, ...) with classes (N, ...), or with their shares.
+
+    Raises InputError where y is neither.
+    """
+    if _are_classes(y, output):
+        _check_classes(y, output)
+        return F.cross_entropy(output, y.long())
+    if y.shape != output.shape or not y.is_floating_point():
+        if y.shape == _classes(output) or y.shape == output.shape:
+            mend = "convert them: y.long() for classes, y.float() for shares"
+        elif y.numel() == len(output) and output.dim() == 2:
+            mend = "y.flatten() has the shape of classes"
+        else:
+            mend = "give each sample of x its class"
+        raise InputError(
+            f"learner: y: expected classes {tuple(_classes(output))} as whole numbers, or their "
+            f"shares {tuple(output.shape)}, found {tuple(y.shape)} of {y.dtype}; {mend}"
+        )
+    return F.cross_entropy(output, y)
+
+
+def _classes(output: Tensor) -> torch.Size:
+    """Return the shape of classes for an output: (N, K, ...) -> (N, ...)."""
+    return output.shape[:1] + output.shape[2:]
+
+
+def _are_classes(y: Tensor, output: Tensor) -> bool:
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    return whole and y.shape == _classes(output)
+
+
+def _check_classes(y: Tensor, output: Tensor) -> None:
+    """Raise InputError unless classes are those of the output; -100 leaves out, as in PyTorch."""
+    wrong = y[((y < 0) | (y >= output.shape[1])) & (y != -100)]
+    if len(wrong):
+        raise InputError(
+            f"learner: y: expected classes 0 to {output.shape[1] - 1}, found {int(wrong[0])}; "
+            "number classes from 0, and give the model an output for each"
+        )

@@ -294,7 +294,9 @@ def _grouped(model: nn.Module) -> Iterator[Block]:
         groups[-1].append((name, module))
         weighted = weighted or has_weight
     if not weighted:
-        raise InputError("learner: expected a model with weights, found none in it")
+        raise InputError(
+            "learner: expected a model with weights, found none in it; give it layers that learn"
+        )
     for group in groups:
         first, last = group[0][0], group[-1][0]
         label = first if len(group) == 1 else f"{first} to {last}"
@@ -305,7 +307,8 @@ def _named(model: nn.Module, layers: Sequence[str | nn.Module]) -> Iterator[Bloc
     """Yield the blocks that `layers` names."""
     if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
         raise InputError(
-            f"layers: expected a list of submodules' names or of modules, found {layers!r:.80}"
+            f"layers: expected a list of submodules' names or of modules, found {layers!r:.80}; "
+            'name the blocks in order, as in layers=["stem", "head"]'
         )
     modules = dict(model.named_modules())
     for place, layer in enumerate(layers):

@@ -10,14 +10,13 @@ pass, a layer W_k descends along
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, check_number
-from darts_bio.learners.base import LEARNERS, LearningMethod
+from darts_bio.learners.base import LEARNERS, LearningMethod, Objective
 from darts_bio.learners.chain import Chain, Evaluation, flattened
 from darts_bio.runtime import generator
 
@@ -90,7 +89,7 @@ class Pepita(LearningMethod):
         return state
 
     def backward(
-        self, chain: Chain, state: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+        self, chain: Chain, state: nn.Module, x: Tensor, loss: Objective
     ) -> tuple[Tensor, Tensor]:
         modules, places = flattened(chain), _places(chain)
         evaluation = Evaluation(modules)
@@ -133,7 +132,10 @@ def _places(chain: Chain) -> list[int]:
             )
     places = [place for place, block in enumerate(modules) if isinstance(block.module, LAYERS)]
     if len({modules[place].module for place in places}) < len(places):
-        raise InputError("learner pepita: expected each layer once in the chain, found one twice")
+        raise InputError(
+            "learner pepita: expected each layer once in the chain, found one twice; give each place "
+            "a layer of its own"
+        )
     return places
 
 
@@ -142,7 +144,7 @@ def _first_pass(
     count: int,
     last: int,
     x: Tensor,
-    loss: Callable[[Tensor], Tensor],
+    loss: Objective,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Return what each of `count` modules gives, the loss, and the error of the last layer.
 

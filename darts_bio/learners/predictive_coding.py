@@ -10,7 +10,6 @@ Whittington and Bogacz have half the squared distance as the loss, and all varia
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import check_number, check_whole, unknown_name
-from darts_bio.learners.base import LEARNERS, LearningMethod
+from darts_bio.learners.base import LEARNERS, LearningMethod, Objective
 from darts_bio.learners.chain import Chain, Evaluation
 
 Mode = Literal["strict", "fixed", "exact"]
@@ -83,7 +82,7 @@ class PredictiveCoding(LearningMethod):
         check_number("pc: rate", self.rate, above=0)
 
     def backward(
-        self, chain: Chain, state: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+        self, chain: Chain, state: nn.Module, x: Tensor, loss: Objective
     ) -> tuple[Tensor, Tensor]:
         evaluation = Evaluation(chain)
         inputs, outputs = evaluation.forward(x)
@@ -108,7 +107,7 @@ class PredictiveCoding(LearningMethod):
         evaluation: Evaluation,
         inputs: list[Tensor],
         outputs: list[Tensor],
-        loss: Callable[[Tensor], Tensor],
+        loss: Objective,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return values and predictions after the steps of `strict`, from those of before."""
         for _ in range(self.steps if len(inputs) > 1 else 0):
@@ -140,9 +139,7 @@ class PredictiveCoding(LearningMethod):
         return errors
 
 
-def _energy(
-    inputs: list[Tensor], outputs: list[Tensor], loss: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _energy(inputs: list[Tensor], outputs: list[Tensor], loss: Objective) -> Tensor:
     """Return the energy of a batch, summed over its samples."""
     energy = loss(outputs[-1]) * len(inputs[0])
     for v, prediction in zip(inputs[1:], outputs[:-1], strict=True):

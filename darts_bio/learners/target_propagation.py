@@ -10,14 +10,13 @@ h_k = f_k(h_{k-1}) and the loss l of a sample, targets are
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, check_number
-from darts_bio.learners.base import LEARNERS, LearningMethod
+from darts_bio.learners.base import LEARNERS, LearningMethod, Objective
 from darts_bio.learners.chain import Block, Chain, Evaluation
 from darts_bio.runtime import generator
 
@@ -76,7 +75,8 @@ class DifferenceTargetPropagation(LearningMethod):
     def state(self, chain: Chain, example: Tensor | None, seed: int) -> nn.Module:
         assert example is not None
         values = chain.shapes(example)[1:]  # of h_1 to h_M
-        weight = next(chain.blocks[0].module.parameters())
+        parameters = (p for block in chain.blocks for p in block.module.parameters())
+        weight = next(parameters, example)  # in whose type, and on whose device, inverses are
         inverses = [
             Inverse(values[k], values[k - 1], _activation(chain.blocks[k - 1]), seed + k).to(weight)
             for k in range(1, len(chain.blocks) - 1)
@@ -84,7 +84,7 @@ class DifferenceTargetPropagation(LearningMethod):
         return nn.ModuleList(inverses)
 
     def backward(
-        self, chain: Chain, state: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+        self, chain: Chain, state: nn.Module, x: Tensor, loss: Objective
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(state, nn.ModuleList)
         evaluation = Evaluation(chain)
