@@ -18,7 +18,7 @@ from tape import TapeRecorder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from darts_bio import BatchManhattan, attach, convert, draw_feedback, true_gradients
+from darts_bio import BatchManhattan, attach, audit, convert, draw_feedback, true_gradients
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import load_data
 from darts_bio.distributed import process_group
@@ -486,6 +486,41 @@ def test_a_scaler_that_was_not_handed_over(rule: str, fused: bool) -> None:
     scaler.scale(model(X[0]).sum()).backward()  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="a local rule was divided by 65536, as a GradScaler does"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+@pytest.mark.parametrize("rule", LOCAL)
+def test_a_scaler_where_nothing_is_attached(rule: str, scale: float) -> None:
+    """Is said once, in the pass after the first update; parts of a batch and no scale are fine."""
+    model = ruled(rule)
+    optimizer, scaler = sgd(model), GradScaler("cpu", init_scale=scale)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for x, labels in zip(X, LABELS, strict=True):
+            optimizer.zero_grad()
+            for part, its_labels in zip(x.chunk(2), labels.chunk(2), strict=True):
+                scaler.scale(F.cross_entropy(model(part), its_labels)).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+    texts = [str(warning.message) for warning in said]
+    assert len(texts) == (scale > 1)
+    assert all(t.startswith(f"{rule}: its update was divided by 65536, as a Grad") for t in texts)
+
+
+def test_a_readout_under_a_local_rule_is_said() -> None:
+    """It sees no labels. Layers below may be under such rules, and the readout itself under others."""
+    model = convert(plain(), "hebbian")
+    with pytest.warns(
+        UserWarning, match=r'7, the last weight, learns by hebbian.*{"7": "bp", "\*"'
+    ):
+        attach(model, sgd(model))
+    x = torch.zeros(1, 3, 8, 8)
+    said = "7, the last weight, learns by hebbian, which sees no labels"
+    assert said in str(audit(model, x))
+    for rules in ({"7": "bp", "*": "hebbian"}, "fa"):
+        other = convert(plain(), rules)
+        attach(other, sgd(other))
+        assert "labels" not in str(audit(other, x))
 
 
 def test_what_a_scaler_cannot_be() -> None:

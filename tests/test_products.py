@@ -29,6 +29,7 @@ from darts_bio.rules import (
     rule_carriers,
     true_gradients,
 )
+from darts_bio.rules.audit import count_rules
 from darts_bio.rules.products import CarriedWeight
 from darts_bio.rules.weights import WeightCarrier
 
@@ -642,6 +643,45 @@ class TestAfterwards:
         expected = noise(4, 3, seed=9) @ hooked.feedback["kernel"]
         assert torch.allclose(moved.grad, expected, rtol=0, atol=1e-12)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("rule", ["fa", "usf", "hebbian", "dfa", "kolen_pollack"])
+    def test_weight_norm_upon_a_layer_under_a_rule(self, rule: str) -> None:
+        """The rule holds for the weight that is computed, with its present values; the rule can be
+        seen, and taken off, and the weights stay normed.
+        """
+        plain = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+        model, x = convert(plain, {"0": rule, "2": "bp"}, outputs=3), noise(6, 5)
+        before: Any = copy.deepcopy(model)
+        for net in (model, plain):
+            parametrizations.weight_norm(net[0])  # type: ignore[index]
+        if rule == "kolen_pollack":
+            with pytest.raises(
+                InputError, match=r"computed from others \(a parametrization\): its"
+            ):
+                model(x)
+            with true_gradients(model):
+                model(x).sum().backward()
+            return
+        assert audit(model, x).rows[0].rule == rule
+        assert audit(model, x).rows[0].products == ("linear",)
+        assert count_rules(model).rows[0].kind == "Linear"
+        moved, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+        model(moved).backward(noise(6, 3, seed=9))
+        before(expected).backward(noise(6, 3, seed=9))
+        assert torch.allclose(moved.grad, expected.grad, rtol=0, atol=1e-12)  # type: ignore[arg-type]
+        # The norm g and the direction v of W = g v / |v| by the chain rule, from dW.
+        own = model.get_submodule("0.parametrizations.weight")
+        g, v, dW = own.original0, own.original1, before[0].weight.grad
+        unit = v / v.norm(dim=1, keepdim=True)
+        along = (dW * unit).sum(1, keepdim=True)
+        assert torch.allclose(g.grad, along, rtol=0, atol=1e-12)
+        across = (dW - along * unit) * g / v.norm(dim=1, keepdim=True)
+        assert torch.allclose(v.grad, across, rtol=0, atol=1e-12)
+        bare = revert(model)
+        assert list(bare.state_dict()) == list(plain.state_dict())
+        assert torch.equal(bare(x), model(x))
+        with pytest.raises(InputError, match="was parametrized under a rule; convert the model of"):
+            convert(model, "usf", inputs=x)
+
     def test_replicas_of_data_parallel(self) -> None:
         """A replica's weights are tensors that nn.DataParallel computes from the parameters."""
         x = noise(4, 5)
@@ -655,6 +695,47 @@ class TestAfterwards:
             replica(moved).sum().backward()
             model(expected).sum().backward()
             assert torch.equal(moved.grad, expected.grad)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_pass_that_is_interrupted(self, nested: bool) -> None:
+        """PyTorch calls no hook behind it. Afterwards a weight is the parameter outside of passes,
+        and stands under its rule within them, also in the one that catches the interruption.
+        """
+        interrupts = False
+
+        def function(x: Tensor, weight: Tensor) -> Tensor:
+            if interrupts:
+                raise KeyboardInterrupt
+            return x @ weight
+
+        class Outer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner, self.own = Code(function, 5, 5), nn.Parameter(noise(5, 5))
+
+            def forward(self, x: Tensor) -> Tensor:
+                try:
+                    x = self.inner(x)
+                except KeyboardInterrupt:
+                    assert nested
+                assert isinstance(self.own, CarriedWeight)
+                return x @ self.own
+
+        x = noise(4, 5).requires_grad_()
+        model: Any = convert(Outer(), "fa", inputs=noise(4, 5))
+        interrupts = True
+        if nested:
+            model(x)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                model.inner(x)
+        assert type(model.own) is nn.Parameter
+        assert type(model.inner.weight) is nn.Parameter
+        interrupts = False
+        model(x).sum().backward()
+        kernels = [c.feedback["kernel"] for c in (model.inner.weight_carrier, model.own_carrier)]
+        assert torch.allclose(x.grad, torch.ones(4, 5).double() @ kernels[1].T @ kernels[0].T)  # type: ignore[arg-type]
+        assert type(model.own) is nn.Parameter
 
 
 class TestRefusals:

@@ -443,7 +443,7 @@ class TestDirectFeedback:
                 return self.head(self.layer(x.view(-1, 2)).view(-1, 4))
 
         with pytest.raises(
-            InputError, match="expected the 2 samples of the output, found 4 at a layer"
+            InputError, match="expected the 2 samples of the output, found 4 at layer; a"
         ):
             convert(Regrouped(), "dfa")(x).sum().backward()
 

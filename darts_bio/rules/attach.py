@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from darts_bio.errors import InputError
+from darts_bio.rules.audit import count_rules
 from darts_bio.rules.carriers import Renewal, RuleCarrier, WeightedCarrier, rule_carriers
 
 
@@ -45,6 +47,7 @@ class Attached:
             module.renews_itself = False  # type: ignore[assignment]
         self._units = [c.unit for _, c in rule_carriers(model) if isinstance(c, WeightedCarrier)]
         for unit in self._units:
+            unit.end_watch()
             unit.scaler, unit.watches = scaler, scaler is None
         self._owned = _owners(self._carriers, optimizers)
         self._hooks = [
@@ -60,11 +63,12 @@ class Attached:
         fused optimizer tells the scale itself. Only the first step is looked at.
         """
         for unit in self._units:
-            watched, unit.watches = unit.watches, False
-            if not watched or unit.largest is None:
+            if not unit.watches or unit.largest is None:
+                unit.end_watch()
                 continue
             fused = getattr(optimizer, "grad_scale", None)
             factor = unit.unscaled_by() if fused is None else float(fused)
+            unit.end_watch()
             if factor is not None:
                 raise InputError(
                     f"attach: a gradient of a local rule was divided by {factor:g}, as a "
@@ -107,7 +111,8 @@ class Attached:
         for carrier in self._carriers:
             carrier.begin_unrenewed()
         for unit in self._units:
-            unit.scaler, unit.watches = None, False
+            unit.scaler = None
+            unit.end_watch()
         for module in self._self_renewing:
             module.renews_itself = True  # type: ignore[assignment]
 
@@ -208,6 +213,14 @@ def attach(
         )
     if scaler is not None:
         _refuse_scaler(model, scaler)
+    last = count_rules(model).rows[-1:]
+    if last and last[0].local:
+        warnings.warn(
+            f"attach: {last[0].name or 'the model'}, the last weight, learns by {last[0].rule}, which "
+            "sees no labels: if it is the readout, leave it to the error, as in convert(model, "
+            f'{{"{last[0].name}": "bp", "*": "{last[0].rule}"}})',
+            stacklevel=2,
+        )
     return Attached(model, optimizers, seed, scaler)
 
 

@@ -50,6 +50,9 @@ class AuditRow:
     carries: Carries
     """What carries the error down past it."""
 
+    local: bool
+    """Whether it learns by what it sees alone, without the error."""
+
     products: tuple[str, ...] | None
     """The functions of PyTorch in which it was seen to multiply an activation; None where nobody has
     looked."""
@@ -137,6 +140,12 @@ class Audit:
             yield (
                 f"{self.other:,} more parameters, of norms, embeddings and the like, multiply no "
                 "activation by a matrix."
+            )
+        if self.rows and self.rows[-1].local:
+            yield (
+                f"{self.rows[-1].name or 'The model'}, the last weight, learns by "
+                f"{self.rows[-1].rule}, which sees no labels: a readout has to learn by the error "
+                "(bp)."
             )
         if self.given is None:
             yield "No forward pass was looked at: give audit(model, inputs=...) one."
@@ -265,6 +274,7 @@ def _audit(model: nn.Module, sight: Look | None) -> Audit:
                 rule=None if rule is None else rule.spec,
                 parameters=count_new(_parameters_of(weight)),
                 carries="values" if rule is None else rule.carries,
+                local=rule is not None and rule.local,
                 products=None if sight is None else stands_in,
             )
         )

@@ -178,6 +178,8 @@ class DirectCarrier(RuleCarrier):
     def carry(self, rule: LearningRule) -> None:
         super().carry(rule)
         self.output_error: OutputError | None = None
+        self.place = "a layer"
+        """What messages call it: its name in the model, once that is known."""
         self.sample_shape: tuple[int, ...] | None = None
         """The shape of a sample of the input, for a rule with feedback `per_position`."""
 
@@ -220,7 +222,15 @@ class DirectCarrier(RuleCarrier):
             )
         kernel = self.feedback["kernel"]
         kernel = kernel if learns else kernel.detach()
-        return uncompiled(DirectError.apply, y, x, kernel, self.output_error, channel)
+        return uncompiled(DirectError.apply, y, x, kernel, self.output_error, channel, self.place)
+
+
+def computed_weight(rule: LearningRule, name: str) -> InputError:
+    """Return the error of a rule whose feedback learns, on a weight computed from others by `name`."""
+    return InputError(
+        f"{rule.spec} is not defined for a weight that is computed from others ({name}): its "
+        "feedback learns by the weight's own gradient; use another rule there"
+    )
 
 
 def size_unknown(rule: LearningRule) -> InputError:
@@ -335,14 +345,15 @@ def connect_output(model: nn.Module, outputs: int) -> OutputError | None:
     True
     """
     waiting = [
-        module
-        for module in model.modules()
+        (name, module)
+        for name, module in model.named_modules()
         if isinstance(module, DirectCarrier) and module.rule.direct and module.output_error is None
     ]
     source = OutputError(outputs) if waiting else None
-    for carrier in waiting:
+    for name, carrier in waiting:
         assert source is not None
         carrier.connect(source)
+        carrier.place = name or "the model"
     return source
 
 

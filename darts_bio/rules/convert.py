@@ -268,7 +268,9 @@ def is_layer(weight: Weight) -> bool:
 def _refuse_undefined(weight: Weight, rule: LearningRule) -> None:
     """Raise InputError if a weight that is no layer's cannot carry a rule."""
     reason = None
-    if isinstance(weight.owner, nn.Bilinear):
+    if isinstance(weight.owner, RuleLayer):
+        reason = "it was parametrized under a rule; convert the model of before, or revert it first"
+    elif isinstance(weight.owner, nn.Bilinear):
         reason = "it multiplies two activations at once, and a rule is about the error of one"
     elif not weight.is_parameter and not hasattr(weight.owner, "parametrizations"):
         reason = (

@@ -221,14 +221,19 @@ class DirectError(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        y: Tensor, x: Tensor, kernel: Tensor | None, source: OutputError | None, channel: int
+        y: Tensor,
+        x: Tensor,
+        kernel: Tensor | None,
+        source: OutputError | None,
+        channel: int,
+        place: str,
     ) -> Tensor:
         # Not a view in PyTorch's sense, which an in-place activation behind it must not write to.
         return y.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, kernel, ctx.source, ctx.channel = inputs
+        _, x, kernel, ctx.source, ctx.channel, ctx.place = inputs
         # Only the shape, type and layout of x are needed: one number, expanded, stands for them.
         ctx.like = x.new_empty(()).expand(x.shape)
         ctx.strides = x.stride()
@@ -241,16 +246,16 @@ class DirectError(torch.autograd.Function):
         kernel, read = ctx.saved_tensors
         learned = None
         if read is not None:
-            e = caught_error(ctx.source, len(read)).to(kernel.dtype)
+            e = caught_error(ctx.source, len(read), ctx.place).to(kernel.dtype)
             learned = (e.t() @ read.to(kernel.dtype)).view_as(kernel)
         if not ctx.needs_input_grad[1]:  # that of x
-            return dy, None, learned, None, None
+            return dy, None, learned, None, None, None
         dx = ctx.like.new_empty_strided(ctx.like.shape, ctx.strides)  # laid out in memory as x
         if kernel is None:
             dx.zero_()
         else:
-            dx.copy_(project_error(ctx.source, kernel, ctx.like, ctx.channel))
-        return dy, dx, learned, None, None
+            dx.copy_(project_error(ctx.source, kernel, ctx.like, ctx.channel, ctx.place))
+        return dy, dx, learned, None, None, None
 
 
 def read_input(x: Tensor, kernel: Tensor, channel: int) -> Tensor:
@@ -265,22 +270,25 @@ class DirectInput(torch.autograd.Function):
     """The identity of x (N, C, *positions) that adds e B to the error that comes down to x."""
 
     @staticmethod
-    def forward(x: Tensor, kernel: Tensor, source: OutputError) -> Tensor:
+    def forward(x: Tensor, kernel: Tensor, source: OutputError, place: str) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, kernel, ctx.source = inputs
+        _, kernel, ctx.source, ctx.place = inputs
         ctx.save_for_backward(kernel)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         first_derivative_only()
         (kernel,) = ctx.saved_tensors
-        return dx + project_error(ctx.source, kernel, dx, 1).to(dx.dtype), None, None
+        sent = project_error(ctx.source, kernel, dx, 1, ctx.place)
+        return dx + sent.to(dx.dtype), None, None, None
 
 
-def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) -> Tensor:
+def project_error(
+    source: OutputError, kernel: Tensor, x: Tensor, channel: int, place: str
+) -> Tensor:
     """Return e B / positions, shaped to broadcast with x.
 
     Args:
@@ -289,17 +297,18 @@ def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) 
             not divided by the positions.
         x: A tensor of the layer's input's shape, whose values are not read.
         channel: The dimension of x that counts its channels.
+        place: The name of the layer, for messages.
 
     Raises:
         InputError: If no error was caught, if it is of another number of samples than x, or if the
             kernel is for samples of another shape.
     """
-    e = caught_error(source, x.shape[0]).to(kernel.dtype)
+    e = caught_error(source, x.shape[0], place).to(kernel.dtype)
     if kernel.dim() > 2:
         if kernel.shape[1:] != x.shape[1:]:
             raise InputError(
-                f"dfa(positions=all): expected samples of the shape {tuple(kernel.shape[1:])} at a "
-                f"layer, found {tuple(x.shape[1:])}; its feedback is for the size that convert was "
+                f"dfa(positions=all): expected samples of the shape {tuple(kernel.shape[1:])} at "
+                f"{place}, found {tuple(x.shape[1:])}; its feedback is for the size that convert was "
                 "given: convert for this size (inputs=...), or use dfa"
             )
         return (e @ kernel.flatten(1)).view(x.shape)
@@ -309,21 +318,24 @@ def project_error(source: OutputError, kernel: Tensor, x: Tensor, channel: int) 
     return (e @ kernel / positions).view(shape)
 
 
-def caught_error(source: OutputError, samples: int) -> Tensor:
+def caught_error(source: OutputError, samples: int, place: str) -> Tensor:
     """Return the error (N, outputs) at the model's output, for a layer that has seen N `samples`.
+
+    `place` is the name of the layer.
 
     Raises InputError if none was caught, or one of another number of samples.
     """
     e = source.value
     if e is None:
         raise InputError(
-            "dfa: the error at the model's output was not seen in this backward pass; call the model "
-            "itself, not parts of it, and compute the loss from the model's output"
+            f"dfa: the error at the model's output, which {place} needs, was not seen in this "
+            "backward pass; call the model itself, not parts of it, and compute the loss from the "
+            "model's output"
         )
     if e.shape[0] != samples:
         raise InputError(
-            f"dfa: expected the {e.shape[0]} samples of the output, found {samples} at a layer; "
-            "a model that "
-            "regroups its samples cannot be trained by dfa there: use another rule for that layer"
+            f"dfa: expected the {e.shape[0]} samples of the output, found {samples} at "
+            f"{place}; a model that regroups its samples cannot be trained by dfa there: use another "
+            "rule for that layer"
         )
     return e

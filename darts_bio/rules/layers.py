@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from darts_bio.errors import InputError
 from darts_bio.rules.base import LearningRule, Operator
-from darts_bio.rules.carriers import WeightedCarrier
+from darts_bio.rules.carriers import WeightedCarrier, computed_weight
 from darts_bio.rules.convolution import wide_depthwise
 from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import own_node_serves, through_kernel
@@ -80,6 +81,8 @@ class RuleLayer(WeightedCarrier):
     weight: Any = stored_property("weight", _handed_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rule.learned and not (self.rule.direct or self.exact) and is_parametrized(self):
+            raise computed_weight(self.rule, "a parametrization")
         return pass_under_rule(self, self, x, self.transport)
 
     def plain_pass(self, x: Tensor) -> Tensor:

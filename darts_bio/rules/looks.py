@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from darts_bio.errors import InputError, first_line
 from darts_bio.rules.carriers import RuleCarrier
@@ -259,10 +260,11 @@ def strip(model: nn.Module) -> nn.Module:
                 "_feedback_names",
                 "output_error",
                 "sample_shape",
+                "place",
             ):
                 module.__dict__.pop(name, None)
         if issubclass(kind, (RuleLayer, Holding)):
-            module.__class__ = kind.plain
+            module.__class__ = _without_rule(module)
         for name, inner in list(module._modules.items()):
             if isinstance(inner, WeightCarrier) and name.endswith(SUFFIX):
                 del module._modules[name]
@@ -270,6 +272,19 @@ def strip(model: nn.Module) -> nn.Module:
             if isinstance(hook, WatchedOutput):
                 del module._forward_hooks[key]
     return model
+
+
+def _without_rule(module: Any) -> type[nn.Module]:
+    """Return the class of a module that `convert` gave another one, as it was before.
+
+    A layer that was parametrized since, by weight norm say, stays parametrized: PyTorch has made it
+    a class of its own, which is made anew upon the layer without a rule.
+    """
+    kind = type(module)
+    if isinstance(module, RuleLayer) and parametrize.is_parametrized(module):
+        members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+        return type(f"Parametrized{kind.plain.__name__}", (kind.plain,), members)
+    return kind.plain
 
 
 def other_carriers(model: nn.Module) -> list[str]:

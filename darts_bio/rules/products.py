@@ -30,6 +30,7 @@ True
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError
 from darts_bio.private_torch import backward_runs
 from darts_bio.rules import recurrent
-from darts_bio.rules.carriers import WeightedCarrier
+from darts_bio.rules.carriers import WeightedCarrier, computed_weight
 from darts_bio.rules.einsums import as_linear
 from darts_bio.rules.uses import BilinearUse, ConvolutionUse, LinearUse, Use, each, pass_under_rule
 
@@ -97,10 +98,7 @@ class Standing:
             self.refuse(f"a {name} by what is computed from the weight in another shape")
         carrier = self.carrier
         if self.computed and carrier.rule.learned:
-            raise InputError(
-                f"{carrier.rule.spec} is not defined for a weight that is computed from others "
-                f"({name}): its feedback learns by the weight's own gradient; use another rule there"
-            )
+            raise computed_weight(carrier.rule, name)
         return pass_under_rule(carrier, use, x, lambda weight: self._kernel(weight, form))
 
     def _kernel(self, weight: Tensor, form: View) -> Tensor | None:
@@ -164,12 +162,37 @@ _here = threading.local()
 
 def enter_code(module: nn.Module, arguments: Any) -> None:
     """Note, as a forward pre-hook, that a module's own code begins to run."""
-    _here.depth = getattr(_here, "depth", 0) + 1
+    _here.depth = _here.depth + 1 if _in_code() else 1
+    if _here.depth == 1 and not torch.compiler.is_compiling():
+        _here.caller = sys._getframe(1)  # it runs the hooks and the code alike
 
 
 def leave_code(module: nn.Module, arguments: Any, output: Any) -> None:
     """Note, as a forward hook, that a module's own code has ended."""
     _here.depth = max(0, getattr(_here, "depth", 0) - 1)
+    if _here.depth == 0:
+        _here.caller = None
+
+
+def _in_code() -> bool:
+    """Tell whether the code of a module runs in this thread.
+
+    PyTorch calls no hook behind code that Ctrl-C ends (KeyboardInterrupt), or another exception that
+    is no Exception: then the frame that has called the code is gone.
+    """
+    if not getattr(_here, "depth", 0):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    caller = getattr(_here, "caller", None)
+    if caller is None:  # code that was compiled runs some of its own uncompiled
+        return True
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not caller:
+        frame = frame.f_back
+    if frame is None:
+        _here.depth, _here.caller = 0, None
+    return frame is not None
 
 
 def handed_out(weight: Tensor, carrier: WeightedCarrier) -> Tensor:
@@ -184,7 +207,7 @@ def handed_out(weight: Tensor, carrier: WeightedCarrier) -> Tensor:
     if carrier.exact and carrier.observer is None:  # PyTorch's own products are exact
         return weight
     # Gradient checkpointing runs code of a forward pass once more in the backward pass.
-    if getattr(_here, "depth", 0) or (not torch.compiler.is_compiling() and backward_runs()):
+    if _in_code() or (not torch.compiler.is_compiling() and backward_runs()):
         return carry(weight, Standing(carrier))
     return weight
 

@@ -246,7 +246,7 @@ class StackedDirect(Stacked, DirectCarrier):
         # e B_1 + ... + e B_M = e (B_1 + ... + B_M)
         kernels = self.of_present(self.feedback["kernel"])
         kernel_kc = kernels.unflatten(0, (self.present, -1)).sum(0)
-        return uncompiled(DirectInput.apply, x, kernel_kc, self.output_error)
+        return uncompiled(DirectInput.apply, x, kernel_kc, self.output_error, self.place)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.members} members"

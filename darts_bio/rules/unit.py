@@ -9,6 +9,7 @@ add up, and a GradScaler divides by its scale.
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -56,14 +57,23 @@ class UpdateUnit:
         """How many updates the present mean is of."""
         self.largest: Tensor | None = None
         """The largest entry of the gradient as it was left, while `watches`."""
-        self.watches = False
+        self.watches = True
+        """Whether it is still to be seen if somebody divides the gradient: before the first update."""
+        self._left: Tensor | None = None
+        """That gradient, which a loop may take from the weight before the next pass."""
 
     def __reduce__(self) -> tuple[type[UpdateUnit], tuple[()]]:
         return UpdateUnit, ()
 
     def listen(self, layer: Any) -> None:
-        """Listen to the weight of this layer, if it is a parameter that learns."""
+        """Listen to the weight of this layer, if it is a parameter that learns.
+
+        Called in each pass. It warns where the first update was divided, as by a GradScaler that
+        `attach` was not given.
+        """
         weight = layer.carried_weight
+        if self._left is not None:
+            self._look_back(layer)
         if self._weight() is weight or not (
             isinstance(weight, nn.Parameter) and weight.requires_grad
         ):
@@ -89,14 +99,34 @@ class UpdateUnit:
         latest, self._latest = self._latest, None
         if self._learns and weight.grad is not None:
             self._take_mean(weight.grad, latest)
-            self.largest = weight.grad.abs().max() if self.watches else None
+            if self._left is not None and self._left is not weight.grad:
+                self.end_watch()  # of an update that no pass has looked back at
+            if self.watches:
+                self.largest, self._left = weight.grad.abs().max(), weight.grad
+
+    def end_watch(self) -> None:
+        """Look no more at what becomes of the gradient."""
+        self.watches, self.largest, self._left = False, None, None
+
+    def _look_back(self, layer: Any) -> None:
+        """Warn if the gradient that was left was divided since; end the watch if it was used."""
+        factor, weight = self.unscaled_by(), self._weight()
+        if factor is not None:
+            warnings.warn(
+                f"{layer.rule.spec}: its update was divided by {factor:g}, as a GradScaler does, so "
+                "that weights hardly move; call darts_bio.attach(model, optimizer, scaler=scaler) "
+                "before the loop",
+                stacklevel=2,
+            )
+        if factor is not None or weight is None or weight.grad is not self._left:
+            self.end_watch()
 
     def unscaled_by(self) -> float | None:
         """Return the power of two that somebody has divided the gradient by since, if it is one."""
-        weight, largest = self._weight(), self.largest
-        if weight is None or weight.grad is None or largest is None or not largest > 0:
+        left, largest = self._left, self.largest
+        if left is None or largest is None or not largest > 0:
             return None
-        factor = float(largest / weight.grad.abs().max())
+        factor = float(largest / left.abs().max())
         return factor if math.frexp(factor)[0] == 0.5 and factor >= LEAST_SCALE else None
 
     def _take_mean(self, mean: Tensor, latest: Tensor | None) -> None:
