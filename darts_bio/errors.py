@@ -7,22 +7,57 @@ is a defect of this package and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 
 class InputError(ValueError):
-    """An error in what the user gave: an option, a file, a data set, a plug-in.
+    r"""An error in what the user gave: an option, a file, a data set, a plug-in.
 
-    The message says what was expected, what was found, and how to mend it. It is a `ValueError`, so
-    callers from Python may catch either.
+    The message says what was expected, what was found, and how to mend it. Names and values that it
+    quotes may come from anybody's file, so it is kept to one line as `one_line` writes it. It is a
+    `ValueError`, so callers from Python may catch either.
 
     >>> try:
     ...     check_whole("--epochs", -5)
     ... except InputError as error:
     ...     print(error)
     --epochs: expected a whole number of at least 1, found -5
+    >>> print(InputError("found the file a\x1b[31m\n.png"))
+    found the file a\x1b[31m .png
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+LONGEST_MESSAGE = 480
+"""The most characters of a message; longer ones lose their middle."""
+
+
+def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
+    r"""Return a text of any origin on one line of at most `most` characters, safe for a terminal.
+
+    Line breaks become blanks, and characters that are not printable, such as those that move a
+    terminal's cursor or turn the direction of writing, become escapes. A text that is too long keeps
+    its beginning and its end, where a message says how to mend what is wrong.
+
+    >>> print(one_line("two\nlines \x1b[2J"))
+    two lines \x1b[2J
+    >>> one_line("0123456789" * 9, most=20)
+    '01234567 ... 3456789'
+    """
+    if len(text) > 2 * most:  # so that megabytes are not looked at one by one
+        text = f"{text[:most]} {text[-most:]}"
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in re.sub(r"\s*[\r\n]\s*", " ", text)
+    )
+    if len(shown) <= most:
+        return shown
+    end = (most - 5) // 2
+    return f"{shown[: most - 5 - end]} ... {shown[len(shown) - end :]}"
 
 
 def first_line(error: BaseException) -> str:
@@ -38,6 +73,15 @@ def first_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     lines = (line.strip() for line in text.splitlines())
     return next((line for line in lines if line), type(error).__name__)[:160]
+
+
+def brief(value: Any) -> str:
+    """Return a value as text of at most 60 characters, for messages."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python prints, or deeper than it walks
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def install_hint(extra: str) -> str:
@@ -69,11 +113,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     unknown learning rule 'ufs': did you mean 'usf'? (known: bp, fa, usf)
     """
     known = sorted(known)
+    name = name[:240]  # difflib takes its time over megabytes
     listed = ", ".join(known)
     if len(listed) > LONGEST_LIST:
         # Cut after a whole name, and say how many names there are instead.
         listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
-    return InputError(f"unknown {kind} {name[:240]!r}{close_names(name, known)} (known: {listed})")
+    return InputError(f"unknown {kind} {name!r}{close_names(name, known)} (known: {listed})")
 
 
 def close_names(name: str, known: Iterable[str]) -> str:
@@ -84,7 +129,7 @@ def close_names(name: str, known: Iterable[str]) -> str:
     >>> close_names("epsilon", ["eps", "step"]), close_names("ufs", ["eps"])
     (": did you mean 'eps'?", '')
     """
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name[:240], known, n=2, cutoff=0.5)
     return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
@@ -121,18 +166,20 @@ def check_number(
             return
     lower = f"of at least {least}" if above is None else f"above {above}"
     upper = "" if below == float("inf") else f" and below {below}"
-    raise InputError(f"{where}: expected a number {lower}{upper}, found {value!r}")
+    raise InputError(f"{where}: expected a number {lower}{upper}, found {brief(value)}")
 
 
-def check_whole(where: str, value: Any, least: int = 1) -> None:
-    """Raise InputError unless an option's value is a whole number of at least `least`.
+def check_whole(where: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raise InputError unless an option's value is a whole number from `least` to `most`.
 
-    `where` is the option, as the message names it.
+    `where` is the option, as the message names it. A `most` of None is no bound.
 
     >>> check_whole("--layers", 20)
     >>> check_whole("--layers", 2.5)
     Traceback (most recent call last):
     darts_bio.errors.InputError: --layers: expected a whole number of at least 1, found 2.5
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{where}: expected a whole number of at least {least}, found {value!r}")
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{where}: expected a whole number {bounds}, found {brief(value)}")

@@ -204,7 +204,7 @@ class TestLayers:
         (["--rules", "usf,usf()"], r"--rules: expected each rule once, found usf more than once"),
         (["--resume"], r"--resume needs --out DIR"),
         (["--resume", "--out", "nowhere"], r"nowhere/config.yaml does not exist"),
-        (["--config", "nowhere.yaml"], r"nowhere.yaml: cannot be read \(No such file"),
+        (["--config", "nowhere.yaml"], r"nowhere.yaml: cannot be read as text \(No such file"),
     ],
 )
 def test_bad_command_lines_are_told_in_one_line(argv: list[str], message: str) -> None:

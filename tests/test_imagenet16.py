@@ -351,7 +351,7 @@ def test_any_damage_is_an_input_error_or_other_numbers(
 
 
 def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = ", ".join((*TRAIN_FILES, *TEST_FILES))
+    everything = ", ".join(TRAIN_FILES[:3]) + f", ... {len(TRAIN_FILES) + len(TEST_FILES)} in all"
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(InputError) as caught:
             load_data(NAME, str(folder))

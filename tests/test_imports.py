@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "darts_bio"
 ORDER = [
     "version",
     "errors",
+    "bounded",
     "registry",
     "invocation",
     "config",

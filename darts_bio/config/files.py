@@ -11,25 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from darts_bio.bounded import LARGEST_YAML, parse_yaml, read_text
 from darts_bio.config.options import convert, types_of
 from darts_bio.config.schema import CONFIG_FILE, RUNS, CommandConfig, RunConfig
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.invocation import named
 
 C = TypeVar("C", bound=RunConfig)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, made to refuse a repeated key instead of taking its last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise yaml.YAMLError(f"{repeated} is given twice")
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:
@@ -110,15 +98,7 @@ def kind_of(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file of `option: value` lines; raise InputError for any other file."""
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    # A ValueError is raised for a date or number that does not exist, such as 2026-13-01.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not a YAML file ({' '.join(str(error).split())[:200]})"
-        ) from None
+    data = parse_yaml(read_text(path, LARGEST_YAML), str(path))
     if data is None:
         return {}
     if not isinstance(data, dict):

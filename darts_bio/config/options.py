@@ -34,7 +34,7 @@ from typing import (
     get_type_hints,
 )
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, brief, unknown_name
 from darts_bio.registry import canonical_spec, split_specs
 
 T = TypeVar("T")
@@ -213,7 +213,11 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise unknown_name(f"value of {flag(name)}", str(value), get_args(hint))
+        raise unknown_name(
+            f"value of {flag(name)}",
+            value if isinstance(value, str) else brief(value),
+            get_args(hint),
+        )
     if hint in (int, float) and not isinstance(value, bool):
         try:
             # 3.0 is a whole number, 3.5 is not.
@@ -223,7 +227,8 @@ def convert(name: str, hint: Any, value: Any) -> Any:
             pass
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     raise InputError(
-        f"{flag(name)}: expected {expected.get(hint, 'names separated by commas')}, found {value!r}"
+        f"{flag(name)}: expected {expected.get(hint, 'names separated by commas')}, "
+        f"found {brief(value)}"
     )
 
 
@@ -240,7 +245,7 @@ def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     low_enough = below is None or value < below
     if not (value >= minimum and low_enough and value != float("inf")):
         bounds = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        raise InputError(f"{flag(name)}: expected {bounds}, found {value}")
+        raise InputError(f"{flag(name)}: expected {bounds}, found {brief(value)}")
 
 
 def refuse_idle(config: Any, given: Iterable[str]) -> None:

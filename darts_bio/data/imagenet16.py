@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from darts_bio.bounded import check_pickle, open_file
 from darts_bio.errors import InputError, first_line
 
 FOLDER = "ImageNet16"
@@ -47,6 +48,9 @@ ADMITTED = {
         )
     ),
 }
+
+MOST_INSTRUCTIONS = 2_000_000
+"""The most instructions of a file's pickle; a label takes one to five, and a file has 128,117."""
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -85,8 +89,9 @@ def _folder(data_dir: Path) -> Path:
         return folder
     # Where no file at all is found, either folder could have been meant.
     searched = folder if len(missing) <= len(TRAIN_FILES) else " or ".join(map(str, folders))
+    names = ", ".join(missing[:3]) + (f", ... {len(missing)} in all" if missing[3:] else "")
     raise InputError(
-        f"--data-dir: expected the files of {SOURCE}, found no {', '.join(missing)} in {searched}; "
+        f"--data-dir: expected the files of {SOURCE}, found no {names} in {searched}; "
         f"download them from there and give --data-dir DIR, where DIR or DIR/{FOLDER} holds them"
     )
 
@@ -187,8 +192,9 @@ class _NotingUnpickler(pickle.Unpickler):
 
 def _read_pickle(path: Path) -> Any:
     """Return what a file holds, with notes in the place of arrays; raises InputError if damaged."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
+            check_pickle(file, MOST_INSTRUCTIONS, str(path))
             return _NotingUnpickler(file, path).load()
         except (InputError, OSError):
             raise

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from darts_bio.data.transforms import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
-from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.errors import InputError, brief, first_line, unknown_name
 from darts_bio.interop.tracing import Renewal, Watched
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
 from darts_bio.rules.carriers import PREFIX, DirectCarrier, draw_first
 from darts_bio.spaces import SPACES, Genotype, from_json, load_genotype, shipped_names
-from darts_bio.spaces.genotype import brief
 
 __all__ = ["TimmNetwork"]
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, brief, unknown_name
 from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.darts import INPUTS, KEPT_EDGES, DartsSpace
 from darts_bio.spaces.genotype import (
@@ -22,7 +22,6 @@ from darts_bio.spaces.genotype import (
     Edge,
     Genotype,
     TextForm,
-    brief,
     is_node,
     pasted,
     read_candidate,

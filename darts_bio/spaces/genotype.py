@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.bounded import LARGEST_GENOTYPE, MOST_EDGES, MOST_NODES, parse_json
+from darts_bio.errors import InputError, brief, unknown_name
 from darts_bio.registry import Registry, canonical_spec, parse_spec
 from darts_bio.rules import RULES
 from darts_bio.spaces.operations import OPERATIONS
@@ -21,15 +22,12 @@ from darts_bio.spaces.operations import OPERATIONS
 FORMAT = 1
 """The version of the file format, which every file states."""
 
-LARGEST_NODE = 9999
-"""The largest node number that is read: text may hold numbers of millions of digits."""
+LARGEST_NODE = MOST_NODES + 1
+"""The largest node number that is read, of a cell with two inputs."""
 
 LONGEST_TEXT = 100_000
 """The most characters of a pasted genotype, which has some 1,000: parsing takes 100 times its size
 of memory."""
-
-LONGEST_FILE = 1_000_000
-"""The most characters of a genotype file; a cell of eight edges has some 600."""
 
 
 @dataclass(frozen=True)
@@ -218,15 +216,6 @@ class _CheckedObject:
         return value
 
 
-def brief(value: Any) -> str:
-    """Return a value as text of at most 60 characters, for messages."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # more digits than Python prints, or deeper than it walks
-        return f"a huge {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def pasted(text: str, source: str) -> str:
     """Return a pasted text without what editors and clipboards put around it.
 
@@ -259,20 +248,6 @@ def check_rule(spec: str, where: str) -> str:
         return canonical_spec(spec)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _object_of_distinct_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object from its pairs of name and value, for `json.loads`.
-
-    Raises:
-        InputError: If a name is given twice, where JSON by itself would keep the last value.
-    """
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the field {repeated!r} is given twice")
-    return fields
 
 
 def read_candidate(op: str, rule: Any, where: str) -> Candidate:
@@ -312,6 +287,10 @@ def _read_cell(value: Any, where: str) -> Cell:
     Whether the edges fit together is not checked: that is the space's to judge.
     """
     cell = _CheckedObject(value, where, {"edges": list, "concat": list})
+    if len(cell["edges"]) > MOST_EDGES:
+        raise InputError(
+            f"{where}.edges: expected at most {MOST_EDGES:,} edges, found {len(cell['edges']):,}"
+        )
     edges = []
     for i, item in enumerate(cell["edges"]):
         place = f"{where}.edges[{i}]"
@@ -345,26 +324,12 @@ def from_json(text: str, source: str) -> Genotype:
     ...
     darts_bio.errors.InputError: my file.cells.normal.edges[0].op: unknown operation 'sep_conv_9x9': ...
     """
-    if len(text) > LONGEST_FILE:
+    if len(text) > LARGEST_GENOTYPE:
         raise InputError(
-            f"{source}: expected a genotype of at most {LONGEST_FILE:,} characters, found more; name "
+            f"{source}: expected a genotype of at most {LARGEST_GENOTYPE:,} characters, found more; name "
             "the file of the genotype alone"
         )
-    try:
-        data = json.loads(text, object_pairs_hook=_object_of_distinct_fields)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        place = (
-            f"line {error.lineno}, column {error.colno}: "
-            if isinstance(error, json.JSONDecodeError)
-            else ""
-        )
-        reason = getattr(error, "msg", None) or first_line(error)
-        raise InputError(
-            f"{source}: not a JSON file ({place}{reason}); restore the file or derive the genotype "
-            "again"
-        ) from None
+    data = parse_json(text, source, "; restore the file or derive the genotype again")
     fields = {"format": int, "space": str, "backbone_rule": str, "cells": dict, "provenance": dict}
     document = _CheckedObject(data, source, fields, optional=("provenance",))
     if document["format"] != FORMAT:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from darts_bio.bounded import LARGEST_GENOTYPE, read_text
 from darts_bio.config.files import refuse_missing_plugins
-from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.errors import InputError, unknown_name
 from darts_bio.spaces.base import SPACES
 from darts_bio.spaces.genotype import (
-    LONGEST_FILE,
     TEXT_FORMS,
     Genotype,
     from_json,
@@ -81,12 +81,7 @@ def read_genotype(path: Path) -> Genotype:
     ...     print(read_genotype(path) == load_genotype("p_darts"))
     True
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # with or without a byte-order mark
-            content = file.read(LONGEST_FILE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({first_line(error)})") from None
-    genotype = from_json(content, path.name)
+    genotype = from_json(read_text(path, LARGEST_GENOTYPE), path.name)
     try:
         space = SPACES.build(genotype.space)
     except InputError as error:

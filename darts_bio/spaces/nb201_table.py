@@ -12,14 +12,12 @@ code; the API of the benchmark writes such a table in a few lines (README).
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from darts_bio.errors import InputError, first_line
+from darts_bio.bounded import LARGEST_TABLE, parse_csv, parse_json, read_text
+from darts_bio.errors import InputError, brief
 from darts_bio.spaces.genotype import Genotype
 from darts_bio.spaces.nb201 import is_nb201, to_nb201_text
 
@@ -48,13 +46,7 @@ class Nb201Table:
             InputError: If the file is not one of the kinds that the top of this file describes.
         """
         self.path = path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--table {path}: cannot be read as text ({first_line(error)}); expected a JSON or "
-                "CSV file"
-            ) from None
+        text = read_text(path, LARGEST_TABLE, f"--table {path}", "; expected a JSON or CSV file")
         self._rows = (
             _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
         )
@@ -85,12 +77,7 @@ class Nb201Table:
 
 def _from_json(text: str, path: Path) -> dict[str, dict[str, float]]:
     """Return cell -> data set -> accuracy; raise InputError for text that holds no such table."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"--table {path}: not a JSON file ({first_line(error)}); a CSV file has a name in .csv"
-        ) from None
+    data = parse_json(text, f"--table {path}", "; a CSV file has a name in .csv")
     if not isinstance(data, dict) or not data:
         raise InputError(f"--table {path}: expected an object of cells and their accuracies")
     rows = {}
@@ -104,7 +91,7 @@ def _from_json(text: str, path: Path) -> dict[str, dict[str, float]]:
 
 def _from_csv(text: str, path: Path) -> dict[str, dict[str, float]]:
     """Return cell -> data set -> accuracy; raise InputError for text that holds no such table."""
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    lines = list(parse_csv(text, f"--table {path}"))
     if len(lines) < 2 or len(lines[0]) < 2:
         raise InputError(
             f"--table {path}: expected a header such as arch,cifar10 and a line for each cell"
@@ -136,4 +123,5 @@ def _accuracy(value: Any, where: str) -> float:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(f"{where}: expected an accuracy in per cent, found {str(value)[:40]!r}")
+    found = value if isinstance(value, str) else brief(value)
+    raise InputError(f"{where}: expected an accuracy in per cent, found {found[:40]!r}")
