@@ -26,6 +26,7 @@ from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
 from darts_bio.data.datasets import DATASETS, ImageData
 from darts_bio.data.given import GIVEN, image_data
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.invocation import portable
 from darts_bio.runs.alignment import (
     AlignmentResult,
     ComparisonResult,
@@ -491,4 +492,4 @@ def _name_unsaved(genotype: Genotype) -> str:
 def _call_text(function: str, options: dict[str, Any]) -> str:
     """Return the call that the user made, such as `darts_bio.search(epochs=1)`."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return f"darts_bio.{function}({arguments})"
+    return f"darts_bio.{function}({portable(arguments)})"

@@ -40,10 +40,12 @@ MOST_ROWS = 100_000
 DEEPEST = 32
 """Levels of a file of options, one in the other."""
 
-MOST_CELLS = 300
+MOST_CELLS = 250
 """Cells of a network; building one takes some 10 ms."""
-MOST_EDGES = 3_000
+MOST_EDGES = 2_000
 """Edges of all cells of a network together."""
+MOST_WEIGHTS = 2**28
+"""Weights of a network's narrowest layers together; the whole network has some 20 times as many."""
 MOST_NODES = 100
 """Nodes of a cell."""
 

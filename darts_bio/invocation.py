@@ -8,10 +8,12 @@ then the first is printed.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 SCRIPTS = {
     "search": "search/run.py",
@@ -92,15 +94,46 @@ def called(launcher: Sequence[str]) -> str:
     >>> import sys; before, sys.argv = sys.argv, ["/home/me/.venv/bin/darts-bio", "search", "--seed", "1"]
     >>> called(["python"])
     'darts-bio search --seed 1'
+    >>> sys.argv = ["/home/me/darts_bio/search/run.py", "--data-dir=/home/me/cifar"]
+    >>> called(["/usr/bin/torchrun"])
+    'torchrun search/run.py --data-dir=cifar'
     >>> sys.argv = before
+
+    Folders are left out, since files are passed on and paths tell whose machine it was.
     """
     program, *words = sys.argv
+    words = [portable(word) for word in words]
+    launcher = [portable(word) for word in launcher]
     path = PurePath(program)
     if path.name == "darts-bio":
         return shlex.join(["darts-bio", *words])
     is_module = path.parts[-2:] == ("darts_bio", "__main__.py")
-    program_words = ["-m", "darts_bio"] if is_module else [program]
+    name = "/".join(path.parts[-2:])
+    name = name if name in SCRIPTS.values() else portable(program)
+    program_words = ["-m", "darts_bio"] if is_module else [name]
     return shlex.join([*launcher, *program_words, *words])
+
+
+def portable(value: Any) -> Any:
+    """Return an option's value, or a word that gives it, without the folders of absolute paths.
+
+    What a tuple holds is treated alike; anything but text stays as it is.
+
+    >>> portable("/home/me/data/cifar"), portable("--out=/tmp/run,/tmp/b"), portable("runs/a")
+    ('cifar', '--out=run,b', 'runs/a')
+    >>> portable("|none~0|+|none~0|none~1|"), portable(("/a/b", 3))
+    ('|none~0|+|none~0|none~1|', ('b', 3))
+    """
+    if isinstance(value, (tuple, list)):
+        return type(value)(portable(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    # A path begins where a word, a value or an item of a list does, and so may end in a blank.
+    return re.sub(
+        r"(^|[=,'\"(])(?:~|[A-Za-z]:(?=[\\/]))?[\\/](?:[^,'\")]*[\\/])?([^\\/,'\")]+)[\\/]?",
+        r"\1\2",
+        value,
+    )
 
 
 def by_uv() -> bool:

@@ -222,7 +222,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         try:
             # 3.0 is a whole number, 3.5 is not.
             if hint is float or isinstance(value, str) or value == int(value):
-                return hint(value)
+                number = hint(value)
+                if hint is float or abs(number) < 2**63:  # of a file, which holds any number
+                    return number
         except (TypeError, ValueError, OverflowError):
             pass
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

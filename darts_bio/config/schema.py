@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from darts_bio.bounded import MOST_CELLS
 from darts_bio.config.options import check_values, configuration, flag, option, plain
 from darts_bio.config.stages import Stage, build_stages
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.invocation import portable
 
 CONFIG_FILE = "config.yaml"
 """The file of a run folder that holds the run's options."""
@@ -95,10 +97,16 @@ class RunConfig(CommandConfig):
                 lines.append(f"{name} was {earlier}, is {value}")
         return lines
 
-    def to_yaml(self) -> str:
-        """Return all options but `out` and `resume` as YAML, for `--config` and `--resume`."""
+    def to_yaml(self, *, folders: bool = True) -> str:
+        """Return all options but `out` and `resume` as YAML, for `--config` and `--resume`.
+
+        Without `folders` paths are cut to their last name, for pages that are passed on.
+
+        >>> "data_dir: cifar" in DataConfig(data_dir="/home/me/cifar").to_yaml(folders=False)
+        True
+        """
         values = {
-            name: plain(value)
+            name: plain(value if folders else portable(value))
             for name, value in asdict(self).items()
             if name not in ("out", "resume")
         }
@@ -149,6 +157,7 @@ class NetworkConfig(DataConfig):
         8,
         "cells stacked; those at a third and at two thirds of the depth halve the image's sides",
         minimum=1,
+        below=MOST_CELLS + 1,
     )
 
 
@@ -755,7 +764,7 @@ class AuditConfig(CommandConfig):
 
     source: str = option("", "a genotype, named as for `genotype`", metavar="X", positional=True)
     channels: int = option(36, "channels of a node in the first cell", minimum=2)
-    layers: int = option(20, "cells stacked", minimum=1)
+    layers: int = option(20, "cells stacked", minimum=1, below=MOST_CELLS + 1)
     rows: bool = option(False, "also list all weights, a line each")
     json: str | None = option(None, "also write it to this file as JSON", metavar="FILE")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from darts_bio.bounded import open_file
 from darts_bio.data import imagenet16
 from darts_bio.data.batches import Split
 from darts_bio.errors import InputError, first_line
@@ -432,7 +434,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
     Raises InputError if it cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with bounded_images(), open_file(path) as file, Image.open(file) as image:
             image.draft("RGB", (size, size))  # a JPEG is decoded at a fraction of its size, faster
             scale = size / min(image.size)
             # Not less than `size`, whatever the rounding.
@@ -446,6 +448,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
     except (
         OSError,
         Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
         UnidentifiedImageError,
         ValueError,
         SyntaxError,
@@ -453,6 +456,19 @@ def _read_image(path: Path, size: int) -> np.ndarray:
         raise InputError(
             f"{path}: not a readable image ({first_line(error)}); replace or remove it"
         ) from None
+
+
+@contextlib.contextmanager
+def bounded_images() -> Iterator[None]:
+    """Raise `Image.DecompressionBombWarning` within for an image of more pixels than Pillow trusts.
+
+    These are 89 million: the bytes of a small file can stand for any number. Pillow's other warnings
+    are about oddities in files that it reads nevertheless, and are silenced.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -12,22 +12,23 @@ import importlib.util
 import io
 import os
 import posixpath
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from darts_bio.bounded import open_file
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.batches import Measured, Normalization
 from darts_bio.data.datasets import (
     IMAGE_SUFFIXES,
+    bounded_images,
     drawn,
     eight_bits,
     split_off,
@@ -124,9 +125,27 @@ class TarMembers:
         """Return the bytes of file i, in the form that a `Part`'s reader has."""
         member, tar, inner_tar = self.samples[i]
         with open(os.path.join(self.root, tar) if tar else self.root, "rb") as file:
+            if member.size > os.fstat(file.fileno()).st_size:  # memory is taken before it is read
+                raise OSError("it is larger than its tar file")
             # The offsets of files in an inner tar count from where that begins.
             file.seek(member.offset_data + (inner_tar.offset_data if inner_tar else 0))
             return (io.BytesIO(file.read(member.size)),)
+
+
+class FolderFiles:
+    """The files in a folder of class folders, by number; timm's own reader would wait for pipes."""
+
+    def __init__(self, root: str, samples: Any) -> None:
+        """Take over timm's index: the folder, and for each file its path and its label."""
+        self.root, self.samples = root, samples
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[IO[bytes]]:
+        """Return file i, opened, in the form that a `Part`'s reader has; raises OSError if it is none."""
+        return (open_file(Path(self.samples[i][0])),)
 
 
 class FileItems:
@@ -146,9 +165,7 @@ class FileItems:
         """
         number = int(self._chosen[index])
         try:
-            with warnings.catch_warnings():
-                # Pillow warns about oddities in files that it reads nevertheless.
-                warnings.simplefilter("ignore")
+            with bounded_images():
                 image = self._part.image(number)
         except MemoryError:
             raise
@@ -379,6 +396,10 @@ def _part_on_disk(path: Path) -> Part:
     entries = [] if path.is_file() else list(path.iterdir())
     folders = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
     in_tar = not folders and (path.is_file() or any(path.glob("*.tar")))
+    for entry in entries if in_tar else ():
+        if entry.suffix == ".tar" and not entry.is_file():
+            raise InputError(f"{entry}: expected a tar file, found none; remove it")
+    reader: TarMembers | FolderFiles
     try:
         if in_tar:  # timm's factory knows single tar files only
             # Of many gigabytes timm would keep an index beside them, as a pickle, which may as well
@@ -387,10 +408,11 @@ def _part_on_disk(path: Path) -> Part:
             timm_labels, timm_classes = index.targets, index.class_name_to_idx
             reader, name_of = TarMembers(str(path), index.samples), _name_in_tar
         else:
-            reader = create_dataset(
+            found = create_dataset(
                 "", root=str(path), search_split=False, input_key=";".join(IMAGE_SUFFIXES)
             ).reader
-            timm_labels, timm_classes = [label for _, label in reader.samples], reader.class_to_idx
+            timm_labels, timm_classes = [label for _, label in found.samples], found.class_to_idx
+            reader = FolderFiles(str(found.root), found.samples)
             name_of = _name_in_folder
     except Exception as error:  # of timm and tarfile, of many kinds
         raise InputError(

@@ -64,7 +64,10 @@ def export_program(trained: Trained, batch: int | None = None) -> ExportedProgra
     pixels = torch.zeros(batch or 2, trained.form["in_channels"], *trained.image_size)
     shapes = None if batch else ({0: Dim("batch")},)
     with torch.no_grad(), _quiet():
-        return torch.export.export(inference_network(trained), (pixels,), dynamic_shapes=shapes)
+        program = torch.export.export(inference_network(trained), (pixels,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:  # the paths of this machine's source files, line by line
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def write_program(program: ExportedProgram, path: Path) -> None:

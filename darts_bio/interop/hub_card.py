@@ -6,13 +6,16 @@ https://huggingface.co/docs/hub/model-cards), and goes on with text in Markdown.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from darts_bio.invocation import portable
 from darts_bio.networks import parameters
+from darts_bio.reports.markdown import block, code, escaped, markdown_table
 from darts_bio.training.run_folder import METRICS_FILE, checkpoint_of, read_records
 from darts_bio.training.trained import Trained
 
@@ -53,7 +56,9 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         _metadata(trained, name, accuracy), sort_keys=False, allow_unicode=True
     )
     # The genotype is shown whole; its option may be a path on the machine of the run.
-    recipe = {option: value for option, value in trained.config.items() if option != "genotype"}
+    recipe = {
+        option: portable(value) for option, value in trained.config.items() if option != "genotype"
+    }
     form = trained.form
     size = "x".join(map(str, (form["in_channels"], *trained.image_size)))
     facts = {
@@ -61,45 +66,40 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         "classes": f"{form['num_classes']:,}",
         "form": f"{form['layers']} cells, {form['channels']} channels, {form['stem']} stem",
         "parameters": f"{_parameters(trained):,}",
-        "rule of stem, preprocessing and classifier": f"`{trained.genotype.backbone_rule}`",
+        "rule of stem, preprocessing and classifier": code(trained.genotype.backbone_rule),
         "weight updates": f"{trained.step:,}",
     }
     if accuracy is not None:
         facts[_accuracy_in_words(trained.config)] = f"{100 * accuracy:.2f} %"
-    create = f'timm.create_model("local-dir:{name}", pretrained=True)'
-    lines = [
-        f"---\n{metadata}---",
-        f"# Model card for {name}",
-        "",
-        "An image classifier of darts_bio: a stack of cells whose operations were trained by the "
-        "learning rules below.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {fact} | {value} |" for fact, value in facts.items()),
-        "",
-        "## Usage",
-        "",
-        "```python",
+    local, remote = json.dumps(f"local-dir:{name}"), json.dumps(f"hf-hub:OWNER/{name}")
+    usage = [
         "import timm",
         "",
         "import darts_bio.models  # registers the architecture",
         "",
-        f'model = {create}.eval()  # on the Hub: "hf-hub:OWNER/{name}"',
+        f"model = timm.create_model({local}, pretrained=True).eval()  # on the Hub: {remote}",
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        "```",
+    ]
+    lines = [
+        f"---\n{metadata}---",
+        f"# Model card for {escaped(name)}",
+        "",
+        "An image classifier of darts_bio: a stack of cells whose operations were trained by the "
+        "learning rules below.",
+        "",
+        *markdown_table(("", ""), list(facts.items())),
+        "",
+        "## Usage",
+        "",
+        *block("\n".join(usage), "python"),
         "",
         "## Genotype",
         "",
-        "```",
-        str(trained.genotype),
-        "```",
+        *block(str(trained.genotype)),
         "",
         "## Recipe",
         "",
-        "```yaml",
-        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip(),
-        "```",
+        *block(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip(), "yaml"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.monitoring.tensorboard import TensorBoard
+from darts_bio.reports.markdown import recipe
 from darts_bio.reports.robustness import attacks_on
 from darts_bio.spaces import Genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
@@ -35,7 +36,7 @@ class FitBoard(TensorBoard, Listener):
         self.layout(self.charts)
         self.text(
             "run",
-            f"`{self.folder.command}`\n\n```yaml\n{self.folder.config.to_yaml()}```",
+            "\n".join(recipe(self.folder.config, self.folder.command)),
             progress.step,
         )
 

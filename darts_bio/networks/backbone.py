@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError
+from darts_bio.bounded import MOST_CELLS, MOST_WEIGHTS
+from darts_bio.errors import InputError, check_whole
 from darts_bio.networks.skeletons import SKELETONS, Before, Skeleton
 from darts_bio.networks.stems import STEMS, Stem
 from darts_bio.rules import RULES, LearningRule, RuleLinear, connect_output
@@ -71,9 +72,18 @@ class CellNetwork(nn.Module):
         for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, found {value}")
+        check_whole("layers", layers, most=MOST_CELLS)
         rule: LearningRule = RULES.build(backbone_rule)
         skeleton: Skeleton = SKELETONS.get(space.skeleton)()
         self.plan, reductions = space.plan(layers), space.reductions(layers)
+        # The first convolution, one of one pixel a cell, and the classifier: less than there are.
+        widths = [channels * 2 ** sum(r <= layer for r in reductions) for layer in range(layers)]
+        weights = channels * in_channels + sum(c * c for c in widths) + widths[-1] * num_classes
+        if weights > MOST_WEIGHTS:
+            raise InputError(
+                f"network: {layers} cells of {channels} channels, {in_channels} channels of the "
+                f"image and {num_classes} classes take more than {MOST_WEIGHTS:,} weights; use fewer"
+            )
         self.stem: Stem = STEMS.get(stem)(
             in_channels, channels, skeleton.stem_multiplier * channels, rule
         )

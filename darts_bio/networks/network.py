@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.bounded import MOST_CELLS, MOST_EDGES
+from darts_bio.errors import InputError, check_whole
 from darts_bio.networks.auxiliary import AuxiliaryHead
 from darts_bio.networks.backbone import CellNetwork
 from darts_bio.networks.cells import DiscreteCell, DropPath
@@ -61,6 +62,13 @@ class Network(CellNetwork):
     ) -> None:
         space: Space = SPACES.build(genotype.space)
         space.validate(genotype, "genotype")
+        check_whole("layers", layers, most=MOST_CELLS)
+        edges = sum(len(genotype.cells[cell_type].edges) for cell_type in space.plan(layers))
+        if edges > MOST_EDGES:
+            raise InputError(
+                f"network: expected at most {MOST_EDGES:,} edges in all cells together, found "
+                f"{edges:,}; use fewer layers"
+            )
         super().__init__(
             space,
             layers,

@@ -13,7 +13,7 @@ from darts_bio.evaluation.moments import degrees
 from darts_bio.figures.alignment import draw_by_depth
 from darts_bio.figures.drawing import Drawing
 from darts_bio.networks.naming import WeightName
-from darts_bio.reports.card import markdown_table
+from darts_bio.reports.markdown import markdown_table
 
 COLUMNS = {"feedback_angle": "K to W", "error_angle": "error", "gradient_angle": "gradient"}
 """The angles of a table, and what stands above their columns."""

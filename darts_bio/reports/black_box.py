@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darts_bio.reports.card import markdown_table
+from darts_bio.invocation import portable
+from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
@@ -32,25 +33,24 @@ def black_box_card(
     the cell is not in it.
     """
     config = search.config
-    where = config.dataset if config.query is None else f"{config.table}, {config.query}"
+    where = (
+        config.dataset
+        if config.query is None
+        else f"{portable(config.table or '')}, {config.query}"
+    )
     stopped = len(queries) < search.epochs
     state = f", stopped after {len(queries)} of {search.epochs} queries" if stopped else ""
-    lines = [f"# Search on {where}, seed {config.seed}{state}", "", "## Genotype", ""]
-    lines += ["```", str(genotype), "```", "", "![cells](cells.svg)", ""]
+    lines = [f"# Search on {escaped(where)}, seed {config.seed}{state}", "", "## Genotype", ""]
+    lines += [*block(str(genotype)), "", "![cells](cells.svg)", ""]
     if known is not None:
-        lines += [f"In `{config.table}`, under bp: **{accuracies_in_words(known)}**", ""]
+        lines += [
+            f"In {code(portable(config.table or ''))}, under bp: **{escaped(accuracies_in_words(known))}**",
+            "",
+        ]
     if search.best is not None:
         lines += _queries(search, queries)
-    lines += [
-        "## Recipe",
-        "",
-        f"`{folder.command}`",
-        "",
-        "```yaml",
-        config.to_yaml().rstrip(),
-        "```",
-    ]
-    lines += ["", "## Data and machine", "", f"- data: {search.subject['data set']}"]
+    lines += recipe(config, folder.command)
+    lines += ["", "## Data and machine", "", f"- data: {escaped(search.subject['data set'])}"]
     if queries:
         lines.append(f"- {len(queries)} queries in {queries[-1]['seconds']:.0f} s")
     lines.append(f"- {hardware(search.device)}; {made_by()}")
@@ -63,7 +63,10 @@ def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> li
     assert best is not None
     lines = ["## Queries", ""]
     if config.query is not None:
-        lines += [f"Accuracies are those of the column {config.query}; nothing was trained.", ""]
+        lines += [
+            f"Accuracies are those of the column {escaped(config.query)}; nothing was trained.",
+            "",
+        ]
     else:
         halves = search.halves
         lines += [

@@ -10,7 +10,9 @@ import torch
 
 from darts_bio.config import TrainingConfig
 from darts_bio.distributed import world_size
+from darts_bio.invocation import portable
 from darts_bio.networks import multiply_adds, parameters
+from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
 from darts_bio.training.retrain import Retraining
@@ -40,10 +42,10 @@ def model_card(
     lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
     if training.genotype is not None:
         lines += ["", "![cells](cells.svg)"]
-    lines += ["", "## Learning rules", "", *_rules(training), "", *_recipe(config, folder.command)]
-    lines += ["", "## Data and machine", "", f"- data: {training.subject['data set']}"]
+    lines += ["", "## Learning rules", "", *_rules(training), "", *recipe(config, folder.command)]
+    lines += ["", "## Data and machine", "", f"- data: {escaped(training.subject['data set'])}"]
     lines += [
-        f"- passed over, since it cannot be read: {name} ({why})"
+        f"- passed over, since it cannot be read: {code(name)} ({escaped(why)})"
         for name, why in training.damaged.items()
     ]
     lines += [
@@ -64,7 +66,7 @@ def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any])
     first = next(iter(results.values()))
     accuracies = {seed: result.accuracy for seed, result in results.items()}
     rows = [
-        (f"[{seed}](seed-{seed}/{CARD_FILE})", f"{100 * accuracy:.2f}")
+        (link(f"{seed}", f"seed-{seed}/{CARD_FILE}"), f"{100 * accuracy:.2f}")
         for seed, accuracy in accuracies.items()
     ]
     lines = [f"# {_title(config)}, {len(results)} seeds", "", "## Result", ""]
@@ -72,8 +74,8 @@ def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any])
     lines += [*markdown_table(("seed", f"{first.measured}, %"), rows), "", "## Network", ""]
     lines += [f"{first.parameters:,} parameters, the auxiliary head included", ""]
     if first.genotype is not None:
-        lines += ["```", str(first.genotype), "```", ""]
-    lines += [*_recipe(config, command), "", "The reports of the seeds hold all else."]
+        lines += [*block(str(first.genotype)), ""]
+    lines += [*recipe(config, command), "", "The reports of the seeds hold all else."]
     return "\n".join(lines) + "\n"
 
 
@@ -90,39 +92,23 @@ def spread(accuracies: Sequence[float]) -> str:
 def _title(config: TrainingConfig) -> str:
     """Return the title of a report: the genotype and the data set."""
     # A DARTS-style string is too long for a title.
-    name = config.genotype if len(config.genotype) < 60 else "genotype"
-    return f"{name} on {config.dataset or config.data_dir or 'images'}"
+    name = portable(config.genotype) if len(config.genotype) < 60 else "genotype"
+    images = config.dataset or portable(config.data_dir or "images")
+    return f"{escaped(name)} on {escaped(images)}"
 
 
 def _network(training: Retraining) -> list[str]:
     """Return the lines on the network: what it costs, and its genotype."""
     lines = ["## Network", "", *markdown_table(("", ""), _costs(training))]
     if training.genotype is not None:
-        lines += ["", "```", str(training.genotype), "```"]
+        lines += ["", *block(str(training.genotype))]
     return lines
-
-
-def _recipe(config: TrainingConfig, command: str) -> list[str]:
-    """Return the lines on the recipe: the command and all options."""
-    return ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
 
 
 def _processes(training: Retraining) -> str:
     """Return the number of processes, and that at the start of the run if it was another."""
     before = "" if training.began_with == world_size() else f" (at first {training.began_with})"
     return f"{world_size()} process(es){before}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    r"""Return the lines of a Markdown table.
-
-    >>> print("\n".join(markdown_table(("rule", "layers"), [("usf", "12"), ("bp", "3")])))
-    | rule | layers |
-    | --- | --- |
-    | usf | 12 |
-    | bp | 3 |
-    """
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _measured(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:

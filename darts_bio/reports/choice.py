@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.evaluation.choice import RULE, Candidate, Choice
-from darts_bio.reports.card import CARD_FILE, markdown_table
+from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
 
 
@@ -38,16 +39,21 @@ def choice_card(
         result: What the full training reached, in words; None while it is not done.
     """
     seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
-    lines = [f"# Search on {config.dataset}, one of {len(seeds)} chosen", "", "## Result", ""]
+    lines = [
+        f"# Search on {escaped(config.dataset)}, one of {len(seeds)} chosen",
+        "",
+        "## Result",
+        "",
+    ]
     if result is None:
         lines += ["The full training of the chosen genotype has not come to its end.", ""]
     else:
-        lines += [f"**{result}**", ""]
+        lines += [f"**{escaped(result)}**", ""]
         lines += [
             f"Of the chosen genotype, trained on all training images ([report](final/{CARD_FILE})).",
             "",
         ]
-    lines += ["```", str(genotype), "```", "", "## Choice", ""]
+    lines += [*block(str(genotype)), "", "## Choice", ""]
     lines += [
         f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
         f"{training.holdout} of the training images, the same for all, and measured on these. "
@@ -58,8 +64,8 @@ def choice_card(
     rows = [
         (
             f"{candidate.seed}{' (chosen)' if candidate.seed == chosen else ''}",
-            f"[search](searches/seed-{candidate.seed}/{CARD_FILE})",
-            f"[training](choice/seed-{candidate.seed}/{CARD_FILE})",
+            link("search", f"searches/seed-{candidate.seed}/{CARD_FILE}"),
+            link("training", f"choice/seed-{candidate.seed}/{CARD_FILE}"),
             *measured(candidate),
         )
         for candidate in choice.candidates
@@ -72,5 +78,5 @@ def choice_card(
             "trained by itself, from another seed: what differs between them is chance.",
             "",
         ]
-    lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+    lines += recipe(config, command)
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from darts_bio.networks import build_network, multiply_adds, parameters
+from darts_bio.reports.markdown import code, markdown_table
 from darts_bio.spaces import load_genotype, shipped_names
 
 FORMS = (
@@ -29,19 +30,15 @@ def genotype_tables() -> str:
     """Return a Markdown table for each form of the network, with a row per shipped genotype."""
     tables = []
     for title, side, form in FORMS:
-        rows = [
-            f"**{title}**\n",
-            "| name | source | parameters | with auxiliary head | multiply-adds |",
-            "|---|---|---|---|---|",
-        ]
+        rows = []
         for name in shipped_names():
             genotype = load_genotype(name)
             network = build_network(genotype, **form)
             adds = multiply_adds(network, lambda n=network, s=side: n(torch.zeros(1, 3, s, s)))  # type: ignore[misc]
             with_head = parameters(build_network(genotype, **form, auxiliary=True))
-            rows.append(
-                f"| `{name}` | {genotype.provenance['source']} | {parameters(network):,} | "
-                f"{with_head:,} | {adds / 1e6:.2f} M |"
-            )
-        tables.append("\n".join(rows) + "\n")
+            source = str(genotype.provenance["source"])
+            sizes = (f"{parameters(network):,}", f"{with_head:,}", f"{adds / 1e6:.2f} M")
+            rows.append((code(name), source, *sizes))
+        head = ("name", "source", "parameters", "with auxiliary head", "multiply-adds")
+        tables.append("\n".join([f"**{title}**\n", *markdown_table(head, rows)]) + "\n")
     return "\n".join(tables)

@@ -13,7 +13,8 @@ from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
-from darts_bio.reports.card import CARD_FILE, markdown_table
+from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.markdown import escaped, markdown_table, recipe
 from darts_bio.runtime import hardware, made_by
 from darts_bio.training.run_folder import RunFolder, write_text
 
@@ -143,7 +144,7 @@ def report(
 ) -> str:
     """Return the report of a measurement in Markdown; accuracies are in per cent."""
     plan, groups = measurement.plan, groups_of(subjects)
-    lines = [f"# Robustness of {', '.join(groups)}", "", "## Accuracy under attack", ""]
+    lines = [f"# Robustness of {escaped(', '.join(groups))}", "", "## Accuracy under attack", ""]
     lines += [
         f"In % of {len(measurement.images)} test images, right before and after; `worst` are those "
         "that withstand every attack of the row. `true`: attacks climb along the exact gradient; "
@@ -173,7 +174,7 @@ def report(
     if plan.transfer and len(subjects) > 1:
         for eps in plan.eps:
             lines += [
-                f"## Transfer, {plan.transfer}, eps {eps:g}/255",
+                f"## Transfer, {escaped(plan.transfer)}, eps {eps:g}/255",
                 "",
                 *_transfer(subjects, measurement, eps),
                 "",
@@ -181,13 +182,8 @@ def report(
     if plan.corruptions:
         lines += ["## Common corruptions", "", *_corruptions(groups, measurement), ""]
     device = measurement.images.images.device
-    lines += ["## Recipe, data and machine", "", f"`{folder.command}`", "", "```yaml"]
-    lines += [
-        folder.config.to_yaml().rstrip(),
-        "```",
-        "",
-        f"- {seconds:.0f} s on {hardware(device)}",
-    ]
+    lines += [*recipe(folder.config, folder.command), "", "## Machine", ""]
+    lines += [f"- {seconds:.0f} s on {hardware(device)}"]
     lines.append(f"- {made_by()}")
     return "\n".join(lines) + "\n"
 

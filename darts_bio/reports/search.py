@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_bio.config import SearchConfig
+from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
-from darts_bio.reports.card import markdown_table
+from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
@@ -37,14 +38,13 @@ def search_card(
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
     lines = [
-        f"# Search on {config.dataset}, seed {config.seed}{state}",
+        f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
         "",
         "## Genotype",
         "",
-        "```",
-        str(genotype),
+        *block(str(genotype)),
     ]
-    lines += ["```", "", "![cells](cells.svg)", ""]
+    lines += ["", "![cells](cells.svg)", ""]
     if not search.strategy.finished:  # one that draws is sure of everything
         lines += _shares(search, genotype)
     if search.objective.bound is not None:
@@ -74,17 +74,8 @@ def search_card(
         lines += [*markdown_table(head, rows), ""]
     if config.table is not None:
         lines += _known(config, genotype, epochs, known)
-    lines += [
-        "## Recipe",
-        "",
-        f"`{folder.command}`",
-        "",
-        "```yaml",
-        config.to_yaml().rstrip(),
-        "```",
-        "",
-    ]
-    lines += ["## Data and machine", "", f"- data: {search.subject['data set']}"]
+    lines += [*recipe(config, folder.command), ""]
+    lines += ["## Data and machine", "", f"- data: {escaped(search.subject['data set'])}"]
     lines += [f"- supernet of {parameters(search.supernet):,} weights"]
     if epochs:
         last = epochs[-1]
@@ -101,14 +92,12 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
 
     `results` holds the `SearchResult` of each seed.
     """
-    lines = [f"# Search on {config.dataset}, {len(results)} seeds", "", "## Genotypes", ""]
+    lines = [f"# Search on {escaped(config.dataset)}, {len(results)} seeds", "", "## Genotypes", ""]
     for seed, result in results.items():
         lines += [
             f"### [seed {seed}](seed-{seed}/report.md)",
             "",
-            "```",
-            str(result.genotype),
-            "```",
+            *block(str(result.genotype)),
             "",
         ]
     if config.table is not None:
@@ -132,7 +121,7 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
         for (cell_type, node, source, candidate), count in by_count
     ]
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
-    lines += ["## Recipe", "", f"`{command}`", "", "```yaml", config.to_yaml().rstrip(), "```"]
+    lines += recipe(config, command)
     return "\n".join(lines) + "\n"
 
 
@@ -213,7 +202,7 @@ def _known(
     lines = [
         "## Known accuracy",
         "",
-        f"In `{config.table}`, of the operations of the cell under bp: the benchmark trained all "
+        f"In {code(portable(config.table or ''))}, of the operations of the cell under bp: the benchmark trained all "
         "cells by backpropagation."
         + (f" What they reach under {others} it does not know." if others else ""),
         "",
@@ -221,7 +210,7 @@ def _known(
     if not known:
         lines += [f"The genotype's cell is not in the table: `{cell}`", ""]
     else:
-        lines += [f"The genotype's, `{cell}`: **{accuracies_in_words(known)}**", ""]
+        lines += [f"The genotype's, `{cell}`: **{escaped(accuracies_in_words(known))}**", ""]
     names = list(dict.fromkeys(n for numbers in epochs for n in numbers if n.startswith("known/")))
     if names:
         rows = [

@@ -7,7 +7,8 @@ from typing import Any
 
 from darts_bio.config import SearchConfig
 from darts_bio.config.stages import Stage
-from darts_bio.reports.card import CARD_FILE, markdown_table
+from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
@@ -34,13 +35,11 @@ def stages_card(
     finished = len(results) == len(stages) and results[-1].finished
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
-        f"# Search on {config.dataset} in {len(stages)} stages, seed {config.seed}{state}",
+        f"# Search on {escaped(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
         "",
         "## Genotype",
         "",
-        "```",
-        str(genotype),
-        "```",
+        *block(str(genotype)),
         "",
         "![cells](cells.svg)",
         "",
@@ -62,8 +61,8 @@ def stages_card(
         for edge, candidates in by_edge.items()
     ]
     lines += [*markdown_table(("cell", "edge", "candidates"), left), ""]
-    lines += ["## Recipe", "", f"`{folder.command}`", "", "```yaml", config.to_yaml().rstrip()]
-    return "\n".join([*lines, "```"]) + "\n"
+    lines += recipe(config, folder.command)
+    return "\n".join(lines) + "\n"
 
 
 def _row(number: int, stage: Stage, options: SearchConfig, result: Any) -> tuple[str, ...]:
@@ -72,7 +71,7 @@ def _row(number: int, stage: Stage, options: SearchConfig, result: Any) -> tuple
     losses = (last.get(name) for name in ("train/loss", "valid/loss"))
     return (
         f"{number}",
-        f"[search](stage-{number}/{CARD_FILE})",
+        link("search", f"stage-{number}/{CARD_FILE}"),
         f"{options.layers}",
         "all there were" if stage.candidates is None else f"{stage.candidates}",
         "kept" if stage.keeps_weights else "new",

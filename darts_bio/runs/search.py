@@ -23,6 +23,7 @@ from darts_bio.distributed import (
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_known
+from darts_bio.invocation import portable
 from darts_bio.monitoring.boards import FitBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports.card import CARD_FILE
@@ -319,7 +320,7 @@ class SearchFiles(Listener):
         note = {} if finished else {"note": "that of a search which had not finished"}
         genotype = self.search.genotype().with_provenance(
             command=self.folder.command,
-            **self.folder.config.identity(),
+            **{name: portable(value) for name, value in self.folder.config.identity().items()},
             steps=step,
             **note,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

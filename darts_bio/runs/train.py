@@ -13,7 +13,7 @@ from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import Source, source_of
 from darts_bio.distributed import TIMEOUT, rank, refuse_differences, world_size
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, one_line
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_curves
@@ -172,7 +172,7 @@ def _perform(
             *precision_notes(task.device, config.amp),
         ]
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
-            lines.append(f"this genotype is {note}")
+            lines.append(one_line(f"this genotype is {note}"))
         lines += _unused_cells(task)
         if task.began_with != world_size():
             lines.append(shared_otherwise(task.began_with, world_size()))
@@ -248,7 +248,8 @@ class _UnreadableFiles:
         new = {name: why for name, why in self._training.damaged.items() if name not in self._named}
         self._named |= new.keys()
         return [
-            f"passed over, since it cannot be read: {name} ({why})" for name, why in new.items()
+            one_line(f"passed over, since it cannot be read: {name} ({why})")
+            for name, why in new.items()
         ]
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from darts_bio.bounded import MOST_CELLS
 from darts_bio.errors import InputError, check_whole
 from darts_bio.registry import canonical_spec
 from darts_bio.spaces.base import SPACES, Row, Space
@@ -57,7 +58,7 @@ class ByDepth(Space):
             raise InputError(
                 f"{self.where}: space: expected the spec of a space, found {self.space!r}"
             )
-        check_whole(f"{self.where}: cells", self.cells)
+        check_whole(f"{self.where}: cells", self.cells, most=MOST_CELLS)
         try:
             inner = self.of_cells
         except InputError as error:

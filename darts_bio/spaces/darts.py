@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from darts_bio.bounded import MOST_NODES
 from darts_bio.errors import InputError, check_whole, unknown_name
 from darts_bio.rules import RULES
 from darts_bio.spaces.base import SPACES, Row, Space, pairs_of
@@ -250,7 +251,7 @@ class DartsSpace(DartsCells):
         """
         if self.layout not in get_args(Layout):
             raise unknown_name("layout of the darts space", str(self.layout), get_args(Layout))
-        check_whole(f"{self.where}: nodes", self.nodes)
+        check_whole(f"{self.where}: nodes", self.nodes, most=MOST_NODES)
         if self.kept_edges is not None:
             check_whole(f"{self.where}: kept_edges", self.kept_edges)
         check_operations(self.operations, self.where)

@@ -6,6 +6,7 @@ reads both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,11 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
                 "it goes on by --resume"
             )
         genotype, form = from_json(task["genotype"], f"{path}: genotype"), dict(task["form"])
+        weights = task["averaged"] if averaged and "averaged" in task else task["network"]
+        _check_size(genotype, form, weights, path)
         with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
             network = build_network(genotype, **form)
-        network.load_state_dict(
-            task["averaged"] if averaged and "averaged" in task else task["network"]
-        )
+        network.load_state_dict(weights)
         trained = Trained(
             network.eval(),
             genotype,
@@ -140,6 +141,30 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
     return trained
 
 
+def _check_size(
+    genotype: Genotype, form: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raise InputError if a checkpoint asks for a larger network than it holds weights of.
+
+    The network is built without memory for its weights. Of those in the file the memory counts, not
+    their shapes: a tensor of any shape may repeat a single number.
+    """
+    with torch.device("meta"):
+        network = build_network(genotype, **form)
+    needed = sum(weight.nbytes for weight in network.state_dict().values())
+    storages = [weight.untyped_storage() for weight in weights.values() if not weight.is_meta]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if needed > held:
+        raise InputError(
+            f"{path}: expected the weights of the network that it describes, {needed:,} bytes, found "
+            f"{held:,}; use another checkpoint"
+        )
+
+
+LARGEST_SIDE = 2048
+"""Pixels of a side of the images that a checkpoint may ask for."""
+
+
 def _check(trained: Trained, path: Path) -> None:
     """Raise InputError unless the classes, the normalization and the image size fit the network."""
     classes, channels = trained.form["num_classes"], trained.form["in_channels"]
@@ -150,7 +175,7 @@ def _check(trained: Trained, path: Path) -> None:
         std > 0 for std in trained.std
     )
     is_size = len(trained.image_size) == 2 and all(
-        type(side) is int and side > 0 for side in trained.image_size
+        type(side) is int and 0 < side <= LARGEST_SIDE for side in trained.image_size
     )
     normalization = (trained.mean, trained.std)
     for name, expected, holds, value in (
