@@ -236,8 +236,7 @@ def check_archive(path: Path) -> None:
     out of proportion, and numbers in it that make a reader reserve memory. The tensors are not read.
 
     Raises:
-        InputError: The archive is not of this kind. The message names the file.
-        OSError: The file cannot be read.
+        InputError: The file cannot be read, or is no archive of this kind. The message names it.
 
     >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -245,13 +244,17 @@ def check_archive(path: Path) -> None:
     ...     torch.save({"w": torch.zeros(3)}, path)
     ...     check_archive(path)
     """
-    expected = f"{path}: expected an archive as torch.save writes it, found"
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
+    expected = (
+        f"{path}: not a readable checkpoint: expected an archive as torch.save writes it, found"
+    )
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             members = zipfile.ZipFile(file).infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise InputError(f"{expected} another file ({first_line(error)})") from None
+    except OSError as error:
+        raise InputError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
+    except Exception as error:  # damaged bytes fail in any way that a reader of them can
+        raise InputError(f"{expected} another file ({first_line(error)})") from None
     if len(members) > MOST_MEMBERS:
         raise InputError(f"{expected} {len(members):,} files in it, more than {MOST_MEMBERS:,}")
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]

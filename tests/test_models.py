@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -778,6 +779,10 @@ def test_a_run_becomes_a_program(
     path = tmp_path / "model.pt2"
     said_so = said(capsys, "export", run, "--program", path)
     assert said_so == f"wrote {path}: pixels Nx1x8x8 in [0, 1] to logits of 10 classes\n"
+    with zipfile.ZipFile(path) as file:  # it names no source file of this machine
+        parts = [file.read(name) for name in file.namelist()]
+    for module in (darts_bio, torch):
+        assert not any(str(Path(module.__file__ or "").parent).encode() in part for part in parts)
     network, program = inference_network(load_trained(run)), torch.export.load(path).module()
     for n in (1, 5):
         pixels = torch.rand(n, 1, 8, 8)

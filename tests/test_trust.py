@@ -34,7 +34,6 @@ from darts_bio.config.files import read_run, read_yaml
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.figures.drawing import Box, Drawing, Text
-from darts_bio.interop.export import export_program, write_program
 from darts_bio.interop.hub_card import hub_card
 from darts_bio.invocation import called
 from darts_bio.networks import build_network
@@ -121,21 +120,21 @@ def spec(space: str) -> str:
     return json.dumps(json.loads(load_genotype("darts_v2").to_json()) | {"space": space})
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param("{" + ",".join(f'"{i}": 1' for i in range(70_000)) + "}", id="fields"),
-        pytest.param("{" + '"a": 1,' * 80_000 + '"a": 1}', id="one-field-again-and-again"),
-        pytest.param("[" * 900_000, id="depth"),
-        pytest.param('{"a": ' + "9" * 900_000 + "}", id="digits"),
-        pytest.param(" " * 1_000_001, id="bytes"),
-        pytest.param(edges(400), id="edges"),
-        pytest.param(spec("by_depth(space=darts, cells=1000000000000)"), id="cells"),
-        pytest.param(spec("darts(nodes=1000000000)"), id="nodes"),
-        pytest.param(spec("x" * 500_000), id="a-long-name"),
-        pytest.param(spec(HOSTILE), id="a-hostile-name"),
-    ],
-)
+GENOTYPE_BOMBS = [
+    pytest.param("{" + ",".join(f'"{i}": 1' for i in range(70_000)) + "}", id="fields"),
+    pytest.param("{" + '"a": 1,' * 80_000 + '"a": 1}', id="one-field-again-and-again"),
+    pytest.param("[" * 900_000, id="depth"),
+    pytest.param('{"a": ' + "9" * 900_000 + "}", id="digits"),
+    pytest.param(" " * 1_000_001, id="bytes"),
+    pytest.param(edges(400), id="edges"),
+    pytest.param(spec("by_depth(space=darts, cells=1000000000000)"), id="cells"),
+    pytest.param(spec("darts(nodes=1000000000)"), id="nodes"),
+    pytest.param(spec("x" * 500_000), id="a-long-name"),
+    pytest.param(spec(HOSTILE), id="a-hostile-name"),
+]
+
+
+@pytest.mark.parametrize("content", GENOTYPE_BOMBS)
 def test_a_bomb_in_a_genotype_is_refused_at_once(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "genotype.json", content)
     refused(lambda: load_genotype(path))
@@ -146,17 +145,20 @@ def test_a_pasted_text_of_megabytes_is_refused_at_once() -> None:
         assert "at most 100,000 characters, found 10" in refused(lambda t=text: load_genotype(t))
 
 
+TABLE_BOMBS = [
+    ("a.csv", "a,b\n" * 110_000),
+    ("a.csv", "arch," + "c" * 200_000 + "\n"),
+    ("a.csv", "arch,cifar10\n\0,1\n"),
+    ("a.json", "[" * 1_000_000),
+    ("a.json", "[" + "{}," * 200_000 + "{}]"),
+    ("a.json", '{"a": ["' + "x" * 1_000_000 + '"]}'),
+    ("a.json", " " * 16_000_001),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
-        ("a.csv", "a,b\n" * 110_000),
-        ("a.csv", "arch," + "c" * 200_000 + "\n"),
-        ("a.csv", "arch,cifar10\n\0,1\n"),
-        ("a.json", "[" * 1_000_000),
-        ("a.json", "[" + "{}," * 200_000 + "{}]"),
-        ("a.json", '{"a": ["' + "x" * 1_000_000 + '"]}'),
-        ("a.json", " " * 16_000_001),
-    ],
+    TABLE_BOMBS,
     ids=["lines", "a-long-entry", "nul", "depth", "fields", "a-long-text", "bytes"],
 )
 def test_a_bomb_in_a_table_is_refused_at_once(tmp_path: Path, name: str, content: str) -> None:
@@ -166,7 +168,11 @@ def test_a_bomb_in_a_table_is_refused_at_once(tmp_path: Path, name: str, content
 
 @pytest.fixture
 def odd(tmp_path: Path) -> list[Path]:
-    """A named pipe, a socket, a folder, an endless device, and a link to it."""
+    return odd_files(tmp_path)
+
+
+def odd_files(tmp_path: Path) -> list[Path]:
+    """A named pipe, a socket, a folder, and a link to an endless device."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("/dev/zero")
@@ -238,19 +244,18 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"layers": 100_000},
-        {"layers": 30},
-        {"channels": 4_000},
-        {"channels": 2**40},
-        {"num_classes": 10_000_000},
-        {"in_channels": 2**50},
-        {"layers": "many"},
-    ],
-    ids=str,
-)
+FORMS = [
+    {"layers": 100_000},
+    {"layers": 30},
+    {"channels": 4_000},
+    {"channels": 2**40},
+    {"num_classes": 10_000_000},
+    {"in_channels": 2**50},
+    {"layers": "many"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_checkpoint_builds_no_larger_network_than_it_holds(
     tmp_path: Path, form: dict[str, Any]
 ) -> None:
@@ -396,15 +401,6 @@ def test_no_page_that_is_passed_on_names_a_folder(monkeypatch: pytest.MonkeyPatc
     words = ["/home/me/x/evaluate/train_cifar.py", "--out", "/home/me/o", "--data-dir=/home/me/d"]
     monkeypatch.setattr(sys, "argv", words)
     assert called(["/usr/bin/python"]) == "python evaluate/train_cifar.py --out o --data-dir=d"
-
-
-def test_an_exported_program_names_no_folder(tmp_path: Path) -> None:
-    trained = load_trained(checkpoint(tmp_path / "checkpoint.pt"))
-    path = tmp_path / "program.pt2"
-    write_program(export_program(trained), path)
-    source = str(Path(torch.__file__).parent).encode()
-    with zipfile.ZipFile(path) as file:
-        assert not any(source in file.read(name) for name in file.namelist())
 
 
 VALID = {

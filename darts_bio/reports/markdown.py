@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from darts_bio.config import RunConfig
 from darts_bio.errors import one_line
 
-LONGEST_NAME = 300
+LONGEST_NAME = 2_000
 """Characters of a name in a report; longer ones lose their middle."""
 
 
