@@ -13,6 +13,7 @@ import argparse
 import collections
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -45,10 +46,18 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def outcome(read: Callable[[], Any], log: Path) -> int:
-    """Return how reading ends, as a place in `ENDS`; what is raised goes into the log."""
+def outcome(read: Callable[[], Any], log: Path, peak: Path) -> int:
+    """Return how reading ends, as a place in `ENDS`.
+
+    What is raised goes into the log, and the MiB that the reading took at most into the file `peak`.
+    """
+    base = resident_mib()
     try:
-        read()
+        try:
+            read()
+        finally:
+            used_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - base
+            peak.write_text(f"{used_mib}")
     except InputError as error:
         message = str(error)
         return REFUSED if len(message) < 493 and message.isprintable() else LONG
@@ -59,18 +68,19 @@ def outcome(read: Callable[[], Any], log: Path) -> int:
 
 
 def measured(read: Callable[[], Any], log: Path) -> tuple[str, float, float]:
-    """Read in a child process; return how that ended, its CPU seconds and its MiB above this one's."""
-    base = resident_mib()
+    """Read in a child process; return how that ended, its CPU seconds and the MiB it took."""
+    peak = log.with_name("peak")
+    peak.write_text("nan")
     process = os.fork()
     if process == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(PATIENCE_S)
-        os._exit(outcome(read, log))
+        os._exit(outcome(read, log, peak))
     _, status, usage = os.wait4(process, 0)
     cpu_s = usage.ru_utime + usage.ru_stime
     code = os.waitstatus_to_exitcode(status)
     end = ENDS[code] if 0 <= code < len(ENDS) else f"ended by {code}"
-    return end, cpu_s, usage.ru_maxrss / 1024 - base
+    return end, cpu_s, float(peak.read_text())
 
 
 class Campaign:

@@ -158,8 +158,8 @@ def _check_size(
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if needed > held:
         raise InputError(
-            f"{path}: expected the weights of the network that it describes, {needed:,} bytes, found "
-            f"{held:,}; use another checkpoint"
+            f"{path}: does not fit the run that its configuration describes: its network has "
+            f"{needed:,} bytes of weights, found {held:,}; use another checkpoint"
         )
 
 
