@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,11 +26,11 @@ from darts_bio.networks.naming import WeightName, name_weights
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.rules import convert
 from darts_bio.rules.weights import weights_in
-from darts_bio.runs.alignment import EPOCHS_FILE, EpochsFile, alignments_by_epoch
+from darts_bio.runs.alignment import alignments_by_epoch
 from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import Progress
+from darts_bio.training.run_folder import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -384,8 +383,6 @@ def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     assert {e: a.summary()["feedback_angle"] for e, a in by_epoch.items()} == {
         record["epoch"]: record["alignment/feedback_angle"] for record in epochs
     }
-    # A run that is resumed from before the last epoch measures that anew.
-    assert kept_after(tmp_path / "watched", step=epochs[0]["step"]) == [1]
     result = align(watched, batches=4)
     assert result.epochs == by_epoch
     assert result.epochs_figure is not None
@@ -395,16 +392,6 @@ def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     assert [layer.feedback_angle for layer in by_epoch[2].layers] == [
         layer.feedback_angle for layer in result.alignment.layers
     ]
-
-
-def kept_after(folder: Path, step: int) -> list[int]:
-    """The epochs that are left of a copy of a run's alignments, when it is resumed at a step."""
-    copy = folder.with_name("copy")
-    copy.mkdir()
-    (copy / EPOCHS_FILE).write_bytes((folder / EPOCHS_FILE).read_bytes())
-    listener = EpochsFile(SimpleNamespace(path=copy), lambda: None)  # type: ignore[arg-type]
-    listener.on_start(Progress(step, 4, 1, 2))
-    return list(alignments_by_epoch(copy))
 
 
 def alignment_of(angles: dict[str, tuple[str, float]]) -> Alignment:
@@ -521,7 +508,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for name in ("config.yaml", "genotype.json"):
         (tmp_path / "other" / name).write_bytes((tmp_path / "run" / name).read_bytes())
-    torch.save(state, tmp_path / "other" / "checkpoint.pt")
+    write_checkpoint(tmp_path / "other" / "checkpoint.pt", state)
     for arguments, message in (
         (("--checkpoint", str(tmp_path / "other")), "checkpoint.pt: does not fit the run"),
         (("--checkpoint", str(tmp_path / "nowhere")), "expected the run folder of a training"),

@@ -32,7 +32,7 @@ from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype, shipped_names
 from darts_bio.training.engine import evaluate
-from darts_bio.training.run_folder import FORMAT
+from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import load_trained
 
 ROOT = Path(__file__).parent.parent
@@ -525,7 +525,7 @@ def checkpoint(
         "command": "",
         "step": 3,
     }
-    torch.save({**stamp, "task": task}, path)
+    write_checkpoint(path, {**stamp, "task": task})
     return path
 
 
@@ -843,7 +843,7 @@ def test_bad_runs_are_refused(
     assert "found no" in refused(tmp_path / "empty", *target)
     (tmp_path / "cut.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
     assert "not a readable checkpoint" in refused(tmp_path / "cut.pt", *target)
-    torch.save({"format": FORMAT, "kind": "search"}, tmp_path / "search.pt")
+    write_checkpoint(tmp_path / "search.pt", {"format": FORMAT, "kind": "search"})
     assert "expected the checkpoint of a train run, found one of a search run" in refused(
         tmp_path / "search.pt", *target
     )

@@ -363,6 +363,29 @@ class TestSearch:
         )
         assert read_checkpoint(searches / "killed-one" / "checkpoint.pt", "search")["step"] == 4
 
+    def test_saved_at_each_step_killed_and_resumed_it_is_the_same(self, searches: Path) -> None:
+        """Batch norms' statistics differ between the processes then, and a save leaves them so."""
+        words = [*FIND, *SPACE, "--out", "saved", "--save-every", "0"]
+        several(2, search_of, [words] * 2, 1, place=searches)
+        saved = read_checkpoint(searches / "saved" / "checkpoint.pt", "search")
+        assert saved["step"] == 6
+        assert not same(*saved["statistics"])
+        ended = several(2, search_of, [[*words, "--resume"]] * 2, place=searches)
+        assert [process.code for process in ended] == [0, 0], ended
+        one, other = (
+            read_checkpoint(searches / run / "checkpoint.pt", "search")
+            for run in ("saved", "torchrun")
+        )
+        assert same(one, other | {"command": one["command"]})
+        clock = ("seconds", "images_per_second")
+        for event in ("record", "epoch"):
+            lines = [numbers(searches / run, event) for run in ("saved", "torchrun")]
+            assert len(lines[0]) == len(lines[1])
+            for line, expected in zip(*lines, strict=True):
+                assert [v for k, v in line.items() if k not in clock] == [
+                    v for k, v in expected.items() if k not in clock
+                ]
+
     @pytest.mark.parametrize(
         ("other", "reason"),
         [

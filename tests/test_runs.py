@@ -28,7 +28,7 @@ from darts_bio.runtime import stop_on_signals
 from darts_bio.spaces import from_json, load_genotype
 from darts_bio.training.engine import evaluate
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
+from darts_bio.training.run_folder import FORMAT, RunFolder, read_checkpoint, write_checkpoint
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")
@@ -567,7 +567,8 @@ class TestFolder:
         """Not begun anew at step 0, which would cut the records."""
         out = tmp_path / "run"
         run(SEARCH, data, out, stop_after=5)
-        (out / "checkpoint.pt").unlink()
+        for name in ("checkpoint.pt", "checkpoint-before.pt"):
+            (out / name).unlink()
         records = "".join((out / "metrics.jsonl").read_text().splitlines(keepends=True)[:kept])
         (out / "metrics.jsonl").write_text(records)
         told = "tells of step 4" if kept == 3 else "says that the run had begun"
@@ -659,9 +660,9 @@ class TestFolder:
         broken["flipped"] = whole[:place] + b"\xff" + whole[place + 1 :]
         path.write_bytes(broken.get(damage, b""))
         if damage == "other":
-            torch.save([1, 2], path)
+            write_checkpoint(path, [1, 2])  # type: ignore[arg-type]
         if damage == "bare":
-            torch.save({"format": 1, "kind": "search"}, path)
+            write_checkpoint(path, {"format": FORMAT, "kind": "search"})
         with pytest.raises(InputError, match="checkpoint.pt: not a") as caught:
             read_checkpoint(path, "search")
         assert "\n" not in str(caught.value)
@@ -676,7 +677,7 @@ class TestFolder:
             {k: v for k, v in state.items() if k != "rng"},
             {**state, "task": {"supernet": {}}},
         ):
-            torch.save(broken, path)
+            write_checkpoint(path, broken)
             with pytest.raises(
                 InputError, match="does not fit the run that its configuration describes"
             ) as caught:

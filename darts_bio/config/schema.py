@@ -208,6 +208,12 @@ class FitConfig(WeightsConfig):
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
     graphs: bool = option(True, "on a GPU, replay steps as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of loss and accuracy", minimum=1)
+    save_every: float = option(
+        300.0,
+        "seconds between two checkpoints within an epoch; 0: after each step",
+        minimum=0,
+        identity=False,
+    )
 
 
 @configuration("images")

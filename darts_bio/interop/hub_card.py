@@ -16,7 +16,8 @@ import yaml
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.reports.markdown import block, code, escaped, markdown_table
-from darts_bio.training.run_folder import METRICS_FILE, checkpoint_of, read_records
+from darts_bio.training.logs import METRICS_FILE, read_records
+from darts_bio.training.run_folder import checkpoint_of
 from darts_bio.training.trained import Trained
 
 CARD_FILE = "README.md"

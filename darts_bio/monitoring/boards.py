@@ -13,7 +13,6 @@ from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.monitoring.tensorboard import TensorBoard
 from darts_bio.reports.markdown import recipe
 from darts_bio.reports.robustness import attacks_on
-from darts_bio.spaces import Genotype
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
@@ -31,14 +30,26 @@ class FitBoard(TensorBoard, Listener):
         self.folder = folder
 
     def on_start(self, progress: Progress) -> None:
-        """Open the event file; a resumed run hides earlier events of the steps that it repeats."""
+        """Open a new event file; a resumed run adds to those before, which were cut back to it.
+
+        A TensorBoard that is looking on hides what was cut off.
+        """
+        begun = self.has_events
         self.open_events(progress.step + 1 if self.folder.config.resume else None)
+        if not begun:
+            self.introduce(progress)
+            self.flush()
+
+    def introduce(self, progress: Progress) -> None:
+        """Write what stands at the beginning of a run, once."""
         self.layout(self.charts)
         self.text(
             "run",
             "\n".join(recipe(self.folder.config, self.folder.command)),
             progress.step,
         )
+
+    # What is told is on the disk before a checkpoint says that it is: hence each `flush`.
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         for name, value in numbers.items():
@@ -62,7 +73,11 @@ class SearchBoard(FitBoard):
     def __init__(self, search: Search, folder: RunFolder) -> None:
         super().__init__(folder)
         self.search = search
-        self._shown: Genotype | None = None
+        self._shown: str | None = None  # the genotype of the latest picture
+
+    def on_start(self, progress: Progress) -> None:
+        self._shown = self.last_text("genotype")
+        super().on_start(progress)
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         super().on_epoch(progress, numbers)
@@ -76,11 +91,13 @@ class SearchBoard(FitBoard):
             heat_map = draw_edge_weights(title, rows, search.space.edges, weights.cpu())
             self.image(f"edge_weights/{cell_type}", heat_map.image(), step)
         genotype = search.genotype()
+        text = f"```\n{genotype}\n```"
         # Painting takes long, and TensorBoard shows the last picture for the steps after it too.
-        if genotype != self._shown:
+        if text != self._shown:
             self.image("cells", draw_genotype(genotype).image(), step)
-            self._shown = genotype
-        self.text("genotype", f"```\n{genotype}\n```", step)
+            self._shown = text
+        self.text("genotype", text, step)
+        self.flush()
 
 
 class TrainingBoard(FitBoard):
@@ -97,8 +114,8 @@ class TrainingBoard(FitBoard):
         super().__init__(folder)
         self.training, self._alignment = training, alignment
 
-    def on_start(self, progress: Progress) -> None:
-        super().on_start(progress)
+    def introduce(self, progress: Progress) -> None:
+        super().introduce(progress)
         genotype = self.training.genotype
         if genotype is not None:
             self.image("cells", draw_genotype(genotype).image(), progress.step)
@@ -112,6 +129,7 @@ class TrainingBoard(FitBoard):
                 value = getattr(layer, name)
                 if value is not None:
                     self.scalar(f"{name}/{layer.depth:03}.{layer.name}", value, progress.step)
+        self.flush()
 
 
 class RobustnessBoard(TensorBoard):

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
+from darts_bio.training.logs import EVENTS
 from darts_bio.training.run_folder import writing
 
 
@@ -45,6 +46,24 @@ class TensorBoard:
         threading.excepthook = self._excepthook
         if self._writer is not None:
             self._call("close")
+
+    @property
+    def has_events(self) -> bool:
+        """Whether the folder holds events of a run that goes on."""
+        return any(self._directory.glob(EVENTS))
+
+    def last_text(self, tag: str) -> str | None:
+        """Return the last text of a tag among the events so far; None if there is none."""
+        if not self.has_events:
+            return None
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        sizes = {"images": 1, "histograms": 1, "scalars": 1, "tensors": 1}
+        events = EventAccumulator(str(self._directory), size_guidance=sizes).Reload()
+        name = f"{tag}/text_summary"
+        if name not in events.Tags()["tensors"]:
+            return None
+        return str(events.Tensors(name)[-1].tensor_proto.string_val[0].decode())
 
     def open_events(self, purge_step: int | None = None) -> None:
         """Open a new event file; TensorBoard then hides earlier events from `purge_step` on."""

@@ -24,10 +24,9 @@ from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.runtime import select_device
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.logs import EPOCHS_FILE, read_records
 from darts_bio.training.retrain import Retraining, config_of_run
-from darts_bio.training.run_folder import RunFolder, new_folder, read_records, write_text, writing
-
-EPOCHS_FILE = "alignment-epochs.jsonl"
+from darts_bio.training.run_folder import RunFolder, new_folder, write_text, writing
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,6 @@ class EpochsFile(Listener):
 
     def __init__(self, folder: RunFolder, latest: Callable[[], Alignment | None]) -> None:
         self._path, self._latest = folder.path / EPOCHS_FILE, latest
-
-    def on_start(self, progress: Progress) -> None:
-        """Drop the records after `progress.step`: a resumed run makes those epochs again."""
-        if self._path.exists():
-            kept = read_records(self._path, progress.step)
-            write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         alignment = self._latest()

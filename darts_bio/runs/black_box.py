@@ -10,13 +10,14 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.figures.curves import draw_best
 from darts_bio.registry import parse_spec
-from darts_bio.reports.black_box import BEST_FIGURE, EVALUATIONS_FILE, black_box_card
+from darts_bio.reports.black_box import BEST_FIGURE, black_box_card
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.runtime import precision_notes
 from darts_bio.spaces import Genotype
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, STRATEGIES
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.logs import EVALUATIONS_FILE
 from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 
@@ -67,12 +68,6 @@ class EvaluationsFile(Listener):
 
     def __init__(self, search: BlackBoxSearch, folder: RunFolder) -> None:
         self._search, self._path = search, folder.path / EVALUATIONS_FILE
-
-    def on_start(self, progress: Progress) -> None:
-        """Drop the lines of queries that a resumed run makes again."""
-        done = progress.step // self._search.steps_per_epoch
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        write_text(self._path, "".join(text.splitlines(keepends=True)[:done]))
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         latest = self._search.latest

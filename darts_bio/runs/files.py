@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from darts_bio.training.engine import Listener, Numbers, Pace, Progress
-from darts_bio.training.run_folder import METRICS_FILE, RunFolder, read_records, write_text, writing
+from darts_bio.training.logs import METRICS_FILE, read_records
+from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 
 class MetricsFile(Listener):
@@ -23,11 +24,11 @@ class MetricsFile(Listener):
         self._pace, self._earlier_s = Pace(), 0.0
 
     def on_start(self, progress: Progress) -> None:
-        """Drop the records after `progress.step`: a resumed run makes those steps again."""
-        kept = read_records(self._path, progress.step)
+        kept = read_records(self._path)
         if kept:
             self._earlier_s = kept[-1]["seconds"]
-        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        else:
+            write_text(self._path, "")  # the sign that the run has begun
         self._pace = Pace()
 
     def on_step(self, progress: Progress, images: int) -> None:

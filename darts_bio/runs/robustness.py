@@ -21,6 +21,7 @@ from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.monitoring.boards import RobustnessBoard
 from darts_bio.monitoring.console import RobustnessConsole
 from darts_bio.reports.robustness import results, write_report
+from darts_bio.runs.running import warn_of
 from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder
@@ -101,6 +102,7 @@ def measure_robustness(
     folder = RunFolder.open("robustness", config, command)
     earlier_s, state = 0.0, folder.load()
     if state is not None:
+        folder.cut_logs()
         measurement.load_state_dict(state["measured"])
         earlier_s = state["seconds"]
     started_at = saved_at = time.monotonic()
@@ -114,7 +116,11 @@ def measure_robustness(
         shown = None
         if console is not None:
             shown = stack.enter_context(RobustnessConsole(console, measurement))
+            for remark in folder.remarks:
+                shown.say(remark)
             shown.on_start(subjects)
+        else:
+            warn_of(folder.remarks)
         try:
             for job in measurement.run():
                 if shown is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +31,6 @@ from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import FitConsole
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runtime import code_identity, stop_on_signals
-from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
@@ -209,6 +209,10 @@ def perform(
     """
     config = folder.config
     assert isinstance(config, FitConfig)
+
+    def remarks_first(progress: Progress) -> list[str]:
+        return [*folder.remarks, *introduction(progress)]
+
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         listeners: list[Listener] = []
@@ -218,13 +222,41 @@ def perform(
                 listeners.append(stack.enter_context(board()))
             if watching.console is not None:
                 listeners.append(
-                    stack.enter_context(FitConsole(watching.console, introduction, news, epoch))
+                    stack.enter_context(FitConsole(watching.console, remarks_first, news, epoch))
                 )
+            else:
+                listeners.append(_Remarks(folder))
             if watching.listener is not None:
                 listeners.append(watching.listener)
         listener = _WithExtraNumbers(extra, *listeners) if listeners else Listener()
-        outcome = fit(task, folder, listener, stop, log_every=config.log_every)
+        outcome = fit(
+            task,
+            folder,
+            listener,
+            stop,
+            log_every=config.log_every,
+            save_every=config.save_every,
+        )
         return outcome, 0 if outcome.finished else stop.exit_code
+
+
+def warn_of(remarks: Iterable[str]) -> None:
+    """Warn of what a run's folder remarks, where there is no console to say it.
+
+    >>> warn_of([])
+    """
+    for remark in remarks:
+        warnings.warn(remark.removeprefix("warning: "), stacklevel=2)
+
+
+class _Remarks(Listener):
+    """A listener that warns of what a run's folder remarks."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_start(self, progress: Progress) -> None:
+        warn_of(self._folder.remarks)
 
 
 class _WithExtraNumbers(Listeners):
@@ -276,8 +308,7 @@ def each_seed(
                         if rank() == 0:  # there may be more seeds than when the run began
                             write_text(parent.path / CONFIG_FILE, config.to_yaml())
                 path = parent.path / f"seed-{seed_config.seed}"
-                begun = first_says((path / CONFIG_FILE).exists())
-                return open_folder(replace(seed_config, out=str(path), resume=begun))
+                return open_folder(replace(seed_config, out=str(path), resume=has_begun(path)))
 
             result = run(seed_config, open_seed_folder, number)
             results[seed_config.seed] = result
@@ -293,15 +324,11 @@ def each_seed(
 
 
 def has_begun(path: Path) -> bool:
-    """Tell whether the run of a stage has begun in this folder, in all processes alike.
+    """Tell whether the run of a stage or a seed has begun in this folder, in all processes alike.
 
-    A run that was killed as it made its folder has not: what it left there is removed.
+    A run that was killed as it made its folder has not; it is begun anew there.
     """
-    begun = (path / CONFIG_FILE).is_file()
-    if rank() == 0 and not begun:
-        for leftover in (path / GENOTYPE_FILE, *path.glob(".*.partial")):
-            leftover.unlink(missing_ok=True)
-    return first_says(begun)
+    return first_says((path / CONFIG_FILE).is_file())
 
 
 def beginning(

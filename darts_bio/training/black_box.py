@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darts_bio.config import RetrainConfig, SearchConfig, SmallImagesConfig
 from darts_bio.data.datasets import ImageData, halves
@@ -283,6 +284,10 @@ class BlackBoxSearch:
         """Average batch norms' statistics of the network that is queried over the processes."""
         if self.training is not None:
             self.training.synchronize()
+
+    def statistics(self) -> list[Tensor]:
+        """Return the running statistics of the network that is queried, none between queries."""
+        return [] if self.training is None else self.training.statistics()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the strategy knows, the best query, and the training that is under way."""

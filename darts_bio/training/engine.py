@@ -2,8 +2,8 @@
 
 A `Task` says what a step is. The loop, `fit`, says when numbers are read, when the state is saved
 and when to stop. A run that was stopped after any step and resumed equals one that was not, bit for
-bit on a CPU. Of several processes each runs this loop, in step with the others; the first alone
-writes.
+bit on a CPU. Nor does it matter when, or how often, it was saved: a save leaves the state as it is.
+Of several processes each runs this loop, in step with the others; the first alone writes.
 
 Numbers go one way: a step returns `Sums`, `Meters` accumulate them, and a `Listener` hears the
 means.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,15 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.distributed import first_says, gathered, rank
+from darts_bio.distributed import first_says, gathered, rank, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
 from darts_bio.private_torch import add_all
 from darts_bio.runtime import StopRequest, autocast, rng_state, send, set_rng_state
 from darts_bio.training.run_folder import RunFolder
-
-SAVE_EVERY_S = 300.0
-"""Seconds after which a checkpoint is due, also within an epoch."""
 
 Numbers = dict[str, float]
 """Measurements by name, such as {"train/loss": 2.3, "lr/weights": 0.025}."""
@@ -104,35 +101,42 @@ class Meters:
 
     def _totals(self) -> dict[str, tuple[float, int]]:
         """Return (sum, count) by name, over all processes, the same in each."""
-        sums_here = dict(self._begun)
-        for names, sums in self._sums.items():
-            sums_here |= zip(names, sums.tolist(), strict=True)
-        here = {name: (total, self._counts[name]) for name, total in sums_here.items()}
-        totals: dict[str, tuple[float, int]] = {}
         # In the order of the processes, so that rounding is the same in all.
-        for of_process in gathered(here):
-            for name, (total, count) in of_process.items():
-                before = totals.get(name, (0.0, 0))
-                totals[name] = (before[0] + total, before[1] + count)
-        return totals
+        return _added(gathered(self.state_dict()))
 
     def clear(self) -> None:
         """Begin all means anew."""
         self._sums, self._begun, self._counts = {}, {}, {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums and counts of all processes together, by name."""
-        totals = self._totals()
-        return {
-            "sums": {name: total for name, (total, _) in totals.items()},
-            "counts": {name: count for name, (_, count) in totals.items()},
-        }
+    def state_dict(self) -> dict[str, tuple[float, int]]:
+        """Return (sum, count) by name, of this process."""
+        sums_here = dict(self._begun)
+        for names, sums in self._sums.items():
+            sums_here |= zip(names, sums.tolist(), strict=True)
+        return {name: (total, self._counts[name]) for name, total in sums_here.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from saved sums. What all processes had together becomes the first one's."""
+    def load_state_dicts(self, states: Sequence[dict[str, tuple[float, int]]]) -> None:
+        """Go on from what all processes had, by their numbers.
+
+        If there are as many now, each goes on from its own; else the first takes over all.
+        """
         self.clear()
-        if rank() == 0:
-            self._begun, self._counts = dict(state["sums"]), dict(state["counts"])
+        if len(states) == world_size():
+            states = [states[rank()]]
+        elif rank() > 0:
+            states = []
+        for name, (total, count) in _added(states).items():
+            self._begun[name], self._counts[name] = total, count
+
+
+def _added(several: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """Add up (sum, count) by name."""
+    totals: dict[str, tuple[float, int]] = {}
+    for each in several:
+        for name, (total, count) in each.items():
+            before = totals.get(name, (0.0, 0))
+            totals[name] = (before[0] + total, before[1] + count)
+    return totals
 
 
 class DivergedError(InputError):
@@ -200,6 +204,9 @@ class Task(Protocol):
 
     def synchronize(self) -> None:
         """Bring together what differs between processes, before it is measured or saved."""
+
+    def statistics(self) -> list[Tensor]:
+        """Return the tensors that `synchronize` changes, which the loop puts back after a save."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the task needs to go on, as tensors and plain values.
@@ -355,12 +362,13 @@ def fit(
     stop: StopRequest,
     *,
     log_every: int,
+    save_every: float = 300.0,
 ) -> Outcome:
     """Train a task until its last epoch, an earlier end that it asks for, or a stop request.
 
     Goes on from the folder's checkpoint if there is one. Saves one at the beginning, after each
-    epoch, every five minutes, at a stop, and before the end of an epoch that may take long, which a
-    stop interrupts.
+    epoch, every `save_every` seconds, at a stop, and before the end of an epoch that may take long,
+    which a stop interrupts.
 
     Args:
         task: What is trained.
@@ -368,6 +376,7 @@ def fit(
         listener: Who hears of the run.
         stop: Asked after each step whether to stop.
         log_every: After how many steps the means are read and told to the listener.
+        save_every: After how many seconds a checkpoint is due within an epoch.
 
     Raises:
         InputError: The checkpoint is of other data or another genotype, or the GPU's memory does
@@ -381,6 +390,7 @@ def fit(
     ...     subject, finished, measures, weight = {}, False, False, 1.0
     ...     def begin_epoch(self, epoch): ...
     ...     def synchronize(self): ...
+    ...     def statistics(self): return []
     ...     def learning_rates(self): return {"lr/weights": 0.5}
     ...     def step(self, t):
     ...         self.weight /= 2
@@ -403,13 +413,20 @@ def fit(
     if state is not None:
         with fitting(folder.checkpoint_path):
             refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
-            t, last, ended = state["step"], state["last"], state.get("ended", True)
+            t, last, ended = state["step"], state["last"], state["ended"]
             task.load_state_dict(state["task"])
-            record.load_state_dict(state["record"])
-            epoch_means.load_state_dict(state["epoch_means"])
-            set_rng_state(state["rng"])  # last, which undoes what loading may have drawn
+            record.load_state_dicts(state["record"])
+            epoch_means.load_state_dicts(state["epoch_means"])
+            as_many = len(state["statistics"]) == world_size()
+            if as_many and world_size() > 1:
+                put_back(task.statistics(), state["statistics"][rank()])
+            # Last, which undoes what loading may have drawn.
+            set_rng_state(state["rng"][rank() if as_many else 0])
 
     def save(ended: bool = True) -> None:
+        # What is saved as the task's is that of all processes together, for whoever uses it. Each
+        # process goes on with its own, as if it had not been saved, and so does a resumed run.
+        own = [tensor.clone() for tensor in task.statistics()] if world_size() > 1 else []
         task.synchronize()
         # Checked first, so that no state that has diverged replaces one that has not.
         _finite(epoch_means.read(), t)
@@ -422,11 +439,14 @@ def fit(
                 "last": last,
                 "ended": ended,
                 "task": task_state,
-                "record": record.state_dict(),
-                "epoch_means": epoch_means.state_dict(),
-                "rng": rng_state(),
+                "record": gathered(record.state_dict()),
+                "epoch_means": gathered(epoch_means.state_dict()),
+                "statistics": gathered([tensor.cpu() for tensor in own]),
+                "rng": gathered(rng_state()),
             }
         )
+        if own:
+            put_back(task.statistics(), own)
 
     def end_epoch(progress: Progress) -> None:
         nonlocal last
@@ -438,6 +458,8 @@ def fit(
 
     if state is None:
         save()  # so that a run which has records has a checkpoint, too
+    else:
+        folder.cut_logs()
     steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
     listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
     if not ended:  # the run was stopped during the end of an epoch, which is computed anew
@@ -484,11 +506,7 @@ def fit(
         # Several processes have to decide alike: `stop` sums over them, and the clock that counts
         # is the first one's.
         stopping = bool(stop)
-        if (
-            progress.ends_epoch
-            or stopping
-            or first_says(time.monotonic() - saved_at > SAVE_EVERY_S)
-        ):
+        if progress.ends_epoch or stopping or first_says(time.monotonic() - saved_at > save_every):
             save()
             saved_at = time.monotonic()
     between_epochs = t % task.steps_per_epoch == 0
@@ -537,6 +555,19 @@ describes ('task'); resume with the version of darts_bio, and of your plug-ins, 
             f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, "
             "that wrote it"
         ) from None
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Set tensors, in place, to the values that they had before.
+
+    >>> mean = torch.zeros(2)
+    >>> put_back([mean], [torch.ones(2)])
+    >>> mean
+    tensor([1., 1.])
+    """
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], where: Path) -> None:

@@ -6,7 +6,8 @@ follow from that:
 - Weights, feedback, momentum and alpha are the same in all processes, since their gradients are
   averaged before each update. They are compared, never repaired: a difference is a mistake.
 - The running statistics of batch norms differ, since each process sees other images. They are
-  averaged in `synchronize`, which the training loop calls before the network is measured or saved.
+  averaged in `synchronize`, which the training loop calls before the network is measured or saved;
+  after a save each process goes on with its own.
 
 The exchanges themselves are in `darts_bio.distributed`.
 """
@@ -74,8 +75,9 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
 def synchronize(networks: Iterable[nn.Module], further: Mapping[str, Sequence[Tensor]]) -> None:
     """Average batch norms' running statistics over all processes, and compare everything else.
 
-    It makes no difference to the statistics how often they are averaged: each is a moving average,
-    linear in the batches' own statistics, so that averaging commutes with its updates.
+    It makes no difference to the statistics how often they are averaged, rounding apart: each is a
+    moving average, linear in the batches' own statistics, so that averaging commutes with its
+    updates.
 
     Args:
         networks: Networks of the same weights in all processes.

@@ -374,10 +374,16 @@ class Retraining:
         Raises InputError if that is not the same in all.
         (Adversarial examples depend on these statistics, and have them averaged at each step.)
         """
-        networks = [self.network]
-        if self.averaged is not None:
-            networks.append(self.averaged.module)
-        synchronize(networks, {})
+        synchronize(self._networks, {})
+
+    def statistics(self) -> list[Tensor]:
+        """Return batch norms' running statistics, which `synchronize` averages."""
+        return [tensor for each in self._networks for tensor in running_statistics(each)]
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        """The network that is trained and, if there is one, that of averaged weights."""
+        return [self.network] + ([] if self.averaged is None else [self.averaged.module])
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """Return the loss and accuracy on the images that are held out, else on the test images.

@@ -1,13 +1,14 @@
 """A run's folder: its configuration, its numbers, and the checkpoint that it goes on from.
 
-config.yaml       every option of the run
-genotype.json     the genotype that was derived, or is trained
-metrics.jsonl     the numbers, one record a line
-events.out.*      the same for TensorBoard
-checkpoint.pt     everything the run needs to go on
+config.yaml            every option of the run
+genotype.json          the genotype that was derived, or is trained
+metrics.jsonl          the numbers, one record a line
+events.out.*           the same for TensorBoard
+checkpoint.pt          everything the run needs to go on
+checkpoint-before.pt   the checkpoint before that one, for the case that it gets damaged
 
-Each file but the two logs is replaced as a whole: after a crash it is there, as it was or as it was
-to become, never in part.
+Each file but the logs is replaced as a whole: after a crash it is there, as it was or as it was to
+become, never in part. The logs (`logs.py`) are cut back to the checkpoint that a run goes on from.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,29 @@ from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
+from darts_bio.training.checksum import fault_of, seal
+from darts_bio.training.logs import (
+    METRICS_FILE,
+    Marks,
+    cut_back,
+    marks_of,
+    missing_logs,
+    read_records,
+)
 from darts_bio.training.owner import LOCK_FILE, own
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout of checkpoints; one of another version is refused."""
 CHECKPOINT_FILE = "checkpoint.pt"
-METRICS_FILE = "metrics.jsonl"
+BEFORE_FILE = "checkpoint-before.pt"
+
+
+class DamagedError(InputError):
+    """A checkpoint that is not there, or not as it was written.
+
+    >>> issubclass(DamagedError, InputError)
+    True
+    """
 
 
 @contextlib.contextmanager
@@ -57,10 +75,11 @@ or choose another place. Files that were written before are whole
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Lend a temporary path whose file takes the place of `path` in one step at the end.
 
-    If the context raises, `path` stays as it was. Raises InputError if the disk refuses.
+    `before` is called right before that, once the file is on the disk. If the context raises,
+    `path` stays as it was. Raises InputError if the disk refuses.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +98,7 @@ def replacing(path: Path) -> Iterator[Path]:
             # On the disk before it is renamed: else a power cut could leave an empty file there.
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+            before()
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -98,10 +118,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """The folder of one run, which keeps its checkpoint.
+    """The folder of one run, which keeps its last two checkpoints.
 
     A checkpoint is stamped with the run's kind, configuration and command, and is refused by a run
-    of another kind or configuration.
+    of another kind or configuration. Two are kept, since a file that was whole when it was written
+    can be damaged later; more would protect against nothing else, and take their room.
+
+    Attributes:
+        remarks: What the user is to know of what `load` found, in lines.
 
     Args:
         path: The folder, which exists.
@@ -123,8 +147,13 @@ class RunFolder:
 
     def __init__(self, path: Path, kind: str, config: RunConfig, command: str) -> None:
         self.path, self.kind, self.config, self.command = path, kind, config, command
-        self.checkpoint_path = path / CHECKPOINT_FILE
+        self.checkpoint_path, self.before_path = path / CHECKPOINT_FILE, path / BEFORE_FILE
         self.genotype_path = path / GENOTYPE_FILE
+        self.remarks: list[str] = []
+        # Whether checkpoint.pt is whole, so that it may become the one before; and what it says of
+        # the logs.
+        self._is_whole = True
+        self._marks: Marks = {}
 
     @classmethod
     def open(
@@ -165,17 +194,20 @@ class RunFolder:
             folder._refuse_differences(folder.path, saved.identity())
             return folder
         name = "-".join(filter(None, (kind, config.about)))
-        folder = cls(new_folder(name, config.out), kind, config, command)
+        # The configuration last: a folder that has it holds all that the run begins with.
+        texts = {} if genotype is None else {GENOTYPE_FILE: genotype.to_json()}
+        texts[CONFIG_FILE] = config.to_yaml()
+        folder = cls(new_folder(name, config.out, begun=texts), kind, config, command)
         own(folder.path)
-        if genotype is not None:
-            write_text(folder.genotype_path, genotype.to_json())
-        write_text(folder.path / CONFIG_FILE, config.to_yaml())
+        for file, text in texts.items():
+            write_text(folder.path / file, text)
         return folder
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by the `state`, stamped with what this run is.
 
-        Raises InputError if the disk refuses; the checkpoint before is then still there.
+        The checkpoint that is replaced is kept beside it, and the one before that is dropped.
+        Raises InputError if the disk refuses; both checkpoints are then still there.
         """
         stamp = {
             "format": FORMAT,
@@ -183,23 +215,36 @@ class RunFolder:
             "config": self.config.identity(),
             "command": self.command,
         }
-        # Through memory, since torch.save reports a disk that is full in words that differ from
-        # case to case.
-        buffer = io.BytesIO()
-        torch.save({**stamp, **state}, buffer)
-        with replacing(self.checkpoint_path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        with writing(self.path):
+            stamp["logs"] = marks_of(self.path)
+        write_checkpoint(self.checkpoint_path, {**stamp, **state}, self._keep_before)
+        self._is_whole = True
+
+    def _keep_before(self) -> None:
+        """Make the present checkpoint the one before, unless it is damaged or there is none.
+
+        It keeps its own name as well, so that there is always a checkpoint.
+        """
+        if self._is_whole and self.checkpoint_path.exists():
+            with replacing(self.before_path) as temporary:
+                temporary.unlink(missing_ok=True)  # of a process that was killed
+                try:
+                    os.link(self.checkpoint_path, temporary)
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.checkpoint_path, temporary)
 
     def load(self) -> dict[str, Any] | None:
         """Return the checkpoint to go on from, or None if the run has not written one yet.
 
-        The folder takes over the command that began the run.
+        It is the last one or, if that is damaged, the one before, which `remarks` then say. The
+        folder takes over the command that began the run.
 
         Raises:
-            InputError: The checkpoint is damaged, belongs to another configuration, or is missing
-                though metrics.jsonl says that the run had begun.
+            InputError: Both checkpoints are damaged, the run is of another configuration, its
+                records are not those that it wrote, or there is no checkpoint though metrics.jsonl
+                says that the run had begun.
         """
-        if not self.checkpoint_path.exists():
+        if not (self.checkpoint_path.exists() or self.before_path.exists()):
             if not (self.path / METRICS_FILE).exists():
                 return None
             records = read_records(self.path / METRICS_FILE)
@@ -210,10 +255,39 @@ class RunFolder:
                 f"{self.checkpoint_path}: missing, though {METRICS_FILE} beside it {begun}; put it "
                 "back, or begin anew in another --out"
             )
-        state = read_checkpoint(self.checkpoint_path, self.kind)
+        state = self._load_whole()
         self._refuse_differences(self.checkpoint_path, state["config"])
         self.command = state["command"]
+        for name in missing_logs(self.path, self._marks):
+            self.remarks.append(
+                f"warning: {self.path / name}: missing; the run goes on, and its records begin anew"
+            )
         return state
+
+    def _load_whole(self) -> dict[str, Any]:
+        """Return the content of the last checkpoint that is whole; raise InputError if none is."""
+        try:
+            state, self._marks = _read(self.checkpoint_path, self.kind)
+            return state
+        except DamagedError as error:
+            try:
+                state, self._marks = _read(self.before_path, self.kind)
+            except DamagedError:
+                how = "damaged, too" if self.before_path.exists() else "missing"
+                raise InputError(
+                    f"{error}, and {BEFORE_FILE} beside it is {how}; put one of both back, or begin "
+                    "anew in another --out"
+                ) from None
+            self._is_whole = False
+            self.remarks.append(
+                f"warning: {error}; the run goes on from {BEFORE_FILE}, of step {state['step']}"
+            )
+            return state
+
+    def cut_logs(self) -> None:
+        """Cut the logs back to the checkpoint that was loaded. Raise InputError if that fails."""
+        with writing(self.path):
+            cut_back(self.path, self._marks)
 
     def _refuse_differences(self, where: Path, identity: dict[str, Any]) -> None:
         """Raise InputError if a saved configuration, read from `where`, is not this run's."""
@@ -226,7 +300,7 @@ class RunFolder:
 
 
 class ReadOnlyFolder(RunFolder):
-    """The folder of a run for all processes but the first: it loads, and saves nothing.
+    """The folder of a run for all processes but the first: it loads, and writes nothing.
 
     >>> from darts_bio.config import SearchConfig
     >>> ReadOnlyFolder(Path("no folder"), "search", SearchConfig(), "").save({"step": 1})
@@ -235,12 +309,25 @@ class ReadOnlyFolder(RunFolder):
     def save(self, state: dict[str, Any]) -> None:
         """Do nothing: the first process saves for all."""
 
+    def cut_logs(self) -> None:
+        """Do nothing: the first process cuts them for all."""
 
-def new_folder(name: str, out: str | None, *, resumable: bool = True) -> Path:
+
+def new_folder(
+    name: str, out: str | None, *, resumable: bool = True, begun: Mapping[str, str] | None = None
+) -> Path:
     """Make and return the folder of `--out`, or one under runs/ of that name and the time.
 
-    Raises InputError if `--out` is there and not empty, or if the disk refuses. It names `--resume`
-    as a way out where the folder is `resumable`.
+    Args:
+        name: The beginning of the name of a folder under runs/.
+        out: The folder's path, if one is given.
+        resumable: Whether `--resume` is named as a way out where the folder is not empty.
+        begun: The text of each file that a run begins with. A folder that holds nothing but some of
+            these, as they are, counts as empty: the run that made it was killed before it saved
+            anything.
+
+    Raises:
+        InputError: `--out` is there and not empty, or the disk refuses.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -256,7 +343,7 @@ def new_folder(name: str, out: str | None, *, resumable: bool = True) -> Path:
                 return path
     path = Path(out or "")
     with writing(path):
-        if is_filled(path):
+        if is_filled(path) and not (path.is_dir() and _is_newborn(path, begun or {})):
             ways = "choose another" + (", or go on with it by --resume" if resumable else "")
             raise InputError(f"--out {path}: exists and is not empty; {ways}")
         path.mkdir(parents=True, exist_ok=True)
@@ -274,25 +361,18 @@ def is_filled(path: Path) -> bool:
     )
 
 
-def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    r"""Return the records of a run's metrics.jsonl; none if there is no such file.
+def _is_newborn(path: Path, begun: Mapping[str, str]) -> bool:
+    """Tell whether a folder holds only files that a run begins with, or hidden ones.
 
-    With a `step` only those up to it. A line that is no JSON is left out: a crash cut it off, so it
-    was written after the checkpoint.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / METRICS_FILE
-    ...     _ = path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    ...     read_records(path)
-    [{'step': 1, 'loss': 2.5}]
+    Hidden are those that a killed process was about to put in the place of others.
     """
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in lines:
-        with contextlib.suppress(ValueError):  # of a line that was cut off
-            records.append(json.loads(line))
-    return [record for record in records if step is None or record["step"] <= step]
+
+    def belongs(entry: Path) -> bool:
+        if entry.name in begun and entry.is_file():
+            return entry.read_bytes() == begun[entry.name].encode()
+        return entry.name.startswith(".") and entry.is_file()
+
+    return bool(begun) and all(map(belongs, path.iterdir()))
 
 
 def checkpoint_of(source: Path) -> Path:
@@ -318,26 +398,66 @@ def checkpoint_of(source: Path) -> Path:
     )
 
 
-def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """Return a checkpoint's content, its tensors on the CPU.
+def write_checkpoint(
+    path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None
+) -> None:
+    """Write a checkpoint with a checksum, whole or not at all.
 
-    The file holds tensors and plain values only: nothing in it is executed.
+    `before` is as in `replacing`. Raises InputError if the disk refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     path, stamp = Path(place) / CHECKPOINT_FILE, {"format": FORMAT, "kind": "search"}
+    ...     write_checkpoint(path, {**stamp, "config": {}, "command": "", "step": 3})
+    ...     read_checkpoint(path, "search")["step"]
+    3
+    """
+    # Through memory, since torch.save reports a disk that is full in words that differ from case to
+    # case.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    seal(buffer)
+    with replacing(path, before) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Return a checkpoint's content but for the lengths of logs, its tensors on the CPU.
+
+    Every byte is compared with the checksum first. The file holds tensors and plain values only:
+    nothing in it is executed.
 
     Args:
         path: The file.
         kind: The kind of run that it has to be of, "search" or "train".
 
     Raises:
-        InputError: The file is damaged, not a checkpoint, or that of another kind of run.
+        DamagedError: The file is damaged or missing.
+        InputError: It is not a checkpoint, or that of another kind of run.
 
     >>> read_checkpoint(Path(__file__).with_name("nowhere.pt"), "train")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    darts_bio.errors.InputError: ...nowhere.pt: not a readable checkpoint (No such file or directory)
+    darts_bio.training.run_folder.DamagedError: ...nowhere.pt: not a readable checkpoint (No such \
+file or directory)
     """
+    return _read(path, kind)[0]
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], Marks]:
+    """Return what `read_checkpoint` does, and how long the run's logs were. Raise as it does."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail in any way that a reader of them can
-        raise InputError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
+        content = path.read_bytes()
+        fault = fault_of(content)
+        # PyTorch reads the bytes that were checked, not the file once more.
+        state = (
+            None
+            if fault
+            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # a file that is no archive of PyTorch's fails in any way it likes
+        fault = first_line(error)
+    if fault:
+        raise DamagedError(f"{path}: not a readable checkpoint ({fault})")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})"
@@ -354,4 +474,5 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             f"{path}: not a whole checkpoint (expected the configuration and the command of its "
             "run)"
         )
-    return state
+    marks: Marks = state.pop("logs", {})
+    return state, marks

@@ -65,7 +65,12 @@ from darts_bio.training.engine import (
 )
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.optim import WeightOptimizer
-from darts_bio.training.parallel import refuse_uneven_shares, shared_otherwise, synchronize
+from darts_bio.training.parallel import (
+    refuse_uneven_shares,
+    running_statistics,
+    shared_otherwise,
+    synchronize,
+)
 from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 from darts_bio.training.stages import Place, table_identity
 
@@ -711,6 +716,10 @@ class Search:
         of_alpha = [tensor for _, tensor in named_tensors(self.strategy_state.state_dict())]
         of_alpha += self.objective.state_dict().values()
         synchronize([self.supernet], {"alpha and what moves it": of_alpha})
+
+    def statistics(self) -> list[Tensor]:
+        """Return batch norms' running statistics, which `synchronize` averages."""
+        return running_statistics(self.supernet)
 
     def state_dict(self) -> dict[str, Any]:
         """Return w, feedback and alpha, the state of all that moves them, and `share`'s parts."""

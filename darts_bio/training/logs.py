@@ -1,0 +1,128 @@
+"""The logs of a run folder: files that a run only appends to.
+
+They are its records (metrics.jsonl, evaluations.jsonl, alignment-epochs.jsonl), one JSON object a
+line, and TensorBoard's events. A checkpoint keeps how long each log was when it was saved, and a run
+that goes on from it cuts them back to that length. What was written after the checkpoint is written
+again by the steps that are made again, so each record is there exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from darts_bio.errors import InputError
+from darts_bio.training.checksum import digest
+
+METRICS_FILE = "metrics.jsonl"
+"""The numbers of every run."""
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""The queries of a search without a supernet."""
+EPOCHS_FILE = "alignment-epochs.jsonl"
+"""The alignments that a training measured (`--alignment-every`)."""
+RECORDS = (METRICS_FILE, EVALUATIONS_FILE, EPOCHS_FILE)
+EVENTS = "events.out.tfevents.*"
+"""The pattern of the names of TensorBoard's files."""
+
+Marks = dict[str, dict[str, Any]]
+"""By a log's name its length in `bytes`, and of records the `digest` of these bytes."""
+
+
+def marks_of(folder: Path) -> Marks:
+    """Return the lengths of a folder's logs, once all of them is on the disk.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     _ = Path(place, METRICS_FILE).write_bytes(b'{"step": 1}')
+    ...     marks_of(Path(place))[METRICS_FILE]["bytes"]
+    11
+    """
+    marks: Marks = {}
+    for path in _logs(folder):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            marks[path.name] = {"bytes": file.seek(0, os.SEEK_END)}
+            if path.name in RECORDS:
+                file.seek(0)
+                marks[path.name]["digest"] = digest(file.read())
+    return marks
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the paths of the logs that are there."""
+    records = [folder / name for name in RECORDS if (folder / name).exists()]
+    return records + sorted(folder.glob(EVENTS))
+
+
+def missing_logs(folder: Path, marks: Marks) -> list[str]:
+    """Return the names of records that have gone since a checkpoint with these `marks`.
+
+    Raises:
+        InputError: Records are there and do not begin as they did then.
+    """
+    missing = []
+    for name in RECORDS:
+        path, expected = folder / name, marks.get(name, {"bytes": 0})
+        if expected["bytes"] == 0:
+            continue
+        if not path.exists():
+            missing.append(name)
+            continue
+        content = path.read_bytes()
+        if digest(content[: expected["bytes"]]) != expected["digest"]:
+            shorter = len(content) < expected["bytes"]
+            raise InputError(
+                f"{path}: expected the {expected['bytes']:,} bytes that the run wrote before its "
+                f"checkpoint, found {f'only {len(content):,}' if shorter else 'others'}; put the "
+                "file back, or move it away to go on without these records"
+            )
+    return missing
+
+
+def cut_back(folder: Path, marks: Marks) -> None:
+    """Cut a folder's logs back to what they were when a checkpoint with these `marks` was saved.
+
+    Logs that were begun later are removed.
+    """
+    for path in _logs(folder):
+        length = marks.get(path.name, {"bytes": 0})["bytes"]
+        if length == 0:
+            path.unlink()
+        elif path.stat().st_size > length:
+            os.truncate(path, length)
+
+
+def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
+    r"""Return the records of a log; none if there is no such file.
+
+    With a `step` only those up to it. A last line without an end is left out: a crash cut it off,
+    so it was written after the checkpoint.
+
+    Raises:
+        InputError: A line is no JSON object with a step.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / METRICS_FILE
+    ...     _ = path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    ...     read_records(path)
+    [{'step': 1, 'loss': 2.5}]
+    """
+    content = path.read_bytes() if path.exists() else b""
+    lines = content.split(b"\n")[:-1]  # what follows the last end of a line was cut off
+    records = []
+    for number, line in enumerate(lines, 1):
+        record = None
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+        if not (isinstance(record, Mapping) and isinstance(record.get("step"), int)):
+            raise InputError(
+                f"{path}: line {number}: expected a record, a JSON object with a step, found "
+                f"{line[:40]!r}; put back the file that the run wrote"
+            )
+        records.append(dict(record))
+    return [record for record in records if step is None or record["step"] <= step]
