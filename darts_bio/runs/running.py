@@ -31,6 +31,7 @@ from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import FitConsole
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runtime import code_identity, stop_on_signals
+from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
@@ -308,7 +309,8 @@ def each_seed(
                         if rank() == 0:  # there may be more seeds than when the run began
                             write_text(parent.path / CONFIG_FILE, config.to_yaml())
                 path = parent.path / f"seed-{seed_config.seed}"
-                return open_folder(replace(seed_config, out=str(path), resume=has_begun(path)))
+                begun = first_says((path / CONFIG_FILE).exists())
+                return open_folder(replace(seed_config, out=str(path), resume=begun))
 
             result = run(seed_config, open_seed_folder, number)
             results[seed_config.seed] = result
@@ -324,11 +326,15 @@ def each_seed(
 
 
 def has_begun(path: Path) -> bool:
-    """Tell whether the run of a stage or a seed has begun in this folder, in all processes alike.
+    """Tell whether the run of a stage has begun in this folder, in all processes alike.
 
-    A run that was killed as it made its folder has not; it is begun anew there.
+    A run that was killed as it made its folder has not: what it left there is removed.
     """
-    return first_says((path / CONFIG_FILE).is_file())
+    begun = (path / CONFIG_FILE).is_file()
+    if rank() == 0 and not begun:
+        for leftover in (path / GENOTYPE_FILE, *path.glob(".*.partial")):
+            leftover.unlink(missing_ok=True)
+    return first_says(begun)
 
 
 def beginning(
