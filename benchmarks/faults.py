@@ -1,0 +1,239 @@
+"""Kill runs at their file operations, damage their checkpoints, and see whether that can be told.
+
+    python benchmarks/faults.py
+    python benchmarks/faults.py --kinds eg,darts_pt,queries,ema --points 30 --seeds 3
+    python benchmarks/faults.py --kinds flips,destroyed
+
+Of each kind and seed a tiny run on the digits is made that nothing disturbs, and `--points` others
+that SIGKILL ends at a file operation drawn at random (before it, or in the middle of a write) and
+that are then gone on with by the same command. Right is a run whose checkpoint, genotype, records
+and TensorBoard events are those of the undisturbed one, bit for bit. `flips` reads a checkpoint with
+one flipped bit, 1,000 times; `destroyed` spoils the last checkpoint of a run 100 times and goes on
+from the one before. Runs on the CPU, in forks, on Linux; some minutes a kind. Results, a JSON
+object a line: `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import RESULTS, command
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from killing import equal, events_of, killed, operations, records_of
+
+from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.data.datasets import load_data
+from darts_bio.errors import InputError
+from darts_bio.figures.drawing import Drawing
+from darts_bio.runs.running import Watching
+from darts_bio.runs.search import search
+from darts_bio.runs.train import train
+from darts_bio.runtime import hardware
+from darts_bio.spaces import load_genotype
+from darts_bio.training.run_folder import read_checkpoint
+
+SIZES: dict[str, Any] = {
+    "channels": 2,
+    "layers": 3,
+    "batch_size": 8,
+    "log_every": 1,
+    "crop_padding": 1,
+    "epochs": 2,
+    "save_every": 0.0,
+}
+SEARCH = SearchConfig(
+    space="darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))",
+    rules=("usf", "brsf"),
+    **SIZES,
+)
+TRAIN = RetrainConfig(
+    genotype="darts_v2", drop_path=0.3, auxiliary=0.0, cutout=3, alignment_every=1, **SIZES
+)
+SEARCHES = {
+    "darts": "darts",
+    "darts2": "darts(order=2)",
+    "rule_aware": "rule_aware",
+    "pc_darts": "pc_darts(k=2)",
+    "gdas": "gdas",
+    "snas": "snas",
+    "drnas": "drnas",
+    "fair_darts": "fair_darts",
+    "eg": "eg(population=4, samples=3, batches=1)",
+    "darts_pt": "darts_pt(share=0.4, batches=1)",
+    "random_paths": "random_paths",
+    "random": "random",
+}
+TRAININGS: dict[str, dict[str, Any]] = {
+    "train": {},
+    "ema": {"ema": 0.9},
+    "adamw": {"optimizer": "adamw", "lr": 0.001},
+    "mixup": {"mixup": 0.2},
+    "adversarial": {"adversarial": "pgd(eps=8)"},
+}
+RUNS = {
+    **{
+        kind: replace(SEARCH, strategy=spec, regularizers=("warmup(epochs=0)",) * (kind in ("eg",)))
+        for kind, spec in SEARCHES.items()
+    },
+    "queries": replace(SEARCH, strategy="random_search", queries=3, epochs=1),
+    **{kind: replace(TRAIN, **options) for kind, options in TRAININGS.items()},
+}
+"""A configuration of each kind of run."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kinds", default=",".join([*RUNS, "flips", "destroyed"]), metavar="NAMES")
+    parser.add_argument("--points", type=int, default=20, help="kills a run")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS / "faults.jsonl", metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    Drawing.image = fingerprint  # type: ignore[method-assign]
+    trials: dict[str, tuple[int, int]] = {}
+    with options.out.open("w") as file:
+        machine = hardware(torch.device("cpu"))
+        file.write(json.dumps({"command": command(), "hardware": machine}) + "\n")
+        for kind in options.kinds.split(","):
+            for seed in range(options.seeds):
+                for trial in trials_of(kind, seed, options.points):
+                    done, right = trials.get(kind, (0, 0))
+                    trials[kind] = done + 1, right + trial["right"]
+                    file.write(json.dumps({"kind": kind, "seed": seed, **trial}) + "\n")
+                    file.flush()
+            print(f"{kind}: {trials[kind][1]} of {trials[kind][0]} right", flush=True)
+
+
+def trials_of(kind: str, seed: int, points: int) -> Iterator[dict[str, Any]]:
+    """Yield the result of each trial of a kind."""
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        config = replace(RUNS[kind if kind in RUNS else "darts"], seed=seed)
+        if killed(partial(run, config, whole)):
+            raise AssertionError("nothing kills a run that nothing disturbs")
+        if kind == "flips":
+            yield from flips(whole, seed)
+        elif kind == "destroyed":
+            yield from destroyed(config, whole, seed)
+        else:
+            yield from kills(config, whole, seed, points)
+
+
+def run(config: SearchConfig | RetrainConfig, out: Path) -> None:
+    """Make a run with TensorBoard's events, or go on with it."""
+    data = load_data("digits", train_images=32 if isinstance(config, SearchConfig) else 16)
+    config = replace(config, out=str(out))
+    watching = Watching(tensorboard=True)
+
+    def make(config: SearchConfig | RetrainConfig) -> None:
+        if isinstance(config, SearchConfig):
+            search(config, "faults", data, watching)
+        else:
+            train(config, "faults", None, data, watching)
+
+    try:
+        make(config)
+    except InputError as error:
+        if "or go on with it by --resume" not in str(error):
+            raise
+        make(replace(config, resume=True))
+
+
+def are_equal(one: Path, other: Path) -> bool:
+    """Whether two runs hold the same checkpoint, genotype, records and events."""
+    kind = "train" if (one / "curves.svg").exists() else "search"
+    first, second = (read_checkpoint(path / "checkpoint.pt", kind) for path in (one, other))
+    return (
+        equal(first, second)
+        and load_genotype(one) == load_genotype(other)
+        and records_of(one) == records_of(other)
+        and events_of(one) == events_of(other)
+    )
+
+
+def kills(
+    config: SearchConfig | RetrainConfig, whole: Path, seed: int, points: int
+) -> Iterator[dict[str, Any]]:
+    """Kill runs at operations drawn at random, up to the number that a whole run makes."""
+    draws, made = random.Random(seed), operations(partial(run, config, whole.with_name("counted")))
+    for at in sorted(draws.sample(range(1, made + 1), min(points, made))):
+        out, start = whole.with_name(str(at)), time.monotonic()
+        was_killed = killed(partial(run, config, out), at)
+        killed(partial(run, config, out))
+        yield {
+            "at": at,
+            "of": made,
+            "killed": was_killed,
+            "right": are_equal(out, whole),
+            "seconds": round(time.monotonic() - start, 2),
+        }
+
+
+def flips(whole: Path, seed: int, count: int = 1000) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint with a flipped bit."""
+    content, path = (whole / "checkpoint.pt").read_bytes(), whole.with_name("checkpoint.pt")
+    for bit in random.Random(seed).sample(range(8 * len(content)), count):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            read_checkpoint(path, "search")
+            refused = False
+        except InputError:
+            refused = True
+        yield {"bit": bit, "right": refused}
+
+
+def destroyed(
+    config: SearchConfig | RetrainConfig, whole: Path, seed: int, count: int = 100
+) -> Iterator[dict[str, Any]]:
+    """Spoil the last checkpoint of a run that was killed, and go on from the one before."""
+    draws, made = random.Random(seed), operations(partial(run, config, whole.with_name("counted")))
+    damages: dict[str, Callable[[bytes], bytes]] = {
+        "cut": lambda content: content[: draws.randrange(len(content))],
+        "other bytes": lambda content: draws.randbytes(len(content)),
+        "a hole": lambda content: bytes(512) + content[512:],
+        "text": lambda content: b"hello",
+    }
+    for trial in range(count):
+        out, name = whole.with_name(f"destroyed-{trial}"), draws.choice(list(damages))
+        at = draws.randrange(made // 3, made + 1)
+        killed(partial(run, config, out), at)
+        content = damages[name]((out / "checkpoint.pt").read_bytes())
+        (out / "checkpoint.pt").unlink()  # the one before may be the same file on the disk
+        (out / "checkpoint.pt").write_bytes(content)
+        killed(partial(quietly, config, out))
+        yield {"at": at, "damage": name, "right": are_equal(out, whole)}
+
+
+def quietly(config: SearchConfig | RetrainConfig, out: Path) -> None:
+    """Go on with a run, without the warning that it goes on from the checkpoint before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(config, out)
+
+
+def fingerprint(drawing: Drawing, scale: float = 1.0) -> np.ndarray:
+    """Stands for a painted picture (1, N, 3): painting takes longer than such a run."""
+    return np.frombuffer(hashlib.sha512(drawing.svg().encode()).digest()[:63], np.uint8).reshape(
+        1, 21, 3
+    )
+
+
+if __name__ == "__main__":
+    main()
