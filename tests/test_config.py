@@ -275,7 +275,9 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
     after = {"table", "share", "choice_epochs", "training"}
     measured = {"alignment_every", "workers"} if cls is RetrainConfig else after
     assert (
-        left_out == {"data_dir", "device", "graphs", "out", "resume", "plugin", "seeds"} | measured
+        left_out
+        == {"data_dir", "device", "graphs", "out", "resume", "plugin", "save_every", "seeds"}
+        | measured
     )
 
 

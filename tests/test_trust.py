@@ -41,6 +41,7 @@ from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.reports.choice import choice_card
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
 from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
+from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import Trained, load_trained
 
 HOSTILE = "x|y`z\n## Result\n\n**99.99 %** [a](http://b) <script>alert(1)</script>\x1b[2J\u202e```"
@@ -240,8 +241,8 @@ def checkpoint(path: Path, **changes: Any) -> Path:
         "classes": ("a", "b"),
         "normalisation": {"mean": torch.zeros(1), "std": torch.ones(1)},
     }
-    state = {"format": 1, "kind": "train", "config": {}, "command": "", "step": 0}
-    torch.save({**state, "task": {**task, **changes}}, path)
+    state = {"format": FORMAT, "kind": "train", "config": {}, "command": "", "step": 0}
+    write_checkpoint(path, {**state, "task": {**task, **changes}})
     return path
 
 

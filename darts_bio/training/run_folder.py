@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from darts_bio.bounded import check_archive
 from darts_bio.config import CONFIG_FILE, RunConfig
 from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
@@ -424,7 +425,7 @@ def write_checkpoint(
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     """Return a checkpoint's content but for the lengths of logs, its tensors on the CPU.
 
-    Every byte is compared with the checksum first. The file holds tensors and plain values only:
+    Its size is checked and every byte compared with the checksum first. The file holds tensors and plain values only:
     nothing in it is executed.
 
     Args:
@@ -445,6 +446,10 @@ file or directory)
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], Marks]:
     """Return what `read_checkpoint` does, and how long the run's logs were. Raise as it does."""
+    try:
+        check_archive(path)
+    except InputError as error:
+        raise DamagedError(str(error)) from None
     try:
         content = path.read_bytes()
         fault = fault_of(content)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darts_bio.bounded import check_archive
 from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, brief
 from darts_bio.networks import Network, build_network
@@ -109,7 +108,6 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
     """
     path = checkpoint_of(Path(source))
     refuse_missing_plugins(path.parent)
-    check_archive(path)
     state = read_checkpoint(path, "train")
     with fitting(path):
         task = state["task"]
