@@ -4,14 +4,22 @@ stopped.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import runpy
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from several import import_for_forks
 
 from darts_bio.training.engine import Listener, Progress
 
@@ -25,6 +33,56 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     prefix = [sys.executable] if python else []
     return subprocess.run([*prefix, *command], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def forked(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What `call` returns, by a fork of this process, which has PyTorch imported already: that takes
+    most of the seconds that a small command takes.
+    """
+    if sys.platform != "linux":
+        return call(*command, cwd=cwd)
+    import_for_forks()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process: Any = multiprocessing.get_context("fork").Process(
+            target=_command, args=(command, cwd, files)
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+            process.start()
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        texts = [file.read_text() for file in files]
+    return subprocess.CompletedProcess(list(command), process.exitcode, *texts)
+
+
+def _command(command: tuple[str, ...], cwd: Path | None, files: list[Path]) -> None:
+    """Be the process of that command: Python's arguments, `-m` and a module or a script first."""
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore", DeprecationWarning)
+    torch.set_num_threads(1)
+    os.chdir(cwd or Path.cwd())
+    is_module = command[0] == "-m"
+    sys.argv = list(command[is_module:])
+    sys.path.insert(0, "" if is_module else str(Path(command[0]).parent))
+    try:
+        if is_module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def here(

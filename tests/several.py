@@ -43,9 +43,7 @@ def several(
     variables that the launcher sets, and return how they ended; those that have not ended after so
     many seconds are killed.
     """
-    # So that a fork need not import it.
-    importlib.import_module("torch.distributed.nn.functional")
-    torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    import_for_forks()
     port = free_port()
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     started = []
@@ -77,6 +75,16 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return int(free.getsockname()[1])
+
+
+def import_for_forks() -> None:
+    """Import here what a command imports when it needs it, so that no fork has to."""
+    for name in (
+        *("torch.distributed.nn.functional", "torch.utils.tensorboard"),
+        *("darts_bio.runs.search", "darts_bio.runs.train"),
+    ):
+        importlib.import_module(name)
+    torch.optim.SGD([torch.zeros(1)], lr=1.0)
 
 
 def _variables(launcher: str, number: int, count: int) -> dict[str, str]:

@@ -6,13 +6,13 @@ import json
 import math
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import ROOT, forked
 from torch import Tensor, nn
 
 from darts_bio.api import align
@@ -31,8 +31,6 @@ from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import write_checkpoint
-
-ROOT = Path(__file__).parent.parent
 
 
 def model_and_batches(rule: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
@@ -489,11 +487,7 @@ def test_the_command(tmp_path: Path) -> None:
     trained(tmp_path / "run")
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "evaluate" / "alignment.py"), *arguments],
-            capture_output=True,
-            text=True,
-        )
+        return forked(str(ROOT / "evaluate" / "alignment.py"), *arguments)
 
     done = command("--checkpoint", str(tmp_path / "run"), "--batches", "2")
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import IMAGENET, ROOT, StopAfter, call, here, refused
+from commands import IMAGENET, ROOT, StopAfter, forked, here, refused
 from PIL import Image
 
 from darts_bio.config import ImageNetConfig
@@ -81,7 +81,7 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 def test_from_images_to_a_network_that_others_can_use(images: Path) -> None:
     """Trained, measured for alignment, exported: each by its command, from the run folder alone."""
-    done = call(IMAGENET, *WORDS, "--out", "run", cwd=images)
+    done = forked(IMAGENET, *WORDS, "--out", "run", cwd=images)
     assert done.returncode == 0, done.stderr
     last = numbers(images / "run")[-1]
     assert f"test accuracy: {100 * last['test/accuracy']:.2f} % after 2 epochs" in done.stdout
@@ -91,12 +91,12 @@ def test_from_images_to_a_network_that_others_can_use(images: Path) -> None:
     trained = load_trained(images / "run")
     assert (trained.classes, trained.form["stem"]) == (("blue", "green", "red"), "imagenet")
     assert trained.mean == pytest.approx((0.485, 0.456, 0.406))
-    aligned = call(
+    aligned = forked(
         str(ROOT / "evaluate/alignment.py"), "--checkpoint", "run", "--batches", "2", cwd=images
     )
     assert aligned.returncode == 0, aligned.stderr
     assert "stem, Conv2d:bp, first convolution" in aligned.stdout
-    again = call(IMAGENET, "--out", "run", "--resume", "--num-classes", "5", cwd=images)
+    again = forked(IMAGENET, "--out", "run", "--resume", "--num-classes", "5", cwd=images)
     assert "num_classes was None, is 5" in refused(again)
 
 
@@ -128,7 +128,7 @@ def test_a_photograph_that_is_cut_off_is_passed_over_counted_and_named(
     for name in ("train/red/3.jpg", "val/red/1.jpg"):
         path = tmp_path / "images" / name
         path.write_bytes(path.read_bytes()[:300])
-    done = call(IMAGENET, *WORDS, "--workers", "1", "--out", "run", cwd=tmp_path)
+    done = forked(IMAGENET, *WORDS, "--workers", "1", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("red/3.jpg", "red/1.jpg"):
         assert done.stderr.count(f"passed over, since it cannot be read: {name}") == 1
@@ -145,7 +145,7 @@ def test_another_class_folder_on_resume(images: Path, tmp_path: Path) -> None:
     run(tmp_path, tmp_path / "run", stop_after=1)
     for part in ("train", "val"):
         shutil.copytree(tmp_path / "images" / part / "red", tmp_path / "images" / part / "violet")
-    done = call(IMAGENET, "--out", "run", "--resume", cwd=tmp_path)
+    done = forked(IMAGENET, "--out", "run", "--resume", cwd=tmp_path)
     assert (
         "the data set of this run has changed since it was stopped (was 24 + 12 image files in 3"
         in refused(done)

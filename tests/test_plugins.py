@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import call, refused
+from commands import forked, refused
 
 from darts_bio.cli import main
 
@@ -171,14 +171,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_of_member_from_one_module(place: Path) -> None:
-    """In one process a command, as its user would call them."""
-    listed = call("-m", "darts_bio", "list", "--plugin", "members", cwd=place)
+    """In one process a command, as its user calls them."""
+    listed = forked("-m", "darts_bio", "list", "--plugin", "members", cwd=place)
     assert all(f"  {name}" in listed.stdout for name in KINDS), listed.stderr
     searching = (
         "search --plugin members --dataset my_data "
         "--regularizers my_regularizer --objective my_cost(weight=0.1)"
     )
-    done = call("-m", "darts_bio", *searching.split(), "--out", "found", cwd=place)
+    done = forked("-m", "darts_bio", *searching.split(), "--out", "found", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "--plugin members" in done.stdout  # in the printed next command
     cells = json.loads((place / "found" / "genotype.json").read_text())["cells"]
@@ -187,7 +187,7 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
         "my_operation",
     }
     training = "train --plugin members --genotype found --dataset my_data --protocol my_protocol --out trained"
-    done = call("-m", "darts_bio", *training.split(), cwd=place)
+    done = forked("-m", "darts_bio", *training.split(), cwd=place)
     assert done.returncode == 0, done.stderr
     records = [
         json.loads(line) for line in (place / "trained" / "metrics.jsonl").read_text().splitlines()
@@ -198,22 +198,22 @@ def test_every_kind_of_member_from_one_module(place: Path) -> None:
         "robustness --plugin members --checkpoint trained "
         "--attacks my_attack --eps 8 --corruptions my_corruption"
     )
-    done = call(
+    done = forked(
         "-m", "darts_bio", *attacking.split(), "--images", "300", "--out", "attacked", cwd=place
     )
     assert done.returncode == 0, done.stderr
     numbers = json.loads((place / "attacked" / "results.json").read_text())["networks"][0]
     assert {attack["attack"] for attack in numbers["attacks"]} >= {"my_attack"}
     assert {row["corruption"] for row in numbers["corruptions"]} == {"my_corruption"}
-    shown = call("-m", "darts_bio", "genotype", "my:darts_v2", "--plugin", "members", cwd=place)
+    shown = forked("-m", "darts_bio", "genotype", "my:darts_v2", "--plugin", "members", cwd=place)
     assert "sep_conv_3x3:bp" in shown.stdout
     # A run folder names its plug-ins, and never brings them.
     for words in ("export trained --hub h", "robustness --checkpoint trained", "alignment --checkpoint trained",
                   "search --out found --resume", "train --out trained --resume"):  # fmt: skip
-        said = refused(call("-m", "darts_bio", *words.split(), cwd=place))
+        said = refused(forked("-m", "darts_bio", *words.split(), cwd=place))
         assert "was made with the plug-in members, code that no run folder can bring" in said
         assert "add --plugin members" in said
-    done = call(
+    done = forked(
         "-m", "darts_bio", "alignment", "--checkpoint", "trained", "--plugin", "members", cwd=place
     )
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import TRAIN, call, refused
+from commands import TRAIN, forked, refused
 
 from darts_bio.cli.parser import parse
 from darts_bio.config import ImageNetConfig, RetrainConfig, SearchConfig
@@ -361,7 +361,7 @@ class TestHoldout:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("card")
-    done = call(
+    done = forked(
         TRAIN, *WORDS, "--genotype", "bionas_darts", "--ema", "0.9", "--out", "run", cwd=place
     )
     assert done.returncode == 0, done.stderr
@@ -370,15 +370,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestSeeds:
     def test_one_and_several_are_not_mixed(self, tmp_path: Path, run: Path) -> None:
-        message = refused(call(TRAIN, "--out", str(run), "--resume", "--seeds", "2", cwd=tmp_path))
+        message = refused(
+            forked(TRAIN, "--out", str(run), "--resume", "--seeds", "2", cwd=tmp_path)
+        )
         assert "is the run of one seed, found 2; start anew in another --out" in message
         (tmp_path / "config.yaml").write_text(replace(CONFIG, seeds=3).to_yaml())
         (tmp_path / "genotype.json").write_text(load_genotype("darts_v2").to_json())
-        message = refused(call(TRAIN, "--out", ".", "--resume", "--seeds", "1", cwd=tmp_path))
+        message = refused(forked(TRAIN, "--out", ".", "--resume", "--seeds", "1", cwd=tmp_path))
         assert "--seeds: expected at least the 3 of ., found 1" in message
 
     def test_several_in_one_command_and_more_of_them_later(self, tmp_path: Path) -> None:
-        first = call(TRAIN, *WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
+        first = forked(TRAIN, *WORDS, "--seeds", "2", "--seed", "3", "--out", "run", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         found = [
             json.loads((tmp_path / f"run/seed-{s}/metrics.jsonl").read_text().splitlines()[-1])
@@ -390,7 +392,7 @@ class TestSeeds:
         assert float(said[1]) == pytest.approx(np.mean(accuracies), abs=0.006)
         assert float(said[2]) == pytest.approx(np.std(accuracies, ddof=1), abs=0.006)
         before = (tmp_path / "run/seed-3/metrics.jsonl").read_text()
-        more = call(TRAIN, "--out", "run", "--resume", "--seeds", "3", cwd=tmp_path)
+        more = forked(TRAIN, "--out", "run", "--resume", "--seeds", "3", cwd=tmp_path)
         assert more.returncode == 0, more.stderr
         assert "n = 3" in more.stdout
         assert (tmp_path / "run/seed-3/metrics.jsonl").read_text() == before

@@ -203,7 +203,8 @@ def two_processes(rules: list[str], file: str) -> list[dict[str, list[Tensor]]]:
     """The gradients of each of two processes under DistributedDataParallel, half of the batch in
     each.
     """
-    mp.spawn(_worker, (rules, file), nprocs=2)
+    # A fork has PyTorch imported already.
+    mp.start_processes(_worker, (rules, file), nprocs=2, start_method="fork")
     return [torch.load(f"{file}.{rank}", weights_only=True) for rank in (0, 1)]
 
 
@@ -250,6 +251,7 @@ def test_dfa_is_right_when_compiled_in_parts() -> None:
     compiled("dfa", fullgraph=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_two_processes(tmp_path: Path) -> None:
     rules = list(RULES.names())
     found = two_processes(rules, str(tmp_path / "ddp"))

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SEARCH, TRAIN, call, here, refused, torchrun
+from commands import SEARCH, TRAIN, call, forked, here, refused
+from several import several
 
+from darts_bio.cli import main
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
 
@@ -29,13 +31,13 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
     tmp_path: Path,
 ) -> None:
     one = "--space nb201 --strategy random --rules fa --out run --seed 3"
-    found = call(SEARCH, *shlex.split(one), cwd=tmp_path)
+    found = forked(SEARCH, *shlex.split(one), cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     text = found.stdout.splitlines()[0]
     assert load_genotype(text) == load_genotype(tmp_path / "run")
     plain = re.sub(r":\w+", "", text)
     (tmp_path / "known.json").write_text(json.dumps({plain: {"cifar10": 91.25}}))
-    again = call(
+    again = forked(
         SEARCH, *shlex.split(one.replace("run", "again")), "--table", "known.json", cwd=tmp_path
     )
     assert again.stdout.splitlines()[:2] == [
@@ -43,12 +45,14 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
         "known accuracy of these operations under bp: cifar10 91.25 %",
     ]
     (tmp_path / "known.json").write_text(json.dumps({plain.replace("|", "|x_", 1): 91.25}))
-    without = call(
+    without = forked(
         SEARCH, *shlex.split(one.replace("run", "no")), "--table", "known.json", cwd=tmp_path
     )
     line = "known accuracy of these operations under bp: not in the table"
     assert without.stdout.splitlines()[1] == line, without.stderr
-    assert "expected --space nb201" in refused(call(SEARCH, "--table", "known.json", cwd=tmp_path))
+    assert "expected --space nb201" in refused(
+        forked(SEARCH, "--table", "known.json", cwd=tmp_path)
+    )
     words = [
         "--epochs",
         "1",
@@ -61,7 +65,7 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
         "--out",
         "t",
     ]
-    trained = call(TRAIN, "--genotype", text, *words, cwd=tmp_path)
+    trained = forked(TRAIN, "--genotype", text, *words, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert (
         "optimizer: nesterov" in (tmp_path / "t" / "config.yaml").read_text()
@@ -72,7 +76,7 @@ def test_nb201_by_random_choice_is_there_at_once_and_its_accuracy_is_looked_up(
 def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) -> None:
     words = shlex.split("--epochs 3 --train-images 32 --out run --regularizers skip_stop(most=1)")
     space = "darts(nodes=1, operations=(skip_connect, none))"
-    found = call(SEARCH, *SMALL, *words, "--space", space, cwd=tmp_path)
+    found = forked(SEARCH, *SMALL, *words, "--space", space, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "next, train it" in found.stdout
     records = [
@@ -81,7 +85,7 @@ def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) ->
     assert [record["regularizer/skips"] for record in records if record["event"] == "epoch"] == [
         2.0
     ]
-    again = call(SEARCH, "--out", "run", "--resume", cwd=tmp_path)
+    again = forked(SEARCH, "--out", "run", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "next, train it" in again.stdout
 
@@ -89,20 +93,18 @@ def test_a_search_that_a_regularizer_ends_has_come_to_its_end(tmp_path: Path) ->
 EVOLUTION = (
     "--space nb201 --strategy eg(population=5,samples=1,batches=1) --rules usf --channels 4 "
     "--batch-size 16 "
-    "--train-images 64 --epochs 3 --device cpu"
+    "--train-images 32 --epochs 2 --device cpu"
 )
 
 
-def test_two_processes_that_share_the_individuals_find_what_one_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As torchrun has it: sums over other numbers of threads round otherwise.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = shlex.split(EVOLUTION)
-    alone = call(SEARCH, *words, "--out", "alone", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    shared = call(*torchrun(SEARCH, *words, "--out", "shared"), cwd=tmp_path, python=False)
-    assert shared.returncode == 0, shared.stderr
+def searched(number: int, out: str) -> None:
+    sys.exit(main([*shlex.split(EVOLUTION), "--out", out], command="search"))
+
+
+def test_two_processes_that_share_the_individuals_find_what_one_finds(tmp_path: Path) -> None:
+    for count, out in ((1, "alone"), (2, "shared")):
+        ended = several(count, searched, out, place=tmp_path)
+        assert [process.code for process in ended] == [0] * count, ended
     one, other = (
         read_checkpoint(tmp_path / name / "checkpoint.pt", "search")["task"]
         for name in ("alone", "shared")
@@ -137,7 +139,7 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
         ["uv", "run"],
     )  # as SEARCH was called, by its whole path
     arguments = words[words.index(TRAIN) + 1 :]
-    trained = call(
+    trained = forked(
         TRAIN,
         *arguments,
         *shlex.split("--epochs 1 --channels 2 --train-images 64 --out t"),
@@ -173,7 +175,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
     assert shlex.split(resume[1])[-3:] == ["--out", "run", "--resume"]
     assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", "search")["step"] >= 4
     assert load_genotype(tmp_path / "run")
-    refusal = refused(call(SEARCH, "--out", "run", "--resume", "--epochs", "3", cwd=tmp_path))
+    refusal = refused(forked(SEARCH, "--out", "run", "--resume", "--epochs", "3", cwd=tmp_path))
     assert "another configuration (epochs was 200, is 3)" in refusal
 
 
@@ -287,10 +289,12 @@ def broken_genotypes() -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", broken_genotypes())
-def test_bad_genotypes(tmp_path: Path, kind: str) -> None:
+def test_bad_genotypes(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, message = broken_genotypes()[kind]
     (tmp_path / "g.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert re.search(message, refused(call(TRAIN, "--genotype", "g.json", cwd=tmp_path)))
+    assert re.search(message, here(TRAIN, "--genotype g.json", tmp_path, monkeypatch, capsys))
     assert [p.name for p in tmp_path.iterdir()] == ["g.json"]
 
 
@@ -308,7 +312,7 @@ class TestSmallCommands:
             "reduce=[('max_pool_3x3', 0), ('dil_conv_5x5_fa', 1)], reduce_concat=[2])"
         )
         arguments = ["genotype", text, "--json", "g.json", "--svg", "g.svg"]
-        done = call("-m", "darts_bio", *arguments, cwd=tmp_path)
+        done = forked("-m", "darts_bio", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         genotype = load_genotype(tmp_path / "g.json")
         assert genotype == load_genotype(text)
@@ -317,9 +321,9 @@ class TestSmallCommands:
             "skip_connect",
         }
         assert (tmp_path / "g.svg").read_text().startswith("<svg")
-        again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
+        again = refused(forked("-m", "darts_bio", *arguments, cwd=tmp_path))
         assert again == "g.json: exists; remove it first, or choose another name"
         (tmp_path / "g.json").unlink()
-        again = refused(call("-m", "darts_bio", *arguments, cwd=tmp_path))
+        again = refused(forked("-m", "darts_bio", *arguments, cwd=tmp_path))
         assert again == "g.svg: exists; remove it first, or choose another name"
         assert not (tmp_path / "g.json").exists()
