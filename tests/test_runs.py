@@ -41,10 +41,18 @@ SMALL: dict[str, Any] = {
     "lr": 0.05,
 }
 SEARCH = SearchConfig(
-    space="darts(nodes=1)", strategy="darts(lr=0.05)", rules=("usf", "brsf"), epochs=2, **SMALL
+    space="darts(nodes=1, operations=(none, skip_connect, max_pool_3x3, sep_conv_3x3))",
+    strategy="darts(lr=0.05)",
+    rules=("usf", "brsf"),
+    epochs=2,
+    **SMALL,
+)
+GENOTYPE = (
+    "Genotype(normal=[('sep_conv_3x3_br', 0), ('dil_conv_3x3_br', 1)], normal_concat=[2],"
+    "reduce=[('sep_conv_3x3_br', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
 )
 RETRAIN = RetrainConfig(
-    genotype="darts_v2", epochs=2, drop_path=0.3, auxiliary=0.0, cutout=3, **SMALL
+    genotype=GENOTYPE, epochs=2, drop_path=0.3, auxiliary=0.0, cutout=3, **SMALL
 )
 
 
@@ -332,6 +340,12 @@ class TestSearch:
         assert epochs[-1]["valid/loss"] < epochs[0]["valid/loss"] - 0.3
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, tuple[Path, int]]:
+    """Folder and steps of a run that was not stopped, by its strategy."""
+    return {}
+
+
 class TestStopBetweenEpochs:
     @pytest.mark.parametrize(
         "strategy",
@@ -344,14 +358,19 @@ class TestStopBetweenEpochs:
         strategy: str,
         measure: int,
         data: ImageData,
+        wholes: dict[str, tuple[Path, int]],
         tmp_path: Path,
+        tmp_path_factory: pytest.TempPathFactory,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Stopped before the measure of that number, and resumed, against a run that was not
         stopped.
         """
         config = replace(SEARCH, strategy=strategy, regularizers=("warmup(epochs=0)",))
-        whole = run(config, data, tmp_path / "whole")
+        if strategy not in wholes:
+            out = tmp_path_factory.mktemp("whole") / "run"
+            wholes[strategy] = out, run(config, data, out).step
+        whole, steps = wholes[strategy]
         measures, original = 0, Search.end_epoch
 
         def counted(self: Search, epoch: int, asked: Any) -> Any:
@@ -370,25 +389,21 @@ class TestStopBetweenEpochs:
         assert outcome.step % 4 == 0
         monkeypatch.undo()
         resumed = run(config, data, tmp_path / "stopped")
-        assert (resumed.step, resumed.finished) == (whole.step, True)
-        assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+        assert (resumed.step, resumed.finished) == (steps, True)
+        assert metrics(tmp_path / "stopped") == metrics(whole)
         one, other = (
-            read_checkpoint(tmp_path / name / "checkpoint.pt", "search")
-            for name in ("whole", "stopped")
+            read_checkpoint(path / "checkpoint.pt", "search")
+            for path in (whole, tmp_path / "stopped")
         )
         for name, value in one["task"]["supernet"].items():
             assert torch.equal(value, other["task"]["supernet"][name])
-        assert load_genotype(tmp_path / "whole") == load_genotype(tmp_path / "stopped")
+        assert load_genotype(whole) == load_genotype(tmp_path / "stopped")
 
 
 class TestEvaluation:
     @pytest.fixture
     def training(self, data: ImageData) -> Retraining:
-        genotype = load_genotype(
-            "Genotype(normal=[('sep_conv_3x3_br', 0), ('dil_conv_3x3_br', 1)], normal_concat=[2],"
-            "reduce=[('sep_conv_3x3_br', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
-        )
-        return Retraining.of_genotype(RETRAIN, genotype, data, CPU)
+        return Retraining.of_genotype(RETRAIN, load_genotype(GENOTYPE), data, CPU)
 
     def test_two_evaluations_of_brsf_are_equal(self, training: Retraining) -> None:
         training.step(0)
@@ -433,7 +448,7 @@ class TestSchedules:
 
     def test_drop_path_grows_linearly_from_zero(self, data: ImageData) -> None:
         task = Retraining.of_genotype(
-            replace(RETRAIN, epochs=4), load_genotype("darts_v2"), data, CPU
+            replace(RETRAIN, epochs=4), load_genotype(GENOTYPE), data, CPU
         )
         seen = []
         for epoch in range(4):
@@ -451,8 +466,8 @@ class TestSchedules:
         config = replace(
             RETRAIN, auxiliary=0.4, drop_path=0.0, clip=0.0, weight_decay=0.0, momentum=0.0
         )
-        task = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
-        mirror = Retraining.of_genotype(config, load_genotype("darts_v2"), big, CPU)
+        task = Retraining.of_genotype(config, load_genotype(GENOTYPE), big, CPU)
+        mirror = Retraining.of_genotype(config, load_genotype(GENOTYPE), big, CPU)
         task.begin_epoch(0)
         task.step(0)
         x, y = mirror.source.batch(0)
@@ -600,7 +615,7 @@ class TestFolder:
     ) -> None:
         """The weights of brsf would fit a network of frsf."""
         out = tmp_path / "run"
-        brsf = load_genotype("darts_v2").with_rule("brsf")
+        brsf = load_genotype(GENOTYPE).with_rule("brsf")
         (tmp_path / "g.json").write_text(brsf.to_json())
         config = replace(RETRAIN, genotype=str(tmp_path / "g.json"))
         run(config, data, out, stop_after=2)
