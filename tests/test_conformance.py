@@ -353,10 +353,10 @@ QUICK = {
     "random_paths": "random_paths(samples=4, best=2)",
 }
 
-
+FEW = "(none, skip_connect, max_pool_3x3, sep_conv_3x3)"
 SMALL_SPACES = {
-    "darts": "darts(nodes=2)",
-    "by_depth": "by_depth(space=darts(nodes=2), cells=3)",
+    "darts": f"darts(nodes=2, operations={FEW})",
+    "by_depth": f"by_depth(space=darts(nodes=1, operations={FEW}), cells=3)",
 }
 
 
