@@ -49,7 +49,7 @@ def _searches() -> dict[str, Case]:
     found = {}
     for spec in STRATEGY_SPECS:
         found[spec] = searching(spec, ends=spec != "eg", amp="bf16")
-    found["float32"] = searching()
+    found["every operation"] = searching(space="darts(nodes=1)")
     found["low memory"] = searching("darts(order=2)", memory="low", amp="bf16")
     found["low memory, float32"] = searching(memory="low")
     found["no graphs"] = searching(graphs=False, amp="bf16")
@@ -84,6 +84,7 @@ def _searches() -> dict[str, Case]:
     found["nb201 bf16"] = searching(space="nb201", amp="bf16")
     found["paper layout"] = searching(space="darts(layout=paper, nodes=1)")
     found["cutout, no clip"] = searching(cutout=8, clip=0.0)
+    found["beside a thread that pins memory"] = searching(neighbor=True)
     return found | {
         f"optimizer {name}": searching(optimizer=name)
         for name in ("adamw", "lion", "nesterov", "batch_manhattan")
@@ -99,7 +100,7 @@ def _searches_by_rule() -> dict[str, Case]:
 
 def _trainings() -> dict[str, Case]:
     found = {
-        "plain": training(ends=True),
+        "plain": training(ends=True, genotype="bionas_darts"),
         "bf16": training(amp="bf16"),
         "no graphs": training(graphs=False),
     }
@@ -133,10 +134,33 @@ def _trainings() -> dict[str, Case]:
     nb201 = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
     found["nb201"] = training(genotype=nb201, auxiliary=0.0, drop_path=0.0)
     found["exponential schedule"] = training(schedule="exponential")
+    found["beside a thread that pins memory"] = training(neighbor=True)
     return found
 
 
-GROUPS = {"search": _searches(), "search by rule": _searches_by_rule(), "training": _trainings()}
+QUICK = {
+    "search": (
+        *("darts", "gdas", "rule_aware, other rules", "low memory"),
+        *("regularizer smooth, adversarial", "beside a thread that pins memory"),
+    ),
+    "training": ("plain", "fast recipe bf16", "accumulate 4 bf16"),
+}
+"""The most demanding case of each kind. All others are slow."""
+
+
+def _groups() -> dict[str, dict[str, Case]]:
+    found = {}
+    for group, cases in {
+        "search": _searches(),
+        "search by rule": _searches_by_rule(),
+        "training": _trainings(),
+    }.items():
+        found[group] = {name: cases.pop(name) for name in QUICK.get(group, ())}
+        found[f"{group}, slow"] = cases
+    return found
+
+
+GROUPS = _groups()
 GARBAGE = {
     "eg": "its end of an epoch counts a mask on the device, and what the stand-in counts is garbage",
     "regularizer eigenvalue_stop": "its end of an epoch iterates on products that are garbage on the stand-in",
@@ -154,7 +178,8 @@ def cases(*names: str, chosen: Callable[[Case], bool] = lambda case: True) -> An
     ):
         label = f"{group}: {name}"
         if label in names or (not names and chosen(case)):
-            found.append(pytest.param(group, name, id=label))
+            marks = [pytest.mark.slow] if group.endswith(", slow") else []
+            found.append(pytest.param(group, name, id=label, marks=marks))
     return pytest.mark.parametrize(("group", "case"), found)
 
 
@@ -221,7 +246,7 @@ def test_it_runs_and_is_recorded(outcome: Outcomes, group: str, case: str) -> No
 
 @pytest.mark.parametrize("case", GARBAGE)
 def test_an_end_of_an_epoch_needs_values(case: str) -> None:
-    assert not GROUPS["search"][case]["ends"]
+    assert not GROUPS["search, slow"][case]["ends"]
     pytest.skip(GARBAGE[case])
 
 
@@ -258,13 +283,6 @@ def test_the_second_device_is_recorded_on_itself() -> None:
     found = measured(
         {"search": searching(device="cuda:1"), "training": training(device="cuda:1")}, devices=2
     )
-    assert {
-        name: (each["error"], each["incidents"]) for name, each in found.items()
-    } == dict.fromkeys(found, (None, []))
-
-
-def test_other_threads_may_pin_memory_while_a_graph_is_recorded() -> None:
-    found = measured({"search": searching(neighbor=True), "training": training(neighbor=True)})
     assert {
         name: (each["error"], each["incidents"]) for name, each in found.items()
     } == dict.fromkeys(found, (None, []))

@@ -40,16 +40,23 @@ def images(n: int = 64, side: int = 32) -> ImageData:
     return ImageData(split, split, tuple("abcde"))
 
 
+SPACE = "darts(nodes=1, operations=(none, skip_connect, max_pool_3x3, sep_conv_3x3))"
+GENOTYPE = (
+    "Genotype(normal=[('sep_conv_3x3_u', 1), ('skip_connect', 0)], normal_concat=[2], "
+    "reduce=[('max_pool_3x3', 0), ('dil_conv_5x5_fa', 1)], reduce_concat=[2])"
+)
+
+
 def search(device: str = "cuda", **options: Any) -> Search:
     """On a small space, with alpha moved from the first step on."""
-    sizes = {"space": "darts(nodes=1)", "channels": 8, "layers": 3, "batch_size": 8, "epochs": 3}
+    sizes = {"space": SPACE, "channels": 8, "layers": 3, "batch_size": 8, "epochs": 3}
     rest = {"rules": ("fa", "brsf"), "regularizers": ("warmup(epochs=0)",)}
     config = SearchConfig(**(sizes | rest | options))
     return Search(config, images(8 * config.batch_size), torch.device(device))
 
 
 def training(
-    device: str = "cuda", genotype: str = "bionas_darts", rule: str | None = None, **options: Any
+    device: str = "cuda", genotype: str = GENOTYPE, rule: str | None = None, **options: Any
 ) -> Retraining:
     """With an auxiliary head, and with drop path from the second epoch on."""
     chosen = load_genotype(genotype) if rule is None else load_genotype(genotype).with_rule(rule)
