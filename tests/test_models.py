@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from commands import TRAIN, forked
 from huggingface_hub import ModelCard
 from timm.models import create_feature_extractor, group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -35,7 +35,6 @@ from darts_bio.training.engine import evaluate
 from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import load_trained
 
-ROOT = Path(__file__).parent.parent
 NB201 = "|nor_conv_1x1:usf~0|+|nor_conv_3x3:fa~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1:bp~2|"
 CIFAR, IMAGENET = "darts_bio_cifar", "darts_bio_imagenet"
 
@@ -471,13 +470,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training on the digits, under several rules."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = "--genotype bionas_darts --epochs 1 --train-images 64 --batch-size 16 --channels 4 --device cpu --out"
-    command = [
-        sys.executable,
-        str(ROOT / "evaluate" / "train_cifar.py"),
-        *words.split(),
-        str(folder),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forked(TRAIN, *words.split(), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -85,12 +85,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def training_of(number: int, words: list[str]) -> None:
+    sys.exit(main(words, command="train"))
+
+
 @pytest.fixture(scope="module")
 def whole(place: Path) -> Path:
     """A run by two processes that nothing disturbs."""
-    done = call(*torchrun(TRAIN, *RUN, "--out", "whole"), cwd=place, python=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy") == 1
+    ended = several(2, training_of, [*RUN, "--out", "whole"], place=place)
+    assert [process.code for process in ended] == [0, 0], ended
+    assert [process.output.count("test accuracy") for process in ended] == [1, 0]
     return place / "whole"
 
 
@@ -174,12 +178,9 @@ def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(
         if "--out killed" in line and "torch.distributed" not in line:
             os.kill(int(line.split()[0]), signal.SIGKILL)
     assert 4 <= state(place / "killed")["step"] < 12
-    done = call(
-        *torchrun(TRAIN, "--out", "killed", "--resume", "--plugin", "planned"),
-        cwd=place,
-        python=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["--out", "killed", "--resume", "--plugin", "planned"]
+    ended = several(2, training_of, words, place=place)
+    assert [process.code for process in ended] == [0, 0], ended
     one, other = state(whole), state(place / "killed")
     assert one["last"] == other["last"]
     weights = other["task"]["network"]
