@@ -517,9 +517,8 @@ class TestDartsPt:
     def test_choices_are_spread_over_the_epochs_after_the_base_and_alpha_moves_on(
         self, data: ImageData
     ) -> None:
-        task = search(
-            data, "darts_pt(base='drnas', share=0.5, batches=1)", space="darts(nodes=2)", epochs=4
-        )
+        space = "darts(nodes=2, operations=(none, skip_connect, sep_conv_3x3))"
+        task = search(data, "darts_pt(base='drnas', share=0.5, batches=1)", space=space, epochs=4)
         pt: Any = task.strategy_state
         decided, alphas = [], []
         for number in range(4):
