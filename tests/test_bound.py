@@ -192,10 +192,10 @@ class TestDerivedCells:
     @given(seed=st.integers(0, 10**6))
     def test_that_spend_the_share_stay_as_they_are(self, seed: int) -> None:
         """Where each edge's best rule is among those that keep to the share, those are taken."""
-        _, space, table = bound(0.5)
+        held, space, table = bound(0.5)
         weights = random_weights(table, seed)
         cells = space.derive(weights, table)
-        share = bound(0.5)[0].share_of(cells)
+        share = held.share_of(cells)
         if 0 < share < 1:
             assert bound(share)[0].hold(cells, weights) == cells
 

@@ -30,7 +30,7 @@ from darts_bio.training.run_folder import read_checkpoint
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
 SEARCHES: dict[str, Any] = {
-    "space": "darts(nodes=1)",
+    "space": "darts(nodes=1, operations=(none, skip_connect, max_pool_3x3, sep_conv_3x3))",
     "rules": ("usf", "fa"),
     "strategy": "darts(lr=0.05)",
     "channels": 2,

@@ -297,7 +297,7 @@ class TestAudit:
                 spent.append(time.process_time() - began)
             return min(spent)
 
-        assert seconds(4000) < 32 * seconds(250)  # 16 times the layers
+        assert seconds(2000) < 32 * seconds(125)  # 16 times the layers
 
     def test_of_networks(self) -> None:
         from darts_bio.networks import build_network

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, call, here
+from commands import ROOT, forked, here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_attacks import fit, small_net
 from torch import Tensor, nn
@@ -293,7 +293,7 @@ def attacked(runs: Path) -> Path:
         "cpu",
     ]
     corrupted = ["--corruptions", "gaussian_noise,contrast"]
-    found = call(ROBUSTNESS, *COMMAND, *options, *corrupted, "--out", "attacked", cwd=runs)
+    found = forked(ROBUSTNESS, *COMMAND, *options, *corrupted, "--out", "attacked", cwd=runs)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == "report:  attacked/report.md"
     return runs / "attacked"
@@ -365,7 +365,7 @@ class TestScript:
 
     def test_one_that_is_done_goes_on_to_the_same_report(self, runs: Path, attacked: Path) -> None:
         before = (attacked / "results.json").read_bytes()
-        found = call(ROBUSTNESS, "--out", "attacked", "--resume", cwd=runs)
+        found = forked(ROBUSTNESS, "--out", "attacked", "--resume", cwd=runs)
         assert found.returncode == 0, found.stderr
         assert (attacked / "results.json").read_bytes() == before
 

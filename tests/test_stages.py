@@ -511,7 +511,8 @@ class TestWhole:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         words = (
-            "--train-images 32 --epochs 1 --batch-size 8 --channels 2 --rules usf --out run --stages "
+            "--space darts(nodes=1) --train-images 32 --epochs 1 --batch-size 8 --channels 2 --rules usf "
+            "--out run --stages "
             '"stage, stage(candidates=2, regularizers=(skip_dropout(rate=0.4), skip_limit))"'
         )
         assert main(["search", *shlex.split(words)]) == 0
