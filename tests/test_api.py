@@ -91,6 +91,7 @@ class TestSearch:
             "genotype.json",
             "cells.svg",
             "metrics.jsonl",
+            "checkpoint-before.pt",
             "checkpoint.pt",
             "report.md",
         }
@@ -224,6 +225,7 @@ class TestTrain:
             "genotype.json",
             "cells.svg",
             "metrics.jsonl",
+            "checkpoint-before.pt",
             "checkpoint.pt",
             "report.md",
         }
@@ -313,6 +315,7 @@ class TestTrain:
         assert attacked.numbers["networks"][0]["clean_all_test_images"] == trained.accuracy
         files = {
             "config.yaml",
+            "checkpoint-before.pt",
             "checkpoint.pt",
             "report.md",
             "results.json",

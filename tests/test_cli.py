@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ROOT, call, forked, refused
+from commands import ROOT, call, refused
 from PIL import Image
 
 from darts_bio import __version__
@@ -78,7 +78,7 @@ class TestForms:
         if not program.exists():
             pytest.skip("the package is not installed in this environment")
         done = subprocess.run([program, "list"], capture_output=True, text=True, check=True)
-        assert done.stdout == forked("-m", "darts_bio", "list").stdout
+        assert done.stdout == call("-m", "darts_bio", "list").stdout
         assert refused(
             subprocess.run([program, "serch"], capture_output=True, text=True)
         ).startswith("unknown command 'serch': did you mean 'search'")

@@ -536,6 +536,7 @@ def test_the_public_face() -> None:
         "load_genotype",
         "build_network",
         "convert",
+        "BatchManhattan",
         "attach",
         "audit",
         "draw_feedback",

@@ -539,4 +539,4 @@ class TestInASearch:
         ):
             search(data, regularizers=("oles(window=1000)",))
         with pytest.raises(InputError, match="--regularizers: has no say"):
-            search(data, "random", regularizers=("oles",))
+            search(data, "random", regularizers=("oles(window=1)",))

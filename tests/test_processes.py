@@ -170,7 +170,7 @@ def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(
     ):
         time.sleep(0.02)
     children = subprocess.run(
-        ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+        ["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True
     ).stdout
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

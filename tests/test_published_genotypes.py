@@ -543,7 +543,7 @@ class TestPastedText:
         path = tmp_path / "g.json"
         path.write_text("[" + "0, " * 3_500_000 + "0]", encoding="utf-8")
         with pytest.raises(
-            InputError, match=r"^g.json: expected a genotype of at most 1,000,000 characters"
+            InputError, match=r"g.json: expected at most 1,000,000 bytes, found more$"
         ) as caught:
             load_genotype(path)
         assert "\n" not in str(caught.value)

@@ -128,7 +128,10 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     assert str(load_genotype(tmp_path / "run")) in found.stdout
     assert "genotype: run/genotype.json" in found.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
-    assert names == {"config", "genotype", "cells", "metrics", "events", "checkpoint", "report"}
+    assert names == {
+        *("config", "genotype", "cells", "metrics", "events", "report"),
+        *("checkpoint", "checkpoint-before"),
+    }
     provenance = load_genotype(tmp_path / "run").provenance
     assert {"command", "seed", "dataset", "strategy", "date", "versions"} <= set(provenance)
     following = re.search(r"next, train it: (.*)", found.stdout)
@@ -192,7 +195,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
         (
             SEARCH,
             "--space darts(node=2)",
-            r"space 'darts' has no option 'node' \(its options: layout, nodes, operat",
+            r"space 'darts' has no option 'node': did you mean 'nodes'\? \(its options: layout, nodes, operat",
         ),
         (
             SEARCH,
@@ -213,7 +216,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
         (SEARCH, "--rules usf,bsf", r"unknown learning rule 'bsf': did you mean 'brsf' or 'usf'\?"),
         (SEARCH, "--backbone-rule pb", r"unknown learning rule 'pb': did you mean 'bp'\?"),
         (SEARCH, "--layers 2", r"layers: expected at least 3, .* found 2; use --layers 3 or more"),
-        (SEARCH, "--layers -1", r"--layers: expected at least 1, found -1"),
+        (SEARCH, "--layers -1", r"--layers: expected at least 1 and below 251, found -1"),
         (SEARCH, "--channels 5", r"channels: expected an even number .* found 5; use --channels 6"),
         (
             SEARCH,

@@ -533,7 +533,7 @@ class TestRefusals:
             ("'stage(keeps_weights=True)'", "keeps_weights: expected from the second stage on"),
             ("'stage, stage(candidates=1)'", "--stages: candidates: expected a whole number of at"),
             ("'stage, stage(keeps_weights=2)'", "--stages: keeps_weights: expected True or False"),
-            ("'stage, stage(layers=0)'", "--layers: expected at least 1, found 0"),
+            ("'stage, stage(layers=0)'", "--layers: expected at least 1 and below 251, found 0"),
             ("'stage(regularizers=3)'", "--stages: regularizers: expected specs such as"),
             ("'stage, stage(regularizers=skip)'", "unknown regularizer 'skip'"),
             ("'stage, stage(layers=2)'", "layers: expected at least 3"),

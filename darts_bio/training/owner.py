@@ -22,6 +22,8 @@ from typing import Any
 from darts_bio.errors import InputError, first_line
 
 LOCK_FILE = ".lock"
+GRACE_S = 2.0
+"""Seconds that a killed owner is given to be gone: a job may be started again at once."""
 
 _held: dict[Path, int] = {}
 """The descriptors of the lock files that this process holds, by the folders they lie in."""
@@ -96,6 +98,7 @@ def owning(first: Callable[[Path], None] = lambda folder: None) -> Iterator[bool
 
 def _locked(path: Path) -> int:
     """Lock the file, and return its descriptor; raise InputError if another process has."""
+    until = time.monotonic() + GRACE_S
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -105,6 +108,10 @@ def _locked(path: Path) -> int:
             is_owned = True
         except OSError:  # the file system knows no locks
             is_owned = _is_alive(_owner(file))
+        if is_owned and time.monotonic() < until:
+            os.close(file)
+            time.sleep(0.05)
+            continue
         if is_owned:
             refusal = _refusal(path, _owner(file))
             os.close(file)
