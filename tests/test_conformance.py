@@ -43,7 +43,7 @@ from darts_bio.runtime import generator
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, from_json, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace
 from darts_bio.spaces.operations import operation
-from darts_bio.strategies import REGULARIZERS, STRATEGIES
+from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
 from darts_bio.training.engine import run_epoch
 from darts_bio.training.retrain import Retraining
@@ -578,6 +578,17 @@ def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> N
     assert rule_table() in (root / "README.md").read_text(encoding="utf-8")
     for page in pages.values():
         assert all(f"**{section}.**" in page for section in ("State", "Cost", "When"))
+
+
+def test_the_readme_shows_the_defaults_of_regularizers_and_of_searches_by_queries() -> None:
+    """In its tables each stands as `name(option=default, ...)`."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((\w+)(?:\(.*?\))?)` \|", readme, re.MULTILINE)
+    for registry in (REGULARIZERS, BLACK_BOX_STRATEGIES):
+        shown = {name: spec for spec, name in rows if name in registry}
+        assert shown.keys() == set(registry)
+        for name, spec in shown.items():
+            assert registry.build(spec) == registry.build(name)
 
 
 def examples() -> str:

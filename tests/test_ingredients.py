@@ -397,6 +397,8 @@ class TestRandomPaths:
         first = [genotype for batches, genotype in seen if batches == 1]
         again = [genotype for batches, genotype in seen if batches == 5]
         assert (len(first), len(again)) == (120, 7)
+        passes = sum(batches for batches, _ in seen)
+        assert f"measures 120 genotypes by {passes} passes" in strategy.notes(state, ())[0]
         ranked = sorted(first, key=lambda genotype: loss_of(genotype, 1))
         assert all(torch.equal(g, h) for g, h in zip(ranked, again, strict=False))
         best = min(again, key=lambda genotype: loss_of(genotype, 5))

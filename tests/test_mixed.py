@@ -31,6 +31,7 @@ from darts_bio.rules import (
     true_gradients,
 )
 from darts_bio.rules.shared_feedback import CastTogether
+from darts_bio.rules.side_by_side import Noted, local_updates
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
 from darts_bio.spaces.operations import batch_norm, operation, pointwise
@@ -364,6 +365,42 @@ def test_joined_operations_write_no_more_before_their_norm_than_fits(
         written.clear()
         net.cells[0](states, weights)
         assert written == [4 * n for n in runs]
+
+
+def test_local_rules_are_asked_for_as_many_members_at_once_as_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Recording(LearningRule):
+        def update(self, x: Tensor, weight: Tensor, operator: Any) -> Tensor:
+            asked.append(x.numel())
+            return torch.zeros_like(weight)
+
+    one_member = Noted(
+        x=torch.ones(1, 4, 1, 1), weight=torch.ones(2, 4, 1, 1), members=1, present=None,
+        common_input=False, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+    )  # fmt: skip
+    monkeypatch.setattr("darts_bio.rules.side_by_side.TOGETHER", 8)
+    assert len(local_updates([Recording()], [one_member] * 5, samples=1)) == 5
+    assert asked == [8, 8, 4]  # input entries
+
+
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+def test_a_relu_behind_a_batch_norm_needs_no_further_map(cell: type) -> None:
+    space = SPACES.build("darts(nodes=1, operations=(sep_conv_3x3, dil_conv_3x3))")
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5, cell=cell)
+    in_place: list[bool] = []
+    for module in net.cells.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(
+                lambda _, inputs, y: in_place.append(inputs[0].data_ptr() == y.data_ptr())
+            )
+    weights = {t: torch.rand(net.table.shape(t)) for t in net.table.rows}
+    net(torch.randn(2, 3, 8, 8), weights)
+    assert in_place
+    assert all(in_place)
 
 
 def test_joined_operations_of_one_spacing_are_neighbors() -> None:

@@ -66,14 +66,15 @@ class TestOwnedWeights:
     def test_the_rows_of_an_operation_are_the_weights_of_its_module(
         self, space: str, shared: Any, cell: type[MixedCell]
     ) -> None:
-        """All forms of a cell begin with the same weights."""
+        """All forms of a cell begin with the same weights. Those under pfa are not batched."""
+        rules = ("bp", "kolen_pollack", "usf", *([] if shared else ["pfa"]))
         nets = []
         for form in (cell, ReferenceCell):
             torch.manual_seed(0)
             nets.append(
                 SuperNet(
                     SPACES.build(space),
-                    ("bp", "kolen_pollack", "usf"),
+                    rules,
                     channels=4,
                     layers=3,
                     num_classes=10,

@@ -59,6 +59,8 @@ class TestSampled:
 
     def test_one_dimension_and_three(self) -> None:
         assert torch.equal(sampled(x := torch.randn(2, 3, 9), (4,)), x[:, :, ::4])
+        channels_innermost = torch.randn(2, 9, 3).transpose(1, 2)  # (N, C, L)
+        assert torch.equal(sampled(channels_innermost, (4,)), channels_innermost[:, :, ::4])
         assert torch.equal(
             sampled(x := torch.randn(2, 3, 4, 5, 6), (1, 2, 3)), x[:, :, :, ::2, ::3]
         )

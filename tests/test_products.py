@@ -587,6 +587,17 @@ class TestAudit:
         assert "1 weights multiplied nothing: idle" in str(found)
         assert found.table().splitlines()[-1].split()[-1] == "nothing"
 
+    def test_weights_behind_an_embedding_and_a_norm(self) -> None:
+        model = nn.Sequential(
+            nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+        )
+        found = audit(model, torch.zeros(2, 5, dtype=torch.long))
+        assert found.unseen == []
+        assert {row.name: row.products for row in found.rows} == {
+            "2": ("linear",),
+            "4": ("linear",),
+        }
+
     def test_a_model_that_no_made_input_fits(self) -> None:
         class Two(nn.Module):
             def __init__(self) -> None:
@@ -603,6 +614,13 @@ class TestAudit:
         assert isinstance(convert(Two(), "fa", inputs=given).weight_carrier, WeightCarrier)
         with pytest.raises(InputError, match="no layer with weights that could carry a rule"):
             convert(Two(), "fa")
+
+    @pytest.mark.parametrize("side", [224, 64, 32, 28, 16])
+    def test_images_of_the_usual_sizes_are_tried(self, side: int) -> None:
+        """Those of ImageNet, its smaller versions, CIFAR, MNIST and ImageNet16."""
+        strided = nn.Conv2d(3, 1, 4, stride=4)
+        model = nn.Sequential(strided, nn.Flatten(), nn.Linear((side // 4) ** 2, 2))
+        assert audit(model).given == f"a made input (2, 3, {side}, {side})"
 
     def test_nothing_is_changed_by_a_look(self) -> None:
         plain, x = build("spectral norm")

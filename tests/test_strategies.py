@@ -324,6 +324,19 @@ class TestSamples:
                 powers = alpha[mask].exp()
                 assert torch.allclose(row[mask], powers / powers.sum())
 
+    def test_drnas_is_finite_where_alpha_is_very_low(self) -> None:
+        """elu(alpha) + 1 is 0 in float32 from -17 on, where a Dirichlet law has no density."""
+        drnas, state = begin("drnas(anchor=0.001, weight_decay=0)", PAIR)
+        for parameter in state.parameters.values():
+            parameter.data[:, 0] = -30.0
+        loss = drnas.own_penalty(state)
+        for weights in sample(drnas, state).values():
+            assert torch.allclose(weights.sum(1), torch.ones(len(weights)))
+            loss = loss + weights[:, 1].sum()
+        assert loss.isfinite()
+        for gradient in torch.autograd.grad(loss, list(state.parameters.values())):
+            assert gradient.isfinite().all()
+
     def test_drnas_by_default_has_a_decay_and_no_anchor(self) -> None:
         """Two steps of Adam written out, on a gradient of 1, alpha's decay being added to it."""
         drnas, state = begin("drnas(init=1.0)", PAIR)
