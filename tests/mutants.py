@@ -303,7 +303,8 @@ class Mutations:
         alternatives: list[tuple[str, str | ast.AST]] = []
         for i in range(len(node.args) - 1):
             pair = node.args[i : i + 2]
-            if not any(isinstance(x, ast.Starred) for x in pair):
+            alike = ast.dump(pair[0]) == ast.dump(pair[1])
+            if not alike and not any(isinstance(x, ast.Starred) for x in pair):
                 swapped = copy.copy(node)
                 swapped.args = [*node.args[:i], *reversed(pair), *node.args[i + 2 :]]
                 alternatives.append(("arguments swapped", swapped))
