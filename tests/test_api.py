@@ -92,8 +92,10 @@ class TestSearch:
             "cells.svg",
             "metrics.jsonl",
             "checkpoint-before.pt",
+            "alpha.jsonl",
             "checkpoint.pt",
             "report.md",
+            "report.html",
         }
         assert {path.name for path in found.folder.iterdir()} == files
         assert darts_bio.load_genotype(found.folder) == found.genotype
@@ -228,6 +230,7 @@ class TestTrain:
             "checkpoint-before.pt",
             "checkpoint.pt",
             "report.md",
+            "report.html",
         }
         assert {path.name for path in trained.folder.iterdir()} == files | {"curves.svg"}
         assert not trained.network.training
@@ -315,9 +318,9 @@ class TestTrain:
         assert attacked.numbers["networks"][0]["clean_all_test_images"] == trained.accuracy
         files = {
             "config.yaml",
-            "checkpoint-before.pt",
             "checkpoint.pt",
             "report.md",
+            "report.html",
             "results.json",
             "accuracy.svg",
             "examples.svg",

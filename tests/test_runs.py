@@ -109,6 +109,8 @@ def same_runs(one: Path, other: Path, kind: str) -> None:
         read_checkpoint(one / "checkpoint.pt", kind), read_checkpoint(other / "checkpoint.pt", kind)
     )
     assert metrics(one) == metrics(other)
+    if kind == "search":
+        assert (one / "alpha.jsonl").read_bytes() == (other / "alpha.jsonl").read_bytes()
     assert load_genotype(one) == load_genotype(other)
 
 

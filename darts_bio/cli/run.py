@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig, flag
-from darts_bio.config.options import plain
+from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig
 from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
@@ -15,7 +14,7 @@ from darts_bio.runs.alignment import compare_alignment_of_runs, measure_alignmen
 from darts_bio.runs.choice import ChoiceResult, search_and_train
 from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
-from darts_bio.runs.search import CELLS_FIGURE, SearchResult
+from darts_bio.runs.search import CELLS_FIGURE, SearchResult, train_command
 from darts_bio.runs.search import search as run_search
 from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, text_of
@@ -41,7 +40,9 @@ def search(config: SearchConfig) -> int:
             for seed, seed_result in result.seeds.items():
                 print(f"seed {seed}:\n{seed_result.genotype}\n")
                 if seed_result.finished:
-                    print(f"next, train it: {_train_command(seed_result)}\n")
+                    print(
+                        f"next, train it: {train_command(seed_result.folder, seed_result.next_options)}\n"
+                    )
             print(f"report: {result.folder / CARD_FILE}")
         else:
             _print_search(config, result)
@@ -64,7 +65,7 @@ def _print_search(config: SearchConfig, result: SearchResult) -> None:
     )
     print(f"report:   {result.folder / CARD_FILE}")
     if result.finished:
-        print(f"next, train it: {_train_command(result)}")
+        print(f"next, train it: {train_command(result.folder, result.next_options)}")
 
 
 def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
@@ -80,20 +81,6 @@ def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
         print(f"{result.final.measured}: {100 * result.accuracy:.2f} %")
     else:
         _say_resume(config, str(result.folder))
-
-
-def _train_command(result: SearchResult) -> str:
-    """Return the command line that trains the genotype of a search on the same images."""
-    words = [flag("genotype"), str(result.folder)]
-    for name, value in result.next_options.items():
-        words += [flag(name), _option_word(value)]
-    return line("train", *words, launcher=launcher())
-
-
-def _option_word(value: object) -> str:
-    """Return an option's value as the command line reads it."""
-    value = plain(value)
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder: str) -> None:

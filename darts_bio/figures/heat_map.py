@@ -55,6 +55,22 @@ def _tile_positions(groups: Sequence[Any], start: float) -> list[float]:
     ]
 
 
+def columns_of(rows: Sequence[Row]) -> list[Candidate]:
+    """Return the candidates of the edges, each once, in the order of a heat map's columns.
+
+    Those of the same operation stand together, operations in the order of their first one.
+
+    >>> skip, fa, usf = Candidate("skip", None), Candidate("conv", "fa"), Candidate("conv", "usf")
+    >>> [str(candidate) for candidate in columns_of([(fa, skip, None), (skip, usf, fa)])]
+    ['conv:fa', 'conv:usf', 'skip']
+    """
+    candidates = list(
+        dict.fromkeys(candidate for row in rows for candidate in row if candidate is not None)
+    )
+    ops = list(dict.fromkeys(candidate.op for candidate in candidates))
+    return sorted(candidates, key=lambda candidate: ops.index(candidate.op))
+
+
 def draw_edge_weights(
     title: str,
     rows: Sequence[Row],
@@ -81,12 +97,7 @@ def draw_edge_weights(
         >>> figure.label
         'normal cell: 2 edges, 2 candidates, values from 0.25 to 0.75'
     """
-    all_candidates = list(
-        dict.fromkeys(candidate for row in rows for candidate in row if candidate is not None)
-    )
-    # Columns of the same operation stand together, operations in the order of their first one.
-    ops = list(dict.fromkeys(candidate.op for candidate in all_candidates))
-    columns = sorted(all_candidates, key=lambda candidate: ops.index(candidate.op))
+    columns = columns_of(rows)
     edge_names = [f"{node} <- {source}" for node, source in edges]
     value_rows = torch.as_tensor(values).detach().double().cpu().tolist()
     table: list[dict[Candidate, float]] = []  # of each edge: candidate -> value

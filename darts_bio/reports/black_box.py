@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_bio.invocation import portable
+from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.reports.page import thinned
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
@@ -49,10 +51,12 @@ def black_box_card(
     if search.best is not None:
         lines += _queries(search, queries)
     lines += recipe(config, folder.command)
-    lines += ["", "## Data and machine", "", f"- data: {escaped(search.subject['data set'])}"]
-    if queries:
-        lines.append(f"- {len(queries)} queries in {queries[-1]['seconds']:.0f} s")
-    lines.append(f"- {hardware(search.device)}; {made_by()}")
+    data, machine = search.subject["data set"], f"{hardware(search.device)}; {made_by()}"
+    seconds = queries[-1]["seconds"] if queries else 0
+    cost = f"{len(queries)} queries in {seconds:.0f} s"
+    lines += ["", "## Data and machine", "", f"- data: {escaped(data)}", f"- {cost}"]
+    lines += [f"- {machine}", ""]
+    lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +99,7 @@ def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> li
         "",
         f"![accuracy over the queries]({BEST_FIGURE})",
         "",
-        *markdown_table(("query", "accuracy, %", "training images so far"), risen),
+        *markdown_table(("query", "accuracy, %", "training images so far"), thinned(risen)),
         "",
     ]
     return lines

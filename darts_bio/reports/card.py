@@ -12,6 +12,7 @@ from darts_bio.config import TrainingConfig
 from darts_bio.distributed import world_size
 from darts_bio.invocation import portable
 from darts_bio.networks import multiply_adds, parameters
+from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
@@ -48,12 +49,16 @@ def model_card(
         f"- passed over, since it cannot be read: {code(name)} ({escaped(why)})"
         for name, why in training.damaged.items()
     ]
-    lines += [
-        f"- {last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
+    cost = (
+        f"{last['step']} steps of {config.batch_size} images in {last['seconds']:.0f} s "
         f"({last['images_per_second']:.0f} images/s, measuring between epochs included) by "
-        f"{_processes(training)}",
-        f"- {hardware(training.device)}; {made_by()}",
-    ]
+        f"{_processes(training)}"
+    )
+    machine = f"{hardware(training.device)}; {made_by()}"
+    lines += [f"- {cost}", f"- {machine}", ""]
+    lines += checklist(
+        config, training.genotype, data=training.subject["data set"], machine=machine, cost=cost
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Write the results of a measurement of robustness: report.md, results.json and two figures."""
+"""Write the results of a measurement of robustness: its report, results.json and two figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
-from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports import page
 from darts_bio.reports.markdown import escaped, markdown_table, recipe
 from darts_bio.runtime import hardware, made_by
 from darts_bio.training.run_folder import RunFolder, write_text
@@ -34,7 +34,7 @@ def write_report(
     write_text(folder.path / RESULTS_FILE, _json(results(subjects, measurement, all_doubts)))
     write_text(folder.path / ACCURACY_FIGURE, accuracy.svg())
     write_text(folder.path / EXAMPLES_FIGURE, examples.svg())
-    write_text(folder.path / CARD_FILE, text)
+    page.write_report(folder.path, text)
     return all_doubts, accuracy, examples, text
 
 

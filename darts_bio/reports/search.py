@@ -7,13 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_bio.config import SearchConfig
+from darts_bio.distributed import world_size
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
+from darts_bio.reports import findings
+from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.reports.page import MOST_ROWS, PAGE_FILE, thinned
+from darts_bio.reports.time_lapse import HEADING, edge_shares
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
+from darts_bio.training.logs import ALPHA_FILE
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
@@ -27,13 +34,22 @@ def search_card(
     genotype: Genotype,
     epochs: Sequence[Mapping[str, Any]],
     finished: bool,
-    known: Mapping[str, float] | None = None,
+    known: Mapping[str, float] | None,
+    history: Sequence[Mapping[str, Any]],
+    next_command: str | None,
 ) -> str:
     """Return the report of one search in Markdown.
 
-    `epochs` are the numbers of its epochs as metrics.jsonl has them; `finished` tells whether the
-    search came to its end. `known` holds the accuracies, in per cent by data set, of the cell in
-    the table of `--table`; None without a table or where the cell is not in it.
+    Args:
+        search: The search as it ended or was stopped.
+        folder: Its folder.
+        genotype: What it found.
+        epochs: The numbers of its epochs as metrics.jsonl has them.
+        finished: Whether it came to its end.
+        known: The accuracies, in per cent by data set, of the cell in the table of `--table`; None
+            without a table or where the cell is not in it.
+        history: The records of alpha.jsonl; none of a search that trains nothing.
+        next_command: The command line that trains the genotype; None if its images have no name.
     """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
@@ -43,9 +59,22 @@ def search_card(
         "## Genotype",
         "",
         *block(str(genotype)),
+        "",
+        "![cells](cells.svg)",
+        "",
     ]
-    lines += ["", "![cells](cells.svg)", ""]
-    if not search.strategy.finished:  # one that draws is sure of everything
+    certain = search.strategy.finished  # one that draws is sure of everything
+    decided = (
+        []
+        if certain
+        else findings.decisions(search.space, search.table, genotype, edge_shares(search))
+    )
+    if decided:
+        lines += ["## Choices", "", *findings.choices(decided)]
+    lines += findings.in_words(search.space, genotype, decided, history)
+    cost = _cost(search, epochs)
+    lines += ["## Cost", "", cost, "", "## How to go on", "", *_next(finished, next_command), ""]
+    if not certain:
         lines += _shares(search, genotype)
     if search.objective.bound is not None:
         bound = search.objective.bound
@@ -56,8 +85,16 @@ def search_card(
             f"{config.layers} cells, as searched; with other --layers the share is another.",
             "",
         ]
+    if history:
+        lines += [
+            f"## {HEADING}",
+            "",
+            f"[{ALPHA_FILE}]({ALPHA_FILE}) has the share of each candidate on its edge after each "
+            f"epoch. [{PAGE_FILE}]({PAGE_FILE}) shows them; the dot is the largest of an edge.",
+            "",
+        ]
     if epochs:
-        rows = [_row(numbers) for numbers in epochs]
+        rows = [_row(numbers) for numbers in thinned(epochs)]
         head = (
             "epoch",
             "train loss",
@@ -68,22 +105,18 @@ def search_card(
         lines += [
             "## Numbers",
             "",
-            "Of the supernet, which all candidates share: no measure of the genotype.",
+            "Of the supernet, which all candidates share: no measure of the genotype."
+            f"{_left_out(epochs)}",
             "",
         ]
         lines += [*markdown_table(head, rows), ""]
     if config.table is not None:
         lines += _known(config, genotype, epochs, known)
-    lines += [*recipe(config, folder.command), ""]
-    lines += ["## Data and machine", "", f"- data: {escaped(search.subject['data set'])}"]
-    lines += [f"- supernet of {parameters(search.supernet):,} weights"]
-    if epochs:
-        last = epochs[-1]
-        lines.append(
-            f"- {last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} "
-            "images/s)"
-        )
-    lines.append(f"- {hardware(search.device)}; {made_by()}")
+    data, machine = search.subject["data set"], f"{hardware(search.device)}; {made_by()}"
+    lines += [*recipe(config, folder.command), "", "## Data and machine", ""]
+    lines += [f"- data: {escaped(data)}"]
+    lines += [f"- supernet of {parameters(search.supernet):,} weights", f"- {machine}", ""]
+    lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +128,7 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     lines = [f"# Search on {escaped(config.dataset)}, {len(results)} seeds", "", "## Genotypes", ""]
     for seed, result in results.items():
         lines += [
-            f"### [seed {seed}](seed-{seed}/report.md)",
+            f"### [seed {seed}](seed-{seed}/{CARD_FILE})",
             "",
             *block(str(result.genotype)),
             "",
@@ -123,6 +156,41 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
     lines += recipe(config, command)
     return "\n".join(lines) + "\n"
+
+
+def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Return in a sentence or two what the search took so far."""
+    machine = hardware(search.device)
+    if not epochs:
+        return f"Nothing was trained yet, on {machine}."
+    last, processes = epochs[-1], world_size()
+    hours = last["seconds"] / 3600
+    cost = (
+        f"{last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s) "
+        f"by {processes} process(es) on {machine}"
+    )
+    if search.device.type != "cuda":
+        return cost
+    return (
+        f"{cost}: {hours * processes:.2f} hours of one GPU. Energy was not measured; it is at most "
+        "these hours times the power limit that `nvidia-smi -q -d POWER` gives for the board."
+    )
+
+
+def _next(finished: bool, command: str | None) -> list[str]:
+    """Return the lines that say how to go on."""
+    if not finished:
+        return ["The command below, with this folder as `--out` and `--resume`, goes on with it."]
+    if command is None:
+        return ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
+    return ["Train it:", "", *block(command, "sh")]
+
+
+def _left_out(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence where a table does not show all epochs."""
+    if len(epochs) <= MOST_ROWS:
+        return ""
+    return f" Shown are {MOST_ROWS} of {len(epochs)} epochs; metrics.jsonl has all."
 
 
 def _known_by_seed(results: Mapping[int, Any]) -> list[str]:
@@ -215,9 +283,13 @@ def _known(
     if names:
         rows = [
             (str(numbers["epoch"]), *(_shown(numbers, name, "{:.2f}", 100) for name in names))
-            for numbers in epochs
+            for numbers in thinned(epochs)
         ]
-        lines += ["Of the cell that alpha stood for after each epoch (-: not in the table):", ""]
+        lines += [
+            "Of the cell that alpha stood for after each epoch (-: not in the table)."
+            f"{_left_out(epochs)}",
+            "",
+        ]
         lines += [f"![known accuracy over the epochs]({KNOWN_FIGURE})", ""]
         head = ("epoch", *(f"{name.removeprefix('known/')}, %" for name in names))
         lines += [*markdown_table(head, rows), ""]

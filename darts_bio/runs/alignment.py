@@ -11,7 +11,6 @@ A comparison of several runs is a folder of its own, with comparison.md, .json a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.runtime import select_device
-from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.logs import EPOCHS_FILE, read_records
 from darts_bio.training.retrain import Retraining, config_of_run
-from darts_bio.training.run_folder import RunFolder, new_folder, write_text, writing
+from darts_bio.training.run_folder import new_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -115,23 +113,3 @@ def alignments_by_epoch(folder: Path) -> dict[int, Alignment]:
     """
     records = read_records(folder / EPOCHS_FILE)
     return {record["epoch"]: Alignment.from_dict(record) for record in records}
-
-
-class EpochsFile(Listener):
-    """A listener that appends the alignments of a training to its alignment-epochs.jsonl.
-
-    Args:
-        folder: The run's folder.
-        latest: Returns the alignment of the ending epoch, None if it was not measured.
-    """
-
-    def __init__(self, folder: RunFolder, latest: Callable[[], Alignment | None]) -> None:
-        self._path, self._latest = folder.path / EPOCHS_FILE, latest
-
-    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-        alignment = self._latest()
-        if alignment is None:
-            return
-        record = {"step": progress.step, "epoch": progress.epoch, **alignment.as_dict()}
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")

@@ -10,8 +10,8 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.figures.curves import draw_best
 from darts_bio.registry import parse_spec
+from darts_bio.reports import page
 from darts_bio.reports.black_box import BEST_FIGURE, black_box_card
-from darts_bio.reports.card import CARD_FILE
 from darts_bio.runtime import precision_notes
 from darts_bio.spaces import Genotype
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, STRATEGIES
@@ -84,7 +84,7 @@ def write_report(
     queries: Sequence[Mapping[str, Any]],
     known: Mapping[str, float] | None,
 ) -> None:
-    """Write best.svg and report.md; `queries` are the numbers of the queries so far."""
+    """Write best.svg and the report; `queries` are the numbers of the queries so far."""
     if queries:
         write_text(folder.path / BEST_FIGURE, draw_best(queries).svg())
-    write_text(folder.path / CARD_FILE, black_box_card(task, folder, genotype, queries, known))
+    page.write_report(folder.path, black_box_card(task, folder, genotype, queries, known))

@@ -32,7 +32,7 @@ from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.choice import Candidate, Choice, choose
 from darts_bio.monitoring.console import Console
 from darts_bio.registry import parse_spec
-from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports import page
 from darts_bio.reports.choice import choice_card
 from darts_bio.runs.options import complete
 from darts_bio.runs.running import SeedResults, Watching, has_begun, started
@@ -160,7 +160,7 @@ def search_and_train(
         def write_report(result: str | None) -> None:
             card = choice_card(config, short, command, choice, genotype, result)
             if rank() == 0:
-                write_text(folder.path / CARD_FILE, card)
+                page.write_report(folder.path, card)
 
         if rank() == 0:
             trained_images = len(images.train) - short.holdout

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.config import RetrainConfig, SearchConfig, flag
+from darts_bio.config.options import plain
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import GIVEN
 from darts_bio.distributed import (
     TIMEOUT,
     first_before_the_others,
+    launcher,
     rank,
     refuse_differences,
     world_size,
@@ -23,17 +25,19 @@ from darts_bio.distributed import (
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_known
-from darts_bio.invocation import portable
+from darts_bio.invocation import line, portable
 from darts_bio.monitoring.boards import FitBoard, SearchBoard
 from darts_bio.networks import parameters
-from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports import page
 from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
 from darts_bio.reports.stages import stages_card
+from darts_bio.reports.time_lapse import alpha_record, time_lapse
 from darts_bio.runs.black_box import EvaluationsFile, is_black_box, write_report
 from darts_bio.runs.black_box import introduction as introduction_of_queries
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
+from darts_bio.runs.records import EpochsFile
 from darts_bio.runs.running import (
     Result,
     SeedResults,
@@ -48,6 +52,7 @@ from darts_bio.runtime import select_device
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.logs import ALPHA_FILE, read_records
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
 from darts_bio.version import __version__
@@ -150,7 +155,7 @@ def search(
             return run(config, lambda: open_folder(config), 0)
         parent, results = each_seed(config, open_folder, run, divide_seeds)
         if rank() == 0:
-            write_text(parent.path / CARD_FILE, search_seeds_card(config, command, results))
+            page.write_report(parent.path, search_seeds_card(config, command, results))
         return SeedResults(parent.path, results)
 
 
@@ -183,7 +188,7 @@ def _in_stages(
         if rank() == 0:
             genotype = SearchFiles(task, folder).write(steps, finished)
             card = stages_card(config, folder, task, genotype, results)
-            write_text(folder.path / CARD_FILE, card)
+            page.write_report(folder.path, card)
             write_numbers(folder, numbers)
         result = replace(
             last,
@@ -226,7 +231,7 @@ def _perform(
     outcome, exit_code = perform(
         task,
         folder,
-        [files, EvaluationsFile(task, folder)] if isinstance(task, BlackBoxSearch) else [files],
+        [files, *_records(task, folder)],
         watching,
         introduction,
         board,
@@ -237,6 +242,7 @@ def _perform(
     epochs = epochs_of(folder.path, outcome.step)
     genotype = task.genotype()
     known = None if table is None else table.accuracies(genotype)
+    options = next_options(folder.path, task.config, data)
     if rank() == 0:
         genotype = files.write(outcome.step, outcome.finished)
         figure = draw_known(epochs)
@@ -245,10 +251,13 @@ def _perform(
         if isinstance(task, BlackBoxSearch):
             write_report(task, folder, genotype, epochs, known)
         else:
-            write_text(
-                folder.path / CARD_FILE,
-                search_card(task, folder, genotype, epochs, outcome.finished, known),
+            history = read_records(folder.path / ALPHA_FILE, outcome.step)
+            command = train_command(folder.path, options) if options else None
+            card = search_card(
+                task, folder, genotype, epochs, outcome.finished, known, history, command
             )
+            widget = time_lapse(history, task.table, task.space.edges) if history else None
+            page.write_report(folder.path, card, widget)
     return SearchResult(
         folder.path,
         epochs,
@@ -257,8 +266,15 @@ def _perform(
         exit_code,
         genotype,
         known,
-        next_options(folder.path, task.config, data),
+        options,
     )
+
+
+def _records(task: Search | BlackBoxSearch, folder: RunFolder) -> list[Listener]:
+    """Return the listeners that write a line for each epoch, or each query."""
+    if isinstance(task, BlackBoxSearch):
+        return [EvaluationsFile(task, folder)]
+    return [EpochsFile(folder.path / ALPHA_FILE, lambda: alpha_record(task))]
 
 
 def _introduction(task: Search, progress: Progress) -> list[str]:
@@ -347,6 +363,24 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
     # first may be here before genotype.json is written.
     retrain = complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space)
     return options | unfit_options(retrain, config, data)
+
+
+def train_command(folder: Path, options: Mapping[str, Any]) -> str:
+    """Return the command line that trains the genotype in `folder` with these `next_options`.
+
+    >>> train_command(Path("found"), {"dataset": "digits"}).removeprefix("uv run ").split()[-4:]
+    ['--genotype', 'found', '--dataset', 'digits']
+    """
+    words = [flag("genotype"), str(folder)]
+    for name, value in options.items():
+        words += [flag(name), _option_word(value)]
+    return line("train", *words, launcher=launcher())
+
+
+def _option_word(value: object) -> str:
+    """Return an option's value as the command line reads it."""
+    value = plain(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def unfit_options(retrain: RetrainConfig, config: SearchConfig, data: ImageData) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -19,9 +20,10 @@ from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
-from darts_bio.reports.card import CARD_FILE, model_card, seeds_card
-from darts_bio.runs.alignment import EpochsFile
+from darts_bio.reports import page
+from darts_bio.reports.card import model_card, seeds_card
 from darts_bio.runs.files import epochs_of
+from darts_bio.runs.records import EpochsFile
 from darts_bio.runs.running import (
     Result,
     SeedResults,
@@ -41,6 +43,7 @@ from darts_bio.spaces import (
     read_genotype,
 )
 from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.logs import EPOCHS_FILE
 from darts_bio.training.parallel import shared_otherwise
 from darts_bio.training.retrain import Retraining, new_network
 from darts_bio.training.run_folder import RunFolder, write_text
@@ -132,7 +135,7 @@ def train(
             return run(config, lambda: open_folder(config), 0)
         parent, results = each_seed(config, open_folder, run)
         if rank() == 0 and all(result.finished for result in results.values()):
-            write_text(parent.path / CARD_FILE, seeds_card(config, command, results))
+            page.write_report(parent.path, seeds_card(config, command, results))
         return SeedResults(parent.path, results)
 
 
@@ -182,7 +185,7 @@ def _perform(
     outcome, exit_code = perform(
         task,
         folder,
-        [CellsFigure(task, folder), EpochsFile(folder, lambda: meter.latest)],
+        [CellsFigure(task, folder), EpochsFile(folder.path / EPOCHS_FILE, meter.record)],
         watching,
         introduction,
         lambda: TrainingBoard(task, folder, lambda: meter.latest),
@@ -225,6 +228,10 @@ class AlignmentMeter:
         self.latest = training_alignment(self._training, ALIGNMENT_BATCHES)
         return {f"alignment/{name}": value for name, value in self.latest.summary().items()}
 
+    def record(self) -> dict[str, Any] | None:
+        """Return the latest alignment as plain data; None if the epoch was not measured."""
+        return None if self.latest is None else self.latest.as_dict()
+
 
 class CellsFigure(Listener):
     """A listener that draws the cells that are trained into cells.svg, at the start."""
@@ -254,8 +261,8 @@ class _UnreadableFiles:
 
 
 def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
-    """Write curves.svg and the model card report.md as of `step` steps, if an epoch has ended."""
+    """Write curves.svg and the report, a model card, as of `step` steps, if an epoch has ended."""
     records = epochs_of(folder.path, step)
     if records:
         write_text(folder.path / "curves.svg", draw_curves(records).svg())
-        write_text(folder.path / CARD_FILE, model_card(training, folder, records))
+        page.write_report(folder.path, model_card(training, folder, records))

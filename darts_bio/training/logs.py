@@ -1,6 +1,7 @@
 """The logs of a run folder: files that a run only appends to.
 
-They are its records (metrics.jsonl, evaluations.jsonl, alignment-epochs.jsonl), one JSON object a
+They are its records (metrics.jsonl, evaluations.jsonl, alignment-epochs.jsonl,
+alpha.jsonl), one JSON object a
 line, and TensorBoard's events. A checkpoint keeps how long each log was when it was saved, and a run
 that goes on from it cuts them back to that length. What was written after the checkpoint is written
 again by the steps that are made again, so each record is there exactly once.
@@ -24,7 +25,9 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 """The queries of a search without a supernet."""
 EPOCHS_FILE = "alignment-epochs.jsonl"
 """The alignments that a training measured (`--alignment-every`)."""
-RECORDS = (METRICS_FILE, EVALUATIONS_FILE, EPOCHS_FILE)
+ALPHA_FILE = "alpha.jsonl"
+"""The shares of alpha after each epoch of a search."""
+RECORDS = (METRICS_FILE, EVALUATIONS_FILE, EPOCHS_FILE, ALPHA_FILE)
 EVENTS = "events.out.tfevents.*"
 """The pattern of the names of TensorBoard's files."""
 

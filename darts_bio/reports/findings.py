@@ -1,0 +1,196 @@
+"""What a search found, told at the head of its report: choices, runners-up, whether it collapsed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from darts_bio.reports.markdown import markdown_table
+from darts_bio.reports.time_lapse import epochs_unchanged
+from darts_bio.spaces import CandidateTable, Genotype, Space
+
+SKIPS_OF_A_COLLAPSE = 2
+"""Skip connections in a normal cell at which DARTS+ (arXiv 1909.06035) ends a search as collapsing."""
+UNDECIDED_BELOW = 1.1
+"""How many times the runner-up's share a choice has to have, not to count as undecided."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen on an edge of a genotype, and what came next.
+
+    Attributes:
+        cell_type: The type of the cell.
+        edge: The edge, "input -> node".
+        choice: The candidate that was chosen.
+        share: Its share of the edge.
+        runner_up: The strongest of the other candidates that could have been chosen; "-" if none.
+        runner_up_share: Its share, 0 if there is none.
+        evenness: The entropy of the shares over that of equal shares: 1 where nothing was decided,
+            0 where one candidate has it all.
+    """
+
+    cell_type: str
+    edge: str
+    choice: str
+    share: float
+    runner_up: str
+    runner_up_share: float
+    evenness: float
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the choice has not much more than the runner-up, or less."""
+        return self.runner_up != "-" and self.share < UNDECIDED_BELOW * self.runner_up_share
+
+
+def decisions(
+    space: Space,
+    table: CandidateTable,
+    genotype: Genotype,
+    shares: Mapping[str, Sequence[Sequence[float]]],
+) -> list[Decision]:
+    """Return what was decided on each edge of a genotype.
+
+    Args:
+        space: The space of the search.
+        table: The candidates of each edge.
+        genotype: What was derived.
+        shares: `time_lapse.edge_shares` of the search.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> import torch
+    >>> space = SPACES.build("nb201(operations=(none, skip_connect, nor_conv_1x1))")
+    >>> table, rows = space.table(("usf",)), [[0.2, 0.5, 0.3]] * 6
+    >>> genotype = Genotype("nb201", space.derive({"cell": torch.tensor(rows)}, table))
+    >>> first = decisions(space, table, genotype, {"cell": rows})[0]
+    >>> first.edge, first.choice, first.runner_up, first.runner_up_share
+    ('0 -> 1', 'skip_connect', 'nor_conv_1x1:usf', 0.3)
+    """
+    decided = []
+    for cell_type, cell in genotype.cells.items():
+        for edge in cell.edges:
+            number = space.edges.index((edge.node, edge.input))
+            row = [c for c in table.rows[cell_type][number] if c is not None]
+            of_edge = shares[cell_type][number]
+            share_of = dict(zip(row, of_edge, strict=True))
+            # A skip without weights is derived without the rule that it may have in its row.
+            taken = [c for c in row if c == edge.candidate] or [
+                c for c in row if c.op == edge.candidate.op
+            ]
+            others = [c for c in row if c not in taken and space.selectable(c)]
+            runner_up = max(others, key=share_of.__getitem__, default=None)
+            decided.append(
+                Decision(
+                    cell_type,
+                    f"{edge.input} -> {edge.node}",
+                    str(edge.candidate),
+                    max(share_of[candidate] for candidate in taken),
+                    "-" if runner_up is None else str(runner_up),
+                    0.0 if runner_up is None else share_of[runner_up],
+                    _evenness(of_edge),
+                )
+            )
+    return decided
+
+
+def choices(decided: Sequence[Decision]) -> list[str]:
+    """Return the table of what was chosen on each edge, and by how much."""
+    rows = [
+        (
+            decision.cell_type,
+            decision.edge,
+            decision.choice,
+            f"{decision.share:.3f}",
+            decision.runner_up,
+            f"{decision.runner_up_share:.3f}",
+            f"{decision.share - decision.runner_up_share:+.3f}",
+        )
+        for decision in decided
+    ]
+    head = ("cell", "edge", "choice", "share", "runner-up", "its share", "margin")
+    lines = [*markdown_table(head, rows), ""]
+    if any(decision.share < decision.runner_up_share for decision in decided):
+        lines += [
+            "Where the margin is negative, something else than the share decided: the strategy, a "
+            "regularizer or a bound.",
+            "",
+        ]
+    return lines
+
+
+def in_words(
+    space: Space,
+    genotype: Genotype,
+    decided: Sequence[Decision],
+    history: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Return in words whether the search collapsed, whether it is decided, whether it has settled.
+
+    `decided` is empty for a strategy that has no shares; `history` are the records of alpha.jsonl.
+    """
+    lines = ["## In words", "", f"- {_collapse(space, genotype)}"]
+    if decided:
+        undecided = sum(decision.undecided for decision in decided)
+        evenness = sum(decision.evenness for decision in decided) / len(decided)
+        lines.append(
+            f"- **Undecided?** {undecided} of {len(decided)} edges, where the choice has less than "
+            f"{UNDECIDED_BELOW:g} times the runner-up's share (with a softmax, less than "
+            f"{math.log(UNDECIDED_BELOW):.2f} between their alphas). The entropy of an edge's shares "
+            f"is on average {evenness:.3f} of that of equal shares (1: nothing is decided; 0: one "
+            "candidate has all)."
+        )
+    if history:
+        unchanged, epoch = epochs_unchanged(history), history[-1]["epoch"]
+        lines.append(
+            f"- **Settled?** The genotype is that of epoch {epoch - unchanged + 1}, and has not "
+            f"changed in the {unchanged - 1} epochs since."
+        )
+    return [*lines, "", *_rules(genotype)]
+
+
+def _collapse(space: Space, genotype: Genotype) -> str:
+    """Return a line on how much of the genotype has no weights."""
+    kinds = {cell_type: space.kind(cell_type) for cell_type in genotype.cells}
+    first = next(iter(kinds.values()))  # the kind that most layers have: normal in DARTS' space
+    skips = {
+        cell_type: sum(
+            edge.candidate.op == "skip_connect" for edge in genotype.cells[cell_type].edges
+        )
+        for cell_type, kind in kinds.items()
+        if kind == first
+    }
+    most = max(skips, key=skips.__getitem__)
+    edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+    without = [edge.candidate.op for edge in edges if edge.candidate.rule is None]
+    names = ", ".join(f"{count} {op}" for op, count in Counter(without).most_common())
+    return (
+        f"**Collapsed?** {'Yes' if skips[most] >= SKIPS_OF_A_COLLAPSE else 'No'}, by the mark of "
+        f"DARTS+ (arXiv 1909.06035), {SKIPS_OF_A_COLLAPSE} or more skip connections in a normal cell: "
+        f"{most} has {skips[most]} on {len(genotype.cells[most].edges)} edges. Of all cells' edges "
+        f"{len(without)} of {len(edges)} ({100 * len(without) / max(1, len(edges)):.0f} %) have no "
+        f"weights{f': {names}' if names else ''}."
+    )
+
+
+def _rules(genotype: Genotype) -> list[str]:
+    """Return the section that counts the edges of each learning rule."""
+    counts = {
+        cell_type: Counter(edge.candidate.rule or "none (no weights)" for edge in cell.edges)
+        for cell_type, cell in genotype.cells.items()
+    }
+    rules = sorted({rule for of_type in counts.values() for rule in of_type})
+    rows = [(rule, *(str(of_type[rule]) for of_type in counts.values())) for rule in rules]
+    head = ("learning rule", *(f"edges in {cell_type}" for cell_type in counts))
+    return ["## Which rule where", "", *markdown_table(head, rows), ""]
+
+
+def _evenness(shares: Sequence[float]) -> float:
+    """Return the entropy of shares over that of equal shares; 0 for a single candidate."""
+    if len(shares) == 1:
+        return 0.0
+    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    return entropy / math.log(len(shares))

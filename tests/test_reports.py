@@ -1,0 +1,291 @@
+"""Reports: what a search's says beside numbers computed by hand, and the page that a browser shows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from searching import PAIR
+
+from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.reports.page import FIGURE_BYTES, Widget, page, write_report
+from darts_bio.reports.search import search_card
+from darts_bio.reports.time_lapse import time_lapse
+from darts_bio.runs.search import SearchResult, search
+from darts_bio.spaces import SPACES
+from darts_bio.training.run_folder import RunFolder, read_checkpoint
+from darts_bio.training.search import Search
+
+CONFIG = SearchConfig(
+    space=PAIR,
+    rules=("fa", "usf"),
+    strategy="darts(lr=0.3)",
+    channels=2,
+    layers=3,
+    epochs=3,
+    batch_size=8,
+    crop_padding=1,
+    dataset="digits",
+    seed=4,
+)
+HOSTILE = "<script>alert(1)</script>|`x`\n# b *c* [d](javascript:e) &lt; \\ ![f](http://g)"
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=32)
+
+
+@pytest.fixture(scope="module")
+def found(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    out = tmp_path_factory.mktemp("reports") / "run"
+    found = search(SearchConfig(**(vars(CONFIG) | {"out": str(out)})), "my command", data)
+    assert isinstance(found, SearchResult)
+    return found
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text, as a browser reads them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: dict[str, list[str]] = {"": []}
+        self._within = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._within = tag if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.setdefault(self._within, []).append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces[""])
+
+
+def rows_below(text: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, the head left out."""
+    lines = text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    return rows[2:]
+
+
+def softmaxes(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The shares of the candidates of each edge, from the logits of the checkpoint."""
+    alpha = read_checkpoint(folder / "checkpoint.pt", "search")["task"]["strategy"]["parameters"]
+    table = SPACES.build(PAIR).table(("fa", "usf"))
+    by_type = {}
+    for cell_type, rows in table.rows.items():
+        by_type[cell_type] = []
+        for row, logits in zip(rows, alpha[cell_type].tolist(), strict=True):
+            powers = {str(c): math.exp(x) for c, x in zip(row, logits, strict=True) if c}
+            by_type[cell_type].append({c: p / sum(powers.values()) for c, p in powers.items()})
+    return by_type
+
+
+class TestSearch:
+    def test_choices_are_those_of_the_logits(self, found: SearchResult) -> None:
+        """In a cell of one node both edges are kept, so each chooses its largest share but none."""
+        rows = rows_below((found.folder / "report.md").read_text(), "Choices")
+        expected = []
+        for cell_type, edges in softmaxes(found.folder).items():
+            for source, shares in enumerate(edges):
+                first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
+                high, low = shares[first], shares[second]
+                numbers = (f"{high:.3f}", second, f"{low:.3f}", f"{high - low:+.3f}")
+                expected.append([cell_type, f"{source} -> 2", first, *numbers])
+        assert rows == expected
+
+    def test_words_are_those_of_the_logits(self, found: SearchResult) -> None:
+        text = (found.folder / "report.md").read_text()
+        undecided, entropies, skips, without = 0, [], 0, 0
+        for cell_type, edges in softmaxes(found.folder).items():
+            for shares in edges:
+                first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
+                undecided += shares[first] < 1.1 * shares[second]
+                ratio = -sum(p * math.log(p) for p in shares.values()) / math.log(len(shares))
+                entropies.append(ratio)
+                skips += cell_type == "normal" and first == "skip_connect"
+                without += ":" not in first
+        assert f"**Undecided?** {undecided} of 4 edges" in text
+        assert f"is on average {sum(entropies) / 4:.3f} of" in text
+        assert f"**Collapsed?** {'Yes' if skips >= 2 else 'No'}, by" in text
+        assert f"normal has {skips} on 2 edges" in text
+        assert f"{without} of 4 ({25 * without} %) have no weights" in text
+        counts = {row[0]: sum(map(int, row[1:])) for row in rows_below(text, "Which rule where")}
+        assert counts.pop("none (no weights)", 0) == without
+        assert sum(counts.values()) == 4 - without
+
+    def test_alpha_after_each_epoch(self, found: SearchResult) -> None:
+        """The last record is the checkpoint's alpha; the largest shares tell when it settled."""
+        lines = (found.folder / "alpha.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [(r["step"], r["epoch"]) for r in records] == [(2, 1), (4, 2), (6, 3)]
+        for cell_type, edges in softmaxes(found.folder).items():
+            for shares, recorded in zip(edges, records[-1]["shares"][cell_type], strict=True):
+                assert recorded == pytest.approx(list(shares.values()), abs=6e-5)
+        chosen = [  # `none`, the first candidate of a row, cannot be chosen
+            [max(row[1:]) == share for t in r["shares"] for row in r["shares"][t] for share in row]
+            for r in records
+        ]
+        same = next((n for n, c in enumerate(reversed(chosen)) if c != chosen[-1]), 3)
+        said = f"that of epoch {4 - same}, and has not changed in the {same - 1} epochs since"
+        assert said in (found.folder / "report.md").read_text()
+
+    def test_the_time_lapse_shows_what_is_recorded(self, found: SearchResult) -> None:
+        read = Page((found.folder / "report.html").read_text())
+        fields = [attrs for _, attrs in read.tags if (attrs.get("class") or "").startswith("share")]
+        shown = {str(a["data-of"]): a["data-share"] for a in fields[:7]}
+        normal = softmaxes(found.folder)["normal"]
+        expected = {
+            f"{source} -> 2, {candidate}": share
+            for source, shares in enumerate(normal)
+            for candidate, share in shares.items()
+        }
+        assert len(fields) == sum(map(len, [*normal, *softmaxes(found.folder)["reduce"]]))
+        for name, value in shown.items():
+            assert float(value or "nan") == pytest.approx(expected[name], abs=1.1e-3)
+        frames = json.loads(read.pieces["script"][0])
+        assert frames["epochs"] == [1, 2, 3]
+        assert [value / 1000 for value in frames["frames"][-1]] == [
+            float(a["data-share"] or "nan") for a in fields
+        ]
+        assert frames["frames"][0] != frames["frames"][-1]
+
+    def test_how_to_go_on_and_what_no_run_can_answer(self, found: SearchResult) -> None:
+        text = (found.folder / "report.md").read_text()
+        assert f"train --genotype {found.folder} --dataset digits" in text
+        assert "`my command`" in text
+        checklist = text.partition("## Best practices")[2]
+        assert "| this is one, of seed 4 |" in checklist
+        assert "| all options are in config.yaml; seed 4 |" in checklist
+        assert "- Ablations of the method's parts?" in checklist
+
+
+def test_a_stopped_search_names_no_training(data: ImageData, tmp_path: Path) -> None:
+    task = Search(CONFIG, data, torch.device("cpu"))
+    card = search_card(
+        task, RunFolder(tmp_path, "search", CONFIG, "c"), task.genotype(), [], False, None, [], None
+    )
+    assert "`--resume`" in card
+    assert "Train it" not in card
+    assert "## Alpha over the epochs" not in card
+
+
+class TestPage:
+    def test_it_asks_for_nothing_and_runs_one_script(self, found: SearchResult) -> None:
+        read = Page((found.folder / "report.html").read_text())
+        for tag, attrs in read.tags:
+            assert not any(name.startswith("on") for name in attrs), (tag, attrs)
+            assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+            for name in ("src", "href"):
+                assert "//" not in (attrs.get(name) or ""), (tag, attrs)
+        assert any(tag == "svg" for tag, _ in read.tags)
+        policy = next(a["content"] for _, a in read.tags if "http-equiv" in a) or ""
+        assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+        script = read.pieces["script"][1]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in policy
+        assert [a.get("type") for tag, a in read.tags if tag == "script"] == [
+            "application/json",
+            None,
+        ]
+
+    def test_hostile_names_are_text_in_both_forms(self, tmp_path: Path) -> None:
+        config = SearchConfig(data_dir=f"a\n```\n{HOSTILE}")
+        lines = [
+            f"# {escaped(HOSTILE)}",
+            "",
+            *markdown_table(("name", "x"), [(escaped(HOSTILE), "1"), (code(HOSTILE), "2")]),
+            "",
+            *recipe(config, HOSTILE),
+            "",
+            *block(f"```\n{HOSTILE}"),
+            "",
+        ]
+        write_report(tmp_path, "\n".join(lines))
+        read = Page((tmp_path / "report.html").read_text())
+        kinds = [tag for tag, _ in read.tags]
+        assert not {"script", "img", "a", "em", "svg"} & set(kinds)
+        assert (kinds.count("h1"), kinds.count("tr"), kinds.count("td")) == (1, 3, 4)
+        on_one_line = re.sub(r"\s+", " ", HOSTILE)
+        # In the title, the heading, the two rows and the command; in the block as it is.
+        assert read.text.count(on_one_line) == 5
+        assert f"```\n{HOSTILE}" in read.text
+        # In report.md the tag is nowhere but in code or behind a backslash.
+        text = (tmp_path / "report.md").read_text()
+        outside = re.sub(r"(?ms)^(`{3,}).*?^\1$|(?<!\\)(`+)(?!`).*?(?<!`)\2(?!`)", "", text)
+        assert "<script>" in text
+        assert not re.search(r"(?<!\\)<script", outside)
+
+    def test_html_in_a_text_that_escapes_nothing_is_text(self, tmp_path: Path) -> None:
+        text = "# t\n\n<script>alert(1)</script> <b onclick=x>\n\n![far](https://a.b/c.svg) ![up](../d.svg)"
+        (tmp_path.parent / "d.svg").write_text("<svg></svg>")
+        read = Page(page(tmp_path, text))
+        assert not {"script", "b", "img", "svg"} & {tag for tag, _ in read.tags}
+        assert "<script>alert(1)</script> <b onclick=x>" in read.text
+        assert "far up" in read.text
+
+    def test_figures_are_part_of_it_up_to_a_size(self, tmp_path: Path) -> None:
+        (tmp_path / "small.svg").write_text("<svg><title>cells</title></svg>")
+        (tmp_path / "large.svg").write_text(f"<svg>{' ' * FIGURE_BYTES}</svg>")
+        read = Page(page(tmp_path, "![a](small.svg)\n\n![b](large.svg)\n\n![c](none.svg)"))
+        assert [tag for tag, _ in read.tags].count("svg") == 1
+        assert [attrs["href"] for tag, attrs in read.tags if tag == "a"] == ["large.svg"]
+        assert "c" in read.text.split()
+
+    def test_links_to_reports_lead_to_their_pages(self, tmp_path: Path) -> None:
+        text = "[0](seed-0/report.md), [x](report.md), [y](metrics.jsonl)"
+        read = Page(page(tmp_path, text))
+        targets = [attrs["href"] for tag, attrs in read.tags if tag == "a"]
+        assert targets == ["seed-0/report.html", "report.html", "metrics.jsonl"]
+
+    def test_what_is_beside_the_text_stands_below_its_heading(self, tmp_path: Path) -> None:
+        text = page(tmp_path, "# t\n\n## a\n\nb\n\n## c", Widget("a", "<hr>", ""))
+        assert re.search(r"<h2>a</h2>\s*<hr>\s*<p>b</p>\s*<h2>c</h2>", text)
+
+    def test_a_search_of_100000_epochs_is_below_2_mb(self, data: ImageData, tmp_path: Path) -> None:
+        task = Search(CONFIG, data, torch.device("cpu"))
+        table = task.table
+        shares: Any = {t: [[0.1234] * sum(c is not None for c in row) for row in rows]
+                       for t, rows in table.rows.items()}  # fmt: skip
+        epochs = [
+            {"epoch": n, "step": n, "train/loss": 1.0, "train/accuracy": 0.5, "seconds": n,
+             "images_per_second": 9.0}
+            for n in range(1, 100_001)
+        ]  # fmt: skip
+        history = [
+            {"epoch": n, "step": n, "genotype": "digest 1f", "shares": shares}
+            for n in range(1, 100_001)
+        ]
+        folder = RunFolder(tmp_path, "search", CONFIG, "c")
+        card = search_card(task, folder, task.genotype(), epochs, True, None, history, "train")
+        write_report(tmp_path, card, time_lapse(history, table, task.space.edges))
+        assert (tmp_path / "report.html").stat().st_size < 300_000
+        assert [row[0] for row in rows_below(card, "Numbers")][::199] == ["1", "100000"]
+        assert "200 of 100000 epochs" in card
+
+    def test_nor_is_one_of_large_cells_above(self, tmp_path: Path) -> None:
+        space = SPACES.build("darts")
+        table = space.table(("fa", "usf", "brsf", "frsf", "bp", "dfa", "pfa", "dkp"))
+        shares = {t: [[0.0123] * sum(c is not None for c in row) for row in rows]
+                  for t, rows in table.rows.items()}  # fmt: skip
+        history = [{"epoch": n, "step": n, "genotype": "d", "shares": shares} for n in range(1000)]
+        text = page(tmp_path, "# t", time_lapse(history, table, space.edges))
+        assert 500_000 < len(text) < 2_000_000
