@@ -170,8 +170,9 @@ class TestSearch:
 
     def test_how_to_go_on_and_what_no_run_can_answer(self, found: SearchResult) -> None:
         text = (found.folder / "report.md").read_text()
-        assert f"train --genotype {found.folder} --dataset digits" in text
+        assert f"train --genotype {found.folder.name} --dataset digits" in text
         assert "`my command`" in text
+        assert str(found.folder.parent) not in text + (found.folder / "report.html").read_text()
         checklist = text.partition("## Best practices")[2]
         assert "| this is one, of seed 4 |" in checklist
         assert "| all options are in config.yaml; seed 4 |" in checklist

@@ -252,7 +252,10 @@ def _perform(
             write_report(task, folder, genotype, epochs, known)
         else:
             history = read_records(folder.path / ALPHA_FILE, outcome.step)
-            command = train_command(folder.path, options) if options else None
+            command = None
+            if options:  # the report may be shown to others: without the folders of this machine
+                shown = {name: portable(value) for name, value in options.items()}
+                command = train_command(Path(portable(str(folder.path))), shown)
             card = search_card(
                 task, folder, genotype, epochs, outcome.finished, known, history, command
             )
