@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import multiprocessing
 import platform
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData
 from darts_bio.errors import InputError
+from darts_bio.evaluation.paired import paired_p
 from darts_bio.runtime import hardware, select_device
 from darts_bio.training.search import Search
 
@@ -206,15 +206,6 @@ def keep_results(path: Path, results: dict[str, Any]) -> None:
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p of a sign-flip test: over all 2^n signs of the paired differences."""
-    sums = [
-        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    ]
-    return float(statistics.mean(total >= abs(sum(differences)) - 1e-12 for total in sums))
 
 
 def p_against_first(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:

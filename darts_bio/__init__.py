@@ -44,6 +44,7 @@ _HOMES = {
     "hebbian_block": "darts_bio.training.hebbian",
     "hebbian_pretraining": "darts_bio.training.hebbian",
     "learner": "darts_bio.learners",
+    "list_runs": "darts_bio.training.run_list",
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
     "search": "darts_bio.api",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from darts_bio.training.engine import Listener as Listener
     from darts_bio.training.hebbian import hebbian_block as hebbian_block
     from darts_bio.training.hebbian import hebbian_pretraining as hebbian_pretraining
+    from darts_bio.training.run_list import list_runs as list_runs
 
 __all__ = ["__version__", *_HOMES]
 

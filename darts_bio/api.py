@@ -96,7 +96,7 @@ def search(
         raise InputError(
             "choose: expected False for a search alone, found True; call darts_bio.search_and_train"
         )
-    return run_search(config, command, data, _watching(progress, tensorboard, listener))
+    return run_search(config, command, data, _watching(config, progress, tensorboard, listener))
 
 
 def search_and_train(
@@ -148,7 +148,9 @@ def search_and_train(
     config, data, command = _configure(
         "search_and_train", SearchConfig, dataset, test, {**options, "choose": True}
     )
-    return run_search_and_train(config, command, data, _watching(progress, tensorboard, listener))
+    return run_search_and_train(
+        config, command, data, _watching(config, progress, tensorboard, listener)
+    )
 
 
 def train(
@@ -216,7 +218,7 @@ def train(
     config, data, command = _configure(
         "train", config_class, dataset, test, options, genotype_object
     )
-    watching = _watching(progress, tensorboard, listener)
+    watching = _watching(config, progress, tensorboard, listener)
     return run_train(config, command, genotype_object, data, watching)
 
 
@@ -266,7 +268,7 @@ def attack(
     options = {"checkpoint": tuple(str(_folder(run)) for run in run_list), **options}
     config = _complete(RobustnessConfig, options)
     command = _call_text("attack", options)
-    console = sys.stderr if progress else None
+    console = sys.stderr if progress and not config.quiet else None
     return measure_robustness(config, command, console, tensorboard, _images_again(dataset, test))
 
 
@@ -468,8 +470,11 @@ def _complete(config_class: type[C], options: dict[str, Any], space: str | None 
     return config
 
 
-def _watching(progress: bool, tensorboard: bool, listener: Listener | None) -> Watching:
-    return Watching(sys.stderr if progress else None, tensorboard, listener)
+def _watching(
+    config: RunConfig, progress: bool, tensorboard: bool, listener: Listener | None
+) -> Watching:
+    """Return the ways in which a run is shown; `quiet` among its options wins over `progress`."""
+    return Watching(sys.stderr if progress and not config.quiet else None, tensorboard, listener)
 
 
 def _folder(run: Any) -> Path:

@@ -96,6 +96,7 @@ class TestSearch:
             "checkpoint.pt",
             "report.md",
             "report.html",
+            "status.json",
         }
         assert {path.name for path in found.folder.iterdir()} == files
         assert darts_bio.load_genotype(found.folder) == found.genotype
@@ -231,6 +232,7 @@ class TestTrain:
             "checkpoint.pt",
             "report.md",
             "report.html",
+            "status.json",
         }
         assert {path.name for path in trained.folder.iterdir()} == files | {"curves.svg"}
         assert not trained.network.training
@@ -321,6 +323,7 @@ class TestTrain:
             "checkpoint.pt",
             "report.md",
             "report.html",
+            "status.json",
             "results.json",
             "accuracy.svg",
             "examples.svg",

@@ -128,10 +128,8 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
     assert str(load_genotype(tmp_path / "run")) in found.stdout
     assert "genotype: run/genotype.json" in found.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
-    assert names == {
-        *("config", "genotype", "cells", "metrics", "events", "report"),
-        *("checkpoint", "checkpoint-before"),
-    }
+    files = {"config", "genotype", "cells", "metrics", "events", "checkpoint", "report", "status"}
+    assert names == files | {"checkpoint-before", "alpha"}
     provenance = load_genotype(tmp_path / "run").provenance
     assert {"command", "seed", "dataset", "strategy", "date", "versions"} <= set(provenance)
     following = re.search(r"next, train it: (.*)", found.stdout)

@@ -25,10 +25,12 @@ from darts_bio.config import (
     GenotypeConfig,
     ImageNetConfig,
     ListConfig,
+    ReportConfig,
     RetrainConfig,
     RobustnessConfig,
     RulesConfig,
     RunConfig,
+    RunsConfig,
     SearchConfig,
     TimmConfig,
 )
@@ -87,6 +89,16 @@ COMMANDS = {
             AlignmentConfig,
             "darts_bio.cli.run:alignment",
             "measure how near a trained network's learning is to backpropagation, layer by layer",
+        ),
+        Command(
+            RunsConfig,
+            "darts_bio.cli.runs:list_runs",
+            "list the runs below a folder: what they are, how far they are, and what they reached",
+        ),
+        Command(
+            ReportConfig,
+            "darts_bio.cli.run:report",
+            "compare runs side by side: a table with a paired test, curves, cells, other options",
         ),
         Command(
             ExportConfig,

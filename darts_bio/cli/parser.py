@@ -121,7 +121,7 @@ def _add(
     if f.metadata["positional"]:
         nargs: Any = None
         if is_tuple:
-            nargs = argparse.REMAINDER
+            nargs = argparse.REMAINDER if f.metadata["positional"] == "rest" else "*"
         elif f.default is None:
             nargs = "?"
         group.add_argument(f.name, nargs=nargs, metavar=metavar, help=text)

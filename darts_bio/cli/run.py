@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
-from darts_bio.config import AlignmentConfig, RobustnessConfig, SearchConfig, TrainingConfig
+from darts_bio.config import (
+    AlignmentConfig,
+    ReportConfig,
+    RobustnessConfig,
+    RunConfig,
+    SearchConfig,
+    TrainingConfig,
+)
 from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
@@ -16,8 +24,15 @@ from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
 from darts_bio.runs.search import CELLS_FIGURE, SearchResult, train_command
 from darts_bio.runs.search import search as run_search
+from darts_bio.runs.side_by_side import compare_runs
 from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, text_of
+from darts_bio.training.run_summary import printable
+
+
+def _console(config: RunConfig) -> TextIO | None:
+    """Return where the progress of a run is shown: nowhere with `--quiet`."""
+    return None if config.quiet else sys.stderr
 
 
 def search(config: SearchConfig) -> int:
@@ -27,7 +42,7 @@ def search(config: SearchConfig) -> int:
     0, or 128 plus the number of the signal that stopped the run.
     """
     with process_group():
-        watching = Watching(sys.stderr, tensorboard=True)
+        watching = Watching(_console(config), tensorboard=True)
         if config.choose:
             chosen = search_and_train(config, called(launcher()), watching=watching)
             if rank() == 0:
@@ -93,9 +108,8 @@ def _say_resume(config: SearchConfig | TrainingConfig | RobustnessConfig, folder
 def train(config: TrainingConfig) -> int:
     """Train, print the test accuracy and where the report lies, and return the exit code."""
     with process_group():
-        result = run_train(
-            config, called(launcher()), watching=Watching(sys.stderr, tensorboard=True)
-        )
+        watching = Watching(_console(config), tensorboard=True)
+        result = run_train(config, called(launcher()), watching=watching)
         if rank() > 0:
             return result.exit_code
         if not result.finished:
@@ -116,7 +130,7 @@ def train(config: TrainingConfig) -> int:
 
 def robustness(config: RobustnessConfig) -> int:
     """Attack networks, print the number of doubts and where the report lies; return the code."""
-    result = measure_robustness(config, called(launcher()), sys.stderr, tensorboard=True)
+    result = measure_robustness(config, called(launcher()), _console(config), tensorboard=True)
     if not result.finished:
         _say_resume(config, str(result.folder))
         return result.exit_code
@@ -135,4 +149,13 @@ def alignment(config: AlignmentConfig) -> int:
     print(f"{result.alignment}\n\nwrote {result.numbers}\nwrote {result.figure}")
     if result.epochs_figure is not None:
         print(f"wrote {result.epochs_figure}")
+    return 0
+
+
+def report(config: ReportConfig) -> int:
+    """Compare runs, print whether they can be compared and where the report lies; return 0."""
+    folder, doubts = compare_runs(config)
+    for doubt in doubts:
+        print(f"not comparable: {printable(doubt)}")
+    print(f"report: {folder / CARD_FILE}")
     return 0

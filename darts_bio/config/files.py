@@ -7,6 +7,7 @@ are only imported when the user names them once more.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,7 +90,24 @@ def kind_of(path: Path, expected: type[RunConfig]) -> type[RunConfig]:
     The file does not name its command, so this is the class that knows most of the options in it;
     among equals `expected` wins. Raises InputError if the file cannot be read.
     """
-    options = {key.replace("-", "_") for key in _yaml_mapping(path)}
+    return kind_of_options(raw_options(path), expected)
+
+
+def raw_options(path: Path) -> dict[str, Any]:
+    """Return the options in a YAML file as they stand there, unchecked.
+
+    Raises InputError if the file cannot be read.
+    """
+    return {key.replace("-", "_"): value for key, value in _yaml_mapping(path).items()}
+
+
+def kind_of_options(options: Collection[str], expected: type[RunConfig]) -> type[RunConfig]:
+    """Return the configuration class that has most of these options; among equals `expected`.
+
+    >>> from darts_bio.config import RetrainConfig, SearchConfig
+    >>> kind_of_options(["seed", "genotype", "cutout"], SearchConfig) is RetrainConfig
+    True
+    """
     return max(
         (expected, *RUNS.values()),
         key=lambda cls: len({f.name for f in fields(cls)}.intersection(options)),

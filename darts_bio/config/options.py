@@ -49,7 +49,7 @@ def option(
     metavar: str | None = None,
     identity: bool = True,
     group: str | None = None,
-    positional: bool = False,
+    positional: bool | Literal["rest"] = False,
     spec: bool = False,
     needs: str | None = None,
 ) -> Any:
@@ -64,7 +64,8 @@ def option(
         identity: Whether a checkpoint is of no use under another value of the option. Where it is
             False, the value may change when a run is resumed.
         group: The heading in `--help`; by default that of the class.
-        positional: Whether the value stands on the command line without the option's name.
+        positional: Whether the value stands on the command line without the option's name; "rest":
+            all words that follow, whatever they look like.
         spec: Whether the value is a spec, or a list of specs, which is then kept in its canonical
             form (see `darts_bio.registry`); "" and None are no specs and stay.
         needs: Another option, true or false, without which this one has no say: who gives it is

@@ -69,6 +69,7 @@ class RunConfig(CommandConfig):
         "resume the run in --out from its checkpoint; auto: resume if there is one, else begin",
         identity=False,
     )
+    quiet: bool = option(False, "show no progress, only what came of the run", identity=False)
 
     @property
     def about(self) -> str:
@@ -98,7 +99,7 @@ class RunConfig(CommandConfig):
         return lines
 
     def to_yaml(self, *, folders: bool = True) -> str:
-        """Return all options but `out` and `resume` as YAML, for `--config` and `--resume`.
+        """Return all options but those of one call as YAML, for `--config` and `--resume`.
 
         Without `folders` paths are cut to their last name, for pages that are passed on.
 
@@ -108,7 +109,7 @@ class RunConfig(CommandConfig):
         values = {
             name: plain(value if folders else portable(value))
             for name, value in asdict(self).items()
-            if name not in ("out", "resume")
+            if name not in ("out", "resume", "quiet")
         }
         return yaml.safe_dump(values, sort_keys=False)
 
@@ -799,6 +800,72 @@ class ListConfig(CommandConfig):
     command = "list"
 
 
+@configuration("what is shown")
+class RunsConfig(CommandConfig):
+    """The options of listing runs.
+
+    >>> RunsConfig(folder="runs", where="strategy=darts, rules=(fa, usf)").where
+    ('strategy=darts', 'rules=(fa, usf)')
+    """
+
+    command = "runs"
+
+    folder: str | None = option(
+        None,
+        "the folder in and below which runs lie (default: runs)",
+        metavar="FOLDER",
+        positional=True,
+    )
+    where: tuple[str, ...] = option(
+        (),
+        "list only runs for which all of these hold: NAME=VALUE, where NAME is a column or an option "
+        "of the run, such as 'strategy=darts, dataset=digits'",
+        metavar="A=B,...",
+    )
+    sort: str | None = option(
+        None,
+        "sort by a column, an option, or a number of the last epoch, such as test/accuracy; "
+        "accuracies begin with the highest (default: by path)",
+        metavar="NAME",
+    )
+    csv: bool = option(False, "print CSV")
+    json: bool = option(False, "print JSON, with all options and numbers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.csv and self.json:
+            raise InputError("runs: expected --csv or --json, found both; leave one out")
+
+
+@configuration("what is compared")
+class ReportConfig(CommandConfig):
+    """The options of comparing runs side by side.
+
+    >>> ReportConfig(runs=["runs/a", "runs/b"]).runs
+    ('runs/a', 'runs/b')
+    """
+
+    command = "report"
+
+    runs: tuple[str, ...] = option(
+        (),
+        "two or more run folders; one with several seeds stands for all of them",
+        metavar="RUN ...",
+        positional=True,
+    )
+    out: str | None = option(
+        None, "folder of the report, new or empty (default: runs/report-TIME)", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.runs) < 2:
+            raise InputError(
+                f"report: expected two or more run folders to compare, found {len(self.runs)}"
+            )
+        _refuse_repeated("runs", self.runs)
+
+
 @configuration("what is run")
 class TimmConfig(CommandConfig):
     """The options of running a script of timm's with this package's models registered.
@@ -813,7 +880,7 @@ class TimmConfig(CommandConfig):
         "", "your copy of timm's train.py, validate.py, ...", metavar="SCRIPT", positional=True
     )
     arguments: tuple[str, ...] = option(
-        (), "arguments of the script", metavar="ARGS", positional=True
+        (), "arguments of the script", metavar="ARGS", positional="rest"
     )
 
 

@@ -5,6 +5,7 @@ Where the stream is no terminal, a line every few seconds takes the place of the
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -43,12 +44,21 @@ class Console:
     ) -> None:
         self._bar.close()
 
-    def open_bar(self, done: int, total: int, unit: str) -> None:
-        """Show a bar of `total` units, of which `done` are done; the pace is taken from here on."""
+    def open_bar(self, done: int, total: int, unit: str, name: str | None = None) -> None:
+        """Show a bar of `total` units, of which `done` are done; the pace is taken from here on.
+
+        `name` stands before the bar, which is as wide as the terminal.
+        """
         self._line_at, self.pace = time.monotonic(), Pace()
         terminal = self._stream.isatty()
         self._bar = tqdm(
-            total=total, initial=done, unit=unit, file=self._stream, disable=not terminal
+            desc=name,
+            total=total,
+            initial=done,
+            unit=unit,
+            file=self._stream,
+            disable=not terminal,
+            dynamic_ncols=True,
         )
 
     @property
@@ -66,7 +76,8 @@ class FitConsole(Console, Listener):
     """A listener that shows a search or a training on the console.
 
     `introduction` returns the lines to write at the start. `news` is called before each record and
-    returns lines that have come up since its last call. `epoch` is what the lines call an epoch.
+    returns lines that have come up since its last call. `epoch` is what the lines call an epoch, and
+    `name` what they call the run. On a terminal the line of an epoch is no wider than that.
     """
 
     def __init__(
@@ -75,18 +86,43 @@ class FitConsole(Console, Listener):
         introduction: Callable[[Progress], Sequence[str]],
         news: Callable[[], Iterable[str]] = tuple,
         epoch: str = "epoch",
+        name: str = "run",
     ) -> None:
         super().__init__(stream)
         self._introduction, self._news, self._epoch = introduction, news, epoch
+        self._name = name
+        self._first_step: int | None = None
+        self._progress = Progress(0, 0, 0, 0)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None and self.pace.steps:
+            since = f" since step {self._first_step}" if self._first_step else ""
+            self.say(f"{self._name}  time{since}: {clock(self.pace.seconds)}")
 
     def on_start(self, progress: Progress) -> None:
-        self.open_bar(progress.step, progress.steps, "step")
+        self._first_step = progress.step
+        self.open_bar(progress.step, progress.steps, "step", self._name)
         for line in self._introduction(progress):
             self.say(line)
 
     def on_step(self, progress: Progress, images: int) -> None:
+        self._progress = progress
         self.pace.count(images)
         self._bar.update()
+
+    def on_measure(self, done: int, total: int) -> None:
+        """Hear that so many batches of `total` are measured, in a measurement after an epoch."""
+        words = f"measures, batch {done}/{total}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(words)
+        elif self.line_is_due:
+            self.say("  ".join([*self._place(self._progress), words]))
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         self._say_news()
@@ -103,12 +139,27 @@ class FitConsole(Console, Listener):
         for line in self._news():
             self.say(line)
 
+    def _place(self, progress: Progress) -> tuple[str, str, str]:
+        """Return the run, the epoch and the step in words."""
+        epoch = f"{self._epoch} {progress.epoch}/{progress.epochs}"
+        return self._name, epoch, f"step {progress.step}/{progress.steps}"
+
     def _line(self, progress: Progress, numbers: Numbers) -> str:
-        """Return the line on the present step: its numbers, the speed, the time left."""
-        place = f"{self._epoch} {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
+        """Return the line on the present step: its numbers, the speed, the time left.
+
+        On a terminal what the bar says too is left out where there is no room for it.
+        """
+        name, epoch, step = self._place(progress)
         speed = f"{self.pace.images_per_second:.0f} images/s"
-        left = clock(self.pace.seconds_left(progress.steps - progress.step))
-        return f"{place}  {_brief(numbers)}  {speed}  {left} left"
+        left = f"{clock(self.pace.seconds_left(progress.steps - progress.step))} left"
+        parts = [name, epoch, step, _brief(numbers), speed, left]
+        if self._bar.disable:
+            return "  ".join(parts)
+        room = shutil.get_terminal_size().columns - 1
+        for part in (speed, left, step, name):
+            if len("  ".join(parts)) > room:
+                parts.remove(part)
+        return "  ".join(parts)[:room]
 
 
 class RobustnessConsole(Console):
@@ -166,17 +217,17 @@ def in_words(job: Job) -> str:
 def _brief(numbers: Numbers) -> str:
     """Return the losses and the accuracies among the numbers in one line.
 
-    >>> _brief({"train/loss": 1.5, "train/accuracy": 0.25, "train/lr": 0.1})
-    'train loss 1.500  train 25.00 %'
+    >>> _brief({"train/loss": 1.5, "train/accuracy": 0.25, "train/lr": 0.1, "test/accuracy": 0.2})
+    'train 1.500 25.00%  test 20.00%'
     """
-    words = []
+    words: dict[str, list[str]] = {}
     for name, value in numbers.items():
         group, _, quantity = name.partition("/")
         if quantity == "loss":
-            words.append(f"{group} loss {value:.3f}")
+            words.setdefault(group, []).append(f"{value:.3f}")
         elif quantity == "accuracy":
-            words.append(f"{group} {100 * value:.2f} %")
-    return "  ".join(words)
+            words.setdefault(group, []).append(f"{100 * value:.2f}%")
+    return "  ".join(" ".join([group, *values]) for group, values in words.items())
 
 
 def clock(seconds: float) -> str:

@@ -25,6 +25,7 @@ from darts_bio.runs.running import warn_of
 from darts_bio.runtime import select_device, stop_on_signals
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder
+from darts_bio.training.status import StatusFile
 
 SAVE_EVERY_S = 60.0
 """Seconds between two checkpoints of a measurement."""
@@ -113,6 +114,8 @@ def measure_robustness(
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
+        status = stack.enter_context(StatusFile(folder.path))
+        status.begin()
         shown = None
         if console is not None:
             shown = stack.enter_context(RobustnessConsole(console, measurement))
@@ -137,5 +140,6 @@ def measure_robustness(
         if tensorboard:
             board = stack.enter_context(RobustnessBoard(folder.path))
             board.show(subjects, measurement, accuracy, examples, text)
+        status.finished = True
     numbers = results(subjects, measurement, doubts)
     return RobustnessResult(folder.path, numbers, tuple(doubts), True, 0)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Generic, TextIO, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from darts_bio.config import CONFIG_FILE, FitConfig, flag
 from darts_bio.config.files import read_yaml
@@ -35,6 +35,8 @@ from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
+from darts_bio.training.search import Search
+from darts_bio.training.status import StatusFile
 
 C = TypeVar("C", bound=FitConfig)
 
@@ -189,6 +191,7 @@ def perform(
     watching: Watching,
     introduction: Callable[[Progress], Sequence[str]],
     board: Callable[[], FitBoard],
+    facts: Mapping[str, Any],
     news: Callable[[], Iterable[str]] = tuple,
     extra: Callable[[Progress], Numbers] = lambda progress: {},
     epoch: str = "epoch",
@@ -204,6 +207,7 @@ def perform(
         watching: How the run is shown.
         introduction: Returns the lines that the console shows at the start.
         board: Makes the TensorBoard listener; called only if `watching` asks for one.
+        facts: What the run's status.json holds of the network (see `training.status`).
         news: Returns the lines that have come up since it was last called (see `FitConsole`).
         extra: Measures further numbers at the end of an epoch, for the listeners.
         epoch: What the console calls an epoch.
@@ -216,15 +220,19 @@ def perform(
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
+        about = {"epochs": task.epochs, "data": task.subject["data set"]}
+        status = _Status(folder.path, **about, **facts)
         listeners: list[Listener] = []
         if rank() == 0:
-            listeners += [MetricsFile(folder), *files]
+            listeners += [stack.enter_context(status), MetricsFile(folder), *files]
             if watching.tensorboard:
                 listeners.append(stack.enter_context(board()))
             if watching.console is not None:
-                listeners.append(
-                    stack.enter_context(FitConsole(watching.console, remarks_first, news, epoch))
-                )
+                name = f"seed {config.seed}"
+                console = FitConsole(watching.console, remarks_first, news, epoch, name)
+                listeners.append(stack.enter_context(console))
+                if isinstance(task, Search):
+                    task.on_measure = console.on_measure
             else:
                 listeners.append(_Remarks(folder))
             if watching.listener is not None:
@@ -238,6 +246,7 @@ def perform(
             log_every=config.log_every,
             save_every=config.save_every,
         )
+        status.finished = outcome.finished
         return outcome, 0 if outcome.finished else stop.exit_code
 
 
@@ -258,6 +267,13 @@ class _Remarks(Listener):
 
     def on_start(self, progress: Progress) -> None:
         warn_of(self._folder.remarks)
+
+
+class _Status(StatusFile, Listener):
+    """The run's status.json, which begins once the run has read its checkpoint."""
+
+    def on_start(self, progress: Progress) -> None:
+        self.begin()
 
 
 class _WithExtraNumbers(Listeners):

@@ -235,6 +235,7 @@ def _perform(
         watching,
         introduction,
         board,
+        {} if isinstance(task, BlackBoxSearch) else {"parameters": parameters(task.supernet)},
         news=meter.news,
         extra=meter,
         epoch="query" if isinstance(task, BlackBoxSearch) else "epoch",

@@ -22,6 +22,7 @@ from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
 from darts_bio.reports import page
 from darts_bio.reports.card import model_card, seeds_card
+from darts_bio.rules import count_rules
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.records import EpochsFile
 from darts_bio.runs.running import (
@@ -189,6 +190,10 @@ def _perform(
         watching,
         introduction,
         lambda: TrainingBoard(task, folder, lambda: meter.latest),
+        {
+            "parameters": parameters(task.network),
+            "transport": count_rules(task.network).share,
+        },
         news=_UnreadableFiles(task),
         extra=meter,
     )

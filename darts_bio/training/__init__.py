@@ -9,4 +9,6 @@ adversarial.py    examples that are made at each step
 graphs.py         steps recorded as CUDA graphs
 parallel.py       what several processes bring together
 run_folder.py     a run's folder and checkpoint; trained.py networks read from one
+run_list.py       runs listed from their folders; run_summary.py what is told of one, from
+                  records.py its numbers and status.py how it stands
 """

@@ -104,6 +104,7 @@ class Search:
         together: How many individuals are passed through the supernet together.
         restarts_at: The step before which the optimizer of w is begun anew; None for never.
         stopped: Whether a regularizer has ended the search.
+        on_measure: Called with (done, total) as batches are measured after an epoch.
 
     >>> from darts_bio.data.batches import Split
     >>> split = Split(torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8), torch.arange(16) % 2)
@@ -137,6 +138,7 @@ class Search:
             InputError: An option names something unknown, or options do not go together.
         """
         self.config, self.device, self.epochs = config, device, config.epochs
+        self.on_measure: Callable[[int, int], None] = lambda done, total: None
         self.place = place or Place(schedule=config.epochs)
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
@@ -641,6 +643,7 @@ class Search:
                     correct = logits.argmax(2) == labels  # (P, N)
                     losses_and_correct[0, mine] += losses.double().sum(1).cpu()
                     losses_and_correct[1, mine] += correct.sum(1).cpu()
+                self.on_measure(number - first + 1, batches)
         mean_losses, accuracies = summed(losses_and_correct) / images
         return mean_losses + self._penalty(edge_weights).double().cpu(), accuracies
 
