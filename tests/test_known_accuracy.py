@@ -1,5 +1,5 @@
 """The known accuracy of a search's cells: records, events and report against a table made here,
-and the README's lines that write such a table from a benchmark's API.
+and the lines of docs/search/nb201.md that write such a table from a benchmark's API.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def test_several_seeds_are_side_by_side(tmp_path: Path, table: str) -> None:
 
 
 class Api:
-    """The calls of both APIs that the README makes, over five cells, with their noise.
+    """The calls of both APIs that docs/search/nb201.md makes, over five cells, with their noise.
 
     With `verbose` each call prints, and by default it does. A wrong `hp`, `is_random` or data set
     gives other numbers, as it does there.
@@ -205,7 +205,7 @@ def create(
 
 
 @pytest.mark.parametrize("package", ["nats_bench", "nas_201_api"])
-def test_the_lines_of_the_readme_write_a_table_and_print_nothing(
+def test_the_lines_of_the_page_write_a_table_and_print_nothing(
     package: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,8 +215,8 @@ def test_the_lines_of_the_readme_write_a_table_and_print_nothing(
     vars(module).update(create=create, NASBench201API=NASBench201API)
     monkeypatch.setitem(sys.modules, package, module)
     monkeypatch.chdir(tmp_path)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs" / "search" / "nb201.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (opening,) = (block for block in blocks if f"from {package} import" in block)
     (writing,) = (block for block in blocks if '"nb201.json"' in block)
     exec(opening + writing, {})

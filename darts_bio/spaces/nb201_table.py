@@ -7,7 +7,7 @@ A table is one of
 - a CSV file whose header is `arch,cifar10,...`, with a line for each cell.
 
 The benchmark's own file is a pickle of several GB. It is not read here, since a pickle may run any
-code; the API of the benchmark writes such a table in a few lines (README).
+code; the API of the benchmark writes such a table in a few lines (docs/search/nb201.md).
 """
 
 from __future__ import annotations
