@@ -481,10 +481,10 @@ def test_the_report_of_a_search_tells_how_sure_it_is(data: ImageData, strategy: 
         run_epoch(task, 0)
     genotype = task.genotype()
     folder: Any = SimpleNamespace(command="python search/run.py")
-    text = search_card(task, folder, genotype, [], finished=True)
+    text = search_card(task, folder, genotype, [], True, None, [], None)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.split("\n")
+        for line in text.partition("## How sure it is")[2].partition("\n## ")[0].split("\n")
         if line.startswith(("| normal |", "| reduce |"))
     ]
     edges = [(t, e) for t, cell in genotype.cells.items() for e in cell.edges]
@@ -520,7 +520,7 @@ def test_the_report_tells_what_a_bound_is_spent_on(data: ImageData) -> None:
     )
     genotype = task.genotype()
     folder: Any = SimpleNamespace(command="")
-    text = search_card(task, folder, genotype, [], finished=True)
+    text = search_card(task, folder, genotype, [], True, None, [], None)
     cells = build_network(genotype, channels=8, layers=3, num_classes=10).cells
     report = audit(cells)
     share = report.transported / report.parameters

@@ -533,6 +533,7 @@ def test_the_public_face() -> None:
         "InputError",
     }
     models = {
+        "list_runs",
         "load_genotype",
         "build_network",
         "convert",
@@ -581,10 +582,11 @@ def test_the_pages_of_the_rules_and_their_table_are_those_of_the_registry() -> N
         assert all(f"**{section}.**" in page for section in ("State", "Cost", "When"))
 
 
-def test_the_readme_shows_the_defaults_of_regularizers_and_of_searches_by_queries() -> None:
+def test_the_pages_show_the_defaults_of_regularizers_and_of_searches_by_queries() -> None:
     """In its tables each stands as `name(option=default, ...)`."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `((\w+)(?:\(.*?\))?)` \|", readme, re.MULTILINE)
+    folder = Path(__file__).parent.parent / "docs" / "search"
+    pages = [(folder / page).read_text("utf-8") for page in ("strategies.md", "queries.md")]
+    rows = re.findall(r"^\| `((\w+)(?:\(.*?\))?)` \|", "\n".join(pages), re.MULTILINE)
     for registry in (REGULARIZERS, BLACK_BOX_STRATEGIES):
         shown = {name: spec for spec, name in rows if name in registry}
         assert shown.keys() == set(registry)

@@ -64,7 +64,9 @@ def walk(out: Path, resume: bool = False, save_every: float = 300.0, board: bool
     config = replace(CONFIG, out=str(out), resume=resume, save_every=save_every)
     folder = RunFolder.open("search", config, "walk")
     watching = Watching(tensorboard=board)
-    return perform(Walk(), folder, [], watching, lambda _: [], lambda: FitBoard(folder))[0]
+    return perform(Walk(), folder, [], watching, lambda _: [], lambda: FitBoard(folder), facts={})[
+        0
+    ]
 
 
 def walk_again(out: Path) -> None:

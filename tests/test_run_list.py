@@ -109,7 +109,8 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert (one(tmp_path).state, one(tmp_path).epoch) == ("stopped", 1)
     darts_bio.search("digits", resume=True, **options)
     assert (one(tmp_path).state, one(tmp_path).epoch) == ("finished", 2)
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK")
+    for name in ("checkpoint.pt", "checkpoint-before.pt"):
+        (tmp_path / "run" / name).write_bytes(b"PK")
     with pytest.raises(InputError, match="checkpoint"):
         darts_bio.search("digits", resume=True, **options)
     # A run that cannot go on keeps the status that it had.
@@ -267,7 +268,7 @@ class TestDamage:
         numbers = '"test/accuracy": NaN, "valid/accuracy": "high", "train/loss": 1e999}\n'
         made(
             tmp_path / "run",
-            config + f"a: &a [*a]\nchannels: {10**40}\nstages: true\n",
+            config + f"channels: {10**40}\nstages: true\n",
             metrics_jsonl='{"event": "epoch", "step": 1, "epoch": 1, ' + numbers,
             status_json='{"state": "finished", "parameters": "x", "process": {"pid": []}}',
             genotype_json='{"cells": {"a": 1, "b": {"edges": [2, {"rule": 3}, {"rule": "fa"}]}}}',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -12,9 +11,9 @@ from typing import Any
 from darts_bio.evaluation.paired import EXACT, paired_p
 from darts_bio.figures.curves import COLORS, WIDTH, Series, draw_panels
 from darts_bio.figures.drawing import Drawing, text_width
-from darts_bio.reports.card import markdown_table
+from darts_bio.reports.markdown import Markdown, escaped, markdown_table
 from darts_bio.reports.run_table import COLUMNS
-from darts_bio.training.run_summary import RunSummary, printable
+from darts_bio.training.run_summary import RunSummary
 from darts_bio.training.status import FINISHED
 
 CURVES_FIGURE = "curves.svg"
@@ -55,18 +54,21 @@ def side_by_side(runs: Sequence[Compared]) -> str:
     >>> text.splitlines()[0]
     '# a, b side by side'
     """
-    names = [text(each.name) for each in runs]
+    names = [escaped(each.name) for each in runs]
     lines = [f"# {', '.join(names)} side by side", ""]
     found = doubts(runs)
     if found:
         lines += ["**Their numbers are not comparable:**", ""]
-        lines += [f"- {text(doubt)}" for doubt in found]
+        lines += [f"- {escaped(doubt)}" for doubt in found]
     else:
         lines += [
             "Runs of one kind, all at their end, on the same data and after equally many epochs."
         ]
     rows = [
-        [f"{number} {text(each.name)}", *(text(show(each.run)) or "-" for show in COLUMNS.values())]
+        [
+            f"{number} {escaped(each.name)}",
+            *(escaped(show(each.run)) or "-" for show in COLUMNS.values()),
+        ]
         for number, each in enumerate(runs, 1)
     ]
     lines += ["", *markdown_table(("run", *COLUMNS), rows), ""]
@@ -118,15 +120,6 @@ def doubts(runs: Sequence[Compared]) -> list[str]:
     return lines
 
 
-def text(value: str) -> str:
-    r"""Return a text as Markdown shows it literally, also in a table.
-
-    >>> text("a|b<i>\x1b")
-    'a\\|b\\<i>\\\\x1b'
-    """
-    return re.sub(r"([\\`*\[\]<|!])", r"\\\1", printable(value))
-
-
 def draw_side_by_side(runs: Sequence[Compared]) -> Drawing:
     """Draw the losses and accuracies over the epochs, a panel for each and a line for each run.
 
@@ -170,7 +163,7 @@ def _tests(runs: Sequence[Compared]) -> list[str]:
     """Return the section on the differences between runs, and whether chance makes such ones."""
     rows, fewest = [], 0
     for first, second in itertools.combinations(runs, 2):
-        names = [text(first.name), text(second.name)]
+        names = [escaped(first.name), escaped(second.name)]
         for measured in ("test", "held_out"):
             pairs = _by_seed(first, second, measured)
             if pairs:
@@ -222,12 +215,15 @@ def _cells(runs: Sequence[Compared]) -> list[str]:
         return []
     lines = ["## Cells", ""]
     columns = [
-        [f"{text(title)}<br>![{text(title)}]({file})" for title, file in each.cells.items()]
-        or [text(each.missing)]
+        [
+            Markdown(f"{escaped(title)} ![{escaped(title)}]({file})")
+            for title, file in each.cells.items()
+        ]
+        or [escaped(each.missing)]
         for each in runs
     ]
     rows = itertools.zip_longest(*columns, fillvalue="")
-    return [*lines, *markdown_table([text(each.name) for each in runs], list(rows)), ""]
+    return [*lines, *markdown_table([escaped(each.name) for each in runs], list(rows)), ""]
 
 
 def _differing(runs: Sequence[Compared]) -> Iterator[list[str]]:
@@ -235,7 +231,7 @@ def _differing(runs: Sequence[Compared]) -> Iterator[list[str]]:
     for name in dict.fromkeys(name for each in runs for name in each.run.options):
         values = [_option(each.run.options, name) for each in runs]
         if len(set(values)) > 1 and name not in OF_A_PLACE:
-            yield [text(name), *map(text, values)]
+            yield [escaped(name), *map(escaped, values)]
 
 
 def _option(options: Mapping[str, Any], name: str) -> str:

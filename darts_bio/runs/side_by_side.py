@@ -17,7 +17,7 @@ from darts_bio.config import CONFIG_FILE, ReportConfig
 from darts_bio.errors import InputError
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.cells import draw_genotype
-from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.page import write_report
 from darts_bio.reports.side_by_side import (
     CURVES_FIGURE,
     Compared,
@@ -69,7 +69,7 @@ def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:
         compared[number] = replace(each, cells=files)
     if any(each.epochs for each in compared):
         write_text(out / CURVES_FIGURE, draw_side_by_side(compared).svg())
-    write_text(out / CARD_FILE, side_by_side(compared))
+    write_report(out, side_by_side(compared))
     return out, doubts(compared)
 
 
