@@ -137,7 +137,8 @@ def in_words(
         undecided = sum(decision.undecided for decision in decided)
         evenness = sum(decision.evenness for decision in decided) / len(decided)
         lines.append(
-            f"- **Undecided?** {undecided} of {len(decided)} edges, where the choice has less than "
+            f"- **Undecided?** {'Yes: ' if 2 * undecided > len(decided) else ''}"
+            f"{undecided} of {len(decided)} edges, where the choice has less than "
             f"{UNDECIDED_BELOW:g} times the runner-up's share (with a softmax, less than "
             f"{math.log(UNDECIDED_BELOW):.2f} between their alphas). The entropy of an edge's shares "
             f"is on average {evenness:.3f} of that of equal shares (1: nothing is decided; 0: one "
@@ -145,9 +146,12 @@ def in_words(
         )
     if history:
         unchanged, epoch = epochs_unchanged(history), history[-1]["epoch"]
+        since = epoch - unchanged + 1
         lines.append(
-            f"- **Settled?** The genotype is that of epoch {epoch - unchanged + 1}, and has not "
-            f"changed in the {unchanged - 1} epochs since."
+            f"- **Settled?** The genotype is that of epoch {since}, and has not changed in the "
+            f"{unchanged - 1} epochs since."
+            if unchanged > 1
+            else f"- **Settled?** It cannot be told: the genotype came up in the last epoch, {since}."
         )
     return [*lines, "", *_rules(genotype)]
 
