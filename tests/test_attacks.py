@@ -99,6 +99,11 @@ def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
         return (model(pixels).argmax(1) == labels).float().mean().item()
 
 
+OF_ALL = [  # an ensemble of attacks, which takes seconds and is compared with torchattacks' below
+    pytest.param(name, marks=pytest.mark.slow) if name == "autoattack" else name for name in CHEAP
+]
+
+
 def test_every_attack_is_tried_here() -> None:
     assert set(CHEAP) == set(DIRECT) == set(ATTACKS)
 
@@ -119,7 +124,7 @@ class TestLibrary:
         assert torch.equal(ours, theirs)
         assert accuracy(plain, ours, labels) == accuracy(plain, theirs, labels)
 
-    @pytest.mark.parametrize("name", CHEAP)
+    @pytest.mark.parametrize("name", OF_ALL)
     def test_the_network_and_all_random_states_are_left_as_they_were(
         self, fa: nn.Module, images: tuple[Tensor, Tensor], name: str
     ) -> None:
@@ -148,7 +153,7 @@ class TestLibrary:
         assert random.getstate() == draws[2]
         assert torch.equal(pixels, images[0][:6])
 
-    @pytest.mark.parametrize("name", CHEAP)
+    @pytest.mark.parametrize("name", OF_ALL)
     def test_what_it_may_change(
         self, plain: nn.Module, images: tuple[Tensor, Tensor], name: str
     ) -> None:
