@@ -34,7 +34,7 @@ from darts_bio.training.checksum import DIGITS, digest
 from darts_bio.training.trained import load_trained
 
 CPU_S, MEMORY_MIB = 5.0, 1024.0
-"""What a file may take at most: CPU seconds, and MiB above the process' own."""
+"""The most that a file may take: CPU seconds, and MiB above the process' own."""
 PATIENCE_S = 120
 """Seconds after which a process that waits for a file is ended."""
 

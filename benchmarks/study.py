@@ -82,7 +82,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What the job is called in the file of results."""
+        """Return the name of the job in the file of results."""
         return f"{self.strategy}, seed {self.seed}" + (f", {self.rules}" if self.rules else "")
 
 

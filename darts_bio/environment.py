@@ -1,4 +1,4 @@
-"""What torchrun or srun tell a process by environment variables: its number, the place to meet."""
+"""Read what torchrun or srun tell a process in its environment: its number, the place to meet."""
 
 from __future__ import annotations
 

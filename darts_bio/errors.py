@@ -36,6 +36,17 @@ LONGEST_MESSAGE = 480
 """The most characters of a message; longer ones lose their middle."""
 
 
+def printable(text: str) -> str:
+    r"""Return a text with escapes in place of the characters that a terminal would act on.
+
+    >>> printable("a\x1b[2Jb\u202e")
+    'a\\x1b[2Jb\\u202e'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
     r"""Return a text of any origin on one line of at most `most` characters, safe for a terminal.
 
@@ -50,10 +61,7 @@ def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
     """
     if len(text) > 2 * most:  # so that megabytes are not looked at one by one
         text = f"{text[:most]} {text[-most:]}"
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in re.sub(r"\s*[\r\n]\s*", " ", text)
-    )
+    shown = printable(re.sub(r"\s*[\r\n]\s*", " ", text))
     if len(shown) <= most:
         return shown
     end = (most - 5) // 2

@@ -14,6 +14,7 @@ from darts_bio.config import (
     TrainingConfig,
 )
 from darts_bio.distributed import launcher, process_group, rank
+from darts_bio.errors import printable
 from darts_bio.invocation import called, line
 from darts_bio.reports.card import CARD_FILE, spread
 from darts_bio.reports.choice import measured
@@ -27,7 +28,6 @@ from darts_bio.runs.search import search as run_search
 from darts_bio.runs.side_by_side import compare_runs
 from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, text_of
-from darts_bio.training.run_summary import printable
 
 
 def _console(config: RunConfig) -> TextIO | None:

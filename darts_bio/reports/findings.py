@@ -1,4 +1,4 @@
-"""What a search found, told at the head of its report: choices, runners-up, whether it collapsed."""
+"""Tell at the head of a search's report what it found: choices, runners-up, whether it collapsed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNDECIDED_BELOW = 1.1
 
 @dataclass(frozen=True)
 class Decision:
-    """What was chosen on an edge of a genotype, and what came next.
+    """The candidate that was chosen on an edge of a genotype, and the runner-up.
 
     Attributes:
         cell_type: The type of the cell.

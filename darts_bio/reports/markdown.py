@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from darts_bio.config import RunConfig
-from darts_bio.errors import one_line
+from darts_bio.errors import one_line, printable
 
 LONGEST_NAME = 2_000
 """Characters of a name in a report; longer ones lose their middle."""
@@ -64,11 +64,7 @@ def block(text: str, language: str = "") -> list[str]:
     ```
     """
     ticks = "`" * max(3, 1 + _longest_run(text))
-    lines = [
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        for line in text.split("\n")
-    ]
-    return [f"{ticks}{language}", *lines, ticks]
+    return [f"{ticks}{language}", *map(printable, text.split("\n")), ticks]
 
 
 def _longest_run(text: str) -> int:

@@ -31,7 +31,7 @@ PAGE_FILE = "report.html"
 MOST_ROWS = 200
 """Rows of a table of epochs, and frames of a time-lapse; of longer runs some are left out."""
 FIGURE_BYTES = 1_000_000
-"""What the figures of a page may take together; further ones are linked to."""
+"""The most bytes that the figures of a page take together; further ones are linked to."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from darts_bio.config import CONFIG_FILE, ReportConfig
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, printable
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.reports.page import write_report
@@ -30,7 +30,7 @@ from darts_bio.training.engine import Numbers
 from darts_bio.training.records import epochs_from_end
 from darts_bio.training.run_folder import METRICS_FILE, new_folder, write_text
 from darts_bio.training.run_list import list_runs
-from darts_bio.training.run_summary import RunSummary, finite, printable
+from darts_bio.training.run_summary import RunSummary, finite
 
 
 def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from darts_bio.config import CONFIG_FILE, RUNS, SearchConfig
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, printable, unknown_name
 from darts_bio.registry import split_specs
 from darts_bio.training.run_summary import (
     ATTRIBUTES,
@@ -22,7 +22,6 @@ from darts_bio.training.run_summary import (
     SILENT_S,
     RunSummary,
     is_group,
-    printable,
     seconds_silent,
     summarize,
     whole,

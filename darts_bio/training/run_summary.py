@@ -123,17 +123,6 @@ ATTRIBUTES = tuple(f.name for f in fields(RunSummary) if f.name not in ("options
 """The names of what a run is filtered and sorted by, beside its options and numbers."""
 
 
-def printable(text: str) -> str:
-    r"""Return a text with escapes in place of the characters that a terminal would act on.
-
-    >>> printable("a\x1b[2Jb\u202e")
-    'a\\x1b[2Jb\\u202e'
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def summarize(path: Path) -> RunSummary:
     """Return what the files in a run's folder tell, but for those of runs below it.
 
