@@ -1,0 +1,336 @@
+"""The numbers in README.md and docs/ are those of the files in benchmarks/results.
+
+Means and standard deviations are taken from the single values that a file holds, not from what its
+benchmark has summed up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+Cells = dict[str, list[str]]
+"""The cells of a table's rows by the row's first cell."""
+
+
+def text(page: str) -> str:
+    """A page with its line breaks as spaces, so that a sentence can be looked for."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def table(page: str, beginning: str, number: int = 1) -> Cells:
+    """The rows of the table of a page (the `number`-th) whose header begins so.
+
+    Links and code marks are taken off; a row that begins with an empty cell goes by its second.
+    """
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith(f"| {beginning}")]
+    rows: Cells = {}
+    for line in lines[places[number - 1] + 2 :]:
+        if not line.startswith("|"):
+            break
+        plain = re.sub(r"\s*\(\[[^]]*\]\([^)]*\)\)", "", line.replace("`", ""))
+        cells = [cell.strip() for cell in plain.strip().strip("|").split(" |")]
+        rows[cells[0]] = [cell.strip() for cell in cells[1:]]
+    return rows
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def mean_std(values: Iterable[float], digits: int) -> str:
+    values = list(values)
+    return f"{statistics.mean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}"
+
+
+def one(values: Iterable[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f}"
+
+
+def p_of(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def chosen(records: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The records that have these values, of which there must be some."""
+    found = [each for each in records if all(each[key] == value for key, value in wanted.items())]
+    assert found, wanted
+    return found
+
+
+def single_rules() -> tuple[Cells, Cells]:
+    errors = result("single_rules-digits.json")["test_error_percent"]
+    shown = table("docs/results/networks.md", "rule | test error, % (mean")
+    return shown, {rule: [mean_std(values, 2)] for rule, values in errors.items()}
+
+
+def resnet20() -> tuple[Cells, Cells]:
+    runs = result("resnet20-cifar10-cpu.json")["runs"]
+    rules = list(dict.fromkeys(each["rule"] for each in runs))
+    order = ["bp", "usf", "frsf", "brsf", "fa", "dfa", "kolen_pollack", "weight_mirror"]
+    assert sorted(rules) == sorted(order)
+    errors = [
+        mean_std((each["test_error_percent"] for each in chosen(runs, rule=rule)), 2)
+        for rule in order
+    ]
+    shown = table("docs/results/networks.md", "rule | " + " | ".join(order))
+    return {"test error, %": shown["test error, %"]}, {"test error, %": errors}
+
+
+def beyond_images(kind: str) -> tuple[Cells, Cells]:
+    errors = result("beyond_images-cpu.json")["test_error_percent"][kind]
+    shown = table("docs/results/networks.md", f"{kind} | sgd")
+    return shown, {
+        rule: [mean_std(of_rule[name], 1) for name in ("sgd", "adam", "adamw", "lion")]
+        for rule, of_rule in errors.items()
+    }
+
+
+def imagenette() -> tuple[Cells, Cells]:
+    runs = result("imagenette-cpu.json")["runs"]
+    names = {
+        "bionas_darts under its rules": "bionas_darts",
+        "bionas_darts under bp": "bionas_darts:bp",
+        "ResNet-18 (timm)": "resnet18",
+    }
+    wanted = {}
+    for label, network in names.items():
+        records = chosen(runs, network=network)
+        size, work = records[0]["parameters"], records[0]["multiply_adds"] / 1e6
+        accuracy = mean_std((each["test_accuracy_percent"] for each in records), 2)
+        wanted[label] = [f"{size:,}", f"{work:.1f} M", accuracy]
+    return table("docs/results/networks.md", "network | parameters"), wanted
+
+
+def masking() -> tuple[Cells, Cells]:
+    networks = result("masking-cifar10-cpu/results.json")["networks"]
+
+    def attacked(network: dict[str, Any], gradients: str) -> float:
+        (record,) = chosen(network["attacks"], attack="pgd", eps=8.0, gradients=gradients)
+        return 100 * record["accuracy"]
+
+    ways: dict[str, Callable[[dict[str, Any]], float]] = {
+        "clean, %": lambda network: 100 * network["clean"],
+        "attacked along the true gradient, %": lambda network: attacked(network, "true"),
+        "along the rule's own, %": lambda network: attacked(network, "rule"),
+    }
+    groups = ["bp", "usf", "frsf", "brsf", "mixed", "fa", "dfa"]
+    wanted = {
+        label: [mean_std(map(way, chosen(networks, group=group)), 1) for group in groups]
+        for label, way in ways.items()
+    }
+    return table("docs/results/networks.md", "| bp | usf"), wanted
+
+
+def learners() -> tuple[Cells, Cells]:
+    kept = result("learners-digits-cpu.json")["learners"]
+    kept["drtp"] = result("learners-drtp-digits-cpu.json")["learners"]["drtp"]
+    wanted = {
+        name: [
+            f"{of_one['rate']:g}",
+            mean_std(of_one["test_error_percent"], 2),
+            mean_std(of_one["cosine"], 2),
+        ]
+        for name, of_one in kept.items()
+    }
+    shown = table("docs/learners.md", "learner | rate")
+    return {name: cells[:3] for name, cells in shown.items()}, wanted
+
+
+def known_answer() -> tuple[Cells, Cells]:
+    wanted = {}
+    for name, row in result("known_answer.json")["table"].items():
+        null = row["null_models"]
+        wanted[name] = [
+            mean_std(row["ranks"], 0),
+            mean_std(row["good_rules"], 1),
+            p_of(null["uniform"]["p"]),
+            p_of(null["constant rule"]["p"]),
+        ] + [
+            f"{null[kind]['mean_rank']:.0f} +- {null[kind]['std_rank']:.0f}, "
+            + p_of(null[kind]["p"])
+            for kind in ("random rules", "random operations")
+        ]
+    return table("docs/results/strategies.md", "strategy | mean rank"), wanted
+
+
+def planted(rows: dict[str, str]) -> tuple[Cells, Cells]:
+    wanted = {}
+    for label, name in rows.items():
+        searches = result(name)["searches"]
+        wanted[label] = [
+            mean_std((each[place] for each in chosen(searches, strategy=strategy)), 2)
+            for strategy in ("rule_aware(rule_lr=0.03)", "darts")
+            for place in ("normal", "reduce", "all")
+        ]
+    return table("docs/results/rule-search.md", "planted, others | `rule_aware"), wanted
+
+
+def planted_by_depth(number: int, name: str) -> tuple[Cells, Cells]:
+    lines = (ROOT / "docs/results/rule-search.md").read_text(encoding="utf-8").splitlines()
+    (head,) = (k for k, line in enumerate(lines) if line.startswith("| planted, others | strategy"))
+    shown, wanted = {}, {}
+    searches = result(name)["searches"]
+    for line in lines[head + 2 + 3 * number : head + 5 + 3 * number]:
+        cells = [cell.strip(" `") for cell in line.split("|")[2:-2]]
+        shown[cells[0]] = cells[1:]
+        records = chosen(searches, strategy=cells[0])
+        places = ("normal_0", "reduce_1", "normal_2", "reduce_3", "normal_4")
+        wanted[cells[0]] = [one((each[place] for each in records), 2) for place in places]
+        wanted[cells[0]].append(mean_std((each["all"] for each in records), 2))
+    return shown, wanted
+
+
+def rule_truth() -> tuple[Cells, Cells]:
+    kept = result("rule_truth.json")["table"]
+    names = {"rule_aware(rule_lr=0.03)": "rule_aware(rule_lr=0.03)"}
+    names |= {name: f"{name}, own weights" for name in ("darts", "darts(lr=0.03)")}
+    shown = table("docs/results/rule-search.md", "strategy | rank correlation")
+    return {label: [cells[0], cells[2]] for label, cells in shown.items()}, {
+        label: [mean_std(kept[name]["rank_correlation"], 2), one(kept[name]["rank"], 0)]
+        for name, label in names.items()
+    }
+
+
+def searched(number: int, name: str) -> tuple[Cells, Cells]:
+    kept = result(name)
+    labels = {"darts": "darts, own weights", "darts(lr=0.03)": "darts(lr=0.03), own weights"}
+    labels |= {"random rules": "drawn at random"}
+    wanted = {}
+    for row, errors in kept["table"].items():
+        p = [""] if row not in kept["p"] else [f"{kept['p'][row]:.3f}"]
+        wanted[labels.get(row, row)] = [mean_std(errors, 1), *p]
+    return table("docs/results/rule-search.md", "rules | test error", number), wanted
+
+
+def transport(number: int, name: str) -> tuple[Cells, Cells]:
+    kept = result(name)["table"]
+    order = ("rule_aware", "darts", "random", "from above", "from below", "by a route")
+    return table("docs/results/weight-transport.md", "allowed |", number), {
+        share: [mean_std(kept[kind][share]["error"], 1) for kind in order]
+        for share in ("0.2", "0.4", "0.6", "0.8")
+    }
+
+
+def scaling() -> tuple[Cells, Cells]:
+    points = result("scaling-cpu.json")["points"]["rules"].values()
+    return table("docs/performance.md", "rules | 1 | 2"), {
+        "s a step": [f"{point['seconds']:.2f}" for point in points],
+        "kernels": [str(point["kernels"]) for point in points],
+    }
+
+
+def search_step() -> tuple[Cells, Cells]:
+    small, large = result("search_step-small-cpu.json"), result("search_step-cpu.json")
+
+    def seconds(kept: dict[str, Any], net: str) -> str:
+        of_net = kept["nets"][net]["seconds"]
+        steps = (a + b for a, b in zip(of_net["alpha"], of_net["weights"], strict=True))
+        return f"{statistics.median(steps):.2f} s"
+
+    shown = table("docs/performance.md", "net | C=8")
+    labels = {"reference": "reference", "batched": "batched", "--memory low": "low memory"}
+    return {label: [c.split(":")[0] for c in cells[:2]] for label, cells in shown.items()}, {
+        label: [seconds(small, net), seconds(large, net)] for label, net in labels.items()
+    }
+
+
+TABLES: dict[str, tuple[Any, ...]] = {
+    "single rules": (single_rules,),
+    "ResNet-20": (resnet20,),
+    "table": (beyond_images, "table"),
+    "sequence": (beyond_images, "sequence"),
+    "Imagenette": (imagenette,),
+    "masking": (masking,),
+    "learners": (learners,),
+    "known answer": (known_answer,),
+    "planted": (
+        planted,
+        {
+            "W, noise": "planted_rules-0-1.json",
+            "0.9 W + noise, 0.7 W + noise": "planted_rules-0.7-0.9.json",
+        },
+    ),
+    "planted by depth, noise": (planted_by_depth, 0, "planted_rules-0-1-by_depth.json"),
+    "planted by depth, subtle": (planted_by_depth, 1, "planted_rules-0.7-0.9-by_depth.json"),
+    "rule truth": (rule_truth,),
+    "searched rules, digits": (searched, 1, "searched_rules-digits.json"),
+    "searched rules, CIFAR-10": (searched, 2, "searched_rules-cifar10.json"),
+    "transport": (transport, 1, "transport_price.json"),
+    "transport, signs": (transport, 2, "transport_price-signs.json"),
+    "scaling": (scaling,),
+    "search step": (search_step,),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_shows_what_its_file_holds(name: str) -> None:
+    make, *arguments = TABLES[name]
+    shown, wanted = make(*arguments)
+    assert shown == wanted
+
+
+def test_sentences_say_what_the_files_hold() -> None:
+    rule_search = text("docs/results/rule-search.md")
+    init = result("planted_rules-0.7-0.9-init.json")["searches"]
+    assert f"it finds {mean_std((each['all'] for each in init), 2)} of the subtle" in rule_search
+    truth = result("rule_truth.json")
+    assert f"reliability of the mean losses is {truth['reliability']:.3f}" in rule_search
+
+    strategies = text("docs/results/strategies.md")
+    table_of_truth = result("truth_table.json")
+    explained = table_of_truth["explained"]
+    assert f"Rules by edge explain {100 * explained['rules, by edge']:.0f} %" in strategies
+    assert f"operations by edge {100 * explained['operations, by edge']:.0f} %" in strategies
+    assert f"is {table_of_truth['reliability']:.3f}" in strategies
+
+    transport_text = text("docs/results/weight-transport.md")
+    ends = result("transport_price.json")["ends"]
+    for rule in ("fa", "bp"):
+        assert f"{rule} everywhere {mean_std(ends[rule], 1)}" in transport_text
+    signs = result("transport_price-signs.json")["ends"]["usf"]
+    assert f"usf everywhere has {mean_std(signs, 1)} % test error" in transport_text
+
+    peers = result("peers-16px-cpu.json")["ratios"].values()
+    under_bp, naive = (f"{ratio:.2f}" for ratio in peers)
+    performance = text("docs/performance.md")
+    assert f"under bp is {under_bp} times as fast" in performance
+    assert f"one of pairs {naive} times as fast" in performance
+
+
+def test_the_readme_shows_what_the_files_hold() -> None:
+    readme = text("README.md")
+    errors = result("searched_rules-digits.json")["table"]
+    kinds = ("rule_aware(rule_lr=0.03)", "random rules", "usf everywhere")
+    assert "; ".join(mean_std(errors[kind], 1) for kind in kinds) in readme
+    price = result("transport_price.json")
+    shares = (
+        price["ends"]["fa"],
+        price["table"]["rule_aware"]["0.4"]["error"],
+        price["ends"]["bp"],
+    )
+    assert "; ".join(mean_std(values, 1) for values in shares) in readme
+
+
+def test_every_linked_result_is_there_and_every_result_is_linked() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    linked = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(
+            r"\]\(([^)#\s]*benchmarks/results/[^)#\s]*)", page.read_text("utf-8")
+        )
+    }
+    there = {path.resolve() for path in (ROOT / "benchmarks" / "results").iterdir()}
+    assert {path for path in linked if not path.exists()} == set()
+    folders = {parent for path in linked for parent in path.parents}
+    assert {path.name for path in there - linked - folders} == set()
