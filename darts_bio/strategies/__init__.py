@@ -51,13 +51,17 @@ tensor([5.0000, 1.2000])
 
 # Importing a strategy's file registers it.
 from darts_bio.modes import frozen
+from darts_bio.strategies import auxiliary_skip as _auxiliary_skip  # noqa: F401
+from darts_bio.strategies import beta_decay as _beta_decay  # noqa: F401
 from darts_bio.strategies import darts as _darts  # noqa: F401
 from darts_bio.strategies import darts_pt as _darts_pt  # noqa: F401
 from darts_bio.strategies import drnas as _drnas  # noqa: F401
 from darts_bio.strategies import eg as _eg  # noqa: F401
 from darts_bio.strategies import eigenvalue_stop as _eigenvalue_stop  # noqa: F401
+from darts_bio.strategies import entropy as _entropy  # noqa: F401
 from darts_bio.strategies import fair_darts as _fair_darts  # noqa: F401
 from darts_bio.strategies import gdas as _gdas  # noqa: F401
+from darts_bio.strategies import ingredients as _ingredients  # noqa: F401
 from darts_bio.strategies import oles as _oles  # noqa: F401
 from darts_bio.strategies import pc_darts as _pc_darts  # noqa: F401
 from darts_bio.strategies import random as _random  # noqa: F401

@@ -1,8 +1,9 @@
-"""Regularizers of P-DARTS that hold back skip connections (Chen 2019, arXiv 1904.12760, section 3.3).
+"""Regularizers that hold back skip connections.
 
-A skip trains fastest, and so alpha comes to prefer it, the more the deeper the network is. While the
-search goes on its output is dropped out, which makes it worth less; and the cell that is derived at
-the end may have no more than so many.
+A skip trains fastest, and so alpha comes to prefer it, the more the deeper the network is. In P-DARTS
+(Chen 2019, arXiv 1904.12760, section 3.3) its output is dropped out while the search goes on, which
+makes it worth less, and the cell that is derived at the end may have no more than so many. DARTS+
+(Liang 2019, arXiv 1909.06035) ends the search once the cell has too many.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 
-from darts_bio.errors import check_number, check_whole
+from darts_bio.errors import InputError, check_number, check_whole
 from darts_bio.networks import EdgeWeights
 from darts_bio.spaces import Cell
-from darts_bio.strategies.base import Context, Strategy, StrategyState
+from darts_bio.strategies.base import STRATEGIES, Context, Strategy, StrategyState
 from darts_bio.strategies.regularizers import (
     REGULARIZERS,
+    Lookout,
     Regularizer,
     RegularizerState,
     ScheduledState,
@@ -155,3 +157,41 @@ class SkipLimit(Regularizer[LimitState]):
                 row, columns = skips[strengths.index(min(left))]
                 of_type[row, columns] = -torch.inf
         return weights
+
+
+@REGULARIZERS.register("skip_stop")
+@dataclass(frozen=True)
+class SkipStop(Regularizer[RegularizerState]):
+    """A stop once the normal cell has too many skip connections (DARTS+, Liang 2019, 1909.06035).
+
+    The cell is the one that would be derived after the epoch, `most` the number at which it stops.
+
+    >>> REGULARIZERS.build("skip_stop(most=3)")
+    SkipStop(most=3)
+    """
+
+    most: int = 2
+
+    def __post_init__(self) -> None:
+        check_whole(f"{self.where}: most", self.most)
+
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
+        # (Of a strategy that trains nothing, any regularizer is refused by the search.)
+        if not (state.alpha or strategy.finished):
+            raise InputError(
+                f"{self.where}: expected a strategy whose genotype takes shape epoch by epoch, found "
+                f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
+            )
+
+    def after_epoch(
+        self, state: RegularizerState, epoch: int, search: Lookout
+    ) -> tuple[bool, dict[str, float]]:
+        cells, kind = search.cells(), search.strategy_state.context.space.kind
+        # The first kind of cells is the one that most layers have: normal in DARTS' space.
+        first = kind(next(iter(cells)))
+        skips = max(
+            sum(edge.candidate.op == "skip_connect" for edge in cell.edges)
+            for cell_type, cell in cells.items()
+            if kind(cell_type) == first
+        )
+        return skips >= self.most, {"regularizer/skips": float(skips)}
