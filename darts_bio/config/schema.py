@@ -215,6 +215,13 @@ class FitConfig(WeightsConfig):
         minimum=0,
         identity=False,
     )
+    rollbacks: int = option(
+        0,
+        "how often a run that diverges goes back to the beginning of the epoch, and on with half the "
+        "learning rate of the weights; 0: it ends",
+        minimum=0,
+        identity=False,
+    )
 
 
 @configuration("images")

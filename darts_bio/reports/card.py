@@ -13,7 +13,7 @@ from darts_bio.distributed import world_size
 from darts_bio.invocation import portable
 from darts_bio.networks import multiply_adds, parameters
 from darts_bio.reports.checklist import checklist
-from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe
+from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe, slowed
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
 from darts_bio.training.retrain import Retraining
@@ -55,7 +55,7 @@ def model_card(
         f"{_processes(training)}"
     )
     machine = f"{hardware(training.device)}; {made_by()}"
-    lines += [f"- {cost}", f"- {machine}", ""]
+    lines += [f"- {cost}", *slowed(training.optimizer.scale), f"- {machine}", ""]
     lines += checklist(
         config, training.genotype, data=training.subject["data set"], machine=machine, cost=cost
     )

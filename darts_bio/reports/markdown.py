@@ -100,5 +100,20 @@ def recipe(config: RunConfig, command: str) -> list[str]:
     return ["## Recipe", "", code(command, LONGEST_COMMAND), "", *options]
 
 
+def slowed(scale: float) -> list[str]:
+    """Return the lines on a learning rate that was lowered since the run had diverged.
+
+    `scale` is what the schedule's rates were multiplied by at last (`--rollbacks`).
+
+    >>> slowed(1.0), slowed(0.25)
+    ([], ["- diverged and went back: at the end with 0.25 of the weights' learning rate asked for"])
+    """
+    if scale == 1:
+        return []
+    return [
+        f"- diverged and went back: at the end with {scale:g} of the weights' learning rate asked for"
+    ]
+
+
 LONGEST_COMMAND = 10_000
 """Characters of a command in a report; longer ones lose their middle."""

@@ -14,7 +14,7 @@ from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.checklist import checklist
-from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, slowed
 from darts_bio.reports.page import MOST_ROWS, PAGE_FILE, thinned
 from darts_bio.reports.time_lapse import HEADING, edge_shares
 from darts_bio.runtime import hardware, made_by
@@ -114,7 +114,7 @@ def search_card(
         lines += _known(config, genotype, epochs, known)
     data, machine = search.subject["data set"], f"{hardware(search.device)}; {made_by()}"
     lines += [*recipe(config, folder.command), "", "## Data and machine", ""]
-    lines += [f"- data: {escaped(data)}"]
+    lines += [f"- data: {escaped(data)}", *slowed(search.optimizer.scale)]
     lines += [f"- supernet of {parameters(search.supernet):,} weights", f"- {machine}", ""]
     lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"

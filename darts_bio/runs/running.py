@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,11 +30,20 @@ from darts_bio.distributed import (
 from darts_bio.errors import InputError
 from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
-from darts_bio.monitoring.console import FitConsole
+from darts_bio.monitoring.console import Console, FitConsole
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
-from darts_bio.training.engine import Listener, Listeners, Numbers, Outcome, Progress, Task, fit
+from darts_bio.training.engine import (
+    DivergedError,
+    Listener,
+    Listeners,
+    Numbers,
+    Outcome,
+    Progress,
+    Task,
+    fit,
+)
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
@@ -83,6 +94,29 @@ class Result:
 
 
 R = TypeVar("R", bound=Result)
+
+
+class WentBack(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
+    """A run has diverged and has gone back to a checkpoint, from which `going_back` goes on."""
+
+
+Run = Callable[[C, Callable[[], RunFolder], int], R]
+"""Makes the run of a configuration: `run(config, open_folder, number)` (see `each_seed`)."""
+
+
+def going_back(run: Run[C, R]) -> Run[C, R]:
+    """Return a function that makes a run, and makes it anew each time that it has gone back.
+
+    Made anew it is built from nothing, and goes on as a run that is resumed.
+    """
+
+    def made_to_the_end(config: C, open_folder: Callable[[], RunFolder], number: int) -> R:
+        opened = functools.cache(open_folder)
+        while True:
+            with contextlib.suppress(WentBack):
+                return run(config, opened, number)
+
+    return made_to_the_end
 
 
 @dataclass(frozen=True)
@@ -200,6 +234,10 @@ def perform(
 
     Of several processes only the first writes files and shows the run.
 
+    Raises:
+        DivergedError: A number or a weight is no longer finite, and `--rollbacks` allows no more.
+        WentBack: The same, and the run has gone back (see `going_back`).
+
     Args:
         task: The search or the training.
         folder: The folder of the run.
@@ -238,16 +276,37 @@ def perform(
             if watching.listener is not None:
                 listeners.append(watching.listener)
         listener = _WithExtraNumbers(extra, *listeners) if listeners else Listener()
-        outcome = fit(
-            task,
-            folder,
-            listener,
-            stop,
-            log_every=config.log_every,
-            save_every=config.save_every,
-        )
-        status.finished = outcome.finished
-        return outcome, 0 if outcome.finished else stop.exit_code
+        try:
+            outcome = fit(
+                task,
+                folder,
+                listener,
+                stop,
+                log_every=config.log_every,
+                save_every=config.save_every,
+            )
+        except DivergedError as error:
+            # What diverges is the same in all processes; the first has the checkpoints.
+            times = gathered(folder.go_back())[0]
+            if times is None:
+                raise
+            remark = (
+                f"warning: {error.what}; the run goes back to the beginning of the epoch, and on with "
+                f"1/{2**times} of the weights' learning rate (rollback {times} of "
+                f"{config.rollbacks})"
+            )
+        else:
+            status.finished = outcome.finished
+            return outcome, 0 if outcome.finished else stop.exit_code
+    # The listeners have ended with the context, as those of a run that is stopped.
+    if rank() == 0 and watching.console is not None:
+        Console(watching.console).say(remark)
+    elif rank() == 0:
+        warn_of([remark])
+    if stop:  # as between two seeds: nothing is unsaved
+        assert stop.signal is not None
+        signal.raise_signal(stop.signal)
+    raise WentBack
 
 
 def warn_of(remarks: Iterable[str]) -> None:
@@ -290,7 +349,7 @@ class _WithExtraNumbers(Listeners):
 def each_seed(
     config: C,
     open_folder: Callable[[C], RunFolder],
-    run: Callable[[C, Callable[[], RunFolder], int], R],
+    run: Run[C, R],
     divide: bool = False,
 ) -> tuple[RunFolder, dict[int, R]]:
     """Make a run for each seed, in a folder `seed-N` of its own; resume the runs that are there.

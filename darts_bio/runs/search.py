@@ -44,6 +44,7 @@ from darts_bio.runs.running import (
     Watching,
     beginning,
     each_seed,
+    going_back,
     perform,
     started,
 )
@@ -124,6 +125,7 @@ def search(
         if world_size() > 1:
             refuse_differences({"the data set": first_images.identity()}, within=TIMEOUT)
 
+        @going_back
         def run(
             seed_config: SearchConfig, open_folder: Callable[[], RunFolder], number: int
         ) -> SearchResult:

@@ -31,6 +31,7 @@ from darts_bio.runs.running import (
     Watching,
     beginning,
     each_seed,
+    going_back,
     perform,
     started,
 )
@@ -109,6 +110,7 @@ def train(
             trained_genotype = genotype or load_genotype(config.genotype)
             build = partial(_network_of, trained_genotype)
 
+        @going_back
         def run(
             seed_config: TrainingConfig, open_folder: Callable[[], RunFolder], number: int
         ) -> TrainResult:

@@ -43,6 +43,7 @@ OF_A_SUPERNET = (
     "kernel_scale",
     "memory",
     "stages",
+    "rollbacks",
 )
 """Options of a search that mean nothing without a supernet."""
 
@@ -272,6 +273,9 @@ class BlackBoxSearch:
             f"--table {self.table.path}: expected all cells of the space, found no "
             f"{to_nb201_text(genotype, rules=False)}; write the whole table, or leave --query out"
         )
+
+    def slow_down(self, factor: float) -> None:
+        """Do nothing: a training that diverges is a query of accuracy 0, and ends no run."""
 
     def learning_rates(self) -> Numbers:
         return {} if self.training is None else self.training.learning_rates()

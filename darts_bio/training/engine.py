@@ -142,9 +142,15 @@ def _added(several: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[f
 class DivergedError(InputError):
     """A number that is measured, or a value of the state, is no longer finite.
 
-    >>> issubclass(DivergedError, InputError)
-    True
+    `what` is that in a clause, without advice; by default the whole message.
+
+    >>> str(DivergedError("train/loss is nan at step 3: try a smaller --lr", "train/loss is nan"))
+    'train/loss is nan at step 3: try a smaller --lr'
     """
+
+    def __init__(self, message: str, what: str = "") -> None:
+        super().__init__(message)
+        self.what = what or message
 
 
 class Interrupted(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
@@ -187,6 +193,12 @@ class Task(Protocol):
         """Make update t of the weights, counted from 0 over all epochs.
 
         Return what was measured in it, by the images' split: "train", "valid".
+        """
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the weights' learning rate by a factor, from the next `begin_epoch` on.
+
+        Called for a run that has gone back after it diverged (`--rollbacks`).
         """
 
     def learning_rates(self) -> Numbers:
@@ -404,6 +416,8 @@ def fit(
     ...     print(outcome.step, outcome.numbers["test/loss"], folder.load()["task"])
     6 0.015625 {'weight': 0.015625}
     """
+    # How often the run has gone back after it diverged.
+    rollbacks = 0
     # Means since the last record, and since the epoch began.
     record, epoch_means = Meters(), Meters()
     # t: the updates made. last: the numbers of the last whole epoch. ended: whether the end of that
@@ -415,6 +429,9 @@ def fit(
             refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
             t, last, ended = state["step"], state["last"], state["ended"]
             task.load_state_dict(state["task"])
+            rollbacks = state.get("rollbacks", 0)  # not in earlier checkpoints
+            if rollbacks:
+                task.slow_down(0.5**rollbacks)
             record.load_state_dicts(state["record"])
             epoch_means.load_state_dicts(state["epoch_means"])
             as_many = len(state["statistics"]) == world_size()
@@ -438,6 +455,8 @@ def fit(
                 "step": t,
                 "last": last,
                 "ended": ended,
+                "begins_epoch": ended and t % task.steps_per_epoch == 0,
+                "rollbacks": rollbacks,
                 "task": task_state,
                 "record": gathered(record.state_dict()),
                 "epoch_means": gathered(epoch_means.state_dict()),
@@ -590,9 +609,11 @@ def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], wher
 
 def _diverged(what: str, t: int) -> DivergedError:
     """Return the error for a training that diverged; `what` is the clause that says so."""
+    what = f"{what} at step {t}"
     return DivergedError(
-        f"{what} at step {t}: the training diverged; try a smaller --lr or --clip. The checkpoint "
-        "before, if there was one, is whole"
+        f"{what}: the training diverged; try a smaller --lr or --clip, or --resume with more "
+        "--rollbacks. The checkpoint before, if there was one, is whole",
+        what,
     )
 
 

@@ -32,6 +32,7 @@ class WeightOptimizer:
     a recorded update can read them. Updates of SGD are recorded.
 
     Attributes:
+        scale: What the schedule's rates are multiplied by, from the next `begin_epoch` on.
         weights: The network's parameters but for learned feedback.
         parameters: All that is moved: the weights, then the feedback that a rule learns.
         optimizer: The PyTorch optimizer of `parameters`.
@@ -70,6 +71,7 @@ class WeightOptimizer:
         # Raises now for an unknown schedule; `begin_epoch` then sets the rate of each epoch.
         self._lr = learning_rate(config, config.epochs - 1)
         self.config, self._run, self._phase = config, run or call, phase
+        self.scale = 1.0
         feedback = learned_feedback(model)
         feedback_ids = set(map(id, feedback))
         self.weights = [p for p in model.parameters() if id(p) not in feedback_ids]
@@ -92,7 +94,7 @@ class WeightOptimizer:
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate to that of an epoch, counted from 0."""
-        self._lr = learning_rate(self.config, epoch, self._phase)
+        self._lr = self.scale * learning_rate(self.config, epoch, self._phase)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # in place: a recorded update reads this tensor
                 group["lr"].fill_(self._lr)

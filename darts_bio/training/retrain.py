@@ -365,6 +365,9 @@ class Retraining:
         """
         return self._damaged | dict(self.source.damaged)
 
+    def slow_down(self, factor: float) -> None:
+        self.optimizer.scale = factor
+
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from darts_bio.bounded import check_archive
-from darts_bio.config import CONFIG_FILE, RunConfig
+from darts_bio.config import CONFIG_FILE, FitConfig, RunConfig
 from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
@@ -125,6 +125,9 @@ class RunFolder:
     of another kind or configuration. Two are kept, since a file that was whole when it was written
     can be damaged later; more would protect against nothing else, and take their room.
 
+    With `--rollbacks` the one before stays that of the beginning of an epoch while checkpoints are
+    made within it, so that `go_back` ends at a place which does not depend on when they were made.
+
     Attributes:
         remarks: What the user is to know of what `load` found, in lines.
 
@@ -151,9 +154,9 @@ class RunFolder:
         self.checkpoint_path, self.before_path = path / CHECKPOINT_FILE, path / BEFORE_FILE
         self.genotype_path = path / GENOTYPE_FILE
         self.remarks: list[str] = []
-        # Whether checkpoint.pt is whole, so that it may become the one before; and what it says of
-        # the logs.
-        self._is_whole = True
+        # Whether checkpoint.pt is whole and begins an epoch, so that it may become the one before;
+        # and what it says of the logs.
+        self._is_whole, self._begins_epoch = True, False
         self._marks: Marks = {}
 
     @classmethod
@@ -210,29 +213,63 @@ class RunFolder:
         The checkpoint that is replaced is kept beside it, and the one before that is dropped.
         Raises InputError if the disk refuses; both checkpoints are then still there.
         """
+        with writing(self.path):
+            marks = marks_of(self.path)
+        self._write(state, marks)
+
+    def _write(self, state: dict[str, Any], marks: Marks) -> None:
+        """Replace the checkpoint by the `state`, which the logs were that long at; stamp it."""
         stamp = {
             "format": FORMAT,
             "kind": self.kind,
             "config": self.config.identity(),
             "command": self.command,
+            "logs": marks,
         }
-        with writing(self.path):
-            stamp["logs"] = marks_of(self.path)
         write_checkpoint(self.checkpoint_path, {**stamp, **state}, self._keep_before)
-        self._is_whole = True
+        self._is_whole, self._begins_epoch = True, bool(state.get("begins_epoch"))
 
     def _keep_before(self) -> None:
         """Make the present checkpoint the one before, unless it is damaged or there is none.
 
-        It keeps its own name as well, so that there is always a checkpoint.
+        It keeps its own name as well, so that there is always a checkpoint. With `--rollbacks` only
+        one that begins an epoch becomes the one before.
         """
-        if self._is_whole and self.checkpoint_path.exists():
+        is_kept = self._is_whole and (self._begins_epoch or not self._rollbacks)
+        if is_kept and self.checkpoint_path.exists():
             with replacing(self.before_path) as temporary:
                 temporary.unlink(missing_ok=True)  # of a process that was killed
                 try:
                     os.link(self.checkpoint_path, temporary)
                 except OSError:  # a file system without links
                     shutil.copyfile(self.checkpoint_path, temporary)
+
+    @property
+    def _rollbacks(self) -> int:
+        """How often the run may go back after it diverged."""
+        return self.config.rollbacks if isinstance(self.config, FitConfig) else 0
+
+    def go_back(self) -> int | None:
+        """Make the last checkpoint that begins an epoch the one to go on from.
+
+        If none does, since the run was made without `--rollbacks` so far, it is the last one. The
+        checkpoint then counts how often the run has gone back, which is returned: None if
+        `--rollbacks` allows no more, and nothing is changed.
+
+        Raises:
+            InputError: Both checkpoints are damaged, or the disk refuses.
+        """
+        whole = []
+        for path in (self.checkpoint_path, self.before_path):
+            with contextlib.suppress(DamagedError):
+                whole.append(_read(path, self.kind))
+        beginnings = [pair for pair in whole if pair[0].get("begins_epoch")]
+        for state, marks in (beginnings or whole)[:1]:
+            times = int(state.get("rollbacks", 0)) + 1
+            if times <= self._rollbacks:
+                self._write({**state, "rollbacks": times}, marks)
+                return times
+        return None
 
     def load(self) -> dict[str, Any] | None:
         """Return the checkpoint to go on from, or None if the run has not written one yet.
@@ -257,6 +294,7 @@ class RunFolder:
                 "back, or begin anew in another --out"
             )
         state = self._load_whole()
+        self._begins_epoch = bool(state.get("begins_epoch"))
         self._refuse_differences(self.checkpoint_path, state["config"])
         self.command = state["command"]
         for name in missing_logs(self.path, self._marks):
@@ -312,6 +350,9 @@ class ReadOnlyFolder(RunFolder):
 
     def cut_logs(self) -> None:
         """Do nothing: the first process cuts them for all."""
+
+    def go_back(self) -> None:
+        """Do nothing: the first process goes back for all."""
 
 
 def new_folder(

@@ -693,6 +693,9 @@ class Search:
             of_individual = functools.partial(self._logits_at, x)
             return torch.vmap(of_individual, randomness="same")(dict(edge_weights)).float()
 
+    def slow_down(self, factor: float) -> None:
+        self.optimizer.scale = factor
+
     def learning_rates(self) -> Numbers:
         rates = {"weights": self.optimizer.lr, **self.strategy_state.learning_rates()}
         return {f"lr/{name}": rate for name, rate in rates.items()}
