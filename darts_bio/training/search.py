@@ -386,6 +386,8 @@ class Search:
     def step(self, t: int) -> dict[str, Sums]:
         """Move alpha, then w, then renew the feedback; return what the batches were worth.
 
+        Of processes that train on whole batches the first alone returns that.
+
         What is computed in between is run by the recorder.
         """
         if t == self.restarts_at:
@@ -426,6 +428,10 @@ class Search:
             self.run(self._compare, *on_valid)
         self.optimizer.step()
         self.renewal(t + 1, self.run)
+        if self.share[1] < world_size() and rank() > 0:
+            # All trained on the same whole batches. Images that count once also weigh the same in
+            # the means of a run that goes on in another number of processes.
+            return {}
         return {"train": measured("train", train_sums, len(train[1]))} | sums
 
     def _drawn(self) -> Mapping[str, Sequence[int]] | None:
