@@ -17,8 +17,9 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.runs.running import Watching, perform
-from darts_bio.training.checksum import fault_of
+from darts_bio.training.checksum import GrowingDigest, digest, fault_of
 from darts_bio.training.engine import Numbers, Outcome, Sums, never
+from darts_bio.training.logs import marks_of
 from darts_bio.training.run_folder import RunFolder, read_checkpoint
 
 CONFIG = SearchConfig(log_every=1)
@@ -293,3 +294,29 @@ class TestRecords:
         (tmp_path / "metrics.jsonl").write_bytes(b"\x80\n{}\n")
         with pytest.raises(InputError, match="metrics.jsonl: line 1: expected a record, .* put"):
             read_records(tmp_path / "metrics.jsonl")
+
+    def test_a_save_reads_only_what_is_new(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A log's digest goes on from that of the save before, whatever is done to the file."""
+        read: list[int] = []
+        extend = GrowingDigest.extend
+
+        def counted(self: GrowingDigest, *args: Any) -> None:
+            before = self.length
+            extend(self, *args)
+            read.append(self.length - before)
+
+        monkeypatch.setattr(GrowingDigest, "extend", counted)
+        path, digests = tmp_path / "metrics.jsonl", dict[str, GrowingDigest]()
+        for count in range(1, 6):
+            with path.open("ab") as file:
+                file.write(b'{"step": 1}\n' * 100)
+            marks = marks_of(tmp_path, digests)["metrics.jsonl"]
+            assert marks == {"bytes": 1200 * count, "digest": digest(path.read_bytes())}
+        assert read == [1200] * 5
+        written = path.read_bytes()
+        path.write_bytes(b"x" * 6000)  # others: the next run does not take them for its own
+        assert marks_of(tmp_path, digests)["metrics.jsonl"]["digest"] == digest(written)
+        path.write_bytes(b"x" * 5)
+        assert marks_of(tmp_path, digests)["metrics.jsonl"]["digest"] == digest(b"x" * 5)

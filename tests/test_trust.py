@@ -33,14 +33,19 @@ from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.config.files import read_run, read_yaml
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.evaluation.alignment import Alignment, LayerAlignment
 from darts_bio.figures.drawing import Box, Drawing, Text
 from darts_bio.interop.hub_card import hub_card
 from darts_bio.invocation import called
 from darts_bio.networks import build_network
+from darts_bio.networks.naming import WeightName
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.reports.choice import choice_card
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.runs.alignment import alignments_by_epoch
+from darts_bio.runs.files import epochs_of
 from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
+from darts_bio.training.logs import EPOCHS_FILE, METRICS_FILE
 from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import Trained, load_trained
 
@@ -405,6 +410,16 @@ def test_no_page_that_is_passed_on_names_a_folder(monkeypatch: pytest.MonkeyPatc
     assert called(["/usr/bin/python"]) == "python evaluate/train_cifar.py --out o --data-dir=d"
 
 
+ALIGNMENT = Alignment(
+    (
+        LayerAlignment(
+            "stem.0", WeightName("stem", "Conv2d"), "fa", 0, 60.0, 1.1, 30.0, 0.8, 0.5, None
+        ),
+    ),
+    0.8,
+    0.5,
+    None,
+)
 VALID = {
     "genotype.json": load_genotype("darts_v2").to_json(),
     "config.yaml": SearchConfig(rules=("usf", "fa"), strategy="darts(order=2)").to_yaml(),
@@ -413,6 +428,12 @@ VALID = {
     "table.json": '{"|none~0|+|none~0|none~1|+|none~0|none~1|none~2|": {"cifar10": 91.5}}',
     "text": "Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0)], normal_concat=[2], "
     "reduce=[('max_pool_3x3', 0), ('dil_conv_5x5', 1)], reduce_concat=range(2, 3))",
+    METRICS_FILE: "".join(
+        json.dumps({"event": event, "step": 8, "epoch": 1, "train/loss": 2.25, "seconds": 0.5})
+        + "\n"
+        for event in ("record", "epoch")
+    ),
+    EPOCHS_FILE: json.dumps({"step": 8, "epoch": 1, **ALIGNMENT.as_dict()}) + "\n",
 }
 READERS: dict[str, Callable[[Path], Any]] = {
     "genotype.json": load_genotype,
@@ -422,6 +443,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "text": lambda path: from_darts_text(
         path.read_text(encoding="utf-8", errors="surrogateescape")
     ),
+    METRICS_FILE: lambda path: epochs_of(path.parent),
+    EPOCHS_FILE: lambda path: str(alignments_by_epoch(path.parent)),
 }
 
 
@@ -460,3 +483,30 @@ def test_mutants_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> N
     assert len(messages) > 40
     assert all(len(message) < 493 and message.isprintable() for message in messages)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6  # KiB
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 3, "loss": 1.5}', "step 3: event: expected a text, found None"),
+        ('{"event": 7, "step": 3}', "step 3: event: expected a text, found 7"),
+        (
+            '{"event": "epoch", "step": 3, "train/loss": "2"}',
+            "train/loss: expected a number, found",
+        ),
+        (
+            '{"event": "epoch", "step": 3, "seconds": null}',
+            "seconds: expected a number, found None",
+        ),
+        ('{"event": "epoch", "step": 3, "epoch": [1]}', r"epoch: expected a number, found \[1\]"),
+        (
+            '{"event": "epoch", "step": true}',
+            "line 1: expected a record, a JSON object with a step",
+        ),
+        ("[" * 100_000, "line 1: expected a record, a JSON object with a step"),
+    ],
+)
+def test_records_of_other_types(line: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / METRICS_FILE, line + "\n")
+    with pytest.raises(InputError, match=f"metrics.jsonl: .*{message}.*; put back the file that"):
+        epochs_of(tmp_path)

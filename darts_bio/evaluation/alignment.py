@@ -130,13 +130,16 @@ class Alignment:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Alignment:
-        """Return the alignment that `as_dict` has written; other keys are passed over."""
+        """Return the alignment that `as_dict` has written; other keys are passed over.
+
+        Raises LookupError, TypeError or ValueError for anything else.
+        """
         layers = []
         for values in content["layers"]:
-            known = {field.name: values[field.name] for field in fields(LayerAlignment)}
-            layers.append(LayerAlignment(**known | {"title": WeightName(**values["title"])}))
-        whole = [content[field.name] for field in fields(cls) if field.name != "layers"]
-        return cls(tuple(layers), *whole)
+            known = _fields_of(LayerAlignment, values)
+            title = WeightName(**_fields_of(WeightName, values["title"]))
+            layers.append(LayerAlignment(**known | {"title": title}))
+        return cls(**_fields_of(cls, content) | {"layers": tuple(layers)})
 
     def __str__(self) -> str:
         """Return a table in plain text: a row a layer, and one of all weights."""
@@ -182,6 +185,27 @@ class Alignment:
             ]
             lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
+
+
+PLAIN: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float | None": (int, float, type(None)),
+}
+"""The types that a value read from JSON may have, by the annotation of its field."""
+
+
+def _fields_of(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass' fields in plain data, by name.
+
+    Raises LookupError for one that is missing, TypeError for one of another type.
+    """
+    values = {field.name: content[field.name] for field in fields(kind)}
+    for field in fields(kind):
+        kinds = PLAIN.get(str(field.type), (object,))
+        if type(values[field.name]) not in kinds and kinds != (object,):
+            raise TypeError(f"{field.name}: expected {field.type}")
+    return values
 
 
 def _text(value: float | None, form: str) -> str:

@@ -16,7 +16,7 @@ from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import count_rules
 from darts_bio.training.engine import evaluate
-from darts_bio.training.logs import METRICS_FILE, read_records
+from darts_bio.training.logs import read_metrics
 from darts_bio.training.retrain import config_of_run
 from darts_bio.training.run_folder import CHECKPOINT_FILE
 from darts_bio.training.trained import PixelNetwork, Trained, load_trained
@@ -175,11 +175,7 @@ def _load(
         split = _chosen(source, chosen)
     finally:
         source.close()
-    epochs = [
-        record
-        for record in read_records(folder / METRICS_FILE, trained.step)
-        if record["event"] == "epoch"
-    ]
+    epochs = [record for record in read_metrics(folder, trained.step) if record["event"] == "epoch"]
     logged = epochs[-1].get(f"{result}/accuracy") if epochs else None
     model = trained.on_pixels().to(device)
     return Subject(name, group, folder, trained, model, clean, logged), split

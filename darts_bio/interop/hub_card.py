@@ -16,7 +16,7 @@ import yaml
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.reports.markdown import block, code, escaped, markdown_table
-from darts_bio.training.logs import METRICS_FILE, read_records
+from darts_bio.training.logs import read_metrics
 from darts_bio.training.run_folder import checkpoint_of
 from darts_bio.training.trained import Trained
 
@@ -37,7 +37,7 @@ def logged_accuracy(source: str | Path, trained: Trained) -> float | None:
         The accuracy; None if it was not measured at that step, since the run was stopped within an
         epoch, or if there is no metrics.jsonl.
     """
-    records = read_records(checkpoint_of(Path(source)).parent / METRICS_FILE, trained.step)
+    records = read_metrics(checkpoint_of(Path(source)).parent, trained.step)
     epochs = [
         record
         for record in records

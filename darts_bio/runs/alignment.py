@@ -16,7 +16,7 @@ from pathlib import Path
 
 from darts_bio.config import AlignmentConfig
 from darts_bio.data.datasets import ImageData
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
@@ -108,8 +108,20 @@ def _measure(folder: Path, config: AlignmentConfig, data: ImageData | None) -> A
 def alignments_by_epoch(folder: Path) -> dict[int, Alignment]:
     """Read what a training measured with `--alignment-every`, by epoch; empty if nothing.
 
+    Raises InputError for a file that is not as a run writes it.
+
     >>> alignments_by_epoch(Path("runs/none"))
     {}
     """
-    records = read_records(folder / EPOCHS_FILE)
-    return {record["epoch"]: Alignment.from_dict(record) for record in records}
+    found = {}
+    for record in read_records(folder / EPOCHS_FILE):
+        try:
+            if type(record["epoch"]) is not int:
+                raise TypeError("epoch: expected a whole number")
+            found[record["epoch"]] = Alignment.from_dict(record)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder / EPOCHS_FILE}: a record of step {record['step']}: expected an alignment as "
+                f"a training writes it ({first_line(error)}); put back the file that the run wrote"
+            ) from None
+    return found

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from darts_bio.training.engine import Listener, Numbers, Pace, Progress
-from darts_bio.training.logs import METRICS_FILE, read_records
+from darts_bio.training.logs import METRICS_FILE, read_metrics
 from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 
@@ -24,7 +24,7 @@ class MetricsFile(Listener):
         self._pace, self._earlier_s = Pace(), 0.0
 
     def on_start(self, progress: Progress) -> None:
-        kept = read_records(self._path)
+        kept = read_metrics(self._path.parent)
         if kept:
             self._earlier_s = kept[-1]["seconds"]
         else:
@@ -60,10 +60,11 @@ class MetricsFile(Listener):
 def epochs_of(folder: Path, step: int | None = None) -> tuple[Numbers, ...]:
     """Read the numbers of each epoch from the metrics.jsonl of a run folder.
 
-    `step` leaves out the epochs that ended after that step; None keeps all.
+    `step` leaves out the epochs that ended after that step; None keeps all. Raises InputError for a
+    file that is not as a run writes it.
     """
     return tuple(
         {key: value for key, value in record.items() if key != "event"}
-        for record in read_records(folder / METRICS_FILE, step)
+        for record in read_metrics(folder, step)
         if record["event"] == "epoch"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import BinaryIO
 
 LABEL = b"darts_bio blake2b "
 """What the comment of the archive begins with; the digest follows."""
@@ -25,6 +26,42 @@ def digest(content: bytes | memoryview) -> str:
     '873ac3c6df553eaa62331fd4ff9b521a'
     """
     return hashlib.blake2b(content, digest_size=DIGITS // 2).hexdigest()
+
+
+class GrowingDigest:
+    r"""The digest of a file that is only appended to; each of its bytes is read once.
+
+    Attributes:
+        length: How many bytes it covers.
+
+    >>> growing, file = GrowingDigest(), io.BytesIO()
+    >>> for line in (b"first\n", b"second\n"):
+    ...     _ = file.write(line)
+    ...     growing.extend(file)
+    >>> growing.length, growing.text() == digest(b"first\nsecond\n")
+    (13, True)
+    """
+
+    BLOCK = 1 << 20
+    """Bytes that are read at a time."""
+
+    def __init__(self) -> None:
+        self._hash, self.length = hashlib.blake2b(digest_size=DIGITS // 2), 0
+
+    def extend(self, file: BinaryIO, to: int | None = None) -> None:
+        """Cover the file's bytes up to `to`, or to its end; none of a file that is shorter."""
+        file.seek(self.length)
+        while to is None or self.length < to:
+            rest = self.BLOCK if to is None else min(self.BLOCK, to - self.length)
+            content = file.read(rest)
+            if not content:
+                return
+            self._hash.update(content)
+            self.length += len(content)
+
+    def text(self) -> str:
+        """Return the digest of the bytes covered so far, as `digest` does."""
+        return self._hash.hexdigest()
 
 
 def seal(archive: io.BytesIO) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.errors import InputError
-from darts_bio.training.checksum import digest
+from darts_bio.training.checksum import GrowingDigest
 
 METRICS_FILE = "metrics.jsonl"
 """The numbers of every run."""
@@ -27,6 +27,8 @@ EPOCHS_FILE = "alignment-epochs.jsonl"
 """The alignments that a training measured (`--alignment-every`)."""
 ALPHA_FILE = "alpha.jsonl"
 """The shares of alpha after each epoch of a search."""
+MOST_STEPS = 1 << 63
+"""No run has so many steps."""
 RECORDS = (METRICS_FILE, EVALUATIONS_FILE, EPOCHS_FILE, ALPHA_FILE)
 EVENTS = "events.out.tfevents.*"
 """The pattern of the names of TensorBoard's files."""
@@ -35,8 +37,11 @@ Marks = dict[str, dict[str, Any]]
 """By a log's name its length in `bytes`, and of records the `digest` of these bytes."""
 
 
-def marks_of(folder: Path) -> Marks:
+def marks_of(folder: Path, digests: dict[str, GrowingDigest] | None = None) -> Marks:
     """Return the lengths of a folder's logs, once all of them is on the disk.
+
+    `digests`, by name, are those of an earlier call; what they cover is not read again. They have to
+    be dropped where a log is cut back.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -45,13 +50,19 @@ def marks_of(folder: Path) -> Marks:
     11
     """
     marks: Marks = {}
+    digests = {} if digests is None else digests
     for path in _logs(folder):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
             marks[path.name] = {"bytes": file.seek(0, os.SEEK_END)}
             if path.name in RECORDS:
-                file.seek(0)
-                marks[path.name]["digest"] = digest(file.read())
+                growing = digests.setdefault(path.name, GrowingDigest())
+                if (
+                    growing.length > marks[path.name]["bytes"]
+                ):  # somebody has put another file there
+                    growing = digests[path.name] = GrowingDigest()
+                growing.extend(file, marks[path.name]["bytes"])
+                marks[path.name]["digest"] = growing.text()
     return marks
 
 
@@ -75,12 +86,14 @@ def missing_logs(folder: Path, marks: Marks) -> list[str]:
         if not path.exists():
             missing.append(name)
             continue
-        content = path.read_bytes()
-        if digest(content[: expected["bytes"]]) != expected["digest"]:
-            shorter = len(content) < expected["bytes"]
+        growing = GrowingDigest()
+        with path.open("rb") as file:
+            growing.extend(file, expected["bytes"])
+        if growing.text() != expected["digest"]:
+            shorter = growing.length < expected["bytes"]
             raise InputError(
                 f"{path}: expected the {expected['bytes']:,} bytes that the run wrote before its "
-                f"checkpoint, found {f'only {len(content):,}' if shorter else 'others'}; put the "
+                f"checkpoint, found {f'only {growing.length:,}' if shorter else 'others'}; put the "
                 "file back, or move it away to go on without these records"
             )
     return missing
@@ -120,12 +133,46 @@ def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         record = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-        if not (isinstance(record, Mapping) and isinstance(record.get("step"), int)):
+        step_of_record = record.get("step") if isinstance(record, Mapping) else None
+        if type(step_of_record) is not int or abs(step_of_record) >= MOST_STEPS:
             raise InputError(
                 f"{path}: line {number}: expected a record, a JSON object with a step, found "
                 f"{line[:40]!r}; put back the file that the run wrote"
             )
         records.append(dict(record))
     return [record for record in records if step is None or record["step"] <= step]
+
+
+def read_metrics(folder: Path, step: int | None = None) -> list[dict[str, Any]]:
+    r"""Return the records of a run folder's metrics.jsonl; none if there is no such file.
+
+    A record holds its `event`, a text, and numbers. With a `step` only those up to it are returned.
+
+    Raises:
+        InputError: A line is no such record.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     _ = Path(place, METRICS_FILE).write_text('{"event": "epoch", "step": 1, "loss": 2.5}\n')
+    ...     read_metrics(Path(place))
+    [{'event': 'epoch', 'step': 1, 'loss': 2.5}]
+    """
+    records = read_records(folder / METRICS_FILE, step)
+    for record in records:
+        kinds = {name: type(value) for name, value in record.items()}
+        if kinds.pop("event", None) is not str:
+            raise _no_metrics(folder, record["step"], "event", record.get("event"), "a text")
+        for name, kind in kinds.items():
+            if kind not in (int, float):
+                raise _no_metrics(folder, record["step"], name, record[name], "a number")
+    return records
+
+
+def _no_metrics(folder: Path, step: int, name: str, value: Any, kind: str) -> InputError:
+    """Return the error for a value in metrics.jsonl that is of another kind than a run writes."""
+    return InputError(
+        f"{folder / METRICS_FILE}: a record of step {step}: {str(name)[:40]}: expected {kind}, found "
+        f"{repr(value)[:40]}; put back the file that the run wrote"
+    )

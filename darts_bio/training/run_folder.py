@@ -31,7 +31,7 @@ from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
-from darts_bio.training.checksum import fault_of, seal
+from darts_bio.training.checksum import GrowingDigest, fault_of, seal
 from darts_bio.training.logs import (
     METRICS_FILE,
     Marks,
@@ -158,6 +158,8 @@ class RunFolder:
         # and what it says of the logs.
         self._is_whole, self._begins_epoch = True, False
         self._marks: Marks = {}
+        # Of the logs, so that a save reads only what was written since the last one.
+        self._digests: dict[str, GrowingDigest] = {}
 
     @classmethod
     def open(
@@ -214,7 +216,7 @@ class RunFolder:
         Raises InputError if the disk refuses; both checkpoints are then still there.
         """
         with writing(self.path):
-            marks = marks_of(self.path)
+            marks = marks_of(self.path, self._digests)
         self._write(state, marks)
 
     def _write(self, state: dict[str, Any], marks: Marks) -> None:
@@ -325,6 +327,7 @@ class RunFolder:
 
     def cut_logs(self) -> None:
         """Cut the logs back to the checkpoint that was loaded. Raise InputError if that fails."""
+        self._digests.clear()
         with writing(self.path):
             cut_back(self.path, self._marks)
 
