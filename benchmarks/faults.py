@@ -3,14 +3,16 @@
     python benchmarks/faults.py
     python benchmarks/faults.py --kinds eg,darts_pt,queries,ema --points 30 --seeds 3
     python benchmarks/faults.py --kinds flips,destroyed
+    python benchmarks/faults.py --kinds ranks --processes 4 --points 25
 
 Of each kind and seed a tiny run on the digits is made that nothing disturbs, and `--points` others
 that SIGKILL ends at a file operation drawn at random (before it, or in the middle of a write) and
 that are then gone on with by the same command. Right is a run whose checkpoint, genotype, records
 and TensorBoard events are those of the undisturbed one, bit for bit. `flips` reads a checkpoint with
 one flipped bit, 1,000 times; `destroyed` spoils the last checkpoint of a run 100 times and goes on
-from the one before. Runs on the CPU, in forks, on Linux; some minutes a kind. Results, a JSON
-object a line: `--out`.
+from the one before. `ranks` makes a search in `--processes`, kills one of them at a step drawn at
+random, `--points` times, and goes on: right is where all others have left within 60 s. Runs on the
+CPU, in forks, on Linux; some minutes a kind. Results, a JSON object a line: `--out`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +39,7 @@ from measuring import RESULTS, command
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from killing import equal, events_of, killed, operations, records_of
+from several import several
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import load_data
@@ -46,6 +51,7 @@ from darts_bio.runs.train import train
 from darts_bio.runtime import hardware
 from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
+from darts_bio.training.search import Search
 
 SIZES: dict[str, Any] = {
     "channels": 2,
@@ -98,8 +104,11 @@ RUNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kinds", default=",".join([*RUNS, "flips", "destroyed"]), metavar="NAMES")
+    parser.add_argument(
+        "--kinds", default=",".join([*RUNS, "flips", "destroyed", "ranks"]), metavar="NAMES"
+    )
     parser.add_argument("--points", type=int, default=20, help="kills a run")
+    parser.add_argument("--processes", type=int, default=2, help="of the kind ranks")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.jsonl", metavar="FILE")
     options = parser.parse_args()
@@ -111,7 +120,7 @@ def main() -> None:
         file.write(json.dumps({"command": command(), "hardware": machine}) + "\n")
         for kind in options.kinds.split(","):
             for seed in range(options.seeds):
-                for trial in trials_of(kind, seed, options.points):
+                for trial in trials_of(kind, seed, options.points, options.processes):
                     done, right = trials.get(kind, (0, 0))
                     trials[kind] = done + 1, right + trial["right"]
                     file.write(json.dumps({"kind": kind, "seed": seed, **trial}) + "\n")
@@ -119,11 +128,14 @@ def main() -> None:
             print(f"{kind}: {trials[kind][1]} of {trials[kind][0]} right", flush=True)
 
 
-def trials_of(kind: str, seed: int, points: int) -> Iterator[dict[str, Any]]:
+def trials_of(kind: str, seed: int, points: int, processes: int) -> Iterator[dict[str, Any]]:
     """Yield the result of each trial of a kind."""
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         config = replace(RUNS[kind if kind in RUNS else "darts"], seed=seed)
+        if kind == "ranks":
+            yield from ranks(config, whole, seed, points, processes)
+            return
         if killed(partial(run, config, whole)):
             raise AssertionError("nothing kills a run that nothing disturbs")
         if kind == "flips":
@@ -219,6 +231,53 @@ def destroyed(
         (out / "checkpoint.pt").write_bytes(content)
         killed(partial(quietly, config, out))
         yield {"at": at, "damage": name, "right": are_equal(out, whole)}
+
+
+def ranks(
+    config: SearchConfig | RetrainConfig, whole: Path, seed: int, points: int, processes: int
+) -> Iterator[dict[str, Any]]:
+    """Kill one of several processes at a step, see the others leave, and go on with all."""
+    draws = random.Random(seed)
+    ended = several(processes, process, config, whole, None, place=whole.parent)
+    if any(each.code for each in ended):
+        raise AssertionError(f"a run that nothing disturbs failed: {ended}")
+    steps = int(read_checkpoint(whole / "checkpoint.pt", "search")["step"])
+    for number in range(points):
+        out, place = whole.with_name(f"{number}"), whole.parent
+        victim, at, start = draws.randrange(processes), draws.randrange(steps), time.monotonic()
+        ended = several(processes, process, config, out, (victim, at), place=place, seconds=60)
+        seconds = time.monotonic() - start
+        codes = [each.code for each in ended]
+        expected = [-signal.SIGKILL if rank == victim else 2 for rank in range(processes)]
+        again = several(processes, process, config, out, None, place=place)
+        yield {
+            "rank": victim,
+            "step": at,
+            "codes": codes,
+            "seconds": round(seconds, 2),
+            "right": codes == expected
+            and not any(each.code for each in again)
+            and are_equal(out, whole),
+        }
+
+
+def process(
+    rank: int, config: SearchConfig | RetrainConfig, out: Path, kill: tuple[int, int] | None
+) -> None:
+    """Be one of several processes of a run; the rank `kill[0]` is killed at the step `kill[1]`."""
+    whole_step = Search.step
+
+    def step(self: Search, t: int) -> Any:
+        if kill == (rank, t):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole_step(self, t)
+
+    Search.step = step  # type: ignore[method-assign]
+    try:
+        quietly(replace(config, resume="auto"), out)
+    except InputError as error:
+        print(error)
+        sys.exit(2)
 
 
 def quietly(config: SearchConfig | RetrainConfig, out: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +134,14 @@ def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
         record = None
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-        step_of_record = record.get("step") if isinstance(record, Mapping) else None
+        record = record if isinstance(record, dict) else {}
+        step_of_record = record.get("step")
         if type(step_of_record) is not int or abs(step_of_record) >= MOST_STEPS:
             raise InputError(
                 f"{path}: line {number}: expected a record, a JSON object with a step, found "
                 f"{line[:40]!r}; put back the file that the run wrote"
             )
-        records.append(dict(record))
+        records.append(record)
     return [record for record in records if step is None or record["step"] <= step]
 
 
