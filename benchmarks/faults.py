@@ -41,10 +41,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from killing import equal, events_of, killed, operations, records_of
 from several import several
 
-from darts_bio.config import RetrainConfig, SearchConfig
+from darts_bio.config import RetrainConfig, RobustnessConfig, SearchConfig
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.figures.drawing import Drawing
+from darts_bio.runs import robustness
 from darts_bio.runs.running import Watching
 from darts_bio.runs.search import search
 from darts_bio.runs.train import train
@@ -53,6 +54,7 @@ from darts_bio.spaces import load_genotype
 from darts_bio.training.run_folder import read_checkpoint
 from darts_bio.training.search import Search
 
+Config = SearchConfig | RetrainConfig | RobustnessConfig
 SIZES: dict[str, Any] = {
     "channels": 2,
     "layers": 3,
@@ -84,6 +86,8 @@ SEARCHES = {
     "random_paths": "random_paths",
     "random": "random",
 }
+TRAINED = "trained"
+"""The training that `robustness` attacks, beside its runs."""
 TRAININGS: dict[str, dict[str, Any]] = {
     "train": {},
     "ema": {"ema": 0.9},
@@ -98,6 +102,13 @@ RUNS = {
     },
     "queries": replace(SEARCH, strategy="random_search", queries=3, epochs=1),
     **{kind: replace(TRAIN, **options) for kind, options in TRAININGS.items()},
+    "robustness": RobustnessConfig(
+        checkpoint=(TRAINED,),
+        attacks=("fgsm", "pgd(steps=2)"),
+        eps=(2.0, 8.0),
+        images=8,
+        batch_size=4,
+    ),
 }
 """A configuration of each kind of run."""
 
@@ -133,6 +144,10 @@ def trials_of(kind: str, seed: int, points: int, processes: int) -> Iterator[dic
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         config = replace(RUNS[kind if kind in RUNS else "darts"], seed=seed)
+        if isinstance(config, RobustnessConfig):
+            trained = str(whole.with_name(TRAINED))
+            killed(partial(run, TRAIN, Path(trained)))
+            config = replace(config, checkpoint=(trained,))
         if kind == "ranks":
             yield from ranks(config, whole, seed, points, processes)
             return
@@ -146,15 +161,18 @@ def trials_of(kind: str, seed: int, points: int, processes: int) -> Iterator[dic
             yield from kills(config, whole, seed, points)
 
 
-def run(config: SearchConfig | RetrainConfig, out: Path) -> None:
+def run(config: Config, out: Path) -> None:
     """Make a run with TensorBoard's events, or go on with it."""
-    data = load_data("digits", train_images=32 if isinstance(config, SearchConfig) else 16)
+    data = load_data("digits", train_images=16 if isinstance(config, RetrainConfig) else 32)
     config = replace(config, out=str(out))
     watching = Watching(tensorboard=True)
 
-    def make(config: SearchConfig | RetrainConfig) -> None:
+    def make(config: Config) -> None:
         if isinstance(config, SearchConfig):
             search(config, "faults", data, watching)
+        elif isinstance(config, RobustnessConfig):
+            robustness.SAVE_EVERY_S = 0.0
+            robustness.measure_robustness(config, "faults", None, True, data)
         else:
             train(config, "faults", None, data, watching)
 
@@ -168,6 +186,14 @@ def run(config: SearchConfig | RetrainConfig, out: Path) -> None:
 
 def are_equal(one: Path, other: Path) -> bool:
     """Whether two runs hold the same checkpoint, genotype, records and events."""
+    texts = [path / "results.json" for path in (one, other)]
+    if all(text.exists() for text in texts):
+        results = [json.loads(text.read_text()) for text in texts]
+        events = [
+            {key: times for key, times in events_of(path).items() if "text_summary" not in key[1]}
+            for path in (one, other)
+        ]  # without the report, which says how long it took
+        return results[0] == results[1] and events[0] == events[1]
     kind = "train" if (one / "curves.svg").exists() else "search"
     first, second = (read_checkpoint(path / "checkpoint.pt", kind) for path in (one, other))
     return (
@@ -178,9 +204,7 @@ def are_equal(one: Path, other: Path) -> bool:
     )
 
 
-def kills(
-    config: SearchConfig | RetrainConfig, whole: Path, seed: int, points: int
-) -> Iterator[dict[str, Any]]:
+def kills(config: Config, whole: Path, seed: int, points: int) -> Iterator[dict[str, Any]]:
     """Kill runs at operations drawn at random, up to the number that a whole run makes."""
     draws, made = random.Random(seed), operations(partial(run, config, whole.with_name("counted")))
     for at in sorted(draws.sample(range(1, made + 1), min(points, made))):
@@ -211,9 +235,7 @@ def flips(whole: Path, seed: int, count: int = 1000) -> Iterator[dict[str, Any]]
         yield {"bit": bit, "right": refused}
 
 
-def destroyed(
-    config: SearchConfig | RetrainConfig, whole: Path, seed: int, count: int = 100
-) -> Iterator[dict[str, Any]]:
+def destroyed(config: Config, whole: Path, seed: int, count: int = 100) -> Iterator[dict[str, Any]]:
     """Spoil the last checkpoint of a run that was killed, and go on from the one before."""
     draws, made = random.Random(seed), operations(partial(run, config, whole.with_name("counted")))
     damages: dict[str, Callable[[bytes], bytes]] = {
@@ -234,7 +256,7 @@ def destroyed(
 
 
 def ranks(
-    config: SearchConfig | RetrainConfig, whole: Path, seed: int, points: int, processes: int
+    config: Config, whole: Path, seed: int, points: int, processes: int
 ) -> Iterator[dict[str, Any]]:
     """Kill one of several processes at a step, see the others leave, and go on with all."""
     draws = random.Random(seed)
@@ -261,9 +283,7 @@ def ranks(
         }
 
 
-def process(
-    rank: int, config: SearchConfig | RetrainConfig, out: Path, kill: tuple[int, int] | None
-) -> None:
+def process(rank: int, config: Config, out: Path, kill: tuple[int, int] | None) -> None:
     """Be one of several processes of a run; the rank `kill[0]` is killed at the step `kill[1]`."""
     whole_step = Search.step
 
@@ -280,7 +300,7 @@ def process(
         sys.exit(2)
 
 
-def quietly(config: SearchConfig | RetrainConfig, out: Path) -> None:
+def quietly(config: Config, out: Path) -> None:
     """Go on with a run, without the warning that it goes on from the checkpoint before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
