@@ -21,7 +21,8 @@ from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.monitoring.boards import FitBoard
-from darts_bio.runs.running import Watching, going_back, perform
+from darts_bio.runs.rollbacks import going_back
+from darts_bio.runs.running import Watching, perform
 from darts_bio.runs.search import search
 from darts_bio.runs.train import train
 from darts_bio.training import optim

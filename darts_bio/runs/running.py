@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import signal
 import warnings
@@ -32,6 +31,7 @@ from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import Console, FitConsole
 from darts_bio.runs.files import MetricsFile
+from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.training.engine import (
@@ -94,29 +94,6 @@ class Result:
 
 
 R = TypeVar("R", bound=Result)
-
-
-class WentBack(Exception):  # noqa: N818  (no error, as KeyboardInterrupt is none)
-    """A run has diverged and has gone back to a checkpoint, from which `going_back` goes on."""
-
-
-Run = Callable[[C, Callable[[], RunFolder], int], R]
-"""Makes the run of a configuration: `run(config, open_folder, number)` (see `each_seed`)."""
-
-
-def going_back(run: Run[C, R]) -> Run[C, R]:
-    """Return a function that makes a run, and makes it anew each time that it has gone back.
-
-    Made anew it is built from nothing, and goes on as a run that is resumed.
-    """
-
-    def made_to_the_end(config: C, open_folder: Callable[[], RunFolder], number: int) -> R:
-        opened = functools.cache(open_folder)
-        while True:
-            with contextlib.suppress(WentBack):
-                return run(config, opened, number)
-
-    return made_to_the_end
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ from darts_bio.runs.files import epochs_of
 from darts_bio.runs.fitting import misfits
 from darts_bio.runs.options import complete
 from darts_bio.runs.records import EpochsFile
+from darts_bio.runs.rollbacks import going_back
 from darts_bio.runs.running import (
     Result,
     SeedResults,
     Watching,
     beginning,
     each_seed,
-    going_back,
     perform,
     started,
 )

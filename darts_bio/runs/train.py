@@ -25,13 +25,13 @@ from darts_bio.reports.card import model_card, seeds_card
 from darts_bio.rules import count_rules
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.records import EpochsFile
+from darts_bio.runs.rollbacks import going_back
 from darts_bio.runs.running import (
     Result,
     SeedResults,
     Watching,
     beginning,
     each_seed,
-    going_back,
     perform,
     started,
 )
