@@ -18,7 +18,7 @@ falls, and closer ones are better whether anything is learned or not. Two contro
 
 Printed are means with standard deviations over seeds, rises from the first to the last generation,
 and p of sign flips, paired by the seed: of the rises, and of the last generation's difference from
-what is drawn. The figure shows means and, as bands, ranges. It needs matplotlib. Writes
+what is drawn. The figure shows means and, as bands, ranges. Writes
 results/evolution.json and evolution.svg.
 """
 
@@ -38,7 +38,8 @@ from measuring import RESULTS, command, keep_results, kept_results, paired_p, ru
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import load_data
-from darts_bio.errors import InputError, install_hint
+from darts_bio.errors import InputError
+from darts_bio.figures.charts import style
 from darts_bio.runtime import hardware
 from darts_bio.strategies import Measure
 from darts_bio.training.engine import run_epoch
@@ -176,10 +177,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     keep_results(options.json, result)
-    try:
-        draw(runs, options.json.with_suffix(".svg"))
-    except ImportError:
-        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
+    draw(runs, options.json.with_suffix(".svg"))
 
 
 def report(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -212,27 +210,27 @@ def report(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "darts_bio"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9.0, 3.6))
-    for color, (kind, own) in zip(COLORS, runs.items(), strict=True):
-        for name, style in (("best", "-"), ("mean", ":"), ("architecture", "--")):
-            curves = [run[name] for run in own]
-            middle = [statistics.mean(values) for values in zip(*curves, strict=True)]
-            x = range(1, len(middle) + 1)
-            axes.plot(x, middle, style, color=color, label=f"{kind}: {LABELS[name]}")
-            if name == "best":
-                low, high = zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True)
-                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("generation")
-    axes.set_ylabel("fitness (negative validation loss)")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    with style():
+        figure, axes = pyplot.subplots(figsize=(9.0, 3.6))
+        for color, (kind, own) in zip(COLORS, runs.items(), strict=True):
+            for name, dashes in (("best", "-"), ("mean", ":"), ("architecture", "--")):
+                curves = [run[name] for run in own]
+                middle = [statistics.mean(values) for values in zip(*curves, strict=True)]
+                x = range(1, len(middle) + 1)
+                axes.plot(x, middle, dashes, color=color, label=f"{kind}: {LABELS[name]}")
+                if name == "best":
+                    low, high = zip(
+                        *((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True
+                    )
+                    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set_xlabel("generation")
+        axes.set_ylabel("fitness (negative validation loss)")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 if __name__ == "__main__":

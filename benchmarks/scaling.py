@@ -6,14 +6,13 @@
 One size is varied at a time. Per point: the time of a step of the batched supernet (alpha pass and
 weight pass, median; CPU time of one thread, or the wall where a GPU works), kernels a step and
 activations kept, counted as benchmarks/search_step.py does. Writes
-benchmarks/results/scaling-DEVICE.json and, with matplotlib, scaling-DEVICE.svg.
+benchmarks/results/scaling-DEVICE.json and scaling-DEVICE.svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from measuring import RESULTS, run, timing_device, write_timings
 from search_step import count, timings
 from torch import Tensor
 
-from darts_bio.errors import install_hint
+from darts_bio.figures.charts import style
 from darts_bio.rules import RULES, LearningRule
 from darts_bio.runtime import hardware
 
@@ -60,31 +59,32 @@ def points(sizes: argparse.Namespace) -> dict[str, dict[Any, argparse.Namespace]
 
 
 def draw(found: dict[str, dict[Any, dict[str, float]]], path: Path, machine: str) -> None:
-    import matplotlib
+    from matplotlib import pyplot
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(3 * len(found), 2.8), sharey=True, layout="constrained"
-    )
-    for axis, (name, values) in zip(axes, found.items(), strict=True):
-        at = list(values)
-        for key, mark in {"seconds": "o-", "kept_bytes": "s--", "kernels": "^:"}.items():
-            first = values[at[0]][key]
+    with style():
+        figure, axes = pyplot.subplots(
+            1, len(found), figsize=(3 * len(found), 2.8), sharey=True, layout="constrained"
+        )
+        for axis, (name, values) in zip(axes, found.items(), strict=True):
+            at = list(values)
+            for key, mark in {"seconds": "o-", "kept_bytes": "s--", "kernels": "^:"}.items():
+                first = values[at[0]][key]
+                axis.plot(
+                    at,
+                    [value[key] / first for value in values.values()],
+                    mark,
+                    label=key.replace("_", " "),
+                )
             axis.plot(
-                at,
-                [value[key] / first for value in values.values()],
-                mark,
-                label=key.replace("_", " "),
+                at, [value / at[0] for value in at], color="0.7", zorder=0, label="proportional"
             )
-        axis.plot(at, [value / at[0] for value in at], color="0.7", zorder=0, label="proportional")
-        axis.set_xlabel(name)
-        axis.set_xticks(at)
-    axes[0].set_ylabel("relative to the first")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"one step of the search, {machine}", fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
+            axis.set_xlabel(name)
+            axis.set_xticks(at)
+        axes[0].set_ylabel("relative to the first")
+        axes[0].legend(fontsize=8)
+        figure.suptitle(f"one step of the search, {machine}", fontsize=9)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def main() -> None:
@@ -128,10 +128,7 @@ def main() -> None:
                 flush=True,
             )
     write_timings(path, device, {"points": found})
-    try:
-        draw(found, path.with_suffix(".svg"), hardware(device))
-    except ImportError:
-        print(f"no figure: matplotlib is not installed ({install_hint('plot')})", file=sys.stderr)
+    draw(found, path.with_suffix(".svg"), hardware(device))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from assignments import (
 from measuring import RESULTS, command, keep_results, kept_results, p_against_first, run, shown
 
 import darts_bio
+from darts_bio.figures.charts import style
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware
 
@@ -208,37 +209,37 @@ def draw(ends: dict[str, list[float]], otherwise: str, table: dict[str, Any], pa
 
     All lines begin at that of the rule `otherwise` on all edges.
     """
-    import matplotlib
+    from matplotlib import pyplot, ticker
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "darts_bio"  # the same figure, the same bytes
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for method, color in zip(METHODS, COLORS, strict=True):
-        points = [(statistics.mean(v["share"]), v["error"]) for v in table[method].values()]
-        points = [(0.0, ends[otherwise]), *points, (1.0, ends["bp"])]
-        axes.errorbar(
-            [x for x, _ in points],
-            [statistics.mean(errors) for _, errors in points],
-            [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in points],
-            color=color,
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=method,
+    with style():
+        figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
+        for method, color in zip(METHODS, COLORS, strict=True):
+            points = [(statistics.mean(v["share"]), v["error"]) for v in table[method].values()]
+            points = [(0.0, ends[otherwise]), *points, (1.0, ends["bp"])]
+            axes.errorbar(
+                [x for x, _ in points],
+                [statistics.mean(errors) for _, errors in points],
+                [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in points],
+                color=color,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=method,
+            )
+        others = " or ".join(rule for rule in ends if rule != "bp")
+        axes.set_xlabel(
+            f"share of the cells' parameters whose values carry the error (bp; the others: {others})"
         )
-    others = " or ".join(rule for rule in ends if rule != "bp")
-    axes.set_xlabel(
-        f"share of the cells' parameters whose values carry the error (bp; the others: {others})"
-    )
-    axes.set_ylabel("test error, %")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+        axes.set_ylabel("test error, %")
+        axes.set_yscale("log")
+        plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(plain)
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 if __name__ == "__main__":

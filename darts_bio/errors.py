@@ -98,8 +98,8 @@ def install_hint(extra: str) -> str:
     The extra `attacks` takes a second command: torchattacks pins a version of requests from 2021
     that it never imports, and `--no-deps` leaves alone the version that is installed.
 
-    >>> install_hint("plot")
-    "pip install 'darts-bio[plot]'"
+    >>> install_hint("onnx")
+    "pip install 'darts-bio[onnx]'"
     """
     command = f"pip install 'darts-bio[{extra}]'"
     return f"{command} && pip install --no-deps torchattacks" if extra == "attacks" else command

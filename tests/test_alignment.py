@@ -20,7 +20,7 @@ from darts_bio.config import RetrainConfig
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, LayerAlignment, measure_alignment
 from darts_bio.figures.alignment import draw_by_depth
-from darts_bio.figures.cells import rule_colors
+from darts_bio.figures.colors import rule_colors
 from darts_bio.networks import build_network
 from darts_bio.networks.naming import WeightName, name_weights
 from darts_bio.reports.alignment import AlignmentComparison
@@ -444,9 +444,10 @@ def test_the_figure_has_the_colors_of_cells() -> None:
     """A mark for each number of each layer, in the color of its rule; None is no mark."""
     a = alignment_of({"x": ("fa", 10.0), "z": ("bp", 30.0)})
     b = alignment_of({"x": ("kolen_pollack", 15.0), "z": ("bp", 25.0)})
-    figure = draw_by_depth({"a": a, "b": b}).svg()
+    chart = draw_by_depth({"a": a, "b": b})
+    figure = chart.svg()
     colors = rule_colors(["fa", "bp", "kolen_pollack"])
-    fills = re.findall(r'<polygon points="[^"]*" fill="([^"]*)"><title>([ab]), (\w), Lin', figure)
+    fills = re.findall(r'style="fill: (#\w+)"><title>([ab]), (\w), Lin', figure)
     assert sorted(fills) == sorted(
         (colors[rule], name, place)
         for name, place, rule in (
@@ -458,8 +459,11 @@ def test_the_figure_has_the_colors_of_cells() -> None:
         for _ in ("error", "gradient", "variance")
     )
     assert "feedback to the weight" not in figure  # nothing was measured
-    dashed = re.findall(r"<polyline[^>]*stroke-dasharray", figure)
-    assert len(dashed) == 3 + 1 + 1  # of b: its lines, that of the exact variance, the legend's
+    dashed = [line for panel in chart.panels for line in panel.series if line.dashed]
+    assert len(dashed) == 3 + 1  # of b: its lines, and that of the exact variance
+    assert figure.count("stroke-dasharray") == 4 + 1  # and the legend's
+    named = set(re.findall(r">([^<>]+)</text>", figure))
+    assert {"a", "b", "fa", "bp", "kolen_pollack", "depth of the layer"} <= named
     with pytest.raises(InputError, match="expected at least one to draw"):
         draw_by_depth({})
     with pytest.raises(InputError, match="expected at least one alignment"):

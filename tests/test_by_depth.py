@@ -20,7 +20,8 @@ from torch import Tensor
 import darts_bio
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
-from darts_bio.figures.cells import KNOWN_COLORS, SEVERAL, draw_genotype
+from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.colors import RULE_COLORS, SEVERAL
 from darts_bio.figures.drawing import Box, Curve
 from darts_bio.networks import SuperNet, build_network
 from darts_bio.reports.search import search_card
@@ -434,7 +435,7 @@ class TestTheFigure:
         figure = draw_genotype(genotype)
         boxes = [p for p in figure.primitives if isinstance(p, Box) and ": " in p.title]
         expected = Counter(
-            (f"{t}: {e.candidate.rule}", KNOWN_COLORS[e.candidate.rule])
+            (f"{t}: {e.candidate.rule}", RULE_COLORS[e.candidate.rule])
             for t, cell in genotype.cells.items()
             for e in cell.edges
             if e.candidate.rule is not None

@@ -58,7 +58,8 @@ class TestDigits:
 
     def test_their_identity_stays(self, digits: ImageData) -> None:
         assert (
-            digits.identity() == "1438 + 359 images of 1x8x8 in 10 classes, digest b58bd50050d414b1"
+            digits.identity()
+            == "1438 training + 359 test images of 1x8x8 in 10 classes, digest b58bd50050d414b1"
         )
 
     def test_they_are_those_of_scikit_learn(self) -> None:
@@ -446,7 +447,9 @@ def test_a_loader_of_a_users_own_may_resize_and_is_checked() -> None:
 def test_a_data_set_is_recognized_by_its_images_labels_and_classes() -> None:
     digits = load_data("digits")
     assert digits.identity() == load_data("digits").identity()
-    assert digits.identity().startswith("1438 + 359 images of 1x8x8 in 10 classes, digest ")
+    assert digits.identity().startswith(
+        "1438 training + 359 test images of 1x8x8 in 10 classes, digest "
+    )
     images = digits.test.images.clone()
     images[-1, 0, 0, 0] += 1
     others = [

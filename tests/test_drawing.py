@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from darts_bio.figures import drawing
-from darts_bio.figures.cells import (
-    FURTHER_COLORS,
-    KNOWN_COLORS,
-    NO_RULE,
-    draw_cell,
-    draw_genotype,
-    rule_colors,
-)
-from darts_bio.figures.drawing import Box, Curve, Drawing, Polygon, Text
+from darts_bio.figures.cells import draw_cell, draw_genotype
+from darts_bio.figures.colors import NO_RULE, RULE_COLORS
+from darts_bio.figures.drawing import Box, Curve, Drawing, Text
 from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.spaces import Candidate, Cell, Edge, Genotype, load_genotype, shipped_names
 from darts_bio.spaces.darts import DartsSpace, Layout
@@ -145,7 +139,7 @@ def test_svg_carries_each_edge_once_in_its_rules_color(name: str) -> None:
                 if rule is None
                 else f"{op} : {rule}, {edge.input} -> {edge.node}"
             )
-            expected[title, NO_RULE if rule is None else KNOWN_COLORS[rule], rule is None] += 1
+            expected[title, NO_RULE if rule is None else RULE_COLORS[rule], rule is None] += 1
     found: Counter[tuple[str, str, bool]] = Counter()
     for group in root.iter(f"{SVG}g"):
         line, head = group.findall(f"{SVG}path")
@@ -229,22 +223,6 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert one.image().tobytes() == two.image().tobytes()
 
 
-def test_known_rules_keep_their_colors_and_others_follow_from_their_name() -> None:
-    assert rule_colors(KNOWN_COLORS) == KNOWN_COLORS
-    others = [f"mine(a={i})" for i in range(len(FURTHER_COLORS))]
-    colors = rule_colors([*others, "usf", None, "bp"])
-    assert list(colors) == ["bp", "usf", *others, None]
-    assert {rule: colors[rule] for rule in ("bp", "usf", None)} == {
-        "bp": "#0072b2",
-        "usf": "#d55e00",
-        None: NO_RULE,
-    }
-    assert set(colors.values()) == {"#0072b2", "#d55e00", NO_RULE, *FURTHER_COLORS}
-    # Written out: a hash that changes from one process to the next would fail here.
-    assert rule_colors(["mine(a=1)"]) == {"mine(a=1)": "#999933"}
-    assert len(rule_colors(f"rule{i}" for i in range(20))) == 20
-
-
 @pytest.mark.parametrize("cell_type", ["normal", "reduce"])
 @pytest.mark.parametrize("layout", ["clean", "paper"])
 def test_heat_map_puts_each_value_in_its_candidates_column(layout: Layout, cell_type: str) -> None:
@@ -293,15 +271,3 @@ def test_heat_map_shades_by_value_and_frames_what_is_not_finite() -> None:
 def test_heat_map_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         draw_edge_weights("", ((Candidate("none"), None),), [(2, 0)], [[1.0]])
-
-
-def test_a_polygon_covers_its_area() -> None:
-    """A square on its corner, of radius r, covers 2 r^2; its edges are blurred by a pixel."""
-    shape = Polygon.regular(20, 20, 10, 4, "#000000", "a <square>")
-    pixels = Drawing(40, 40, (shape,)).image().astype(float)
-    covered = (1 - pixels / 255).sum() / 3
-    assert abs(covered - 200) < 4 * 10 * 2**0.5  # the length of the edges, by a pixel
-    assert pixels[20, 20].tolist() == [0, 0, 0]
-    assert pixels[12, 12].tolist() == [255, 255, 255]  # outside, though within the radius' box
-    assert "<title>a &lt;square&gt;</title>" in shape.svg()
-    assert 'points="20,10 30,20 20,30 10,20"' in shape.svg()

@@ -401,7 +401,7 @@ class TestSearch:
             ),
             (
                 ["--data-dir", "other"],
-                "the data set: expected the same in all processes, found 4 + 2 images of 3x8x8",
+                "the data set: expected the same in all processes, found 4 training + 2 test images of 3x8x8",
             ),
         ],
     )

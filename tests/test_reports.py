@@ -172,6 +172,10 @@ class TestSearch:
     def test_how_to_go_on_and_what_no_run_can_answer(self, found: SearchResult) -> None:
         text = (found.folder / "report.md").read_text()
         assert f"train --genotype {found.folder.name} --dataset digits" in text
+        assert "That is a network of 3 cells and 16 channels, the size of the recipe" in text
+        assert "`--layers 3 --channels 2` trains one of the search's own size" in text
+        assert "16 of the training images (train), alpha from the 16 others" in text
+        assert "- data: 32 training + 359 test images of 1x8x8" in text
         assert "`my command`" in text
         assert str(found.folder.parent) not in text + (found.folder / "report.html").read_text()
         checklist = text.partition("## Best practices")[2]

@@ -364,7 +364,15 @@ class TestChoosing:
         ("words", "message"),
         [
             (["--where", "strat=darts"], "did you mean 'state' or 'strategy'"),
-            (["--where", "darts"], "--where: expected conditions such as strategy=darts"),
+            (
+                ["--where", "darts"],
+                "--where: expected conditions NAME=VALUE, such as strategy=darts",
+            ),
+            (
+                ["--where", "test>50"],
+                "equality only; to order runs by a number: --sort NAME), found",
+            ),
+            (["--where", "test>=50"], "NAME=VALUE, such as strategy=darts (equality only"),
             (["--sort", "test/acc"], "did you mean 'test/accuracy'"),
             (["--csv", "--json"], "found both"),
         ],

@@ -82,7 +82,9 @@ def test_a_report_of_several_seeds(several: Path, capsys: pytest.CaptureFixture[
     for figure in figures:
         ElementTree.fromstring((several / "out" / figure).read_text())
     curves = Path("out/curves.svg").read_text()
-    assert curves.count(">1 a<") == curves.count(">2 b<") == 2  # loss and accuracy
+    assert curves.count(">1 a<") == curves.count(">2 b<") == 1  # in the legend
+    assert {"test loss, nats", "test accuracy, %"} <= set(re.findall(r">([^<>]+)</text>", curves))
+    assert "standard deviation" in curves
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from darts_bio.config import (
 from darts_bio.distributed import launcher, process_group, rank
 from darts_bio.errors import printable
 from darts_bio.invocation import called, line
-from darts_bio.reports.card import CARD_FILE, spread
+from darts_bio.reports.card import CARD_FILE, on_images, spread
 from darts_bio.reports.choice import measured
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runs.alignment import compare_alignment_of_runs, measure_alignment_of_run
 from darts_bio.runs.choice import ChoiceResult, search_and_train
 from darts_bio.runs.robustness import measure_robustness
 from darts_bio.runs.running import SeedResults, Watching
-from darts_bio.runs.search import CELLS_FIGURE, SearchResult, train_command
+from darts_bio.runs.search import CELLS_FIGURE, SearchResult, sizes_in_words, train_command
 from darts_bio.runs.search import search as run_search
 from darts_bio.runs.side_by_side import compare_runs
 from darts_bio.runs.train import train as run_train
@@ -81,6 +81,7 @@ def _print_search(config: SearchConfig, result: SearchResult) -> None:
     print(f"report:   {result.folder / CARD_FILE}")
     if result.finished:
         print(f"next, train it: {train_command(result.folder, result.next_options)}")
+        print(sizes_in_words(config, result.next_options))
 
 
 def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
@@ -93,7 +94,8 @@ def _print_choice(config: SearchConfig, result: ChoiceResult) -> None:
         print(f"{result.genotype}\n\ngenotype: {result.folder / GENOTYPE_FILE}")
         print(f"report:   {result.folder / CARD_FILE}")
     if result.final is not None and result.finished:
-        print(f"{result.final.measured}: {100 * result.accuracy:.2f} %")
+        measured_on = on_images(result.final.images)
+        print(f"{result.final.measured}: {100 * result.accuracy:.2f} %{measured_on}")
     else:
         _say_resume(config, str(result.folder))
 
@@ -119,10 +121,14 @@ def train(config: TrainingConfig) -> int:
             accuracies = {seed: seed_result.accuracy for seed, seed_result in result.seeds.items()}
             for seed, accuracy in accuracies.items():
                 print(f"seed {seed}: {100 * accuracy:.2f} %")
-            print(f"{first.measured}: {spread(list(accuracies.values()))}")
+            measured_on = on_images(first.images)
+            print(f"{first.measured}: {spread(list(accuracies.values()))}{measured_on}")
             print(f"report: {result.folder / CARD_FILE}")
         else:
-            print(f"{result.measured}: {100 * result.accuracy:.2f} % after {config.epochs} epochs")
+            print(
+                f"{result.measured}: {100 * result.accuracy:.2f} % after {config.epochs} epochs"
+                f"{on_images(result.images)}"
+            )
             print(f"parameters:    {result.parameters:,}\nrun folder:    {result.folder}")
             print(f"report:        {result.folder / CARD_FILE}")
         return result.exit_code

@@ -54,7 +54,7 @@ class ImageData:
     >>> data.in_channels, data.image_size
     (3, (8, 8))
     >>> data.identity().partition(", digest")[0]
-    '4 + 2 images of 3x8x8 in 2 classes'
+    '4 training + 2 test images of 3x8x8 in 2 classes'
 
     Attributes:
         train: What a network is trained on.
@@ -86,7 +86,8 @@ class ImageData:
         digest.update(repr(self.classes).encode())
         size = "x".join(map(str, self.train.images.shape[1:]))
         numbers = (
-            f"{len(self.train)} + {len(self.test)} images of {size} in {len(self.classes)} classes"
+            f"{len(self.train)} training + {len(self.test)} test images of {size} in "
+            f"{len(self.classes)} classes"
         )
         return f"{numbers}, digest {digest.hexdigest()}"
 

@@ -245,6 +245,7 @@ class ImageFiles:
             "valid": FileItems(train, chosen[held_out], crop_center),
             "test": FileItems(test, torch.arange(len(test)), crop_center),
         }
+        self._counts = {part: len(items) for part, items in measured.items()}
         self._measured = {
             part: OrderedLoader(
                 items=items,
@@ -278,6 +279,10 @@ class ImageFiles:
         """Yield this process' share of the images held out, or of the test images, each once."""
         for images, labels in self._measured[part]:
             yield self.normalization(images), labels
+
+    def count(self, part: Measured) -> int:
+        """Return the number of images in a part, those of all processes together."""
+        return self._counts[part]
 
     def close(self) -> None:
         """End the processes that read."""
@@ -546,4 +551,5 @@ def _identity(train: Part, test: Part, classes: tuple[str, ...]) -> str:
         names = "\n".join(map(part.name, range(len(part))))
         digest.update(names.encode(errors="surrogateescape"))  # of names that are not UTF-8
         digest.update(part.labels.astype("<i8").tobytes())  # the same on every platform
-    return f"{len(train)} + {len(test)} image files in {len(classes)} classes, digest {digest.hexdigest()}"
+    numbers = f"{len(train)} training + {len(test)} test image files in {len(classes)} classes"
+    return f"{numbers}, digest {digest.hexdigest()}"

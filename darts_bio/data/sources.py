@@ -68,6 +68,9 @@ class Source(Protocol):
     def measured(self, part: Measured) -> Iterable[Labeled]:
         """Iterate over this process' share of the images of a part, each once, as they are."""
 
+    def count(self, part: Measured) -> int:
+        """Return the number of images in a part, of all processes together; 0 if it is unknown."""
+
     def close(self) -> None:
         """End the processes that read, if there are any."""
 
@@ -240,6 +243,10 @@ class InMemory:
             labels=split.labels[rank() :: world_size()],
         )
         return in_order(share, EVALUATION_BATCH, self.normalization)
+
+    def count(self, part: Measured) -> int:
+        """Return the number of images in a part, those of all processes together."""
+        return len(self._measured[part])
 
     def close(self) -> None:
         """End the policy's workers, if there is a policy."""

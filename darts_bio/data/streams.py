@@ -129,6 +129,10 @@ class ImageStream:
                 for images, labels in itertools.islice(workers, *self._batches_measured):
                     yield self.normalization(images), labels
 
+    def count(self, part: Measured) -> int:
+        """Return the number of test images, 0 if the stream does not tell; none are held out."""
+        return (self._test.reader.num_samples or 0) if part == "test" else 0
+
     def close(self) -> None:
         """End the processes that read."""
         self._next = -1

@@ -1,4 +1,4 @@
-"""The figures of alignment: against the depth of layers, and over the epochs of a run.
+"""The charts of alignment: against the depth of layers, and over the epochs of a run.
 
 Marks and lines have the color of the learning rule, as edges have in the figures of cells.
 """
@@ -12,19 +12,10 @@ from typing import Any
 
 from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, LayerAlignment
-from darts_bio.figures.cells import draw_legend, rule_colors
-from darts_bio.figures.curves import Mark, Series, draw_panels
-from darts_bio.figures.drawing import (
-    FAINT,
-    MARGIN,
-    Drawing,
-    Line,
-    Point,
-    Polygon,
-    Primitive,
-    Text,
-    text_width,
-)
+from darts_bio.figures.charts import WIDTH, Chart, Panel, Series
+from darts_bio.figures.colors import rule_colors
+from darts_bio.figures.drawing import FAINT, INK, Point
+from darts_bio.figures.thinning import thinned
 
 ANGLES = {
     "feedback_angle": "feedback to the weight, degrees",
@@ -33,16 +24,16 @@ ANGLES = {
 }
 """The angles that are compared, fields of `LayerAlignment`, and what they are called."""
 
-VARIANCE = "variance of the gradient over batches / |mean|^2, log10; faint: of the exact one"
+VARIANCE = "variance of the gradient over batches / |mean|^2; faint: of the exact one"
 
-PLOT = 640.0
-"""The width of a panel's plot, in pixels."""
+SHAPES = ("o", "s", "^", "p")
+"""The marks of one alignment and the next."""
 
-SHAPES = (16, 4, 3, 5)
-"""The corners of the marks of one checkpoint and the next; 16 look like a circle."""
+MOST_MARKS = 5000
+"""The most marks of the chart over epochs; of more epochs, some evenly spaced ones are drawn."""
 
 
-def draw_by_depth(alignments: Mapping[str, Alignment]) -> Drawing:
+def draw_by_depth(alignments: Mapping[str, Alignment]) -> Chart:
     """Draw angles and variance of the gradient against the depth of layers, a line an alignment.
 
     Alignments are told apart by the shape of their marks; the lines of every other one are dashed.
@@ -70,33 +61,43 @@ def draw_by_depth(alignments: Mapping[str, Alignment]) -> Drawing:
     if not alignments:
         raise InputError("alignment: expected at least one to draw, found none")
     colors = _colors(alignments.values())
-    panels: dict[str, list[Series]] = {title: [] for title in (*ANGLES.values(), VARIANCE)}
-    marks: dict[str, list[Mark]] = {title: [] for title in panels}
+    lines: dict[str, list[Series]] = {}
+    marks: dict[str, list[Series]] = {title: [] for title in (*ANGLES.values(), VARIANCE)}
+    keys = []
     for number, (name, alignment) in enumerate(alignments.items()):
-        corners, dashed = SHAPES[number % len(SHAPES)], number % 2 == 1
+        shape, dashed = SHAPES[number % len(SHAPES)], number % 2 == 1
+        keys.append(Series(name, (), INK, dashed, marker=shape))
         for quantity, title in (*ANGLES.items(), ("gradient_variance", VARIANCE)):
-            found = _measured(alignment.layers, quantity)
-            points = [(float(layer.depth), value) for layer, value in found]
-            hues = [colors[layer.rule] for layer, _ in found]
+            of_panel = lines.setdefault(title, [])
             if quantity == "gradient_variance":
                 exact = _measured(alignment.layers, "exact_gradient_variance")
-                of_exact = [(float(layer.depth), value) for layer, value in exact]
-                panels[title].append(Series("", of_exact, FAINT, dashed))
-            panels[title] += _colored(points, hues, dashed)
-            for (layer, value), point, hue in zip(found, points, hues, strict=True):
-                text = f"{name}, {layer.label}: {value:.3g}"
-                marks[title].append(Mark(point, hue, corners, text))
-    deepest = max((layer.depth for a in alignments.values() for layer in a.layers), default=0)
+                points = [(float(layer.depth), value) for layer, value in exact]
+                of_panel.append(Series("", points, FAINT, dashed))
+            found = _measured(alignment.layers, quantity)
+            points = [(float(layer.depth), value) for layer, value in found]
+            of_panel += _colored(points, [colors[layer.rule] for layer, _ in found], dashed)
+            titles = [f"{name}, {layer.label}: {value:.3g}" for layer, value in found]
+            rules = [layer.rule for layer, _ in found]
+            marks[title] += _marks(points, titles, rules, colors, shape)
+    panels = [
+        Panel(title, [*lines[title], *of_panel], decades=title == VARIANCE)
+        for title, of_panel in marks.items()
+        if of_panel
+    ]
     label = f"alignment with backpropagation against depth: {', '.join(alignments)}"
-    shown = {title: curves for title, curves in panels.items() if marks[title]}
-    ticks = [0.0, float(max(1, deepest))]
-    drawing = draw_panels(
-        shown, ticks, "depth of the layer", label, columns=1, marks=marks, plot=PLOT
+    note = "colors: learning rules; marks and dashes: networks" if len(alignments) > 1 else ""
+    return Chart(
+        panels,
+        "depth of the layer",
+        label,
+        note,
+        [*keys, *_rule_keys(colors)],
+        columns=1,
+        width=2 * WIDTH,
     )
-    return _with_legends(drawing, colors, list(alignments))
 
 
-def draw_over_epochs(history: Mapping[int, Alignment]) -> Drawing:
+def draw_over_epochs(history: Mapping[int, Alignment]) -> Chart:
     """Draw the angles of each layer of one run over its epochs, a line a layer.
 
     Hovering over a mark shows the layer and the value.
@@ -109,26 +110,30 @@ def draw_over_epochs(history: Mapping[int, Alignment]) -> Drawing:
     """
     if not history:
         raise InputError("alignment: expected at least one epoch to draw, found none")
-    epochs = sorted(history)
     colors = _colors(history.values())
-    panels: dict[str, list[Series]] = {title: [] for title in ANGLES.values()}
-    marks: dict[str, list[Mark]] = {title: [] for title in panels}
+    layers = max(len(alignment.layers) for alignment in history.values()) or 1
+    epochs = thinned(sorted(history), max(2, MOST_MARKS // (len(ANGLES) * layers)))
+    panels = []
     for quantity, title in ANGLES.items():
-        lines: dict[str, list[tuple[Point, LayerAlignment]]] = {}  # by the layer's name
+        by_layer: dict[str, list[tuple[Point, LayerAlignment]]] = {}  # by the layer's name
         for epoch in epochs:
             for layer, value in _measured(history[epoch].layers, quantity):
-                lines.setdefault(layer.name, []).append(((float(epoch), value), layer))
-        for line in lines.values():
-            hue = colors[line[0][1].rule]
-            panels[title].append(Series("", [point for point, _ in line], hue))
-            for point, layer in line:
-                text = f"epoch {point[0]:g}, {layer.label}: {point[1]:.3g}"
-                marks[title].append(Mark(point, hue, SHAPES[0], text))
-    shown = {title: curves for title, curves in panels.items() if marks[title]}
-    ticks = [float(epoch) for epoch in sorted({epochs[0], epochs[-1]})]
+                by_layer.setdefault(layer.name, []).append(((float(epoch), value), layer))
+        lines = [
+            Series(
+                "",
+                [point for point, _ in line],
+                colors[line[0][1].rule],
+                marker=SHAPES[0],
+                titles=[f"epoch {x:g}, {layer.label}: {value:.3g}" for (x, value), layer in line],
+            )
+            for line in by_layer.values()
+        ]
+        if lines:
+            panels.append(Panel(title, lines))
     label = "alignment with backpropagation over the epochs, a line a layer"
-    drawing = draw_panels(shown, ticks, "epoch", label, columns=1, marks=marks, plot=PLOT)
-    return _with_legends(drawing, colors, [])
+    note = "a line a layer; colors: learning rules"
+    return Chart(panels, "epoch", label, note, _rule_keys(colors), columns=1, width=2 * WIDTH)
 
 
 def _colors(alignments: Iterable[Alignment]) -> dict[str | None, str]:
@@ -136,49 +141,55 @@ def _colors(alignments: Iterable[Alignment]) -> dict[str | None, str]:
     return rule_colors(layer.rule for alignment in alignments for layer in alignment.layers)
 
 
+def _rule_keys(colors: Mapping[str | None, str]) -> list[Series]:
+    """Return what the legend says of the colors of rules."""
+    return [Series(rule or "no weights", (), color) for rule, color in colors.items()]
+
+
 def _measured(
     layers: Sequence[LayerAlignment], quantity: str
 ) -> list[tuple[LayerAlignment, float]]:
-    """Return the layers that have a quantity, with its value; of a variance its logarithm.
+    """Return the layers that have a quantity, with its value.
 
     A value is None where a layer has nothing to compare, such as no feedback. A variance of 0 has
-    no logarithm.
+    no place on a logarithmic axis.
     """
     values: list[tuple[LayerAlignment, Any]] = [
         (layer, getattr(layer, quantity)) for layer in layers
     ]
     if quantity.endswith("variance"):
-        return [(layer, math.log10(value)) for layer, value in values if value]
+        return [(layer, value) for layer, value in values if value]
     return [(layer, value) for layer, value in values if value is not None]
 
 
 def _colored(points: Sequence[Point], colors: Sequence[str], dashed: bool) -> list[Series]:
-    """Return a line through points that comes to each of them in its color."""
-    series = []
-    steps = zip(itertools.pairwise(points), colors[1:], strict=True)
-    for color, group in itertools.groupby(steps, key=lambda step: step[1]):
-        ends = [ends for ends, _ in group]
-        series.append(Series("", [ends[0][0], *(end for _, end in ends)], color, dashed))
-    return series
+    """Return a line through points that comes to each of them in its color, a series a color."""
+    pieces: dict[str, list[Point]] = {}
+    for (start, end), color in zip(itertools.pairwise(points), colors[1:], strict=True):
+        # Between its pieces a line is interrupted.
+        pieces.setdefault(color, []).extend([start, end, (end[0], math.nan)])
+    return [Series("", piece, color, dashed) for color, piece in pieces.items()]
 
 
-def _with_legends(
-    drawing: Drawing, colors: Mapping[str | None, str], names: Sequence[str]
-) -> Drawing:
-    """Return a drawing with the names of what is drawn, by their marks, and the rules below it."""
-    primitives: list[Primitive] = []
-    x, y = MARGIN, drawing.height + MARGIN
-    for number, name in enumerate(names):
-        if x > MARGIN and x + 34 + text_width(name) > drawing.width - MARGIN:
-            x, y = MARGIN, y + 18
-        dashed, corners = number % 2 == 1, SHAPES[number % len(SHAPES)]
-        primitives.append(Line(((x, y), (x + 26, y)), dashed=dashed))
-        primitives.append(Polygon.regular(x + 13, y, 4.5, corners, "#222222"))
-        primitives.append(Text(x + 34, y, name, anchor="start"))
-        x += 34 + text_width(name) + 22
-    if names:
-        y += 18
-    legend, bottom = draw_legend(colors, y - 8, drawing.width)
-    height = math.ceil(bottom + MARGIN)
-    everything = (*drawing.primitives, *primitives, *legend)
-    return Drawing(drawing.width, height, everything, drawing.label)
+def _marks(
+    points: Sequence[Point],
+    titles: Sequence[str],
+    rules: Sequence[str | None],
+    colors: Mapping[str | None, str],
+    shape: str,
+) -> list[Series]:
+    """Return the marks at points, a series for each rule."""
+    marks = []
+    for rule in dict.fromkeys(rules):
+        of_rule = [i for i, name in enumerate(rules) if name == rule]
+        marks.append(
+            Series(
+                "",
+                [points[i] for i in of_rule],
+                colors[rule],
+                width=0,
+                marker=shape,
+                titles=[titles[i] for i in of_rule],
+            )
+        )
+    return marks

@@ -14,9 +14,8 @@ a *stack*: below the name of each operation that has weights a strip tells its r
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from darts_bio.figures.cell_layout import (
     node_height,
     rules_of,
 )
+from darts_bio.figures.colors import SEVERAL, rule_colors
 from darts_bio.figures.drawing import (
     ARROW,
     FAINT,
@@ -44,21 +44,6 @@ from darts_bio.figures.drawing import (
 from darts_bio.spaces.base import SPACES, Space
 from darts_bio.spaces.genotype import Cell, Genotype
 
-KNOWN_COLORS = {
-    "bp": "#0072b2",
-    "fa": "#009e73",
-    "usf": "#d55e00",
-    "frsf": "#cc79a7",
-    "brsf": "#e69f00",
-}
-"""Okabe and Ito's colors, which can be told apart under every common form of color blindness."""
-
-FURTHER_COLORS = ("#56b4e9", "#332288", "#882255", "#999933", "#117733", "#000000")
-"""Colors of all other rules."""
-NO_RULE = "#8c8c8c"
-"""The color of candidates without weights, which have no rule."""
-SEVERAL = "#444444"
-"""The color of a line that stands for cells with different rules."""
 STRIP = 7.0
 """Height in pixels of the strip that tells the rules of a stack's cells."""
 STRIPS = "strips: the rule in each cell, from the stem (left) to the classifier (right)"
@@ -67,32 +52,6 @@ PILL = 17.0
 """Height in pixels of an edge's label."""
 PITCH = 132.0
 """The smallest distance in pixels between columns of nodes."""
-
-
-def rule_colors(rules: Iterable[str | None]) -> dict[str | None, str]:
-    """Map each rule to its color, in the order of the legend.
-
-    The colors of known rules are fixed. The color of any other follows from its name, so that it is
-    the same in all figures, unless two such rules of a figure would have the same. None stands for
-    candidates without weights.
-
-    >>> rule_colors(["usf", None, "bp"])
-    {'bp': '#0072b2', 'usf': '#d55e00', None: '#8c8c8c'}
-    """
-    names = set(rules)
-    colors: dict[str | None, str] = {
-        rule: color for rule, color in KNOWN_COLORS.items() if rule in names
-    }
-    for rule in sorted(rule for rule in names if rule is not None and rule not in KNOWN_COLORS):
-        # Python's own hash of a text differs from process to process.
-        digest = hashlib.blake2b(rule.encode("utf-8", "replace"), digest_size=8).digest()
-        start = int.from_bytes(digest, "big")
-        candidates = [
-            FURTHER_COLORS[(start + i) % len(FURTHER_COLORS)] for i in range(len(FURTHER_COLORS))
-        ]
-        unused = [color for color in candidates if color not in colors.values()]
-        colors[rule] = (unused or candidates)[0]
-    return colors | ({None: NO_RULE} if None in names else {})
 
 
 def _boxes(layout: CellLayout, pitch: float, middle: float) -> list[Box]:

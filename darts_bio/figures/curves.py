@@ -1,88 +1,82 @@
-"""Panels of curves with axes, and the figures of a training and a search over the epochs."""
+"""The charts of trainings and searches over their epochs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
-from darts_bio.figures.drawing import (
-    FAINT,
-    MARGIN,
-    Box,
-    Drawing,
-    Line,
-    Point,
-    Polygon,
-    Primitive,
-    Text,
-    text_width,
-)
+from darts_bio.figures.charts import Chart, Panel, Series
+from darts_bio.figures.colors import LINE_COLORS
+from darts_bio.figures.drawing import Point
 
-COLORS = ("#365c8d", "#c8553d", "#2a9d5c", "#8d5a97", "#b58900", "#222222", "#3aa0a8", "#a05a2c")
-WIDTH, HEIGHT, LEFT, FOOT = 300.0, 180.0, 44.0, 22.0
-"""Width and height of a panel's plot, and the room to its left and below it, in pixels."""
-MARK = 3.5
-"""The radius of a mark, in pixels."""
-TICKS = 5
-"""The greatest number of steps between the ends of a y axis, as the values need."""
+Records = Sequence[Mapping[str, Any]]
+"""The numbers of epochs as metrics.jsonl has them: `epoch`, GROUP/loss, GROUP/accuracy, ..."""
+
+UNITS = {"loss": "loss, nats", "accuracy": "accuracy, %"}
+"""What is drawn of a group of images, and what its axis says."""
+OVER_SEEDS = "lines: means over the seeds; bands: +- 1 standard deviation; thin lines: each seed"
 
 
-@dataclass(frozen=True)
-class Series:
-    """A line of a panel through points (x, y); a name that is not empty stands above the plot."""
-
-    name: str
-    points: Sequence[Point]
-    color: str
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A mark at a point (x, y) of a panel: a polygon of so many corners, with a title."""
-
-    point: Point
-    color: str
-    corners: int
-    title: str = ""
-
-
-def draw_curves(records: Sequence[Mapping[str, Any]]) -> Drawing:
+def draw_curves(seeds: Sequence[Records]) -> Chart:
     """Draw a panel for loss and one for accuracy, with a line for each group of images.
 
-    `records` are the numbers of epochs as metrics.jsonl has them: `epoch`, and numbers named
-    GROUP/loss and GROUP/accuracy, where the group is train, test or the like.
+    Args:
+        seeds: The numbers of each seed of a training; a group of images is train, test or the like.
 
-    >>> epochs = [{"epoch": 1, "train/loss": 2.3, "train/accuracy": 0.1},
-    ...           {"epoch": 2, "train/loss": 1.9, "train/accuracy": 0.4}]
-    >>> figure = draw_curves(epochs)
-    >>> figure.width, figure.label
-    (736, 'loss and accuracy over the epochs')
+    Example:
+        >>> epochs = [{"epoch": 1, "train/loss": 2.3, "train/accuracy": 0.1},
+        ...           {"epoch": 2, "train/loss": 1.9, "train/accuracy": 0.4}]
+        >>> chart = draw_curves([epochs])
+        >>> [(panel.title, panel.series[0].points) for panel in chart.panels]
+        [('loss, nats', [(1.0, 2.3), (2.0, 1.9)]), ('accuracy, %', [(1.0, 10.0), (2.0, 40.0)])]
     """
-    names = list(dict.fromkeys(key for record in records for key in record))
-    panels = {}
-    for quantity in ("loss", "accuracy"):
-        series: list[Series] = []
-        for name in names:
-            group, _, rest = name.partition("/")
-            if rest != quantity:
-                continue
-            points = [
-                (float(record["epoch"]), record[name]) for record in records if name in record
-            ]
-            series.append(Series(group, points, COLORS[len(series) % len(COLORS)]))
-        panels[quantity] = series
-    last = max((record["epoch"] for record in records), default=1)
-    return draw_panels(panels, sorted({1, last}), "epoch", "loss and accuracy over the epochs")
+    groups = dict.fromkeys(name.partition("/")[0] for name in _measured(seeds))
+    colors = dict(zip(groups, _line_colors(len(groups)), strict=True))
+    panels = []
+    for quantity, title in UNITS.items():
+        lines: list[Series] = []
+        for group, color in colors.items():
+            lines += with_spread(
+                group.replace("_", ", "), values(seeds, f"{group}/{quantity}"), color
+            )
+        if lines:
+            panels.append(Panel(title, lines, decades=quantity == "loss"))
+    return Chart(
+        panels, "epoch", "loss and accuracy over the epochs", OVER_SEEDS if len(seeds) > 1 else ""
+    )
 
 
-def draw_known(records: Sequence[Mapping[str, Any]]) -> Drawing | None:
+def draw_runs(runs: Mapping[str, Sequence[Records]]) -> Chart:
+    """Draw the losses and accuracies of several runs, a panel for each and a line for each run.
+
+    Args:
+        runs: The numbers of each seed of each run, by the run's name.
+
+    Example:
+        >>> epochs = [{"epoch": 1, "test/loss": 2.3}, {"epoch": 2, "test/loss": 1.9}]
+        >>> [panel.title for panel in draw_runs({"a": [epochs], "b": [epochs]}).panels]
+        ['test loss, nats']
+    """
+    colors = dict(zip(runs, _line_colors(len(runs)), strict=True))
+    panels = []
+    for name in _measured([seed for seeds in runs.values() for seed in seeds]):
+        group, quantity = name.split("/")
+        lines: list[Series] = []
+        for number, (run, seeds) in enumerate(runs.items()):
+            dashed = number >= len(LINE_COLORS)
+            lines += with_spread(run, values(seeds, name), colors[run], dashed)
+        title = f"{group.replace('_', ', ')} {UNITS[quantity]}"
+        panels.append(Panel(title, lines, decades=quantity == "loss"))
+    several = any(len(seeds) > 1 for seeds in runs.values())
+    note = OVER_SEEDS if several else ""
+    return Chart(panels, "epoch", "losses and accuracies over the epochs", note)
+
+
+def draw_known(records: Records) -> Chart | None:
     """Draw the known accuracies of a search's cells, in per cent, with a line for each data set.
 
-    `records` are the numbers of epochs as metrics.jsonl has them: `epoch`, and shares named
-    known/DATA SET. None if no record has any.
+    `records` have shares named known/DATA SET. None if no record has any.
 
     >>> draw_known([{"epoch": 1, "known/cifar10": 0.91}, {"epoch": 2}]).label
     'known accuracy over the epochs'
@@ -93,19 +87,14 @@ def draw_known(records: Sequence[Mapping[str, Any]]) -> Drawing | None:
     if not names:
         return None
     series = [
-        Series(
-            name.removeprefix("known/"),
-            [(float(record["epoch"]), 100 * record[name]) for record in records if name in record],
-            COLORS[number % len(COLORS)],
-        )
-        for number, name in enumerate(names)
+        Series(name.removeprefix("known/"), _points(records, name), color)
+        for name, color in zip(names, _line_colors(len(names)), strict=True)
     ]
-    ticks = sorted({1, records[-1]["epoch"]})
-    title = "known accuracy, %"
-    return draw_panels({title: series}, ticks, "epoch", "known accuracy over the epochs")
+    panel = Panel("known accuracy, %", series)
+    return Chart([panel], "epoch", "known accuracy over the epochs")
 
 
-def draw_best(records: Sequence[Mapping[str, Any]]) -> Drawing:
+def draw_best(records: Records) -> Chart:
     """Draw the accuracy of each query of a search, in per cent, and the best so far.
 
     `records` are the numbers of queries as metrics.jsonl has them: `epoch`, the number of the query,
@@ -115,121 +104,62 @@ def draw_best(records: Sequence[Mapping[str, Any]]) -> Drawing:
     'accuracy over the queries'
     """
     series = [
-        Series(
-            name,
-            [(float(record["epoch"]), 100 * record[f"{group}/accuracy"]) for record in records],
-            COLORS[number],
-        )
-        for number, (name, group) in enumerate((("of each", "valid"), ("best so far", "best")))
+        Series("of each", _points(records, "valid/accuracy"), LINE_COLORS[0], width=0, marker="."),
+        Series("best so far", _points(records, "best/accuracy"), LINE_COLORS[1]),
     ]
-    ticks = sorted({1, records[-1]["epoch"]})
-    return draw_panels({"accuracy, %": series}, ticks, "query", "accuracy over the queries")
+    return Chart([Panel(UNITS["accuracy"], series)], "query", "accuracy over the queries")
 
 
-def draw_panels(
-    panels: Mapping[str, Sequence[Series]],
-    ticks: Sequence[float],
-    along: str,
-    label: str,
-    *,
-    columns: int = 2,
-    span: tuple[float, float] | None = None,
-    marks: Mapping[str, Sequence[Mark]] | None = None,
-    plot: float = WIDTH,
-) -> Drawing:
-    """Draw a panel of curves for each title.
+def values(seeds: Sequence[Records], name: str) -> list[list[Point]]:
+    """Return the points (epoch, number) of each seed that has some; of accuracies, in per cent.
 
-    Args:
-        panels: Title -> the lines of the panel.
-        ticks: The values marked on the x axis, which runs from the first to the last.
-        along: What the x axis shows.
-        label: The figure in words, for those who cannot see it.
-        columns: The number of panels side by side.
-        span: The ends of the y axis; by default round numbers around the values of the panel.
-        marks: Title -> what is marked in the panel, over its lines.
-        plot: The width of a panel's plot in pixels.
+    >>> values([[{"epoch": 1, "test/accuracy": 0.5}, {"epoch": 2}], []], "test/accuracy")
+    [[(1.0, 50.0)]]
     """
-    width, height = LEFT + plot + MARGIN, HEIGHT + FOOT + 3 * MARGIN + 14
-    primitives: list[Primitive] = []
-    for number, (title, curves) in enumerate(panels.items()):
-        row, column = divmod(number, columns)
-        frame = _Frame(MARGIN + column * width, row * height, plot, ticks, along, span)
-        primitives += _panel(frame, title, curves, (marks or {}).get(title, ()))
-    rows = -(-len(panels) // columns)  # rounded up
-    size = round(min(columns, len(panels)) * width + MARGIN), round(rows * height)
-    return Drawing(*size, tuple(primitives), label)
+    lines = [_points(records, name) for records in seeds]
+    return [line for line in lines if line]
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where a panel lies, (x, y) its upper left corner; the rest is as in `draw_panels`."""
-
-    x: float
-    y: float
-    plot: float
-    ticks: Sequence[float]
-    along: str
-    span: tuple[float, float] | None
+def _points(records: Records, name: str) -> list[Point]:
+    """Return the points (epoch, number) of the records that have that number."""
+    scale = 100 if name.endswith("/accuracy") or name.startswith("known/") else 1
+    return [(float(record["epoch"]), scale * record[name]) for record in records if name in record]
 
 
-def _panel(
-    frame: _Frame, title: str, curves: Sequence[Series], marks: Sequence[Mark]
-) -> list[Primitive]:
-    """Draw one panel."""
-    ticks, y, width = frame.ticks, frame.y, frame.plot
-    values = frame.span or [
-        *(value for curve in curves for _, value in curve.points),
-        *(mark.point[1] for mark in marks),
-    ]
-    low, high, step = _scale(values, exact=frame.span is not None)
-    left, top = frame.x + LEFT, y + 2 * MARGIN + 14
+def with_spread(
+    name: str, lines: Sequence[Sequence[Point]], color: str, dashed: bool = False
+) -> list[Series]:
+    """Return the mean of several lines with its spread and each of them; a single line as it is.
 
-    def place(abscissa: float, value: float) -> Point:
-        share = (abscissa - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)  # or 1: a single tick
-        return left + width * share, top + HEIGHT * (1 - (value - low) / (high - low))
+    The mean and the band, one sample standard deviation up and down, are where all lines have a
+    point.
 
-    drawn: list[Primitive] = [
-        Box(left, top, width, HEIGHT, stroke=FAINT),
-        Text(left, y + MARGIN, title, anchor="start"),
-    ]
-    for number in range(round((high - low) / step) + 1):
-        value = low + number * step
-        height = place(ticks[0], value)[1]
-        drawn.append(Line(((left, height), (left + width, height)), FAINT, 0.6))
-        drawn.append(Text(left - 6, height, f"{value:.4g}", anchor="end"))
-    drawn += [Text(place(tick, low)[0], top + HEIGHT + 12, f"{tick:g}") for tick in ticks]
-    # Between two ticks there is room for the axis' title; it goes below more of them.
-    below = 12 if len(ticks) < 3 else 26
-    drawn.append(Text(left + width / 2, top + HEIGHT + below, frame.along))
-    legend_x = left
-    for curve in curves:
-        places = tuple(place(*point) for point in curve.points)
-        if len(places) > 1:
-            drawn.append(Line(places, curve.color, 1.8, curve.dashed))
-        elif places:
-            drawn.append(Box(places[0][0], places[0][1] - 2, 4, 4, curve.color))
-        if curve.name:
-            drawn.append(
-                Text(legend_x, y + MARGIN + 16, curve.name, anchor="start", color=curve.color)
-            )
-            legend_x += text_width(curve.name) + 12
-    drawn += [
-        Polygon.regular(*place(*mark.point), MARK, mark.corners, mark.color, mark.title)
-        for mark in marks
-    ]
-    return drawn
-
-
-def _scale(values: Sequence[float], *, exact: bool = False) -> tuple[float, float, float]:
-    """Return the ends of an axis and a round step (1, 2 or 5 times a power of 10) between ticks.
-
-    With `exact` the ends are those of the values, otherwise the multiples of the step around them.
+    >>> drawn = with_spread("a", [[(1.0, 2.0), (2.0, 3.0)], [(1.0, 4.0)]], "#222222")
+    >>> [(line.name, line.points) for line in drawn][:2]
+    [('', [(1.0, 2.0), (2.0, 3.0)]), ('', [(1.0, 4.0)])]
+    >>> drawn[2].name, drawn[2].points, [round(end, 2) for end in drawn[2].band[0]]
+    ('a', [(1.0, 3.0)], [1.0, 1.59, 4.41])
     """
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    # A smallest range keeps the logarithm finite where all values are equal.
-    least_step = max(high - low, 1e-6 * max(1.0, abs(high))) / TICKS
-    power = 10.0 ** math.floor(math.log10(least_step))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least_step)
-    if exact:
-        return low, high, step
-    return step * math.floor(low / step), step * (math.floor(high / step) + 1), step
+    if len(lines) < 2:
+        return [Series(name, line, color, dashed) for line in lines]
+    tables = [dict(line) for line in lines]
+    means, band = [], []
+    for x in tables[0]:
+        found = [table[x] for table in tables if x in table]
+        if len(found) == len(tables):
+            mean, deviation = fmean(found), stdev(found)
+            means.append((x, mean))
+            band.append((x, mean - deviation, mean + deviation))
+    each = [Series("", line, color, dashed, width=0.5) for line in lines]
+    return [*each, Series(name, means, color, dashed, band=band)]
+
+
+def _measured(seeds: Sequence[Records]) -> list[str]:
+    """Return the names of the losses and accuracies that records have, each once."""
+    names = dict.fromkeys(name for records in seeds for record in records for name in record)
+    return [name for name in names if name.count("/") == 1 and name.split("/")[1] in UNITS]
+
+
+def _line_colors(count: int) -> list[str]:
+    """Return so many colors of lines, from the first again where there are more lines."""
+    return [LINE_COLORS[i % len(LINE_COLORS)] for i in range(count)]

@@ -1,8 +1,8 @@
 """Drawings: a list of primitives that is written as SVG or painted as pixels.
 
-So figures need no plotting package. SVG is crisp in a run's folder and in documents; an RGB array
-is for TensorBoard. Both measure text by the font that Pillow brings, so what fits in one fits in
-the other. The same input gives the same bytes.
+Cells, heat maps and images are drawn so; what has axes is a chart (`charts`). SVG is crisp in a run's
+folder and in documents; an RGB array is for TensorBoard. Both measure text by the font that Pillow
+brings, so what fits in one fits in the other. The same input gives the same bytes.
 
 All lengths are in pixels; x grows to the right and y downward.
 """
@@ -41,10 +41,14 @@ def _clean(text: str) -> str:
     return re.sub("[^ -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
-def _shown(text: str) -> str:
-    """Return the text as it is drawn: cleaned and cut."""
+def shown(text: str, most: int = LONGEST_TEXT) -> str:
+    r"""Return the text as it is drawn: cleaned and cut.
+
+    >>> shown("a\n\x1b[2Jb"), shown("abcdef", most=5)
+    ('a �[2Jb', 'ab...')
+    """
     text = _clean(text)
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _number(value: float) -> str:
@@ -66,7 +70,7 @@ def _font() -> Any:
 
 def text_width(text: str, size: float = SMALL) -> float:
     """Return the width in pixels of a text as it is drawn at a font size."""
-    return _font().getlength(_shown(text)) * size / EM
+    return _font().getlength(shown(text)) * size / EM
 
 
 class Primitive(Protocol):
@@ -144,7 +148,7 @@ class Text:
         return (
             f'<text x="{x}" y="{baseline}" font-size="{size}" '
             f'text-anchor="{self.anchor}" textLength="{width}" lengthAdjust="spacingAndGlyphs" '
-            f'fill="{self.color}" pointer-events="none"{turn}>{escape(_shown(self.text))}</text>'
+            f'fill="{self.color}" pointer-events="none"{turn}>{escape(shown(self.text))}</text>'
         )
 
     def paint(self, image: Image.Image, scale: float) -> None:
@@ -152,7 +156,7 @@ class Text:
         # A mask of the size EM is scaled to the size of the text, turned, and pasted in its color.
         mask = Image.new("L", (max(1, math.ceil(text_width(self.text, EM))), math.ceil(1.4 * EM)))
         place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)  # "ls": left, baseline
-        ImageDraw.Draw(mask).text(place, _shown(self.text), 255, _font(), anchor)
+        ImageDraw.Draw(mask).text(place, shown(self.text), 255, _font(), anchor)
         mask = mask.resize(
             (math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)), Image.Resampling.LANCZOS
         )
@@ -241,56 +245,6 @@ def _paint_line(
         if len(piece) > 1:
             corners = [(x, y) for x, y in (piece * scale).tolist()]
             draw.line(corners, color, thickness, "curve")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of straight pieces through points."""
-
-    points: tuple[Point, ...]
-    color: str = INK
-    width: float = 1.2
-    dashed: bool = False
-
-    def svg(self) -> str:
-        points = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.points)
-        dashes = f' stroke-dasharray="{DASH} {GAP}"' if self.dashed else ""
-        return (
-            f'<polyline points="{points}" fill="none" stroke="{self.color}" '
-            f'stroke-width="{_number(self.width)}"{dashes}/>'
-        )
-
-    def paint(self, image: Image.Image, scale: float) -> None:
-        _paint_line(image, np.array(self.points), self.color, self.width, self.dashed, scale)
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """A filled polygon with these corners; the title appears on hovering."""
-
-    corners: tuple[Point, ...]
-    fill: str = INK
-    title: str = ""
-
-    @classmethod
-    def regular(
-        cls, x: float, y: float, radius: float, corners: int, fill: str, title: str = ""
-    ) -> Polygon:
-        """Return a regular polygon around (x, y), one of its corners at the top."""
-        angles = [2 * math.pi * i / corners for i in range(corners)]
-        places = tuple((x + radius * math.sin(a), y - radius * math.cos(a)) for a in angles)
-        return cls(places, fill, title)
-
-    def svg(self) -> str:
-        corners = " ".join(f"{_number(x)},{_number(y)}" for x, y in self.corners)
-        polygon = f'<polygon points="{corners}" fill="{self.fill}"'
-        if not self.title:
-            return f"{polygon}/>"
-        return f"{polygon}><title>{escape(_clean(self.title))}</title></polygon>"
-
-    def paint(self, image: Image.Image, scale: float) -> None:
-        corners = [(x * scale, y * scale) for x, y in self.corners]
-        ImageDraw.Draw(image).polygon(corners, self.fill)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,42 +10,58 @@ from torch import Tensor
 
 from darts_bio.evaluation.robustness import Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
-from darts_bio.figures.curves import COLORS, Series, draw_panels
+from darts_bio.figures.charts import Chart, Panel, Series
+from darts_bio.figures.colors import group_colors
+from darts_bio.figures.curves import OVER_SEEDS, with_spread
 from darts_bio.figures.drawing import MARGIN, Drawing, Picture, Primitive, Text
 
 EXAMPLES, SIDE = 4, 64
 """The number of images shown of a network, and their side in pixels."""
 
 
-def draw_accuracy(subjects: Sequence[Subject], measurement: Measurement) -> Drawing:
+def draw_accuracy(subjects: Sequence[Subject], measurement: Measurement) -> Chart:
     """Draw accuracy in per cent against eps.
 
     There is a panel for each attack that eps bounds, and in it a line for each group of networks,
-    the mean over its seeds; dashed where the attack followed the rule's gradient.
+    the mean over its seeds with its spread; dashed where the attack followed the rule's gradient.
+    Networks under a single rule have its color.
     """
     plan, groups = measurement.plan, groups_of(subjects)
-    panels: dict[str, list[Series]] = {}
+    colors = group_colors({group: members[0].rules for group, members in groups.items()})
+    panels = []
     for spec in plan.attacks:
         attack = plan.attack(spec)
         if not attack.bounded:
             continue
         # An attack that follows no gradient is measured once.
         gradients = plan.gradients if attack.white_box else plan.gradients[:1]
-        curves = []
-        for number, (group, members) in enumerate(groups.items()):
-            color = COLORS[number % len(COLORS)]
-            clean = statistics.mean(100 * measurement.clean(subject.name) for subject in members)
+        lines: list[Series] = []
+        for group, members in groups.items():
             for gradient in gradients:
-                points = [(0.0, clean)]
-                for eps in plan.eps:
-                    jobs = [plan.job(subject.name, spec, eps, gradient) for subject in members]
-                    accuracy = statistics.mean(100 * measurement.accuracy(job) for job in jobs)
-                    points.append((eps, accuracy))
+                of_seeds = [
+                    [(0.0, 100 * measurement.clean(subject.name))]
+                    + [
+                        (
+                            eps,
+                            100 * measurement.accuracy(plan.job(subject.name, spec, eps, gradient)),
+                        )
+                        for eps in plan.eps
+                    ]
+                    for subject in members
+                ]
+                dashed = plan.job(members[0].name, spec, plan.eps[-1], gradient).gradients == "rule"
                 name = group if gradient == plan.gradients[0] else ""  # named once
-                curves.append(Series(name, points, color, dashed=jobs[0].gradients == "rule"))
-        panels[spec] = curves
-    label = "accuracy in % against eps; dashed: by the rule's gradient"
-    return draw_panels(panels, [0.0, *plan.eps], "eps, 1/255", label, span=(0.0, 100.0))
+                lines += with_spread(name, of_seeds, colors[group], dashed)
+        panels.append(Panel(spec, lines, span=(0.0, 100.0), ticks=[0.0, *plan.eps]))
+    dashes = "dashed: attacks along the rule's gradient; solid: along the exact one, or none"
+    several = any(len(members) > 1 for members in groups.values())
+    note = f"accuracy, % of {len(measurement.images)} images; {dashes}"
+    return Chart(
+        panels,
+        "eps, 1/255",
+        "accuracy in % against eps; dashed: by the rule's gradient",
+        f"{note}; {OVER_SEEDS}" if several else note,
+    )
 
 
 def draw_examples(subjects: Sequence[Subject], measurement: Measurement) -> Drawing:

@@ -8,6 +8,7 @@ from darts_bio.evaluation.alignment import Alignment
 from darts_bio.evaluation.robustness import Measurement
 from darts_bio.evaluation.subjects import Subject
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.charts import Chart
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.heat_map import draw_edge_weights
 from darts_bio.monitoring.tensorboard import TensorBoard
@@ -139,7 +140,7 @@ class RobustnessBoard(TensorBoard):
         self,
         subjects: Sequence[Subject],
         measurement: Measurement,
-        accuracy: Drawing,
+        accuracy: Chart,
         examples: Drawing,
         report: str,
     ) -> None:

@@ -11,7 +11,7 @@ from darts_bio.errors import InputError
 from darts_bio.evaluation.alignment import Alignment, LayerAlignment
 from darts_bio.evaluation.moments import degrees
 from darts_bio.figures.alignment import draw_by_depth
-from darts_bio.figures.drawing import Drawing
+from darts_bio.figures.charts import Chart
 from darts_bio.networks.naming import WeightName
 from darts_bio.reports.markdown import markdown_table
 
@@ -81,7 +81,7 @@ class AlignmentComparison:
         rows.append(("all weights", *blank, *whole))
         return "\n".join(markdown_table(("layer", *head), rows)) + "\n"
 
-    def figure(self) -> Drawing:
+    def figure(self) -> Chart:
         """Return the angles against depth, a line an alignment; `figure().svg()` is its SVG."""
         return draw_by_depth(self.alignments)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darts_bio.figures.thinning import thinned
 from darts_bio.invocation import portable
 from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
-from darts_bio.reports.page import thinned
+from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
@@ -99,7 +100,9 @@ def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> li
         "",
         f"![accuracy over the queries]({BEST_FIGURE})",
         "",
-        *markdown_table(("query", "accuracy, %", "training images so far"), thinned(risen)),
+        *markdown_table(
+            ("query", "accuracy, %", "training images so far"), thinned(risen, MOST_ROWS)
+        ),
         "",
     ]
     return lines

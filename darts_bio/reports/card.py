@@ -21,6 +21,8 @@ from darts_bio.training.run_folder import RunFolder
 
 CARD_FILE = "report.md"
 """The report in a run folder."""
+CURVES_FIGURE = "curves.svg"
+"""The figure of losses and accuracies over the epochs in a folder with a report."""
 
 
 def model_card(
@@ -34,13 +36,16 @@ def model_card(
     done = "" if last["epoch"] == config.epochs else f", stopped after {last['epoch']}"
     lines = [f"# {_title(config)}, seed {config.seed}", "", "## Result", ""]
     if training.result in last:
-        lines += [f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**", ""]
+        lines += [
+            f"**{training.result_in_words}: {100 * last[training.result]:.2f} %**{on_images(training.images_measured)}",
+            "",
+        ]
     lines += [
         f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.",
         "",
     ]
     lines += markdown_table(("", "loss", "accuracy, %"), _measured(last))
-    lines += ["", "![loss and accuracy over the epochs](curves.svg)", "", *_network(training)]
+    lines += ["", f"![loss and accuracy over the epochs]({CURVES_FIGURE})", "", *_network(training)]
     if training.genotype is not None:
         lines += ["", "![cells](cells.svg)"]
     lines += ["", "## Learning rules", "", *_rules(training), "", *recipe(config, folder.command)]
@@ -75,13 +80,25 @@ def seeds_card(config: TrainingConfig, command: str, results: Mapping[int, Any])
         for seed, accuracy in accuracies.items()
     ]
     lines = [f"# {_title(config)}, {len(results)} seeds", "", "## Result", ""]
-    lines += [f"**{first.measured}: {spread(list(accuracies.values()))}**", ""]
+    result = f"**{first.measured}: {spread(list(accuracies.values()))}**{on_images(first.images)}"
+    lines += [result, ""]
+    if any(seed_result.epochs for seed_result in results.values()):
+        lines += [f"![loss and accuracy over the epochs]({CURVES_FIGURE})", ""]
     lines += [*markdown_table(("seed", f"{first.measured}, %"), rows), "", "## Network", ""]
     lines += [f"{first.parameters:,} parameters, the auxiliary head included", ""]
     if first.genotype is not None:
         lines += [*block(str(first.genotype)), ""]
     lines += [*recipe(config, command), "", "The reports of the seeds hold all else."]
     return "\n".join(lines) + "\n"
+
+
+def on_images(count: int) -> str:
+    """Return on how many images an accuracy was measured; "" where that is not known.
+
+    >>> on_images(1797), on_images(0)
+    (', on 1,797 images', '')
+    """
+    return f", on {count:,} images" if count else ""
 
 
 def spread(accuracies: Sequence[float]) -> str:

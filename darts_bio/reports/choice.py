@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
@@ -27,6 +29,7 @@ def choice_card(
     choice: Choice,
     genotype: Genotype,
     result: str | None,
+    verdicts: Sequence[str],
 ) -> str:
     """Return the report in Markdown.
 
@@ -37,6 +40,7 @@ def choice_card(
         choice: What was measured, and which candidate was chosen.
         genotype: The genotype of the one that was chosen.
         result: What the full training reached, in words; None while it is not done.
+        verdicts: What the report of its search says of it in words (`findings.verdicts`).
     """
     seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
     lines = [
@@ -53,7 +57,7 @@ def choice_card(
             f"Of the chosen genotype, trained on all training images ([report](final/{CARD_FILE})).",
             "",
         ]
-    lines += [*block(str(genotype)), "", "## Choice", ""]
+    lines += [*block(str(genotype)), "", "## In words", "", *verdicts, "", "## Choice", ""]
     lines += [
         f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
         f"{training.holdout} of the training images, the same for all, and measured on these. "

@@ -6,11 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from darts_bio.config import SearchConfig
 from darts_bio.reports.markdown import markdown_table
-from darts_bio.reports.time_lapse import epochs_unchanged
-from darts_bio.spaces import CandidateTable, Genotype, Space
+from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
+from darts_bio.spaces import SPACES, CandidateTable, Genotype, Space
+from darts_bio.strategies import STRATEGIES
+from darts_bio.training.logs import ALPHA_FILE, read_records
+from darts_bio.training.search import Search
 
 SKIPS_OF_A_COLLAPSE = 2
 """Skip connections in a normal cell at which DARTS+ (arXiv 1909.06035) ends a search as collapsing."""
@@ -122,6 +127,49 @@ def choices(decided: Sequence[Decision]) -> list[str]:
     return lines
 
 
+def of_search(
+    search: Search, genotype: Genotype, history: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the sections on what a search found: its choices, and what they amount to in words.
+
+    `history` are the records of alpha.jsonl. A strategy that draws is sure of everything, so its
+    choices are not listed.
+    """
+    decided: list[Decision] = []
+    if not search.strategy.finished:
+        decided = decisions(search.space, search.table, genotype, edge_shares(search))
+    lines = ["## Choices", "", *choices(decided)] if decided else []
+    return lines + in_words(search.space, genotype, decided, history)
+
+
+def recorded_decisions(
+    config: SearchConfig, genotype: Genotype, history: Sequence[Mapping[str, Any]]
+) -> list[Decision]:
+    """Return what was decided on each edge, by the last of the records of alpha.jsonl.
+
+    None without records, or from a strategy that draws and so is sure of everything.
+    """
+    strategy: Any = STRATEGIES.build(config.strategy) if history else None
+    if strategy is None or strategy.finished:
+        return []
+    space: Space = SPACES.build(config.space)
+    shares = {
+        cell_type: [[math.nan if share is None else share for share in row] for row in rows]
+        for cell_type, rows in history[-1]["shares"].items()
+    }
+    return decisions(space, space.table(config.rules), genotype, shares)
+
+
+def of_folder(config: SearchConfig, genotype: Genotype, folder: Path) -> list[str]:
+    """Return the `verdicts` on what was found in a search's folder.
+
+    Where there is no alpha.jsonl, as of a search by queries, they tell of the genotype alone.
+    """
+    history = read_records(folder / ALPHA_FILE)
+    space: Space = SPACES.build(config.space)
+    return verdicts(space, genotype, recorded_decisions(config, genotype, history), history)
+
+
 def in_words(
     space: Space,
     genotype: Genotype,
@@ -132,7 +180,18 @@ def in_words(
 
     `decided` is empty for a strategy that has no shares; `history` are the records of alpha.jsonl.
     """
-    lines = ["## In words", "", f"- {_collapse(space, genotype)}"]
+    lines = verdicts(space, genotype, decided, history)
+    return ["## In words", "", *lines, "", *_rules(genotype)]
+
+
+def verdicts(
+    space: Space,
+    genotype: Genotype,
+    decided: Sequence[Decision],
+    history: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Return the entries of a list that say what `in_words` says."""
+    lines = [f"- {_collapse(space, genotype)}"]
     if decided:
         undecided = sum(decision.undecided for decision in decided)
         evenness = sum(decision.evenness for decision in decided) / len(decided)
@@ -153,7 +212,7 @@ def in_words(
             if unchanged > 1
             else f"- **Settled?** It cannot be told: the genotype came up in the last epoch, {since}."
         )
-    return [*lines, "", *_rules(genotype)]
+    return lines
 
 
 def _collapse(space: Space, genotype: Genotype) -> str:

@@ -66,17 +66,6 @@ def write_report(folder: Path, text: str, widget: Widget | None = None) -> None:
     write_text(folder / PAGE_FILE, page(folder, text, widget))
 
 
-def thinned(items: Sequence[T], most: int = MOST_ROWS) -> list[T]:
-    """Return at most so many of the items, evenly spaced, the first and the last among them.
-
-    >>> thinned(range(1, 11), most=4), thinned([1, 2], most=4)
-    ([1, 4, 7, 10], [1, 2])
-    """
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
 def page(folder: Path, text: str, widget: Widget | None = None) -> str:
     """Return the whole page; the arguments are those of `write_report`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")

@@ -11,6 +11,7 @@ from typing import Any
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
+from darts_bio.figures.charts import Chart
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
 from darts_bio.reports import page
@@ -23,7 +24,7 @@ RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg",
 
 def write_report(
     subjects: Sequence[Subject], measurement: Measurement, folder: RunFolder, seconds: float
-) -> tuple[list[Doubt], Drawing, Drawing, str]:
+) -> tuple[list[Doubt], Chart, Drawing, str]:
     """Write all files of a measurement that took `seconds`.
 
     Returns the doubts about it, the figures of accuracy and of examples, and the text of report.md.

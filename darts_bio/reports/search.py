@@ -8,6 +8,7 @@ from typing import Any
 
 from darts_bio.config import SearchConfig
 from darts_bio.distributed import world_size
+from darts_bio.figures.thinning import thinned
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
@@ -15,8 +16,8 @@ from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, slowed
-from darts_bio.reports.page import MOST_ROWS, PAGE_FILE, thinned
-from darts_bio.reports.time_lapse import HEADING, edge_shares
+from darts_bio.reports.page import MOST_ROWS, PAGE_FILE
+from darts_bio.reports.time_lapse import HEADING
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
@@ -37,6 +38,7 @@ def search_card(
     known: Mapping[str, float] | None,
     history: Sequence[Mapping[str, Any]],
     next_command: str | None,
+    sizes: str = "",
 ) -> str:
     """Return the report of one search in Markdown.
 
@@ -50,6 +52,7 @@ def search_card(
             without a table or where the cell is not in it.
         history: The records of alpha.jsonl; none of a search that trains nothing.
         next_command: The command line that trains the genotype; None if its images have no name.
+        sizes: What is said of the size of the network that it trains.
     """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
@@ -63,18 +66,19 @@ def search_card(
         "![cells](cells.svg)",
         "",
     ]
-    certain = search.strategy.finished  # one that draws is sure of everything
-    decided = (
-        []
-        if certain
-        else findings.decisions(search.space, search.table, genotype, edge_shares(search))
-    )
-    if decided:
-        lines += ["## Choices", "", *findings.choices(decided)]
-    lines += findings.in_words(search.space, genotype, decided, history)
+    lines += findings.of_search(search, genotype, history)
     cost = _cost(search, epochs)
-    lines += ["## Cost", "", cost, "", "## How to go on", "", *_next(finished, next_command), ""]
-    if not certain:
+    lines += [
+        "## Cost",
+        "",
+        cost,
+        "",
+        "## How to go on",
+        "",
+        *_next(finished, next_command, sizes),
+        "",
+    ]
+    if not search.strategy.finished:
         lines += _shares(search, genotype)
     if search.objective.bound is not None:
         bound = search.objective.bound
@@ -94,7 +98,7 @@ def search_card(
             "",
         ]
     if epochs:
-        rows = [_row(numbers) for numbers in thinned(epochs)]
+        rows = [_row(numbers) for numbers in thinned(epochs, MOST_ROWS)]
         head = (
             "epoch",
             "train loss",
@@ -105,7 +109,8 @@ def search_card(
         lines += [
             "## Numbers",
             "",
-            "Of the supernet, which all candidates share: no measure of the genotype."
+            "Of the supernet, which all candidates share: no measure of the genotype. "
+            f"{escaped(search.split_in_words)}."
             f"{_left_out(epochs)}",
             "",
         ]
@@ -114,7 +119,8 @@ def search_card(
         lines += _known(config, genotype, epochs, known)
     data, machine = search.subject["data set"], f"{hardware(search.device)}; {made_by()}"
     lines += [*recipe(config, folder.command), "", "## Data and machine", ""]
-    lines += [f"- data: {escaped(data)}", *slowed(search.optimizer.scale)]
+    lines += [f"- data: {escaped(data)}", f"- {escaped(search.split_in_words)}"]
+    lines += slowed(search.optimizer.scale)
     lines += [f"- supernet of {parameters(search.supernet):,} weights", f"- {machine}", ""]
     lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
@@ -131,6 +137,8 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
             f"### [seed {seed}](seed-{seed}/{CARD_FILE})",
             "",
             *block(str(result.genotype)),
+            "",
+            *findings.of_folder(config, result.genotype, result.folder),
             "",
         ]
     if config.table is not None:
@@ -177,13 +185,13 @@ def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _next(finished: bool, command: str | None) -> list[str]:
+def _next(finished: bool, command: str | None, sizes: str) -> list[str]:
     """Return the lines that say how to go on."""
     if not finished:
         return ["The command below, with this folder as `--out` and `--resume`, goes on with it."]
     if command is None:
         return ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
-    return ["Train it:", "", *block(command, "sh")]
+    return ["Train it:", "", *block(command, "sh"), "", sizes]
 
 
 def _left_out(epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -283,7 +291,7 @@ def _known(
     if names:
         rows = [
             (str(numbers["epoch"]), *(_shown(numbers, name, "{:.2f}", 100) for name in names))
-            for numbers in thinned(epochs)
+            for numbers in thinned(epochs, MOST_ROWS)
         ]
         lines += [
             "Of the cell that alpha stood for after each epoch (-: not in the table)."

@@ -9,14 +9,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from darts_bio.evaluation.paired import EXACT, paired_p
-from darts_bio.figures.curves import COLORS, WIDTH, Series, draw_panels
-from darts_bio.figures.drawing import Drawing, text_width
+from darts_bio.reports.card import CURVES_FIGURE
 from darts_bio.reports.markdown import Markdown, escaped, markdown_table
 from darts_bio.reports.run_table import COLUMNS
 from darts_bio.training.run_summary import RunSummary
 from darts_bio.training.status import FINISHED
 
-CURVES_FIGURE = "curves.svg"
 OF_A_PLACE = ("seed", "seeds", "device", "data_dir", "workers", "plugin")
 """Options that are not listed as different: what they change is in the table, or nothing."""
 
@@ -29,7 +27,7 @@ class Compared:
         name: Tells it from the others.
         run: What is told of it; of several seeds of all together.
         seeds: The runs of its seeds; the run itself where it is one of one seed.
-        epochs: The numbers of its epochs, first to last; of several seeds their means.
+        epochs: The numbers of the epochs of each seed that has some, first to last.
         cells: The file names of figures of its cells, by what they show.
         missing: Why there is no figure, in words; "" if there is.
     """
@@ -37,7 +35,7 @@ class Compared:
     name: str
     run: RunSummary
     seeds: Sequence[RunSummary]
-    epochs: Sequence[Mapping[str, float]] = ()
+    epochs: Sequence[Sequence[Mapping[str, float]]] = ()
     cells: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""
 
@@ -75,7 +73,7 @@ def side_by_side(runs: Sequence[Compared]) -> str:
     if any(len(each.seeds) > 1 for each in runs):
         lines += ["Of several seeds: mean +- standard deviation of the accuracy.", ""]
     lines += [*_tests(runs), ""]
-    if any(each.epochs for each in runs):
+    if any(epochs for each in runs for epochs in each.epochs):
         lines += ["## Curves", "", f"![numbers over the epochs]({CURVES_FIGURE})", ""]
     lines += [*_cells(runs), "## Options that differ", ""]
     differing = list(_differing(runs))
@@ -118,45 +116,6 @@ def doubts(runs: Sequence[Compared]) -> list[str]:
     if unfinished:
         lines.append(f"not at their end: {values(unfinished)}")
     return lines
-
-
-def draw_side_by_side(runs: Sequence[Compared]) -> Drawing:
-    """Draw the losses and accuracies over the epochs, a panel for each and a line for each run.
-
-    Names that have no room above a panel are replaced by the runs' numbers in the table.
-
-    >>> from pathlib import Path
-    >>> run = RunSummary(Path("a"), "train", "finished")
-    >>> epochs = [{"epoch": 1, "test/loss": 2.3}, {"epoch": 2, "test/loss": 1.9}]
-    >>> draw_side_by_side([Compared("a", run, [run], epochs)]).label
-    'losses and accuracies over the epochs'
-    """
-    quantities = dict.fromkeys(
-        name
-        for each in runs
-        for numbers in each.epochs
-        for name in numbers
-        if name.endswith(("/loss", "/accuracy"))
-    )
-    legend = [f"{number} {each.name}" for number, each in enumerate(runs, 1)]
-    if sum(text_width(name) + 12 for name in legend) > WIDTH:
-        legend = [f"{number}" for number in range(1, len(runs) + 1)]
-    panels = {
-        name.replace("_", ", ").replace("/", " "): [
-            Series(
-                legend[number],
-                [(numbers["epoch"], numbers[name]) for numbers in each.epochs if name in numbers],
-                COLORS[number % len(COLORS)],
-                dashed=number >= len(COLORS),
-            )
-            for number, each in enumerate(runs)
-            if any(name in numbers for numbers in each.epochs)
-        ]
-        for name in quantities
-    }
-    last = max((numbers["epoch"] for each in runs for numbers in each.epochs), default=1)
-    label = "losses and accuracies over the epochs"
-    return draw_panels(panels, sorted({1, last}), "epoch", label)
 
 
 def _tests(runs: Sequence[Compared]) -> list[str]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from darts_bio.config import SearchConfig
 from darts_bio.config.stages import Stage
+from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
+from darts_bio.training.logs import ALPHA_FILE, read_records
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 from darts_bio.training.stages import candidates_by_edge
@@ -31,6 +33,7 @@ def stages_card(
         genotype: Its genotype.
         results: The `SearchResult` of each stage so far.
     """
+    history = read_records(results[-1].folder / ALPHA_FILE)
     stages = config.of_stages()
     finished = len(results) == len(stages) and results[-1].finished
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
@@ -43,6 +46,7 @@ def stages_card(
         "",
         "![cells](cells.svg)",
         "",
+        *findings.of_search(search, genotype, history),
         "## Stages",
         "",
         "Each stage searches among the strongest candidates, pairs of operation and rule, that the "

@@ -14,7 +14,8 @@ from html import escape
 from typing import Any
 
 from darts_bio.figures.heat_map import columns_of
-from darts_bio.reports.page import MOST_ROWS, Widget, thinned
+from darts_bio.figures.thinning import thinned
+from darts_bio.reports.page import MOST_ROWS, Widget
 from darts_bio.spaces import CandidateTable
 from darts_bio.training.search import Search
 

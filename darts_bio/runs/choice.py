@@ -32,7 +32,8 @@ from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.choice import Candidate, Choice, choose
 from darts_bio.monitoring.console import Console
 from darts_bio.registry import parse_spec
-from darts_bio.reports import page
+from darts_bio.reports import findings, page
+from darts_bio.reports.card import on_images
 from darts_bio.reports.choice import choice_card
 from darts_bio.runs.options import complete
 from darts_bio.runs.running import SeedResults, Watching, has_begun, started
@@ -158,8 +159,10 @@ def search_and_train(
         genotype = searches.seeds[choice.chosen.seed].genotype
 
         def write_report(result: str | None) -> None:
-            card = choice_card(config, short, command, choice, genotype, result)
             if rank() == 0:
+                found = searches.seeds[choice.chosen.seed].folder
+                verdicts = findings.of_folder(config, genotype, found)
+                card = choice_card(config, short, command, choice, genotype, result, verdicts)
                 page.write_report(folder.path, card)
 
         if rank() == 0:
@@ -169,7 +172,7 @@ def search_and_train(
         _say(watching, f"final: seed {choice.chosen.seed}, {choice.reason}")
         final = trained(full, choice.chosen.seed, folder.path / FINAL)
         if final.finished:
-            write_report(f"{final.measured}: {100 * final.accuracy:.2f} %")
+            write_report(f"{final.measured}: {100 * final.accuracy:.2f} %{on_images(final.images)}")
         return ChoiceResult(folder.path, searches, candidates, choice, final)
 
 

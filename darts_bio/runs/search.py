@@ -260,7 +260,15 @@ def _perform(
                 shown = {name: portable(value) for name, value in options.items()}
                 command = train_command(Path(portable(str(folder.path))), shown)
             card = search_card(
-                task, folder, genotype, epochs, outcome.finished, known, history, command
+                task,
+                folder,
+                genotype,
+                epochs,
+                outcome.finished,
+                known,
+                history,
+                command,
+                sizes_in_words(task.config, options),
             )
             widget = time_lapse(history, task.table, task.space.edges) if history else None
             page.write_report(folder.path, card, widget)
@@ -369,6 +377,23 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
     # first may be here before genotype.json is written.
     retrain = complete(RetrainConfig, {"genotype": str(folder), **options}, space=config.space)
     return options | unfit_options(retrain, config, data)
+
+
+def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
+    """Return a sentence on the size of the network that a training with `next_options` builds.
+
+    >>> print(sizes_in_words(SearchConfig(dataset="digits", channels=4), {"dataset": "digits"})[:82])
+    That is a network of 3 cells and 16 channels, the size of the recipe for digits. T
+    """
+    retrain = complete(RetrainConfig, {"genotype": "found", **options}, space=config.space)
+    size = f"That is a network of {retrain.layers} cells and {retrain.channels} channels"
+    if (retrain.layers, retrain.channels) == (config.layers, config.channels):
+        return f"{size}, as the search had."
+    return (
+        f"{size}, the size of the recipe for {config.dataset}. The search had {config.layers} cells "
+        f"and {config.channels} channels: `--layers {config.layers} --channels {config.channels}` "
+        "trains one of the search's own size."
+    )
 
 
 def train_command(folder: Path, options: Mapping[str, Any]) -> str:

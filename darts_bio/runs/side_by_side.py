@@ -7,22 +7,20 @@ cells-N.svg    the cells of the genotypes
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 from darts_bio.config import CONFIG_FILE, ReportConfig
 from darts_bio.errors import InputError, printable
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.curves import draw_runs
+from darts_bio.reports.card import CURVES_FIGURE
 from darts_bio.reports.page import write_report
 from darts_bio.reports.side_by_side import (
-    CURVES_FIGURE,
     Compared,
     doubts,
-    draw_side_by_side,
     side_by_side,
 )
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
@@ -58,7 +56,8 @@ def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:
         final = [each for each in within if each.path.name == "final"]
         seeds = seeds or final or [run]
         cells, missing = _genotypes(run, seeds)
-        compared.append(Compared(name, run, seeds, _means(seeds), missing=missing))
+        epochs = [_epochs(each.path / METRICS_FILE) for each in seeds]
+        compared.append(Compared(name, run, seeds, epochs, missing=missing))
         genotypes.append(cells)
     out = new_folder("report", config.out, resumable=False)
     for number, (each, cells) in enumerate(zip(compared, genotypes, strict=True)):
@@ -67,8 +66,9 @@ def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:
             files[title] = f"cells-{number + 1}-{len(files) + 1}.svg"
             write_text(out / files[title], draw_genotype(genotype).svg())
         compared[number] = replace(each, cells=files)
-    if any(each.epochs for each in compared):
-        write_text(out / CURVES_FIGURE, draw_side_by_side(compared).svg())
+    named = {f"{number} {each.name}": each.epochs for number, each in enumerate(compared, 1)}
+    if any(epochs for seeds in named.values() for epochs in seeds):
+        write_text(out / CURVES_FIGURE, draw_runs(named).svg())
     write_report(out, side_by_side(compared))
     return out, doubts(compared)
 
@@ -90,24 +90,10 @@ def _genotypes(run: RunSummary, seeds: Sequence[RunSummary]) -> tuple[dict[str, 
     return titles, "" if titles else missing
 
 
-def _means(seeds: Sequence[RunSummary]) -> list[Numbers]:
-    """Return the numbers of the epochs, means over the seeds that have one, first to last."""
-    by_epoch: dict[int, list[Numbers]] = {}
-    for each in seeds:
-        for epoch, numbers in _epochs(each.path / METRICS_FILE):
-            by_epoch.setdefault(epoch, []).append(numbers)
-    means = []
-    for epoch, several in sorted(by_epoch.items()):
-        names = dict.fromkeys(itertools.chain.from_iterable(several))
-        mean = {name: fmean(each[name] for each in several if name in each) for name in names}
-        means.append({"epoch": float(epoch), **mean})
-    return means
-
-
-def _epochs(path: Path) -> Iterator[tuple[int, Numbers]]:
-    """Yield the numbers of epochs in a file of records, last to first; none if it is unreadable."""
+def _epochs(path: Path) -> list[Numbers]:
+    """Return the numbers of epochs in a file of records, first to last; none if it is unreadable."""
     try:
-        for record in epochs_from_end(path):
-            yield record["epoch"], finite(record)
+        epochs = [{**finite(record), "epoch": record["epoch"]} for record in epochs_from_end(path)]
     except OSError:
-        return
+        return []
+    return epochs[::-1]

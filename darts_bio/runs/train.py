@@ -21,7 +21,7 @@ from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
 from darts_bio.reports import page
-from darts_bio.reports.card import model_card, seeds_card
+from darts_bio.reports.card import CURVES_FIGURE, model_card, seeds_card
 from darts_bio.rules import count_rules
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.records import EpochsFile
@@ -62,7 +62,8 @@ class TrainResult(Result):
     `train` was given a network of another kind, `genotype` is None. With `ema` it is the network of
     averaged weights. `accuracy`, in [0, 1], is that on the test images after the last epoch, NaN if
     it was not measured; with `test_at_end=False` it is that on the held-out images. `measured` says
-    in words what was measured. No epoch or weight is selected by the test images. `parameters`
+    in words what was measured, `images` on how many images, 0 if that is unknown. No epoch or
+    weight is selected by the test images. `parameters`
     counts those of the network, the auxiliary head included.
     """
 
@@ -70,6 +71,7 @@ class TrainResult(Result):
     genotype: Genotype | None
     accuracy: float
     measured: str
+    images: int
     parameters: int
 
 
@@ -138,6 +140,8 @@ def train(
             return run(config, lambda: open_folder(config), 0)
         parent, results = each_seed(config, open_folder, run)
         if rank() == 0 and all(result.finished for result in results.values()):
+            curves = draw_curves([result.epochs for result in results.values()])
+            write_text(parent.path / CURVES_FIGURE, curves.svg())
             page.write_report(parent.path, seeds_card(config, command, results))
         return SeedResults(parent.path, results)
 
@@ -212,6 +216,7 @@ def _perform(
         task.genotype,
         outcome.numbers.get(task.result, float("nan")),
         task.result_in_words,
+        task.images_measured,
         parameters(task.network),
     )
 
@@ -271,5 +276,5 @@ def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
     """Write curves.svg and the report, a model card, as of `step` steps, if an epoch has ended."""
     records = epochs_of(folder.path, step)
     if records:
-        write_text(folder.path / "curves.svg", draw_curves(records).svg())
+        write_text(folder.path / CURVES_FIGURE, draw_curves([records]).svg())
         page.write_report(folder.path, model_card(training, folder, records))

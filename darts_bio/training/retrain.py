@@ -429,6 +429,11 @@ class Retraining:
         accuracy = "test accuracy" if self.config.test_at_end else "accuracy on held-out images"
         return accuracy + (" of the averaged network" if self.averaged is not None else "")
 
+    @property
+    def images_measured(self) -> int:
+        """The number of images that `result` is measured on; 0 if it is unknown."""
+        return self.source.count("test" if self.config.test_at_end else "valid")
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the training needs to go on, and what `load_trained` needs to use it."""
         state = {

@@ -83,9 +83,10 @@ def _conditions(where: str | Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the conditions of `where` as (name, text)."""
     for condition in split_specs(where) if isinstance(where, str) else where:
         name, equals, text = condition.partition("=")
-        if not equals or not name.strip():
+        if not equals or not name.strip() or name.rstrip()[-1] in "<>!":
             raise InputError(
-                f"--where: expected conditions such as strategy=darts, found {condition!r:.200}"
+                "--where: expected conditions NAME=VALUE, such as strategy=darts (equality only; to "
+                f"order runs by a number: --sort NAME), found {condition!r:.150}"
             )
         yield name.strip().replace("-", "_"), text.strip()
 

@@ -152,6 +152,7 @@ class Search:
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
         self.began_with = self.share[1]
         refuse_uneven_shares(config.batch_size, self.share[1])
+        both_halves = halves(data.train, config.seed)
         self.train_batches, self.valid_batches = (
             Batches(
                 half,
@@ -164,7 +165,11 @@ class Search:
                 run=self.run,
                 share=self.share,
             )
-            for name, half in zip(("train", "valid"), halves(data.train, config.seed), strict=True)
+            for name, half in zip(("train", "valid"), both_halves, strict=True)
+        )
+        self.split_in_words = (
+            f"The weights learn from {len(both_halves[0])} of the training images (train), alpha "
+            f"from the {len(both_halves[1])} others (validation); no test image is used"
         )
         self.subject = {"data set": data.identity()}
         self.steps_per_epoch = self.train_batches.per_epoch
