@@ -53,7 +53,7 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reported(*words: str) -> str:
-    assert main(["report", *words, "--out", "out"]) == 0
+    assert main(["report", *words, "--out", "out", "--charts", "png,pdf"]) == 0
     return Path("out/report.md").read_text()
 
 
@@ -81,6 +81,8 @@ def test_a_report_of_several_seeds(several: Path, capsys: pytest.CaptureFixture[
     assert "| lr |" not in text
     for figure in figures:
         ElementTree.fromstring((several / "out" / figure).read_text())
+    assert Path("out/curves.pdf").read_bytes().startswith(b"%PDF")
+    assert Path("out/curves.png").read_bytes().startswith(b"\x89PNG")
     curves = Path("out/curves.svg").read_text()
     assert curves.count(">1 a<") == curves.count(">2 b<") == 1  # in the legend
     assert {"test loss, nats", "test accuracy, %"} <= set(re.findall(r">([^<>]+)</text>", curves))

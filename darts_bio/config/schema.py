@@ -22,6 +22,27 @@ CONFIG_FILE = "config.yaml"
 """The file of a run folder that holds the run's options."""
 
 
+CHART_FORMATS = ("png", "pdf")
+"""The formats that `--charts` names; SVG, which reports show, is always written."""
+
+
+def _charts() -> Any:
+    """Declare the option of the formats of charts."""
+    return option(
+        (),
+        "write charts as png or pdf, too, beside the svg of reports",
+        metavar="A,B",
+        identity=False,
+    )
+
+
+def _check_charts(charts: Sequence[str]) -> None:
+    """Raise InputError for a format that charts are not written in."""
+    for form in charts:
+        if form not in CHART_FORMATS:
+            raise unknown_name("format in --charts", form, CHART_FORMATS)
+
+
 @configuration("plug-ins")
 class CommandConfig:
     """The options of every command; raises InputError for a value that is not possible.
@@ -70,6 +91,11 @@ class RunConfig(CommandConfig):
         identity=False,
     )
     quiet: bool = option(False, "show no progress, only what came of the run", identity=False)
+    charts: tuple[str, ...] = _charts()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_charts(self.charts)
 
     @property
     def about(self) -> str:
@@ -688,9 +714,11 @@ class AlignmentConfig(CommandConfig):
     )
     batches: int = option(8, "training batches to measure on", minimum=2)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
+    charts: tuple[str, ...] = _charts()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_charts(self.charts)
         if not self.checkpoint:
             raise InputError(
                 "--checkpoint is required: one or several run folders of trainings, separated by "
@@ -863,9 +891,11 @@ class ReportConfig(CommandConfig):
     out: str | None = option(
         None, "folder of the report, new or empty (default: runs/report-TIME)", metavar="DIR"
     )
+    charts: tuple[str, ...] = _charts()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_charts(self.charts)
         if len(self.runs) < 2:
             raise InputError(
                 f"report: expected two or more run folders to compare, found {len(self.runs)}"

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 from darts_bio.figures.drawing import FAINT, INK, MARGIN, PAPER, Point, shown, text_width
 from darts_bio.figures.thinning import extremes
+from darts_bio.training.run_folder import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -299,6 +301,25 @@ class Chart:
             lambda mark: f"{mark[1]}><title>{escape(shown(next(titles)))}</title></use>",
             group[0],
         )
+
+
+def write_chart(path: Path, chart: Chart, also: Sequence[str] = ()) -> None:
+    """Write a chart as SVG to a path, and beside it in other `FORMATS`.
+
+    Raises:
+        InputError: If the disk refuses.
+
+    >>> import tempfile
+    >>> chart = Chart([Panel("loss", [Series("a", [(1, 2.0), (2, 1.0)], "#222222")])], "epoch", "loss")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_chart(Path(folder, "curves.svg"), chart, ("png",))
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['curves.png', 'curves.svg']
+    """
+    write_text(path, chart.svg())
+    for form in also:
+        with replacing(path.with_suffix(f".{form}")) as temporary:
+            temporary.write_bytes(chart.file(form))
 
 
 def _look(line: Series, few: bool = False) -> dict[str, Any]:

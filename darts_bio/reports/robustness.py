@@ -11,7 +11,7 @@ from typing import Any
 from darts_bio.evaluation.doubts import Doubt, doubts
 from darts_bio.evaluation.robustness import SEVERITIES, Job, Measurement
 from darts_bio.evaluation.subjects import Subject, groups_of
-from darts_bio.figures.charts import Chart
+from darts_bio.figures.charts import Chart, write_chart
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.robustness import draw_accuracy, draw_examples
 from darts_bio.reports import page
@@ -23,9 +23,13 @@ RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg",
 
 
 def write_report(
-    subjects: Sequence[Subject], measurement: Measurement, folder: RunFolder, seconds: float
+    subjects: Sequence[Subject],
+    measurement: Measurement,
+    folder: RunFolder,
+    seconds: float,
+    charts: Sequence[str] = (),
 ) -> tuple[list[Doubt], Chart, Drawing, str]:
-    """Write all files of a measurement that took `seconds`.
+    """Write all files of a measurement that took `seconds`, and charts in further formats.
 
     Returns the doubts about it, the figures of accuracy and of examples, and the text of report.md.
     """
@@ -33,7 +37,7 @@ def write_report(
     accuracy, examples = draw_accuracy(subjects, measurement), draw_examples(subjects, measurement)
     text = report(subjects, measurement, all_doubts, folder, seconds)
     write_text(folder.path / RESULTS_FILE, _json(results(subjects, measurement, all_doubts)))
-    write_text(folder.path / ACCURACY_FIGURE, accuracy.svg())
+    write_chart(folder.path / ACCURACY_FIGURE, accuracy, charts)
     write_text(folder.path / EXAMPLES_FIGURE, examples.svg())
     page.write_report(folder.path, text)
     return all_doubts, accuracy, examples, text

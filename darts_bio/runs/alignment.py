@@ -20,6 +20,7 @@ from darts_bio.errors import InputError, first_line
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
+from darts_bio.figures.charts import write_chart
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.runtime import select_device
 from darts_bio.training.logs import EPOCHS_FILE, read_records
@@ -84,7 +85,7 @@ def compare_alignment_of_runs(
     comparison = AlignmentComparison(dict(zip(names, found, strict=True)))
     write_text(folder / "comparison.md", comparison.table())
     write_text(folder / "comparison.json", comparison.to_json())
-    write_text(folder / "comparison.svg", comparison.figure().svg())
+    write_chart(folder / "comparison.svg", comparison.figure(), config.charts)
     return ComparisonResult(comparison, results, folder)
 
 
@@ -97,11 +98,11 @@ def _measure(folder: Path, config: AlignmentConfig, data: ImageData | None) -> A
         training.source.close()
     numbers, figure = folder / "alignment.json", folder / "alignment.svg"
     write_text(numbers, json.dumps(alignment.as_dict(), indent=2) + "\n")
-    write_text(figure, draw_by_depth({"after the training": alignment}).svg())
+    write_chart(figure, draw_by_depth({"after the training": alignment}), config.charts)
     epochs, epochs_figure = alignments_by_epoch(folder), None
     if epochs:
         epochs_figure = folder / "alignment-epochs.svg"
-        write_text(epochs_figure, draw_over_epochs(epochs).svg())
+        write_chart(epochs_figure, draw_over_epochs(epochs), config.charts)
     return AlignmentResult(alignment, folder, numbers, figure, epochs, epochs_figure)
 
 

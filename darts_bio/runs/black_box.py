@@ -8,6 +8,7 @@ from typing import Any
 
 from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError, unknown_name
+from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_best
 from darts_bio.registry import parse_spec
 from darts_bio.reports import page
@@ -18,7 +19,7 @@ from darts_bio.strategies import BLACK_BOX_STRATEGIES, STRATEGIES
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.engine import Listener, Numbers, Progress
 from darts_bio.training.logs import EVALUATIONS_FILE
-from darts_bio.training.run_folder import RunFolder, write_text, writing
+from darts_bio.training.run_folder import RunFolder, writing
 
 
 def is_black_box(config: SearchConfig) -> bool:
@@ -86,5 +87,5 @@ def write_report(
 ) -> None:
     """Write best.svg and the report; `queries` are the numbers of the queries so far."""
     if queries:
-        write_text(folder.path / BEST_FIGURE, draw_best(queries).svg())
+        write_chart(folder.path / BEST_FIGURE, draw_best(queries), task.config.charts)
     page.write_report(folder.path, black_box_card(task, folder, genotype, queries, known))

@@ -136,7 +136,9 @@ def measure_robustness(
         finally:  # a signal or an error loses no batch that was measured
             save()
         seconds = earlier_s + time.monotonic() - started_at
-        doubts, accuracy, examples, text = write_report(subjects, measurement, folder, seconds)
+        doubts, accuracy, examples, text = write_report(
+            subjects, measurement, folder, seconds, config.charts
+        )
         if tensorboard:
             board = stack.enter_context(RobustnessBoard(folder.path))
             board.show(subjects, measurement, accuracy, examples, text)

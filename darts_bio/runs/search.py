@@ -24,6 +24,7 @@ from darts_bio.distributed import (
 )
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_known
 from darts_bio.invocation import line, portable
 from darts_bio.monitoring.boards import FitBoard, SearchBoard
@@ -250,7 +251,7 @@ def _perform(
         genotype = files.write(outcome.step, outcome.finished)
         figure = draw_known(epochs)
         if figure is not None:
-            write_text(folder.path / KNOWN_FIGURE, figure.svg())
+            write_chart(folder.path / KNOWN_FIGURE, figure, task.config.charts)
         if isinstance(task, BlackBoxSearch):
             write_report(task, folder, genotype, epochs, known)
         else:

@@ -15,6 +15,7 @@ from darts_bio.config import CONFIG_FILE, ReportConfig
 from darts_bio.errors import InputError, printable
 from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_runs
 from darts_bio.reports.card import CURVES_FIGURE
 from darts_bio.reports.page import write_report
@@ -68,7 +69,7 @@ def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:
         compared[number] = replace(each, cells=files)
     named = {f"{number} {each.name}": each.epochs for number, each in enumerate(compared, 1)}
     if any(epochs for seeds in named.values() for epochs in seeds):
-        write_text(out / CURVES_FIGURE, draw_runs(named).svg())
+        write_chart(out / CURVES_FIGURE, draw_runs(named), config.charts)
     write_report(out, side_by_side(compared))
     return out, doubts(compared)
 

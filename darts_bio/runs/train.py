@@ -17,6 +17,7 @@ from darts_bio.distributed import TIMEOUT, rank, refuse_differences, world_size
 from darts_bio.errors import InputError, one_line
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
+from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
@@ -141,7 +142,7 @@ def train(
         parent, results = each_seed(config, open_folder, run)
         if rank() == 0 and all(result.finished for result in results.values()):
             curves = draw_curves([result.epochs for result in results.values()])
-            write_text(parent.path / CURVES_FIGURE, curves.svg())
+            write_chart(parent.path / CURVES_FIGURE, curves, config.charts)
             page.write_report(parent.path, seeds_card(config, command, results))
         return SeedResults(parent.path, results)
 
@@ -276,5 +277,6 @@ def write_report(training: Retraining, folder: RunFolder, step: int) -> None:
     """Write curves.svg and the report, a model card, as of `step` steps, if an epoch has ended."""
     records = epochs_of(folder.path, step)
     if records:
-        write_text(folder.path / CURVES_FIGURE, draw_curves([records]).svg())
+        charts = training.config.charts
+        write_chart(folder.path / CURVES_FIGURE, draw_curves([records]), charts)
         page.write_report(folder.path, model_card(training, folder, records))
