@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import StopAfter
+from searching import verdicts
 from torch.utils.data import Dataset
 
 import darts_bio
@@ -217,6 +218,9 @@ class TestSearch:
         for seed, own in result.seeds.items():
             assert own.folder == result.folder / f"seed-{seed}"
             assert str(own.genotype) in report
+        of_seeds = [verdicts(own.folder / "report.md") for own in result.seeds.values()]
+        assert all(of_seeds)
+        assert verdicts(result.folder / "report.md") == [line for own in of_seeds for line in own]
 
 
 class TestTrain:

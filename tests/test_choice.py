@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from commands import SEARCH, StopAfter, call, here, torchrun
+from searching import verdicts
 from test_runs import metrics, same
 
 import darts_bio
@@ -129,7 +130,11 @@ class TestRule:
         report = (whole.folder / "report.md").read_text()
         assert f"| {best} (chosen) |" in report
         assert f"Chosen was seed {best}: {written['reason']}." in report
-        assert f"test accuracy: {100 * whole.accuracy:.2f} %" in report
+        reached = re.escape(f"test accuracy: {100 * whole.accuracy:.2f} %")
+        assert re.search(rf"{reached}, on \d+ images", report)
+        searched = verdicts(whole.folder / "searches" / f"seed-{best}" / "report.md")
+        assert len(searched) >= 2
+        assert verdicts(whole.folder / "report.md") == searched
 
 
 class TestStages:
@@ -326,7 +331,7 @@ class TestCommand:
         chosen = json.loads(Path("run/choice.json").read_text())["chosen"]
         assert re.search(rf"^chosen: seed {chosen}, the \w+ \w+", said.out, re.MULTILINE)
         accuracy = metrics(Path("run/final"))[-1]["test/accuracy"]
-        assert said.out.endswith(f"\ntest accuracy: {100 * accuracy:.2f} %\n")
+        assert said.out.endswith(f"\ntest accuracy: {100 * accuracy:.2f} %, on 359 images\n")
         assert "choice: seed 1, 2 of 2" in said.err
         assert f"final: seed {chosen}" in said.err
         for place in ("searches/seed-1", "choice/seed-1", "final"):

@@ -399,6 +399,9 @@ class TestSeeds:
         assert "seeds: 3" in (tmp_path / "run/config.yaml").read_text()
         report = (tmp_path / "run/report.md").read_text()
         assert all(f"[{seed}](seed-{seed}/report.md)" in report for seed in (3, 4, 5))
+        assert re.search(r"\(mean and standard deviation, n = 3\)\*\*, on \d+ images", report)
+        assert "curves.svg" in report
+        assert "standard deviation" in (tmp_path / "run/curves.svg").read_text()
 
 
 class TestCard:

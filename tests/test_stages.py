@@ -108,6 +108,12 @@ class TestCandidates:
             assert [list(by_edge) for by_edge in candidates(stage).values()] == [names, names]
         report = (whole.folder / "report.md").read_text()
         assert f"| normal | 0 -> 2 | {', '.join(rows['normal'][0])} |" in report
+        # What it says in words is what the report of the last stage says of the same genotype.
+        last = (whole.folder / f"stage-{len(KEPT)}" / "report.md").read_text()
+        for heading in ("## Choices", "## In words", "## Which rule where"):
+            words = last.partition(f"{heading}\n")[2].partition("\n## ")[0]
+            assert len(words) > 50
+            assert words in report
 
     def test_the_genotype_is_of_what_is_left(self, whole: SearchResult) -> None:
         left = candidates(whole.folder / "stage-3")
