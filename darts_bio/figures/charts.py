@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from darts_bio.figures.drawing import FAINT, INK, MARGIN, PAPER, Point, shown, text_width
-from darts_bio.figures.thinning import extremes
+from darts_bio.figures.thinning import MOST_POINTS, extremes, thinned
 from darts_bio.training.run_folder import replacing, write_text
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class Chart:
         """Draw a line, its marks and its band; `group` names its marks in SVG."""
         points = list(line.points) if line.titles else extremes(line.points)
         if line.band:
-            x, low, high = zip(*line.band, strict=True)
+            x, low, high = zip(*thinned(line.band, MOST_POINTS), strict=True)
             axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
         if not points:
             return
