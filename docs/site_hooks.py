@@ -1,8 +1,9 @@
 """What the site holds beside the pages in this folder, for `mkdocs build`.
 
 Three pages of the repository lie elsewhere (`PAGES`), the page of all options is written from the
-dataclasses that declare them, and a file that a page links to, such as a benchmark's data, is
-copied to `repository/`, so that the site needs no network and no checkout.
+dataclasses that declare them, and each tutorial is a page made from its notebook. A file that a page
+links to, such as a benchmark's data, is copied to `repository/`, so that the site needs no network
+and no checkout.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import notebooks
 from mkdocs.structure.files import File, Files
 
 from darts_bio.config import RUNS, flag
@@ -25,17 +27,24 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 """Pages that lie outside of docs/, and what they are called on the site."""
+NOTEBOOKS = "docs/tutorials"
+"""The folder of the notebooks, each of which is a page of its name."""
 COPIES = "repository"
 """The folder of the site with the files that pages link to."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages outside docs/, the page of options, and the files that pages link to."""
+    """Add the pages outside docs/, of options and of notebooks, and the files that pages link to."""
     for place, name in PAGES.items():
         content = (ROOT / place).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=content))
     files.append(File.generated(config, "options.md", content=options_page()))
+    for path in sorted((ROOT / NOTEBOOKS).glob("*.ipynb")):
+        text, figures = notebooks.markdown(notebooks.read(path), path.stem)
+        for name, content in {f"{path.stem}.md": text, **figures}.items():
+            place = f"{NOTEBOOKS}/{name}".removeprefix("docs/")
+            files.append(File.generated(config, place, content=content))
     to_read = list(files.documentation_pages())
     while to_read:
         for target in _targets(to_read.pop()):
@@ -59,7 +68,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         there = _page_of(target) or f"{COPIES}/{target}"
         return f"{match[1]}{posixpath.relpath(there, here or '.')}{match[3]}"
 
-    return _LINK.sub(on_the_site, markdown)
+    text = _LINK.sub(on_the_site, markdown)
+    notebook = Path(page.file.src_uri).with_suffix(".ipynb")
+    if (ROOT / "docs" / notebook).is_file():
+        text += (
+            f"\n[This page as a notebook]({notebook.name})\n"  # a file, where others mean the page
+        )
+    return text
 
 
 def _targets(page: File) -> list[str]:
@@ -80,9 +95,11 @@ def _in_repository(page: File, link: str) -> str | None:
 
 
 def _page_of(target: str) -> str | None:
-    """Return the page of the site that a file of the repository is, or None."""
+    """Return the page of the site that a file of the repository is or is made into, or None."""
     if target in PAGES:
         return PAGES[target]
+    if target.startswith(f"{NOTEBOOKS}/") and target.endswith(".ipynb"):
+        target = target.removesuffix(".ipynb") + ".md"
     return target.removeprefix("docs/") if target.startswith("docs/") else None
 
 

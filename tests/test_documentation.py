@@ -1,8 +1,12 @@
-"""The README and the pages in docs/: their code runs, and their links lead somewhere."""
+"""The README and the pages in docs/: their code runs, and their links lead somewhere.
+
+The code of the tutorials, which are notebooks, is run by test_tutorials.py.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from darts_bio.rules import RULES
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+TUTORIALS = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.ipynb"))]
 
 
 def blocks(page: Path) -> list[str]:
@@ -72,9 +77,11 @@ def test_its_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         exec(compile(block, f"{name}, block {number}", "exec"), names)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *TUTORIALS])
 def test_its_links_lead_to_files_and_headings(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
+    if name in TUTORIALS:
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if re.match(r"[a-z]+:", target):

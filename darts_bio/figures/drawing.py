@@ -301,6 +301,10 @@ class Drawing:
             f'<rect width="100%" height="100%" fill="{PAPER}"/>\n{body}\n</svg>\n'
         )
 
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows of a cell that ends in the figure."""
+        return self.svg()
+
     def image(self, scale: float = 1.0) -> np.ndarray:
         """Return the figure as pixels (H, W, 3) uint8, `scale` times its size."""
         size = round(self.width * scale), round(self.height * scale)
