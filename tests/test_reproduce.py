@@ -132,10 +132,15 @@ def test_the_row_of_an_attack_is_of_that_attack_and_gradient(
         entry("pgd(steps=3)", "true", 0.0, 1.0),
         entry("pgd(steps=3)", "true", 8.0, 0.125),
     ]
-    (tmp_path / "results.json").write_text(json.dumps({"networks": [{"attacks": attacks}]}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"networks": [{"clean": 0.75, "attacks": attacks}]})
+    )
     monkeypatch.setattr(reproduce, "finished", lambda folder: True)
     for measure, number in {"fgsm, true": 25, "fgsm, rule": 50, "pgd, true": 12.5}.items():
         assert reproduce.measured(Row("", "published-attacked", measure), tmp_path) == number
+    # Where nothing is right that could be attacked, nothing is attacked.
+    (tmp_path / "results.json").write_text('{"networks": [{"clean": 0.0, "attacks": []}]}')
+    assert reproduce.measured(Row("", "published-attacked", "pgd, true"), tmp_path) == 0
 
 
 def test_the_page_shows_what_the_program_says() -> None:

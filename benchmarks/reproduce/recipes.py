@@ -49,7 +49,7 @@ TINY_IMAGENET: Options = {
     "auxiliary": "0",
     "workers": "1",
 }
-TINY_ATTACKS: Options = {"images": "8", "attacks": "fgsm,pgd(steps=3),apgd_ce(steps=3)"}
+TINY_ATTACKS: Options = {"images": "32", "attacks": "fgsm,pgd(steps=3),apgd_ce(steps=3)"}
 
 
 @dataclass(frozen=True)

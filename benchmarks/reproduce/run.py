@@ -140,6 +140,8 @@ def measured(row: Row, folder: Path) -> float | None:
         return json.loads(path.read_text())["gradient_variance"] if path.exists() else None
     attack, gradient = row.measure.split(", ")
     [network] = json.loads((folder / "results.json").read_text())["networks"]
+    if not network["clean"]:  # nothing was right that could be attacked
+        return 0.0
     [accuracy] = {
         entry["accuracy"]
         for entry in network["attacks"]
@@ -171,7 +173,8 @@ def shown(table: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     for label, row in rows.items():
         values = list(row["seeds"].values())
-        here = spread(values) if values else "not run"
+        digits = 3 if row["measure"] in ("GPU-days", "variance") else 2
+        here = spread(values, digits) if values else "not run"
         published = "" if row["published"] is None else str(row["published"])
         lines.append(f"| {label} | {published} | {here} | {len(values)} |")
     return [*lines, "", " ".join(TABLES[table].remarks)]
