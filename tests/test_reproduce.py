@@ -70,6 +70,7 @@ def test_a_dry_run_has_each_command_once_and_adds_up_the_hours() -> None:
     assert "# as above: published" in lines
 
 
+@pytest.mark.slow
 def test_a_table_at_toy_size_is_made_once_and_read_from_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
