@@ -29,7 +29,9 @@ from darts_bio.evaluation.learner_alignment import learner_alignment
 from darts_bio.learners import Learner, learner
 from darts_bio.runtime import derive_seed, generator
 
-LEARNERS = ("bp", "pc", "pc(mode=fixed, rate=1, steps=3)", "pepita", "dtp", "drtp")
+LEARNERS = (
+    *("bp", "pc", "pc(mode=fixed, rate=1, steps=3)", "dual_propagation", "pepita", "dtp", "drtp"),
+)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BATCH = 64
 CHOICE_SEEDS = (100, 101)

@@ -9,7 +9,8 @@
 torch.Size([3, 4])
 """
 
-from darts_bio.learners import pepita as _pepita  # noqa: F401  (these register their methods)
+from darts_bio.learners import dual_propagation as _dual  # noqa: F401  (these register methods)
+from darts_bio.learners import pepita as _pepita  # noqa: F401
 from darts_bio.learners import predictive_coding as _predictive_coding  # noqa: F401
 from darts_bio.learners import random_targets as _random_targets  # noqa: F401
 from darts_bio.learners import target_propagation as _target_propagation  # noqa: F401

@@ -286,7 +286,8 @@ def learner(
     Args:
         model: An nn.Sequential, which is cut in front of each module with a weight, or any model
             whose blocks `layers` names.
-        spec: The method: "pc", "pepita", "dtp", "drtp", with options as in "pc(steps=50, rate=0.05)".
+        spec: The method: "pc", "dual_propagation", "pepita", "dtp", "drtp", with options as in
+            "pc(steps=50, rate=0.05)".
         loss: Maps the model's output and the targets to their loss, a scalar, the mean over
             samples; cross entropy by default.
         layers: The blocks, in order: names of submodules, or modules that share the model's layers.
