@@ -73,6 +73,16 @@ def text_width(text: str, size: float = SMALL) -> float:
     return _font().getlength(shown(text)) * size / EM
 
 
+@functools.lru_cache(maxsize=512)  # the figures of a run are painted again and again
+def _mask(text: str, width: int, height: int, angle: float) -> Image.Image:
+    """Return a text as white on black: painted at the size EM, scaled to this one, then turned."""
+    mask = Image.new("L", (max(1, math.ceil(text_width(text, EM))), math.ceil(1.4 * EM)))
+    place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)  # "ls": left, baseline
+    ImageDraw.Draw(mask).text(place, text, 255, _font(), anchor)
+    mask = mask.resize((width, height), Image.Resampling.LANCZOS)
+    return mask.rotate(angle, Image.Resampling.BICUBIC, expand=True) if angle else mask
+
+
 class Primitive(Protocol):
     """A part of a drawing."""
 
@@ -153,20 +163,14 @@ class Text:
 
     def paint(self, image: Image.Image, scale: float) -> None:
         size = self.size * scale
-        # A mask of the size EM is scaled to the size of the text, turned, and pasted in its color.
-        mask = Image.new("L", (max(1, math.ceil(text_width(self.text, EM))), math.ceil(1.4 * EM)))
-        place, anchor = ((0, EM), "ls") if SCALABLE else ((0, 0), None)  # "ls": left, baseline
-        ImageDraw.Draw(mask).text(place, shown(self.text), 255, _font(), anchor)
-        mask = mask.resize(
-            (math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)), Image.Resampling.LANCZOS
-        )
+        width, height = math.ceil(self.width * scale) or 1, math.ceil(1.4 * size)
+        mask = _mask(shown(self.text), width, height, self.angle)
         # From (x, y) to the center of the mask before the text is turned, and then after.
-        across = {"start": 0.5, "middle": 0.0, "end": -0.5}[self.anchor] * mask.width
+        across = {"start": 0.5, "middle": 0.0, "end": -0.5}[self.anchor] * width
         down = 0.05 * size
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         center_x = self.x * scale + across * cos + down * sin
         center_y = self.y * scale - across * sin + down * cos
-        mask = mask.rotate(self.angle, Image.Resampling.BICUBIC, expand=True)
         corner = round(center_x - mask.width / 2), round(center_y - mask.height / 2)
         image.paste(self.color, corner, mask)
 
@@ -217,9 +221,8 @@ class Curve:
         return f"<g><title>{escape(_clean(self.title))}</title>{path}</g>" if self.title else path
 
     def paint(self, image: Image.Image, scale: float) -> None:
-        _paint_line(
-            image, self.at(np.linspace(0, 1, 1601)), self.color, self.width, self.dashed, scale
-        )
+        points = self.at(np.linspace(0, 1, 81))  # pieces of a few pixels: Pillow rounds each joint
+        _paint_line(image, points, self.color, self.width, self.dashed, scale)
         if self.arrow:
             ImageDraw.Draw(image).polygon(
                 [(x * scale, y * scale) for x, y in self.head()], self.color
@@ -243,6 +246,8 @@ def _paint_line(
     thickness = max(1, round(width * scale))
     for piece in pieces:
         if len(piece) > 1:
+            if dashed:  # dashes are short, and nearly straight
+                piece = piece[[0, len(piece) // 2, -1]]
             corners = [(x, y) for x, y in (piece * scale).tolist()]
             draw.line(corners, color, thickness, "curve")
 
