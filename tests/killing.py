@@ -112,15 +112,16 @@ def _process(work: Callable[[], Any], at: int | None, made: Any) -> None:
 def events_of(run: Path) -> Counter[tuple[int, str, bytes]]:
     """How often each of TensorBoard's values is there: (step, tag, value).
 
-    The value of "run", the options, is left out: some of them may change.
+    The value of "run", the options, is left out: some of them may change. So is what the clock and
+    the machine say, but not how often they say it.
     """
     found: Counter[tuple[int, str, bytes]] = Counter()
     for path in run.glob("events.out.tfevents.*"):
         for content in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(content)
             for value in event.summary.value:
-                options = value.tag == "run/text_summary"
-                content = b"" if options else value.SerializeToString(deterministic=True)
+                varies = value.tag == "run/text_summary" or value.tag.startswith("machine/")
+                content = b"" if varies else value.SerializeToString(deterministic=True)
                 found[event.step, value.tag, content] += 1
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,11 @@ def trained(out: Path, **options: Any) -> TrainResult:
     return result
 
 
+def mean_of(alignment: Alignment, angle: str, rule: str) -> float:
+    values = [getattr(layer, angle) for layer in alignment.layers if layer.rule == rule]
+    return statistics.fmean(value for value in values if value is not None)
+
+
 def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -374,10 +380,20 @@ def test_live_in_a_training_without_changing_it(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "watched"))
     events.Reload()
     tags = events.Tags()["scalars"]
-    assert "epoch/alignment_error_angle" in tags
-    assert "feedback_angle/000.stem.0" in tags
+    assert "measured/alignment_error_angle" in tags
+    assert [image.step for image in events.Images("layers/angles")] == [
+        record["step"] for record in epochs
+    ]
     assert not (tmp_path / "plain" / "alignment-epochs.jsonl").exists()
+    # A heat map and a mean of each rule, not a tag of each layer.
     by_epoch = alignments_by_epoch(tmp_path / "watched")
+    of_layers = {tag for tag in tags if tag.startswith("layers/")}
+    rules = {layer.rule for layer in by_epoch[1].layers}
+    assert of_layers == {f"layers/{a}_angle/{r}" for a in ("feedback", "error") for r in rules}
+    for angle in ("feedback_angle", "error_angle"):
+        for rule in rules:
+            shown = [event.value for event in events.Scalars(f"layers/{angle}/{rule}")]
+            assert shown == pytest.approx([mean_of(a, angle, rule) for a in by_epoch.values()])
     assert {e: a.summary()["feedback_angle"] for e, a in by_epoch.items()} == {
         record["epoch"]: record["alignment/feedback_angle"] for record in epochs
     }

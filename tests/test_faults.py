@@ -103,6 +103,8 @@ def test_what_is_compared(whole: Path) -> None:
     assert sorted(step for step, tag in steps if tag == "train/loss") == [1, 2, 3, 4]
     assert sorted(step for step, tag in steps if tag == "epoch/test_loss") == [2, 4]
     assert [step for step, tag in steps if tag == "run/text_summary"] == [0]
+    assert [step for step, tag in steps if tag == "_hparams_/session_start_info"] == [4]
+    assert len([tag for _, tag in steps if tag == "machine/images_per_second"]) == 4
 
 
 def killed_and_resumed(whole: Path, place: Path, points: range) -> int:

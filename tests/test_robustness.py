@@ -361,7 +361,7 @@ class TestScript:
         events = EventAccumulator(str(attacked)).Reload()
         assert [event.step for event in events.Scalars("fgsm/rule/bp/seed-0")] == [8, 64]
         assert events.Tags()["images"] == ["accuracy", "examples"]
-        assert events.Tags()["tensors"] == ["report/text_summary"]
+        assert events.Tags()["tensors"] == ["custom_scalars__config__", "report/text_summary"]
 
     def test_one_that_is_done_goes_on_to_the_same_report(self, runs: Path, attacked: Path) -> None:
         before = (attacked / "results.json").read_bytes()

@@ -118,6 +118,23 @@ class Alignment:
             numbers[name] = sum(angles) / len(angles) if angles else None
         return {name: value for name, value in numbers.items() if value is not None}
 
+    def by_rule(self, angle: str) -> dict[str, float]:
+        """Return the mean of an angle, in degrees, over the layers of each rule that have it.
+
+        `angle` is a field of `LayerAlignment`. Layers count alike, whatever their size.
+
+        >>> name, rest = WeightName("0", "Linear"), (None, 0.8, 0.5, 0.4)
+        >>> layers = [LayerAlignment("0", name, "fa", 0, a, 1.0, *rest) for a in (30.0, 50.0)]
+        >>> Alignment(tuple(layers), 0.8, 0.5, 0.4).by_rule("feedback_angle")
+        {'fa': 40.0}
+        """
+        angles: dict[str, list[float]] = {}
+        for layer in self.layers:
+            value = getattr(layer, angle)
+            if value is not None:
+                angles.setdefault(layer.rule, []).append(value)
+        return {rule: sum(values) / len(values) for rule, values in angles.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, for JSON, and the label and gradient angle of layers.
 

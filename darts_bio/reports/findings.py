@@ -96,7 +96,7 @@ def decisions(
                     max(share_of[candidate] for candidate in taken),
                     "-" if runner_up is None else str(runner_up),
                     0.0 if runner_up is None else share_of[runner_up],
-                    _evenness(of_edge),
+                    evenness(of_edge),
                 )
             )
     return decided
@@ -251,8 +251,12 @@ def _rules(genotype: Genotype) -> list[str]:
     return ["## Which rule where", "", *markdown_table(head, rows), ""]
 
 
-def _evenness(shares: Sequence[float]) -> float:
-    """Return the entropy of shares over that of equal shares; 0 for a single candidate."""
+def evenness(shares: Sequence[float]) -> float:
+    """Return the entropy of shares over that of equal shares; 0 for a single candidate.
+
+    >>> evenness([0.25] * 4), evenness([0.5, 0.5, 0.0, 0.0])
+    (1.0, 0.5)
+    """
     if len(shares) == 1:
         return 0.0
     entropy = -sum(share * math.log(share) for share in shares if share > 0)

@@ -18,8 +18,8 @@ from darts_bio.evaluation.corruptions import CORRUPTIONS
 from darts_bio.evaluation.doubts import Doubt
 from darts_bio.evaluation.robustness import Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
-from darts_bio.monitoring.boards import RobustnessBoard
 from darts_bio.monitoring.console import RobustnessConsole
+from darts_bio.monitoring.robustness import RobustnessBoard
 from darts_bio.reports.robustness import results, write_report
 from darts_bio.runs.running import warn_of
 from darts_bio.runtime import select_device, stop_on_signals

@@ -238,10 +238,12 @@ def perform(
         about = {"epochs": task.epochs, "data": task.subject["data set"]}
         status = _Status(folder.path, **about, **facts)
         listeners: list[Listener] = []
+        shown: FitBoard | None = None
         if rank() == 0:
             listeners += [stack.enter_context(status), MetricsFile(folder), *files]
             if watching.tensorboard:
-                listeners.append(stack.enter_context(board()))
+                shown = stack.enter_context(board())
+                listeners.append(shown)
             if watching.console is not None:
                 name = f"seed {config.seed}"
                 console = FitConsole(watching.console, remarks_first, news, epoch, name)
@@ -273,6 +275,8 @@ def perform(
                 f"{config.rollbacks})"
             )
         else:
+            if shown is not None and outcome.finished:
+                shown.conclude(outcome.step, facts)
             status.finished = outcome.finished
             return outcome, 0 if outcome.finished else stop.exit_code
     # The listeners have ended with the context, as those of a run that is stopped.

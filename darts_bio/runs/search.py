@@ -26,8 +26,9 @@ from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_known
+from darts_bio.figures.drawing import Drawing
 from darts_bio.invocation import line, portable
-from darts_bio.monitoring.boards import FitBoard, SearchBoard
+from darts_bio.monitoring.boards import FitBoard, GenotypeBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports import page
 from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
@@ -227,10 +228,13 @@ def _perform(
         )
         return [*lines, *beginning(progress, folder, watching, seed), *remarks]
 
-    def board() -> FitBoard:
-        return FitBoard(folder) if isinstance(task, BlackBoxSearch) else SearchBoard(task, folder)
-
     files, meter = SearchFiles(task, folder), KnownAccuracy(task, table)
+
+    def board() -> FitBoard:
+        if isinstance(task, BlackBoxSearch):
+            return GenotypeBoard(task, folder, files.figure)
+        return SearchBoard(task, folder, files.figure)
+
     outcome, exit_code = perform(
         task,
         folder,
@@ -339,6 +343,14 @@ class SearchFiles(Listener):
     def __init__(self, search: Search | BlackBoxSearch, folder: RunFolder) -> None:
         self.search, self.folder = search, folder
         self._drawn: Genotype | None = None  # the genotype that cells.svg shows
+        self._latest: tuple[Genotype, Drawing] | None = None  # the last figure, and what it is of
+
+    def figure(self) -> Drawing:
+        """Return the figure of the present genotype, drawn once for all who ask."""
+        genotype = self.search.genotype()
+        if self._latest is None or self._latest[0] != genotype:
+            self._latest = genotype, draw_genotype(genotype)
+        return self._latest[1]
 
     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
         # Of thousands of queries in a table few change what is found.
@@ -359,7 +371,7 @@ class SearchFiles(Listener):
         )
         write_text(self.folder.genotype_path, genotype.to_json())
         if genotype != self._drawn:
-            write_text(self.folder.path / CELLS_FIGURE, draw_genotype(genotype).svg())
+            write_text(self.folder.path / CELLS_FIGURE, self.figure().svg())
             self._drawn = genotype
         return genotype
 
