@@ -62,7 +62,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     >>> layer.weight.grad is None, x.grad is not None
     (True, True)
     """
-    parameters = list(model.parameters())  # once: a supernet has hundreds of modules to look through
+    parameters = list(
+        model.parameters()
+    )  # once: a supernet has hundreds of modules to look through
     with restored(parameters, "requires_grad"):
         for parameter in parameters:
             parameter.requires_grad_(False)
