@@ -7,6 +7,7 @@ same bytes with the same version of matplotlib.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import math
@@ -26,6 +27,9 @@ from PIL import Image
 from darts_bio.figures.drawing import FAINT, INK, MARGIN, PAPER, Point, shown, text_width
 from darts_bio.figures.thinning import MOST_POINTS, extremes, thinned
 from darts_bio.training.run_folder import replacing, write_text
+
+if importlib.util.find_spec("matplotlib") is None:  # said at the start, not after hours of a run
+    raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
