@@ -49,5 +49,5 @@ def test_install_hints_name_extras_that_exist(project: dict[str, Any]) -> None:
     )
     hinted = set(re.findall(r"install_hint\(['\"](\w+)", sources))
     hinted |= set(re.findall(r"darts-bio\[(\w+)\]", sources + documents))
-    assert {"attacks", "evolution", "onnx", "plot"} <= hinted
+    assert {"attacks", "evolution", "onnx"} <= hinted
     assert hinted <= set(project["project"]["optional-dependencies"])
