@@ -316,7 +316,7 @@ def align(
         ... )
         >>> result = darts_bio.align(trained, batches=2)
         >>> stem = result.alignment.layers[0]  # bp carries the error by the weight itself
-        >>> stem.label, stem.feedback_angle
+        >>> stem.label, round(stem.feedback_angle, 3)
         ('stem, Conv2d:bp', 0.0)
         >>> other = darts_bio.train(
         ...     "darts_v1", train_images=64, channels=2, epochs=1, batch_size=16,

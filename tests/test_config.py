@@ -277,7 +277,7 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
     of_a_call = {
         *("data_dir", "device", "graphs", "out", "resume", "quiet", "charts", "plugin", "seeds")
     }
-    assert left_out == of_a_call | {"save_every"} | measured
+    assert left_out == of_a_call | {"save_every", "rollbacks"} | measured
 
 
 @pytest.mark.parametrize("script", ["search/run.py", "evaluate/train_cifar.py"])

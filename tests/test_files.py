@@ -376,7 +376,7 @@ class TestFolders:
             (16, 16),
             3,
         )
-        assert data.identity().startswith("12 + 8 image files in 2 classes, digest ")
+        assert data.identity().startswith("12 training + 8 test image files in 2 classes, digest ")
         x, labels = data.batch(0)
         assert (x.dtype, x.shape, labels.dtype, labels.shape) == (
             torch.float32,
@@ -597,7 +597,11 @@ class TestTarFiles:
         index = f"_train{reader_image_in_tar.CACHE_FILENAME_SUFFIX}"
         (root / "tars" / index).write_bytes(b"not to be read")
         monkeypatch.setattr(os.path, "getsize", lambda path: 20 * 1024**3)
-        assert files(root / "tars").identity().startswith("12 + 8 image files in 2 classes")
+        assert (
+            files(root / "tars")
+            .identity()
+            .startswith("12 training + 8 test image files in 2 classes")
+        )
         assert {path.name for path in (root / "tars").iterdir()} == {"train.tar", "val.tar", index}
 
     @staticmethod

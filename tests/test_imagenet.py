@@ -86,7 +86,7 @@ def test_from_images_to_a_network_that_others_can_use(images: Path) -> None:
     last = numbers(images / "run")[-1]
     assert f"test accuracy: {100 * last['test/accuracy']:.2f} % after 2 epochs" in done.stdout
     card = (images / "run" / "report.md").read_text()
-    assert "24 + 12 image files in 3 classes" in card
+    assert "24 training + 12 test image files in 3 classes" in card
     assert "multiply-adds of one 3x32x32 image" in card
     trained = load_trained(images / "run")
     assert (trained.classes, trained.form["stem"]) == (("blue", "green", "red"), "imagenet")
@@ -147,7 +147,7 @@ def test_another_class_folder_on_resume(images: Path, tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "images" / part / "red", tmp_path / "images" / part / "violet")
     done = forked(IMAGENET, "--out", "run", "--resume", cwd=tmp_path)
     assert (
-        "the data set of this run has changed since it was stopped (was 24 + 12 image files in 3"
+        "the data set of this run has changed since it was stopped (was 24 training + 12 test image files in 3"
         in refused(done)
     )
 

@@ -133,7 +133,8 @@ def masking() -> tuple[Cells, Cells]:
 
 def learners() -> tuple[Cells, Cells]:
     kept = result("learners-digits-cpu.json")["learners"]
-    kept["drtp"] = result("learners-drtp-digits-cpu.json")["learners"]["drtp"]
+    for name in ("drtp", "dual_propagation"):
+        kept[name] = result(f"learners-{name}-digits-cpu.json")["learners"][name]
     wanted = {
         name: [
             f"{of_one['rate']:g}",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def same(one: Any, other: Any) -> bool:
 def saved(run: Path) -> dict[str, Any]:
     state = read_checkpoint(run / "checkpoint.pt", "search")
     return {name: state[name] for name in ("step", "ended", "last", "task")}
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Have signals their ordinary effect, also where the tests run under nohup or in the background."""
+    numbers = (signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

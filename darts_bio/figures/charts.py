@@ -192,6 +192,10 @@ class Chart:
             f'stroke-linejoin="round" stroke-linecap="butt">{body}'
         )
 
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows of the chart."""
+        return self.svg()
+
     def image(self) -> np.ndarray:
         """Return the chart as pixels (H, W, 3) uint8."""
         return np.array(Image.open(io.BytesIO(self.file("png"))).convert("RGB"))

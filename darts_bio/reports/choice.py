@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
+from darts_bio.reports.findings import IN_SHORT
 from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
 
@@ -40,7 +41,7 @@ def choice_card(
         choice: What was measured, and which candidate was chosen.
         genotype: The genotype of the one that was chosen.
         result: What the full training reached, in words; None while it is not done.
-        verdicts: What the report of its search says of it in words (`findings.verdicts`).
+        verdicts: What the report of its search says of it in short (`findings.verdicts`).
     """
     seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
     lines = [
@@ -57,7 +58,7 @@ def choice_card(
             f"Of the chosen genotype, trained on all training images ([report](final/{CARD_FILE})).",
             "",
         ]
-    lines += [*block(str(genotype)), "", "## In words", "", *verdicts, "", "## Choice", ""]
+    lines += [*block(str(genotype)), "", f"## {IN_SHORT}", "", *verdicts, "", "## Choice", ""]
     lines += [
         f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
         f"{training.holdout} of the training images, the same for all, and measured on these. "

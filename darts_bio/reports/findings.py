@@ -17,6 +17,8 @@ from darts_bio.strategies import STRATEGIES
 from darts_bio.training.logs import ALPHA_FILE, read_records
 from darts_bio.training.search import Search
 
+IN_SHORT = "In short"
+"""The heading of what is said first."""
 SKIPS_OF_A_COLLAPSE = 2
 """Skip connections in a normal cell at which DARTS+ (arXiv 1909.06035) ends a search as collapsing."""
 UNDECIDED_BELOW = 1.1
@@ -128,18 +130,29 @@ def choices(decided: Sequence[Decision]) -> list[str]:
 
 
 def of_search(
-    search: Search, genotype: Genotype, history: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Return the sections on what a search found: its choices, and what they amount to in words.
+    search: Search,
+    genotype: Genotype,
+    history: Sequence[Mapping[str, Any]],
+    further: Sequence[str] = (),
+) -> tuple[list[str], list[str]]:
+    """Return the sections on what a search found: the one at the head of its report, and the others.
 
-    `history` are the records of alpha.jsonl. A strategy that draws is sure of everything, so its
-    choices are not listed.
+    At the head it is said in short; the others are the table of choices and that of rules. A
+    strategy that draws is sure of everything, so its choices are not listed.
+
+    Args:
+        search: The search.
+        genotype: What it found.
+        history: The records of alpha.jsonl.
+        further: Further entries of the list at the head.
     """
     decided: list[Decision] = []
     if not search.strategy.finished:
         decided = decisions(search.space, search.table, genotype, edge_shares(search))
-    lines = ["## Choices", "", *choices(decided)] if decided else []
-    return lines + in_words(search.space, genotype, decided, history)
+    said = verdicts(search.space, genotype, decided, history)
+    head = [f"## {IN_SHORT}", "", *said, *(f"- {entry}" for entry in further), ""]
+    table = ["## Choices", "", *choices(decided)] if decided else []
+    return head, [*table, *_rules(genotype)]
 
 
 def recorded_decisions(
@@ -170,27 +183,16 @@ def of_folder(config: SearchConfig, genotype: Genotype, folder: Path) -> list[st
     return verdicts(space, genotype, recorded_decisions(config, genotype, history), history)
 
 
-def in_words(
-    space: Space,
-    genotype: Genotype,
-    decided: Sequence[Decision],
-    history: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    """Return in words whether the search collapsed, whether it is decided, whether it has settled.
-
-    `decided` is empty for a strategy that has no shares; `history` are the records of alpha.jsonl.
-    """
-    lines = verdicts(space, genotype, decided, history)
-    return ["## In words", "", *lines, "", *_rules(genotype)]
-
-
 def verdicts(
     space: Space,
     genotype: Genotype,
     decided: Sequence[Decision],
     history: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """Return the entries of a list that say what `in_words` says."""
+    """Return entries of a list: did the search collapse, is it decided, has it settled?
+
+    `decided` is empty for a strategy that has no shares; `history` are the records of alpha.jsonl.
+    """
     lines = [f"- {_collapse(space, genotype)}"]
     if decided:
         undecided = sum(decision.undecided for decision in decided)

@@ -56,23 +56,19 @@ def search_card(
     """
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
+    cost = _cost(search, epochs)
+    in_short, found = findings.of_search(search, genotype, history, [f"**Cost:** {cost}"])
     lines = [
         f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
         "",
+        *in_short,
         "## Genotype",
         "",
         *block(str(genotype)),
         "",
         "![cells](cells.svg)",
         "",
-    ]
-    lines += findings.of_search(search, genotype, history)
-    cost = _cost(search, epochs)
-    lines += [
-        "## Cost",
-        "",
-        cost,
-        "",
+        *found,
         "## How to go on",
         "",
         *_next(finished, next_command, sizes),

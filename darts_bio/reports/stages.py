@@ -36,17 +36,19 @@ def stages_card(
     history = read_records(results[-1].folder / ALPHA_FILE)
     stages = config.of_stages()
     finished = len(results) == len(stages) and results[-1].finished
+    in_short, found = findings.of_search(search, genotype, history)
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
         f"# Search on {escaped(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
         "",
+        *in_short,
         "## Genotype",
         "",
         *block(str(genotype)),
         "",
         "![cells](cells.svg)",
         "",
-        *findings.of_search(search, genotype, history),
+        *found,
         "## Stages",
         "",
         "Each stage searches among the strongest candidates, pairs of operation and rule, that the "
