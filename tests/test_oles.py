@@ -34,6 +34,7 @@ from darts_bio.runtime import derive_seed
 from darts_bio.spaces import SPACES
 from darts_bio.strategies import REGULARIZERS, detached
 from darts_bio.training.engine import named_tensors
+from darts_bio.training.method import Method
 from darts_bio.training.search import Search
 
 STEPS, WINDOW = 5, 2
@@ -139,6 +140,7 @@ class Plain:
     ) -> None:
         self.task, self.threshold, self.against, self.parts = task, threshold, against, parts
         config = task.config
+        method = Method.of(config)
         torch.manual_seed(derive_seed("weights", config.seed))
         self.net = SuperNet(
             task.space,
@@ -148,8 +150,8 @@ class Plain:
             num_classes=10,
             in_channels=1,
             backbone_rule=config.backbone_rule,
-            partial=task._partial(),
-            shared=config.kernel_scale if task._shares_weights else None,
+            partial=method.partial,
+            shared=config.kernel_scale if method.shares_weights else None,
             cell=ReferenceCell,
         ).double()
         self.strategy: Any = task.strategy

@@ -27,7 +27,7 @@ from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.cells import SkipDropout
 from darts_bio.networks.supernet import single_columns
-from darts_bio.rules import RULES, Renewal, draw_feedback, true_gradients
+from darts_bio.rules import Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import (
     autocast,
@@ -40,8 +40,6 @@ from darts_bio.runtime import (
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.spaces.operations import Noise
 from darts_bio.strategies import (
-    REGULARIZERS,
-    STRATEGIES,
     AlphaState,
     Batch,
     Bilevel,
@@ -49,7 +47,6 @@ from darts_bio.strategies import (
     GradientStrategy,
     Objective,
     Regularizer,
-    Strategy,
     StrategyState,
     detached,
     frozen,
@@ -64,6 +61,7 @@ from darts_bio.training.engine import (
     never,
 )
 from darts_bio.training.graphs import Recorder
+from darts_bio.training.method import Method, refuse_unused
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.parallel import (
     refuse_uneven_shares,
@@ -142,12 +140,11 @@ class Search:
         self.place = place or Place(schedule=config.epochs)
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
-        for rule in (*config.rules, config.backbone_rule):
-            RULES.build(rule)  # an unknown rule is an error now, not once the supernet is built
+        method = Method.of(config)
+        self.strategy, self.regularizers = method.strategy, method.regularizers
+        self.warmup_epochs = method.warmup_epochs
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalization = Normalization.of(data.train.images)
-        self.strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
-        self._refuse_contradictions()
         # Where each process measures some of the individuals, all of them train w alike.
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
         self.began_with = self.share[1]
@@ -178,11 +175,6 @@ class Search:
         self.table = self.place.table or self.space.table(config.rules)
         if self.place.table is not None:
             self.subject["candidates"] = table_identity(self.table)
-        self.regularizers: list[Regularizer[Any]] = [
-            REGULARIZERS.build(spec) for spec in config.regularizers
-        ]
-        self._refuse_repetitions()
-        self.warmup_epochs = self._warmup_epochs()
         context = Context(
             self.space,
             self.table,
@@ -228,8 +220,8 @@ class Search:
             num_classes=len(data.classes),
             in_channels=data.in_channels,
             backbone_rule=config.backbone_rule,
-            partial=self._partial(),
-            shared=config.kernel_scale if self._shares_weights else None,
+            partial=method.partial,
+            shared=config.kernel_scale if method.shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
             table=self.table,
             skip_rate=next((s.number for r, s in self._regularizers() if r.drops_skips), None),
@@ -252,78 +244,9 @@ class Search:
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         self.together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.stopped = False
-        if self.strategy.finished:  # of a strategy that trains nothing
-            unused = ("regularizers", "objective", "supernet")
-            for option in unused:
-                if getattr(config, option):
-                    raise InputError(
-                        f"--{option}: has no say with --strategy {config.strategy}, which trains "
-                        "nothing; leave it out"
-                    )
+        refuse_unused(config, self.strategy)
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
-
-    def _refuse_repetitions(self) -> None:
-        """Raise InputError for a regularizer that is named twice."""
-        names = [REGULARIZERS.name_of(regularizer) for regularizer in self.regularizers]
-        for name in names:
-            # Entropies of different levels are different penalties.
-            if names.count(name) > 1 and name != "entropy":
-                raise InputError(
-                    f"--regularizers: expected one {name}, found {names.count(name)}; leave out all "
-                    "but one"
-                )
-
-    def _warmup_epochs(self) -> int:
-        """Return for how many epochs alpha stays as it is, by a regularizer or by the strategy."""
-        warmups = [r.warmup_epochs for r in self.regularizers if r.warmup_epochs is not None]
-        if warmups:
-            return warmups[0]
-        return round(self.strategy.warmup_share(self.epochs) * self.epochs)
-
-    def _partial(self) -> int:
-        """Return k, where 1/k of the channels goes through the candidates (see `SuperNet`).
-
-        Raises InputError if both a regularizer and the strategy say so.
-        """
-        asked = [r.partial for r in self.regularizers if r.partial is not None]
-        if asked and self.strategy.partial > 1:
-            raise InputError(
-                f"--regularizers partial_channels: --strategy {self.config.strategy} has a k of its "
-                f"own, {self.strategy.partial}; leave the regularizer out"
-            )
-        return asked[0] if asked else self.strategy.partial
-
-    def _refuse_contradictions(self) -> None:
-        """Raise InputError for options that do not go with the strategy."""
-        config = self.config
-        if self.strategy.looks_ahead and config.optimizer not in ("sgd", "nesterov"):
-            raise InputError(
-                f"--optimizer: expected sgd or nesterov for --strategy {config.strategy}, which "
-                f"differentiates a step of it, found {config.optimizer}; leave it out"
-            )
-        if self.strategy.shares_weights and config.weights == "own":
-            raise InputError(
-                f"--weights: expected shared for --strategy {config.strategy}, which measures "
-                "rules on the same weights, found own; leave it out"
-            )
-        backbone = RULES.build(config.backbone_rule)
-        if self.strategy.shares_weights and (backbone.local or backbone.direct):
-            raise InputError(
-                f"--backbone-rule: expected a rule whose kernel carries the error, for --strategy "
-                f"{config.strategy}, which differentiates a step of training through all layers, "
-                f"found {config.backbone_rule}; use bp or a rule of the feedback family"
-            )
-        if config.kernel_scale != "match" and not self._shares_weights:
-            raise InputError(
-                f"--kernel-scale {config.kernel_scale}: kernels are mixed where rules share "
-                "weights, and these have weights of their own; add --weights shared, or leave it out"
-            )
-
-    @property
-    def _shares_weights(self) -> bool:
-        """Whether the rules of an operation share weights."""
-        return self.strategy.shares_weights or self.config.weights == "shared"
 
     def _begin_with(self, folder: Path) -> None:
         """Begin with the supernet of another run (`--supernet`).
