@@ -52,7 +52,7 @@ def search(data: ImageData, strategy: str = "darts", **options: Any) -> Search:
 
 def verdicts(report: Path) -> list[str]:
     """What a report says in words of what was found, without the mean entropy: records of alpha
-    have four decimals, which may round the third one of the mean otherwise.
+    are rounded, which may round the third decimal of the mean otherwise.
     """
     lines = re.findall(r"^- \*\*\w+\?\*\* .*$", report.read_text(), re.MULTILINE)
     return [re.sub(r"is on average [\d.]+", "is on average", line) for line in lines]

@@ -115,8 +115,8 @@ class TestASearch:
         assert [e.value for e in events.Scalars("search/epochs_since_change")] == expected
 
     def test_entropy_and_shares_are_those_of_the_record(self, whole: Path) -> None:
-        """alpha.jsonl rounds shares to 4 decimals: sums of 6 by 3e-4, and entropies by less than
-        6 * 5e-5 * (1 + |log 5e-5|) / log 4.
+        """alpha.jsonl rounds shares to 7 decimals: sums of 6 by 3e-7, and entropies by less than
+        6 * 5e-8 * (1 + |log 5e-8|) / log 4 = 4e-6.
         """
         events, last = events_in(whole), records(whole / "alpha.jsonl")[-1]
         for kind, edges in last["shares"].items():
@@ -125,15 +125,15 @@ class TestASearch:
             ]
             found = events.Scalars(f"search/entropy/{kind}")[-1]
             assert found.step == last["step"]
-            assert found.value == pytest.approx(sum(entropies) / len(edges), abs=3e-3)
+            assert found.value == pytest.approx(sum(entropies) / len(edges), abs=1e-5)
         # none, (skip,) max_pool, then sep_conv_3x3 under both rules, by the options.
         normal = last["shares"]["normal"]
         for name, column in (("none", 0), ("skip_connect", 1), ("max_pool_3x3", 2)):
             (*_, found) = events.Scalars(f"operations/normal/{name}")
-            assert found.value == pytest.approx(sum(row[column] for row in normal) / 2, abs=3e-4)
+            assert found.value == pytest.approx(sum(row[column] for row in normal) / 2, abs=1e-6)
         for rule, column in (("usf", 3), ("brsf", 4)):
             (*_, found) = events.Scalars(f"rules/normal/{rule}")
-            assert found.value == pytest.approx(sum(row[column] for row in normal) / 2, abs=3e-4)
+            assert found.value == pytest.approx(sum(row[column] for row in normal) / 2, abs=1e-6)
 
     def test_no_more_pictures_than_tensorboard_keeps(self, whole: Path) -> None:
         steps = [event.step for event in events_in(whole).Images("heat_map/normal")]

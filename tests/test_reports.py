@@ -9,6 +9,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from darts_bio.reports.page import FIGURE_BYTES, Widget, page, write_report
 from darts_bio.reports.search import search_card
 from darts_bio.reports.time_lapse import time_lapse
 from darts_bio.runs.search import SearchResult, search
-from darts_bio.spaces import SPACES
+from darts_bio.spaces import SPACES, Candidate
 from darts_bio.training.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
 
@@ -108,13 +109,14 @@ class TestSearch:
             for source, shares in enumerate(edges):
                 first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
                 high, low = shares[first], shares[second]
-                numbers = (f"{high:.3f}", second, f"{low:.3f}", f"{high - low:+.3f}")
+                ahead = f"{high / low:.2f}{', undecided' if high < 1.1 * low else ''}"
+                numbers = (f"{high:.3f}", second, f"{low:.3f}", ahead)
                 expected.append([cell_type, f"{source} -> 2", first, *numbers])
         assert rows == expected
 
     def test_words_are_those_of_the_logits(self, found: SearchResult) -> None:
         text = (found.folder / "report.md").read_text()
-        undecided, entropies, skips, without = 0, [], 0, 0
+        undecided, entropies, skips, without, parameterless = 0, [], 0, 0, 0
         for cell_type, edges in softmaxes(found.folder).items():
             for shares in edges:
                 first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
@@ -123,12 +125,15 @@ class TestSearch:
                 entropies.append(ratio)
                 skips += cell_type == "normal" and first == "skip_connect"
                 without += ":" not in first
+                pools = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")
+                parameterless += cell_type == "normal" and first in pools
         verdict = "Yes: " if undecided > 2 else ""
         assert f"**Undecided?** {verdict}{undecided} of 4 edges" in text
-        assert f"is on average {sum(entropies) / 4:.3f} of" in text
+        assert f"is on average {sum(entropies) / 4:.3f} (" in text
         assert f"**Collapsed?** {'Yes' if skips >= 2 else 'No'}, by" in text
         assert f"normal has {skips} on 2 edges" in text
-        assert f"{without} of 4 ({25 * without} %) have no weights" in text
+        assert f"{without} of 4 ({25 * without} %) have no weights." in text
+        assert f"Skips or poolings: {parameterless} of 2 edges of normal cells." in text
         counts = {row[0]: sum(map(int, row[1:])) for row in rows_below(text, "Which rule where")}
         assert counts.pop("none (no weights)", 0) == without
         assert sum(counts.values()) == 4 - without
@@ -140,7 +145,7 @@ class TestSearch:
         assert [(r["step"], r["epoch"]) for r in records] == [(2, 1), (4, 2), (6, 3)]
         for cell_type, edges in softmaxes(found.folder).items():
             for shares, recorded in zip(edges, records[-1]["shares"][cell_type], strict=True):
-                assert recorded == pytest.approx(list(shares.values()), abs=6e-5)
+                assert recorded == pytest.approx(list(shares.values()), abs=2e-7)
         chosen = [  # `none`, the first candidate of a row, cannot be chosen
             [max(row[1:]) == share for t in r["shares"] for row in r["shares"][t] for share in row]
             for r in records
@@ -161,10 +166,10 @@ class TestSearch:
         }
         assert len(fields) == sum(map(len, [*normal, *softmaxes(found.folder)["reduce"]]))
         for name, value in shown.items():
-            assert float(value or "nan") == pytest.approx(expected[name], abs=1.1e-3)
+            assert float(value or "nan") == pytest.approx(expected[name], abs=1.1e-4)
         frames = json.loads(read.pieces["script"][0])
         assert frames["epochs"] == [1, 2, 3]
-        assert [value / 1000 for value in frames["frames"][-1]] == [
+        assert [value / 10_000 for value in frames["frames"][-1]] == [
             float(a["data-share"] or "nan") for a in fields
         ]
         assert frames["frames"][0] != frames["frames"][-1]
@@ -173,6 +178,7 @@ class TestSearch:
         text = (found.folder / "report.md").read_text()
         assert f"train --genotype {found.folder.name} --dataset digits" in text
         assert "That is a network of 3 cells and 16 channels, the size of the recipe" in text
+        assert "trained for 30 epochs" in text
         assert "`--layers 3 --channels 2` trains one of the search's own size" in text
         assert "16 of the training images (train), alpha from the 16 others" in text
         assert "- data: 32 training + 359 test images of 1x8x8" in text
@@ -182,6 +188,103 @@ class TestSearch:
         assert "| this is one, of seed 4 |" in checklist
         assert "| all options are in config.yaml; seed 4 |" in checklist
         assert "- Ablations of the method's parts?" in checklist
+
+    def test_the_data_come_first_and_the_next_step_last(self, found: SearchResult) -> None:
+        bullets = (found.folder / "report.md").read_text().partition("## In short\n\n")[2]
+        lines = bullets.partition("\n\n")[0].splitlines()
+        assert lines[0].startswith("- **Data:** digits. The weights learn from 16 of the training")
+        assert lines[-1].startswith("- **Next:** ")
+        assert lines[-1].endswith('see "How to go on".')
+
+
+CELL = SPACES.build("darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))")
+
+
+def lapse_of(of_edge: list[float], factorised: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """The data and the fields of a heat map of an epoch, whose edges in normal cells are all alike."""
+    table = CELL.table(("fa", "usf"))
+    shares = {t: [[1.0] + [0.0] * (sum(map(bool, row)) - 1) for row in rows]
+              for t, rows in table.rows.items()}  # fmt: skip
+    shares["normal"] = [of_edge for _ in CELL.edges]
+    record = {"epoch": 1, "step": 1, "genotype": "d", "shares": shares}
+    read = Page(time_lapse([record], table, CELL.edges, factorised).html)
+    fields = [attrs for _, attrs in read.tags if (attrs.get("class") or "").startswith("share")]
+    return json.loads(read.pieces["script"][0]), fields[: len(of_edge)]
+
+
+class TestTimeLapse:
+    def test_the_dot_is_that_of_shares_alike_in_thousandths(self) -> None:
+        data, fields = lapse_of([0.25001, 0.24998, 0.25003, 0.24998])
+        assert [a["class"] for a in fields] == ["share", "share", "share top", "share"]
+        assert data["largest"][0][:2] == [2, 6]
+
+    def test_equal_shares_have_no_dot(self) -> None:
+        data, fields = lapse_of([0.25] * 4)
+        assert all(a["class"] == "share" for a in fields)
+        assert data["largest"][0] == [8, 13]  # those of the reduce cell
+
+    def test_colors_are_of_multiples_of_the_equal_share(self) -> None:
+        """In a reduce cell of five candidates one has all: five times its equal share, full color."""
+        data, fields = lapse_of([0.26, 0.05, 0.59, 0.1])
+        assert data["top"] == 5
+        expected = [math.log(4 * 0.26) / math.log(5), 0, math.log(4 * 0.59) / math.log(5), 0]
+        colors = [float(str(a["style"]).removeprefix("--s:")) for a in fields]
+        assert colors == pytest.approx(expected, abs=1e-3)
+
+    def test_equal_shares_of_operations_are_pale_where_alpha_is_factorised(self) -> None:
+        third = 1 / 3
+        data, fields = lapse_of([third, third, third / 2, third / 2], factorised=True)
+        assert data["equal"][:4] == pytest.approx([third, third, third / 2, third / 2], abs=1e-6)
+        assert [str(a["style"]) for a in fields] == ["--s:0"] * 4
+        _, fields = lapse_of([third, third, third / 2, third / 2])
+        assert float(str(fields[0]["style"]).removeprefix("--s:")) > 0.1
+
+
+class TestAdvice:
+    def card(self, data: ImageData, strategy: str, alpha: float = 0.0) -> str:
+        """The report of a search whose alphas of convolutions are these, of all else 0."""
+        options = {"strategy": strategy, "space": "darts(nodes=1)"}
+        task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+        for cell_type, values in task.strategy_state.parameters.items():
+            rows = task.table.rows[cell_type]
+            with torch.no_grad():
+                values.zero_()
+                for number, row in enumerate(rows):
+                    values[number, row.index(Candidate("sep_conv_3x3", "fa"))] = alpha
+        folder: Any = SimpleNamespace(command="c")
+        return search_card(task, folder, task.genotype(), [], True, None, [], "train it", "Size.")
+
+    def test_where_little_is_decided_a_longer_search_comes_first(self, data: ImageData) -> None:
+        text = self.card(data, "darts(lr=0.003)", 0.01)
+        assert "**Undecided?** Yes: 4 of 4" in text
+        assert "- **Next:** search longer, or move alpha faster" in text
+        advice = text.partition("## How to go on")[2].partition("\n## ")[0]
+        first, _, rest = advice.partition("Train it nevertheless:")
+        assert "this search had 3 epochs" in first
+        assert '`--strategy "darts(lr=0.03)"`: its rate was 0.003.' in first
+        assert "train it" in rest
+
+    def test_a_rate_that_is_large_is_not_made_larger(self, data: ImageData) -> None:
+        text = self.card(data, "darts(lr=0.3)", 0.01)
+        assert "Search longer first" in text
+        assert "--strategy" not in text
+        assert "move alpha faster" not in text
+
+    def test_where_enough_is_decided_it_is_trained(self, data: ImageData) -> None:
+        text = self.card(data, "darts(lr=0.003)", 1.0)
+        assert "Search longer" not in text
+        assert "- **Next:** train the genotype" in text
+        assert "\nTrain it:\n" in text
+        assert "which no cell may hold" not in text
+
+    def test_none_that_is_largest_is_named(self, data: ImageData) -> None:
+        options = {"strategy": "darts(lr=0.003)", "space": "darts(nodes=1)"}
+        task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+        with torch.no_grad():
+            task.strategy_state.parameters["normal"][0, 0] = 5.0
+        folder: Any = SimpleNamespace(command="c")
+        text = search_card(task, folder, task.genotype(), [], True, None, [], None)
+        assert "has the largest share on 1 of 4 edges: normal 0 -> 2 (" in text
 
 
 def test_a_stopped_search_names_no_training(data: ImageData, tmp_path: Path) -> None:
@@ -261,6 +364,18 @@ class TestPage:
         read = Page(page(tmp_path, text))
         targets = [attrs["href"] for tag, attrs in read.tags if tag == "a"]
         assert targets == ["seed-0/report.html", "report.html", "metrics.jsonl"]
+
+    def test_a_hint_is_not_in_the_page_that_it_leads_to(self, found: SearchResult) -> None:
+        hint = "[report.html](report.html) shows them as heat maps."
+        assert hint in (found.folder / "report.md").read_text()
+        read = Page((found.folder / "report.html").read_text())
+        assert "shows them as heat maps" not in read.text
+        assert "report.html" not in [attrs.get("href") for tag, attrs in read.tags if tag == "a"]
+
+    def test_the_options_unfold(self, found: SearchResult) -> None:
+        text = (found.folder / "report.html").read_text()
+        assert "<pre>" in text.partition("<details>")[2].partition("</details>")[0]
+        assert text.count("<details>") == 1
 
     def test_what_is_beside_the_text_stands_below_its_heading(self, tmp_path: Path) -> None:
         text = page(tmp_path, "# t\n\n## a\n\nb\n\n## c", Widget("a", "<hr>", ""))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.config import SearchConfig
-from darts_bio.reports.markdown import markdown_table
+from darts_bio.reports.markdown import code, markdown_table
 from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
 from darts_bio.spaces import SPACES, CandidateTable, Genotype, Space
 from darts_bio.strategies import STRATEGIES
@@ -36,6 +36,8 @@ class Decision:
         share: Its share of the edge.
         runner_up: The strongest of the other candidates that could have been chosen; "-" if none.
         runner_up_share: Its share, 0 if there is none.
+        barred: The strongest of the candidates that cannot be chosen, as `none`; "-" if none.
+        barred_share: Its share, 0 if there is none.
         evenness: The entropy of the shares over that of equal shares: 1 where nothing was decided,
             0 where one candidate has it all.
     """
@@ -46,6 +48,8 @@ class Decision:
     share: float
     runner_up: str
     runner_up_share: float
+    barred: str
+    barred_share: float
     evenness: float
 
     @property
@@ -89,7 +93,9 @@ def decisions(
                 c for c in row if c.op == edge.candidate.op
             ]
             others = [c for c in row if c not in taken and space.selectable(c)]
+            barred = [c for c in row if not space.selectable(c)]
             runner_up = max(others, key=share_of.__getitem__, default=None)
+            strongest_barred = max(barred, key=share_of.__getitem__, default=None)
             decided.append(
                 Decision(
                     cell_type,
@@ -98,10 +104,17 @@ def decisions(
                     max(share_of[candidate] for candidate in taken),
                     "-" if runner_up is None else str(runner_up),
                     0.0 if runner_up is None else share_of[runner_up],
+                    "-" if strongest_barred is None else str(strongest_barred),
+                    0.0 if strongest_barred is None else share_of[strongest_barred],
                     evenness(of_edge),
                 )
             )
     return decided
+
+
+def mostly_undecided(decided: Sequence[Decision]) -> bool:
+    """Return whether more than half of the edges are undecided."""
+    return 2 * sum(decision.undecided for decision in decided) > len(decided)
 
 
 def choices(decided: Sequence[Decision]) -> list[str]:
@@ -114,26 +127,60 @@ def choices(decided: Sequence[Decision]) -> list[str]:
             f"{decision.share:.3f}",
             decision.runner_up,
             f"{decision.runner_up_share:.3f}",
-            f"{decision.share - decision.runner_up_share:+.3f}",
+            _ahead(decision),
         )
         for decision in decided
     ]
-    head = ("cell", "edge", "choice", "share", "runner-up", "its share", "margin")
+    head = (
+        *("cell", "edge", "choice", "share of the pair on its edge"),
+        *("runner-up", "share of that pair", "times the runner-up"),
+    )
     lines = [*markdown_table(head, rows), ""]
+    if any(decision.undecided for decision in decided):
+        lines += [
+            f"Undecided is what has less than {UNDECIDED_BELOW:g} times the runner-up's share: with "
+            f"a softmax, less than {math.log(UNDECIDED_BELOW):.2f} between their alphas.",
+            "",
+        ]
+    barred = [
+        decision
+        for decision in decided
+        if decision.barred_share > max(decision.share, decision.runner_up_share)
+    ]
+    if barred:
+        names = ", ".join(dict.fromkeys(code(decision.barred) for decision in barred))
+        edges = ", ".join(
+            f"{decision.cell_type} {decision.edge} ({decision.barred_share:.3f})"
+            for decision in barred
+        )
+        lines += [
+            f"Left out is {names}, which no cell may hold, though it has the largest share on "
+            f"{len(barred)} of {len(decided)} edges: {edges}.",
+            "",
+        ]
     if any(decision.share < decision.runner_up_share for decision in decided):
         lines += [
-            "Where the margin is negative, something else than the share decided: the strategy, a "
-            "regularizer or a bound.",
+            "Where a choice has less than the runner-up, something else than the share decided: the "
+            "strategy, a regularizer or a bound.",
             "",
         ]
     return lines
+
+
+def _ahead(decision: Decision) -> str:
+    """Return how many times the runner-up's share a choice has, and whether that is undecided."""
+    if not decision.runner_up_share > 0:
+        return "-"
+    times = f"{decision.share / decision.runner_up_share:.2f}"
+    return f"{times}, undecided" if decision.undecided else times
 
 
 def of_search(
     search: Search,
     genotype: Genotype,
     history: Sequence[Mapping[str, Any]],
-    further: Sequence[str] = (),
+    first: Sequence[str] = (),
+    last: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
     """Return the sections on what a search found: the one at the head of its report, and the others.
 
@@ -144,15 +191,22 @@ def of_search(
         search: The search.
         genotype: What it found.
         history: The records of alpha.jsonl.
-        further: Further entries of the list at the head.
+        first: Entries of the list at the head before the verdicts.
+        last: Entries after them.
     """
-    decided: list[Decision] = []
-    if not search.strategy.finished:
-        decided = decisions(search.space, search.table, genotype, edge_shares(search))
+    decided = present_decisions(search, genotype)
     said = verdicts(search.space, genotype, decided, history)
-    head = [f"## {IN_SHORT}", "", *said, *(f"- {entry}" for entry in further), ""]
+    before, after = ([f"- {entry}" for entry in entries] for entries in (first, last))
+    head = [f"## {IN_SHORT}", "", *before, *said, *after, ""]
     table = ["## Choices", "", *choices(decided)] if decided else []
     return head, [*table, *_rules(genotype)]
+
+
+def present_decisions(search: Search, genotype: Genotype) -> list[Decision]:
+    """Return what was decided on each edge; none by a strategy that draws."""
+    if search.strategy.finished:
+        return []
+    return decisions(search.space, search.table, genotype, edge_shares(search))
 
 
 def recorded_decisions(
@@ -198,12 +252,10 @@ def verdicts(
         undecided = sum(decision.undecided for decision in decided)
         evenness = sum(decision.evenness for decision in decided) / len(decided)
         lines.append(
-            f"- **Undecided?** {'Yes: ' if 2 * undecided > len(decided) else ''}"
-            f"{undecided} of {len(decided)} edges, where the choice has less than "
-            f"{UNDECIDED_BELOW:g} times the runner-up's share (with a softmax, less than "
-            f"{math.log(UNDECIDED_BELOW):.2f} between their alphas). The entropy of an edge's shares "
-            f"is on average {evenness:.3f} of that of equal shares (1: nothing is decided; 0: one "
-            "candidate has all)."
+            f"- **Undecided?** {'Yes: ' if mostly_undecided(decided) else ''}"
+            f"{undecided} of {len(decided)} edges, whose choice has less than {UNDECIDED_BELOW:g} times "
+            f"the runner-up's share. The shares' entropy is on average {evenness:.3f} (1: all equal; "
+            "0: one has all)."
         )
     if history:
         unchanged, epoch = epochs_unchanged(history), history[-1]["epoch"]
@@ -221,23 +273,22 @@ def _collapse(space: Space, genotype: Genotype) -> str:
     """Return a line on how much of the genotype has no weights."""
     kinds = {cell_type: space.kind(cell_type) for cell_type in genotype.cells}
     first = next(iter(kinds.values()))  # the kind that most layers have: normal in DARTS' space
-    skips = {
-        cell_type: sum(
-            edge.candidate.op == "skip_connect" for edge in genotype.cells[cell_type].edges
-        )
+    ops = {
+        cell_type: [edge.candidate.op for edge in genotype.cells[cell_type].edges]
         for cell_type, kind in kinds.items()
         if kind == first
     }
+    skips = {cell_type: of_cell.count("skip_connect") for cell_type, of_cell in ops.items()}
     most = max(skips, key=skips.__getitem__)
+    of_kind = [op for of_cell in ops.values() for op in of_cell]
+    pooled = sum(op == "skip_connect" or "pool" in op for op in of_kind)
     edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
-    without = [edge.candidate.op for edge in edges if edge.candidate.rule is None]
-    names = ", ".join(f"{count} {op}" for op, count in Counter(without).most_common())
+    without = sum(edge.candidate.rule is None for edge in edges)
     return (
-        f"**Collapsed?** {'Yes' if skips[most] >= SKIPS_OF_A_COLLAPSE else 'No'}, by the mark of "
-        f"DARTS+ (arXiv 1909.06035), {SKIPS_OF_A_COLLAPSE} or more skip connections in a normal cell: "
-        f"{most} has {skips[most]} on {len(genotype.cells[most].edges)} edges. Of all cells' edges "
-        f"{len(without)} of {len(edges)} ({100 * len(without) / max(1, len(edges)):.0f} %) have no "
-        f"weights{f': {names}' if names else ''}."
+        f"**Collapsed?** {'Yes' if skips[most] >= SKIPS_OF_A_COLLAPSE else 'No'}, by DARTS+'s mark of "
+        f"{SKIPS_OF_A_COLLAPSE} skips: {most} has {skips[most]} on {len(ops[most])} edges. Skips or "
+        f"poolings: {pooled} of {len(of_kind)} edges of {first} cells. Of all edges {without} of "
+        f"{len(edges)} ({100 * without / max(1, len(edges)):.0f} %) have no weights."
     )
 
 
@@ -250,7 +301,21 @@ def _rules(genotype: Genotype) -> list[str]:
     rules = sorted({rule for of_type in counts.values() for rule in of_type})
     rows = [(rule, *(str(of_type[rule]) for of_type in counts.values())) for rule in rules]
     head = ("learning rule", *(f"edges in {cell_type}" for cell_type in counts))
-    return ["## Which rule where", "", *markdown_table(head, rows), ""]
+    without = Counter(
+        edge.candidate.op
+        for cell in genotype.cells.values()
+        for edge in cell.edges
+        if edge.candidate.rule is None
+    )
+    lines = ["## Which rule where", "", *markdown_table(head, rows), ""]
+    if without:
+        names = ", ".join(f"{count} {op}" for op, count in without.most_common())
+        lines += [
+            f"Without weights: {names}. Collapsed, by the mark of DARTS+ (arXiv 1909.06035), is a search "
+            f"whose normal cell has {SKIPS_OF_A_COLLAPSE} or more skip connections.",
+            "",
+        ]
+    return lines
 
 
 def evenness(shares: Sequence[float]) -> float:

@@ -36,11 +36,15 @@ FIGURE_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Widget:
-    """HTML that stands in the page alone, below the heading of that text, and its script."""
+    """HTML that stands in the page alone, below the heading of that text, and its script.
+
+    `hint` is a paragraph of the text that tells of it, which the page leaves out.
+    """
 
     heading: str
     html: str
     script: str
+    hint: str = ""
 
 
 def write_report(folder: Path, text: str, widget: Widget | None = None) -> None:
@@ -69,13 +73,15 @@ def write_report(folder: Path, text: str, widget: Widget | None = None) -> None:
 def page(folder: Path, text: str, widget: Widget | None = None) -> str:
     """Return the whole page; the arguments are those of `write_report`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    for name, render in (("image", _figure), ("link_open", _link)):
+    for name, render in (("image", _figure), ("link_open", _link), ("fence", _fence)):
         parser.add_render_rule(name, render)
     for name, (before, after) in WRAPPED.items():
         parser.add_render_rule(f"{name}_open", _constant(before))
         parser.add_render_rule(f"{name}_close", _constant(after))
     env: dict[str, Any] = {"folder": folder, "left": FIGURE_BYTES}
     tokens = parser.parse(text, env)
+    if widget is not None and widget.hint:
+        tokens = _without(tokens, widget.hint)
     headings = [i for i, token in enumerate(tokens) if token.type == "heading_open"]
     title = _plain(tokens[headings[0] + 1]) if headings else folder.name
     place = len(tokens)
@@ -115,6 +121,15 @@ def _policy(widget: Widget | None) -> str:
     )
 
 
+def _without(tokens: Sequence[Token], paragraph: str) -> list[Token]:
+    """Return the tokens but for those of paragraphs with this Markdown."""
+    left = list(tokens)
+    for i in reversed(range(1, len(left) - 1)):
+        if left[i].content == paragraph and left[i - 1].type == "paragraph_open":
+            del left[i - 1 : i + 2]
+    return left
+
+
 def _plain(token: Token) -> str:
     """Return the text of a heading or an image, without its markup."""
     return "".join(child.content for child in token.children or ())
@@ -144,6 +159,20 @@ def _figure(
         return f'<a href="{escape(name)}">{alt}</a> (too large for this page)'
     env["left"] -= len(svg)
     return f'<span class="figure">{svg.strip()}</span>'
+
+
+def _fence(
+    renderer: RendererHTML,
+    tokens: Sequence[Token],
+    idx: int,
+    options: Any,
+    env: MutableMapping[str, Any],
+) -> str:
+    """Render a block of code; one in YAML, all options of a run, is unfolded by a click."""
+    html = renderer.fence(tokens, idx, options, env)
+    if tokens[idx].info != "yaml":
+        return html
+    return f"<details><summary>all options</summary>\n{html}</details>\n"
 
 
 def _link(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from darts_bio.config import SearchConfig
@@ -16,17 +17,27 @@ from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, slowed
-from darts_bio.reports.page import MOST_ROWS, PAGE_FILE
-from darts_bio.reports.time_lapse import HEADING
+from darts_bio.reports.page import MOST_ROWS
+from darts_bio.reports.time_lapse import HEADING, HINT, equal_shares
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
+from darts_bio.strategies import STRATEGIES
 from darts_bio.training.logs import ALPHA_FILE
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 KNOWN_FIGURE = "known.svg"
 """The figure of the known accuracies in a search's run folder."""
+NEXT = "How to go on"
+"""The heading of what to do next."""
+ENERGY = (
+    ". Energy was not measured; it is at most these hours times the power limit that "
+    "`nvidia-smi -q -d POWER` gives for the board."
+)
+"""What is said of the cost of a search on a GPU."""
+LARGEST_RATE = 0.1
+"""The largest rate of alpha that is advised where little has been decided."""
 
 
 def search_card(
@@ -57,7 +68,18 @@ def search_card(
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
     cost = _cost(search, epochs)
-    in_short, found = findings.of_search(search, genotype, history, [f"**Cost:** {cost}"])
+    undecided = finished and findings.mostly_undecided(findings.present_decisions(search, genotype))
+    faster = _faster(search)
+    step = "train the genotype" if finished else "go on with the search"
+    if undecided:
+        step = "search longer" + (", or move alpha faster" if faster else "")
+    in_short, found = findings.of_search(
+        search,
+        genotype,
+        history,
+        [f"**Data:** {escaped(config.dataset)}. {escaped(search.split_in_words)}."],
+        [f"**Cost:** {cost}", f'**Next:** {step}; see "{NEXT}".'],
+    )
     lines = [
         f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
         "",
@@ -68,10 +90,12 @@ def search_card(
         "",
         "![cells](cells.svg)",
         "",
+        *_legend(genotype),
         *found,
-        "## How to go on",
+        f"## {NEXT}",
         "",
-        *_next(finished, next_command, sizes),
+        *(_undecided(search, faster) if undecided else []),
+        *_next(finished, undecided, next_command, sizes),
         "",
     ]
     if not search.strategy.finished:
@@ -90,7 +114,9 @@ def search_card(
             f"## {HEADING}",
             "",
             f"[{ALPHA_FILE}]({ALPHA_FILE}) has the share of each candidate on its edge after each "
-            f"epoch. [{PAGE_FILE}]({PAGE_FILE}) shows them; the dot is the largest of an edge.",
+            "epoch.",
+            "",
+            HINT,
             "",
         ]
     if epochs:
@@ -118,6 +144,8 @@ def search_card(
     lines += [f"- data: {escaped(data)}", f"- {escaped(search.split_in_words)}"]
     lines += slowed(search.optimizer.scale)
     lines += [f"- supernet of {parameters(search.supernet):,} weights", f"- {machine}", ""]
+    if search.device.type == "cuda":
+        cost += ENERGY
     lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
 
@@ -163,7 +191,7 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
 
 
 def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
-    """Return in a sentence or two what the search took so far."""
+    """Return in a sentence what the search took so far."""
     machine = hardware(search.device)
     if not epochs:
         return f"Nothing was trained yet, on {machine}."
@@ -175,19 +203,63 @@ def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
     )
     if search.device.type != "cuda":
         return cost
-    return (
-        f"{cost}: {hours * processes:.2f} hours of one GPU. Energy was not measured; it is at most "
-        "these hours times the power limit that `nvidia-smi -q -d POWER` gives for the board."
-    )
+    return f"{cost}: {hours * processes:.2f} hours of one GPU"
 
 
-def _next(finished: bool, command: str | None, sizes: str) -> list[str]:
+def _legend(genotype: Genotype) -> list[str]:
+    """Return a paragraph on the names in the figure of the cells, and in the text."""
+    said = []
+    # Where an edge leads into node 1, as in nb201, a cell has one input.
+    if all(edge.node > 1 for cell in genotype.cells.values() for edge in cell.edges):
+        said.append("In the figure c_k-2 and c_k-1 are the inputs 0 and 1 of the text.")
+    skips = [
+        str(edge.candidate)
+        for cell in genotype.cells.values()
+        for edge in cell.edges
+        if edge.candidate.op == "skip_connect" and edge.candidate.rule is not None
+    ]
+    if skips:
+        names = ", ".join(code(name) for name in dict.fromkeys(skips))
+        said.append(f"In a reduce cell {names} is a skip of stride 2, which has weights.")
+    return [" ".join(said), ""] if said else []
+
+
+def _faster(search: Search) -> str | None:
+    """Return the spec of the search's strategy with a larger rate of alpha; None if that is large."""
+    strategy = search.strategy
+    rate = getattr(strategy, "lr", None)
+    if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
+        return None
+    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{10 * rate:.2g}")))
+    return STRATEGIES.spec(larger)
+
+
+def _undecided(search: Search, faster: str | None) -> list[str]:
+    """Return the lines that advise against a training of what is mostly undecided."""
+    advice = f"Search longer first: this search had {search.config.epochs} epochs (`--epochs`)."
+    if faster is not None:
+        spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
+        advice += f" Or let alpha move faster, as by {spec}: its rate was {rate:g}."
+    return [
+        f"{advice} Most edges of this genotype are undecided, so another seed may well find another "
+        "one, and a training of it would tell little.",
+        "",
+    ]
+
+
+def _next(finished: bool, undecided: bool, command: str | None, sizes: str) -> list[str]:
     """Return the lines that say how to go on."""
     if not finished:
         return ["The command below, with this folder as `--out` and `--resume`, goes on with it."]
     if command is None:
         return ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
-    return ["Train it:", "", *block(command, "sh"), "", sizes]
+    return [
+        "Train it nevertheless:" if undecided else "Train it:",
+        "",
+        *block(command, "sh"),
+        "",
+        sizes,
+    ]
 
 
 def _left_out(epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -217,6 +289,7 @@ def _known_by_seed(results: Mapping[int, Any]) -> list[str]:
 def _shares(search: Search, genotype: Genotype) -> list[str]:
     """Return a section that tells how sure the search is of each edge of its genotype."""
     shares, table = search.shares(), search.table
+    equal_of = equal_shares(table, search.strategy_state.context.factorised)
     rows = []
     for cell_type, cell in genotype.cells.items():
         for edge in cell.edges:
@@ -228,9 +301,7 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
             of_rules = sorted(
                 zip(rule_shares(of_pool).tolist(), pool.rules, strict=False), reverse=True
             )
-            equal = float(table.equal_shares(cell_type)[number, list(pool.columns)].sum())
-            if search.strategy_state.context.factorised:
-                equal = 1 / len(pools)
+            equal = sum(equal_of[cell_type][number][column] for column in pool.columns)
             rows.append(
                 (
                     cell_type,
@@ -246,16 +317,17 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
         "cell",
         "edge",
         "operation",
-        "its share of the edge",
+        "share of the operation on its edge",
         "with equal shares",
         "rule",
-        "shares of the operation's rules",
+        "shares of the rules, given the operation",
     )
     return [
         "## How sure it is",
         "",
-        "Shares of alpha when the search ended: of the operation among all on its edge, and of the "
-        "rules given the operation. Near to equal shares nothing has been decided.",
+        "Shares of alpha when the search ended: of the operation, all its rules together, among all "
+        'on its edge, and of the rules given the operation. The share of a pair in "Choices" is the '
+        "product of both. Near to equal shares nothing has been decided.",
         "",
         *markdown_table(head, rows),
         "",

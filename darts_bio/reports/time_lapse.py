@@ -1,12 +1,13 @@
 """The time-lapse of alpha: its shares after each epoch of a search, as heat maps with a slider.
 
 They are in the run folder's alpha.jsonl, a line an epoch: `step`, `epoch`, `genotype` (its digest)
-and `shares`, of each cell type a row for each edge with the shares of its candidates, rounded to four
-decimals.
+and `shares`, of each cell type a row for each edge with the shares of its candidates, rounded to
+seven decimals: at the beginning of a search those of an edge differ in the fifth.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,20 @@ from typing import Any
 
 from darts_bio.figures.heat_map import columns_of
 from darts_bio.figures.thinning import thinned
-from darts_bio.reports.page import MOST_ROWS, Widget
+from darts_bio.reports.page import MOST_ROWS, PAGE_FILE, Widget
 from darts_bio.spaces import CandidateTable
+from darts_bio.spaces.base import by_operation
 from darts_bio.training.search import Search
 
 HEADING = "Alpha over the epochs"
+HINT = f"[{PAGE_FILE}]({PAGE_FILE}) shows them as heat maps."
+"""The paragraph of report.md that the page, which has the heat maps, leaves out."""
 MOST_VALUES = 150_000
 """The shares in a page, all frames together."""
+UNITS = 10_000
+"""The units of a share in a page: ten-thousandths."""
+LEAST_TOP = 2.0
+"""How many times its equal share a candidate has at least, to be drawn in full color."""
 
 SCRIPT = """
 "use strict";
@@ -32,15 +40,12 @@ const said = document.querySelector(".lapse output");
 function show(number) {
   const values = data.frames[number];
   fields.forEach((field, i) => {
-    field.style.setProperty("--s", (values[i] ?? 0) / data.top);
-    field.dataset.share = values[i] === null ? "not finite" : (values[i] / 1000).toFixed(3);
+    const times = (values[i] ?? 0) / data.units / data.equal[i];
+    field.style.setProperty("--s", times > 1 ? Math.min(1, Math.log(times) / Math.log(data.top)) : 0);
+    field.dataset.share = values[i] === null ? "not finite" : (values[i] / data.units).toFixed(4);
     field.classList.remove("top");
   });
-  for (const row of document.querySelectorAll(".heat tbody tr")) {
-    const of_row = [...row.querySelectorAll(".share")];
-    const shares = of_row.map((field) => values[fields.indexOf(field)] ?? -1);
-    of_row[shares.indexOf(Math.max(...shares))]?.classList.add("top");
-  }
+  for (const place of data.largest[number]) fields[place].classList.add("top");
   said.textContent = "epoch " + data.epochs[number];
 }
 slider.max = data.epochs.length - 1;
@@ -98,60 +103,145 @@ def epochs_unchanged(records: Sequence[Mapping[str, Any]]) -> int:
 
 
 def time_lapse(
-    records: Sequence[Mapping[str, Any]], table: CandidateTable, edges: Sequence[tuple[int, int]]
+    records: Sequence[Mapping[str, Any]],
+    table: CandidateTable,
+    edges: Sequence[tuple[int, int]],
+    factorised: bool = False,
 ) -> Widget:
     """Return the heat maps of each cell type, a row for each edge, a column for each candidate.
 
-    Without its script the page shows the last epoch.
+    The color tells how many times its equal share a candidate has, on a logarithmic scale: what is
+    undecided is pale. A dot marks the largest share of an edge; where several are equal there is
+    none. Without its script the page shows the last epoch.
 
     Args:
         records: Those of alpha.jsonl, at least one; of many, some evenly spaced ones are shown.
         table: The candidates of each edge.
         edges: The (node, input) of each edge.
+        factorised: Whether equal shares are those of operations, and of rules within them.
     """
     values = sum(len(row) for rows in records[-1]["shares"].values() for row in rows)
     shown = thinned(records, max(2, min(MOST_ROWS, MOST_VALUES // values)))
-    orders = {t: _order(table, t) for t in table.rows}
-    frames = [
-        [
-            None if share is None else round(1000 * share)
-            for cell_type, order in orders.items()
-            for row, columns in zip(record["shares"][cell_type], order, strict=True)
-            for share in (row[column] for column in columns)
-        ]
-        for record in shown
-    ]
-    top = max((value for frame in frames for value in frame if value is not None), default=0) or 1
-    data = {"epochs": [record["epoch"] for record in shown], "top": top, "frames": frames}
-    last = iter(frames[-1])
-    maps = [_heat_map(t, table, edges, last, top) for t in table.rows]
+    equal_of = equal_shares(table, factorised)
+    equal = [share for row in _in_order(equal_of, table) for share in row]
+    # Of each frame, for each edge, the shares in the order of the fields.
+    frames = [_in_order(record["shares"], table) for record in shown]
+    most = max(
+        (
+            share / even
+            for frame in frames
+            for share, even in zip(itertools.chain(*frame), equal, strict=True)
+            if share is not None
+        ),
+        default=0.0,
+    )
+    top = max(LEAST_TOP, most)
+    data = {
+        "epochs": [record["epoch"] for record in shown],
+        "units": UNITS,
+        "top": round(top, 3),
+        "equal": [round(share, 6) for share in equal],
+        "largest": [_largest(frame) for frame in frames],
+        "frames": [
+            [None if share is None else round(UNITS * share) for share in itertools.chain(*frame)]
+            for frame in frames
+        ],
+    }
+    fields = iter(_fields(frames[-1], equal, top))
+    maps = [_heat_map(t, table, edges, fields) for t in table.rows]
     content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     html = (
         '<div class="lapse">\n<label hidden><input type="range" min="0" aria-label="epoch">'
         f"<output>epoch {shown[-1]['epoch']}</output></label>\n{''.join(maps)}"
+        f'<p class="scale">equal share or less <span></span> {top:.3g} times the equal share'
+        f"{' or more' if most < top else ''}; &#x25cf; the largest of its edge</p>\n"
         f'<script type="application/json" id="frames">{content}</script>\n</div>\n'
     )
-    return Widget(HEADING, html, SCRIPT)
+    return Widget(HEADING, html, SCRIPT, HINT)
 
 
-def _order(table: CandidateTable, cell_type: str) -> list[list[int]]:
-    """Return for each edge the places of its shares, in the order of the heat map's columns."""
-    columns = columns_of(table.rows[cell_type])
-    order = []
-    for row in table.rows[cell_type]:
-        candidates = [candidate for candidate in row if candidate is not None]
-        order.append([candidates.index(column) for column in columns if column in candidates])
-    return order
+def equal_shares(table: CandidateTable, factorised: bool) -> dict[str, list[list[float]]]:
+    """Return by cell type, for each edge, the share of each candidate where nothing is decided.
+
+    Args:
+        table: The candidates of each edge.
+        factorised: Whether operations have equal shares, and rules within them, rather than pairs.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> table = SPACES.build("darts(operations=(none, sep_conv_3x3))").table(("usf", "fa", "bp"))
+    >>> equal_shares(table, False)["normal"][0][0], equal_shares(table, True)["normal"][0][0]
+    (0.25, 0.5)
+    """
+    by_type: dict[str, list[list[float]]] = {}
+    for cell_type, rows in table.rows.items():
+        by_type[cell_type] = []
+        for row in rows:
+            pools = by_operation(row)
+            count = sum(len(pool.columns) for pool in pools)
+            of_edge = [0.0] * count
+            for pool in pools:
+                for column in pool.columns:
+                    of_edge[column] = 1 / (len(pools) * len(pool.columns) if factorised else count)
+            by_type[cell_type].append(of_edge)
+    return by_type
+
+
+Shares = Sequence[float | None]
+"""The shares of an edge's candidates; None is one that is not finite."""
+
+
+def _in_order(shares: Mapping[str, Sequence[Shares]], table: CandidateTable) -> list[list[Any]]:
+    """Return for each edge of all cell types its shares in the order of the heat map's columns."""
+    ordered = []
+    for cell_type, rows in table.rows.items():
+        columns = columns_of(rows)
+        for row, of_edge in zip(rows, shares[cell_type], strict=True):
+            candidates = [candidate for candidate in row if candidate is not None]
+            there = [candidates.index(column) for column in columns if column in candidates]
+            ordered.append([of_edge[place] for place in there])
+    return ordered
+
+
+def _largest(frame: Sequence[Shares]) -> list[int]:
+    """Return the places, among the fields of all edges, of shares that are the largest of an edge.
+
+    Where two are equal there is no largest one.
+
+    >>> _largest([[0.2, 0.8], [0.5, 0.5], [None, 1.0]])
+    [1, 5]
+    """
+    places, start = [], 0
+    for of_edge in frame:
+        finite = [share for share in of_edge if share is not None]
+        if finite and finite.count(max(finite)) == 1:
+            places.append(start + of_edge.index(max(finite)))
+        start += len(of_edge)
+    return places
+
+
+def _fields(frame: Sequence[Shares], equal: Sequence[float], top: float) -> list[tuple[str, str]]:
+    """Return of each field the start of its tag and its share, as the script would set them."""
+    fields = []
+    largest = set(_largest(frame))
+    for place, (share, even) in enumerate(zip(itertools.chain(*frame), equal, strict=True)):
+        times = (share or 0.0) / even
+        color = min(1.0, math.log(times) / math.log(top)) if times > 1 else 0.0
+        kind = "share top" if place in largest else "share"
+        text = "not finite" if share is None else f"{share:.4f}"
+        fields.append((f'class="{kind}" style="--s:{color:.3g}"', text))
+    return fields
 
 
 def _heat_map(
     cell_type: str,
     table: CandidateTable,
     edges: Sequence[tuple[int, int]],
-    values: Iterator[int | None],
-    top: int,
+    fields: Iterator[tuple[str, str]],
 ) -> str:
-    """Return the heat map of a cell type; `values` are the shares, in thousandths, of its fields."""
+    """Return the heat map of a cell type from the next of the `_fields`.
+
+    The tab key leads to the first field of each row.
+    """
     columns = columns_of(table.rows[cell_type])
     head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
     lines = [
@@ -160,30 +250,19 @@ def _heat_map(
     ]
     for (node, source), row in zip(edges, table.rows[cell_type], strict=True):
         name = f"{source} -> {node}"
-        there = [column for column in columns if column in row]
-        of_edge = dict(zip(there, values, strict=False))
-        finite = {c: value for c, value in of_edge.items() if value is not None}
-        largest = max(finite, key=finite.__getitem__, default=None)
-        fields = [
-            _field(f"{name}, {column}", of_edge[column], top, column == largest, column == there[0])
-            if column in of_edge
-            else "<td></td>"
-            for column in columns
-        ]
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(fields)}</tr>\n')
+        cells, tab = [], 0
+        for column in columns:
+            if column not in row:
+                cells.append("<td></td>")
+                continue
+            look, share = next(fields)
+            of = escape(f"{name}, {column}")
+            cells.append(f'<td {look} tabindex="{tab}" data-of="{of}" data-share="{share}"></td>')
+            tab = -1
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>\n')
     return "".join([*lines, "</tbody></table></div>\n"])
 
 
-def _field(name: str, value: int | None, top: int, largest: bool, first: bool) -> str:
-    """Return a field of a heat map; the tab key leads to the first one of each row."""
-    share = "not finite" if value is None else f"{value / 1000:.3f}"
-    kind = "share top" if largest else "share"
-    return (
-        f'<td class="{kind}" tabindex="{0 if first else -1}" style="--s:{(value or 0) / top:.3g}" '
-        f'data-of="{escape(name)}" data-share="{share}"></td>'
-    )
-
-
 def _rounded(share: float) -> float | None:
-    """Return a share with four decimals; None, which JSON has a word for, if it is not finite."""
-    return round(share, 4) if math.isfinite(share) else None
+    """Return a share with seven decimals; None, which JSON has a word for, if it is not finite."""
+    return round(share, 7) if math.isfinite(share) else None

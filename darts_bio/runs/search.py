@@ -275,7 +275,10 @@ def _perform(
                 command,
                 sizes_in_words(task.config, options),
             )
-            widget = time_lapse(history, task.table, task.space.edges) if history else None
+            factorised = task.strategy_state.context.factorised
+            widget = (
+                time_lapse(history, task.table, task.space.edges, factorised) if history else None
+            )
             page.write_report(folder.path, card, widget)
     return SearchResult(
         folder.path,
@@ -393,17 +396,18 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
 
 
 def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
-    """Return a sentence on the size of the network that a training with `next_options` builds.
+    """Return a sentence on the network that a training with `next_options` builds, and its epochs.
 
     >>> print(sizes_in_words(SearchConfig(dataset="digits", channels=4), {"dataset": "digits"})[:82])
-    That is a network of 3 cells and 16 channels, the size of the recipe for digits. T
+    That is a network of 3 cells and 16 channels, the size of the recipe for digits, t
     """
     retrain = complete(RetrainConfig, {"genotype": "found", **options}, space=config.space)
     size = f"That is a network of {retrain.layers} cells and {retrain.channels} channels"
+    length = f"trained for {retrain.epochs} epochs"
     if (retrain.layers, retrain.channels) == (config.layers, config.channels):
-        return f"{size}, as the search had."
+        return f"{size}, as the search had, {length}."
     return (
-        f"{size}, the size of the recipe for {config.dataset}. The search had {config.layers} cells "
+        f"{size}, the size of the recipe for {config.dataset}, {length}. The search had {config.layers} cells "
         f"and {config.channels} channels: `--layers {config.layers} --channels {config.channels}` "
         "trains one of the search's own size."
     )
