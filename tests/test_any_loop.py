@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +336,78 @@ def clip(model: nn.Module, bound: float) -> None:
     feedback = set(learned_feedback(model))
     grads = [p.grad for p in model.parameters() if p.grad is not None and p not in feedback]
     nn.utils.clip_grads_with_norm_(model.parameters(), bound, nn.utils.get_total_norm(grads))
+
+
+def heard(model: nn.Module, optimizer: Any) -> list[str]:
+    """What `attach` warns of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        attach(model, optimizer)
+    return [str(warning.message) for warning in said]
+
+
+def apart(model: nn.Module, **options: float) -> list[dict[str, Any]]:
+    """Groups of weights and of feedback, the latter with options of its own."""
+    feedback = learned_feedback(model)
+    weights = [p for p in model.parameters() if not any(p is f for f in feedback)]
+    return [{"params": weights}, {"params": feedback, **options}]
+
+
+class TestFeedbackThatCannotLearn:
+    """`attach` says so once for a model: it would train on, by feedback that does not near W."""
+
+    @pytest.mark.parametrize("rule", [name for name in RULES if RULES.get(name).learned])
+    def test_left_out_of_the_optimizer(self, rule: str) -> None:
+        model = ruled(rule)
+        (text,) = heard(model, torch.optim.SGD(apart(model)[0]["params"], 0.1, weight_decay=0.01))
+        assert re.search(r"learned feedback \(0.feedback_\w+, and \d more\), which so stays", text)
+        assert text.endswith("put darts_bio.rules.learned_feedback(model) into the weights' group")
+        assert "\n" not in text
+
+    @pytest.mark.parametrize("rule", ["kolen_pollack", "pfa"])
+    @pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"lr": 0.01}, {"lr_scale": 0.5}])
+    def test_in_a_group_of_other_steps(self, rule: str, options: dict[str, float]) -> None:
+        model = ruled(rule)
+        (text,) = heard(model, torch.optim.SGD(apart(model, **options), 0.1, weight_decay=0.01))
+        rate = options.get("lr", 0.1) * options.get("lr_scale", 1.0)
+        steps = f"steps of SGD(lr={rate:g}, weight_decay={options.get('weight_decay', 0.01):g})"
+        assert f"{steps}, its weight of SGD(lr=0.1, weight_decay=0.01), and 2 more" in text
+        assert text.endswith("put both into one group")
+
+    def test_in_another_optimizer(self) -> None:
+        model = ruled("kolen_pollack")
+        weights, feedback = apart(model)
+        parts = [torch.optim.AdamW([weights]), torch.optim.SGD([feedback], 1e-3, weight_decay=0.01)]
+        (text,) = heard(model, parts)
+        assert "SGD(lr=0.001, weight_decay=0.01), its weight of AdamW(lr=0.001" in text
+
+    @pytest.mark.parametrize("rule", ["kolen_pollack", "pfa"])
+    def test_without_weight_decay(self, rule: str) -> None:
+        model = ruled(rule)
+        (text,) = heard(model, torch.optim.Adam(model.parameters()))
+        assert re.search(r"0.feedback_\w+, and 2 more has weight decay 0", text)
+        assert text.endswith("set weight_decay, or take weight_mirror, which needs none")
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_nothing_is_said_where_both_go_together(self, rule: str) -> None:
+        model = ruled(rule)
+        groups = [
+            {"params": layer.parameters(), "lr": 0.1 / (number + 1)}
+            for number, layer in enumerate(model.children())
+            if any(True for _ in layer.parameters())
+        ]
+        optimizer = torch.optim.SGD(groups, weight_decay=0.01)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.0)  # a warm-up from 0
+        assert heard(model, optimizer) == []
+
+    def test_nothing_is_said_of_what_does_not_learn(self) -> None:
+        model = ruled("kolen_pollack")
+        for layer in list(model.children())[:-1]:
+            layer.requires_grad_(requires_grad=False)
+        readout = model.get_submodule("7")
+        assert heard(model, torch.optim.SGD(readout.parameters(), 0.1)) == []
+        other = ruled("dkp")  # which takes no decay of the weight
+        assert heard(other, torch.optim.SGD(other.parameters(), 0.1)) == []
 
 
 class TestKolenPollack:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from darts_bio.errors import InputError
 from darts_bio.rules.audit import count_rules
-from darts_bio.rules.carriers import Renewal, RuleCarrier, WeightedCarrier, rule_carriers
+from darts_bio.rules.carriers import PREFIX, Renewal, RuleCarrier, WeightedCarrier, rule_carriers
 
 
 class Attached:
@@ -159,6 +159,10 @@ def attach(
     first step raises InputError, since weights would not move. Gradients that are accumulated need
     nothing (`LearningRule.update`).
 
+    Feedback that learns (kolen_pollack, pfa, dkp) has to be in the optimizer, beside its weight. A
+    warning says where it is left out, and of kolen_pollack and pfa where it is moved or decayed
+    otherwise than the weight, or neither decays.
+
     To resume, keep `attached.state_dict()` in the checkpoint beside that of the optimizer, and
     load it: what is drawn depends on the number of the update.
 
@@ -221,6 +225,8 @@ def attach(
             f'{{"{last[0].name}": "bp", "*": "{last[0].rule}"}})',
             stacklevel=2,
         )
+    for complaint in _complaints(model, optimizers):
+        warnings.warn(f"attach: {complaint}", stacklevel=2)
     return Attached(model, optimizers, seed, scaler)
 
 
@@ -238,6 +244,68 @@ def _refuse_scaler(model: nn.Module, scaler: Any) -> None:
                 "does not know the scale of a loss; train a supernet in bf16 or float32, without a "
                 "scaler"
             )
+
+
+def _complaints(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Iterator[str]:
+    """Yield what keeps learned feedback from learning with its weight: a line for each cause."""
+    steps_of = {
+        parameter: _Steps.of(optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    left_out, apart, undecayed = [], [], []
+    for name, carrier in rule_carriers(model):
+        weighted = isinstance(carrier, WeightedCarrier)
+        weights = [carrier.carried_weight] if weighted else list(carrier.parameters())
+        moved = [steps_of[w] for w in weights if w.requires_grad and w in steps_of]
+        for key in carrier.rule.learned if moved else ():
+            feedback = getattr(carrier, PREFIX + key, None)
+            place = f"{name}.{PREFIX}{key}".lstrip(".")
+            if feedback is None or not feedback.requires_grad:
+                continue
+            if feedback not in steps_of:
+                left_out.append(place)
+            elif weighted and carrier.rule.decays_to_weight:
+                own, of_weight = steps_of[feedback], moved[0]
+                if own != of_weight:
+                    apart.append(f"{place} takes steps of {own}, its weight of {of_weight}")
+                elif not own.decay:
+                    undecayed.append(place)
+    if left_out:
+        yield (
+            f"the optimizer holds weights but not their learned feedback ({_first(left_out)}), which "
+            "so stays fixed; put darts_bio.rules.learned_feedback(model) into the weights' group"
+        )
+    if apart:
+        yield f"{_first(apart)}: feedback so does not near its weight; put both into one group"
+    if undecayed:
+        yield (
+            f"{_first(undecayed)} has weight decay 0, and learned feedback nears its weight by decay "
+            "alone; set weight_decay, or take weight_mirror, which needs none"
+        )
+
+
+class _Steps(NamedTuple):
+    """What decides which steps an optimizer makes of equal gradients."""
+
+    optimizer: str
+    rate: float
+    decay: float
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Self:
+        """Return what a group of an optimizer has: its rate, as timm scales it, and its decay."""
+        rate = float(group.get("lr") or 0.0) * group.get("lr_scale", 1.0)  # None: it is found
+        return cls(type(optimizer).__name__, rate, float(group.get("weight_decay") or 0.0))
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}(lr={self.rate:g}, weight_decay={self.decay:g})"
+
+
+def _first(found: list[str]) -> str:
+    """Return the first of several, and how many more there are."""
+    return found[0] if len(found) == 1 else f"{found[0]}, and {len(found) - 1} more"
 
 
 def _owners(

@@ -148,6 +148,10 @@ class LearningRule:
     """The names of the state that is a parameter: it receives the weight's own gradient, so any
     optimizer moves both by the same step."""
 
+    decays_to_weight: ClassVar[bool] = False
+    """Whether what is learned comes to stand for the weight, since it takes the weight's steps and
+    what both began with decays. `attach` warns where an optimizer does not do that to both."""
+
     renews: ClassVar[bool] = False
     """Whether `renew` is called after each weight update."""
 

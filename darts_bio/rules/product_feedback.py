@@ -55,6 +55,7 @@ class ProductFeedbackAlignment(LearningRule):
     expansion: int = 10
     carries = "learned feedback"
     learned = ("learned",)
+    decays_to_weight = True
 
     def __post_init__(self) -> None:
         check_whole("pfa: expansion", self.expansion)
