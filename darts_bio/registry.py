@@ -77,12 +77,16 @@ def _slip(spec: str) -> str:
 
     >>> _slip("darts(order=2"), _slip("hebbian(rate=0,5)"), _slip("darts 2")
     ('; close its brackets', '; decimals take a point, as in 0.5', '')
+    >>> _slip("Kolen-Pollack")
+    "; did you mean 'kolen_pollack'?"
     """
     unquoted = _QUOTED.sub("", spec)
     if any(unquoted.count(one) != unquoted.count(other) for one, other in ("()", "[]", "{}")):
         return "; close its brackets"
     if re.search(r"=\s*-?\d+,\d+\s*[,)]", unquoted):
         return "; decimals take a point, as in 0.5"
+    if re.fullmatch(r"[A-Za-z]\w*(?:[ -]+[A-Za-z]\w*)+", spec.strip()):
+        return f"; did you mean {re.sub('[ -]+', '_', spec.strip().lower())!r}?"
     return ""
 
 
@@ -148,6 +152,7 @@ class Registry(Generic[T]):
         kind: What a member is, for error messages: "learning rule".
         hyphens: Whether names may hold hyphens. A name is otherwise a Python identifier, so that a
             spec can hold it; hyphens are for families whose members are looked up by `get` alone.
+        elsewhere: What errors say, by name, of names that belong to another family.
 
     >>> from dataclasses import dataclass
     >>> schedules = Registry("schedule")
@@ -165,13 +170,18 @@ class Registry(Generic[T]):
     darts_bio.errors.InputError: unknown schedule 'constnat': did you mean 'constant'? (known: constant)
     """
 
-    def __init__(self, kind: str, *, hyphens: bool = False) -> None:
+    def __init__(
+        self, kind: str, *, hyphens: bool = False, elsewhere: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
-        self._hyphens = hyphens
+        self._hyphens, self._elsewhere = hyphens, elsewhere or {}
+        self._unlisted: set[str] = set()
         self._members: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[M], M]:
+    def register(self, name: str, *, listed: bool = True) -> Callable[[M], M]:
         """Return a decorator that adds a class or function under a name, and gives it back as is.
+
+        One that is not `listed` is known, but errors do not suggest it to a user.
 
         Raises:
             ValueError: The name is taken already, or no identifier. It is no `InputError`, since
@@ -195,6 +205,8 @@ class Registry(Generic[T]):
 
         def add(member: M) -> M:
             self._members[name] = member  # type: ignore[assignment]
+            if not listed:
+                self._unlisted.add(name)
             return member
 
         return add
@@ -230,7 +242,9 @@ class Registry(Generic[T]):
             InputError: There is none; the message suggests close matches.
         """
         if name not in self._members:
-            raise unknown_name(self.kind, name, self._members)
+            if name in self._elsewhere:
+                raise InputError(f"{name!r} is no {self.kind}: {self._elsewhere[name]}")
+            raise unknown_name(self.kind, name, self._members.keys() - self._unlisted)
         return self._members[name]
 
     def name_of(self, member: Any) -> str:

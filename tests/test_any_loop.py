@@ -402,8 +402,6 @@ class TestFeedbackThatCannotLearn:
 
     def test_nothing_is_said_of_what_does_not_learn(self) -> None:
         model = ruled("kolen_pollack")
-        for layer in list(model.children())[:-1]:
-            layer.requires_grad_(requires_grad=False)
         readout = model.get_submodule("7")
         assert heard(model, torch.optim.SGD(readout.parameters(), 0.1)) == []
         other = ruled("dkp")  # which takes no decay of the weight

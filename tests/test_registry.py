@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from darts_bio.data.datasets import DATASETS, load_data
+from darts_bio.data.given import GIVEN
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.learners import LEARNERS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
-from darts_bio.rules import RULES
+from darts_bio.rules import RULES, convert
+from darts_bio.rules.base import GLOBAL_LEARNERS
 from darts_bio.spaces import OPERATIONS, SPACES
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
 from darts_bio.training.adversarial import ADVERSARIES
@@ -456,3 +460,28 @@ class TestSplitSpecs:
     )
     def test_examples(self, text: str, parts: tuple[str, ...]) -> None:
         assert split_specs(text) == parts
+
+
+class TestNamesOfAnotherKind:
+    """What a newcomer tries: each message says where to go on."""
+
+    @pytest.mark.parametrize("name", LEARNERS)
+    def test_a_global_learner_is_no_rule(self, name: str) -> None:
+        expected = rf"^'{name}' is no learning rule: .*darts_bio.learner\(model, \"{name}\"\)"
+        with pytest.raises(InputError, match=expected):
+            convert(nn.Linear(2, 2), name)
+
+    def test_all_are_known(self) -> None:
+        assert sorted(GLOBAL_LEARNERS) == sorted(LEARNERS)
+
+    @pytest.mark.parametrize("spec", ["Kolen-Pollack", "kolen pollack", "KOLEN_POLLACK-"])
+    def test_a_name_as_papers_write_it(self, spec: str) -> None:
+        with pytest.raises(InputError) as caught:
+            convert(nn.Linear(2, 2), spec)
+        assert ("; did you mean 'kolen_pollack'?" in str(caught.value)) == (spec[-1] != "-")
+
+    def test_images_given_in_python_have_no_name_on_a_command_line(self) -> None:
+        with pytest.raises(InputError, match=r"'digit': did you mean 'digits'") as caught:
+            load_data("digit")
+        assert GIVEN in DATASETS
+        assert GIVEN not in str(caught.value)

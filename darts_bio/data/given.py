@@ -16,7 +16,7 @@ GIVEN = "given"
 """The name of such a data set in configurations."""
 
 
-@DATASETS.register(GIVEN)
+@DATASETS.register(GIVEN, listed=False)
 def given(data_dir: Any, image_size: Any) -> ImageData:
     """Refuse to load images that were handed over in Python: a command line has none of them.
 

@@ -280,4 +280,14 @@ class LearningRule:
         raise NotImplementedError(f"{type(self).__name__}.update")
 
 
-RULES: Registry[type[LearningRule]] = Registry("learning rule")
+GLOBAL_LEARNERS = ("pc", "dual_propagation", "pepita", "dtp", "drtp")
+"""The names of `darts_bio.learners`, which builds upon rules and is not imported here."""
+
+RULES: Registry[type[LearningRule]] = Registry(
+    "learning rule",
+    elsewhere={
+        name: f'it is a global learner, of a whole model: darts_bio.learner(model, "{name}"); see '
+        "docs/learners.md"
+        for name in GLOBAL_LEARNERS
+    },
+)
