@@ -164,6 +164,35 @@ def known_answer() -> tuple[Cells, Cells]:
     return table("docs/results/strategies.md", "strategy | mean rank"), wanted
 
 
+def evolution() -> tuple[Cells, Cells]:
+    names = {
+        "eg": "eg",
+        "drawn, same widths": "drawn, same widths",
+        "eg, width stays": "eg, width stays",
+        "eg(published=True)": "eg, published",
+    }
+    runs = result("evolution.json")["runs"]
+    lasts = {seed: run["best"][-1] for seed, run in runs["drawn, same widths"].items()}
+    wanted = {}
+    for label, kind in names.items():
+        of_seeds = runs[kind]
+        best, own = ([run[name] for run in of_seeds.values()] for name in ("best", "architecture"))
+        more = [run["best"][-1] - lasts[seed] for seed, run in of_seeds.items()]
+        wanted[label] = [
+            *(mean_std((curve[place] for curve in best), 3) for place in (0, -1)),
+            mean_std((curve[-1] - curve[0] for curve in best), 3),
+            "" if kind == "drawn, same widths" else mean_std(more, 3),
+            *(mean_std((curve[place] for curve in own), 3) for place in (0, -1)),
+            ""
+            if kind == "drawn, same widths"
+            else mean_std((curve[-1] - curve[0] for curve in own), 3),
+        ]
+    shown = table("docs/results/strategies.md", "| best, first generation")
+    return {
+        label: [cell.partition(" (")[0] for cell in cells] for label, cells in shown.items()
+    }, wanted
+
+
 def planted(rows: dict[str, str]) -> tuple[Cells, Cells]:
     wanted = {}
     for label, name in rows.items():
@@ -254,6 +283,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "masking": (masking,),
     "learners": (learners,),
     "known answer": (known_answer,),
+    "evolution": (evolution,),
     "planted": (
         planted,
         {
