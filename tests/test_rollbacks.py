@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import multiprocessing
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -116,17 +117,19 @@ class Ask(Listener):
                 signal.raise_signal(signal.SIGTERM)
 
 
-def grow(out: Path, stop_after: int | None = None, **options: Any) -> None:
+def grow(
+    out: Path, stop_after: int | None = None, console: TextIO | None = None, **options: Any
+) -> None:
     """The command, or the same with --resume."""
     listener = Ask(stop_after)
     config = replace(CONFIG, out=str(out), resume=(out / "config.yaml").exists(), **options)
-    watching = Watching(tensorboard=True, listener=listener)
+    watching = Watching(console, tensorboard=True, listener=listener)
 
     @going_back
     def run(config: SearchConfig, opened: Callable[[], RunFolder], number: int) -> Any:
         folder = opened()
         return perform(
-            Growth(), folder, [], watching, lambda _: [], lambda: FitBoard(folder), facts={}
+            Growth(), folder, [], watching, lambda _: ["begins"], lambda: FitBoard(folder), facts={}
         )
 
     run(config, lambda: RunFolder.open("search", config, "grow"), 0)
@@ -224,7 +227,9 @@ class TestOneProcess:
             pytest.warns(
                 UserWarning, match=r"is inf at step \d; .* 1/2 of the.*\(rollback 1 of 1\)"
             ),
-            pytest.raises(DivergedError, match=r"is inf at step 1\d: .* --resume with more --roll"),
+            pytest.raises(
+                DivergedError, match=r"is inf at step 1\d: .* --resume --rollbacks 4, or"
+            ),
         ):
             grow(out, rollbacks=1)
         assert (read_status(out) or {})["state"] == "dead"
@@ -232,6 +237,26 @@ class TestOneProcess:
         assert (state["step"], state["rollbacks"]) == (8, 1)
         grow(out)
         same_runs(out, whole)
+
+    def test_in_vain_no_more_are_advised(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Half of infinity is infinity."""
+        monkeypatch.setattr("test_rollbacks.RATES", (1.0, math.inf, 1.0))
+        out, advice = tmp_path / "run", "diverged; a smaller --lr in a new --out"
+        for options in ({"rollbacks": 2}, {"rollbacks": 3}):
+            with pytest.raises(DivergedError, match=advice):
+                grow(out, **options)
+        assert (read_status(out) or {})["reason"].endswith(advice)
+
+    def test_the_console_says_each_in_one_line(self, tmp_path: Path) -> None:
+        stream = io.StringIO()
+        grow(tmp_path / "run", console=stream)
+        lines = stream.getvalue().splitlines()
+        assert lines[0] == "begins"
+        kinds = ["epoch", "warning", "epoch", "warning", "warning", "epoch", "time"]
+        for kind, line in zip(kinds, lines[1:], strict=True):
+            assert kind in line.split(":")[0]
 
     def test_a_run_without_them_can_be_given_some(self, tmp_path: Path) -> None:
         """It goes back to the last checkpoint, where none begins an epoch."""

@@ -764,7 +764,7 @@ class TestFolder:
     ) -> None:
         with pytest.raises(
             InputError,
-            match=r"train/loss is nan at step \d: the training diverged; try a smaller --lr",
+            match=r"train/loss is nan at step \d: diverged; --resume --rollbacks 3, or a smaller --lr",
         ):
             run(replace(SEARCH, lr=1e30, clip=0.0), data, tmp_path / "run")
         assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", "search")["step"] == 0
@@ -797,7 +797,7 @@ class TestDivergence:
         monkeypatch.setattr(Search, "step", spoil)
         with pytest.raises(
             InputError,
-            match=r"supernet.classifier.weight is not finite at step 8: the training div",
+            match=r"supernet.classifier.weight is not finite at step 8: diverged; ",
         ):
             run(SEARCH, data, out)
         assert read_checkpoint(out / "checkpoint.pt", "search")["step"] == 4

@@ -78,7 +78,12 @@ class FitConsole(Console, Listener):
     `introduction` returns the lines to write at the start. `news` is called before each record and
     returns lines that have come up since its last call. `epoch` is what the lines call an epoch, and
     `name` what they call the run. On a terminal the line of an epoch is no wider than that.
+
+    Leaving its context writes the time that the run took, unless `goes_on` says that the run is
+    about to go on under another console.
     """
+
+    goes_on = False
 
     def __init__(
         self,
@@ -101,7 +106,7 @@ class FitConsole(Console, Listener):
         trace: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, trace)
-        if kind is None and self.pace.steps:
+        if kind is None and self.pace.steps and not self.goes_on:
             since = f" since step {self._first_step}" if self._first_step else ""
             self.say(f"{self._name}  time{since}: {clock(self.pace.seconds)}")
 

@@ -231,7 +231,8 @@ def perform(
     assert isinstance(config, FitConfig)
 
     def remarks_first(progress: Progress) -> list[str]:
-        return [*folder.remarks, *introduction(progress)]
+        # What a run that has gone back begins with was said before.
+        return [] if folder.has_gone_back else [*folder.remarks, *introduction(progress)]
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -239,6 +240,7 @@ def perform(
         status = _Status(folder.path, **about, **facts)
         listeners: list[Listener] = []
         shown: FitBoard | None = None
+        console: FitConsole | None = None
         if rank() == 0:
             listeners += [stack.enter_context(status), MetricsFile(folder), *files]
             if watching.tensorboard:
@@ -269,6 +271,8 @@ def perform(
             times = gathered(folder.go_back())[0]
             if times is None:
                 raise
+            if console is not None:
+                console.goes_on = True
             remark = (
                 f"warning: {error.what}; the run goes back to the beginning of the epoch, and on with "
                 f"1/{2**times} of the weights' learning rate (rollback {times} of "

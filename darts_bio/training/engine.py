@@ -424,10 +424,12 @@ def fit(
     # epoch is done, too.
     t, last, ended = 0, Numbers(), True
     state = folder.load()
+    first_epoch = 0  # the one that this call begins in
     if state is not None:
         with fitting(folder.checkpoint_path):
             refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
             t, last, ended = state["step"], state["last"], state["ended"]
+            first_epoch = t // task.steps_per_epoch
             task.load_state_dict(state["task"])
             rollbacks = state.get("rollbacks", 0)  # not in earlier checkpoints
             if rollbacks:
@@ -440,15 +442,30 @@ def fit(
             # Last, which undoes what loading may have drawn.
             set_rng_state(state["rng"][rank() if as_many else 0])
 
+    def diverged(what: str) -> DivergedError:
+        what = f"{what} at step {t}"
+        way = "a smaller --lr in a new --out"
+        # More of what has not brought the run past an epoch would not bring it past, either.
+        if not rollbacks or (t - 1) // task.steps_per_epoch > first_epoch:
+            way = f"--resume --rollbacks {rollbacks + 3}, or {way}"
+        return DivergedError(f"{what}: diverged; {way}", what)
+
+    def finite(numbers: Numbers) -> Numbers:
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise diverged(f"{name} is {value}")
+        return numbers
+
     def save(ended: bool = True) -> None:
         # What is saved as the task's is that of all processes together, for whoever uses it. Each
         # process goes on with its own, as if it had not been saved, and so does a resumed run.
         own = [tensor.clone() for tensor in task.statistics()] if world_size() > 1 else []
         task.synchronize()
         # Checked first, so that no state that has diverged replaces one that has not.
-        _finite(epoch_means.read(), t)
+        finite(epoch_means.read())
         task_state = task.state_dict()
-        _finite_tensors(task_state, t)
+        if (spoilt := _not_finite(task_state)) is not None:
+            raise diverged(f"{spoilt} is not finite")
         folder.save(
             {
                 "subject": dict(task.subject),
@@ -471,7 +488,7 @@ def fit(
         nonlocal last
         task.synchronize()
         measurements = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
-        last = _finite({**epoch_means.read(), **measurements}, t)
+        last = finite({**epoch_means.read(), **measurements})
         epoch_means.clear()
         listener.on_epoch(progress, last)
 
@@ -512,7 +529,7 @@ def fit(
         progress = Progress(t, steps, epoch + 1, task.epochs)
         listener.on_step(progress, task.images_per_step)
         if t % log_every == 0:
-            listener.on_record(progress, {**_finite(record.read(), t), **task.learning_rates()})
+            listener.on_record(progress, {**finite(record.read()), **task.learning_rates()})
             record.clear()
         if progress.ends_epoch:
             if task.measures:
@@ -607,24 +624,6 @@ def refuse_other_subject(here: Mapping[str, str], there: Mapping[str, str], wher
             )
 
 
-def _diverged(what: str, t: int) -> DivergedError:
-    """Return the error for a training that diverged; `what` is the clause that says so."""
-    what = f"{what} at step {t}"
-    return DivergedError(
-        f"{what}: the training diverged; try a smaller --lr or --clip, or --resume with more "
-        "--rollbacks. The checkpoint before, if there was one, is whole",
-        what,
-    )
-
-
-def _finite(numbers: Numbers, t: int) -> Numbers:
-    """Return the numbers. Raise InputError if one of them is not finite."""
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise _diverged(f"{name} is {value}", t)
-    return numbers
-
-
 def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield all floating-point tensors in a state of plain values, with where they stand in it.
 
@@ -642,8 +641,8 @@ def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(value, f"{name}[{i}]")
 
 
-def _finite_tensors(state: dict[str, Any], t: int) -> None:
-    """Raise InputError if a tensor anywhere in `state` holds a value that is not finite."""
+def _not_finite(state: dict[str, Any]) -> str | None:
+    """Return where in `state` a tensor holds a value that is not finite; None if none does."""
     flags = {name: tensor.isfinite().all() for name, tensor in named_tensors(state)}
     by_device: dict[torch.device, list[str]] = {}
     for name, flag in flags.items():
@@ -653,7 +652,8 @@ def _finite_tensors(state: dict[str, Any], t: int) -> None:
         finite = torch.stack([flags[name] for name in names]).tolist()
         for name, is_finite in zip(names, finite, strict=True):
             if not is_finite:
-                raise _diverged(f"{name} is not finite", t)
+                return name
+    return None
 
 
 @torch.no_grad()

@@ -130,6 +130,7 @@ class RunFolder:
 
     Attributes:
         remarks: What the user is to know of what `load` found, in lines.
+        has_gone_back: Whether `go_back` has gone back by means of this object.
 
     Args:
         path: The folder, which exists.
@@ -154,6 +155,7 @@ class RunFolder:
         self.checkpoint_path, self.before_path = path / CHECKPOINT_FILE, path / BEFORE_FILE
         self.genotype_path = path / GENOTYPE_FILE
         self.remarks: list[str] = []
+        self.has_gone_back = False
         # Whether checkpoint.pt is whole and begins an epoch, so that it may become the one before;
         # and what it says of the logs.
         self._is_whole, self._begins_epoch = True, False
@@ -270,6 +272,7 @@ class RunFolder:
             times = int(state.get("rollbacks", 0)) + 1
             if times <= self._rollbacks:
                 self._write({**state, "rollbacks": times}, marks)
+                self.has_gone_back = True
                 return times
         return None
 
