@@ -109,13 +109,15 @@ LONGEST_LIST = 300
 """The most characters that a message spends on the list of known names."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: str, known: Iterable[str], *, own: str = "") -> InputError:
     """Return the error for a name that is not among `known`, with close matches suggested.
 
     Args:
         kind: What the name was to be a name of, as the message calls it.
         name: The name that was given.
         known: All names that would have been accepted; the message lists them sorted.
+        own: How a name of the user's own comes to be known, which ends the message if the name is
+            like no other.
 
     >>> print(unknown_name("learning rule", "ufs", ["bp", "fa", "usf"]))
     unknown learning rule 'ufs': did you mean 'usf'? (known: bp, fa, usf)
@@ -126,7 +128,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     if len(listed) > LONGEST_LIST:
         # Cut after a whole name, and say how many names there are instead.
         listed = f"{listed[:LONGEST_LIST].rpartition(',')[0]}, ... {len(known)} in all"
-    return InputError(f"unknown {kind} {name!r}{close_names(name, known)} (known: {listed})")
+    close = close_names(name, known)
+    way = f"; {own}" if own and not close else ""
+    return InputError(f"unknown {kind} {name!r}{close} (known: {listed}{way})")
 
 
 def close_names(name: str, known: Iterable[str]) -> str:

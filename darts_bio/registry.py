@@ -17,6 +17,8 @@ from darts_bio.errors import InputError, close_names, unknown_name
 
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
 """A text in quotes, with the escapes in it."""
+WAY_OF_ONES_OWN = "your own: name its module by --plugin"
+"""What the error for an unknown name says of members that are no part of this package."""
 LONGEST_SPEC = 1000
 """The most characters of a spec. Python's parser gives way at many times this depth of nesting."""
 
@@ -244,7 +246,8 @@ class Registry(Generic[T]):
         if name not in self._members:
             if name in self._elsewhere:
                 raise InputError(f"{name!r} is no {self.kind}: {self._elsewhere[name]}")
-            raise unknown_name(self.kind, name, self._members.keys() - self._unlisted)
+            listed = self._members.keys() - self._unlisted
+            raise unknown_name(self.kind, name, listed, own=WAY_OF_ONES_OWN)
         return self._members[name]
 
     def name_of(self, member: Any) -> str:

@@ -257,7 +257,12 @@ class TestLoad:
         assert load_genotype(path.parent) == load_genotype("p_darts")
 
     def test_a_run_folder_without_genotype(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"no genotype\.json in this folder"):
+        with pytest.raises(
+            InputError, match=r"no genotype\.json in this folder; it is no run folder"
+        ):
+            load_genotype(tmp_path)
+        (tmp_path / "config.yaml").write_text("epochs: 1\n")
+        with pytest.raises(InputError, match=r"in this folder; has its search ended an epoch\?"):
             load_genotype(tmp_path)
 
     def test_a_typo_in_a_shipped_name(self) -> None:

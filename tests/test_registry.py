@@ -187,6 +187,8 @@ class TestRegistry:
         message = str(unknown_name("learning rule", "zzzzz", RULES.names()))
         assert "did you mean" not in message
         assert message.endswith(f"(known: {', '.join(sorted(RULES.names()))})")
+        with pytest.raises(InputError, match=r"; your own: name its module by --plugin\)$"):
+            RULES.get("zzzzz")
 
 
 VALUE_FAMILIES: tuple[Registry[Any], ...] = (

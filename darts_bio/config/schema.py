@@ -259,7 +259,9 @@ class SmallImagesConfig(FitConfig):
     """
 
     image_size: int | None = option(
-        None, "side in pixels to which images of --dataset folder are resized", minimum=4
+        None,
+        "side in pixels of the images of --dataset folder, resized and the center cut out; left out: 32",
+        minimum=4,
     )
     crop_padding: int = option(
         4, "pixels an image is padded by before a random crop; 0 for none", minimum=0

@@ -10,7 +10,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_best
-from darts_bio.registry import parse_spec
+from darts_bio.registry import WAY_OF_ONES_OWN, parse_spec
 from darts_bio.reports import page
 from darts_bio.reports.black_box import BEST_FIGURE, black_box_card
 from darts_bio.runtime import precision_notes
@@ -36,7 +36,8 @@ def is_black_box(config: SearchConfig) -> bool:
     if name in BLACK_BOX_STRATEGIES:
         return True
     if name not in STRATEGIES:
-        raise unknown_name("strategy", name, (*STRATEGIES, *BLACK_BOX_STRATEGIES))
+        known = (*STRATEGIES, *BLACK_BOX_STRATEGIES)
+        raise unknown_name("strategy", name, known, own=WAY_OF_ONES_OWN)
     for option in ("queries", "query"):
         if getattr(config, option) is not None:
             raise InputError(

@@ -183,7 +183,7 @@ def _perform(
             *precision_notes(task.device, config.amp),
         ]
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):
-            lines.append(one_line(f"this genotype is {note}"))
+            lines.append(one_line(f"note on this genotype: {note}"))
         lines += _unused_cells(task)
         if task.began_with != world_size():
             lines.append(shared_otherwise(task.began_with, world_size()))

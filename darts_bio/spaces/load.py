@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from darts_bio.bounded import LARGEST_GENOTYPE, read_text
+from darts_bio.config import CONFIG_FILE
 from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.spaces.base import SPACES
@@ -54,9 +55,9 @@ def load_genotype(source: str | Path) -> Genotype:
         refuse_missing_plugins(path)
         path = path / GENOTYPE_FILE
         if not path.exists():
-            raise InputError(
-                f"{path.parent}: no {GENOTYPE_FILE} in this folder; has its search ended an epoch?"
-            )
+            is_run = (path.parent / CONFIG_FILE).exists()
+            why = "has its search ended an epoch?" if is_run else "it is no run folder"
+            raise InputError(f"{path.parent}: no {GENOTYPE_FILE} in this folder; {why}")
     elif not is_file:
         shown = text if len(text) <= 200 else f"{text[:200]}... of {len(text)} characters"
         error = unknown_name("genotype", shown, shipped_names())
