@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import json
 import multiprocessing
 import platform
@@ -128,15 +127,14 @@ def kept_bytes(net: nn.Module, forward: Callable[[], Any]) -> int:
                 storage.nbytes(),
                 storage,
             )  # the storage itself, lest another takes its address
-        return tensor
+        # Not the tensor itself: it holds the graph, which would hold it, and neither would ever be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
     total = sum(size for size, _ in held.values())
     held.clear()
-    # The hooks and the graph hold each other, and a graph that is never differentiated keeps all it has.
-    gc.collect()
     return total
 
 
