@@ -193,6 +193,23 @@ def evolution() -> tuple[Cells, Cells]:
     }, wanted
 
 
+def strategy_step() -> tuple[Cells, Cells]:
+    kept = result("strategy_step-cpu.json")["strategies"]
+    base = kept["darts"]
+    wanted = {}
+    for name, of_one in kept.items():
+        ratios = [a / b for a, b in zip(of_one["seconds"], base["seconds"], strict=True)]
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        less = of_one["kept_bytes"] / base["kept_bytes"]
+        wanted["pc_darts (k=4)" if name == "pc_darts" else name] = [
+            f"{statistics.median(of_one['seconds']):.2f}",
+            "1" if of_one is base else f"{statistics.median(ratios):.2f} {spread}",
+            f"{of_one['kept_bytes'] / 1e6:.0f}",
+            "1" if of_one is base else f"{less:.2f}",
+        ]
+    return table("docs/results/strategies.md", "strategy | s a step"), wanted
+
+
 def planted(rows: dict[str, str]) -> tuple[Cells, Cells]:
     wanted = {}
     for label, name in rows.items():
@@ -284,6 +301,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "learners": (learners,),
     "known answer": (known_answer,),
     "evolution": (evolution,),
+    "strategy step": (strategy_step,),
     "planted": (
         planted,
         {
