@@ -1,4 +1,4 @@
-"""What TensorBoard costs a search on the digits: its share of the CPU time of steps and epochs.
+"""Measure what TensorBoard costs a search on the digits: its share of the CPU time of steps and epochs.
 
     python benchmarks/monitoring.py               six epochs, as the digits' protocol has them, three times
     python benchmarks/monitoring.py --epochs 50

@@ -339,7 +339,7 @@ def clip(model: nn.Module, bound: float) -> None:
 
 
 def heard(model: nn.Module, optimizer: Any) -> list[str]:
-    """What `attach` warns of."""
+    """Warnings of `attach`."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         attach(model, optimizer)

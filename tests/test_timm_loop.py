@@ -204,7 +204,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], bound: float | None =
 
 
 ROUNDING = 1e-10
-"""Of three updates of nets with norms in float64, whose sums are taken in another order."""
+"""The bound after three updates of nets with norms in float64, whose sums are in another order."""
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -230,7 +230,7 @@ class TestEveryRule:
         same(average, ema.module.state_dict(), ROUNDING)
 
     def test_an_update_under_autocast_is_that_without_the_scale(self, rule: str) -> None:
-        """Of one update, since the rounding of a second to bf16 hangs on the last digit."""
+        """Compare one update; how a second one is rounded to bf16 hangs on the last digit."""
         model, batches = ruled("resnet", rule), mixed()[:1]
         expected = copy.deepcopy(model)
         plain_loop(expected, batches, amp=True)

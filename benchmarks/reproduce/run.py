@@ -121,7 +121,7 @@ def made(name: str, folder: Path) -> bool:
 
 
 def finished(folder: Path) -> RunSummary | None:
-    """What is told of the run in a folder; None unless it has come to its end."""
+    """Return what is told of the run in a folder; None unless it has come to its end."""
     summary = summarize(folder) if folder.exists() else None
     return summary if summary is not None and summary.state == FINISHED else None
 
@@ -152,7 +152,7 @@ def measured(row: Row, folder: Path) -> float | None:
 
 
 def collected(table: str, setting: Setting) -> dict[str, dict[str, Any]]:
-    """What there is of a table: for each row the published number and those of the seeds."""
+    """Return what there is of a table: for each row the published number and those of the seeds."""
     rows: dict[str, dict[str, Any]] = {}
     for row in TABLES[table].rows:
         found = {

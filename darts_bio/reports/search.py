@@ -35,7 +35,7 @@ ENERGY = (
     ". Energy was not measured; it is at most these hours times the power limit that "
     "`nvidia-smi -q -d POWER` gives for the board."
 )
-"""What is said of the cost of a search on a GPU."""
+"""The sentence on the energy that a search on a GPU took."""
 LARGEST_RATE = 0.1
 """The largest rate of alpha that is advised where little has been decided."""
 
