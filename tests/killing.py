@@ -18,6 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
+from darts_bio.training.run_folder import read_checkpoint
+
 OPERATIONS = ("fsync", "replace", "link", "truncate", "unlink", "mkdir")
 """The functions of `os` that change files, by their names there."""
 
@@ -146,3 +148,11 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and bool(one == other)
+
+
+def same_runs(one: Path, other: Path) -> None:
+    """Assert that two searches have the same checkpoint, records and events."""
+    first, second = (read_checkpoint(run / "checkpoint.pt", "search") for run in (one, other))
+    assert equal(first, second)
+    assert records_of(one) == records_of(other)
+    assert events_of(one) == events_of(other)

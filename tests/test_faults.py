@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from killing import equal, events_of, killed, records_of
+from killing import equal, events_of, killed, records_of, same_runs
 
 from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
@@ -78,13 +78,6 @@ def walk_again(out: Path) -> None:
         if "or go on with it by --resume" not in str(error):
             raise
         walk(out, resume=True)
-
-
-def same_runs(one: Path, other: Path) -> None:
-    first, second = (read_checkpoint(run / "checkpoint.pt", "search") for run in (one, other))
-    assert equal(first, second)
-    assert records_of(one) == records_of(other)
-    assert events_of(one) == events_of(other)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import pytest
 import torch
-from killing import equal, events_of, killed, operations, records_of
+from killing import equal, events_of, killed, operations, records_of, same_runs
 from several import several
 
 from darts_bio.config import RetrainConfig, SearchConfig
@@ -141,13 +141,6 @@ def ended(out: Path, **options: Any) -> int | None:
     process.start()
     process.join()
     return process.exitcode
-
-
-def same_runs(one: Path, other: Path) -> None:
-    first, second = (read_checkpoint(run / "checkpoint.pt", "search") for run in (one, other))
-    assert equal(first, second)
-    assert records_of(one) == records_of(other)
-    assert events_of(one) == events_of(other)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ which is that of the alphabet.
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -357,15 +358,8 @@ def norm(tensors: Sequence[Tensor]) -> float:
 
 
 def peak_memory() -> Numbers:
-    """Return the peak of this process' memory in GiB, of a GPU's if it uses one.
-
-    Nothing where the system does not tell.
-    """
+    """Return the peak of this process' memory in GiB, of a GPU's if it uses one."""
     if torch.cuda.is_initialized():
         return {"machine/memory_gib": torch.cuda.max_memory_allocated() / 2**30}
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"machine/memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)}

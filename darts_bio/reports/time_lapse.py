@@ -175,14 +175,13 @@ def equal_shares(table: CandidateTable, factorised: bool) -> dict[str, list[list
     by_type: dict[str, list[list[float]]] = {}
     for cell_type, rows in table.rows.items():
         by_type[cell_type] = []
-        for row in rows:
-            pools = by_operation(row)
-            count = sum(len(pool.columns) for pool in pools)
-            of_edge = [0.0] * count
+        for row, of_edge in zip(rows, table.equal_shares(cell_type).tolist(), strict=True):
+            pools = by_operation(row) if factorised else ()
             for pool in pools:
                 for column in pool.columns:
-                    of_edge[column] = 1 / (len(pools) * len(pool.columns) if factorised else count)
-            by_type[cell_type].append(of_edge)
+                    of_edge[column] = 1 / (len(pools) * len(pool.columns))
+            there = [share for share, c in zip(of_edge, row, strict=True) if c is not None]
+            by_type[cell_type].append(there)
     return by_type
 
 
