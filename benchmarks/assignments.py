@@ -42,11 +42,13 @@ DIGITS: Source = ("digits", None, None)
 
 
 @functools.cache
-def images(dataset: str, data_dir: str | None, train_images: int | None) -> ImageData:
+def images(
+    dataset: str, data_dir: str | None, train_images: int | None, test_images: int = 2000
+) -> ImageData:
     """Return the images of all trainings and searches; this process then runs in one thread.
 
-    Images of 32x32 pixels are shrunk to 16x16, each four pixels to their mean, and the first 2,000
-    test images stand for all: they are measured after every epoch.
+    Images of 32x32 pixels are shrunk to 16x16, each four pixels to their mean, and their first
+    `test_images` test images stand for all: they are measured after every epoch.
     """
     torch.set_num_threads(1)
     data = load_data(dataset, data_dir, None, train_images, 0)
@@ -57,7 +59,9 @@ def images(dataset: str, data_dir: str | None, train_images: int | None) -> Imag
         images = F.avg_pool2d(split.images[:count].float(), 2).round().byte()
         return Split(images, split.labels[:count])
 
-    return ImageData(shrunk(data.train, len(data.train)), shrunk(data.test, 2000), data.classes)
+    return ImageData(
+        shrunk(data.train, len(data.train)), shrunk(data.test, test_images), data.classes
+    )
 
 
 def genotype(assignment: Assignment) -> Genotype:

@@ -52,7 +52,7 @@ def test_jobs_are_done_in_order_within_the_budget_and_gone_on_with(
             return self
 
         def __exit__(self, *_: Any) -> None: ...
-        def submit(self, do: Any, job: Job, *_: Any) -> Any:
+        def submit(self, do: Any, job: Job, **_: Any) -> Any:
             from concurrent.futures import Future
 
             future: Future[dict[str, Any]] = Future()
@@ -68,10 +68,10 @@ def test_jobs_are_done_in_order_within_the_budget_and_gone_on_with(
         records[job.key] = record
 
     wanted = list(jobs(2))
-    spend(wanted, ("digits", None, None), records, save, -1.0, 2)
+    spend(wanted, study.do, records, save, -1.0, 2)
     assert not done  # no time
-    spend(wanted[:10], ("digits", None, None), records, save, 60.0, 2)
-    spend(wanted, ("digits", None, None), records, save, 60.0, 2)
+    spend(wanted[:10], study.do, records, save, 60.0, 2)
+    spend(wanted, study.do, records, save, 60.0, 2)
     assert sorted(map(str, done)) == sorted(map(str, wanted))
     for number, job in enumerate(done):
         assert job.rules is None or Job(job.strategy, job.seed) in done[:number]
