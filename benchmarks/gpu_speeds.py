@@ -30,7 +30,8 @@ from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.rules import RULES
 from darts_bio.runtime import select_device
 from darts_bio.spaces import load_genotype
-from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.listeners import Listener, Progress
+from darts_bio.training.meters import Numbers
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 

@@ -32,7 +32,7 @@ from darts_bio.version import __version__
 _HOMES = {
     "BatchManhattan": "darts_bio.optimizers",
     "InputError": "darts_bio.errors",
-    "Listener": "darts_bio.training.engine",
+    "Listener": "darts_bio.training.listeners",
     "align": "darts_bio.api",
     "attach": "darts_bio.rules",
     "attack": "darts_bio.api",
@@ -72,9 +72,9 @@ if TYPE_CHECKING:
     from darts_bio.rules import revert as revert
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
-    from darts_bio.training.engine import Listener as Listener
     from darts_bio.training.hebbian import hebbian_block as hebbian_block
     from darts_bio.training.hebbian import hebbian_pretraining as hebbian_pretraining
+    from darts_bio.training.listeners import Listener as Listener
     from darts_bio.training.run_list import list_runs as list_runs
 
 __all__ = ["__version__", *_HOMES]

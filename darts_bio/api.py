@@ -45,7 +45,8 @@ from darts_bio.runs.search import search as run_search
 from darts_bio.runs.train import TrainResult
 from darts_bio.runs.train import train as run_train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.training.engine import Listener, Numbers
+from darts_bio.training.listeners import Listener
+from darts_bio.training.meters import Numbers
 from darts_bio.training.trained import Trained, load_trained
 
 C = TypeVar("C", bound=Any)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from several import import_for_forks
 
-from darts_bio.training.engine import Listener, Progress
+from darts_bio.training.listeners import Listener, Progress
 
 ROOT = Path(__file__).parent.parent
 SEARCH, TRAIN = str(ROOT / "search" / "run.py"), str(ROOT / "evaluate" / "train_cifar.py")

@@ -24,7 +24,8 @@ from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
 from darts_bio.training import adversarial, retrain
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
-from darts_bio.training.engine import Listener, fit
+from darts_bio.training.engine import fit
+from darts_bio.training.listeners import Listener
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.trained import load_trained

@@ -23,7 +23,8 @@ from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import image_data
 from darts_bio.errors import InputError
 from darts_bio.runs.running import SeedResults
-from darts_bio.training.engine import Numbers, Progress
+from darts_bio.training.listeners import Progress
+from darts_bio.training.meters import Numbers
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
 SMALL: dict[str, Any] = {

@@ -24,7 +24,9 @@ from darts_bio.runtime import derive_seed, generator
 from darts_bio.spaces import SPACES, Genotype, from_json, neighbors, random_neighbor, to_nb201_text
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, Context
 from darts_bio.strategies.random import random_cells
-from darts_bio.training.engine import Listener, Numbers, Progress, run_epoch
+from darts_bio.training.engine import run_epoch
+from darts_bio.training.listeners import Listener, Progress
+from darts_bio.training.meters import Numbers
 from darts_bio.training.retrain import Retraining
 
 CPU = torch.device("cpu")

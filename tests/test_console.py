@@ -21,7 +21,7 @@ from darts_bio.monitoring import console
 from darts_bio.monitoring.console import FitConsole
 from darts_bio.runs.running import Watching
 from darts_bio.runs.search import search
-from darts_bio.training.engine import Progress
+from darts_bio.training.listeners import Progress
 
 NUMBERS = {
     "train/loss": 1.5123,

@@ -18,8 +18,9 @@ from darts_bio.errors import InputError
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.runs.running import Watching, perform
 from darts_bio.training.checksum import GrowingDigest, digest, fault_of
-from darts_bio.training.engine import Numbers, Outcome, Sums, never
+from darts_bio.training.engine import Outcome, never
 from darts_bio.training.logs import marks_of
+from darts_bio.training.meters import Numbers, Sums
 from darts_bio.training.run_folder import RunFolder, read_checkpoint
 
 CONFIG = SearchConfig(log_every=1)

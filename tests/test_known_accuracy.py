@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import darts_bio
 from darts_bio.spaces import Nb201Table, load_genotype
-from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.listeners import Listener, Progress
+from darts_bio.training.meters import Numbers
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 CELLS = [

@@ -31,7 +31,7 @@ from darts_bio.interop.hub_card import hub_card, logged_accuracy
 from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype, shipped_names
-from darts_bio.training.engine import evaluate
+from darts_bio.training.meters import evaluate
 from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import load_trained
 

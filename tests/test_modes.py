@@ -14,7 +14,7 @@ from darts_bio.modes import frozen, in_mode, restored, undisturbed
 from darts_bio.networks import SuperNet
 from darts_bio.rules import convert, held_feedback, rule_carriers, true_gradients
 from darts_bio.spaces import SPACES
-from darts_bio.training.engine import evaluate
+from darts_bio.training.meters import evaluate
 
 Change = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
 

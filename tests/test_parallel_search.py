@@ -27,7 +27,7 @@ from darts_bio.rules import draw_feedback, held_feedback, true_gradients
 from darts_bio.rules.tangents import tangents
 from darts_bio.strategies import REGULARIZERS, detached
 from darts_bio.strategies.eigenvalue_stop import dominant_eigenvalue
-from darts_bio.training.engine import Meters
+from darts_bio.training.meters import Meters
 from darts_bio.training.search import Search, _Lookout
 
 STEPS = 2

@@ -27,7 +27,8 @@ from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, load_genotype, read_genotype
 from darts_bio.spaces import operations as operations_module
 from darts_bio.spaces.operations import Noise
-from darts_bio.training.engine import evaluate, run_epoch
+from darts_bio.training.engine import run_epoch
+from darts_bio.training.meters import evaluate
 from darts_bio.training.retrain import Retraining
 
 NAMES = {

@@ -10,7 +10,7 @@ from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.grid import draw_grid
 from darts_bio.reports.findings import decisions, evenness
 from darts_bio.spaces import CandidateTable, Genotype, Space
-from darts_bio.training.engine import Numbers
+from darts_bio.training.meters import Numbers
 
 EdgeShares = Mapping[str, Sequence[Sequence[float]]]
 """The shares of alpha: `reports.time_lapse.edge_shares`."""

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from darts_bio.evaluation.robustness import Job, Measurement
 from darts_bio.evaluation.subjects import Subject
 from darts_bio.monitoring.stream import UnfailingStream
-from darts_bio.training.engine import Listener, Numbers, Pace, Progress
+from darts_bio.training.listeners import Listener, Pace, Progress
+from darts_bio.training.meters import Numbers
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines of progress without a terminal."""

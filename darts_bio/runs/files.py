@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from darts_bio.training.engine import Listener, Numbers, Pace, Progress
+from darts_bio.training.listeners import Listener, Pace, Progress
 from darts_bio.training.logs import METRICS_FILE, read_metrics
+from darts_bio.training.meters import Numbers
 from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from darts_bio.training.engine import Listener, Numbers, Progress
+from darts_bio.training.listeners import Listener, Progress
+from darts_bio.training.meters import Numbers
 from darts_bio.training.run_folder import writing
 
 

@@ -34,16 +34,9 @@ from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
-from darts_bio.training.engine import (
-    DivergedError,
-    Listener,
-    Listeners,
-    Numbers,
-    Outcome,
-    Progress,
-    Task,
-    fit,
-)
+from darts_bio.training.engine import DivergedError, Outcome, Task, fit
+from darts_bio.training.listeners import Listener, Listeners, Progress
+from darts_bio.training.meters import Numbers
 from darts_bio.training.owner import owning
 from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search

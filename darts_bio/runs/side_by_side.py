@@ -25,7 +25,7 @@ from darts_bio.reports.side_by_side import (
     side_by_side,
 )
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.training.engine import Numbers
+from darts_bio.training.meters import Numbers
 from darts_bio.training.records import epochs_from_end
 from darts_bio.training.run_folder import METRICS_FILE, new_folder, write_text
 from darts_bio.training.run_list import list_runs

@@ -1,6 +1,6 @@
 """Training: the loop, what a step of a search or retraining is, and the folder that a run leaves.
 
-engine.py         the loop around a `Task`, its listeners, and evaluation
+engine.py         the loop around a `Task`; listeners.py who hears of it, meters.py the numbers
 search.py         the task of a search: alpha and w
 retrain.py        the task of retraining a genotype's network from scratch
 optim.py          the optimizer of w; schedules.py its learning rate

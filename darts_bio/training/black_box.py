@@ -28,7 +28,8 @@ from darts_bio.rules import RULES
 from darts_bio.runtime import derive_seed
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, Space, from_json, to_nb201_text
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, BlackBoxStrategy, Context
-from darts_bio.training.engine import Numbers, Sums, evaluate, named_tensors, never
+from darts_bio.training.engine import named_tensors, never
+from darts_bio.training.meters import Numbers, Sums, evaluate
 from darts_bio.training.retrain import Retraining
 
 QUERIES = 100

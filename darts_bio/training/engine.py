@@ -1,4 +1,4 @@
-"""The one training loop, for search and retraining alike, and the evaluation of networks.
+"""The one training loop, for search and retraining alike.
 
 A `Task` says what a step is. The loop, `fit`, says when numbers are read, when the state is saved
 and when to stop. A run that was stopped after any step and resumed equals one that was not, bit for
@@ -14,24 +14,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from darts_bio.distributed import first_says, gathered, rank, world_size
 from darts_bio.errors import InputError, first_line
-from darts_bio.modes import in_mode
-from darts_bio.private_torch import add_all
-from darts_bio.runtime import StopRequest, autocast, rng_state, send, set_rng_state
+from darts_bio.runtime import StopRequest, rng_state, set_rng_state
+from darts_bio.training.listeners import Listener, Progress
+from darts_bio.training.meters import Meters, Numbers, Sums
 from darts_bio.training.run_folder import RunFolder
-
-Numbers = dict[str, float]
-"""Measurements by name, such as {"train/loss": 2.3, "lr/weights": 0.025}."""
 
 
 def never() -> bool:
@@ -41,102 +37,6 @@ def never() -> bool:
     False
     """
     return False
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Several numbers, each summed over the same `count` values, such as the images of a step.
-
-    Attributes:
-        names: The numbers' names.
-        totals: The sums (numbers,) float64, in the order of `names`, on the device that made them.
-        count: How many values were summed.
-
-    >>> Sums(("train/loss",), torch.tensor([5.0], dtype=torch.float64), 2).count
-    2
-    """
-
-    names: tuple[str, ...]
-    totals: Tensor
-    count: int
-
-
-class Meters:
-    """Running means by name, over all processes.
-
-    Sums stay on the device until they are read, so that Python does not wait for a GPU.
-
-    >>> meters = Meters()
-    >>> for loss in (3.0, 2.0):
-    ...     meters.add(Sums(("loss",), torch.tensor([loss], dtype=torch.float64), 1))
-    >>> meters.read()
-    {'loss': 2.5}
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], Tensor] = {}
-        """The sums (numbers,) on the device, by the names that were added together."""
-        self._begun: dict[str, float] = {}
-        """Sums that were loaded, by name, until more is added to them."""
-        self._counts: dict[str, int] = {}
-        """How many values were summed, by name."""
-
-    def add(self, *several: Sums) -> None:
-        """Add to the sums of the same names, on a GPU by one kernel for all."""
-        if not several:
-            return
-        for sums in several:
-            if sums.names not in self._sums:
-                begun = torch.tensor(
-                    [self._begun.pop(name, 0.0) for name in sums.names], dtype=torch.float64
-                )
-                self._sums[sums.names] = send(begun, sums.totals.device)
-            for name in sums.names:
-                self._counts[name] = self._counts.get(name, 0) + sums.count
-        add_all([self._sums[sums.names] for sums in several], [sums.totals for sums in several])
-
-    def read(self) -> Numbers:
-        """Return the means since the last `clear`. All processes have to read equally often."""
-        return {name: total / count for name, (total, count) in self._totals().items()}
-
-    def _totals(self) -> dict[str, tuple[float, int]]:
-        """Return (sum, count) by name, over all processes, the same in each."""
-        # In the order of the processes, so that rounding is the same in all.
-        return _added(gathered(self.state_dict()))
-
-    def clear(self) -> None:
-        """Begin all means anew."""
-        self._sums, self._begun, self._counts = {}, {}, {}
-
-    def state_dict(self) -> dict[str, tuple[float, int]]:
-        """Return (sum, count) by name, of this process."""
-        sums_here = dict(self._begun)
-        for names, sums in self._sums.items():
-            sums_here |= zip(names, sums.tolist(), strict=True)
-        return {name: (total, self._counts[name]) for name, total in sums_here.items()}
-
-    def load_state_dicts(self, states: Sequence[dict[str, tuple[float, int]]]) -> None:
-        """Go on from what all processes had, by their numbers.
-
-        If there are as many now, each goes on from its own; else the first takes over all.
-        """
-        self.clear()
-        if len(states) == world_size():
-            states = [states[rank()]]
-        elif rank() > 0:
-            states = []
-        for name, (total, count) in _added(states).items():
-            self._begun[name], self._counts[name] = total, count
-
-
-def _added(several: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
-    """Add up (sum, count) by name."""
-    totals: dict[str, tuple[float, int]] = {}
-    for each in several:
-        for name, (total, count) in each.items():
-            before = totals.get(name, (0.0, 0))
-            totals[name] = (before[0] + total, before[1] + count)
-    return totals
 
 
 class DivergedError(InputError):
@@ -231,124 +131,6 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: How many updates are done.
-        steps: How many there are in all.
-        epoch: How many epochs are done or under way, that is, counted from 1.
-        epochs: How many there are in all.
-
-    >>> Progress(step=20, steps=100, epoch=2, epochs=10).ends_epoch
-    True
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: int
-
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether the latest step was the last one of its epoch."""
-        # step == epoch * steps_per_epoch, where steps_per_epoch is steps / epochs
-        return self.step * self.epochs == self.epoch * self.steps
-
-
-class Listener:
-    """The base of classes that hear of a run: subclass it and write the methods that you want.
-
-    A listener must not change what it is told of.
-
-    >>> class Losses(Listener):
-    ...     def __init__(self) -> None:
-    ...         self.losses: list[float] = []
-    ...     def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-    ...         self.losses.append(numbers["train/loss"])
-    >>> listener = Losses()
-    >>> listener.on_epoch(Progress(step=10, steps=10, epoch=1, epochs=1), {"train/loss": 2.5})
-    >>> listener.losses
-    [2.5]
-    """
-
-    def on_start(self, progress: Progress) -> None:
-        """Hear that the run begins, or goes on: `progress.step` updates were made before."""
-
-    def on_step(self, progress: Progress, images: int) -> None:
-        """Hear of a step of `images` images."""
-
-    def on_record(self, progress: Progress, numbers: Numbers) -> None:
-        """Hear the means since the last record, and the learning rates: every `log_every` steps."""
-
-    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-        """Hear, after each epoch, the means over it and what was measured at its end."""
-
-
-class Listeners(Listener):
-    """Several listeners as one; each hears of everything, in their order.
-
-    >>> class Printer(Listener):
-    ...     def on_step(self, progress: Progress, images: int) -> None:
-    ...         print(f"step {progress.step} of {progress.steps}")
-    >>> Listeners(Printer(), Printer()).on_step(Progress(1, 10, 1, 1), images=64)
-    step 1 of 10
-    step 1 of 10
-    """
-
-    def __init__(self, *listeners: Listener) -> None:
-        self.listeners = listeners
-
-    def on_start(self, progress: Progress) -> None:
-        for listener in self.listeners:
-            listener.on_start(progress)
-
-    def on_step(self, progress: Progress, images: int) -> None:
-        for listener in self.listeners:
-            listener.on_step(progress, images)
-
-    def on_record(self, progress: Progress, numbers: Numbers) -> None:
-        for listener in self.listeners:
-            listener.on_record(progress, numbers)
-
-    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
-        for listener in self.listeners:
-            listener.on_epoch(progress, numbers)
-
-
-class Pace:
-    """How fast a run goes: seconds, steps and images since this object was made.
-
-    >>> pace = Pace()
-    >>> pace.count(images=64)
-    >>> pace.steps, pace.images, pace.images_per_second > 0
-    (1, 64, True)
-    """
-
-    def __init__(self) -> None:
-        self.began, self.steps, self.images = time.monotonic(), 0, 0
-
-    def count(self, images: int) -> None:
-        """Count a step of `images` images."""
-        self.steps += 1
-        self.images += images
-
-    @property
-    def seconds(self) -> float:
-        """The seconds since the beginning."""
-        return time.monotonic() - self.began
-
-    @property
-    def images_per_second(self) -> float:
-        """The mean rate since the beginning."""
-        return self.images / max(self.seconds, 1e-9)
-
-    def seconds_left(self, steps: int) -> float:
-        """Estimate the seconds that this many further steps take."""
-        return self.seconds / max(1, self.steps) * steps
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How a run ended.
 
@@ -416,67 +198,164 @@ def fit(
     ...     print(outcome.step, outcome.numbers["test/loss"], folder.load()["task"])
     6 0.015625 {'weight': 0.015625}
     """
-    # How often the run has gone back after it diverged.
-    rollbacks = 0
-    # Means since the last record, and since the epoch began.
-    record, epoch_means = Meters(), Meters()
-    # t: the updates made. last: the numbers of the last whole epoch. ended: whether the end of that
-    # epoch is done, too.
-    t, last, ended = 0, Numbers(), True
-    state = folder.load()
-    first_epoch = 0  # the one that this call begins in
-    if state is not None:
-        with fitting(folder.checkpoint_path):
-            refuse_other_subject(task.subject, state["subject"], folder.checkpoint_path)
-            t, last, ended = state["step"], state["last"], state["ended"]
-            first_epoch = t // task.steps_per_epoch
+    return _Loop(task, folder, listener, stop, log_every, save_every).run()
+
+
+class _Loop:
+    """What `fit` does; its arguments are those of `fit`.
+
+    Attributes:
+        t: How many updates are made.
+        last: The numbers of the last whole epoch.
+        ended: Whether the end of that epoch is done, too.
+        rollbacks: How often the run has gone back after it diverged.
+        record, epoch_means: The means since the last record, and since the epoch began.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        folder: RunFolder,
+        listener: Listener,
+        stop: StopRequest,
+        log_every: int,
+        save_every: float,
+    ) -> None:
+        self.task, self.folder, self.listener, self.stop = task, folder, listener, stop
+        self.log_every, self.save_every = log_every, save_every
+        self.steps = task.epochs * task.steps_per_epoch
+        self.t, self.last, self.ended = 0, Numbers(), True
+        self.rollbacks = 0
+        self.record, self.epoch_means = Meters(), Meters()
+        self._first_epoch = 0  # the one that this call begins in
+        state = folder.load()
+        if state is None:
+            self.save()  # so that a run which has records has a checkpoint, too
+        else:
+            self._go_on(state)
+            folder.cut_logs()
+        self._saved_at = time.monotonic()
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint of `save`."""
+        task, path = self.task, self.folder.checkpoint_path
+        with fitting(path):
+            refuse_other_subject(task.subject, state["subject"], path)
+            self.t, self.last, self.ended = state["step"], state["last"], state["ended"]
+            self._first_epoch = self.t // task.steps_per_epoch
             task.load_state_dict(state["task"])
-            rollbacks = state.get("rollbacks", 0)  # not in earlier checkpoints
-            if rollbacks:
-                task.slow_down(0.5**rollbacks)
-            record.load_state_dicts(state["record"])
-            epoch_means.load_state_dicts(state["epoch_means"])
+            self.rollbacks = state.get("rollbacks", 0)  # not in earlier checkpoints
+            if self.rollbacks:
+                task.slow_down(0.5**self.rollbacks)
+            self.record.load_state_dicts(state["record"])
+            self.epoch_means.load_state_dicts(state["epoch_means"])
             as_many = len(state["statistics"]) == world_size()
             if as_many and world_size() > 1:
                 put_back(task.statistics(), state["statistics"][rank()])
             # Last, which undoes what loading may have drawn.
             set_rng_state(state["rng"][rank() if as_many else 0])
 
-    def diverged(what: str) -> DivergedError:
-        what = f"{what} at step {t}"
-        way = "a smaller --lr in a new --out"
-        # More of what has not brought the run past an epoch would not bring it past, either.
-        if not rollbacks or (t - 1) // task.steps_per_epoch > first_epoch:
-            way = f"--resume --rollbacks {rollbacks + 3}, or {way}"
-        return DivergedError(f"{what}: diverged; {way}", what)
+    def run(self) -> Outcome:
+        """Make what steps are left, or as many as there is no stop request before."""
+        task = self.task
+        self.listener.on_start(self._progress(self.t // task.steps_per_epoch + 1))
+        try:
+            if not self.ended:  # the run was stopped during the end of an epoch: computed anew
+                epoch = self.t // task.steps_per_epoch - 1
+                task.begin_epoch(epoch)
+                self._end_epoch(self._progress(epoch + 1))
+                self.save()
+            if 0 < self.t < self.steps:
+                # For a run that goes on within an epoch: else one begins at its first step.
+                task.begin_epoch(self.t // task.steps_per_epoch)
+            stopping = bool(self.stop)
+            while self.t < self.steps and not stopping:
+                epoch, position = divmod(self.t, task.steps_per_epoch)
+                if position == 0 and task.finished:
+                    break
+                if position == 0:
+                    task.begin_epoch(epoch)
+                stopping = self._step(epoch)
+        except Interrupted:
+            return Outcome(self.last, False, self.t)
+        between_epochs = self.t % task.steps_per_epoch == 0
+        finished = self.t == self.steps or (between_epochs and task.finished)
+        return Outcome(self.last, finished, self.t)
 
-    def finite(numbers: Numbers) -> Numbers:
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                raise diverged(f"{name} is {value}")
-        return numbers
+    def _step(self, epoch: int) -> bool:
+        """Make a step of this epoch and all that is due after it; return whether to stop.
 
-    def save(ended: bool = True) -> None:
+        Raises Interrupted if it was the epoch's last and a stop is asked for in its end.
+        """
+        try:
+            sums = self.task.step(self.t)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"the GPU's memory does not suffice for a step ({first_line(error)}); try a "
+                "smaller --batch-size or fewer --channels"
+            ) from None
+        self.record.add(*sums.values())
+        self.epoch_means.add(*sums.values())
+        self.t += 1
+        progress = self._progress(epoch + 1)
+        self.listener.on_step(progress, self.task.images_per_step)
+        if self.t % self.log_every == 0:
+            means = self._finite(self.record.read())
+            self.listener.on_record(progress, {**means, **self.task.learning_rates()})
+            self.record.clear()
+        if progress.ends_epoch:
+            if self.task.measures:
+                # A run that is stopped within the end goes on from here, and computes it anew.
+                self.ended = False
+                self.save()
+            self._end_epoch(progress)
+        # Several processes have to decide alike: `stop` sums over them, and the clock that counts
+        # is the first one's.
+        stopping = bool(self.stop)
+        due = progress.ends_epoch or stopping
+        if due or first_says(time.monotonic() - self._saved_at > self.save_every):
+            self.save()
+            self._saved_at = time.monotonic()
+        return stopping
+
+    def _end_epoch(self, progress: Progress) -> None:
+        """Measure what an epoch has led to, and tell the listener.
+
+        Raises Interrupted if a stop is asked for before that is done.
+        """
+        self.task.synchronize()
+        measurements = self.task.end_epoch(progress.epoch - 1, lambda: bool(self.stop))
+        self.last = self._finite({**self.epoch_means.read(), **measurements})
+        self.ended = True
+        self.epoch_means.clear()
+        self.listener.on_epoch(progress, self.last)
+
+    def save(self) -> None:
+        """Write a checkpoint, and leave the state as it is.
+
+        Raises DivergedError, and writes none, if a value of the state is not finite.
+        """
         # What is saved as the task's is that of all processes together, for whoever uses it. Each
         # process goes on with its own, as if it had not been saved, and so does a resumed run.
+        task, t = self.task, self.t
         own = [tensor.clone() for tensor in task.statistics()] if world_size() > 1 else []
         task.synchronize()
         # Checked first, so that no state that has diverged replaces one that has not.
-        finite(epoch_means.read())
+        self._finite(self.epoch_means.read())
         task_state = task.state_dict()
         if (spoilt := _not_finite(task_state)) is not None:
-            raise diverged(f"{spoilt} is not finite")
-        folder.save(
+            raise self._diverged(f"{spoilt} is not finite")
+        self.folder.save(
             {
                 "subject": dict(task.subject),
                 "step": t,
-                "last": last,
-                "ended": ended,
-                "begins_epoch": ended and t % task.steps_per_epoch == 0,
-                "rollbacks": rollbacks,
+                "last": self.last,
+                "ended": self.ended,
+                "begins_epoch": self.ended and t % task.steps_per_epoch == 0,
+                "rollbacks": self.rollbacks,
                 "task": task_state,
-                "record": gathered(record.state_dict()),
-                "epoch_means": gathered(epoch_means.state_dict()),
+                "record": gathered(self.record.state_dict()),
+                "epoch_means": gathered(self.epoch_means.state_dict()),
                 "statistics": gathered([tensor.cpu() for tensor in own]),
                 "rng": gathered(rng_state()),
             }
@@ -484,69 +363,25 @@ def fit(
         if own:
             put_back(task.statistics(), own)
 
-    def end_epoch(progress: Progress) -> None:
-        nonlocal last
-        task.synchronize()
-        measurements = task.end_epoch(progress.epoch - 1, lambda: bool(stop))
-        last = finite({**epoch_means.read(), **measurements})
-        epoch_means.clear()
-        listener.on_epoch(progress, last)
+    def _progress(self, epoch: int) -> Progress:
+        """Say how far the run is, in this epoch, counted from 1."""
+        return Progress(self.t, self.steps, epoch, self.task.epochs)
 
-    if state is None:
-        save()  # so that a run which has records has a checkpoint, too
-    else:
-        folder.cut_logs()
-    steps, saved_at = task.epochs * task.steps_per_epoch, time.monotonic()
-    listener.on_start(Progress(t, steps, t // task.steps_per_epoch + 1, task.epochs))
-    if not ended:  # the run was stopped during the end of an epoch, which is computed anew
-        epoch = t // task.steps_per_epoch - 1
-        task.begin_epoch(epoch)
-        try:
-            end_epoch(Progress(t, steps, epoch + 1, task.epochs))
-        except Interrupted:
-            return Outcome(last, False, t)
-        save()
-    if 0 < t < steps:
-        # For a run that goes on within an epoch: the loop begins one only at its first step.
-        task.begin_epoch(t // task.steps_per_epoch)
-    stopping = bool(stop)
-    while t < steps and not stopping:
-        epoch, position = divmod(t, task.steps_per_epoch)
-        if position == 0 and task.finished:
-            break
-        if position == 0:
-            task.begin_epoch(epoch)
-        try:
-            sums = task.step(t)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"the GPU's memory does not suffice for a step ({first_line(error)}); try a "
-                "smaller --batch-size or fewer --channels"
-            ) from None
-        record.add(*sums.values())
-        epoch_means.add(*sums.values())
-        t += 1
-        progress = Progress(t, steps, epoch + 1, task.epochs)
-        listener.on_step(progress, task.images_per_step)
-        if t % log_every == 0:
-            listener.on_record(progress, {**finite(record.read()), **task.learning_rates()})
-            record.clear()
-        if progress.ends_epoch:
-            if task.measures:
-                # A run that is stopped within the end goes on from here, and computes it anew.
-                save(ended=False)
-            try:
-                end_epoch(progress)
-            except Interrupted:
-                return Outcome(last, False, t)
-        # Several processes have to decide alike: `stop` sums over them, and the clock that counts
-        # is the first one's.
-        stopping = bool(stop)
-        if progress.ends_epoch or stopping or first_says(time.monotonic() - saved_at > save_every):
-            save()
-            saved_at = time.monotonic()
-    between_epochs = t % task.steps_per_epoch == 0
-    return Outcome(last, t == steps or (between_epochs and task.finished), t)
+    def _finite(self, numbers: Numbers) -> Numbers:
+        """Return the numbers; raise DivergedError if one is not finite."""
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{name} is {value}")
+        return numbers
+
+    def _diverged(self, what: str) -> DivergedError:
+        """Return the error that says what diverged, and what to do about it."""
+        what = f"{what} at step {self.t}"
+        way = "a smaller --lr in a new --out"
+        # More of what has not brought the run past an epoch would not bring it past, either.
+        if not self.rollbacks or (self.t - 1) // self.task.steps_per_epoch > self._first_epoch:
+            way = f"--resume --rollbacks {self.rollbacks + 3}, or {way}"
+        return DivergedError(f"{what}: diverged; {way}", what)
 
 
 def run_epoch(task: Task, epoch: int) -> Numbers:
@@ -654,65 +489,3 @@ def _not_finite(state: dict[str, Any]) -> str | None:
             if not is_finite:
                 return name
     return None
-
-
-@torch.no_grad()
-def loss_and_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a batch's cross entropy and number of correct answers, summed over images.
-
-    Args:
-        logits: Logits (N, classes).
-        labels: Labels (N,), or the classes' shares (N, classes), the largest of which counts as the
-            label.
-
-    Returns:
-        Both sums, (2,) float64, on the device of the logits.
-
-    >>> loss_and_accuracy(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
-    tensor([2.7726, 3.0000], dtype=torch.float64)
-    """
-    logits = logits.detach().float()
-    likeliest = labels if labels.dim() == 1 else labels.argmax(1)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    correct = (logits.argmax(1) == likeliest).sum()
-    return torch.stack([loss.double(), correct.double()])
-
-
-def measured(prefix: str, loss_and_accuracy: Tensor, count: int) -> Sums:
-    """Name what `loss_and_accuracy` returned for `count` images.
-
-    Read as means, the loss is per image and the accuracy a fraction in [0, 1].
-
-    >>> measured("train", torch.tensor([2.7726, 3.0]), 4).names
-    ('train/loss', 'train/accuracy')
-    """
-    return Sums((f"{prefix}/loss", f"{prefix}/accuracy"), loss_and_accuracy, count)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, prefix: str, amp: str = "none"
-) -> Numbers:
-    """Return a model's mean loss and accuracy on batches, in evaluation mode, over all processes.
-
-    Modes, feedback and the states of generators are left as they were.
-
-    Args:
-        model: A network from images to logits (N, classes).
-        batches: Images (N, C, H, W) and labels (N,), of this process.
-        prefix: What the numbers' names begin with, such as "test".
-        amp: The precision of the passes, "none" or "bf16".
-
-    >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
-    >>> evaluate(nn.Identity(), batches, prefix="test")["test/accuracy"]
-    1.0
-    """
-    meters = Meters()
-    before = rng_state()  # a network may draw in evaluation too: the operation `noise` does
-    with in_mode(model, training=False):
-        for x, labels in batches:
-            with autocast(x.device, amp):
-                logits = model(x)
-            meters.add(measured(prefix, loss_and_accuracy(logits, labels), len(labels)))
-    set_rng_state(before)
-    return meters.read()

@@ -51,16 +51,9 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
-from darts_bio.training.engine import (
-    Interrupted,
-    Numbers,
-    Sums,
-    loss_and_accuracy,
-    measured,
-    named_tensors,
-    never,
-)
+from darts_bio.training.engine import Interrupted, named_tensors, never
 from darts_bio.training.graphs import Recorder
+from darts_bio.training.meters import Numbers, Sums, loss_and_accuracy, measured
 from darts_bio.training.method import Method, refuse_unused
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.parallel import (
