@@ -117,12 +117,14 @@ def fitness(kind: Kind, seed: int, generations: int) -> dict[str, Any]:
     make = strategy.end_epoch if kind.selects else lambda *given: drawn_generation(strategy, *given)
     for generation in range(generations):
         numbers = make(
-            state, generation, lambda weights, batches: search._measure(weights, 0, batches)
+            state,
+            generation,
+            lambda weights, batches: search.individuals.measure(weights, 0, batches),
         )
         best.append(numbers["evolution/best_fitness"])
         mean.append(numbers["evolution/mean_fitness"])
         alone = {t: weights.unsqueeze(0) for t, weights in strategy.edge_weights(state).items()}
-        architecture.append(-search._measure(alone, 1000, 8)[0].item())
+        architecture.append(-search.individuals.measure(alone, 1000, 8)[0].item())
     scales = state.samplers[0].scales
     return {
         "best": best,

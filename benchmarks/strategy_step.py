@@ -114,7 +114,7 @@ def main() -> None:
     passes = []
     for _ in range(sizes.steps):
         start = now()
-        plain._measure(single, 0, 1)
+        plain.individuals.measure(single, 0, 1)
         passes.append(now() - start)
     print(
         f"\none individual on one batch (eg, darts_pt): {statistics.median(passes):.3f} s, median "

@@ -219,9 +219,9 @@ class TestOnTheSupernet:
         assert isinstance(state, EgState)
         # At weights that stay, on batches that stay.
         best = [
-            own.end_epoch(state, g, lambda weights, batches: task._measure(weights, 0, batches))[
-                "evolution/best_fitness"
-            ]
+            own.end_epoch(
+                state, g, lambda weights, batches: task.individuals.measure(weights, 0, batches)
+            )["evolution/best_fitness"]
             for g in range(40)
         ]
         assert sum(best[-5:]) / 5 > sum(best[:5]) / 5 + 0.02

@@ -426,10 +426,10 @@ class TestOnGpu:
             t: torch.rand(20, *task.table.shape(t), device="cuda").softmax(2)
             for t in task.table.rows
         }
-        losses, _ = task._measure(stacked, 0, 1)
-        assert task.together == 16
-        task.together = 1
-        assert torch.allclose(losses, task._measure(stacked, 0, 1)[0], rtol=1e-2)
+        losses, _ = task.individuals.measure(stacked, 0, 1)
+        assert task.individuals.together == 16
+        task.individuals.together = 1
+        assert torch.allclose(losses, task.individuals.measure(stacked, 0, 1)[0], rtol=1e-2)
 
     def test_drop_path_draws_anew_at_each_replay(self) -> None:
         net = build_network(

@@ -421,7 +421,7 @@ class TestRandomPaths:
         task.supernet.double()
         x = task.valid_batches.batch(0)[0].double()
         with torch.no_grad(), task.supernet.batch_statistics():
-            found = task._logits_of(x, individuals)
+            found = task.individuals.logits(x, individuals)
             expected = torch.stack([task.supernet(x, genotype) for genotype in genotypes])
         # Logits of individuals are handed on in float32.
         torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)

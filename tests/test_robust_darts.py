@@ -354,15 +354,15 @@ def test_individuals_meet_the_same_noise_in_one_pass_or_several() -> None:
     alike = {t: weights.expand(3, -1, -1) for t, weights in one.items()}
     losses = []
     for together in (1, 2, 3):
-        task.together = together
+        task.individuals.together = together
         torch.manual_seed(6)
-        losses.append(task._measure(alike, 0, 2)[0])
-        assert task.together == together  # torch.vmap takes the operation
+        losses.append(task.individuals.measure(alike, 0, 2)[0])
+        assert task.individuals.together == together  # torch.vmap takes the operation
         drawn = torch.rand(1)
         torch.manual_seed(6)
         assert torch.equal(torch.rand(1), drawn)
     for of_three in losses:
         assert of_three.tolist() == pytest.approx([losses[0][0].item()] * 3, rel=1e-5)
     torch.manual_seed(7)
-    other = task._measure(alike, 0, 2)[0][0].item()
+    other = task.individuals.measure(alike, 0, 2)[0][0].item()
     assert other != pytest.approx(losses[0][0].item(), rel=1e-5)

@@ -577,10 +577,10 @@ class TestMeasure:
     ) -> None:
         task = search(data, strategy, space=space, rules=rules)
         stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}
-        alone = task._measure(stacked, 3, 1)
-        task.together = 3
-        together = task._measure(stacked, 3, 1)
-        assert task.together == 3
+        alone = task.individuals.measure(stacked, 3, 1)
+        task.individuals.together = 3
+        together = task.individuals.measure(stacked, 3, 1)
+        assert task.individuals.together == 3
         assert torch.allclose(alone[0], together[0], rtol=1e-5)
         assert torch.equal(alone[1], together[1])
 
@@ -589,7 +589,7 @@ class TestMeasure:
     ) -> None:
         task = search(data)
         stacked = {t: torch.rand(8, *task.table.shape(t)).softmax(2) for t in task.table.rows}
-        expected, run = task._measure(stacked, 0, 1), task._logits
+        expected, run = task.individuals.measure(stacked, 0, 1), task.individuals._logits
         for error, left in (
             (torch.OutOfMemoryError("full"), 2),
             (RuntimeError("no batching rule"), 1),
@@ -602,17 +602,19 @@ class TestMeasure:
                     raise error
                 return run(x, own, alone)
 
-            monkeypatch.setattr(task, "_logits", limited)
-            task.together = 8
-            assert torch.allclose(task._measure(stacked, 0, 1)[0], expected[0], rtol=1e-5)
-            assert task.together == left
+            monkeypatch.setattr(task.individuals, "_logits", limited)
+            task.individuals.together = 8
+            assert torch.allclose(
+                task.individuals.measure(stacked, 0, 1)[0], expected[0], rtol=1e-5
+            )
+            assert task.individuals.together == left
 
     def test_means_over_batches_and_leaves_no_trace(self, data: ImageData) -> None:
         task = search(data, "darts", objective=("parameters(weight=0.1)",))
         epoch(task, 0)
         state = copy.deepcopy(task.supernet.state_dict())
         stacked = {t: torch.rand(5, *task.table.shape(t)).softmax(2) for t in task.table.rows}
-        losses, _ = task._measure(stacked, 3, 2)
+        losses, _ = task.individuals.measure(stacked, 3, 2)
         assert all(torch.equal(v, task.supernet.state_dict()[k]) for k, v in state.items())
         one = {t: w[2] for t, w in stacked.items()}
         values = []

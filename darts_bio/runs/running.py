@@ -244,7 +244,7 @@ def perform(
                 console = FitConsole(watching.console, remarks_first, news, epoch, name)
                 listeners.append(stack.enter_context(console))
                 if isinstance(task, Search):
-                    task.on_measure = console.on_measure
+                    task.individuals.on_measure = console.on_measure
             else:
                 listeners.append(_Remarks(folder))
             if watching.listener is not None:

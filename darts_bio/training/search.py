@@ -21,12 +21,11 @@ from torch import Tensor
 from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import ImageData, halves
-from darts_bio.distributed import average, from_first, mean_of_all, rank, summed, world_size
+from darts_bio.distributed import average, mean_of_all, rank, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.cells import SkipDropout
-from darts_bio.networks.supernet import single_columns
 from darts_bio.rules import Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import (
@@ -34,8 +33,6 @@ from darts_bio.runtime import (
     call,
     derive_seed,
     precision_notes,
-    rng_state,
-    set_rng_state,
 )
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.spaces.operations import Noise
@@ -53,6 +50,7 @@ from darts_bio.strategies import (
 )
 from darts_bio.training.engine import Interrupted, named_tensors, never
 from darts_bio.training.graphs import Recorder
+from darts_bio.training.individuals import Individuals
 from darts_bio.training.meters import Numbers, Sums, loss_and_accuracy, measured
 from darts_bio.training.method import Method, refuse_unused
 from darts_bio.training.optim import WeightOptimizer
@@ -66,7 +64,7 @@ from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
 from darts_bio.training.stages import Place, table_identity
 
 TOGETHER = {"cpu": 1, "cuda": 16}
-"""How many individuals at most are passed through the supernet together, by the kind of device.
+"""How many individuals at most pass through the supernet at once, by the kind of device.
 
 A GPU is idle in the pass of a single one; a CPU is not."""
 
@@ -92,10 +90,9 @@ class Search:
         warmup_epochs: For how many epochs alpha stays as it is.
         share: This process' part of each batch: its number, and how many parts there are.
         began_with: Into how many parts the batches of the steps so far were shared out.
-        together: How many individuals are passed through the supernet together.
         restarts_at: The step before which the optimizer of w is begun anew; None for never.
         stopped: Whether a regularizer has ended the search.
-        on_measure: Called with (done, total) as batches are measured after an epoch.
+        individuals: What measures individuals after an epoch.
 
     >>> from darts_bio.data.batches import Split
     >>> split = Split(torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8), torch.arange(16) % 2)
@@ -129,7 +126,6 @@ class Search:
             InputError: An option names something unknown, or options do not go together.
         """
         self.config, self.device, self.epochs = config, device, config.epochs
-        self.on_measure: Callable[[int, int], None] = lambda done, total: None
         self.place = place or Place(schedule=config.epochs)
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
@@ -235,7 +231,16 @@ class Search:
         ]
         self.optimizer.held = {p: mask for masks in self.compared for p, mask in masks.items()}
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
-        self.together = 1 if config.memory == "low" else TOGETHER[device.type]
+        together = 1 if config.memory == "low" else TOGETHER[device.type]
+        self.individuals = Individuals(
+            self.supernet,
+            self._logits_at,
+            self._penalty,
+            self.valid_batches,
+            config.amp,
+            together=together,
+            spread=self._spreads,
+        )
         self.stopped = False
         refuse_unused(config, self.strategy)
         if config.supernet and not config.resume:
@@ -519,7 +524,7 @@ class Search:
         def measure(weights: EdgeWeights, batches: int) -> tuple[Tensor, Tensor]:
             if stop():
                 raise Interrupted
-            return self._measure(weights, first, batches)
+            return self.individuals.measure(weights, first, batches)
 
         numbers |= self.strategy.end_epoch(self.strategy_state, scheduled, measure)
         lookout = _Lookout(self, first)
@@ -532,93 +537,6 @@ class Search:
             numbers[f"objective/{bound.name}_share"] = float(bound.expected_share(self.shares()))
             numbers["objective/multiplier"] = float(bound.log_multiplier.exp())
         return numbers
-
-    @torch.no_grad()
-    def _measure(
-        self, edge_weights: EdgeWeights, first: int, batches: int
-    ) -> tuple[Tensor, Tensor]:
-        """Measure individuals on validation batches: `strategies.Measure`, from batch `first` on.
-
-        The processes share the individuals.
-
-        Args:
-            edge_weights: The edge weights (P, ...) of P individuals, by cell type.
-            first: The number of the first validation batch.
-            batches: How many batches to measure on.
-
-        Returns:
-            The losses (P,), penalties included, and the accuracies (P,), float64 on the CPU.
-        """
-        # All measure the first process' w, since GPUs round differently.
-        from_first([*self.supernet.parameters(), *self.supernet.buffers()])
-        count = len(next(iter(edge_weights.values())))
-        mine = list(range(rank(), count, world_size()))  # the individuals of this process
-        my_weights = {cell_type: weights[mine] for cell_type, weights in edge_weights.items()}
-        # Of all individuals; the other processes' stay 0 here, and come in by the sum.
-        losses_and_correct, images = torch.zeros(2, count, dtype=torch.float64), 0
-        with self.supernet.batch_statistics():
-            for number in range(first, first + batches):
-                x, labels = self.valid_batches.batch(number)
-                images += len(labels)
-                if mine:
-                    logits = self._logits_of(x, my_weights)  # (P, N, classes)
-                    losses = F.cross_entropy(
-                        logits.transpose(1, 2),  # (P, N, classes) -> (P, classes, N)
-                        labels.expand(len(mine), -1),  # (N,) -> (P, N)
-                        reduction="none",
-                    )
-                    correct = logits.argmax(2) == labels  # (P, N)
-                    losses_and_correct[0, mine] += losses.double().sum(1).cpu()
-                    losses_and_correct[1, mine] += correct.sum(1).cpu()
-                self.on_measure(number - first + 1, batches)
-        mean_losses, accuracies = summed(losses_and_correct) / images
-        return mean_losses + self._penalty(edge_weights).double().cpu(), accuracies
-
-    def _logits_of(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
-        """Return the logits (P, N, classes) of P individuals on the same images.
-
-        As many pass together as memory and the operations allow: where a pass fails, `together`
-        is lowered for all further ones. All meet the same draws of operations such as noise, however
-        they are spread over passes and processes, and generators are left as they were.
-        """
-        chunks: list[Tensor] = []
-        before = rng_state()
-        count, start = len(next(iter(edge_weights.values()))), 0
-        # One candidate an edge is computed alone, which is less than many together.
-        alone = not self._spreads and all(
-            bool(((weights != 0).sum(2) <= 1).all()) for weights in edge_weights.values()
-        )
-        while start < count:
-            together = 1 if alone else self.together
-            chunk = slice(start, start + together)
-            chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
-            try:
-                chunks.append(self._logits(x, chunk_weights, alone))
-                start += together
-            except RuntimeError as error:
-                if together == 1:
-                    raise
-                # Out of memory, half as many may do; an operation of a user's own that torch.vmap
-                # cannot batch fails with any number but one.
-                out_of_memory = isinstance(error, torch.OutOfMemoryError)
-                self.together = self.together // 2 if out_of_memory else 1
-            set_rng_state(before)
-        return torch.cat(chunks)
-
-    def _logits(self, x: Tensor, edge_weights: EdgeWeights, alone: bool) -> Tensor:
-        """Return the logits (P, N, classes) of P individuals, in one pass for all.
-
-        `alone` says of a single one that it has at most one candidate an edge, to compute alone.
-        """
-        with autocast(self.device, self.config.amp):
-            if len(next(iter(edge_weights.values()))) == 1:
-                # Without torch.vmap, which not every operation allows.
-                weights_of_one = {t: weights[0] for t, weights in edge_weights.items()}
-                columns = single_columns(weights_of_one) if alone else None
-                with self.supernet.drawn(columns):
-                    return self._logits_at(x, weights_of_one).float().unsqueeze(0)
-            of_individual = functools.partial(self._logits_at, x)
-            return torch.vmap(of_individual, randomness="same")(dict(edge_weights)).float()
 
     def slow_down(self, factor: float) -> None:
         self.optimizer.scale = factor
