@@ -30,7 +30,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.config.files import read_yaml
 from darts_bio.errors import InputError
 from darts_bio.spaces import Nb201Table, load_genotype
-from darts_bio.training.checksum import DIGITS, digest
+from darts_bio.storage.checksum import DIGITS, digest
 from darts_bio.training.trained import load_trained
 
 CPU_S, MEMORY_MIB = 5.0, 1024.0

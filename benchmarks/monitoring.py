@@ -27,10 +27,10 @@ from darts_bio.runs.options import complete
 from darts_bio.runs.records import EpochsFile
 from darts_bio.runs.running import Watching, perform
 from darts_bio.runs.search import SearchFiles, images_of
+from darts_bio.storage.logs import ALPHA_FILE
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.listeners import Progress
-from darts_bio.training.logs import ALPHA_FILE
 from darts_bio.training.meters import Numbers
-from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 

@@ -44,7 +44,7 @@ _HOMES = {
     "hebbian_block": "darts_bio.training.hebbian",
     "hebbian_pretraining": "darts_bio.training.hebbian",
     "learner": "darts_bio.learners",
-    "list_runs": "darts_bio.training.run_list",
+    "list_runs": "darts_bio.storage.run_list",
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
     "search": "darts_bio.api",
@@ -72,10 +72,10 @@ if TYPE_CHECKING:
     from darts_bio.rules import revert as revert
     from darts_bio.rules import true_gradients as true_gradients
     from darts_bio.spaces import load_genotype as load_genotype
+    from darts_bio.storage.run_list import list_runs as list_runs
     from darts_bio.training.hebbian import hebbian_block as hebbian_block
     from darts_bio.training.hebbian import hebbian_pretraining as hebbian_pretraining
     from darts_bio.training.listeners import Listener as Listener
-    from darts_bio.training.run_list import list_runs as list_runs
 
 __all__ = ["__version__", *_HOMES]
 

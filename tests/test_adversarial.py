@@ -22,12 +22,12 @@ from darts_bio.evaluation.attacks import ATTACKS, perturb
 from darts_bio.rules import RULES, convert, true_gradients
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training import adversarial, retrain
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
 from darts_bio.training.engine import fit
 from darts_bio.training.listeners import Listener
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.trained import load_trained
 
 CPU = torch.device("cpu")

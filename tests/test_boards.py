@@ -29,7 +29,7 @@ from darts_bio.monitoring.alpha import alpha_numbers, draw_by_depth
 from darts_bio.monitoring.boards import SearchBoard
 from darts_bio.runs.search import SearchResult
 from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
-from darts_bio.training.run_folder import RunFolder
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 OPTIONS: dict[str, Any] = {

@@ -26,9 +26,9 @@ from darts_bio.errors import InputError
 from darts_bio.evaluation.choice import Candidate, choose
 from darts_bio.runs.choice import ChoiceResult
 from darts_bio.spaces import load_genotype
+from darts_bio.storage.run_folder import read_checkpoint
 from darts_bio.training.engine import DivergedError
 from darts_bio.training.listeners import Listener, Progress
-from darts_bio.training.run_folder import read_checkpoint
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False}
 SEARCHES: dict[str, Any] = {

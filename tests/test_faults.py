@@ -17,11 +17,11 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.runs.running import Watching, perform
-from darts_bio.training.checksum import GrowingDigest, digest, fault_of
+from darts_bio.storage.checksum import GrowingDigest, digest, fault_of
+from darts_bio.storage.logs import marks_of
+from darts_bio.storage.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.engine import Outcome, never
-from darts_bio.training.logs import marks_of
 from darts_bio.training.meters import Numbers, Sums
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
 
 CONFIG = SearchConfig(log_every=1)
 
@@ -285,7 +285,7 @@ class TestRecords:
         assert equal(*(read_checkpoint(run / "checkpoint.pt", "search") for run in (out, whole)))
 
     def test_a_binary_file_is_told_in_one_line(self, tmp_path: Path) -> None:
-        from darts_bio.training.logs import read_records
+        from darts_bio.storage.logs import read_records
 
         (tmp_path / "metrics.jsonl").write_bytes(b"\x80\n{}\n")
         with pytest.raises(InputError, match="metrics.jsonl: line 1: expected a record, .* put"):

@@ -33,6 +33,7 @@ ORDER = [
     "networks",
     "strategies",
     "data",
+    "storage",
     "training",
     "evaluation",
     "figures",

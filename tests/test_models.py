@@ -31,8 +31,8 @@ from darts_bio.interop.hub_card import hub_card, logged_accuracy
 from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype, shipped_names
+from darts_bio.storage.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.meters import evaluate
-from darts_bio.training.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.trained import load_trained
 
 NB201 = "|nor_conv_1x1:usf~0|+|nor_conv_3x3:fa~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1:bp~2|"

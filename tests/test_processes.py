@@ -42,9 +42,9 @@ from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
 from darts_bio.spaces import load_genotype
+from darts_bio.storage.run_folder import read_checkpoint
 from darts_bio.training import retrain
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import read_checkpoint
 from darts_bio.training.search import Search
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from darts_bio.reports.search import search_card
 from darts_bio.reports.time_lapse import time_lapse
 from darts_bio.runs.search import SearchResult, search
 from darts_bio.spaces import SPACES, Candidate
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
 
 CONFIG = SearchConfig(

@@ -26,14 +26,14 @@ from darts_bio.runs.rollbacks import going_back
 from darts_bio.runs.running import Watching, perform
 from darts_bio.runs.search import search
 from darts_bio.runs.train import train
+from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.status import read_status
 from darts_bio.training import optim
 from darts_bio.training.engine import DivergedError, never
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers, Sums
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
-from darts_bio.training.status import read_status
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the run goes back")
 EPOCHS, STEPS = 3, 4

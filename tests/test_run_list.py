@@ -25,9 +25,9 @@ from darts_bio.rules import audit
 from darts_bio.runs.running import SeedResults
 from darts_bio.runs.search import SearchResult
 from darts_bio.runs.train import TrainResult
-from darts_bio.training.records import BLOCK, epochs_from_end, last_record, lines_from_end
-from darts_bio.training.run_summary import RunSummary
-from darts_bio.training.status import StatusFile, read_status
+from darts_bio.storage.records import BLOCK, epochs_from_end, last_record, lines_from_end
+from darts_bio.storage.run_summary import RunSummary
+from darts_bio.storage.status import StatusFile, read_status
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "device": "cpu"}
 SMALL: dict[str, Any] = {**QUIET, "channels": 2, "train_images": 32, "batch_size": 8, "epochs": 2}

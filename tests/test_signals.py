@@ -19,7 +19,7 @@ from several import several
 
 from darts_bio.cli import main
 from darts_bio.runtime import STOP_SIGNALS, stop_on_signals
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
 
 # Two epochs of two steps.

@@ -33,11 +33,12 @@ from darts_bio.runs.search import SearchResult
 from darts_bio.runs.stages import _try, places_of
 from darts_bio.spaces import SPACES, CandidateTable, load_genotype
 from darts_bio.spaces.operations import EvenAndOdd
+from darts_bio.storage.run_folder import read_checkpoint
 from darts_bio.training.engine import run_epoch as epoch
 from darts_bio.training.listeners import Listener
-from darts_bio.training.run_folder import read_checkpoint
+from darts_bio.training.place import Place
 from darts_bio.training.search import Search
-from darts_bio.training.stages import Place, take_over
+from darts_bio.training.stages import take_over
 
 OPTIONS: dict[str, Any] = {
     "space": "darts(nodes=1, operations=(none, max_pool_3x3, skip_connect, sep_conv_3x3))",

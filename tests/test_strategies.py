@@ -545,7 +545,7 @@ class TestDartsPt:
         assert task.genotype().cells.keys() == {"normal", "reduce"}
 
     def test_on_the_supernet_of_another_run(self, data: ImageData, tmp_path: Any) -> None:
-        from darts_bio.training.run_folder import RunFolder
+        from darts_bio.storage.run_folder import RunFolder
 
         task = search(data, "darts(init=1.0)")
         epoch(task, 0)

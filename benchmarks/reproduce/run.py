@@ -36,7 +36,7 @@ from recipes import RUNS, TABLES, Row
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.runtime import hardware, select_device
-from darts_bio.training.run_summary import FINISHED, RunSummary, summarize
+from darts_bio.storage.run_summary import FINISHED, RunSummary, summarize
 
 SECONDS_A_DAY = 86400
 ALIGNMENT = "alignment.json"

@@ -14,8 +14,8 @@ from typing import Any
 from darts_bio.config import RunsConfig
 from darts_bio.errors import printable
 from darts_bio.reports.run_table import COLUMNS
-from darts_bio.training.run_list import list_runs as runs_in
-from darts_bio.training.run_summary import RunSummary
+from darts_bio.storage.run_list import list_runs as runs_in
+from darts_bio.storage.run_summary import RunSummary
 
 WIDEST = 32
 """Characters of a cell of the table, but for the path; a longer text is cut."""

@@ -16,8 +16,8 @@ import yaml
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.reports.markdown import block, code, escaped, markdown_table
-from darts_bio.training.logs import read_metrics
-from darts_bio.training.run_folder import checkpoint_of
+from darts_bio.storage.logs import read_metrics
+from darts_bio.storage.run_folder import checkpoint_of
 from darts_bio.training.trained import Trained
 
 CARD_FILE = "README.md"

@@ -25,13 +25,13 @@ from darts_bio.monitoring.hparams import options_of, summaries
 from darts_bio.monitoring.tensorboard import Charts, TensorBoard
 from darts_bio.reports.markdown import recipe
 from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
+from darts_bio.storage.logs import ALPHA_FILE, METRICS_FILE, read_records
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.strategies import AlphaState
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.listeners import Listener, Pace, Progress
-from darts_bio.training.logs import ALPHA_FILE, METRICS_FILE, read_records
 from darts_bio.training.meters import Numbers
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 PICTURES = 10

@@ -13,8 +13,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from darts_bio.training.logs import EVENTS
-from darts_bio.training.run_folder import writing
+from darts_bio.storage.logs import EVENTS
+from darts_bio.storage.run_folder import writing
 
 Charts = Mapping[str, Mapping[str, Sequence[str]]]
 """Custom charts: group -> chart -> patterns, regular expressions of the tags in it."""

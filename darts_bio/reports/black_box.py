@@ -13,9 +13,9 @@ from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype
+from darts_bio.storage.logs import EVALUATIONS_FILE
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.black_box import BlackBoxSearch
-from darts_bio.training.logs import EVALUATIONS_FILE
-from darts_bio.training.run_folder import RunFolder
 
 BEST_FIGURE = "best.svg"
 """The figure of the accuracy over the queries in a search's run folder."""

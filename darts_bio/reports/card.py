@@ -16,8 +16,8 @@ from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe, slowed
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder
 
 CARD_FILE = "report.md"
 """The report in a run folder."""

@@ -13,8 +13,8 @@ from darts_bio.config import SearchConfig
 from darts_bio.reports.markdown import code, markdown_table
 from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
 from darts_bio.spaces import SPACES, CandidateTable, Genotype, Space
+from darts_bio.storage.logs import ALPHA_FILE, read_records
 from darts_bio.strategies import STRATEGIES
-from darts_bio.training.logs import ALPHA_FILE, read_records
 from darts_bio.training.search import Search
 
 IN_SHORT = "In short"

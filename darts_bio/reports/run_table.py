@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean, stdev
 
-from darts_bio.training.run_summary import RunSummary
+from darts_bio.storage.run_summary import RunSummary
 
 
 def per_cent(accuracies: Sequence[float]) -> str:

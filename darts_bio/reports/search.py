@@ -22,9 +22,9 @@ from darts_bio.reports.time_lapse import HEADING, HINT, equal_shares
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
+from darts_bio.storage.logs import ALPHA_FILE
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.strategies import STRATEGIES
-from darts_bio.training.logs import ALPHA_FILE
-from darts_bio.training.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 KNOWN_FIGURE = "known.svg"

@@ -12,8 +12,8 @@ from darts_bio.evaluation.paired import EXACT, paired_p
 from darts_bio.reports.card import CURVES_FIGURE
 from darts_bio.reports.markdown import Markdown, escaped, markdown_table
 from darts_bio.reports.run_table import COLUMNS
-from darts_bio.training.run_summary import RunSummary
-from darts_bio.training.status import FINISHED
+from darts_bio.storage.run_summary import RunSummary
+from darts_bio.storage.status import FINISHED
 
 OF_A_PLACE = ("seed", "seeds", "device", "data_dir", "workers", "plugin")
 """Options that are not listed as different: what they change is in the table, or nothing."""

@@ -11,10 +11,10 @@ from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
-from darts_bio.training.logs import ALPHA_FILE, read_records
-from darts_bio.training.run_folder import RunFolder
+from darts_bio.storage.logs import ALPHA_FILE, read_records
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.training.place import candidates_by_edge
 from darts_bio.training.search import Search
-from darts_bio.training.stages import candidates_by_edge
 
 
 def stages_card(

@@ -40,8 +40,8 @@ from darts_bio.runs.running import SeedResults, Watching, has_begun, started
 from darts_bio.runs.search import SearchResult, images_of, search, unfit_options
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
+from darts_bio.storage.run_folder import RunFolder, write_text
 from darts_bio.training.engine import DivergedError
-from darts_bio.training.run_folder import RunFolder, write_text
 
 CHOICE_FILE = "choice.json"
 SEARCHES, CHOICE, FINAL = "searches", "choice", "final"

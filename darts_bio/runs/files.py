@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from darts_bio.storage.logs import METRICS_FILE, read_metrics
+from darts_bio.storage.run_folder import RunFolder, write_text, writing
 from darts_bio.training.listeners import Listener, Pace, Progress
-from darts_bio.training.logs import METRICS_FILE, read_metrics
 from darts_bio.training.meters import Numbers
-from darts_bio.training.run_folder import RunFolder, write_text, writing
 
 
 class MetricsFile(Listener):

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from darts_bio.storage.run_folder import writing
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers
-from darts_bio.training.run_folder import writing
 
 
 class EpochsFile(Listener):
     """A listener that appends to a file a JSON record for each epoch: `step`, `epoch` and more.
 
-    It is one of `training.logs.RECORDS`: a resumed run writes the same file as one that was not.
+    It is one of `storage.logs.RECORDS`: a resumed run writes the same file as one that was not.
 
     Args:
         path: The file.

@@ -23,9 +23,9 @@ from darts_bio.monitoring.robustness import RobustnessBoard
 from darts_bio.reports.robustness import results, write_report
 from darts_bio.runs.running import warn_of
 from darts_bio.runtime import select_device, stop_on_signals
-from darts_bio.training.owner import owning
-from darts_bio.training.run_folder import RunFolder
-from darts_bio.training.status import StatusFile
+from darts_bio.storage.owner import owning
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.status import StatusFile
 
 SAVE_EVERY_S = 60.0
 """Seconds between two checkpoints of a measurement."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from darts_bio.config import FitConfig
-from darts_bio.training.run_folder import RunFolder
+from darts_bio.storage.run_folder import RunFolder
 
 C = TypeVar("C", bound=FitConfig)
 R = TypeVar("R")

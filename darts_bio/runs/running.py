@@ -34,13 +34,13 @@ from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
+from darts_bio.storage.owner import owning
+from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.status import StatusFile
 from darts_bio.training.engine import DivergedError, Outcome, Task, fit
 from darts_bio.training.listeners import Listener, Listeners, Progress
 from darts_bio.training.meters import Numbers
-from darts_bio.training.owner import owning
-from darts_bio.training.run_folder import RunFolder, write_text
 from darts_bio.training.search import Search
-from darts_bio.training.status import StatusFile
 
 C = TypeVar("C", bound=FitConfig)
 
@@ -215,7 +215,7 @@ def perform(
         watching: How the run is shown.
         introduction: Returns the lines that the console shows at the start.
         board: Makes the TensorBoard listener; called only if `watching` asks for one.
-        facts: What the run's status.json holds of the network (see `training.status`).
+        facts: What the run's status.json holds of the network (see `storage.status`).
         news: Returns the lines that have come up since it was last called (see `FitConsole`).
         extra: Measures further numbers at the end of an epoch, for the listeners.
         epoch: What the console calls an epoch.

@@ -25,11 +25,11 @@ from darts_bio.reports.side_by_side import (
     side_by_side,
 )
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
+from darts_bio.storage.records import epochs_from_end
+from darts_bio.storage.run_folder import METRICS_FILE, new_folder, write_text
+from darts_bio.storage.run_list import list_runs
+from darts_bio.storage.run_summary import RunSummary, finite
 from darts_bio.training.meters import Numbers
-from darts_bio.training.records import epochs_from_end
-from darts_bio.training.run_folder import METRICS_FILE, new_folder, write_text
-from darts_bio.training.run_list import list_runs
-from darts_bio.training.run_summary import RunSummary, finite
 
 
 def compare_runs(config: ReportConfig) -> tuple[Path, list[str]]:

@@ -27,12 +27,13 @@ from darts_bio.distributed import rank
 from darts_bio.errors import InputError
 from darts_bio.runs.running import Result, has_begun
 from darts_bio.spaces import CandidateTable
+from darts_bio.storage.logs import METRICS_FILE
+from darts_bio.storage.run_folder import RunFolder, write_text
 from darts_bio.strategies import GradientStrategy
-from darts_bio.training.logs import METRICS_FILE
 from darts_bio.training.meters import Numbers
-from darts_bio.training.run_folder import RunFolder, write_text
+from darts_bio.training.place import Place, candidates_by_edge
 from darts_bio.training.search import Search
-from darts_bio.training.stages import Place, candidates_by_edge, take_over
+from darts_bio.training.stages import take_over
 
 CANDIDATES_FILE = "candidates.json"
 """The file of a stage's folder that holds the candidates of each edge."""

@@ -45,12 +45,12 @@ from darts_bio.spaces import (
     load_genotype,
     read_genotype,
 )
+from darts_bio.storage.logs import EPOCHS_FILE
+from darts_bio.storage.run_folder import RunFolder, write_text
 from darts_bio.training.listeners import Listener, Progress
-from darts_bio.training.logs import EPOCHS_FILE
 from darts_bio.training.meters import Numbers
 from darts_bio.training.parallel import shared_otherwise
 from darts_bio.training.retrain import Retraining, new_network
-from darts_bio.training.run_folder import RunFolder, write_text
 
 ALIGNMENT_BATCHES = 4
 """The number of training batches that `--alignment-every` measures on."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from darts_bio.distributed import first_says, gathered, rank, world_size
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import StopRequest, rng_state, set_rng_state
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Meters, Numbers, Sums
-from darts_bio.training.run_folder import RunFolder
 
 
 def never() -> bool:

@@ -36,6 +36,7 @@ from darts_bio.runtime import (
 )
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.spaces.operations import Noise
+from darts_bio.storage.run_folder import CHECKPOINT_FILE, read_checkpoint
 from darts_bio.strategies import (
     AlphaState,
     Batch,
@@ -60,8 +61,7 @@ from darts_bio.training.parallel import (
     shared_otherwise,
     synchronize,
 )
-from darts_bio.training.run_folder import CHECKPOINT_FILE, read_checkpoint
-from darts_bio.training.stages import Place, table_identity
+from darts_bio.training.place import Place, table_identity
 
 TOGETHER = {"cpu": 1, "cuda": 16}
 """How many individuals at most pass through the supernet at once, by the kind of device.

@@ -31,8 +31,8 @@ from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
 from darts_bio.errors import InputError, first_line
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
-from darts_bio.training.checksum import GrowingDigest, fault_of, seal
-from darts_bio.training.logs import (
+from darts_bio.storage.checksum import GrowingDigest, fault_of, seal
+from darts_bio.storage.logs import (
     METRICS_FILE,
     Marks,
     cut_back,
@@ -40,7 +40,7 @@ from darts_bio.training.logs import (
     missing_logs,
     read_records,
 )
-from darts_bio.training.owner import LOCK_FILE, own
+from darts_bio.storage.owner import LOCK_FILE, own
 
 FORMAT = 2
 """The version of the layout of checkpoints; one of another version is refused."""
@@ -485,7 +485,7 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
     >>> read_checkpoint(Path(__file__).with_name("nowhere.pt"), "train")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    darts_bio.training.run_folder.DamagedError: ...nowhere.pt: not a readable checkpoint (No such \
+    darts_bio.storage.run_folder.DamagedError: ...nowhere.pt: not a readable checkpoint (No such \
 file or directory)
     """
     return _read(path, kind)[0]

@@ -86,7 +86,7 @@ class StatusFile:
 
     def _write(self, state: str, **reason: str) -> None:
         # Here, since those who read a status import no PyTorch.
-        from darts_bio.training.run_folder import write_text
+        from darts_bio.storage.run_folder import write_text
 
         status = {"state": state, **reason, **self._facts, "process": self._process}
         write_text(self._path, json.dumps(status, indent=1) + "\n")

@@ -16,7 +16,7 @@ from typing import Any
 from darts_bio.config import CONFIG_FILE, RUNS, SearchConfig
 from darts_bio.errors import InputError, printable, unknown_name
 from darts_bio.registry import split_specs
-from darts_bio.training.run_summary import (
+from darts_bio.storage.run_summary import (
     ATTRIBUTES,
     DAMAGED,
     SILENT_S,
@@ -26,7 +26,7 @@ from darts_bio.training.run_summary import (
     summarize,
     whole,
 )
-from darts_bio.training.status import DEAD, FINISHED, RUNNING, STOPPED, is_alive, read_status
+from darts_bio.storage.status import DEAD, FINISHED, RUNNING, STOPPED, is_alive, read_status
 
 
 def list_runs(

@@ -19,8 +19,8 @@ from typing import Any
 from darts_bio.config import CONFIG_FILE, SearchConfig
 from darts_bio.config.files import kind_of_options, raw_options
 from darts_bio.errors import first_line
-from darts_bio.training.records import epochs_from_end, last_record
-from darts_bio.training.status import (
+from darts_bio.storage.records import epochs_from_end, last_record
+from darts_bio.storage.status import (
     DEAD,
     FINISHED,
     RUNNING,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.errors import InputError
-from darts_bio.training.checksum import GrowingDigest
+from darts_bio.storage.checksum import GrowingDigest
 
 METRICS_FILE = "metrics.jsonl"
 """The numbers of every run."""
