@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+from darts_bio.config.common import CommandConfig, RunConfig
 from darts_bio.config.options import convert, flag, types_of
 from darts_bio.config.protocols import values_of
-from darts_bio.config.schema import CommandConfig, RunConfig
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.runs.options import complete
 

@@ -5,30 +5,29 @@
 ('fa', 'usf')
 """
 
+from darts_bio.config.common import (
+    CONFIG_FILE,
+    CommandConfig,
+    FitConfig,
+    RunConfig,
+    SmallImagesConfig,
+)
+from darts_bio.config.evaluation import AlignmentConfig, RobustnessConfig
+from darts_bio.config.files import RUNS
 from darts_bio.config.options import configuration, flag, option
 from darts_bio.config.protocols import PROTOCOLS, Protocol
-from darts_bio.config.schema import (
-    CONFIG_FILE,
-    RUNS,
-    AlignmentConfig,
+from darts_bio.config.search import SearchConfig
+from darts_bio.config.tools import (
     AuditConfig,
-    CommandConfig,
     ExportConfig,
-    FitConfig,
     GenotypeConfig,
-    ImageNetConfig,
     ListConfig,
     ReportConfig,
-    RetrainConfig,
-    RobustnessConfig,
     RulesConfig,
-    RunConfig,
     RunsConfig,
-    SearchConfig,
-    SmallImagesConfig,
     TimmConfig,
-    TrainingConfig,
 )
+from darts_bio.config.training import ImageNetConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
     "CONFIG_FILE",

@@ -7,18 +7,26 @@ are only imported when the user names them once more.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from darts_bio.bounded import LARGEST_YAML, parse_yaml, read_text
+from darts_bio.config.common import CONFIG_FILE, CommandConfig, RunConfig
+from darts_bio.config.evaluation import RobustnessConfig
 from darts_bio.config.options import convert, types_of
-from darts_bio.config.schema import CONFIG_FILE, RUNS, CommandConfig, RunConfig
+from darts_bio.config.search import SearchConfig
+from darts_bio.config.training import ImageNetConfig, RetrainConfig
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.invocation import named
 
 C = TypeVar("C", bound=RunConfig)
+
+RUNS: Mapping[str, type[RunConfig]] = {
+    cls.command: cls for cls in (SearchConfig, RetrainConfig, ImageNetConfig, RobustnessConfig)
+}
+"""The configurations of commands that write a run folder, by the command's name."""
 
 
 def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:

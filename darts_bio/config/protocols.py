@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from darts_bio.config.schema import CommandConfig
+from darts_bio.config.common import CommandConfig
 from darts_bio.errors import unknown_name
 from darts_bio.registry import Registry, parse_spec
 

@@ -9,16 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from darts_bio.config import CONFIG_FILE, CommandConfig, RunConfig, SearchConfig, TrainingConfig
 from darts_bio.config.files import read_run, read_yaml
 from darts_bio.config.options import refuse_idle
 from darts_bio.config.protocols import preset
-from darts_bio.config.schema import (
-    CONFIG_FILE,
-    CommandConfig,
-    RunConfig,
-    SearchConfig,
-    TrainingConfig,
-)
 from darts_bio.errors import InputError
 from darts_bio.plugins import import_plugins
 
