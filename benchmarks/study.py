@@ -190,7 +190,7 @@ def main() -> None:
 
     work = partial(do, dataset=options.dataset, data_dir=options.data_dir)
     spend(list(jobs(options.seeds)), work, records, save, 60 * options.budget, options.processes)
-    print("\n".join(tables(records, options.seeds)))
+    print("\n".join(answers(records, options.seeds) + tables(records, options.seeds)))
     left = [job for job in jobs(options.seeds) if job.key not in records]
     print(f"\n{len(records)} jobs done, {len(left)} left; the same command goes on")
 
@@ -238,9 +238,14 @@ def spend(
                 save(running.pop(future), future.result())
 
 
-def tables(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
-    """The tables of the three questions, in Markdown, from seeds whose trainings are all there."""
-    lines = []
+def errors_by_strategy(
+    records: dict[str, dict[str, Any]], seeds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return the test errors in percent, a value for each seed whose trainings are all there.
+
+    They are by the strategy that found the operations, then by the rules.
+    """
+    errors = {}
     for strategy, options in STRATEGIES.items():
         kinds = SINGLE if options["rules"] == ("bp",) else ("searched", "random", *SINGLE)
         whole = [
@@ -248,31 +253,61 @@ def tables(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
             for seed in range(seeds)
             if all(Job(strategy, seed, rules).key in records for rules in kinds)
         ]
-        if not whole:
-            continue
-        errors = {
-            rules: [records[Job(strategy, s, rules).key]["test_error_percent"] for s in whole]
-            for rules in kinds
-        }
-        best = min(RULES, key=lambda rule: statistics.mean(errors[rule]))
+        if whole:
+            errors[strategy] = {
+                rules: [records[Job(strategy, s, rules).key]["test_error_percent"] for s in whole]
+                for rules in kinds
+            }
+    return errors
+
+
+def best_single(errors: dict[str, list[float]]) -> str:
+    """Return the rule but bp that is best everywhere, by the mean over all seeds."""
+    return min(RULES, key=lambda rule: statistics.mean(errors[rule]))
+
+
+def difference(errors: dict[str, list[float]], one: str, other: str) -> str:
+    """Return two cells of a table: errors under `one` minus those under `other`, and p."""
+    differences = [a - b for a, b in zip(errors[one], errors[other], strict=True)]
+    return f"{shown(differences)} | {paired_p(differences):.3f}"
+
+
+def answers(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
+    """Return the table of the three questions, in Markdown; none before a seed is complete."""
+    lines = [
+        "| operations found by | n | best single rule | mixing: it minus searched | p | "
+        "searching: random minus searched | p | transport: searched minus bp | p |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for strategy, errors in errors_by_strategy(records, seeds).items():
+        if "searched" in errors:
+            best = best_single(errors)
+            pairs = ((best, "searched"), ("random", "searched"), ("searched", "bp"))
+            cells = [f"`{strategy}`", str(len(errors["bp"])), best]
+            cells += [difference(errors, *pair) for pair in pairs]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def tables(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
+    """Return a table of all rules for each strategy, in Markdown."""
+    lines = []
+    for strategy, errors in errors_by_strategy(records, seeds).items():
+        best = best_single(errors)
         lines += [
-            f"Operations found by `{strategy}`, n = {len(whole)}:",
+            f"Operations found by `{strategy}`, n = {len(errors['bp'])}:",
             "",
             "| rules | test error, % | minus bp | p | minus searched | p |",
             "|---|---|---|---|---|---|",
         ]
-        for rules in kinds:
-            cells = []
-            for other in ("bp", "searched"):
-                if other == rules or other not in errors:
-                    cells += ["", ""]
-                    continue
-                pairs = zip(errors[rules], errors[other], strict=True)
-                differences = [a - b for a, b in pairs]
-                cells += [shown(differences), f"{paired_p(differences):.3f}"]
+        for rules, values in errors.items():
+            cells = [
+                " | " if other == rules or other not in errors else difference(errors, rules, other)
+                for other in ("bp", "searched")
+            ]
             name = f"{rules} everywhere" if rules in SINGLE else rules
             mark = " (best single rule)" if rules == best else ""
-            lines.append(f"| {name}{mark} | {shown(errors[rules])} | {' | '.join(cells)} |")
+            lines.append(f"| {name}{mark} | {shown(values)} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 

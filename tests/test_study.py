@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import study
-from study import SINGLE, Job, jobs, spend, tables, under
+from study import SINGLE, Job, answers, jobs, spend, tables, under
 
 from darts_bio.spaces import load_genotype
 
@@ -96,3 +96,11 @@ def test_the_tables_are_those_of_the_pairs() -> None:
     assert "| searched | 6.0 +- 1.0 | 2.0 +- 1.0 | 0.250 |  |  |" in text
     assert "| random | 8.0 +- 1.0 | 4.0 +- 1.0 | 0.250 | 2.0 +- 0.0 | 0.250 |" in text
     assert "| usf everywhere (best single rule) | 5.0 +- 1.0 |" in text
+    # The best single rule is a point better than what was searched, in each seed: against mixing.
+    assert answers(records, 5)[2:] == [
+        "| `eg` | 3 | usf | -1.0 +- 0.0 | 0.250 | 2.0 +- 0.0 | 0.250 | 2.0 +- 1.0 | 0.250 |",
+        "",
+    ]
+    del records[Job("eg", 1, "bp").key]
+    assert "n = 2:" in "\n".join(tables(records, 5))
+    assert answers({}, 5) == []
