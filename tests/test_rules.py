@@ -1003,17 +1003,71 @@ class TestDrawFeedback:
 
 class TestKernelsOfTheLibrary:
     @pytest.mark.parametrize(
-        ("window", "dilation", "strips"), [(5, 1, True), (3, 1, False), (5, 2, False)]
+        ("window", "side", "strips"), [(5, 8, True), (3, 8, False), (3, 3, False), (3, 2, True)]
     )
-    def test_wide_depthwise_layers_on_a_cpu_find_their_gradient_in_strips(
-        self, window: int, dilation: int, strips: bool
+    def test_wide_and_narrow_depthwise_layers_on_a_cpu_find_their_gradient_in_strips(
+        self, window: int, side: int, strips: bool
     ) -> None:
         """PyTorch's own node, which is faster otherwise, is ten times slower for these."""
-        padding = window // 2 * dilation
-        sizes = {"padding": padding, "dilation": dilation, "groups": 8}
+        sizes = {"padding": window // 2, "groups": 8}
         layer = RuleConv2d(8, 8, window, rule=RULES.build("fa"), **sizes)
-        y = layer(torch.randn(2, 8, 8, 8, requires_grad=True))
+        y = layer(torch.randn(2, 8, side, side, requires_grad=True))
         assert (y.grad_fn.name() == "FeedbackConvolutionBackward") == strips
+
+    @pytest.mark.parametrize("rule", ["bp", "fa", "kolen_pollack"])
+    @pytest.mark.parametrize("mode", ["zeros", "circular"])
+    @pytest.mark.parametrize(
+        ("side", "window", "padding", "dilation"),
+        [
+            ((8, 8), (3, 3), (2, 2), 2),
+            ((7, 10), (5, 3), (4, 2), 2),
+            ((9, 9), (3, 3), (3, 3), 3),
+            ((8, 5), (3, 2), (1, 3), 2),
+            ((6, 6), (3, 3), (0, 0), 2),
+            ((2, 2), (3, 3), (2, 2), 2),
+        ],
+    )
+    def test_dilated_depthwise_layers_are_taken_apart_for_their_gradients(
+        self,
+        side: tuple[int, int],
+        window: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: int,
+        mode: str,
+        rule: str,
+    ) -> None:
+        """They are those of the dilated convolution, in float64."""
+        if mode == "circular" and max(padding) > min(side):
+            return
+        layer = RuleConv2d(
+            6,
+            6,
+            window,
+            padding=padding,
+            dilation=dilation,
+            groups=6,
+            padding_mode=mode,
+            rule=RULES.build(rule),
+        ).double()
+        x = torch.randn(3, 6, *side, dtype=torch.float64, requires_grad=True)
+        y = layer(x.contiguous(memory_format=torch.channels_last))
+        dy = torch.randn_like(y).contiguous(memory_format=torch.channels_last)
+        parameters = [layer.weight, layer.bias]
+        dx, dw, db = torch.autograd.grad(y, [x, *parameters], dy)
+        assert (y.grad_fn.name() == "FeedbackConvolutionBackward") == (rule != "bp")
+
+        def plain(weight: Tensor) -> Tensor:
+            rims = (padding[1], padding[1], padding[0], padding[0])
+            padded = F.pad(x, rims, mode="constant" if mode == "zeros" else mode)
+            return F.conv2d(padded, weight, layer.bias, dilation=dilation, groups=6)
+
+        carried = layer.weight if rule == "bp" else layer.feedback["kernel"]
+        expected = (
+            torch.autograd.grad(plain(carried), x, dy)[0],
+            *torch.autograd.grad(plain(layer.weight), parameters, dy),
+        )
+        for one, other in zip((dx, dw, db), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("trained", [False, True])
     def test_products_keep_their_inputs_for_weights_that_are_trained(self, trained: bool) -> None:
@@ -1031,7 +1085,7 @@ class TestKernelsOfTheLibrary:
         """Channels last on a CPU, the weight gradient is put together from strips of columns: as
         exact as in one.
         """
-        for side in ((9, 8), (9, 2), (1, 1)):  # also narrower than the window
+        for side in ((9, 8), (9, 2), (2, 9), (4, 4), (2, 2), (1, 1)):  # also below the window
             self.in_strips(side, window, stride)
 
     @staticmethod

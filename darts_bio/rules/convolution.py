@@ -12,25 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-STRIP = 3
-"""Columns of a window for which oneDNN has a fast weight gradient of depthwise convolutions."""
-
-
-def wide_depthwise(x: Tensor, kernel: Tensor, dilation: Sequence[int], groups: int) -> bool:
-    """Tell whether the weight gradient of a depthwise convolution is slow on a CPU.
-
-    oneDNN's fast kernel takes windows of up to three columns. A wider one falls back to a dense
-    algorithm, ten times slower.
-    """
-    is_depthwise = groups == x.shape[1] == kernel.shape[0]
-    is_wide = kernel.dim() == 4 and kernel.shape[3] > STRIP
-    if x.device.type != "cpu" or not (is_depthwise and is_wide):
-        return False
-    # On maps smaller than the window nothing is slow.
-    return x.shape[3] >= kernel.shape[3] and tuple(dilation) == (1, 1)
+from darts_bio.rules.depthwise import TakenApart, are_apart, in_strips, slow_gradient
 
 
 def convolution_gradients(
@@ -47,8 +31,8 @@ def convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients (dx, dW, db) of a convolution, None for each that is not wanted.
 
-    On a CPU, where dy is channels last in memory, dW of a window that is `wide_depthwise` is found
-    for three of its columns at a time.
+    On a CPU those of a depthwise convolution are found in another form where `rules.depthwise` has
+    a faster one, and dy is channels last in memory.
 
     Args:
         dy: the error of the output.
@@ -77,23 +61,27 @@ def convolution_gradients(
         geometry = (stride, padding, dilation, transposed, beyond, groups)
         return torch.ops.aten.convolution_backward(dy, x, kernel, bias_sizes, *geometry, mask)
 
-    in_strips = (
-        wanted[1]
-        and output_padding is None
-        and wide_depthwise(x, kernel, dilation, groups)
-        and dy.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not in_strips:
+    slow = output_padding is None and slow_gradient(x, kernel, stride, dilation, groups)
+    if not slow or not dy.is_contiguous(memory_format=torch.channels_last):
         dx, dw, db = fused(x, kernel, padding, wanted)
         return dx, dw, db
+    if are_apart(stride, dilation):
+        apart = TakenApart.of(padding, dilation)
+        maps = apart.maps(x)
+        sides = zip(maps.shape[2:], apart.padding, kernel.shape[2:], strict=True)
+        size = [side + 2 * rim - (window - 1) for side, rim, window in sides]
+        near = (None, (1, 1), apart.padding, (1, 1), groups, (*wanted[:2], False))
+        dx, dw, _ = convolution_gradients(apart.errors(dy, size), maps, kernel, *near)
+        dx = None if dx is None else apart.error_of_input(dx, x.shape[2:])
+        return dx, dw, dy.sum((0, 2, 3)) if wanted[2] else None
+    dw = None
     dx, _, db = fused(x, kernel, padding, (wanted[0], False, wanted[2]))
-    width, strips = kernel.shape[3], []
-    for left in range(0, width, STRIP):
-        # The window's columns from `left` on see x moved to the left by so many pixels.
-        columns = kernel[..., left : left + STRIP].contiguous()
-        beyond = width - left - columns.shape[3]
-        moved = F.pad(x, (padding[1] - left, padding[1] - beyond))
-        strip = fused(moved, columns, (padding[0], 0), (False, True, False))[1]
-        assert strip is not None
-        strips.append(strip)
-    return dx, torch.cat(strips, dim=3), db
+    if wanted[1]:
+
+        def of_weight(x: Tensor, kernel: Tensor, padding: Sequence[int]) -> Tensor:
+            dw = fused(x, kernel, padding, (False, True, False))[1]
+            assert dw is not None
+            return dw
+
+        dw = in_strips(of_weight, x, kernel, padding)
+    return dx, dw, db

@@ -19,8 +19,8 @@ that fits is taken:
     layer      x needs no error, no B is being       PyTorch's own layer: its error is not computed
                learned
     layer      B is being learned (not frozen)       `FeedbackConvolution`: B gets a gradient
-    layer      a wide depthwise window, on a CPU     `FeedbackConvolution`: it finds dW in strips
-                                                     (`rules.convolution.wide_depthwise`)
+    layer      depthwise, on a CPU, of a kind that   `FeedbackConvolution`: it finds the gradients
+               oneDNN is slow at                     in another form (`rules.depthwise`)
     layer      a compiler or torch.func runs it, or  `FeedbackConvolution`: what PyTorch's node has
                hooks take saved tensors              saved is out of reach
     layer      PyTorch lacks the hook                `FeedbackConvolution`: likewise

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from darts_bio.errors import InputError
 from darts_bio.rules.base import LearningRule, Operator
 from darts_bio.rules.carriers import WeightedCarrier, computed_weight
-from darts_bio.rules.convolution import wide_depthwise
+from darts_bio.rules.depthwise import slow_gradient
 from darts_bio.rules.forward_mode import convolve, project
 from darts_bio.rules.functional import own_node_serves, through_kernel
 from darts_bio.rules.operators import Convolution, Product
@@ -166,8 +166,10 @@ class RuleConvolution(RuleLayer):
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         # A kernel that is learned gets the weight's gradient, which only our own Function gives it.
         learned = kernel.requires_grad
-        in_strips = not self.transposed and wide_depthwise(x, kernel, self.dilation, self.groups)
-        if own_node_serves() and not learned and not in_strips:
+        slow = not self.transposed and slow_gradient(
+            x, kernel, self.stride, self.dilation, self.groups
+        )
+        if own_node_serves() and not learned and not slow:
             y = self.plain_pass(x)
             if through_kernel(y, kernel):
                 return y

@@ -22,7 +22,6 @@ from itertools import groupby
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from darts_bio.rules.base import LearningRule
@@ -65,10 +64,7 @@ class SideBySide(Convolution):
     def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
         if self._by_matrices(weight):
             return torch.bmm(rows(dy, self.members).mT, rows(x, self.members)).view_as(weight)
-        padding = self.padding
-        if x.shape[3] < weight.shape[3]:  # a window wider than the map: see `wide_depthwise`
-            x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
-        geometry = (self.stride, padding, self.dilation, self.groups, (False, True, False))
+        geometry = (self.stride, self.padding, self.dilation, self.groups, (False, True, False))
         return cast(Tensor, convolution_gradients(dy, x, weight, None, *geometry)[1])
 
     def _by_matrices(self, weight: Tensor) -> bool:
