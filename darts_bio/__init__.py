@@ -47,6 +47,7 @@ _HOMES = {
     "list_runs": "darts_bio.storage.run_list",
     "load_genotype": "darts_bio.spaces",
     "load_run": "darts_bio.api",
+    "load_trained": "darts_bio.training.trained",
     "search": "darts_bio.api",
     "search_and_train": "darts_bio.api",
     "train": "darts_bio.api",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from darts_bio.training.hebbian import hebbian_block as hebbian_block
     from darts_bio.training.hebbian import hebbian_pretraining as hebbian_pretraining
     from darts_bio.training.listeners import Listener as Listener
+    from darts_bio.training.trained import load_trained as load_trained
 
 __all__ = ["__version__", *_HOMES]
 

@@ -8,6 +8,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from darts_bio.data.batches import Normalization, in_order
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.interop.export import export_program, inference_network, save_for_hub, write_program
-from darts_bio.interop.hub_card import hub_card, logged_accuracy
+from darts_bio.interop.hub_card import hub_card
 from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype, shipped_names
 from darts_bio.storage.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.meters import evaluate
+from darts_bio.training.provenance import Provenance
 from darts_bio.training.trained import load_trained
 
 NB201 = "|nor_conv_1x1:usf~0|+|nor_conv_3x3:fa~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1:bp~2|"
@@ -610,6 +612,13 @@ def test_a_run_becomes_a_folder_of_timms(
     ]
     assert json.loads((folder / "config.json").read_text())["label_names"] == list("0123456789")
     trained, x = load_trained(run), images(3, 1, 8)
+    again = load_trained(folder)
+    for field in ("genotype", "classes", "mean", "std", "image_size", "step", "provenance"):
+        assert getattr(again, field) == getattr(trained, field)
+    assert not again.network.training
+    assert torch.equal(again.network(x), trained.network(x))
+    assert weights(again.network).keys() == weights(trained.network).keys()
+    assert again.config == json.loads(json.dumps(trained.config)) | {"genotype": "bionas_darts"}
     model = created(folder).eval()
     assert torch.equal(model(x), trained.network(x))
     config = timm.data.resolve_model_data_config(model)
@@ -677,10 +686,11 @@ def test_a_card_names_no_more_than_is_known(
     tmp_path: Path, config: dict[str, Any], data_set: str | None
 ) -> None:
     trained = load_trained(checkpoint(tmp_path, config=config, auxiliary=True))
-    assert logged_accuracy(tmp_path, trained) is None  # without metrics.jsonl
+    assert trained.provenance == Provenance()  # without metrics.jsonl
     data = ModelCard(hub_card(trained, "it")).data
     assert (data.datasets, data.metrics, data.eval_results) == (data_set and [data_set], None, None)
-    data = ModelCard(hub_card(trained, "it", 0.5)).data
+    trained = replace(trained, provenance=Provenance(accuracy=0.5))
+    data = ModelCard(hub_card(trained, "it")).data
     assert (data.eval_results[0].metric_value, data.eval_results[0].dataset_type) == (
         0.5,
         data_set or "imagefolder",
@@ -689,19 +699,21 @@ def test_a_card_names_no_more_than_is_known(
 
 def test_the_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
     numbers = {"test/accuracy": 0.25, "test_averaged/accuracy": 0.5}
-    trained = load_trained(checkpoint(tmp_path))
+    path = checkpoint(tmp_path)
     for step, accuracy in ((2, None), (3, 0.25), (4, 0.25)):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"event": "epoch", "step": step, **numbers}) + "\n")
             file.write(json.dumps({"event": "step", "step": step, "train/accuracy": 1.0}) + "\n")
-        assert (
-            logged_accuracy(tmp_path, trained)
-            == logged_accuracy(tmp_path / "checkpoint.pt", trained)
-            == accuracy
-        )
-    averaged = load_trained(checkpoint(tmp_path, config={"ema": 0.9}))
-    assert logged_accuracy(tmp_path, averaged) == 0.5
-    assert "| test accuracy of the averaged network | 50.00 % |" in hub_card(averaged, "it", 0.5)
+        for source in (tmp_path, path):
+            assert load_trained(source).provenance.accuracy == accuracy
+
+    def average(task: dict[str, Any]) -> None:
+        task["averaged"] = task["network"]
+
+    averaged = load_trained(checkpoint(tmp_path, change=average, config={"ema": 0.9}))
+    assert averaged.provenance.accuracy == 0.5
+    assert "| test accuracy of the averaged network | 50.00 % |" in hub_card(averaged, "it")
+    assert load_trained(path, averaged=False).provenance.accuracy == 0.25
 
 
 @pytest.mark.parametrize(

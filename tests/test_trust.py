@@ -47,6 +47,7 @@ from darts_bio.runs.files import epochs_of
 from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
 from darts_bio.storage.logs import EPOCHS_FILE, METRICS_FILE
 from darts_bio.storage.run_folder import FORMAT, write_checkpoint
+from darts_bio.training.provenance import Provenance
 from darts_bio.training.trained import Trained, load_trained
 
 HOSTILE = "x|y`z\n## Result\n\n**99.99 %** [a](http://b) <script>alert(1)</script>\x1b[2J\u202e```"
@@ -375,8 +376,9 @@ def test_hostile_names_in_reports_forge_nothing(tmp_path: Path) -> None:
         form_of_run,
         {"dataset": HOSTILE, "supernet": "/home/me/run", "note": HOSTILE},
         0,
+        Provenance(HOSTILE, HOSTILE, 0.5, 10),
     )
-    page = hub_card(trained, HOSTILE, 0.5)
+    page = hub_card(trained, HOSTILE)
     front, _, body = page.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(front)["model-index"][0]["name"] == HOSTILE
     is_harmless(body, fenced=True)

@@ -36,6 +36,7 @@ def list_names(config: ListConfig) -> int:
     from darts_bio.spaces import OPERATIONS, SPACES, TEXT_FORMS, shipped_names
     from darts_bio.strategies import BLACK_BOX_STRATEGIES, COSTS, REGULARIZERS, STRATEGIES
     from darts_bio.training.adversarial import ADVERSARIES
+    from darts_bio.training.exported import shipped_networks
     from darts_bio.training.schedules import SCHEDULES
 
     # Title, members, and whether the members have options of their own.
@@ -57,6 +58,11 @@ def list_names(config: ListConfig) -> int:
         ("data sets   --dataset", DATASETS, False),
         ("text forms of genotypes   --genotype", TEXT_FORMS, False),
         ("genotypes   --genotype", shipped_names(), False),
+        (
+            "trained networks   --checkpoint, darts_bio.load_trained(NAME)",
+            shipped_networks(),
+            False,
+        ),
     ]
     for title, members, has_options in families:
         print(title)
@@ -153,7 +159,6 @@ def export(config: ExportConfig) -> int:
         write_onnx,
         write_program,
     )
-    from darts_bio.interop.hub_card import logged_accuracy
     from darts_bio.training.trained import load_trained
 
     onnx, program, hub = config.onnx, config.program, config.hub
@@ -163,7 +168,7 @@ def export(config: ExportConfig) -> int:
         refuse_missing_onnx()
     trained = load_trained(config.source)
     if hub:
-        save_for_hub(trained, Path(hub), logged_accuracy(config.source, trained))
+        save_for_hub(trained, Path(hub))
         print(
             f'wrote {hub}: after "import darts_bio.models", '
             f'timm.create_model("local-dir:{hub}", pretrained=True)'

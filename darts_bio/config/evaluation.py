@@ -25,8 +25,8 @@ class RobustnessConfig(RunConfig):
 
     checkpoint: tuple[str, ...] = option(
         (),
-        "run folders of trainings to compare; one with several seeds stands for all of them; "
-        "required",
+        "run folders of trainings to compare, exports of --hub, or names of shipped networks; a "
+        "folder with several seeds stands for all of them; required",
         metavar="RUN,...",
     )
     attacks: tuple[str, ...] = option(

@@ -34,9 +34,19 @@ def read_yaml(path: Path, cls: type[CommandConfig]) -> dict[str, Any]:
 
     Raises InputError for an unknown option, an impossible value, or a file that cannot be read.
     """
+    return checked_options(_yaml_mapping(path), cls, path)
+
+
+def checked_options(
+    options: Mapping[str, Any], cls: type[CommandConfig], path: Path
+) -> dict[str, Any]:
+    """Return the options of a command that a file gives, by name, in the types that it declares.
+
+    Raises InputError for an unknown option or an impossible value; the message names the file.
+    """
     hints, values = types_of(cls), {}
     known = {f.name for f in fields(cls)} - {"resume"}
-    for key, value in _yaml_mapping(path).items():
+    for key, value in options.items():
         name = key.replace("-", "_")
         if name not in known:
             raise InputError(f"{path}: {unknown_name('option', key, known)}")

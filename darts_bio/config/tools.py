@@ -19,13 +19,16 @@ class ExportConfig(CommandConfig):
     command = "export"
 
     source: str = option(
-        "", "run folder of a training, or its checkpoint.pt", metavar="RUN", positional=True
+        "",
+        "run folder of a training, its checkpoint.pt, or the name of a shipped network",
+        metavar="RUN",
+        positional=True,
     )
     onnx: str | None = option(None, "write an ONNX model", metavar="FILE")
     program: str | None = option(None, "write a program for torch.export.load", metavar="FILE.pt2")
     hub: str | None = option(
         None,
-        'write a new folder for timm.create_model("local-dir:DIR") or the Hub',
+        'write a new folder for load_trained, timm.create_model("local-dir:DIR") or the Hub',
         metavar="DIR",
     )
     batch: int | None = option(

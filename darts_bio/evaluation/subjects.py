@@ -15,8 +15,8 @@ from darts_bio.data.datasets import ImageData, drawn
 from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import count_rules
-from darts_bio.storage.logs import read_metrics
 from darts_bio.storage.run_folder import CHECKPOINT_FILE
+from darts_bio.training.exported import located
 from darts_bio.training.meters import evaluate
 from darts_bio.training.retrain import config_of_run
 from darts_bio.training.trained import PixelNetwork, Trained, load_trained
@@ -29,7 +29,7 @@ class Subject:
     Attributes:
         name: Tells it from the others; the end of its folder's path.
         group: The name that all seeds of one training share.
-        folder: Its run folder.
+        folder: Its run folder, or that of its export.
         trained: The network and how it was trained.
         model: The network on the device, from pixels in [0, 1] to logits.
         clean: Its test accuracy, measured as the training does.
@@ -66,7 +66,8 @@ def load_subjects(
     """Read the networks of run folders, and test images that they share.
 
     Args:
-        checkpoints: Run folders, their checkpoints, or folders of several seeds.
+        checkpoints: Run folders, their checkpoints, folders of several seeds, exports, or names of
+            shipped networks.
         device: Where networks and images are put.
         data_dir: Where the data are, if not where the runs say.
         images: How many test images are drawn; all if there are not so many.
@@ -80,7 +81,7 @@ def load_subjects(
         InputError: If a folder holds no training, is named twice, or the test images differ from
             one to the next.
     """
-    folders = [pair for source in checkpoints for pair in _with_seeds(Path(source))]
+    folders = [pair for source in checkpoints for pair in _with_seeds(located(source))]
     names = names_of([folder for folder, _ in folders])
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: expected each run once, found {', '.join(checkpoints)}")
@@ -175,9 +176,7 @@ def _load(
         split = _chosen(source, chosen)
     finally:
         source.close()
-    epochs = [record for record in read_metrics(folder, trained.step) if record["event"] == "epoch"]
-    logged = epochs[-1].get(f"{result}/accuracy") if epochs else None
-    model = trained.on_pixels().to(device)
+    model, logged = trained.on_pixels().to(device), trained.provenance.accuracy
     return Subject(name, group, folder, trained, model, clean, logged), split
 
 

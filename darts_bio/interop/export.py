@@ -26,6 +26,13 @@ from darts_bio.networks import build_network
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.carriers import PREFIX
 from darts_bio.storage.run_folder import is_filled, replacing, writing
+from darts_bio.training.exported import (
+    ARCHITECTURE,
+    EXPORT_FILE,
+    RECORD,
+    WEIGHTS_FILE,
+    record_of,
+)
 from darts_bio.training.trained import PixelNetwork, Trained
 
 
@@ -104,19 +111,19 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         temporary.write_bytes(model.model_proto.SerializeToString())
 
 
-def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = None) -> None:
+def save_for_hub(trained: Trained, directory: Path) -> None:
     """Write a trained network as a timm folder: weights, config.json, and a README.md for the Hub.
 
-    After `import darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)`
-    returns the network, and so does `"hf-hub:NAME"` where the folder was uploaded to Hugging Face's
-    Hub. (timm 1.0.20 reads no safetensors from folders: there, add
+    `load_trained` reads the folder, with what the run recorded. In timm, after `import
+    darts_bio.models`, `timm.create_model("local-dir:DIRECTORY", pretrained=True)` returns the
+    network, and so does `"hf-hub:NAME"` where the folder was uploaded to Hugging Face's Hub. (timm
+    1.0.20 reads no safetensors from folders: there, add
     `pretrained_cfg_overlay={"source": "", "file": "DIRECTORY/model.safetensors"}`.) The folder
     holds the feedback too, but not the auxiliary head.
 
     Args:
         trained: The network.
         directory: The folder to make.
-        accuracy: The accuracy on the test images in [0, 1], for the README.md; None if unknown.
 
     Raises:
         InputError: If the folder exists and is not empty, cannot be written, or the network has a
@@ -132,7 +139,7 @@ def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = Non
     from darts_bio.interop.hub_card import CARD_FILE, hub_card
     from darts_bio.interop.timm_models import default_cfgs
 
-    form, variant = trained.form, f"darts_bio_{trained.form['stem']}"
+    form, variant = trained.form, f"{ARCHITECTURE}{trained.form['stem']}"
     if variant not in default_cfgs:
         raise InputError(
             f"expected a stem that timm's models have, cifar or imagenet, found {form['stem']!r}"
@@ -172,12 +179,14 @@ def save_for_hub(trained: Trained, directory: Path, accuracy: float | None = Non
         partial = directory.with_name(f".{directory.name}.partial")
         try:
             partial.mkdir(exist_ok=True)
-            (partial / "model.safetensors").write_bytes(save(model.state_dict()))
-            labels: Any = {"label_names": list(trained.classes)}
+            content = save(model.state_dict())
+            (partial / WEIGHTS_FILE).write_bytes(content)
+            record = record_of(trained.config, trained.step, trained.provenance, content)
+            more: Any = {"label_names": list(trained.classes), RECORD: record}
             # timm annotates the path as text, but timm 1.0.20 takes a Path only.
-            config_path: Any = partial / "config.json"
-            save_config_for_hf(model, config_path, model_config=labels, model_args=arguments)
-            card = hub_card(trained, directory.name, accuracy)
+            config_path: Any = partial / EXPORT_FILE
+            save_config_for_hf(model, config_path, model_config=more, model_args=arguments)
+            card = hub_card(trained, directory.name)
             (partial / CARD_FILE).write_text(card, encoding="utf-8")
             partial.replace(directory)
         finally:

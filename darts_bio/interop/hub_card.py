@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,8 +15,6 @@ import yaml
 from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.reports.markdown import block, code, escaped, markdown_table
-from darts_bio.storage.logs import read_metrics
-from darts_bio.storage.run_folder import checkpoint_of
 from darts_bio.training.trained import Trained
 
 CARD_FILE = "README.md"
@@ -26,36 +23,13 @@ LICENSE = "apache-2.0"
 """The license of this package, which a card names until the author of the network changes it."""
 
 
-def logged_accuracy(source: str | Path, trained: Trained) -> float | None:
-    """Look up the test accuracy, in [0, 1], that a run logged for its saved weights.
-
-    Args:
-        source: The run folder or its checkpoint.
-        trained: What `load_trained(source)` returned.
-
-    Returns:
-        The accuracy; None if it was not measured at that step, since the run was stopped within an
-        epoch, or if there is no metrics.jsonl.
-    """
-    records = read_metrics(checkpoint_of(Path(source)).parent, trained.step)
-    epochs = [
-        record
-        for record in records
-        if record["event"] == "epoch" and record["step"] == trained.step
-    ]
-    tag = "test_averaged/accuracy" if trained.config.get("ema") else "test/accuracy"
-    return epochs[-1].get(tag) if epochs else None
-
-
-def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
+def hub_card(trained: Trained, name: str) -> str:
     """Return the page of a trained network: YAML metadata and Markdown.
 
-    `name` is that of the network on the Hub; `accuracy`, in [0, 1], is that on the test images,
-    None if unknown.
+    `name` is that of the network on the Hub.
     """
-    metadata = yaml.safe_dump(
-        _metadata(trained, name, accuracy), sort_keys=False, allow_unicode=True
-    )
+    made = trained.provenance
+    metadata = yaml.safe_dump(_metadata(trained, name), sort_keys=False, allow_unicode=True)
     # The genotype is shown whole; its option may be a path on the machine of the run.
     recipe = {
         option: portable(value) for option, value in trained.config.items() if option != "genotype"
@@ -70,8 +44,12 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         "rule of stem, preprocessing and classifier": code(trained.genotype.backbone_rule),
         "weight updates": f"{trained.step:,}",
     }
-    if accuracy is not None:
-        facts[_accuracy_in_words(trained.config)] = f"{100 * accuracy:.2f} %"
+    if made.accuracy is not None:
+        facts[_accuracy_in_words(trained.config)] = f"{100 * made.accuracy:.2f} %"
+    if made.right is not None:
+        facts["test images classified correctly"] = f"{made.right:,} of {made.images:,}"
+    if made.machine:
+        facts["trained on"] = escaped(made.machine)
     local, remote = json.dumps(f"local-dir:{name}"), json.dumps(f"hf-hub:OWNER/{name}")
     usage = [
         "import timm",
@@ -100,14 +78,15 @@ def hub_card(trained: Trained, name: str, accuracy: float | None = None) -> str:
         "",
         "## Recipe",
         "",
+        *([*block(made.command), ""] if made.command else []),
         *block(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip(), "yaml"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _metadata(trained: Trained, name: str, accuracy: float | None) -> dict[str, Any]:
+def _metadata(trained: Trained, name: str) -> dict[str, Any]:
     """Return the metadata of the page, among them the accuracy as an evaluation result."""
-    data = _data_set(trained.config)
+    data, accuracy = _data_set(trained.config), trained.provenance.accuracy
     metadata: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",

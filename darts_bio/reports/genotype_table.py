@@ -6,7 +6,7 @@ import torch
 
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.reports.markdown import code, markdown_table
-from darts_bio.spaces import load_genotype, shipped_names
+from darts_bio.spaces import Genotype, load_genotype, shipped_names
 
 FORMS = (
     (
@@ -36,9 +36,15 @@ def genotype_tables() -> str:
             network = build_network(genotype, **form)
             adds = multiply_adds(network, lambda n=network, s=side: n(torch.zeros(1, 3, s, s)))  # type: ignore[misc]
             with_head = parameters(build_network(genotype, **form, auxiliary=True))
-            source = str(genotype.provenance["source"])
             sizes = (f"{parameters(network):,}", f"{with_head:,}", f"{adds / 1e6:.2f} M")
-            rows.append((code(name), source, *sizes))
+            rows.append((code(name), _source(genotype), *sizes))
         head = ("name", "source", "parameters", "with auxiliary head", "multiply-adds")
         tables.append("\n".join([f"**{title}**\n", *markdown_table(head, rows)]) + "\n")
     return "\n".join(tables)
+
+
+def _source(genotype: Genotype) -> str:
+    """Return where a genotype comes from: its publication, or the search of our own."""
+    made = genotype.provenance
+    found = f"a search by {made.get('strategy')} on {made.get('dataset')}, seed {made.get('seed')}"
+    return str(made.get("source") or found)

@@ -36,7 +36,7 @@ from darts_bio.runs.running import (
     perform,
     started,
 )
-from darts_bio.runtime import precision_notes, select_device
+from darts_bio.runtime import hardware, made_by, precision_notes, select_device
 from darts_bio.spaces import (
     GENOTYPE_FILE,
     SPACES,
@@ -201,6 +201,8 @@ def _perform(
         {
             "parameters": parameters(task.network),
             "transport": count_rules(task.network).share,
+            "images": task.images_measured,
+            "machine": f"{hardware(task.device)}; {made_by()}",
         },
         news=_UnreadableFiles(task),
         extra=meter,

@@ -38,6 +38,7 @@ from darts_bio.spaces.genotype import (
     Genotype,
     TextForm,
     from_json,
+    shipped_folder,
     shipped_names,
     text_of,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "neighbors",
     "random_neighbor",
     "read_genotype",
+    "shipped_folder",
     "shipped_names",
     "text_of",
     "to_nb201_text",

@@ -9,6 +9,8 @@ epochs       how many epochs the run has; of a search by queries, how many queri
 parameters   the number of weights of the network, or of the supernet
 transport    the share of the weights whose values carry the error down, in [0, 1]
 data         the identity of the data
+images       of a training, how many images its result is measured on; 0 if that is unknown
+machine      of a training, the processor or GPU, the day and the versions
 
 A process that was killed leaves `running` behind; whether it still runs tells `is_alive`.
 """

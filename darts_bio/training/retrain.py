@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.config import CONFIG_FILE, RetrainConfig, TrainingConfig
-from darts_bio.config.files import kind_of, read_yaml, refuse_missing_plugins
+from darts_bio.config.files import (
+    checked_options,
+    kind_of,
+    kind_of_options,
+    read_yaml,
+    refuse_missing_plugins,
+)
 from darts_bio.data.batches import Measured
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import InMemory, Source, source_of
@@ -31,6 +37,7 @@ from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.storage.run_folder import checkpoint_of, read_checkpoint
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples, logits_of
 from darts_bio.training.engine import fitting, never, refuse_other_subject
+from darts_bio.training.exported import is_export, read_export
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.meters import Numbers, Sums, evaluate, loss_and_accuracy, measured
 from darts_bio.training.optim import WeightOptimizer
@@ -38,16 +45,24 @@ from darts_bio.training.parallel import refuse_uneven_shares, running_statistics
 
 
 def config_of_run(folder: Path) -> TrainingConfig:
-    """Return the options of the training that left this run folder.
+    """Return the options of the training that left this run folder, or whose export it is.
 
     Raises:
-        InputError: The folder is not that of a training, or one of its plug-ins is not imported.
+        InputError: The folder is neither, or a plug-in of the run is not imported.
 
     >>> config_of_run(Path("runs/none"))
     Traceback (most recent call last):
     darts_bio.errors.InputError: runs/none: expected the run folder of a training, found no \
 config.yaml there
     """
+    if is_export(folder):
+        options = read_export(folder).options
+        kind = kind_of_options(options, RetrainConfig)
+        if not issubclass(kind, TrainingConfig):
+            raise InputError(
+                f"{folder}: expected an exported training, found options of {named(kind.command)}"
+            )
+        return kind(**checked_options(options, kind, folder))
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(

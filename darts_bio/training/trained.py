@@ -1,13 +1,13 @@
 """Trained networks, for use without the data that they were trained on.
 
-A training's checkpoint says how its network is built and which images it expects; `load_trained`
-reads both.
+A training's checkpoint says how its network is built and which images it expects, and so does what
+`export --hub` wrote of it; `load_trained` reads either, and the networks that the package ships.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from darts_bio.networks import Network, build_network
 from darts_bio.spaces import Genotype, from_json
 from darts_bio.storage.run_folder import checkpoint_of, read_checkpoint
 from darts_bio.training.engine import fitting
+from darts_bio.training.exported import EXPORT_FILE, is_export, located, read_export, read_weights
+from darts_bio.training.provenance import Provenance, provenance_of_run
 
 
 class PixelNetwork(nn.Module):
@@ -60,8 +62,9 @@ class Trained:
         form: The keywords with which `build_network` built it.
         config: The options of the run that its checkpoint is bound to.
         step: How many updates the weights have had.
+        provenance: The command, the machine and the test accuracy that the run recorded.
 
-    `load_trained` makes one from a run folder.
+    `load_trained` makes one.
 
     >>> from darts_bio.spaces import load_genotype
     >>> genotype = load_genotype("bionas_darts")
@@ -81,6 +84,7 @@ class Trained:
     form: dict[str, Any]
     config: dict[str, Any]
     step: int
+    provenance: Provenance = field(default_factory=Provenance)
 
     def on_pixels(self) -> PixelNetwork:
         """Return the network on pixels in [0, 1], in evaluation mode."""
@@ -88,25 +92,42 @@ class Trained:
 
 
 def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
-    """Read the network of a training from its run folder, or from the checkpoint in it.
+    """Read a trained network: a shipped one by its name, that of a run, or an exported one.
 
     The state of PyTorch's generators is left as it was. Rules and operations of your own have to be
     imported before.
 
     Args:
-        source: A run folder, or a checkpoint.
-        averaged: Whether to take the averaged weights, if the run kept such (`--ema`).
+        source: A shipped name (`darts-bio list` shows them), the run folder of a training, its
+            checkpoint, or a folder that `export RUN --hub` wrote.
+        averaged: Whether to take the averaged weights, if a run kept such (`--ema`). An export
+            holds those alone.
+
+    Returns:
+        The network on normalized images, its classes and normalization, the genotype, and where it
+        comes from; `on_pixels()` is the network on pixels in [0, 1].
 
     Raises:
-        InputError: There is no checkpoint of the training of a genotype's network, or it is
-            damaged.
+        InputError: There is no trained network of a genotype, or it is damaged.
 
-    >>> load_trained("runs/none")
-    Traceback (most recent call last):
-    darts_bio.errors.InputError: runs/none: expected the run folder of a training, or its \
+    Example:
+        >>> import darts_bio
+        >>> trained = darts_bio.load_trained("digits_rule_aware")
+        >>> pixels = torch.zeros(2, 1, *trained.image_size)
+        >>> trained.on_pixels()(pixels).shape, trained.classes[:3]
+        (torch.Size([2, 10]), ('0', '1', '2'))
+        >>> load_trained("runs/none")
+        Traceback (most recent call last):
+        darts_bio.errors.InputError: runs/none: expected the run folder of a training, or its \
 checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
     """
-    path = checkpoint_of(Path(source))
+    source = located(source)
+    return _load_export(source) if is_export(source) else _load_run(source, averaged)
+
+
+def _load_run(source: Path, averaged: bool) -> Trained:
+    """Read the network of a run, as `load_trained` says, from its folder or its checkpoint."""
+    path = checkpoint_of(source)
     refuse_missing_plugins(path.parent)
     state = read_checkpoint(path, "train")
     with fitting(path):
@@ -120,14 +141,11 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
                 f"{', '.join(sorted(missing))}; a run of an earlier version is written anew when "
                 "it goes on by --resume"
             )
+        averaged = averaged and "averaged" in task
         genotype, form = from_json(task["genotype"], f"{path}: genotype"), dict(task["form"])
-        weights = task["averaged"] if averaged and "averaged" in task else task["network"]
-        _check_size(genotype, form, weights, path)
-        with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
-            network = build_network(genotype, **form)
-        network.load_state_dict(weights)
+        weights = task["averaged"] if averaged else task["network"]
         trained = Trained(
-            network.eval(),
+            _build(genotype, form, weights, path),
             genotype,
             tuple(task["classes"]),
             tuple(task["normalisation"]["mean"].tolist()),
@@ -136,15 +154,51 @@ checkpoint.pt, found no runs/none; a run writes it at the end of its first epoch
             form,
             state["config"],
             state["step"],
+            provenance_of_run(path.parent, state["step"], state["command"], averaged=averaged),
         )
         _check(trained, path)
     return trained
 
 
+def _load_export(folder: Path) -> Trained:
+    """Read the network of a folder that `export --hub` wrote, as `load_trained` says."""
+    export, path = read_export(folder), folder / EXPORT_FILE
+    weights = read_weights(folder, export.digest)
+    with fitting(path):
+        trained = Trained(
+            _build(export.genotype, export.form, weights, path),
+            export.genotype,
+            export.classes,
+            export.mean,
+            export.std,
+            export.image_size,
+            export.form,
+            export.options,
+            export.step,
+            export.provenance,
+        )
+        _check(trained, path)
+    return trained
+
+
+def _build(
+    genotype: Genotype, form: dict[str, Any], weights: Mapping[str, Tensor], path: Path
+) -> Network:
+    """Build a network with weights, in evaluation mode; `path` is the file that describes it.
+
+    Raises InputError if it asks for a larger network than there are weights of.
+    """
+    _check_size(genotype, form, weights, path)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
+        network = build_network(genotype, **form)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
 def _check_size(
     genotype: Genotype, form: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Raise InputError if a checkpoint asks for a larger network than it holds weights of.
+    """Raise InputError if a file asks for a larger network than there are weights of.
 
     The network is built without memory for its weights. Of those in the file the memory counts, not
     their shapes: a tensor of any shape may repeat a single number.
@@ -157,12 +211,12 @@ def _check_size(
     if needed > held:
         raise InputError(
             f"{path}: does not fit the run that its configuration describes: its network has "
-            f"{needed:,} bytes of weights, found {held:,}; use another checkpoint"
+            f"{needed:,} bytes of weights, found {held:,}; use another file"
         )
 
 
 LARGEST_SIDE = 2048
-"""Pixels of a side of the images that a checkpoint may ask for."""
+"""Pixels of a side of the images that a file may ask for."""
 
 
 def _check(trained: Trained, path: Path) -> None:
@@ -185,5 +239,5 @@ def _check(trained: Trained, path: Path) -> None:
     ):
         if not holds:
             raise InputError(
-                f"{path}: {name}: expected {expected}, found {brief(value)}; use another checkpoint"
+                f"{path}: {name}: expected {expected}, found {brief(value)}; use another file"
             )

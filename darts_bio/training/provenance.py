@@ -1,0 +1,76 @@
+"""Where trained weights come from: the command, the machine and the accuracy that a run recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darts_bio.errors import InputError, first_line
+from darts_bio.storage.logs import read_metrics
+from darts_bio.storage.status import STATUS_FILE, read_status
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the records of a training tell of its weights; nobody has typed it.
+
+    Attributes:
+        command: The command or call that began the training; "" if unknown.
+        machine: The processor or GPU, the day and the versions; "" if the run did not record it.
+        accuracy: The accuracy on the test images, in [0, 1], that the run logged for these weights;
+            None if it was not measured at their step, since the run was stopped within an epoch.
+        images: The number of test images; 0 if it is unknown, or there is no accuracy.
+
+    >>> made = Provenance(accuracy=0.975, images=359)
+    >>> f"{made.right} of {made.images} images right"
+    '350 of 359 images right'
+    """
+
+    command: str = ""
+    machine: str = ""
+    accuracy: float | None = None
+    images: int = 0
+
+    @property
+    def right(self) -> int | None:
+        """The number of test images that are classified correctly; None if it is unknown."""
+        known = self.accuracy is not None and self.images
+        return round((self.accuracy or 0) * self.images) if known else None
+
+
+def provenance_of_run(folder: Path, step: int, command: str, *, averaged: bool) -> Provenance:
+    """Return what the files of a run folder tell of its weights after `step` updates.
+
+    Args:
+        folder: The run folder; what is missing in it is unknown.
+        step: The updates that the weights have had.
+        command: The command that the checkpoint names.
+        averaged: Whether they are the averaged weights of a run with `--ema`.
+
+    Raises:
+        InputError: A file of the folder is damaged.
+
+    >>> provenance_of_run(Path("runs/none"), 3, "darts-bio train", averaged=False).accuracy is None
+    True
+    """
+    tag = "test_averaged/accuracy" if averaged else "test/accuracy"
+    found = [
+        record[tag]
+        for record in read_metrics(folder, step)
+        if record["event"] == "epoch" and record["step"] == step and tag in record
+    ]
+    try:
+        status: dict[str, Any] = read_status(folder) or {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / STATUS_FILE}: cannot be read ({first_line(error)}); put back the file that "
+            "the run wrote, or remove it"
+        ) from None
+    images, machine = status.get("images"), status.get("machine")
+    return Provenance(
+        command,
+        machine if isinstance(machine, str) else "",
+        found[-1] if found else None,
+        images if found and type(images) is int and images > 0 else 0,
+    )
