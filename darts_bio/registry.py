@@ -183,7 +183,7 @@ class Registry(Generic[T]):
     def register(self, name: str, *, listed: bool = True) -> Callable[[M], M]:
         """Return a decorator that adds a class or function under a name, and gives it back as is.
 
-        One that is not `listed` is known, but errors do not suggest it to a user.
+        One that is not `listed` is known, but neither errors nor listings name it to a user.
 
         Raises:
             ValueError: The name is taken already, or no identifier. It is no `InputError`, since
@@ -223,6 +223,7 @@ class Registry(Generic[T]):
         0
         """
         self._members.pop(name, None)
+        self._unlisted.discard(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -331,7 +332,7 @@ class Registry(Generic[T]):
         return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def summaries(self) -> dict[str, str]:
-        """Return a line on each member, by its name, for listings.
+        """Return a line on each listed member, by its name.
 
         It is the member's attribute `summary`, or the first line of its docstring.
 
@@ -348,5 +349,6 @@ class Registry(Generic[T]):
         texts = {
             name: getattr(m, "summary", None) or inspect.getdoc(m) or ""
             for name, m in self._members.items()
+            if name not in self._unlisted
         }
         return {name: text.split("\n")[0].strip() for name, text in texts.items()}

@@ -124,6 +124,17 @@ class TestRegistry:
         colors.register("red")(int)
         assert list(colors) == ["green", "red"]
 
+    def test_what_is_not_listed_is_known_and_nowhere_named(self, colors: Registry[Any]) -> None:
+        colors.register("infrared", listed=False)(int)
+        assert colors.get("infrared") is int
+        assert "infrared" in colors.names()
+        assert list(colors.summaries()) == ["red", "green"]
+        with pytest.raises(InputError, match=r"\(known: green, red;"):
+            colors.get("infra")
+        colors.unregister("infrared")
+        colors.register("infrared")(int)
+        assert "infrared" in colors.summaries()
+
     def test_a_member_is_registered_as_it_is(self, colors: Registry[Any]) -> None:
         def blue() -> None:
             """The third color."""
