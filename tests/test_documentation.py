@@ -61,10 +61,11 @@ def rules_kept() -> Iterator[None]:
 
 
 WITH_CODE = [
-    # The README's first lines are a whole search and a training; a benchmark's API is not here.
+    # The README's first lines are a whole search and a training; a benchmark's API is not here; that
+    # of trackers is run by test_trackers.py.
     pytest.param(name, marks=pytest.mark.slow if name == "README.md" else ())
     for name, page in zip(NAMES, PAGES, strict=True)
-    if blocks(page) and name != "docs/search/nb201.md"
+    if blocks(page) and name not in ("docs/search/nb201.md", "docs/trackers.md")
 ]
 
 
