@@ -56,3 +56,14 @@ def verdicts(report: Path) -> list[str]:
     """
     lines = re.findall(r"^- \*\*\w+\?\*\* .*$", report.read_text(), re.MULTILINE)
     return [re.sub(r"is on average [\d.]+", "is on average", line) for line in lines]
+
+
+def in_short(report: Path) -> list[str]:
+    """The entries of the list at the head of a report."""
+    section = report.read_text().partition("## In short\n\n")[2].partition("\n\n")[0]
+    return [line.removeprefix("- ") for line in section.splitlines()]
+
+
+def going_on(report: Path) -> str:
+    """What a report says of how to go on."""
+    return report.read_text().partition("\n## How to go on\n")[2].partition("\n## ")[0]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from commands import SEARCH, StopAfter, here
+from searching import going_on, in_short
 
 import darts_bio
 from darts_bio.config import RetrainConfig
@@ -240,6 +241,14 @@ def test_a_query_is_a_training_from_scratch_on_one_half_measured_on_the_other(
     report = (tmp_path / "report.md").read_text()
     assert "for 2 epochs on 24 of the training images, and measured on 24 others" in report
     assert "Cost: 96 training images" in report
+    first, *_, cost, next_step = in_short(tmp_path / "report.md")
+    assert first.startswith(
+        "**Data:** given. Each genotype is trained on 24 of the training images"
+    )
+    assert first.endswith("measured on 24 others, the same for all; no test image is used.")
+    assert cost.startswith("**Cost:** 4 queries in ")
+    assert next_step == '**Next:** train the genotype; see "How to go on".'
+    assert "on the images that you handed over" in going_on(tmp_path / "report.md")
     assert (tmp_path / "best.svg").is_file()
 
 
@@ -270,6 +279,7 @@ def test_a_resumed_search_equals_one_that_was_not_stopped(
         stopped = darts_bio.search("digits", out=folders[1], listener=stop, **options)
         assert not stopped.finished
         assert "of 5 queries" in (folders[1] / "report.md").read_text()
+        assert in_short(folders[1] / "report.md")[-1].startswith("**Next:** go on with the search")
     resumed = darts_bio.search("digits", out=folders[1], resume=True, **QUIET)
     assert resumed.finished
     assert resumed.genotype == whole.genotype
@@ -335,7 +345,10 @@ def test_with_a_table_the_accuracies_are_looked_up(spec: str, table: Path, tmp_p
     best, highest = max(expected, key=lambda query: query[1])
     assert found.genotype.cells == best.cells
     assert found.known == {"valid": pytest.approx(100 * highest), "test": 1.0}
-    assert "nothing was trained" in (tmp_path / "report.md").read_text()
+    report = tmp_path / "report.md"
+    assert "nothing was trained" in report.read_text()
+    assert "Accuracies are those of the column valid; nothing is trained." in in_short(report)[0]
+    assert in_short(report)[-1].startswith("**Next:** train the genotype")
 
 
 def test_a_table_that_has_changed_is_not_gone_on_with(table: Path, tmp_path: Path) -> None:

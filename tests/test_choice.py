@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import torch
 from commands import SEARCH, StopAfter, call, here, torchrun
-from searching import verdicts
+from searching import going_on, in_short, verdicts
 from test_runs import metrics, same
 
 import darts_bio
 from darts_bio.cli import main
+from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.choice import Candidate, choose
-from darts_bio.runs.choice import ChoiceResult
+from darts_bio.runs.choice import ChoiceResult, _next_command
 from darts_bio.spaces import load_genotype
 from darts_bio.storage.run_folder import read_checkpoint
 from darts_bio.training.engine import DivergedError
@@ -136,6 +137,31 @@ class TestRule:
         searched = verdicts(whole.folder / "searches" / f"seed-{best}" / "report.md")
         assert len(searched) >= 2
         assert verdicts(whole.folder / "report.md") == searched
+        first, *_, cost, next_step = in_short(whole.folder / "report.md")
+        assert first.startswith("**Data:** given. A search learns from half of the training images")
+        assert "learns from 16 and is measured on the 16 others" in first
+        assert re.fullmatch(
+            r"\*\*Cost:\*\* \d+ s: 2 searches \d+ s, 2 short trainings \d+ s, the full training \d+ s",
+            cost,
+        )
+        assert next_step.startswith("**Next:** train the chosen genotype from further seeds")
+        assert "on the images that you handed over" in going_on(whole.folder / "report.md")
+
+
+def test_how_to_go_on_is_the_recipe_of_the_full_training(tmp_path: Path) -> None:
+    images = load_data("digits", train_images=32)
+    training = "fast(epochs=3, flip=False)"
+    options: dict[str, Any] = {"dataset": "digits", "train_images": 32, "seed": 4, "seeds": 2}
+    config = SearchConfig(**options, choose=True, training=training)
+    command = _next_command(config, tmp_path / "run", images)
+    assert command is not None
+    assert "train --genotype run --dataset digits " in command
+    for words in (
+        "--protocol fast",
+        "--train-images 32 --data-seed 4",
+        "--epochs 3 --no-flip --seeds 3",
+    ):
+        assert words in command
 
 
 class TestStages:

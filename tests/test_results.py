@@ -6,6 +6,7 @@ benchmark has summed up.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -58,6 +59,15 @@ def one(values: Iterable[float], digits: int) -> str:
 
 def p_of(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def p_of_flips(differences: Sequence[float]) -> float:
+    """The share of all changes of sign after which the sum lies as far from 0 or farther."""
+    sums = [
+        abs(sum(sign * each for sign, each in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return sum(each > sums[0] - 1e-9 for each in sums) / len(sums)
 
 
 def chosen(records: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
@@ -332,6 +342,15 @@ def test_sentences_say_what_the_files_hold() -> None:
     rule_search = text("docs/results/rule-search.md")
     init = result("planted_rules-0.7-0.9-init.json")["searches"]
     assert f"it finds {mean_std((each['all'] for each in init), 2)} of the subtle" in rule_search
+    for data, words in (
+        ("digits", "against it has p = {} here"),
+        ("cifar10", "and {} on CIFAR-10"),
+    ):
+        errors = result(f"searched_rules-{data}.json")["table"]
+        differences = [
+            a - b for a, b in zip(errors["darts"], errors["darts(lr=0.03)"], strict=True)
+        ]
+        assert words.format(f"{p_of_flips(differences):.2f}") in rule_search
     truth = result("rule_truth.json")
     assert f"reliability of the mean losses is {truth['reliability']:.3f}" in rule_search
 

@@ -305,6 +305,8 @@ class TestSmallCommands:
         assert done.returncode == 0
         for name in ("usf", "sep_conv_5x5", "darts", "cifar100", "bionas_darts"):
             assert re.search(rf"^  {name}\b", done.stdout, re.MULTILINE)
+        # What --dataset takes: images that were handed over in Python have no name there.
+        assert not re.search(r"^  given\b", done.stdout, re.MULTILINE)
 
     def test_pasted_text_becomes_a_file_and_a_figure(self, tmp_path: Path) -> None:
         text = (

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commands import SEARCH, StopAfter, here
-from searching import context, search, verdicts
+from searching import context, going_on, in_short, search, verdicts
 from test_choice import QUIET, TRAINING, FailAfter, same_states
 from test_mixed import Twins
 from test_runs import metrics
@@ -112,6 +112,11 @@ class TestCandidates:
         # What it says of the genotype is what the report of the last stage says of it.
         of_stage = whole.folder / f"stage-{len(KEPT)}" / "report.md"
         assert verdicts(whole.folder / "report.md") == verdicts(of_stage) != []
+        whole_head, head = in_short(whole.folder / "report.md"), in_short(of_stage)
+        assert (whole_head[0], whole_head[-1]) == (head[0], head[-1])
+        assert head[0].startswith("**Data:** ")
+        assert head[-1].startswith("**Next:** ")
+        assert going_on(whole.folder / "report.md") == going_on(of_stage) != ""
         last = of_stage.read_text()
         for heading in ("## Choices", "## Which rule where"):
             words = last.partition(f"{heading}\n")[2].partition("\n## ")[0]

@@ -363,7 +363,10 @@ def test_hostile_names_in_reports_forge_nothing(tmp_path: Path) -> None:
     choice: Any = SimpleNamespace(
         candidates=candidates, chosen=candidates[0], reason="the best", alike=()
     )
-    is_harmless(choice_card(search, training, HOSTILE, choice, genotype, HOSTILE, []), fenced=True)
+    card = choice_card(
+        search, training, HOSTILE, choice, genotype, HOSTILE, [], 5, {"searches": 1.0}, HOSTILE
+    )
+    is_harmless(card, fenced=True)
     form = {"channels": 4, "layers": 3, "num_classes": 2, "in_channels": 1}
     form_of_run = {**form, "stem": "cifar", "auxiliary": False}
     trained = Trained(

@@ -7,7 +7,9 @@ from typing import Any
 
 from darts_bio.figures.thinning import thinned
 from darts_bio.invocation import portable
+from darts_bio.reports import findings
 from darts_bio.reports.checklist import checklist
+from darts_bio.reports.going_on import after_search
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
 from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.search import accuracies_in_words
@@ -26,13 +28,21 @@ def black_box_card(
     folder: RunFolder,
     genotype: Genotype,
     queries: Sequence[Mapping[str, Any]],
-    known: Mapping[str, float] | None = None,
+    known: Mapping[str, float] | None,
+    next_command: str | None,
+    sizes: str,
 ) -> str:
     """Return the report of one search in Markdown.
 
-    `queries` are the numbers of its queries as metrics.jsonl has them. `known` holds the accuracies,
-    in per cent by data set, of the genotype in the table of `--table`; None without a table or where
-    the cell is not in it.
+    Args:
+        search: The search as it ended or was stopped.
+        folder: Its folder.
+        genotype: What it found.
+        queries: The numbers of its queries as metrics.jsonl has them.
+        known: The accuracies, in per cent by data set, of the genotype in the table of `--table`;
+            None without a table or where the cell is not in it.
+        next_command: The command line that trains the genotype; None if its images have no name.
+        sizes: What is said of the size of the network that it trains.
     """
     config = search.config
     where = (
@@ -42,7 +52,20 @@ def black_box_card(
     )
     stopped = len(queries) < search.epochs
     state = f", stopped after {len(queries)} of {search.epochs} queries" if stopped else ""
-    lines = [f"# Search on {escaped(where)}, seed {config.seed}{state}", "", "## Genotype", ""]
+    machine = hardware(search.device)
+    cost = f"{len(queries)} queries in {queries[-1]['seconds'] if queries else 0:.0f} s"
+    next_step = after_search(not stopped, next_command, sizes)
+    lines = [
+        f"# Search on {escaped(where)}, seed {config.seed}{state}",
+        "",
+        *findings.in_short(
+            [f"**Data:** {escaped(where)}. {_halves_in_words(search)}."],
+            findings.verdicts(search.space, genotype, [], []),
+            [f"**Cost:** {cost}, on {machine}", next_step.entry],
+        ),
+        "## Genotype",
+        "",
+    ]
     lines += [*block(str(genotype)), "", "![cells](cells.svg)", ""]
     if known is not None:
         lines += [
@@ -51,14 +74,25 @@ def black_box_card(
         ]
     if search.best is not None:
         lines += _queries(search, queries)
-    lines += recipe(config, folder.command)
-    data, machine = search.subject["data set"], f"{hardware(search.device)}; {made_by()}"
-    seconds = queries[-1]["seconds"] if queries else 0
-    cost = f"{len(queries)} queries in {seconds:.0f} s"
+    lines += [*next_step.section(), *recipe(config, folder.command)]
+    data, machine = search.subject["data set"], f"{machine}; {made_by()}"
     lines += ["", "## Data and machine", "", f"- data: {escaped(data)}", f"- {cost}"]
     lines += [f"- {machine}", ""]
     lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
+
+
+def _halves_in_words(search: BlackBoxSearch) -> str:
+    """Return on which images the queried genotypes are trained and measured, without a full stop."""
+    if search.config.query is not None:
+        return (
+            f"Accuracies are those of the column {escaped(search.config.query)}; nothing is trained"
+        )
+    trained, held_out = search.halves
+    return (
+        f"Each genotype is trained on {trained} of the training images and measured on {held_out} "
+        "others, the same for all; no test image is used"
+    )
 
 
 def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.reports.findings import IN_SHORT
+from darts_bio.reports.findings import in_short
+from darts_bio.reports.going_on import RESUME, NextStep
 from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
 from darts_bio.spaces import Genotype
 
@@ -31,6 +32,9 @@ def choice_card(
     genotype: Genotype,
     result: str | None,
     verdicts: Sequence[str],
+    trained_images: int,
+    seconds: Mapping[str, float],
+    next_command: str | None,
 ) -> str:
     """Return the report in Markdown.
 
@@ -42,6 +46,10 @@ def choice_card(
         genotype: The genotype of the one that was chosen.
         result: What the full training reached, in words; None while it is not done.
         verdicts: What the report of its search says of it in short (`findings.verdicts`).
+        trained_images: How many training images a short training learns from.
+        seconds: What the stages took so far, by their names in words.
+        next_command: The command line that trains the genotype from further seeds; None if its
+            images have no name.
     """
     seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
     lines = [
@@ -58,7 +66,16 @@ def choice_card(
             f"Of the chosen genotype, trained on all training images ([report](final/{CARD_FILE})).",
             "",
         ]
-    lines += [*block(str(genotype)), "", f"## {IN_SHORT}", "", *verdicts, "", "## Choice", ""]
+    data = (
+        f"**Data:** {escaped(config.dataset)}. A search learns from half of the training images and "
+        f"judges by the other half; a short training learns from {trained_images} and is measured on the "
+        f"{training.holdout} others; the full training learns from all, and alone sees the test images."
+    )
+    parts = ", ".join(f"{part} {spent:.0f} s" for part, spent in seconds.items())
+    cost = f"**Cost:** {sum(seconds.values()):.0f} s: {parts}"
+    next_step = _next(result is not None, next_command)
+    lines += [*block(str(genotype)), "", *in_short([data], verdicts, [cost, next_step.entry])]
+    lines += [*next_step.section(), "## Choice", ""]
     lines += [
         f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
         f"{training.holdout} of the training images, the same for all, and measured on these. "
@@ -85,3 +102,17 @@ def choice_card(
         ]
     lines += recipe(config, command)
     return "\n".join(lines) + "\n"
+
+
+def _next(finished: bool, command: str | None) -> NextStep:
+    """Return what to do after the choice: go on with the run, or find the spread of its result."""
+    if not finished:
+        return NextStep("go on with the full training", [RESUME])
+    how = ["`darts_bio.train(..., seeds=3)` trains it, on the images that you handed over."]
+    if command is not None:
+        how = [
+            "The result is one training's, of one seed. From three seeds it has a spread:",
+            "",
+            *block(command, "sh"),
+        ]
+    return NextStep("train the chosen genotype from further seeds", how)

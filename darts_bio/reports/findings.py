@@ -179,8 +179,8 @@ def of_search(
     search: Search,
     genotype: Genotype,
     history: Sequence[Mapping[str, Any]],
-    first: Sequence[str] = (),
-    last: Sequence[str] = (),
+    first: Sequence[str],
+    last: Sequence[str],
 ) -> tuple[list[str], list[str]]:
     """Return the sections on what a search found: the one at the head of its report, and the others.
 
@@ -191,15 +191,28 @@ def of_search(
         search: The search.
         genotype: What it found.
         history: The records of alpha.jsonl.
-        first: Entries of the list at the head before the verdicts.
+        first: Entries of the list at the head before the verdicts (`in_short`).
         last: Entries after them.
     """
     decided = present_decisions(search, genotype)
     said = verdicts(search.space, genotype, decided, history)
-    before, after = ([f"- {entry}" for entry in entries] for entries in (first, last))
-    head = [f"## {IN_SHORT}", "", *before, *said, *after, ""]
     table = ["## Choices", "", *choices(decided)] if decided else []
-    return head, [*table, *_rules(genotype)]
+    return in_short(first, said, last), [*table, *_rules(genotype)]
+
+
+def in_short(first: Sequence[str], said: Sequence[str], last: Sequence[str]) -> list[str]:
+    """Return the section at the head of a report.
+
+    Args:
+        first: Entries of its list before the verdicts: on what data it rests.
+        said: The `verdicts`.
+        last: Entries after them: what the run took, and what to do next.
+
+    >>> in_short(["**Data:** digits."], ["- **Collapsed?** No."], ["**Cost:** 2 h"])[2:5]
+    ['- **Data:** digits.', '- **Collapsed?** No.', '- **Cost:** 2 h']
+    """
+    before, after = ([f"- {entry}" for entry in entries] for entries in (first, last))
+    return [f"## {IN_SHORT}", "", *before, *said, *after, ""]
 
 
 def present_decisions(search: Search, genotype: Genotype) -> list[Decision]:

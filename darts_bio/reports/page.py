@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -158,7 +159,10 @@ def _figure(
     if len(svg) > env["left"]:
         return f'<a href="{escape(name)}">{alt}</a> (too large for this page)'
     env["left"] -= len(svg)
-    return f'<span class="figure">{svg.strip()}</span>'
+    # For the style, by which a phone scrolls along a wide figure rather than shrink its texts.
+    width = re.search(r'<svg[^>]* width="([\d.]+)(pt)?"', svg)
+    style = f' style="--width: {width[1]}{width[2] or "px"}"' if width else ""
+    return f'<span class="figure"{style}>{svg.strip()}</span>'
 
 
 def _fence(

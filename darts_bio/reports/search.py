@@ -16,6 +16,7 @@ from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.checklist import checklist
+from darts_bio.reports.going_on import NextStep, after_search
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, slowed
 from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.time_lapse import HEADING, HINT, equal_shares
@@ -29,15 +30,13 @@ from darts_bio.training.search import Search
 
 KNOWN_FIGURE = "known.svg"
 """The figure of the known accuracies in a search's run folder."""
-NEXT = "How to go on"
-"""The heading of what to do next."""
 ENERGY = (
     ". Energy was not measured; it is at most these hours times the power limit that "
     "`nvidia-smi -q -d POWER` gives for the board."
 )
 """The sentence on the energy that a search on a GPU took."""
-LARGEST_RATE = 0.1
-"""The largest rate of alpha that is advised where little has been decided."""
+FASTER, LARGEST_RATE = 10, 0.1
+"""How many times its rate of alpha is advised where little has been decided, and the largest."""
 
 
 def search_card(
@@ -68,17 +67,9 @@ def search_card(
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
     cost = _cost(search, epochs)
-    undecided = finished and findings.mostly_undecided(findings.present_decisions(search, genotype))
-    faster = _faster(search)
-    step = "train the genotype" if finished else "go on with the search"
-    if undecided:
-        step = "search longer" + (", or move alpha faster" if faster else "")
+    next_step = next_of(search, genotype, finished, next_command, sizes)
     in_short, found = findings.of_search(
-        search,
-        genotype,
-        history,
-        [f"**Data:** {escaped(config.dataset)}. {escaped(search.split_in_words)}."],
-        [f"**Cost:** {cost}", f'**Next:** {step}; see "{NEXT}".'],
+        search, genotype, history, [data_entry(search)], [f"**Cost:** {cost}", next_step.entry]
     )
     lines = [
         f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
@@ -92,11 +83,7 @@ def search_card(
         "",
         *_legend(genotype),
         *found,
-        f"## {NEXT}",
-        "",
-        *(_undecided(search, faster) if undecided else []),
-        *_next(finished, undecided, next_command, sizes),
-        "",
+        *next_step.section(),
     ]
     if not search.strategy.finished:
         lines += _shares(search, genotype)
@@ -190,6 +177,22 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     return "\n".join(lines) + "\n"
 
 
+def data_entry(search: Search) -> str:
+    """Return the entry of a report's head on the images of a search."""
+    return f"**Data:** {escaped(search.config.dataset)}. {escaped(search.split_in_words)}."
+
+
+def next_of(
+    search: Search, genotype: Genotype, finished: bool, command: str | None, sizes: str
+) -> NextStep:
+    """Return what to do after a search with a supernet (`after_search`): no training of a guess."""
+    if not findings.mostly_undecided(findings.present_decisions(search, genotype)):
+        return after_search(finished, command, sizes)
+    faster = _faster(search)
+    instead = "search longer" + (", or move alpha faster" if faster else "")
+    return after_search(finished, command, sizes, instead, _undecided(search, faster))
+
+
 def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
     """Return in a sentence what the search took so far."""
     machine = hardware(search.device)
@@ -230,7 +233,7 @@ def _faster(search: Search) -> str | None:
     rate = getattr(strategy, "lr", None)
     if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
         return None
-    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{10 * rate:.2g}")))
+    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{FASTER * rate:.2g}")))
     return STRATEGIES.spec(larger)
 
 
@@ -239,26 +242,14 @@ def _undecided(search: Search, faster: str | None) -> list[str]:
     advice = f"Search longer first: this search had {search.config.epochs} epochs (`--epochs`)."
     if faster is not None:
         spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
-        advice += f" Or let alpha move faster, as by {spec}: its rate was {rate:g}."
+        advice += (
+            f" Or let alpha move faster, as by {spec}: its rate was {rate:g}. It decides more then, "
+            "which need not be better."
+        )
     return [
         f"{advice} Most edges of this genotype are undecided, so another seed may well find another "
         "one, and a training of it would tell little.",
         "",
-    ]
-
-
-def _next(finished: bool, undecided: bool, command: str | None, sizes: str) -> list[str]:
-    """Return the lines that say how to go on."""
-    if not finished:
-        return ["The command below, with this folder as `--out` and `--resume`, goes on with it."]
-    if command is None:
-        return ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
-    return [
-        "Train it nevertheless:" if undecided else "Train it:",
-        "",
-        *block(command, "sh"),
-        "",
-        sizes,
     ]
 
 

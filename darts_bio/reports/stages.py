@@ -10,6 +10,8 @@ from darts_bio.config.stages import Stage
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
+from darts_bio.reports.search import data_entry, next_of
+from darts_bio.runtime import hardware
 from darts_bio.spaces import Genotype
 from darts_bio.storage.logs import ALPHA_FILE, read_records
 from darts_bio.storage.run_folder import RunFolder
@@ -23,6 +25,8 @@ def stages_card(
     search: Search,
     genotype: Genotype,
     results: Sequence[Any],
+    next_command: str | None,
+    sizes: str,
 ) -> str:
     """Return the report in Markdown.
 
@@ -32,11 +36,18 @@ def stages_card(
         search: The search of the last stage so far.
         genotype: Its genotype.
         results: The `SearchResult` of each stage so far.
+        next_command: The command line that trains the genotype; None if its images have no name.
+        sizes: What is said of the size of the network that it trains.
     """
     history = read_records(results[-1].folder / ALPHA_FILE)
     stages = config.of_stages()
     finished = len(results) == len(stages) and results[-1].finished
-    in_short, found = findings.of_search(search, genotype, history)
+    seconds = sum(result.epochs[-1]["seconds"] for result in results if result.epochs)
+    cost = f"**Cost:** {seconds:.0f} s, all stages so far, on {hardware(search.device)}"
+    next_step = next_of(search, genotype, finished, next_command, sizes)
+    in_short, found = findings.of_search(
+        search, genotype, history, [data_entry(search)], [cost, next_step.entry]
+    )
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
         f"# Search on {escaped(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
@@ -49,6 +60,7 @@ def stages_card(
         "![cells](cells.svg)",
         "",
         *found,
+        *next_step.section(),
         "## Stages",
         "",
         "Each stage searches among the strongest candidates, pairs of operation and rule, that the "

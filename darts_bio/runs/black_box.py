@@ -86,8 +86,11 @@ def write_report(
     genotype: Genotype,
     queries: Sequence[Mapping[str, Any]],
     known: Mapping[str, float] | None,
+    next_command: str | None,
+    sizes: str,
 ) -> None:
-    """Write best.svg and the report; `queries` are the numbers of the queries so far."""
+    """Write best.svg and the report; the arguments are those of `black_box_card`."""
     if queries:
         write_chart(folder.path / BEST_FIGURE, draw_best(queries), task.config.charts)
-    page.write_report(folder.path, black_box_card(task, folder, genotype, queries, known))
+    card = black_box_card(task, folder, genotype, queries, known, next_command, sizes)
+    page.write_report(folder.path, card)

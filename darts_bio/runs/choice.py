@@ -36,8 +36,15 @@ from darts_bio.reports import findings, page
 from darts_bio.reports.card import on_images
 from darts_bio.reports.choice import choice_card
 from darts_bio.runs.options import complete
-from darts_bio.runs.running import SeedResults, Watching, has_begun, started
-from darts_bio.runs.search import SearchResult, images_of, search, unfit_options
+from darts_bio.runs.running import Result, SeedResults, Watching, has_begun, started
+from darts_bio.runs.search import (
+    SearchResult,
+    images_of,
+    next_options,
+    search,
+    shown_command,
+    unfit_options,
+)
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
 from darts_bio.storage.run_folder import RunFolder, write_text
@@ -158,21 +165,43 @@ def search_and_train(
         choice = _choose(searches, candidates, short)
         genotype = searches.seeds[choice.chosen.seed].genotype
 
-        def write_report(result: str | None) -> None:
-            if rank() == 0:
-                found = searches.seeds[choice.chosen.seed].folder
-                verdicts = findings.of_folder(config, genotype, found)
-                card = choice_card(config, short, command, choice, genotype, result, verdicts)
-                page.write_report(folder.path, card)
+        trained_images = len(images.train) - short.holdout
+
+        def write_report(final: TrainResult | None) -> None:
+            if rank() > 0:
+                return
+            result = None
+            if final is not None:
+                accuracy = f"{100 * final.accuracy:.2f} %{on_images(final.images)}"
+                result = f"{final.measured}: {accuracy}"
+            seconds = {
+                f"{len(searches.seeds)} searches": _seconds(*searches.seeds.values()),
+                f"{len(candidates)} short trainings": _seconds(*candidates.values()),
+            }
+            if final is not None:
+                seconds["the full training"] = _seconds(final)
+            found = searches.seeds[choice.chosen.seed].folder
+            card = choice_card(
+                config,
+                short,
+                command,
+                choice,
+                genotype,
+                result,
+                findings.of_folder(config, genotype, found),
+                trained_images,
+                seconds,
+                _next_command(config, folder.path, images),
+            )
+            page.write_report(folder.path, card)
 
         if rank() == 0:
-            trained_images = len(images.train) - short.holdout
             _write_choice(folder.path, choice, genotype, short, trained_images)
         write_report(None)
         _say(watching, f"final: seed {choice.chosen.seed}, {choice.reason}")
         final = trained(full, choice.chosen.seed, folder.path / FINAL)
         if final.finished:
-            write_report(f"{final.measured}: {100 * final.accuracy:.2f} %{on_images(final.images)}")
+            write_report(final)
         return ChoiceResult(folder.path, searches, candidates, choice, final)
 
 
@@ -268,6 +297,24 @@ def _choose(
                 accuracy, last = results[seed].accuracy, results[seed].epochs[-1]
             candidates.append(Candidate(seed, digest, accuracy, last.get(loss)))
     return choose(gathered(candidates)[0])
+
+
+def _seconds(*results: Result) -> float:
+    """Return the seconds that runs took together; one that diverged is not among them."""
+    return sum(result.epochs[-1]["seconds"] for result in results if result.epochs)
+
+
+def _next_command(config: SearchConfig, folder: Path, images: ImageData) -> str | None:
+    """Return the command line that trains what was chosen by the same recipe, from three seeds."""
+    options = next_options(folder, config, images)
+    if options:
+        protocol, given = parse_spec(config.training)
+        if protocol != RetrainConfig.protocol:
+            options["protocol"] = protocol
+        if config.train_images is not None:
+            options |= {"train_images": config.train_images, "data_seed": config.seed_of_images}
+        options |= {**given, "seeds": 3}
+    return shown_command(folder, options)
 
 
 def _write_choice(

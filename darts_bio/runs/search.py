@@ -188,11 +188,14 @@ def _in_stages(
     def after(folder: RunFolder, task: Search, results: list[SearchResult]) -> None:
         nonlocal result
         last, numbers = results[-1], numbers_of(results)
+        options = next_options(folder.path, task.config, images)
         steps = sum(each.step for each in results)
         finished = last.finished and len(results) == len(config.stages)
         if rank() == 0:
             genotype = SearchFiles(task, folder).write(steps, finished)
-            card = stages_card(config, folder, task, genotype, results)
+            command = shown_command(folder.path, options)
+            sizes = sizes_in_words(task.config, options)
+            card = stages_card(config, folder, task, genotype, results, command, sizes)
             page.write_report(folder.path, card)
             write_numbers(folder, numbers)
         result = replace(
@@ -202,7 +205,7 @@ def _in_stages(
             step=steps,
             finished=finished,
             genotype=last.genotype if rank() > 0 else genotype,
-            next_options=next_options(folder.path, task.config, images),
+            next_options=options,
         )
 
     each_stage(config, images, device, open_folder, run_one, after)
@@ -257,14 +260,12 @@ def _perform(
         figure = draw_known(epochs)
         if figure is not None:
             write_chart(folder.path / KNOWN_FIGURE, figure, task.config.charts)
+        command = shown_command(folder.path, options)
+        sizes = sizes_in_words(task.config, options)
         if isinstance(task, BlackBoxSearch):
-            write_report(task, folder, genotype, epochs, known)
+            write_report(task, folder, genotype, epochs, known, command, sizes)
         else:
             history = read_records(folder.path / ALPHA_FILE, outcome.step)
-            command = None
-            if options:  # the report may be shown to others: without the folders of this machine
-                shown = {name: portable(value) for name, value in options.items()}
-                command = train_command(Path(portable(str(folder.path))), shown)
             card = search_card(
                 task,
                 folder,
@@ -274,7 +275,7 @@ def _perform(
                 known,
                 history,
                 command,
-                sizes_in_words(task.config, options),
+                sizes,
             )
             factorised = task.strategy_state.context.factorised
             widget = (
@@ -405,6 +406,8 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
     retrain = complete(RetrainConfig, {"genotype": "found", **options}, space=config.space)
     size = f"That is a network of {retrain.layers} cells and {retrain.channels} channels"
     length = f"trained for {retrain.epochs} epochs"
+    if config.query is not None:  # nothing was trained
+        return f"{size}, {length}."
     if (retrain.layers, retrain.channels) == (config.layers, config.channels):
         return f"{size}, as the search had, {length}."
     return (
@@ -415,15 +418,30 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
 
 
 def train_command(folder: Path, options: Mapping[str, Any]) -> str:
-    """Return the command line that trains the genotype in `folder` with these `next_options`.
+    """Return the command line that trains the genotype in `folder` with these options.
 
-    >>> train_command(Path("found"), {"dataset": "digits"}).removeprefix("uv run ").split()[-4:]
-    ['--genotype', 'found', '--dataset', 'digits']
+    >>> options = {"dataset": "digits", "flip": False}
+    >>> train_command(Path("found"), options).removeprefix("uv run ").split()[-5:]
+    ['--genotype', 'found', '--dataset', 'digits', '--no-flip']
     """
     words = [flag("genotype"), str(folder)]
     for name, value in options.items():
-        words += [flag(name), _option_word(value)]
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        else:
+            words += [flag(name), _option_word(value)]
     return line("train", *words, launcher=launcher())
+
+
+def shown_command(folder: Path, options: Mapping[str, Any]) -> str | None:
+    """Return the `train_command` as a report shows it: without the folders of this machine.
+
+    None without options: the images have no name.
+    """
+    if not options:
+        return None
+    shown = {name: portable(value) for name, value in options.items()}
+    return train_command(Path(portable(str(folder))), shown)
 
 
 def _option_word(value: object) -> str:
