@@ -242,13 +242,12 @@ def test_a_query_is_a_training_from_scratch_on_one_half_measured_on_the_other(
     assert "for 2 epochs on 24 of the training images, and measured on 24 others" in report
     assert "Cost: 96 training images" in report
     first, *_, cost, next_step = in_short(tmp_path / "report.md")
-    assert first.startswith(
-        "**Data:** given. Each genotype is trained on 24 of the training images"
-    )
+    assert first.startswith("**Data:** digits. Each genotype is trained on 24 of the training")
     assert first.endswith("measured on 24 others, the same for all; no test image is used.")
-    assert cost.startswith("**Cost:** 4 queries in ")
+    assert cost.startswith("**Cost:** 2 queries in ")
     assert next_step == '**Next:** train the genotype; see "How to go on".'
-    assert "on the images that you handed over" in going_on(tmp_path / "report.md")
+    command = f" train --genotype {tmp_path.name} --dataset digits"
+    assert command in going_on(tmp_path / "report.md")
     assert (tmp_path / "best.svg").is_file()
 
 
