@@ -14,7 +14,7 @@ import pytest
 from test_documentation import ROOT, blocks
 
 import darts_bio
-from darts_bio.training.engine import Progress
+from darts_bio.training.listeners import Progress
 
 # Of the packages themselves.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -349,6 +349,9 @@ def shipped_folder() -> Path:
     """Return the folder of the shipped genotypes.
 
     It lies inside an installed package, and beside the package in a checkout.
+
+    >>> shipped_folder().name
+    'genotypes'
     """
     package = Path(__file__).resolve().parent.parent
     installed = package / "genotypes"

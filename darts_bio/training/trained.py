@@ -186,11 +186,14 @@ def _build(
 ) -> Network:
     """Build a network with weights, in evaluation mode; `path` is the file that describes it.
 
-    Raises InputError if it asks for a larger network than there are weights of.
+    Raises InputError if there is no such network, or a larger one than there are weights of.
     """
-    _check_size(genotype, form, weights, path)
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
-        network = build_network(genotype, **form)
+    try:
+        _check_size(genotype, form, weights, path)
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are not used
+            network = build_network(genotype, **form)
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     network.load_state_dict(weights)
     return network.eval()
 
