@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     device = timing_device("cpu")
     torch.manual_seed(0)
-    print("| window | pixels | map | oneDNN, ms | here, ms |\n|---|---|---|---|---|")
+    print("| window | oneDNN, ms | here, ms |\n|---|---|---|")
     rows = []
     for window, dilation, side in CONVOLUTIONS:
         seconds: dict[str, list[float]] = {"oneDNN": [], "here": []}
@@ -64,8 +64,8 @@ def main() -> None:
                 start = time.process_time()
                 call()
                 seconds[name].append(1000 * (time.process_time() - start))
-        apart = f"{dilation} apart" if dilation > 1 else "neighbors"
-        cells = [f"{window} x {window}", apart, f"{side} x {side}"]
+        apart = f", pixels {dilation} apart," if dilation > 1 else ""
+        cells = [f"{window} x {window}{apart} on {side} x {side}"]
         cells += [
             f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
             for values in seconds.values()

@@ -301,6 +301,18 @@ def search_step() -> tuple[Cells, Cells]:
     }
 
 
+def depthwise() -> tuple[Cells, Cells]:
+    wanted = {}
+    for row in result("depthwise-cpu.json")["rows"]:
+        apart = f", pixels {row['dilation']} apart," if row["dilation"] > 1 else ""
+        window, side = row["window"], row["side"]
+        wanted[f"{window} x {window}{apart} on {side} x {side}"] = [
+            f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+            for values in row["milliseconds"].values()
+        ]
+    return table("docs/performance.md", "window | oneDNN"), wanted
+
+
 TABLES: dict[str, tuple[Any, ...]] = {
     "single rules": (single_rules,),
     "ResNet-20": (resnet20,),
@@ -328,6 +340,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "transport, signs": (transport, 2, "transport_price-signs.json"),
     "scaling": (scaling,),
     "search step": (search_step,),
+    "depthwise": (depthwise,),
 }
 
 

@@ -9,16 +9,7 @@ times as long. Three changes of form, each exact, lead back to these kernels:
     a map smaller than the window      the same map with its padding     `in_strips`
     pixels that are d apart            d * d maps of neighboring ones    `TakenApart`
 
-Milliseconds for dW, and for dx and dW where pixels are apart: 64 maps of 64 channels, channels last
-in memory, the least of 15 runs, one thread of an AMD EPYC with AVX2, PyTorch 2.15:
-
-    window    pixels         map         oneDNN    here
-    5 x 5     neighboring     8 x 8         1.9     0.8
-    5 x 5     neighboring     4 x 4         3.8     0.5
-    3 x 3     neighboring     2 x 2         1.6     0.2
-    3 x 3     2 apart         8 x 8         9.5     0.9
-    5 x 5     2 apart         8 x 8        18.6     2.4
-    5 x 5     2 apart        16 x 16       55.3     8.4
+`benchmarks/depthwise.py` measures them; docs/performance.md has the figures.
 """
 
 from __future__ import annotations
