@@ -7,6 +7,7 @@ Searches find cells, and every comparison is made on one cell's operations, with
 the rules of its layers:
 
 - searched: the rules that the search found;
+- shuffled: the rules that the search found, each at the place of another: as many of each;
 - random: rules drawn uniformly, the control of BioNAS;
 - each single rule everywhere, bp among them.
 
@@ -15,7 +16,8 @@ by all sign flips of the differences:
 
 1. Does mixing help? Searched against the best single rule but bp. Which is best is told by the mean
    over all seeds, so it has the advantage of hindsight.
-2. Does searching help? Searched against random.
+2. Does searching help? Searched against random; and does it find where each rule belongs, beyond
+   how many there are to be of each? Searched against shuffled.
 3. What does weight transport cost? Searched, and each rule, against bp.
 
 The strategies are `rule_aware`, `darts` on pairs and `eg`; `darts` under bp alone shows what cells
@@ -57,6 +59,7 @@ from darts_bio.spaces.genotype import Edge, from_json
 
 RULES = ("fa", "usf", "brsf", "frsf")
 SINGLE = (*RULES, "bp")
+MIXED = ("searched", "shuffled", "random")
 SPACE = (
     "darts(nodes=2, operations=(none, skip_connect, sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, "
     "dil_conv_5x5))"
@@ -109,11 +112,15 @@ class Job:
 
 def jobs(seeds: int) -> Iterator[Job]:
     """Yield all jobs in the order of worth; a search comes before what is trained of it."""
-    for strategy, options in STRATEGIES.items():
+    for strategy in STRATEGIES:
         for seed in range(seeds):
             yield Job(strategy, seed)
-            own = () if options["rules"] == ("bp",) else ("searched", "random")
-            yield from (Job(strategy, seed, rules) for rules in (*own, *SINGLE))
+            yield from (Job(strategy, seed, rules) for rules in assignments_of(strategy))
+
+
+def assignments_of(strategy: str) -> tuple[str, ...]:
+    """Return under which rules the cells of a strategy are trained; one without rules is not mixed."""
+    return SINGLE if STRATEGIES[strategy]["rules"] == ("bp",) else (*MIXED, *SINGLE)
 
 
 def do(job: Job, dataset: str, data_dir: str | None, genotype: str | None) -> dict[str, Any]:
@@ -146,13 +153,21 @@ def under(job: Job, genotype: Genotype) -> Genotype:
     """The operations of a genotype under the rules of a training; the backbone stays under bp."""
     if job.rules == "searched":
         return genotype
+    found = [e.candidate.rule for cell in genotype.cells.values() for e in cell.edges]
+    found = [rule for rule in found if rule is not None]
     drawn = random.Random(f"rules {job.strategy} {job.seed}")
+    if job.rules == "shuffled":
+        rules = drawn.sample(found, len(found))
+    elif job.rules == "random":
+        rules = [drawn.choice(RULES) for _ in found]
+    else:
+        rules = [job.rules] * len(found)
+    in_order = iter(rules)
 
     def edge_under(edge: Edge) -> Edge:
         if edge.candidate.rule is None:
             return edge
-        rule = drawn.choice(RULES) if job.rules == "random" else job.rules
-        return replace(edge, candidate=Candidate(edge.candidate.op, rule))
+        return replace(edge, candidate=Candidate(edge.candidate.op, next(in_order)))
 
     cells = {t: Cell(tuple(map(edge_under, c.edges)), c.concat) for t, c in genotype.cells.items()}
     return replace(genotype, cells=cells)
@@ -246,8 +261,8 @@ def errors_by_strategy(
     They are by the strategy that found the operations, then by the rules.
     """
     errors = {}
-    for strategy, options in STRATEGIES.items():
-        kinds = SINGLE if options["rules"] == ("bp",) else ("searched", "random", *SINGLE)
+    for strategy in STRATEGIES:
+        kinds = assignments_of(strategy)
         whole = [
             seed
             for seed in range(seeds)
@@ -276,13 +291,15 @@ def answers(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     """Return the table of the three questions, in Markdown; none before a seed is complete."""
     lines = [
         "| operations found by | n | best single rule | mixing: it minus searched | p | "
-        "searching: random minus searched | p | transport: searched minus bp | p |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "searching: random minus searched | p | places: shuffled minus searched | p | "
+        "transport: searched minus bp | p |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for strategy, errors in errors_by_strategy(records, seeds).items():
         if "searched" in errors:
             best = best_single(errors)
-            pairs = ((best, "searched"), ("random", "searched"), ("searched", "bp"))
+            pairs = [(other, "searched") for other in (best, "random", "shuffled")]
+            pairs.append(("searched", "bp"))
             cells = [f"`{strategy}`", str(len(errors["bp"])), best]
             cells += [difference(errors, *pair) for pair in pairs]
             lines.append(f"| {' | '.join(cells)} |")
