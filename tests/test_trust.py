@@ -13,6 +13,7 @@ import random
 import re
 import resource
 import socket
+import subprocess
 import sys
 import time
 import zipfile
@@ -270,6 +271,36 @@ def test_a_checkpoint_builds_no_larger_network_than_it_holds(
     sizes = {"channels": 2, "layers": 3, "num_classes": 2, "in_channels": 1}
     path = checkpoint(tmp_path / "checkpoint.pt", form=sizes | form)
     refused(lambda: load_trained(path))
+
+
+class Call:
+    """An object that calls a function where a pickle is read as Python reads it."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def calls(place: Path) -> dict[str, Call]:
+    """Calls that make a folder at `place`, by what is called."""
+    return {
+        "os.system": Call(os.system, f"mkdir '{place}'"),
+        "exec": Call(exec, f"import os\nos.mkdir({str(place)!r})"),
+        "os.mkdir": Call(os.mkdir, str(place)),
+        "subprocess.run": Call(subprocess.run, ["mkdir", str(place)]),
+    }
+
+
+@pytest.mark.parametrize("called", calls(Path("done")))
+def test_nothing_that_a_checkpoint_calls_is_called(tmp_path: Path, called: str) -> None:
+    done = tmp_path / "done"
+    path = checkpoint(tmp_path / "checkpoint.pt", network=calls(done)[called])
+    assert "not a readable checkpoint" in refused(lambda: load_trained(path))
+    assert not done.exists()
+    torch.load(path, weights_only=False)
+    assert done.exists()
 
 
 def test_a_tensor_that_repeats_one_number_is_no_weight(tmp_path: Path) -> None:

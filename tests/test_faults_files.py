@@ -1,0 +1,55 @@
+"""The campaign of mutants notices what it looks for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from faults_files import Trial, measured
+
+from darts_bio.errors import InputError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs forks and /proc")
+
+
+def refuse(message: str) -> None:
+    raise InputError(message)
+
+
+DEEDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "nothing": (lambda: None, "read"),
+    "a refusal": (lambda: refuse("expected a file, found none"), "refused"),
+    "an error": (lambda: [][0], "traceback"),
+    "code": (lambda: exec("1 + 1"), "did more than read"),
+    "a refusal after code": (lambda: (exec("1"), refuse("no")), "did more than read"),
+    "a folder": (lambda: os.mkdir("made"), "did more than read"),
+    "a file": (lambda: Path("made.txt").write_text("x"), "did more than read"),
+    "a process": (lambda: os.system("true"), "did more than read"),
+    "an end": (lambda: os._exit(9), "ended by 9"),
+    "nothing, once more": (lambda: None, "read"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_each_deed_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trials = [Trial(name, deed) for name, (deed, _) in DEEDS.items()]
+    found = {trial.name: end for trial, end, *_ in measured(trials)}
+    assert found == {name: end for name, (_, end) in DEEDS.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_time_and_memory_are_those_of_the_file() -> None:
+    def work() -> None:
+        assert len(b"x" * (100 * 2**20)) + sum(range(5_000_000)) > 0
+
+    ((_, _, idle_s, idle_mib, _),) = measured([Trial("idle", lambda: None)])
+    ((_, _, cpu_s, mib, _),) = measured([Trial("work", work)])
+    assert idle_s < 0.05 < cpu_s
+    assert idle_mib < 50 < 95 < mib < 300
