@@ -150,9 +150,9 @@ def equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def same_runs(one: Path, other: Path) -> None:
-    """Assert that two searches have the same checkpoint, records and events."""
-    first, second = (read_checkpoint(run / "checkpoint.pt", "search") for run in (one, other))
+def same_runs(one: Path, other: Path, kind: str = "search") -> None:
+    """Assert that two runs of a kind have the same checkpoint, records and events."""
+    first, second = (read_checkpoint(run / "checkpoint.pt", kind) for run in (one, other))
     assert equal(first, second)
     assert records_of(one) == records_of(other)
     assert events_of(one) == events_of(other)

@@ -278,6 +278,45 @@ def transport(number: int, name: str) -> tuple[Cells, Cells]:
     }
 
 
+def trials(name: str) -> list[dict[str, Any]]:
+    """The trials of a file of `benchmarks/faults.py`, whose first line says how they were made."""
+    path = ROOT / "benchmarks" / "results" / name
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def faults() -> tuple[Cells, Cells]:
+    kills = trials("faults-ranks-4.jsonl")
+    longest = max(each["seconds"] for each in kills)
+    what = f"one of 4 processes killed: the others have left within {longest:.0f} s, all resumed"
+    wanted = {what: kills}
+    sent = trials("faults-signals.jsonl")
+    count, phases = (
+        len({tuple(each[name] for name in names) for each in sent})
+        for names in (("signal",), ("run", "phase"))
+    )
+    wanted[
+        f"a signal in a phase of a run: {len(sent)} of the {count * phases} pairs of {count} signals "
+        f"and {phases} phases"
+    ] = sent
+    shown = table("docs/resuming.md", "kind | options | right")
+    return {label: shown[label][1:] for label in wanted if label in shown}, {
+        label: [f"{sum(each['right'] for each in of_kind)} of {len(of_kind)}"]
+        for label, of_kind in wanted.items()
+    }
+
+
+def faults_files() -> tuple[Cells, Cells]:
+    return table("docs/resuming.md", "files | number"), {
+        each["files"]: [
+            *(f"{n:,}" for n in (each["number"], each["ended"]["refused"])),
+            f"{each['ended'].get('read', 0):,}",
+            f"{each['most_cpu_seconds']:.2f}",
+            f"{each['most_mib']:.0f}",
+        ]
+        for each in result("faults_files.json")["campaigns"]
+    }
+
+
 def scaling() -> tuple[Cells, Cells]:
     points = result("scaling-cpu.json")["points"]["rules"].values()
     return table("docs/performance.md", "rules | 1 | 2"), {
@@ -338,6 +377,8 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "searched rules, CIFAR-10": (searched, 2, "searched_rules-cifar10.json"),
     "transport": (transport, 1, "transport_price.json"),
     "transport, signs": (transport, 2, "transport_price-signs.json"),
+    "faults": (faults,),
+    "faults of files": (faults_files,),
     "scaling": (scaling,),
     "search step": (search_step,),
     "depthwise": (depthwise,),

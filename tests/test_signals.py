@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import SEARCH
+from killing import same_runs
 from several import several
+from signaling import PHASES, SIGNALED, files_of, saved_step, signaled
 
 from darts_bio.cli import main
 from darts_bio.runtime import STOP_SIGNALS, stop_on_signals
@@ -27,6 +29,10 @@ RUN = shlex.split(
     "--epochs 2 --channels 2 --layers 3 --train-images 32 --batch-size 8 --rules fa --lr 0.01 "
     "--crop-padding 1 --device cpu --space darts(nodes=1,operations=(none,skip_connect))"
 )
+
+
+SHORT = ("first checkpoint", "update", "last step", "report")
+"""The phases of a search that the quick tests look at, beside those of the test of two seeds."""
 
 
 def interrupted(_: int, phase: str, number: signal.Signals, words: list[str]) -> None:
@@ -115,6 +121,54 @@ def test_a_signal_loses_no_step_and_the_resumed_run_is_the_same(
     assert main([*RUN, *resume], command="search") == 0
     for seed in ("seed-0", "seed-1"):
         assert same(saved(tmp_path / "run" / seed), saved(whole / seed))
+
+
+# Signals in turns: `benchmarks/faults.py --kinds signals` sends each in each phase.
+IN_TURNS = [
+    pytest.param(
+        kind,
+        phase,
+        STOP_SIGNALS[place % len(STOP_SIGNALS)],
+        id=f"{kind}, {phase}",
+        marks=[] if kind == "search" and phase in SHORT else pytest.mark.slow,
+    )
+    for kind in PHASES
+    for place, phase in enumerate(PHASES[kind])
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a kind that nothing disturbs, made once."""
+    place = tmp_path_factory.mktemp("undisturbed")
+
+    def run(kind: str) -> Path:
+        out = place / kind
+        if not out.exists():
+            assert signaled(SIGNALED[kind], out) == (0, 4)
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "phase", "number"), IN_TURNS)
+def test_a_signal_in_a_phase_of_a_run(
+    kind: str,
+    phase: str,
+    number: signal.Signals,
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """It leaves by the code that is documented, with all steps that it had begun, and goes on."""
+    if sys.platform != "linux":
+        pytest.skip("needs forks")
+    config, out, whole = SIGNALED[kind], tmp_path / "run", undisturbed(kind)
+    code, begun = signaled(config, out, PHASES[kind][phase], number)
+    assert code == PHASES[kind][phase].exit_code(number), out.with_name("run.log").read_text()
+    assert saved_step(out, config.command) == begun
+    assert signaled(config, out) == (0, 4 - begun)
+    same_runs(out, whole, config.command)
+    assert files_of(out) == files_of(whole)
 
 
 def test_a_warning_and_the_signal_after_it_leave_once_with_the_code_of_the_first(
