@@ -23,12 +23,12 @@ from darts_bio.reports import page
 from darts_bio.runs import search as search_runs
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.search import SearchFiles
+from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.status import StatusFile
 from darts_bio.training import retrain, run_folder
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.retrain import Retraining
-from darts_bio.training.run_folder import RunFolder, read_checkpoint
 from darts_bio.training.search import Search
-from darts_bio.training.status import StatusFile
 
 EPOCHS, STEPS = 2, 2
 """Of the runs below: epochs, and steps of each."""
