@@ -205,7 +205,7 @@ def main() -> None:
 
     work = partial(do, dataset=options.dataset, data_dir=options.data_dir)
     spend(list(jobs(options.seeds)), work, records, save, 60 * options.budget, options.processes)
-    print("\n".join(answers(records, options.seeds) + tables(records, options.seeds)))
+    print("\n".join(answers(records, options.seeds) + errors_table(records, options.seeds)))
     left = [job for job in jobs(options.seeds) if job.key not in records]
     print(f"\n{len(records)} jobs done, {len(left)} left; the same command goes on")
 
@@ -292,41 +292,34 @@ def answers(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     lines = [
         "| operations found by | n | best single rule | mixing: it minus searched | p | "
         "searching: random minus searched | p | places: shuffled minus searched | p | "
-        "transport: searched minus bp | p |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "transport: searched minus bp | p | it minus bp | p |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for strategy, errors in errors_by_strategy(records, seeds).items():
         if "searched" in errors:
             best = best_single(errors)
             pairs = [(other, "searched") for other in (best, "random", "shuffled")]
-            pairs.append(("searched", "bp"))
+            pairs += [("searched", "bp"), (best, "bp")]
             cells = [f"`{strategy}`", str(len(errors["bp"])), best]
             cells += [difference(errors, *pair) for pair in pairs]
             lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""] if len(lines) > 2 else []
 
 
-def tables(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
-    """Return a table of all rules for each strategy, in Markdown."""
-    lines = []
-    for strategy, errors in errors_by_strategy(records, seeds).items():
-        best = best_single(errors)
-        lines += [
-            f"Operations found by `{strategy}`, n = {len(errors['bp'])}:",
-            "",
-            "| rules | test error, % | minus bp | p | minus searched | p |",
-            "|---|---|---|---|---|---|",
-        ]
-        for rules, values in errors.items():
-            cells = [
-                " | " if other == rules or other not in errors else difference(errors, rules, other)
-                for other in ("bp", "searched")
-            ]
-            name = f"{rules} everywhere" if rules in SINGLE else rules
-            mark = " (best single rule)" if rules == best else ""
-            lines.append(f"| {name}{mark} | {shown(values)} | {' | '.join(cells)} |")
-        lines.append("")
-    return lines
+def errors_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
+    """Return the table of test errors in percent, in Markdown: rules by the cells' strategy."""
+    by_strategy = errors_by_strategy(records, seeds)
+    if not by_strategy:
+        return []
+    lines = [
+        f"| rules | {' | '.join(f'`{strategy}`' for strategy in by_strategy)} |",
+        "|---|" + "---|" * len(by_strategy),
+    ]
+    for rules in (*MIXED, *SINGLE):
+        cells = [shown(errors[rules]) if rules in errors else "" for errors in by_strategy.values()]
+        name = f"{rules} everywhere" if rules in SINGLE else rules
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":
