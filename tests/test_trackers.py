@@ -1,20 +1,24 @@
-"""The listeners of docs/trackers.md send what metrics.jsonl has to the real MLflow and W&B."""
+"""`--log` sends what metrics.jsonl has; MLflow and W&B themselves are asked where they are installed."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import struct
+import sys
+import types
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_documentation import ROOT, blocks
 
 import darts_bio
-from darts_bio.training.listeners import Progress
+from darts_bio.config.common import TRACKERS
+from darts_bio.errors import InputError
+from darts_bio.monitoring.trackers import _TRACKERS, TRACKERS_FILE
+from darts_bio.training.listeners import Listener, Progress
 
 # Of the packages themselves.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -22,13 +26,25 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Numbers = dict[str, list[tuple[int, float]]]
 """By the name of a number its steps and values in their order."""
 
+OPTIONS: dict[str, Any] = {"train_images": 64, "batch_size": 16, "epochs": 2, "channels": 2}
+OPTIONS |= {"log_every": 1, "progress": False, "tensorboard": False}
+"""Of a search of two epochs of two steps, with a checkpoint behind each."""
+
 
 class GoneError(Exception):
     pass
 
 
+class Gone(Listener):
+    """Ends the run without a word after the record of step 3, which was sent before."""
+
+    def on_record(self, progress: Progress, numbers: dict[str, float]) -> None:
+        if progress.step == 3:
+            raise GoneError
+
+
 def listing(folder: Path) -> Numbers:
-    """The numbers that metrics.jsonl has, by the names that the listeners give them."""
+    """The numbers that metrics.jsonl has, by the names that trackers know them by."""
     numbers: Numbers = defaultdict(list)
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -36,36 +52,12 @@ def listing(folder: Path) -> Numbers:
             if "/" in name:
                 shown = name if entry["event"] == "record" else f"epoch/{name.replace('/', '_')}"
                 numbers[shown].append((entry["step"], value))
+    assert [step for step, _ in numbers["train/loss"]] == [1, 2, 3, 4]
     return dict(numbers)
 
 
-def page(number: int) -> dict[str, Any]:
-    """The names of a block of the page, after it has run in the present folder."""
-    names: dict[str, Any] = {}
-    exec(compile(blocks(ROOT / "docs" / "trackers.md")[number], "docs/trackers.md", "exec"), names)
-    return names
-
-
-def gone_at_step_3(listener: Any) -> Any:
-    """The listener, which ends the run without a word once it has sent the record of step 3.
-
-    A search of the page has two epochs of two steps, and a checkpoint behind each.
-    """
-    send = listener.on_record
-
-    def on_record(progress: Progress, numbers: dict[str, float]) -> None:
-        send(progress, numbers)
-        if progress.step == 3:
-            raise GoneError
-
-    listener.on_record = on_record
-    return listener
-
-
-def sent(folder: Path) -> Numbers:
-    """What the listener has sent by the end of such a run that went on: step 3 twice."""
-    numbers = listing(folder)
-    assert [step for step, _ in numbers["train/loss"]] == [1, 2, 3, 4]
+def again(numbers: Numbers) -> Numbers:
+    """What was sent of a run that ended at step 3, and went on from step 2: step 3 twice."""
     return {
         name: values
         if name.startswith("epoch/")
@@ -79,51 +71,142 @@ def test_mlflow_holds_what_the_run_recorded(
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy", reason="MLflow keeps runs in SQLite by it")
-    monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.tracking.MlflowClient()
 
-    def held(run: Any) -> Numbers:
-        client = mlflow.tracking.MlflowClient()
+    def run_of(folder: Path) -> Any:
+        return client.get_run(json.loads((folder / TRACKERS_FILE).read_text())["mlflow"])
+
+    def held(folder: Path) -> Numbers:
+        run = run_of(folder)
         return {
-            name: [(each.step, each.value) for each in client.get_metric_history(run, name)]
-            for name in client.get_run(run).data.metrics
+            name: sorted(
+                (each.step, each.value) for each in client.get_metric_history(run.info.run_id, name)
+            )
+            for name in run.data.metrics
         }
 
-    names = page(0)
-    assert held(names["run"].info.run_id) == listing(tmp_path / "tracked")
-    options = {**names["small"], "out": "gone", "progress": False}
-    with pytest.raises(GoneError), mlflow.start_run() as run:
-        darts_bio.search("digits", listener=gone_at_step_3(names["ToMLflow"]()), **options)
-    with mlflow.start_run(run_id=run.info.run_id):
-        darts_bio.search("digits", listener=names["ToMLflow"](), resume=True, **options)
-    found = {name: sorted(values) for name, values in held(run.info.run_id).items()}
-    assert found == sent(tmp_path / "gone")
+    whole, gone = tmp_path / "whole", tmp_path / "gone"
+    darts_bio.search("digits", out=whole, log=("mlflow",), **OPTIONS)
+    assert held(whole) == listing(whole)
+    assert run_of(whole).info.status == "FINISHED"
+    assert run_of(whole).data.params["channels"] == "2"
+    with pytest.raises(GoneError):
+        darts_bio.search("digits", out=gone, log=("mlflow",), listener=Gone(), **OPTIONS)
+    assert run_of(gone).info.status == "KILLED"
+    darts_bio.search("digits", out=gone, log=("mlflow",), resume=True, **OPTIONS)
+    assert run_of(gone).info.status == "FINISHED"
+    assert held(gone) == again(listing(gone))
+    assert mlflow.active_run() is None
 
 
 def test_wandb_holds_what_the_run_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("wandb")
     for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
 
-    def held(run: str) -> Numbers:
+    def held(folder: Path) -> Numbers:
+        run = json.loads((folder / TRACKERS_FILE).read_text())["wandb"]
         numbers: Numbers = defaultdict(list)
         for path in sorted(tmp_path.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb")):
             for values in history(path):
                 step = values.pop("step")
                 for name in (name for name in values if "/" in name):
                     numbers[name].append((step, values[name]))
-        return dict(numbers)
+        return {name: sorted(values) for name, values in numbers.items()}
 
-    names = page(1)
-    assert held(names["run"].id) == listing(tmp_path / "tracked")
-    options = {**names["small"], "out": "gone", "progress": False}
-    with pytest.raises(GoneError), wandb.init(id="one", resume="allow") as run:
-        darts_bio.search("digits", listener=gone_at_step_3(names["ToWandb"](run)), **options)
-    with wandb.init(id="one", resume="allow") as run:
-        darts_bio.search("digits", listener=names["ToWandb"](run), resume=True, **options)
-    found = {name: sorted(values) for name, values in held("one").items()}
-    assert found == sent(tmp_path / "gone")
+    whole, gone = tmp_path / "whole", tmp_path / "gone"
+    darts_bio.search("digits", out=whole, log=("wandb",), **OPTIONS)
+    assert held(whole) == listing(whole)
+    with pytest.raises(GoneError):
+        darts_bio.search("digits", out=gone, log=("wandb",), listener=Gone(), **OPTIONS)
+    darts_bio.search("digits", out=gone, log=("wandb",), resume=True, **OPTIONS)
+    assert held(gone) == again(listing(gone))
+
+
+class Server:
+    """A package `mlflow` whose runs are kept here; its server is gone after `breaks_after` calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, breaks_after: int = 10**9) -> None:
+        self.sent: dict[str, list[tuple[int, str, float]]] = {}
+        self.ended: list[tuple[str, str]] = []
+        self.left, self.active = breaks_after, ""
+        module = types.ModuleType("mlflow")
+        module.__spec__ = importlib.machinery.ModuleSpec("mlflow", None)
+        names = ("start_run", "log_params", "log_metrics", "end_run", "active_run")
+        for name in names:
+            setattr(module, name, getattr(self, name))
+        monkeypatch.setitem(sys.modules, "mlflow", module)
+
+    def start_run(self, run_id: str | None, run_name: str, nested: bool) -> Any:
+        assert not nested
+        self.active = run_id or f"run {len(self.sent)}"
+        self.sent.setdefault(self.active, [])
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=self.active))
+
+    def active_run(self) -> None:
+        return None
+
+    def log_params(self, params: dict[str, str]) -> None:
+        assert params["epochs"] == "2"
+
+    def log_metrics(self, numbers: dict[str, float], step: int) -> None:
+        if self.left == 0:
+            raise ConnectionError("no answer\nfrom the server")
+        self.left -= 1
+        self.sent[self.active] += [(step, name, value) for name, value in numbers.items()]
+
+    def end_run(self, status: str) -> None:
+        self.ended.append((self.active, status))
+
+
+def flat(numbers: Numbers) -> list[tuple[int, str, float]]:
+    return sorted((step, name, value) for name, each in numbers.items() for step, value in each)
+
+
+def test_a_run_that_goes_on_goes_on_in_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, out = Server(monkeypatch), tmp_path / "run"
+    with pytest.raises(GoneError):
+        darts_bio.search("digits", out=out, log=("mlflow",), listener=Gone(), **OPTIONS)
+    darts_bio.search("digits", out=out, log=("mlflow",), resume=True, **OPTIONS)
+    assert server.ended == [("run 0", "KILLED"), ("run 0", "FINISHED")]
+    assert sorted(server.sent["run 0"]) == flat(again(listing(out)))
+
+
+def test_a_run_outlives_its_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, out = Server(monkeypatch, breaks_after=2), tmp_path / "run"
+    with pytest.warns(UserWarning, match=r"--log mlflow: nothing more is sent \(no answer") as said:
+        done = darts_bio.search("digits", out=out, log=("mlflow",), **OPTIONS)
+    assert done.finished
+    assert len([each for each in said if "--log" in str(each.message)]) == 1
+    assert {step for step, _, _ in server.sent["run 0"]} == {1, 2}
+    assert server.ended == []
+    listing(out)  # whole
+
+
+@pytest.mark.parametrize("content", ["[]", '{"mlflow": 3}', '{"mlflow": ["run 0"]}'])
+def test_a_spoilt_number_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    server, out = Server(monkeypatch), tmp_path / "run"
+    with pytest.raises(GoneError):
+        darts_bio.search("digits", out=out, log=("mlflow",), listener=Gone(), **OPTIONS)
+    (out / TRACKERS_FILE).write_text(content)
+    assert darts_bio.search("digits", out=out, log=("mlflow",), resume=True, **OPTIONS).finished
+    assert set(server.sent) == {"run 0", "run 1"}
+
+
+def test_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(_TRACKERS) == TRACKERS
+    with pytest.raises(InputError, match="unknown tracker in --log 'mlflo': did you mean 'mlflow'"):
+        darts_bio.search("digits", log=("mlflo",))
+    with pytest.raises(InputError, match="--log: expected each of them once"):
+        darts_bio.search("digits", log=("wandb", "wandb"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--log wandb: the package wandb is not installed; pip"):
+        darts_bio.search("digits", out=tmp_path / "run", log=("wandb",), **OPTIONS)
 
 
 def history(path: Path) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,10 @@ CHART_FORMATS = ("png", "pdf")
 """The formats that `--charts` names; SVG, which reports show, is always written."""
 
 
+TRACKERS = ("mlflow", "wandb")
+"""What `--log` names: trackers of experiments, by their packages."""
+
+
 def charts_option() -> Any:
     """Declare the option of the formats of charts."""
     return option(
@@ -245,6 +249,12 @@ class FitConfig(WeightsConfig):
     amp: Literal["none", "bf16"] = option("none", "bf16: autocast to bfloat16")
     graphs: bool = option(True, "on a GPU, replay steps as CUDA graphs", identity=False)
     log_every: int = option(50, "steps between two records of loss and accuracy", minimum=1)
+    log: tuple[str, ...] = option(
+        (),
+        "send the numbers to mlflow or wandb, too, which are installed beside this package",
+        metavar="A,B",
+        identity=False,
+    )
     save_every: float = option(
         300.0,
         "seconds between two checkpoints within an epoch; 0: after each step",
@@ -258,6 +268,13 @@ class FitConfig(WeightsConfig):
         minimum=0,
         identity=False,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for tracker in self.log:
+            if tracker not in TRACKERS:
+                raise unknown_name("tracker in --log", tracker, TRACKERS)
+        refuse_repeated("log", self.log)
 
 
 @configuration("images")

@@ -30,6 +30,7 @@ from darts_bio.errors import InputError
 from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import Console, FitConsole
+from darts_bio.monitoring.trackers import trackers
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, stop_on_signals
@@ -231,6 +232,7 @@ def perform(
         stop = stack.enter_context(stop_on_signals())
         about = {"epochs": task.epochs, "data": task.subject["data set"]}
         status = _Status(folder.path, **about, **facts)
+        sinks = trackers(folder, config.log)  # in all processes, which end alike if one is missing
         listeners: list[Listener] = []
         shown: FitBoard | None = None
         console: FitConsole | None = None
@@ -247,6 +249,7 @@ def perform(
                     task.individuals.on_measure = console.on_measure
             else:
                 listeners.append(_Remarks(folder))
+            listeners += map(stack.enter_context, sinks)
             if watching.listener is not None:
                 listeners.append(watching.listener)
         listener = _WithExtraNumbers(extra, *listeners) if listeners else Listener()
