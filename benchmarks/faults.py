@@ -3,7 +3,7 @@
     python benchmarks/faults.py
     python benchmarks/faults.py --kinds eg,darts_pt,queries,ema --points 30 --seeds 3
     python benchmarks/faults.py --kinds flips,destroyed
-    python benchmarks/faults.py --kinds ranks --processes 4 --points 30
+    python benchmarks/faults.py --kinds ranks --processes 4 --points 20
     python benchmarks/faults.py --kinds signals
 
 Of each kind and seed a tiny run on the digits is made that nothing disturbs, and `--points` others

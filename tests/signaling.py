@@ -27,6 +27,7 @@ from darts_bio.storage import run_folder
 from darts_bio.storage.run_folder import RunFolder, read_checkpoint
 from darts_bio.storage.status import StatusFile
 from darts_bio.training import retrain
+from darts_bio.training.individuals import Individuals
 from darts_bio.training.optim import WeightOptimizer
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
@@ -129,14 +130,14 @@ PHASES: dict[str, dict[str, Phase]] = {
     "search": _phases(Search, **_OF_SEARCH),
     # These leave between two measures, and measure anew. No epoch is a warm-up.
     "eg": {
-        "first measure": Phase(Search, "_measure"),
-        "a later measure": Phase(Search, "_measure", 2),
+        "first measure": Phase(Individuals, "measure"),
+        "a later measure": Phase(Individuals, "measure", 2),
         "end of an epoch": Phase(Search, "end_epoch"),
-        "last epoch's measure": Phase(Search, "_measure", 4),
+        "last epoch's measure": Phase(Individuals, "measure", 4),
     },
     "darts_pt": {
-        "first measure": Phase(Search, "_measure"),
-        "a later measure": Phase(Search, "_measure", 2),
+        "first measure": Phase(Individuals, "measure"),
+        "a later measure": Phase(Individuals, "measure", 2),
         "end of an epoch": Phase(Search, "end_epoch"),
     },
     "train": _phases(

@@ -1011,8 +1011,11 @@ class TestKernelsOfTheLibrary:
         """PyTorch's own node, which is faster otherwise, is ten times slower for these."""
         sizes = {"padding": window // 2, "groups": 8}
         layer = RuleConv2d(8, 8, window, rule=RULES.build("fa"), **sizes)
-        y = layer(torch.randn(2, 8, side, side, requires_grad=True))
+        x = torch.randn(2, 8, side, side, requires_grad=True)
+        y = layer(x.contiguous(memory_format=torch.channels_last))
         assert (y.grad_fn.name() == "FeedbackConvolutionBackward") == strips
+        # Where channels are not last in memory, nothing else is faster than PyTorch's own node.
+        assert layer(x).grad_fn.name() == "ConvolutionBackward0"
 
     @pytest.mark.parametrize("rule", ["bp", "fa", "kolen_pollack"])
     @pytest.mark.parametrize("mode", ["zeros", "circular"])
@@ -1027,7 +1030,7 @@ class TestKernelsOfTheLibrary:
             ((2, 2), (3, 3), (2, 2), 2),
         ],
     )
-    def test_dilated_depthwise_layers_are_taken_apart_for_their_gradients(
+    def test_dilated_depthwise_layers_split_space_into_the_batch(
         self,
         side: tuple[int, int],
         window: tuple[int, int],
@@ -1087,6 +1090,38 @@ class TestKernelsOfTheLibrary:
         """
         for side in ((9, 8), (9, 2), (2, 9), (4, 4), (2, 2), (1, 1)):  # also below the window
             self.in_strips(side, window, stride)
+
+    @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("samples", [0, 3])
+    @pytest.mark.parametrize(
+        ("dilation", "padding"), [(1, (2, 2)), (2, (4, 4)), (2, (3, 0)), (3, (4, 6)), (9, (18, 18))]
+    )
+    def test_every_form_gives_what_is_wanted(
+        self,
+        dilation: int,
+        padding: tuple[int, int],
+        samples: int,
+        bias: bool,
+        wanted: tuple[bool, bool],
+    ) -> None:
+        """Also at a dilation beyond the map, which is left as it is."""
+        layout = {"memory_format": torch.channels_last}
+        x = torch.randn(samples, 4, 9, 14, dtype=torch.float64).contiguous(**layout)
+        kernel = torch.randn(4, 1, 5, 5 if dilation < 9 else 3, dtype=torch.float64)
+        kernel = kernel if dilation < 3 else kernel[:, :, :3, :3].contiguous()
+        geometry = ((1, 1), padding, (dilation, dilation))
+        y = torch.convolution(x, kernel, None, *geometry, False, (0, 0), 4)
+        dy = torch.randn_like(y).contiguous(**layout)
+        mask = (*wanted, bias)
+        found = convolution_gradients(dy, x, kernel, [4] if bias else None, *geometry, 4, mask)
+        exact = torch.ops.aten.convolution_backward(
+            dy, x, kernel, [4] if bias else None, *geometry, False, [0, 0], 4, mask
+        )
+        for one, other, there in zip(found, exact, mask, strict=True):
+            assert (one is not None) == there
+            if there:
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
     @staticmethod
     def in_strips(side: tuple[int, int], window: tuple[int, int], stride: int) -> None:

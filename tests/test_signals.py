@@ -151,6 +151,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return run
 
 
+def test_each_phase_is_a_call_that_there_is() -> None:
+    for phase in (phase for phases in PHASES.values() for phase in phases.values()):
+        assert callable(getattr(phase.owner, phase.name))
+
+
 @pytest.mark.parametrize(("kind", "phase", "number"), IN_TURNS)
 def test_a_signal_in_a_phase_of_a_run(
     kind: str,

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from darts_bio.rules.depthwise import TakenApart, are_apart, in_strips, slow_gradient
+from darts_bio.private_torch import transforms_run
+from darts_bio.rules.depthwise import SpaceToBatch, in_strips, is_dilated, slow_gradient
 
 
 def convolution_gradients(
@@ -62,17 +63,21 @@ def convolution_gradients(
         return torch.ops.aten.convolution_backward(dy, x, kernel, bias_sizes, *geometry, mask)
 
     slow = output_padding is None and slow_gradient(x, kernel, stride, dilation, groups)
-    if not slow or not dy.is_contiguous(memory_format=torch.channels_last):
+    # Within torch.vmap a tensor does not say how it lies in memory.
+    known = slow and not transforms_run(unknown=False)
+    if not known or not dy.is_contiguous(memory_format=torch.channels_last):
         dx, dw, db = fused(x, kernel, padding, wanted)
         return dx, dw, db
-    if are_apart(stride, dilation):
-        apart = TakenApart.of(padding, dilation)
-        maps = apart.maps(x)
-        sides = zip(maps.shape[2:], apart.padding, kernel.shape[2:], strict=True)
+    if is_dilated(stride, dilation):
+        form = SpaceToBatch.of(padding, dilation)
+        h, w = form.size(x)
+        shape_alone = x.new_empty(len(x) * form.d**2, h, w, x.shape[1]).permute(0, 3, 1, 2)
+        maps = form.split(x) if wanted[1] else shape_alone
+        sides = zip((h, w), form.padding, kernel.shape[2:], strict=True)
         size = [side + 2 * rim - (window - 1) for side, rim, window in sides]
-        near = (None, (1, 1), apart.padding, (1, 1), groups, (*wanted[:2], False))
-        dx, dw, _ = convolution_gradients(apart.errors(dy, size), maps, kernel, *near)
-        dx = None if dx is None else apart.error_of_input(dx, x.shape[2:])
+        plain = (None, (1, 1), form.padding, (1, 1), groups, (*wanted[:2], False))
+        dx, dw, _ = convolution_gradients(form.split_error(dy, size), maps, kernel, *plain)
+        dx = None if dx is None else form.merge_error(dx, x.shape[2:])
         return dx, dw, dy.sum((0, 2, 3)) if wanted[2] else None
     dw = None
     dx, _, db = fused(x, kernel, padding, (wanted[0], False, wanted[2]))

@@ -2,12 +2,12 @@
 
 PyTorch's CPU convolutions run on oneDNN. Its kernels for the gradients of a depthwise convolution
 take windows of up to three columns (dW), maps that are not smaller than the window (dW), and
-neighboring pixels (dx and dW). Everything else is left to a dense algorithm, which takes several
+no dilation (dx and dW). Everything else is left to a dense algorithm, which takes several
 times as long. Three changes of form, each exact, lead back to these kernels:
 
     a window of more columns           three of them at a time           `in_strips`
     a map smaller than the window      the same map with its padding     `in_strips`
-    pixels that are d apart            d * d maps of neighboring ones    `TakenApart`
+    dilation d                         d * d maps of neighbors           `SpaceToBatch`
 
 `benchmarks/depthwise.py` measures them; docs/performance.md has the figures.
 """
@@ -40,8 +40,9 @@ def slow_gradient(
     """
     if x.device.type != "cpu" or not _is_depthwise(x, kernel, groups):
         return False
-    if are_apart(stride, dilation):
-        return True
+    if is_dilated(stride, dilation):
+        # Beyond the size of a map, most of the smaller maps would be empty.
+        return dilation[0] <= min(x.shape[2:])
     return tuple(dilation) == (1, 1) and (kernel.shape[3] > STRIP or _exceeds(kernel, x))
 
 
@@ -55,10 +56,10 @@ def _exceeds(kernel: Tensor, x: Tensor) -> bool:
     return kernel.shape[2] > x.shape[2] or kernel.shape[3] > x.shape[3]
 
 
-def are_apart(stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Tell whether `TakenApart` knows a convolution: dilated, alike in rows and columns, unstrided.
+def is_dilated(stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Tell whether `SpaceToBatch` knows a convolution: dilated alike in rows and columns, unstrided.
 
-    >>> are_apart(stride=(1, 1), dilation=(2, 2)), are_apart(stride=(2, 2), dilation=(2, 2))
+    >>> is_dilated(stride=(1, 1), dilation=(2, 2)), is_dilated(stride=(2, 2), dilation=(2, 2))
     (True, False)
     """
     return tuple(stride) == (1, 1) and dilation[0] == dilation[1] > 1
@@ -94,21 +95,21 @@ def in_strips(
 
 
 @dataclass(frozen=True)
-class TakenApart:
-    """A convolution whose pixels are d apart, as one of neighboring pixels on d * d smaller maps.
+class SpaceToBatch:
+    """A dilated convolution at stride 1, as one without dilation on d * d smaller maps.
 
     Output pixel (i, j) reads input pixels (i + d k, j + d l), all of which have the same remainders
-    by d. Pixels of the same remainders become a map of their own, and the maps are further samples
-    of the batch. The stride is 1.
+    by d. Pixels of the same remainders become a map of their own, and the maps further samples of
+    the batch. TensorFlow computes dilated convolutions so.
 
     Attributes:
-        d: How far apart the pixels are.
-        rims: Zeros that x gets at each side before it is taken apart, rows and columns.
+        d: The dilation.
+        rims: Zeros that x gets at each side before it is split, rows and columns.
         padding: The padding of the smaller maps.
 
     >>> x, weight = torch.arange(16.0).view(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
-    >>> apart = TakenApart.of((2, 2), (2, 2))
-    >>> y = apart.together(F.conv2d(apart.maps(x), weight, padding=apart.padding))
+    >>> form = SpaceToBatch.of(padding=(2, 2), dilation=(2, 2))
+    >>> y = form.merge(F.conv2d(form.split(x), weight, padding=form.padding))
     >>> torch.equal(y, F.conv2d(x, weight, padding=2, dilation=2))
     True
     """
@@ -118,30 +119,34 @@ class TakenApart:
     padding: tuple[int, int]
 
     @staticmethod
-    def of(padding: Sequence[int], dilation: Sequence[int]) -> TakenApart:
+    def of(padding: Sequence[int], dilation: Sequence[int]) -> SpaceToBatch:
         """Return the form of a convolution of this padding, both entries of whose dilation are d.
 
         A padding that is no multiple of d is given to x beforehand.
         """
         d = dilation[0]
         rows, columns = (0 if side % d else side // d for side in padding)
-        return TakenApart(d, (padding[0] - rows * d, padding[1] - columns * d), (rows, columns))
+        return SpaceToBatch(d, (padding[0] - rows * d, padding[1] - columns * d), (rows, columns))
 
-    def maps(self, x: Tensor) -> Tensor:
-        """Return x (N, C, H, W) as (N*d*d, C, h, w), channels last.
+    def size(self, x: Tensor) -> tuple[int, int]:
+        """Return the (h, w) of the maps of x: H and W with the rims, over d and rounded up."""
+        h, w = (
+            -(-(side + 2 * rim) // self.d) for side, rim in zip(x.shape[2:], self.rims, strict=True)
+        )
+        return h, w
 
-        h and w are H and W, with the rims, divided by d and rounded up.
-        """
-        (rows, columns), d = self.rims, self.d
-        missing = [-(side + 2 * rim) % d for side, rim in zip(x.shape[2:], self.rims, strict=True)]
-        if any((rows, columns, *missing)):
-            x = F.pad(x, (columns, columns + missing[1], rows, rows + missing[0]))
-        n, c, h, w = x.shape
-        x_nhdwdc = x.permute(0, 2, 3, 1).reshape(n, h // d, d, w // d, d, c)
+    def split(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W) as its maps (N*d*d, C, h, w), channels last."""
+        (rows, columns), (h, w), d = self.rims, self.size(x), self.d
+        below, right = h * d - x.shape[2] - rows, w * d - x.shape[3] - columns
+        if any((rows, columns, below, right)):
+            x = F.pad(x, (columns, right, rows, below))
+        n, c = x.shape[:2]
+        x_nhdwdc = x.permute(0, 2, 3, 1).reshape(n, h, d, w, d, c)
         x_nddhwc = x_nhdwdc.permute(0, 2, 4, 1, 3, 5)
-        return x_nddhwc.reshape(n * d * d, h // d, w // d, c).permute(0, 3, 1, 2)
+        return x_nddhwc.reshape(n * d * d, h, w, c).permute(0, 3, 1, 2)
 
-    def together(self, y: Tensor) -> Tensor:
+    def merge(self, y: Tensor) -> Tensor:
         """Return maps (N*d*d, C, h, w) as (N, C, h*d, w*d), channels last."""
         d = self.d
         _, c, h, w = y.shape
@@ -149,18 +154,16 @@ class TakenApart:
         y_nhdwdc = y_nddhwc.permute(0, 3, 1, 4, 2, 5)
         return y_nhdwdc.reshape(-1, h * d, w * d, c).permute(0, 3, 1, 2)
 
-    def errors(self, dy: Tensor, size: Sequence[int]) -> Tensor:
+    def split_error(self, dy: Tensor, size: Sequence[int]) -> Tensor:
         """Return the error dy (N, C, H', W') of the output as that of the maps' output.
 
-        `size` is the latter's (h', w'). Where h'*d exceeds H', nothing depends on what is beyond.
+        `size` is the latter's (h', w'). Nothing depends on what h'*d and w'*d have beyond H' and W'.
         """
-        rows, columns = (
-            side * self.d - there for side, there in zip(size, dy.shape[2:], strict=True)
-        )
-        return TakenApart(self.d, (0, 0), (0, 0)).maps(F.pad(dy, (0, columns, 0, rows)))
+        below, right = size[0] * self.d - dy.shape[2], size[1] * self.d - dy.shape[3]
+        dy = F.pad(dy, (0, right, 0, below)) if below or right else dy
+        return SpaceToBatch(self.d, (0, 0), (0, 0)).split(dy)
 
-    def error_of_input(self, dx: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the error of the maps as that of x, whose (H, W) is `size`."""
+    def merge_error(self, dx: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the error dx of the maps as that of x, whose (H, W) is `size`."""
         rows, columns = self.rims
-        whole = self.together(dx)
-        return whole[:, :, rows : rows + size[0], columns : columns + size[1]]
+        return self.merge(dx)[:, :, rows : rows + size[0], columns : columns + size[1]]

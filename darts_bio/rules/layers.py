@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -163,13 +164,20 @@ class RuleConvolution(RuleLayer):
     def plain_pass(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.used_weight, self.bias)
 
+    def _slow_by_itself(self, x: Tensor, kernel: Tensor) -> bool:
+        """Tell whether PyTorch's own node is slower than `convolution_gradients` on this input."""
+        if (
+            self.transposed
+            or x.dim() != 4
+            or not x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return False
+        return slow_gradient(x, kernel, self.stride, self.dilation, self.groups)
+
     def pass_through(self, x: Tensor, kernel: Tensor) -> Tensor:
         # A kernel that is learned gets the weight's gradient, which only our own Function gives it.
         learned = kernel.requires_grad
-        slow = not self.transposed and slow_gradient(
-            x, kernel, self.stride, self.dilation, self.groups
-        )
-        if own_node_serves() and not learned and not slow:
+        if own_node_serves() and not learned and not self._slow_by_itself(x, kernel):
             y = self.plain_pass(x)
             if through_kernel(y, kernel):
                 return y

@@ -1,9 +1,8 @@
 """The logs of a run folder: files that a run only appends to.
 
-They are its records (metrics.jsonl, evaluations.jsonl, alignment-epochs.jsonl,
-alpha.jsonl), one JSON object a
-line, and TensorBoard's events. A checkpoint keeps how long each log was when it was saved, and a run
-that goes on from it cuts them back to that length. What was written after the checkpoint is written
+They are its records (metrics.jsonl, evaluations.jsonl, alignment-epochs.jsonl, alpha.jsonl), one JSON
+object a line, and TensorBoard's events. A checkpoint keeps how long each log was when it was saved,
+and a run that goes on from it cuts them back to that length. What was written after the checkpoint is written
 again by the steps that are made again, so each record is there exactly once.
 """
 
@@ -56,9 +55,8 @@ def marks_of(folder: Path, digests: dict[str, GrowingDigest] | None = None) -> M
             marks[path.name] = {"bytes": file.seek(0, os.SEEK_END)}
             if path.name in RECORDS:
                 growing = digests.setdefault(path.name, GrowingDigest())
-                if (
-                    growing.length > marks[path.name]["bytes"]
-                ):  # somebody has put another file there
+                if growing.length > marks[path.name]["bytes"]:
+                    # Somebody has put another file there.
                     growing = digests[path.name] = GrowingDigest()
                 growing.extend(file, marks[path.name]["bytes"])
                 marks[path.name]["digest"] = growing.text()

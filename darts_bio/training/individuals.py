@@ -1,6 +1,6 @@
-"""Individuals of a population: architectures that are measured, not followed along a gradient.
+"""Measures of individuals, for strategies that follow no gradient, such as evolution.
 
-Each is a choice of edge weights of one supernet, and all are measured on the same batches. The
+Each individual is a choice of edge weights of one supernet; all are measured on the same batches. The
 processes share them; on a GPU many pass together.
 """
 

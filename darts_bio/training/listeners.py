@@ -15,7 +15,7 @@ class Progress:
     Attributes:
         step: How many updates are done.
         steps: How many there are in all.
-        epoch: How many epochs are done or under way, that is, counted from 1.
+        epoch: The present epoch, counted from 1.
         epochs: How many there are in all.
 
     >>> Progress(step=20, steps=100, epoch=2, epochs=10).ends_epoch

@@ -1,4 +1,4 @@
-"""What a search is as a stage of a progressive search, and what it takes over from the one before.
+"""What a stage of a progressive search takes over from the one before.
 
 P-DARTS (arXiv 1904.12760) begins each stage anew, with fewer candidates in a deeper supernet.
 DrNAS (arXiv 2006.10355) goes on with its weights: more of the channels go through the candidates
