@@ -352,6 +352,55 @@ def depthwise() -> tuple[Cells, Cells]:
     return table("docs/performance.md", "window | oneDNN"), wanted
 
 
+STUDY_RULES = ("fa", "usf", "brsf", "frsf")
+STUDY = {
+    "rule_aware": ("searched", "shuffled", "random", *STUDY_RULES, "bp"),
+    "darts": ("searched", "shuffled", "random", *STUDY_RULES, "bp"),
+    "eg": ("searched", "shuffled", "random", *STUDY_RULES, "bp"),
+    "darts under bp": (*STUDY_RULES, "bp"),
+}
+
+
+def study_errors(strategy: str) -> dict[str, list[float]]:
+    """The test errors of the study on the digits, of the ten seeds, by the rules."""
+    records = result("study-digits.json")["records"]
+    return {
+        rules: [
+            records[f"{strategy}, seed {seed}, {rules}"]["test_error_percent"] for seed in range(10)
+        ]
+        for rules in STUDY[strategy]
+    }
+
+
+def study_table() -> tuple[Cells, Cells]:
+    errors = {strategy: study_errors(strategy) for strategy in STUDY}
+    wanted = {}
+    for rules in STUDY["rule_aware"]:
+        cells = [mean_std(of[rules], 1) if rules in of else "" for of in errors.values()]
+        mixed = rules in ("searched", "shuffled", "random")
+        wanted[rules if mixed else f"{rules} everywhere"] = cells
+    return table("docs/results/rule-search.md", "rules | `rule_aware`"), wanted
+
+
+def study_answers() -> tuple[Cells, Cells]:
+    wanted = {}
+    for strategy in ("rule_aware", "darts", "eg"):
+        errors = study_errors(strategy)
+        best = min(STUDY_RULES, key=lambda rule: statistics.mean(errors[rule]))
+        cells = ["10", best]
+        for one_rule, other in (
+            (best, "searched"),
+            ("random", "searched"),
+            ("shuffled", "searched"),
+            ("searched", "bp"),
+            (best, "bp"),
+        ):
+            more = [a - b for a, b in zip(errors[one_rule], errors[other], strict=True)]
+            cells += [mean_std(more, 1), f"{p_of_flips(more):.3f}"]
+        wanted[strategy] = cells
+    return table("docs/results/rule-search.md", "operations found by | n"), wanted
+
+
 TABLES: dict[str, tuple[Any, ...]] = {
     "single rules": (single_rules,),
     "ResNet-20": (resnet20,),
@@ -382,6 +431,8 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "scaling": (scaling,),
     "search step": (search_step,),
     "depthwise": (depthwise,),
+    "study": (study_table,),
+    "study, answers": (study_answers,),
 }
 
 
