@@ -28,6 +28,10 @@ LARGEST_GENOTYPE = 1_000_000
 """Bytes of a genotype file; a cell of eight edges has some 600."""
 LARGEST_YAML = 250_000
 """Bytes of a file of options; a configuration has some 2,000, and a pasted genotype up to 100,000."""
+LARGEST_EXPORT = 2_000_000
+"""Bytes of the config.json of an export: a genotype, the options, and the names of the classes."""
+LARGEST_WEIGHTS = 2**30
+"""Bytes of the weights of an export; a network of 5 million weights with feedback has 40 million."""
 LARGEST_TABLE = 16_000_000
 """Bytes of a table of accuracies; the 15,625 cells of NAS-Bench-201 with eight numbers have 6 million."""
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from darts_bio.__main__ import main
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.subjects import load_subjects
+from darts_bio.interop.export import save_for_hub
 from darts_bio.rules import audit
 from darts_bio.spaces import load_genotype, shipped_folder, shipped_names
 from darts_bio.storage.checksum import digest
@@ -131,10 +133,35 @@ def test_weights_that_are_not_as_they_were_written_are_refused(folder: Path) -> 
     assert "it is a named pipe" in refused(lambda: darts_bio.load_trained(folder))
 
 
+def test_weights_of_another_size_are_not_read(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 2**28)  # a sparse file, which has no blocks
+    tracemalloc.start()
+    try:
+        message = refused(lambda: darts_bio.load_trained(folder))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "of 246,708 bytes, found 268,435,456 bytes" in message
+    assert peak < 2**26
+
+
+def test_no_more_weights_are_written_than_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, size = darts_bio.load_trained(NAME), 246_708
+    monkeypatch.setattr("darts_bio.training.exported.LARGEST_WEIGHTS", size)
+    save_for_hub(trained, tmp_path / "whole")
+    monkeypatch.setattr("darts_bio.training.exported.LARGEST_WEIGHTS", size - 1)
+    assert "bytes of weights, found 246,708" in refused(
+        lambda: save_for_hub(trained, tmp_path / "large")
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_weights_that_are_no_safetensors_are_refused_whatever_their_digest(folder: Path) -> None:
     for content in (b"", b"\x80\x04N.", b"\xff" * 100, bytes(1000)):
         (folder / "model.safetensors").write_bytes(content)
-        found = {"digest": digest(content)}
+        found = {"bytes": len(content), "digest": digest(content)}
         spoil(folder, lambda c, found=found: c["darts_bio"].update(found))
         assert "not a safetensors file" in refused(lambda: darts_bio.load_trained(folder))
 
@@ -146,6 +173,10 @@ def spoil(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(config), encoding="utf-8")
 
 
+HUGE = 10**400
+"""A whole number that is no float."""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,8 +184,18 @@ def spoil(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["darts_bio"].update(format=2), "darts_bio.format: expected 1, found 2"),
         (lambda c: c["darts_bio"].update(step=True), "darts_bio.step: expected int, found True"),
         (lambda c: c["darts_bio"].pop("command"), "darts_bio.command: expected str, found None"),
-        (lambda c: c["darts_bio"].update(accuracy=2), "expected a share of images, found 2.0"),
+        (lambda c: c["darts_bio"].update(accuracy=2), "expected a share of images, found 2;"),
         (lambda c: c["darts_bio"].update(accuracy=float("nan")), "a share of images, found nan"),
+        (lambda c: c["darts_bio"].update(accuracy=HUGE), "darts_bio.accuracy: expected a share"),
+        (lambda c: c["darts_bio"].update(images=-1), "darts_bio.images: expected a whole number"),
+        (lambda c: c["darts_bio"].update(images=HUGE), "darts_bio.images: expected a whole number"),
+        (lambda c: c["darts_bio"].update(step=-1), "darts_bio.step: expected a whole number"),
+        (lambda c: c["darts_bio"].pop("bytes"), "darts_bio.bytes: expected int, found None"),
+        (lambda c: c["darts_bio"].update(bytes=2**40), "bytes: expected a whole number from 0 to"),
+        (lambda c: c["darts_bio"].update(bytes=9), "of 9 bytes, found 246,708 bytes"),
+        (lambda c: c["model_args"].update(channels=HUGE), "channels: expected a whole number"),
+        (lambda c: c["model_args"].update(layers=-3), "layers: expected a whole number"),
+        (lambda c: c["model_args"].update(in_chans=HUGE), "in_chans: expected a whole number"),
         (lambda c: c["model_args"].update(genotype={}), "genotype: the field 'format' is missing"),
         (lambda c: c["model_args"].update(channels=400), "bytes of weights, found"),
         (lambda c: c["model_args"].update(channels=4_000), "config.json: network: 3 cells of"),
@@ -163,10 +204,25 @@ def spoil(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["model_args"].update(layers=4), "config.json: does not fit"),
         (lambda c: c["model_args"].update(channels="x"), "model_args.channels: expected int"),
         (lambda c: c["pretrained_cfg"].update(mean=["x"]), "pretrained_cfg.mean: expected a list"),
-        (lambda c: c["pretrained_cfg"].update(std=[0.0]), "expected the means and stds"),
+        *[
+            (
+                lambda c, f=f, v=v: c["pretrained_cfg"].update({f: [v]}),
+                f"cfg.{f}: expected a list of",
+            )
+            for f in ("mean", "std")
+            for v in (float("nan"), float("inf"), -float("inf"), 1e300, HUGE, True)
+        ],
+        (
+            lambda c: c["pretrained_cfg"].update(std=[0.0]),
+            "cfg.mean/std: expected the means and st",
+        ),
         (lambda c: c["pretrained_cfg"].update(input_size=[1, 8]), "expected channels, height"),
-        (lambda c: c["pretrained_cfg"].update(input_size=[1, 8, 10**9]), "a height and a width"),
-        (lambda c: c.update(label_names=["0"]), "classes: expected 10 names"),
+        (
+            lambda c: c["pretrained_cfg"].update(input_size=[1, 8, 10**9]),
+            "cfg.input_size: expected a h",
+        ),
+        (lambda c: c["pretrained_cfg"].update(input_size=[1, HUGE, 8]), "cfg.input_size: expected"),
+        (lambda c: c.update(label_names=["0"]), "label_names: expected 10 names"),
         (lambda c: c.update(architecture="darts_bio_x"), "config.json: "),
         (lambda c: c.update(architecture=None), "architecture: expected str, found None"),
     ],
@@ -180,7 +236,7 @@ def test_a_description_that_does_not_fit_is_refused(
 
 
 def test_a_description_that_is_no_object_is_refused(folder: Path) -> None:
-    for text in ("[]", "null", "{", "", '{"a": 1, "a": 1}', "x" * 2_000_000):
+    for text in ("[]", "null", "{", "", '{"a": 1, "a": 1}', "x" * 3_000_000):
         (folder / "config.json").write_text(text)
         assert "config.json: " in refused(lambda: darts_bio.load_trained(folder))
 
@@ -188,3 +244,13 @@ def test_a_description_that_is_no_object_is_refused(folder: Path) -> None:
 def test_a_name_that_is_nearly_one_is_told_so() -> None:
     assert f"did you mean '{NAME}'?" in refused(lambda: darts_bio.load_trained("digits_rule_awar"))
     assert "run folder of a training" in refused(lambda: darts_bio.load_trained("elsewhere"))
+
+
+def test_a_shipped_name_wins_over_a_folder_of_that_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    folder.rename(NAME)
+    spoil(Path(NAME), lambda c: c["darts_bio"].update(step=7))
+    assert darts_bio.load_trained(NAME).step == 660
+    assert darts_bio.load_trained(f"./{NAME}").step == 7

@@ -716,6 +716,40 @@ def test_the_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
     assert load_trained(path, averaged=False).provenance.accuracy == 0.25
 
 
+@pytest.mark.parametrize("accuracy", ["NaN", "Infinity", "-0.1", "1.5", "1" + 400 * "0"])
+def test_an_accuracy_that_is_no_share_is_unknown(tmp_path: Path, accuracy: str) -> None:
+    path, metrics = checkpoint(tmp_path), tmp_path / "metrics.jsonl"
+    (tmp_path / "status.json").write_text('{"state": "finished", "images": 4, "machine": "one"}')
+    record = '{"event": "epoch", "step": 3, "test/accuracy": %s}\n'
+    metrics.write_text(record % "0.75")
+    assert load_trained(path).provenance == Provenance("", "one", 0.75, 4)
+    assert load_trained(path).provenance.right == 3
+    metrics.write_text(record % accuracy)
+    assert load_trained(path).provenance == Provenance("", "one")
+    assert Provenance(accuracy=json.loads(accuracy), images=4).right is None
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "status.json", "both", "folder"])
+def test_damaged_records_do_not_keep_a_whole_checkpoint_from_being_read(
+    tmp_path: Path, name: str
+) -> None:
+    path = checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"event": "epoch", "step": 3, "test/accuracy": 0.5}\n')
+    (tmp_path / "status.json").write_text('{"state": "finished", "images": 4, "machine": "one"}')
+    if name == "folder":
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+    for damaged in ("metrics.jsonl", "status.json") if name == "both" else (name,):
+        if name != "folder":
+            (tmp_path / damaged).write_text("\x1b[2J{\n")
+    with pytest.warns(UserWarning, match="metrics.jsonl or status.json cannot be read") as caught:
+        trained = load_trained(path)
+    assert trained.provenance == Provenance()
+    assert trained.step == 3
+    (warning,) = caught
+    assert str(warning.message).isprintable()
+
+
 @pytest.mark.parametrize(
     ("stem", "config", "crop_pct"),
     [

@@ -258,6 +258,8 @@ FORMS = [
     {"layers": 30},
     {"channels": 4_000},
     {"channels": 2**40},
+    {"channels": 10**400},
+    {"layers": 10**400},
     {"num_classes": 10_000_000},
     {"in_channels": 2**50},
     {"layers": "many"},

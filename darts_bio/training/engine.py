@@ -405,16 +405,16 @@ def run_epoch(task: Task, epoch: int) -> Numbers:
 
 @contextlib.contextmanager
 def fitting(checkpoint: Path) -> Iterator[None]:
-    """Turn errors from a checkpoint's content, within the context, into an InputError.
+    """Turn errors from a checkpoint's or an export's content, within the context, into an InputError.
 
-    For code that takes apart what a checkpoint of another version may not hold. The message names
-    the file.
+    For code that takes apart what a file of another version may not hold. The message names the
+    file.
 
     >>> with fitting(Path("checkpoint.pt")):
     ...     {"step": 3}["task"]
     Traceback (most recent call last):
     darts_bio.errors.InputError: checkpoint.pt: does not fit the run that its configuration \
-describes ('task'); resume with the version of darts_bio, and of your plug-ins, that wrote it
+describes ('task'); read it with the version of darts_bio, and of your plug-ins, that wrote it
     """
     try:
         yield
@@ -423,7 +423,7 @@ describes ('task'); resume with the version of darts_bio, and of your plug-ins, 
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{checkpoint}: does not fit the run that its configuration describes "
-            f"({first_line(error)}); resume with the version of darts_bio, and of your plug-ins, "
+            f"({first_line(error)}); read it with the version of darts_bio, and of your plug-ins, "
             "that wrote it"
         ) from None
 

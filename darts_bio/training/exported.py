@@ -6,7 +6,7 @@ README.md           the card on Hugging Face's Hub
 
 A network that the package ships is such a folder, genotypes/NAME beside genotypes/NAME.json. Numbers
 and names are read from JSON and tensors from safetensors, so nothing in a folder is executed; a
-digest tells weights that are not as they were written.
+digest reveals changed weights.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from darts_bio.bounded import LARGEST_GENOTYPE, open_file, parse_json, read_text
+from darts_bio.bounded import LARGEST_EXPORT, LARGEST_WEIGHTS, open_file, parse_json, read_text
 from darts_bio.errors import InputError, brief, close_names, first_line, unknown_name
 from darts_bio.invocation import portable
 from darts_bio.spaces import Genotype, from_json, shipped_folder
 from darts_bio.storage.checksum import digest
-from darts_bio.training.provenance import Provenance
+from darts_bio.training.provenance import Provenance, share
 
 EXPORT_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -33,6 +34,8 @@ RECORD = "darts_bio"
 """The field of config.json that timm passes over."""
 FORMAT = 1
 """The version of that field's content."""
+LARGEST_WHOLE = 2**63 - 1
+"""No count in that file is larger; PyTorch takes no larger one."""
 ARCHITECTURE = "darts_bio_"
 """What the name of a model for timm begins with; the name of its stem follows."""
 
@@ -48,6 +51,8 @@ def shipped_networks() -> tuple[str, ...]:
 
 def located(source: str | Path) -> Path:
     """Return the folder of a shipped trained network by its name; any other source is a path.
+
+    A shipped name wins over a folder of that name: write ./NAME for a folder of that name.
 
     Raises InputError if there is no such path, though a shipped network has a name much like it.
 
@@ -85,12 +90,21 @@ def record_of(
         step: The updates that the weights have had.
         provenance: Where the weights come from.
         weights: The content of model.safetensors.
+
+    Raises:
+        InputError: There are more bytes of weights than `read_weights` takes.
     """
+    if len(weights) > LARGEST_WEIGHTS:
+        raise InputError(
+            f"expected a network of at most {LARGEST_WEIGHTS:,} bytes of weights, found "
+            f"{len(weights):,}; keep its run folder, which load_trained reads as well"
+        )
     return {
         "format": FORMAT,
         "options": {name: portable(value) for name, value in options.items()},
         "step": step,
         **asdict(provenance),
+        "bytes": len(weights),
         "digest": digest(weights),
     }
 
@@ -109,7 +123,8 @@ class Export:
         options: The options of the run.
         step: The updates that the weights have had.
         provenance: Where the weights come from.
-        digest: The digest of model.safetensors.
+        size: The bytes of model.safetensors.
+        digest: Its digest.
     """
 
     genotype: Genotype
@@ -121,6 +136,7 @@ class Export:
     options: dict[str, Any]
     step: int
     provenance: Provenance
+    size: int
     digest: str
 
 
@@ -134,7 +150,7 @@ def read_export(folder: Path) -> Export:
     3
     """
     path = folder / EXPORT_FILE
-    document = parse_json(read_text(path, LARGEST_GENOTYPE), str(path))
+    document = parse_json(read_text(path, LARGEST_EXPORT), str(path))
     if not isinstance(document, dict) or RECORD not in document:
         raise InputError(
             f"{path}: expected a file that `export RUN --hub DIR` of this version writes, found no "
@@ -153,13 +169,13 @@ def read_export(folder: Path) -> Export:
     genotype = from_json(
         json.dumps(arguments.take("genotype", dict)), f"{path}: model_args.genotype"
     )
-    form = {name: arguments.take(name, int) for name in ("channels", "layers", "num_classes")}
-    form["in_channels"] = arguments.take("in_chans", int)
-    size = images.numbers("input_size", int)
-    if len(size) != 3:
+    form = {name: arguments.whole(name) for name in ("channels", "layers", "num_classes")}
+    form["in_channels"] = arguments.whole("in_chans")
+    size = images.take("input_size", list)
+    if len(size) != 3 or any(type(side) is not int for side in size):
         raise images.fault("input_size", "channels, height and width", size)
-    accuracy = None if record.is_null("accuracy") else float(record.take("accuracy", float, int))
-    if not 0 <= (accuracy or 0) <= 1:
+    accuracy = None if record.is_null("accuracy") else record.take("accuracy", float, int)
+    if accuracy is not None and share(accuracy) is None:
         raise record.fault("accuracy", "a share of images", accuracy)
     return Export(
         genotype,
@@ -169,25 +185,27 @@ def read_export(folder: Path) -> Export:
             "stem": fields.take("architecture", str).removeprefix(ARCHITECTURE),
         },
         tuple(fields.take("label_names", list)),
-        tuple(map(float, images.numbers("mean", float, int))),
-        tuple(map(float, images.numbers("std", float, int))),
+        images.numbers("mean"),
+        images.numbers("std"),
         (size[1], size[2]),
         record.take("options", dict),
-        record.take("step", int),
+        record.whole("step"),
         Provenance(
             record.take("command", str),
             record.take("machine", str),
-            accuracy,
-            record.take("images", int),
+            share(accuracy),
+            record.whole("images"),
         ),
+        record.whole("bytes", LARGEST_WEIGHTS),
         record.take("digest", str),
     )
 
 
-def read_weights(folder: Path, expected: str) -> dict[str, Tensor]:
+def read_weights(folder: Path, export: Export) -> dict[str, Tensor]:
     """Return the tensors in model.safetensors, on the CPU.
 
-    `expected` is the file's digest. Raises InputError if the file cannot be read or has another.
+    Raises InputError if the file cannot be read, or is not of the size and digest that the export
+    names. A file of another size is not read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -195,15 +213,18 @@ def read_weights(folder: Path, expected: str) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     try:
         with open_file(path) as file:
-            content = file.read()
+            found = os.fstat(file.fileno()).st_size
+            # Bounded, since the file may grow while it is read.
+            content = file.read(export.size) if found == export.size else None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({first_line(error)}); put back the file that was exported"
         ) from None
-    if digest(content) != expected:
+    if content is None or digest(content) != export.digest:
+        what = "others or damaged ones" if content is not None else f"{found:,} bytes"
         raise InputError(
-            f"{path}: expected the weights that {EXPORT_FILE} beside it names by their digest, found "
-            "others or damaged ones; put back the file that was exported"
+            f"{path}: expected the weights that {EXPORT_FILE} beside it names by their digest, of "
+            f"{export.size:,} bytes, found {what}; put back the file that was exported"
         )
     try:
         return load(content)
@@ -221,17 +242,27 @@ class _Fields:
         """Return the field's value; raise InputError unless it is of one of these types."""
         value = self._fields.get(name)
         if type(value) not in kinds:
-            raise self.fault(name, _in_words(kinds), value)
+            raise self.fault(name, " or ".join(kind.__name__ for kind in kinds), value)
         return value
 
-    def numbers(self, name: str, *kinds: type) -> list[Any]:
-        """Return the numbers of a list; raise InputError if it is none, or holds other things."""
+    def whole(self, name: str, most: int = LARGEST_WHOLE) -> int:
+        """Return a whole number; raise InputError unless it is from 0 to `most`."""
+        value: int = self.take(name, int)
+        if not 0 <= value <= most:
+            raise self.fault(name, f"a whole number from 0 to {most:,}", value)
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return the numbers of a list; raise InputError unless all are finite as torch.float32."""
         values: list[Any] = self.take(name, list)
-        if any(type(value) not in kinds for value in values):
-            raise self.fault(name, f"a list of {_in_words(kinds)}", values)
-        return values
+        largest = torch.finfo(torch.float32).max
+        # Compared before they are floats: a whole number may be too large to become one.
+        if not all(type(value) in (float, int) and abs(value) <= largest for value in values):
+            raise self.fault(name, "a list of finite numbers", values)
+        return tuple(map(float, values))
 
     def is_null(self, name: str) -> bool:
+        """Tell whether the field is null or missing."""
         return self._fields.get(name) is None
 
     def fault(self, name: str, expected: str, value: Any) -> InputError:
@@ -240,8 +271,3 @@ class _Fields:
             f"{self._path}: {self._prefix}{name}: expected {expected}, found {brief(value)}; put "
             "back the file that was exported"
         )
-
-
-def _in_words(kinds: tuple[type, ...]) -> str:
-    """Return the types as a message calls them: (float, int) -> "float or int"."""
-    return " or ".join(kind.__name__ for kind in kinds)

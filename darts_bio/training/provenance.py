@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darts_bio.errors import InputError, first_line
-from darts_bio.storage.logs import read_metrics
+from darts_bio.errors import first_line, one_line
+from darts_bio.storage.logs import METRICS_FILE, MOST_STEPS, read_metrics
 from darts_bio.storage.status import STATUS_FILE, read_status
 
 
@@ -35,42 +36,57 @@ class Provenance:
     @property
     def right(self) -> int | None:
         """The number of test images that are classified correctly; None if it is unknown."""
-        known = self.accuracy is not None and self.images
-        return round((self.accuracy or 0) * self.images) if known else None
+        accuracy = share(self.accuracy)
+        return round(accuracy * self.images) if accuracy is not None and self.images else None
+
+
+def share(value: float | None) -> float | None:
+    """Return a share as a float; None for what is no number in [0, 1].
+
+    >>> share(1), share(1.5), share(float("nan")), share(None)
+    (1.0, None, None, None)
+    """
+    return float(value) if value is not None and 0 <= value <= 1 else None
 
 
 def provenance_of_run(folder: Path, step: int, command: str, *, averaged: bool) -> Provenance:
     """Return what the files of a run folder tell of its weights after `step` updates.
 
     Args:
-        folder: The run folder; what is missing in it is unknown.
+        folder: The run folder; what is missing in it is unknown. If a file of it is damaged, all but
+            the command is unknown, and a warning says so: the weights are whole without it.
         step: The updates that the weights have had.
         command: The command that the checkpoint names.
         averaged: Whether they are the averaged weights of a run with `--ema`.
-
-    Raises:
-        InputError: A file of the folder is damaged.
 
     >>> provenance_of_run(Path("runs/none"), 3, "darts-bio train", averaged=False).accuracy is None
     True
     """
     tag = "test_averaged/accuracy" if averaged else "test/accuracy"
-    found = [
-        record[tag]
-        for record in read_metrics(folder, step)
-        if record["event"] == "epoch" and record["step"] == step and tag in record
-    ]
     try:
+        records = read_metrics(folder, step)
         status: dict[str, Any] = read_status(folder) or {}
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / STATUS_FILE}: cannot be read ({first_line(error)}); put back the file that "
-            "the run wrote, or remove it"
-        ) from None
+        warnings.warn(
+            one_line(
+                f"{folder}: the accuracy of its weights and the machine are unknown, since "
+                f"{METRICS_FILE} or {STATUS_FILE} cannot be read ({first_line(error)}); put back the "
+                "file that the run wrote"
+            ),
+            stacklevel=2,
+        )
+        return Provenance(command)
+    found = [
+        record[tag]
+        for record in records
+        if record["event"] == "epoch" and record["step"] == step and tag in record
+    ]
+    accuracy = share(found[-1]) if found else None
     images, machine = status.get("images"), status.get("machine")
+    is_count = type(images) is int and 0 < images < MOST_STEPS
     return Provenance(
         command,
         machine if isinstance(machine, str) else "",
-        found[-1] if found else None,
-        images if found and type(images) is int and images > 0 else 0,
+        accuracy,
+        images if is_count and accuracy is not None else 0,
     )

@@ -99,7 +99,8 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
 
     Args:
         source: A shipped name (`darts-bio list` shows them), the run folder of a training, its
-            checkpoint, or a folder that `export RUN --hub` wrote.
+            checkpoint, or a folder that `export RUN --hub` wrote. A shipped name wins over a folder
+            of that name: write ./NAME for a folder of that name.
         averaged: Whether to take the averaged weights, if a run kept such (`--ema`). An export
             holds those alone.
 
@@ -108,7 +109,8 @@ def load_trained(source: str | Path, *, averaged: bool = True) -> Trained:
         comes from; `on_pixels()` is the network on pixels in [0, 1].
 
     Raises:
-        InputError: There is no trained network of a genotype, or it is damaged.
+        InputError: There is no trained network of a genotype, or it is damaged. (Of a run whose
+            checkpoint is whole, damaged records are a warning: the provenance is unknown.)
 
     Example:
         >>> import darts_bio
@@ -156,14 +158,14 @@ def _load_run(source: Path, averaged: bool) -> Trained:
             state["step"],
             provenance_of_run(path.parent, state["step"], state["command"], averaged=averaged),
         )
-        _check(trained, path)
+        _check(trained, path, ("classes", "normalisation", "image_size"))
     return trained
 
 
 def _load_export(folder: Path) -> Trained:
     """Read the network of a folder that `export --hub` wrote, as `load_trained` says."""
     export, path = read_export(folder), folder / EXPORT_FILE
-    weights = read_weights(folder, export.digest)
+    weights = read_weights(folder, export)
     with fitting(path):
         trained = Trained(
             _build(export.genotype, export.form, weights, path),
@@ -177,7 +179,8 @@ def _load_export(folder: Path) -> Trained:
             export.step,
             export.provenance,
         )
-        _check(trained, path)
+        images = "pretrained_cfg"
+        _check(trained, path, ("label_names", f"{images}.mean/std", f"{images}.input_size"))
     return trained
 
 
@@ -222,8 +225,11 @@ LARGEST_SIDE = 2048
 """Pixels of a side of the images that a file may ask for."""
 
 
-def _check(trained: Trained, path: Path) -> None:
-    """Raise InputError unless the classes, the normalization and the image size fit the network."""
+def _check(trained: Trained, path: Path, fields: tuple[str, str, str]) -> None:
+    """Raise InputError unless the classes, the normalization and the image size fit the network.
+
+    `fields` are what the file calls these three, in this order.
+    """
     classes, channels = trained.form["num_classes"], trained.form["in_channels"]
     are_names = len(trained.classes) == classes and all(
         isinstance(name, str) for name in trained.classes
@@ -235,11 +241,12 @@ def _check(trained: Trained, path: Path) -> None:
         type(side) is int and 0 < side <= LARGEST_SIDE for side in trained.image_size
     )
     normalization = (trained.mean, trained.std)
-    for name, expected, holds, value in (
-        ("classes", f"{classes} names", are_names, trained.classes),
-        ("normalisation", f"the means and stds of {channels} channels", are_scales, normalization),
-        ("image_size", "a height and a width", is_size, trained.image_size),
-    ):
+    checks = (
+        (f"{classes} names", are_names, trained.classes),
+        (f"the means and stds of {channels} channels", are_scales, normalization),
+        ("a height and a width", is_size, trained.image_size),
+    )
+    for name, (expected, holds, value) in zip(fields, checks, strict=True):
         if not holds:
             raise InputError(
                 f"{path}: {name}: expected {expected}, found {brief(value)}; use another file"
