@@ -7,11 +7,15 @@ installed package.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import forked, refused
 
+import darts_bio
 from darts_bio.cli import main
 
 MEMBERS = '''
@@ -240,3 +244,53 @@ def test_an_installed_package_brings_its_members(
         "the plug-in extra of an installed package: its import failed with RuntimeError (broken)"
         in (capsys.readouterr().err)
     )
+
+
+@pytest.mark.parametrize(
+    "given", ["first_member, second_member", ("first_member", "second_member")]
+)
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (darts_bio.search, {"dataset": "nowhere"}),
+        (darts_bio.search_and_train, {"dataset": "nowhere", "seeds": 2}),
+        (darts_bio.train, {"genotype": "darts_v2", "dataset": "nowhere"}),
+        (darts_bio.attack, {"runs": "nowhere"}),
+        (darts_bio.align, {"runs": "nowhere"}),
+    ],
+)
+def test_python_takes_plugins_as_the_command_line_does(
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    given: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Modules are imported before the other arguments are looked at, which are refused here."""
+    names = ("first_member", "second_member")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(darts_bio.InputError, match="nowhere"):
+        function(**arguments, plugin=given)
+    assert all(sys.modules.pop(name, None) for name in names)
+    with pytest.raises(darts_bio.InputError, match="--plugin: expected names separated by commas"):
+        function(**arguments, plugin=3)
+
+
+def test_a_run_from_python_names_its_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty_member.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = {"train_images": 64, "channels": 2, "layers": 3, "epochs": 1, "batch_size": 16}
+    darts_bio.search(
+        "digits", out="found", plugin="empty_member", progress=False, tensorboard=False, **small
+    )
+    assert darts_bio.load_run("found").options["plugin"] == ("empty_member",)
+    del sys.modules["empty_member"]
+    with pytest.raises(darts_bio.InputError, match="add --plugin empty_member"):
+        darts_bio.load_run("found")

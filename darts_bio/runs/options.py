@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from darts_bio.config import CONFIG_FILE, CommandConfig, RunConfig, SearchConfig, TrainingConfig
 from darts_bio.config.files import read_run, read_yaml
-from darts_bio.config.options import refuse_idle
+from darts_bio.config.options import convert, refuse_idle, types_of
 from darts_bio.config.protocols import preset
 from darts_bio.errors import InputError
 from darts_bio.plugins import import_plugins
@@ -46,7 +46,7 @@ def complete(
             )
         given = file_options | given
     # Before any name is looked up: plug-ins register rules, spaces, strategies and protocols.
-    import_plugins(given.get("plugin", ()))
+    import_plugins(convert("plugin", types_of(cls)["plugin"], given.get("plugin", ())))
     resume = given.get("resume", False)
     if resume and issubclass(cls, RunConfig):
         if given.get("out") is None:
