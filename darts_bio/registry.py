@@ -145,6 +145,41 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(spec.strip() for spec in specs if spec.strip())
 
 
+def _mistake_in_fields(member: type) -> str | None:
+    """Return why the fields of a class cannot be its options, and what to do; None if they can.
+
+    >>> class Still:
+    ...     rate: float = 0.1
+    >>> _mistake_in_fields(Still)
+    'its field rate is no option, as Still is no dataclass of its own; put @dataclass(frozen=True) above it'
+    """
+    bases = member.__mro__[1:]
+    if not _is_dataclass_itself(member):
+        # Where an __init__ is written out, its parameters are the options.
+        maker = next(cls for cls in member.__mro__ if "__init__" in vars(cls))
+        if maker is object or _is_dataclass_itself(maker):
+            for name, annotation in inspect.get_annotations(member).items():
+                if "ClassVar" not in str(annotation):
+                    return (
+                        f"its field {name} is no option, as {member.__name__} is no dataclass of "
+                        "its own; put @dataclass(frozen=True) above it"
+                    )
+    for field in fields(member) if is_dataclass(member) else ():
+        for base in bases:
+            # A property may be: a space has kept_edges as an option, its base computes them.
+            if inspect.isroutine(vars(base).get(field.name)):
+                return (
+                    f"its field {field.name} would hide the method {base.__name__}.{field.name}; "
+                    "choose another name"
+                )
+    return None
+
+
+def _is_dataclass_itself(cls: type) -> bool:
+    """Return whether a class is a dataclass, and not only a subclass of one."""
+    return "__dataclass_fields__" in vars(cls)
+
+
 class Registry(Generic[T]):
     """A family of members that are registered under a name and looked up or built by it.
 
@@ -186,8 +221,9 @@ class Registry(Generic[T]):
         One that is not `listed` is known, but neither errors nor listings name it to a user.
 
         Raises:
-            ValueError: The name is taken already, or no identifier. It is no `InputError`, since
-                the mistake is in code.
+            ValueError: The name is taken already, or no identifier; or the fields of a class cannot
+                be options, as it is no dataclass of its own or a field hides a method. It is no
+                `InputError`, since the mistake is in code.
 
         >>> colors = Registry("color")
         >>> @colors.register("red")
@@ -206,6 +242,8 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
         def add(member: M) -> M:
+            if inspect.isclass(member) and (mistake := _mistake_in_fields(member)):
+                raise ValueError(f"{self.kind} {name!r}: {mistake}")
             self._members[name] = member  # type: ignore[assignment]
             if not listed:
                 self._unlisted.add(name)

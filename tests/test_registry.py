@@ -7,7 +7,7 @@ import re
 import string
 from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,7 @@ from darts_bio.rules import RULES, convert
 from darts_bio.rules.base import GLOBAL_LEARNERS
 from darts_bio.spaces import OPERATIONS, SPACES
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
+from darts_bio.strategies.darts import Darts
 from darts_bio.training.adversarial import ADVERSARIES
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
@@ -117,6 +118,55 @@ class TestRegistry:
             "red(name='x')",
             "red(name='x', shade=2)",
         ]
+
+    def test_fields_that_cannot_be_options_are_refused(self) -> None:
+        """A class that is no dataclass takes the options of its base alone, and a field of a method's
+        name takes that method's place.
+        """
+
+        class Undecorated(Darts):
+            pause: ClassVar[float] = 1.0
+            rate: float = 0.5
+
+        class Plain:
+            rate: float = 0.5
+
+        for member in (Undecorated, Plain):
+            message = (
+                f"strategy 'mine': its field rate is no option, as {member.__name__} is no "
+                "dataclass of its own; put @dataclass(frozen=True) above it"
+            )
+            with pytest.raises(ValueError, match=re.escape(message)):
+                STRATEGIES.register("mine")(member)
+
+        @dataclass(frozen=True)
+        class Noted(Darts):
+            notes: str = ""
+
+        message = (
+            "strategy 'mine': its field notes would hide the method Strategy.notes; choose another "
+            "name"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            STRATEGIES.register("mine")(Noted)
+        assert "mine" not in STRATEGIES
+
+    def test_classes_whose_options_are_those_of_another_are_welcome(
+        self, colors: Registry[Any]
+    ) -> None:
+        class Renamed(Darts):
+            pause: ClassVar[float] = 1.0
+
+        class Made:
+            size: int  # what __init__ sets
+
+            def __init__(self, shade: int = 2) -> None:
+                self.size = shade
+
+        for name, member in (("renamed", Renamed), ("made", Made)):
+            colors.register(name)(member)
+        assert colors.options("renamed") == STRATEGIES.options("darts")
+        assert colors.options("made") == {"shade": 2}
 
     def test_unregister_frees_the_name(self, colors: Registry[Any]) -> None:
         colors.unregister("red")
