@@ -47,23 +47,45 @@ def import_plugins(modules: Sequence[str]) -> None:
 
 def _import(module: str, where: str) -> None:
     """Import a module, with InputError for any failure; `where` says who asked for it."""
+    if module.startswith(".") or "/" in module:
+        raise _file_given(module, where)
     try:
         importlib.import_module(module)
     except Exception as error:
-        if not isinstance(error, ImportError):
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            if module.endswith(".py"):
+                raise _file_given(module, where) from None
             raise InputError(
-                f"{where}: its import failed with {type(error).__name__} ({first_line(error)}), "
-                f"raised at {_users_line(error)}"
-            ) from error
-        if module.endswith(".py"):
-            raise InputError(
-                f"{where}: expected a module's name, not a file's; write "
-                f"{module.removesuffix('.py')}"
+                f"{where}: cannot be imported ({first_line(error)}); expected a module, such as "
+                "my_package.my_rule, that is installed or lies in the working directory"
             ) from None
+        if missing is not None:
+            raise InputError(
+                f"{where}: it imports the module {missing}, which is missing, at "
+                f"{_users_line(error)}; install that, or put its folder into PYTHONPATH"
+            ) from error
         raise InputError(
-            f"{where}: cannot be imported ({first_line(error)}); expected a module, such as "
-            "my_package.my_rule, that is installed or lies in the working directory"
-        ) from None
+            f"{where}: its import failed with {type(error).__name__} ({first_line(error)}), "
+            f"raised at {_users_line(error)}"
+        ) from error
+
+
+def _file_given(file: str, where: str) -> InputError:
+    """Return the error for a file where a module is expected, which says how that is written.
+
+    >>> for file in ("./my_rules.py", "package/my_rules.py", "../my_rules.py"):
+    ...     print(_file_given(file, "--plugin"))
+    --plugin: expected a module's name, not a file's; write my_rules
+    --plugin: expected a module's name, not a file's; write package.my_rules
+    --plugin: expected a module's name, not a file's; write my_rules, with its folder in PYTHONPATH
+    """
+    path = Path(file.removesuffix(".py"))
+    if path.is_absolute() or ".." in path.parts:
+        name = f"{path.name}, with its folder in PYTHONPATH"
+    else:
+        name = ".".join(path.parts).lstrip(".")
+    return InputError(f"{where}: expected a module's name, not a file's; write {name}")
 
 
 def _users_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import image_data
 from darts_bio.errors import InputError
 from darts_bio.runs.running import SeedResults
+from darts_bio.strategies import REGULARIZERS, STRATEGIES
 from darts_bio.training.listeners import Progress
 from darts_bio.training.meters import Numbers
 
@@ -396,6 +397,15 @@ class TestTrain:
         (
             {"dataset": torch.zeros(4, 1, 8, 8)},
             "dataset: expected a pair .images, labels., found Tensor alone",
+        ),
+        (
+            {"strategy": STRATEGIES.build("darts(lr=0.01)")},
+            r"--strategy: expected text, found Darts\(lr=0.01, .*; write name\(option=value\), such as "
+            r'"darts\(lr=3e-4\)" for a strategy',
+        ),
+        (
+            {"regularizers": [type(REGULARIZERS.build("skip_stop"))]},
+            "--regularizers: expected text, found <class .*SkipStop",
         ),
         ({"listener": print}, "listener: expected an object of a subclass of darts_bio.Listener"),
     ],

@@ -17,6 +17,7 @@ from commands import forked, refused
 
 import darts_bio
 from darts_bio.cli import main
+from darts_bio.plugins import import_plugins
 
 MEMBERS = '''
 from dataclasses import dataclass
@@ -294,3 +295,39 @@ def test_a_run_from_python_names_its_plugins(
     del sys.modules["empty_member"]
     with pytest.raises(darts_bio.InputError, match="add --plugin empty_member"):
         darts_bio.load_run("found")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        ("./mine.py", "--plugin ./mine.py: expected a module's name, not a file's; write mine"),
+        (".mine", "--plugin .mine: expected a module's name, not a file's; write mine"),
+        (
+            "sub/mine.py",
+            "--plugin sub/mine.py: expected a module's name, not a file's; write sub.mine",
+        ),
+        ("mine.py", "--plugin mine.py: expected a module's name, not a file's; write mine"),
+        (
+            "needy",
+            "--plugin needy: it imports the module nowhere_to_be_found, which is missing, at "
+            "{folder}/needy.py:2; install that, or put its folder into PYTHONPATH",
+        ),
+        (
+            "wanting",
+            "--plugin wanting: its import failed with ImportError (too old), raised at "
+            "{folder}/wanting.py:1",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(
+    plugin: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "needy.py").write_text("x = 1\nimport nowhere_to_be_found\n")
+    (tmp_path / "wanting.py").write_text("raise ImportError('too old')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(darts_bio.InputError) as caught:
+        import_plugins([plugin])
+    sys.modules.pop("mine", None)
+    assert str(caught.value) == message.format(folder=tmp_path)

@@ -22,7 +22,7 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import (
     Any,
     Literal,
@@ -143,7 +143,10 @@ def check_values(config: Any) -> None:
     hints = types_of(type(config))
     for f in fields(config):
         if "help" in f.metadata:
-            value = convert(f.name, hints[f.name], getattr(config, f.name))
+            value = getattr(config, f.name)
+            if f.metadata["spec"]:
+                _refuse_objects(f.name, value)
+            value = convert(f.name, hints[f.name], value)
             _check_bounds(f.name, value, f.metadata)
             value = _canonical(f.name, value) if f.metadata["spec"] else value
             object.__setattr__(config, f.name, value)  # as the dataclass is frozen
@@ -273,6 +276,16 @@ def refuse_idle(config: Any, given: Iterable[str]) -> None:
             raise InputError(
                 f"{flag(f.name)}: has no say without {flag(needs)}; add it, or leave "
                 f"{flag(f.name)} out"
+            )
+
+
+def _refuse_objects(name: str, value: Any) -> None:
+    """Raise InputError if a spec is given, from Python, as the object or the class that it builds."""
+    for item in value if isinstance(value, (tuple, list)) else [value]:
+        if is_dataclass(item):
+            raise InputError(
+                f"{flag(name)}: expected text, found {brief(item)}; write name(option=value), such "
+                'as "darts(lr=3e-4)" for a strategy'
             )
 
 
