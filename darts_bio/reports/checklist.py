@@ -33,8 +33,14 @@ def checklist(
     >>> lines = checklist(SearchConfig(seed=3), None, data="digits", machine="a CPU", cost="2 h")
     >>> print(lines[0], lines[10], sep="; ")
     ## Best practices; | 5 | ablations: what each part of the method contributes | *for you to say* |
+    >>> lines = checklist(SearchConfig(plugin="mine"), None, data="digits", machine="", cost="")
+    >>> "and the plug-ins `mine`, whose code is not recorded; all options" in lines[7]
+    True
     """
-    code_and_options = f"{code_identity()}; all options are in config.yaml; seed {config.seed}"
+    used = code_identity()
+    if config.plugin:
+        used += f", and the plug-ins {code(', '.join(config.plugin))}, whose code is not recorded"
+    code_and_options = f"{used}; all options are in config.yaml; seed {config.seed}"
     benchmark = [f"here: {escaped(data)}"]
     training = method = performance = random = tabular = None
     if isinstance(config, SearchConfig):

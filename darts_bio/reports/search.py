@@ -228,9 +228,14 @@ def _legend(genotype: Genotype) -> list[str]:
 
 
 def _faster(search: Search) -> str | None:
-    """Return the spec of the search's strategy with a larger rate of alpha; None if that is large."""
+    """Return the spec of the search's strategy with a larger rate of alpha.
+
+    None if the rate is large, or if alpha has none (`StrategyState.learning_rates`).
+    """
     strategy = search.strategy
     rate = getattr(strategy, "lr", None)
+    if "alpha" not in search.strategy_state.learning_rates():
+        return None
     if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
         return None
     larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{FASTER * rate:.2g}")))
