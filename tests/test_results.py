@@ -492,6 +492,12 @@ def test_the_readme_shows_what_the_files_hold() -> None:
         price["ends"]["bp"],
     )
     assert "; ".join(mean_std(values, 1) for values in shares) in readme
+    runs = result("resnet20-cifar10-cpu.json")["runs"]
+    mirror, kolen_pollack, fa, bp = (
+        mean_std((each["test_error_percent"] for each in chosen(runs, rule=rule)), 1)
+        for rule in ("weight_mirror", "kolen_pollack", "fa", "bp")
+    )
+    assert f"on {mirror} and {kolen_pollack} % (fa {fa}, bp {bp}; n = 3," in readme
 
 
 def test_every_linked_result_is_there_and_every_result_is_linked() -> None:
