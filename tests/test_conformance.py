@@ -454,12 +454,12 @@ class TestANewSpaceAndStrategy:
     def test_as_the_contributing_page_writes_them(
         self, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its examples of a space, a strategy and a regularizer, in a user's module, together in
+        """Its examples of a space, strategies and a regularizer, in a user's module, together in
         one search.
         """
         page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
         examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-        assert len(examples) == 3
+        assert len(examples) == 4
         (tmp_path / "my_members_for_test.py").write_text("\n\n".join(examples), encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         import_plugins(("my_members_for_test",))
@@ -481,9 +481,24 @@ class TestANewSpaceAndStrategy:
                 InputError, match="strategy sharp: temperature: expected a number above 0, found 0"
             ):
                 STRATEGIES.build("sharp(temperature=0)")
+            search = Search(SearchConfig(strategy="sign_darts(lr=0.125)", **SMALL), data, CPU)
+            alpha = {t: a.detach().clone() for t, a in search.strategy_state.alpha.items()}
+            search.begin_epoch(0)
+            search.step(0)
+            for t, a in search.strategy_state.alpha.items():
+                steps = (a - alpha[t]).abs()
+                # A candidate that is not there has no gradient; float32 rounds a sum of about 0.125.
+                assert torch.allclose(steps, 0.125 * steps.ne(0), rtol=0, atol=1e-7)
+                assert steps.ne(0).any()
+            assert search.strategy_state.learning_rates() == {"alpha": 0.125}
+            for space in ("darts", "nb201"):
+                TestEveryPair().test_searches_two_epochs_goes_on_from_its_state_and_gives_a_genotype_that_trains(
+                    space, "sign_darts", data
+                )
         finally:
             SPACES.unregister("tiny")
             STRATEGIES.unregister("sharp")
+            STRATEGIES.unregister("sign_darts")
             REGULARIZERS.unregister("even")
 
 

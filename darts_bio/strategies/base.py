@@ -252,7 +252,11 @@ class StrategyState(ABC):
         """
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the present learning rates of alpha, by name, for the records."""
+        """Return the present learning rates of alpha, by name, for the records.
+
+        That of the name "alpha" is `lr/alpha` there. A report whose search has it may advise a
+        larger option `lr` of the strategy; one that inherits `lr` and does not use it returns {}.
+        """
         return {}
 
     @property
@@ -360,7 +364,9 @@ class Strategy(ABC, Generic[S]):
         return None
 
     def notes(self, state: S, rules: Sequence[str]) -> list[str]:
-        """Return what a user should know of the strategy's assumptions, a line each.
+        """Return what a user should know of the strategy's assumptions, a list of lines.
+
+        The console shows them when a search begins or goes on, before its first step.
 
         Args:
             state: The state at the beginning of the search.
@@ -411,13 +417,17 @@ class Strategy(ABC, Generic[S]):
     def gradients(self, state: S, bilevel: Bilevel) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and the validation logits they come from.
 
-        Gradients are in the order of the state's parameters; the logits (N, classes) are detached.
-        When it returns, w is as it was.
+        Gradients are a sequence of tensors, each in the shape of what it moves; of an `AlphaState`
+        in the order of the values of `state.parameters`. The logits (N, classes) are detached. When
+        it returns, w is as it was.
         """
         raise NotImplementedError(f"{type(self).__name__}.gradients")
 
     def move(self, state: S, gradients: Sequence[Tensor]) -> None:
-        """Move alpha once along its gradients; the weights' own step comes after."""
+        """Move alpha once, in place, along what `gradients` returned; w's own step comes after.
+
+        Of several processes the gradients are averaged. Nothing is returned.
+        """
         raise NotImplementedError(f"{type(self).__name__}.move")
 
     def end_epoch(self, state: S, epoch: int, measure: Measure) -> dict[str, float]:

@@ -38,6 +38,15 @@ class AlphaState(StrategyState):
         strategy: The strategy, whose `lr`, `betas`, `weight_decay` and `init` are used.
         context: The search.
 
+    Attributes:
+        parameters: All that moves, a dict of tensors by name: alpha (edges, candidates) by cell
+            type, with edges that compete their betas as well; with factorised alpha those of
+            operations and of rules. Gradients are in the order of its values.
+        masks: (edges, candidates) bool per cell type: True where there is a candidate.
+        edge_shares: Each edge's share of its node, where edges compete; None elsewhere.
+        optimizer: Adam, of all parameters.
+        draws: How many samples were drawn so far.
+
     >>> from darts_bio.spaces import SPACES
     >>> from darts_bio.strategies import AlphaState, Context, GradientStrategy
     >>> space = SPACES.build("darts")
@@ -55,13 +64,10 @@ class AlphaState(StrategyState):
         kind = FactorizedAlpha if context.factorised else Alpha
         self._alpha = kind(context, strategy.init)
         self.masks = self._alpha.masks
-        """(edges, candidates) bool per cell type: True where there is a candidate."""
         compete = context.normalizes_edges or strategy.normalizes_edges
         self.edge_shares = EdgeShares(context, strategy.init) if compete else None
-        """Each edge's share of its node, where edges compete."""
         betas = {} if self.edge_shares is None else self.edge_shares.parameters
         self.parameters = self._alpha.parameters | betas
-        """All that Adam moves, by name; gradients are in the order of its values."""
         self.optimizer = Adam(
             self._groups(strategy),
             lr=strategy.lr,
@@ -71,7 +77,6 @@ class AlphaState(StrategyState):
             fused=context.recorded or None,  # None is PyTorch's own choice
         )
         self.draws = 0
-        """How many samples were drawn so far."""
 
     def _groups(self, strategy: Any) -> list[dict[str, Any]]:
         """Return the parameters as Adam takes them: in groups, with what differs between these."""
