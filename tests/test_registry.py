@@ -144,7 +144,7 @@ class TestRegistry:
             notes: str = ""
 
         message = (
-            "strategy 'mine': its field notes would hide the method Strategy.notes; choose another "
+            "strategy 'mine': its field notes would hide the method Darts.notes; choose another "
             "name"
         )
         with pytest.raises(ValueError, match=re.escape(message)):

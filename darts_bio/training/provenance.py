@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from darts_bio.errors import first_line, one_line
 from darts_bio.storage.logs import METRICS_FILE, MOST_STEPS, read_metrics
@@ -83,10 +83,14 @@ def provenance_of_run(folder: Path, step: int, command: str, *, averaged: bool) 
     ]
     accuracy = share(found[-1]) if found else None
     images, machine = status.get("images"), status.get("machine")
-    is_count = type(images) is int and 0 < images < MOST_STEPS
     return Provenance(
         command,
         machine if isinstance(machine, str) else "",
         accuracy,
-        images if is_count and accuracy is not None else 0,
+        images if accuracy is not None and _is_count(images) else 0,
     )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    """Tell whether a value of a file is a number of images."""
+    return type(value) is int and 0 < value < MOST_STEPS
