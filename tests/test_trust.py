@@ -46,7 +46,7 @@ from darts_bio.reports.markdown import block, code, escaped, markdown_table, rec
 from darts_bio.runs.alignment import alignments_by_epoch
 from darts_bio.runs.files import epochs_of
 from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
-from darts_bio.storage.logs import EPOCHS_FILE, METRICS_FILE
+from darts_bio.storage.logs import EPOCHS_FILE, METRICS_FILE, read_records
 from darts_bio.storage.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.provenance import Provenance
 from darts_bio.training.trained import Trained, load_trained
@@ -198,6 +198,7 @@ def test_only_regular_files_are_opened(odd: list[Path]) -> None:
         refused(lambda p=path: Nb201Table(p))
         refused(lambda p=path: load_genotype(p))
         refused(lambda p=path: load_trained(p))
+        refused(lambda p=path: read_records(p))
 
 
 def test_an_image_that_is_a_pipe_or_a_bomb_is_named_and_not_waited_for(tmp_path: Path) -> None:

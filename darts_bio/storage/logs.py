@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from darts_bio.errors import InputError
+from darts_bio.bounded import open_file
+from darts_bio.errors import InputError, first_line
 from darts_bio.storage.checksum import GrowingDigest
 
 METRICS_FILE = "metrics.jsonl"
@@ -116,7 +117,7 @@ def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     so it was written after the checkpoint.
 
     Raises:
-        InputError: A line is no JSON object with a step.
+        InputError: It is no regular file, or a line is no JSON object with a step.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +126,15 @@ def read_records(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     ...     read_records(path)
     [{'step': 1, 'loss': 2.5}]
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = b""
+    if path.exists():
+        try:
+            with open_file(path) as file:
+                content = file.read()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({first_line(error)}); put back the file that the run wrote"
+            ) from None
     lines = content.split(b"\n")[:-1]  # what follows the last end of a line was cut off
     records = []
     for number, line in enumerate(lines, 1):
