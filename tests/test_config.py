@@ -275,7 +275,8 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
     after = {"table", "share", "choice_epochs", "training"}
     measured = {"alignment_every", "workers"} if cls is RetrainConfig else after
     of_a_call = {
-        *("data_dir", "device", "graphs", "out", "resume", "quiet", "charts", "plugin", "seeds")
+        *("data_dir", "device", "graphs", "out", "resume", "quiet", "charts", "plugin", "seeds"),
+        "log",
     }
     assert left_out == of_a_call | {"save_every", "rollbacks"} | measured
 
