@@ -76,7 +76,7 @@ def resident_mib() -> float:
 
 
 class Watch:
-    """What this process does beside reading, from the first `acts` on.
+    """Watches what this process does beside reading, from the first `acts` on.
 
     A process cannot get rid of an audit hook: for one that ends soon.
     """

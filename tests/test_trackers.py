@@ -173,6 +173,8 @@ def test_a_run_that_goes_on_goes_on_in_the_tracker(
     darts_bio.search("digits", out=out, log=("mlflow",), resume=True, **OPTIONS)
     assert server.ended == [("run 0", "KILLED"), ("run 0", "FINISHED")]
     assert sorted(server.sent["run 0"]) == flat(again(listing(out)))
+    darts_bio.search("digits", out=out, log=("mlflow",), resume=True, **OPTIONS)  # nothing is left
+    assert server.ended[2:] == [("run 0", "FINISHED")]
 
 
 def test_a_run_outlives_its_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,9 @@ def test_a_spoilt_number_is_not_gone_on_with(
         darts_bio.search("digits", out=out, log=("mlflow",), listener=Gone(), **OPTIONS)
     (out / TRACKERS_FILE).write_text(content)
     assert darts_bio.search("digits", out=out, log=("mlflow",), resume=True, **OPTIONS).finished
-    assert set(server.sent) == {"run 0", "run 1"}
+    # What went on is in a run of its own, whose number is kept: steps 3 and 4.
+    assert {step for step, _, _ in server.sent["run 1"]} == {3, 4}
+    assert json.loads((out / TRACKERS_FILE).read_text())["mlflow"] == "run 1"
 
 
 def test_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

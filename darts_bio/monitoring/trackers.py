@@ -51,6 +51,9 @@ class Tracker(Listener):
     ) -> None:
         self._attempt(lambda: self.end(self._done))
 
+    def on_start(self, progress: Progress) -> None:
+        self._done = progress.step == progress.steps
+
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         self._attempt(lambda: self.send(progress.step, numbers))
 
@@ -63,8 +66,9 @@ class Tracker(Listener):
     def _begin(self) -> None:
         """Begin a run of the tracker, or go on with the one that the folder names."""
         path = self._folder.path / TRACKERS_FILE
-        known = parse_json(read_text(path, LARGEST_YAML), str(path)) if path.exists() else {}
-        before = known.get(self.name) if isinstance(known, dict) else None
+        content = parse_json(read_text(path, LARGEST_YAML), str(path)) if path.exists() else {}
+        known = content if isinstance(content, dict) else {}
+        before = known.get(self.name)
         number = self.begin(before if isinstance(before, str) else None)
         if number != before:
             write_text(path, json.dumps({**known, self.name: number}) + "\n")

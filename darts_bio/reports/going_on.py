@@ -15,7 +15,7 @@ RESUME = "The command below, with this folder as `--out` and `--resume`, goes on
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next.
+    """Says what to do next.
 
     Attributes:
         step: The step in a few words.

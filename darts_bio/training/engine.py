@@ -202,7 +202,7 @@ def fit(
 
 
 class _Loop:
-    """What `fit` does; its arguments are those of `fit`.
+    """Runs a task for `fit`, whose arguments it takes.
 
     Attributes:
         t: How many updates are made.

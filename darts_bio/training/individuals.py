@@ -21,7 +21,7 @@ from darts_bio.runtime import autocast, rng_state, set_rng_state
 
 
 class Individuals:
-    """What measures individuals, on validation batches.
+    """Measures individuals on validation batches.
 
     Args:
         supernet: The network whose weights they share.
