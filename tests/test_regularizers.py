@@ -88,6 +88,25 @@ class TestFactorised:
             [1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9]
         )
 
+    def test_the_operation_is_chosen_before_its_rule(self) -> None:
+        """The convolution has 0.6 and the skip 0.4; of its three rules none has more than 0.24."""
+        darts, state = begin("darts(init=0)", PAIR, rules=("fa", "usf", "brsf"), factorised=True)
+        names = [c.op for c in state.context.table.rows["normal"][0] if c is not None]
+        place = {op: number for number, op in enumerate(dict.fromkeys(names))}
+        with torch.no_grad():
+            for name, parameter in state.parameters.items():
+                if name.endswith("/operation"):
+                    parameter.fill_(-9.0)
+                    parameter[:, place["skip_connect"]] = math.log(0.4)
+                    parameter[:, place["sep_conv_3x3"]] = math.log(0.6)
+                else:
+                    parameter.zero_()
+                    parameter[:, names.index("sep_conv_3x3") + 1] = math.log(4 / 3)
+        shares = darts.edge_weights(state)["normal"][0]
+        assert shares.argmax() == names.index("skip_connect")
+        cells = state.context.space.derive(darts.final_weights(state), state.context.table)
+        assert {str(edge.candidate) for edge in cells["normal"].edges} == {"sep_conv_3x3:usf"}
+
     @pytest.mark.parametrize(
         "strategy",
         ["darts", "darts(order=2)", "pc_darts(k=2)", "gdas", "snas", "drnas", "fair_darts"],

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from darts_bio.networks import EdgeWeights
+from darts_bio.networks.pooled import rule_shares
 from darts_bio.runtime import generator
 from darts_bio.spaces import Candidate, CandidateTable
-from darts_bio.spaces.base import Row
+from darts_bio.spaces.base import Row, by_operation
 from darts_bio.strategies.base import Context
 
 ABSENT = -1e9
@@ -64,12 +66,48 @@ def grouped_by_operation(rows: Sequence[Row]) -> Tensor:
     return torch.tensor([[membership(candidate) for candidate in row] for row in rows])
 
 
+def operation_first(weights: EdgeWeights, table: CandidateTable) -> EdgeWeights:
+    """Return weights of which the largest on an edge is the best rule of the best operation.
+
+    Of pairs with weights w the largest need not be that: an operation with one rule, or without
+    rules, keeps its weight whole, and one with four has a quarter of it at each pair. So a pair gets
+    the weight of its operation, the sum over its rules, times its own over that of the operation's
+    best rule.
+
+    `Space.derive` multiplies by the candidates of an edge, to compare edges. Operations count here,
+    so the quotient is taken out: unless anything is decided, each edge has the same score.
+
+    Args:
+        weights: (edges, candidates) per cell type, not negative. They are left as they are.
+        table: The candidates of each edge.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> space = SPACES.build("nb201(operations=(skip_connect, nor_conv_1x1))")
+    >>> table = space.table(("fa", "usf"))
+    >>> weights = torch.tensor([[0.4, 0.2, 0.4]] * 6)  # the convolution has 0.6
+    >>> scores = operation_first({"cell": weights}, table)["cell"]
+    >>> [round(score, 6) for score in (1.5 * scores[0]).tolist()]
+    [0.4, 0.3, 0.6]
+    """
+    scores = {t: of_type.clone() for t, of_type in weights.items()}
+    for t, rows in table.rows.items():
+        for edge, row in enumerate(rows):
+            pools = by_operation(row)
+            candidates = sum(len(pool.columns) for pool in pools)
+            for pool in pools:
+                of_rules = weights[t][edge, list(pool.columns)]
+                gain, shares = of_rules.sum() * len(pools) / candidates, rule_shares(of_rules)
+                scores[t][edge, list(pool.columns)] = gain * shares / shares.max()
+    return scores
+
+
 class FactorizedAlpha(Alpha):
     """A parameter for each operation of an edge, and one for each rule given the operation.
 
     The logit of a pair is log p(operation) + log p(rule | operation), so that an operation with
     many rules has no more weight than others. Before alpha moves, each operation of an edge has
-    about the same share, and each rule of an operation the same part of it.
+    about the same share, and each rule of an operation the same part of it. A genotype has the best
+    operation of an edge, under its best rule (`operation_first`).
 
     Cell types of one kind (`Space.kind`) have the parameters of operations in common, and those of
     rules each for itself.

@@ -311,6 +311,9 @@ class Strategy(ABC, Generic[S]):
     partial: ClassVar[int] = 1
     """k, where 1/k of the channels are to go through the candidates (see `SuperNet`)."""
 
+    factorised: ClassVar[bool] = False
+    """Whether alpha is operation times rule given the operation, whether asked to be or not."""
+
     normalizes_edges: ClassVar[bool] = False
     """Whether the edges into a node compete, whether asked to or not (`strategies.edges`)."""
 

@@ -9,7 +9,7 @@ its node. Strategies that draw a Gumbel sample (gdas, snas) share `GumbelState` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.optimizers import Adam, load_optimizer
 from darts_bio.runtime import fill, generator
-from darts_bio.strategies.alpha import Alpha, FactorizedAlpha
+from darts_bio.strategies.alpha import Alpha, FactorizedAlpha, operation_first
 from darts_bio.strategies.base import (
     Bilevel,
     Context,
@@ -60,6 +60,7 @@ class AlphaState(StrategyState):
     """
 
     def __init__(self, strategy: GradientStrategy, context: Context) -> None:
+        context = replace(context, factorised=context.factorised or strategy.factorised)
         super().__init__(context)
         kind = FactorizedAlpha if context.factorised else Alpha
         self._alpha = kind(context, strategy.init)
@@ -198,7 +199,8 @@ class GradientStrategy(Strategy[AlphaState]):
     def strengths(self, state: AlphaState) -> EdgeWeights:
         """Return by what the candidates of an edge are compared: (edges, candidates) per cell type.
 
-        No gradient of it is taken.
+        No gradient of it is taken. Of factorised alpha operations are compared first, by the sum of
+        their pairs, and then the rules of the best one.
         """
         return self.mean_weights(state)
 
@@ -241,7 +243,10 @@ class GradientStrategy(Strategy[AlphaState]):
 
     @torch.no_grad()
     def final_weights(self, state: AlphaState) -> EdgeWeights:
-        return self.with_edge_shares(state, self.strengths(state))
+        strengths = self.strengths(state)
+        if state.context.factorised:
+            strengths = operation_first(strengths, state.context.table)
+        return self.with_edge_shares(state, strengths)
 
 
 class GumbelState(AlphaState):

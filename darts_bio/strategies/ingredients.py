@@ -50,7 +50,7 @@ class Factorised(Regularizer[RegularizerState]):
 
     Without it each of the R rules of a convolution has the same share at the beginning as an
     operation that has no weights, so that convolutions have R times its share (see
-    `alpha.FactorizedAlpha`).
+    `alpha.FactorizedAlpha`). The genotype has the best operation of an edge, under its best rule.
 
     >>> REGULARIZERS.build("factorised").factorised
     True

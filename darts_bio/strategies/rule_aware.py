@@ -31,18 +31,15 @@ Operations move as in DARTS, by dL_val/dalpha at w'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from darts_bio.errors import InputError, check_number
-from darts_bio.networks import EdgeWeights
-from darts_bio.networks.pooled import rule_shares
 from darts_bio.rules import true_gradients
 from darts_bio.rules.tangents import tangents
-from darts_bio.spaces.base import by_operation
 from darts_bio.strategies.base import STRATEGIES, Bilevel, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
 from darts_bio.strategies.lookahead import look_ahead
@@ -84,6 +81,7 @@ class RuleAware(GradientStrategy):
 
     rule_lr: float = 3e-3
 
+    factorised = True
     exchanges = True
     looks_ahead = True
     shares_weights = True
@@ -93,7 +91,7 @@ class RuleAware(GradientStrategy):
         check_number(f"{self.where}: rule_lr", self.rule_lr)
 
     def begin(self, context: Context) -> AlphaState:
-        return RuleAwareState(self, replace(context, factorised=True))
+        return RuleAwareState(self, context)
 
     def notes(self, state: AlphaState, rules: Sequence[str]) -> list[str]:
         if len(rules) > 1:
@@ -126,22 +124,3 @@ class RuleAware(GradientStrategy):
             for name, of_alpha in zip(state.parameters, ahead.of_alpha, strict=True)
         ]
         return gradients, ahead.logits
-
-    @torch.no_grad()
-    def strengths(self, state: AlphaState) -> EdgeWeights:
-        """Return weights of which the largest on an edge is the best rule of the best operation.
-
-        That is the share of the operation, times the share of the rule relative to that of the
-        operation's best. `Space.derive` multiplies by the candidates on an edge, which do not count
-        here, but operations do: the quotient is taken out.
-        """
-        weights = {t: w.clone() for t, w in self.mean_weights(state).items()}
-        for t, rows in state.context.table.rows.items():
-            for edge, row in enumerate(rows):
-                pools = by_operation(row)
-                candidates = sum(len(pool.columns) for pool in pools)
-                for pool in pools:
-                    of_rules = weights[t][edge, list(pool.columns)]
-                    gain, shares = of_rules.sum() * len(pools) / candidates, rule_shares(of_rules)
-                    weights[t][edge, list(pool.columns)] = gain * shares / shares.max()
-        return weights
