@@ -496,6 +496,13 @@ def _name_unsaved(genotype: Genotype) -> str:
 
 
 def _call_text(function: str, options: dict[str, Any]) -> str:
-    """Return the call that the user made, such as `darts_bio.search(epochs=1)`."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    """Return the call that the user made, such as `darts_bio.search(epochs=1)`.
+
+    A path is written as text, so that the call can be made again without an import.
+
+    >>> _call_text("search", {"epochs": 1, "out": Path("runs/a")})
+    "darts_bio.search(epochs=1, out='runs/a')"
+    """
+    texts = {n: str(v) if isinstance(v, Path) else v for n, v in options.items()}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in texts.items())
     return f"darts_bio.{function}({portable(arguments)})"

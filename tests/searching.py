@@ -67,3 +67,10 @@ def in_short(report: Path) -> list[str]:
 def going_on(report: Path) -> str:
     """What a report says of how to go on."""
     return report.read_text().partition("\n## How to go on\n")[2].partition("\n## ")[0]
+
+
+def rows_below(text: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, the head left out."""
+    lines = text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    return rows[2:]

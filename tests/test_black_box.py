@@ -241,7 +241,7 @@ def test_a_query_is_a_training_from_scratch_on_one_half_measured_on_the_other(
     report = (tmp_path / "report.md").read_text()
     assert "for 2 epochs on 24 of the training images, and measured on 24 others" in report
     assert "Cost: 96 training images" in report
-    first, *_, cost, next_step = in_short(tmp_path / "report.md")
+    first, *_, cost, _, next_step = in_short(tmp_path / "report.md")
     assert first.startswith("**Data:** digits. Each genotype is trained on 24 of the training")
     assert first.endswith("measured on 24 others, the same for all; no test image is used.")
     assert cost.startswith("**Cost:** 2 queries in ")

@@ -276,7 +276,7 @@ class TestNumbersOfAlpha:
         close = [0.0, 0.51, 0.49, 0.0]  # less than 1.1 times the runner-up
         rows = [equal, half, sure, sure, close, [0.1, 0.2, 0.3, 0.4]]
         genotype = Genotype("nb201", space.derive({"cell": torch.tensor(rows)}, table))
-        numbers = alpha_numbers(space, table, genotype, {"cell": rows})
+        numbers = alpha_numbers(space, table, genotype, {"cell": rows}, False)
         bits = [2.0, 1.0, 0.0, 0.0, -0.51 * math.log2(0.51) - 0.49 * math.log2(0.49)]
         bits.append(-sum(p * math.log2(p) for p in (0.1, 0.2, 0.3, 0.4)))
         assert numbers["search/entropy/cell"] == pytest.approx(sum(bits) / 2 / 6)
@@ -298,7 +298,7 @@ class TestNumbersOfAlpha:
         shares = {t: [[i / 4, 1 - i / 4]] * 2 for i, t in enumerate(table.rows)}
         weights = {t: torch.tensor(rows) for t, rows in shares.items()}
         genotype = Genotype(SPACES.spec(space), space.derive(weights, table))
-        numbers = alpha_numbers(space, table, genotype, shares)
+        numbers = alpha_numbers(space, table, genotype, shares, False)
         assert list(table.rows) == ["normal_0", "reduce_1", "reduce_2", "normal_3"]
         assert numbers["rules/normal/usf"] == pytest.approx((0 + 3 / 4) / 2)
         assert numbers["rules/reduce/fa"] == pytest.approx((3 / 4 + 2 / 4) / 2)

@@ -137,7 +137,7 @@ class TestRule:
         searched = verdicts(whole.folder / "searches" / f"seed-{best}" / "report.md")
         assert len(searched) >= 2
         assert verdicts(whole.folder / "report.md") == searched
-        first, *_, cost, next_step = in_short(whole.folder / "report.md")
+        first, *_, cost, _, next_step = in_short(whole.folder / "report.md")
         assert first.startswith("**Data:** given. A search learns from half of the training images")
         assert "learns from 16 and is measured on the 16 others" in first
         assert re.fullmatch(

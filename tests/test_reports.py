@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from searching import PAIR
+from searching import PAIR, rows_below
 
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
@@ -80,13 +80,6 @@ class Page(HTMLParser):
         return "".join(self.pieces[""])
 
 
-def rows_below(text: str, heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading, the head left out."""
-    lines = text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return rows[2:]
-
-
 def softmaxes(folder: Path) -> dict[str, list[dict[str, float]]]:
     """The shares of the candidates of each edge, from the logits of the checkpoint."""
     alpha = read_checkpoint(folder / "checkpoint.pt", "search")["task"]["strategy"]["parameters"]
@@ -110,8 +103,8 @@ class TestSearch:
                 first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
                 high, low = shares[first], shares[second]
                 ahead = f"{high / low:.2f}{', undecided' if high < 1.1 * low else ''}"
-                numbers = (f"{high:.3f}", second, f"{low:.3f}", ahead)
-                expected.append([cell_type, f"{source} -> 2", first, *numbers])
+                numbers = (f"{first} {high:.3f}", f"{second} {low:.3f}", ahead)
+                expected.append([cell_type, f"{source} -> 2", *numbers])
         assert rows == expected
 
     def test_words_are_those_of_the_logits(self, found: SearchResult) -> None:
@@ -130,11 +123,16 @@ class TestSearch:
         verdict = "Yes: " if undecided > 2 else ""
         assert f"**Undecided?** {verdict}{undecided} of 4 edges" in text
         assert f"is on average {sum(entropies) / 4:.3f} (" in text
-        assert f"**Collapsed?** {'Yes' if skips >= 2 else 'No'}, by" in text
+        no = (
+            "Yes, most edges of normal cells have no weights; it has not"
+            if parameterless > 1
+            else "No,"
+        )
+        assert f"**Collapsed?** {'Yes,' if skips >= 2 else no} by DARTS+'s mark" in text
         assert f"normal has {skips} on 2 edges" in text
         assert f"{without} of 4 ({25 * without} %) have no weights." in text
         assert f"Skips or poolings: {parameterless} of 2 edges of normal cells." in text
-        counts = {row[0]: sum(map(int, row[1:])) for row in rows_below(text, "Which rule where")}
+        counts = {row[0]: sum(map(int, row[3:])) for row in rows_below(text, "Which rule where")}
         assert counts.pop("none (no weights)", 0) == without
         assert sum(counts.values()) == 4 - without
 

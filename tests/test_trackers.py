@@ -177,6 +177,17 @@ def test_a_run_that_goes_on_goes_on_in_the_tracker(
     assert server.ended[2:] == [("run 0", "FINISHED")]
 
 
+def test_a_search_that_ends_itself_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells of nothing but skips end it after the first of two epochs."""
+    server, options = Server(monkeypatch), {**OPTIONS, "regularizers": ("skip_stop(most=1)",)}
+    options["space"] = "darts(nodes=1, operations=(none, skip_connect))"
+    result = darts_bio.search("digits", out=tmp_path / "run", log=("mlflow",), **options)
+    assert (len(result.epochs), result.finished) == (1, True)
+    assert server.ended == [("run 0", "FINISHED")]
+
+
 def test_a_run_outlives_its_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, out = Server(monkeypatch, breaks_after=2), tmp_path / "run"
     with pytest.warns(UserWarning, match=r"--log mlflow: nothing more is sent \(no answer") as said:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from darts_bio.figures.drawing import Drawing
 from darts_bio.figures.grid import draw_grid
-from darts_bio.reports.findings import decisions, evenness
+from darts_bio.reports.decisions import competing_shares, decisions, evenness
 from darts_bio.spaces import CandidateTable, Genotype, Space
 from darts_bio.training.meters import Numbers
 
@@ -17,16 +17,17 @@ EdgeShares = Mapping[str, Sequence[Sequence[float]]]
 
 
 def alpha_numbers(
-    space: Space, table: CandidateTable, genotype: Genotype, shares: EdgeShares
+    space: Space, table: CandidateTable, genotype: Genotype, shares: EdgeShares, factorised: bool
 ) -> Numbers:
     """Return what the shares of alpha come to, by TensorBoard's tag.
 
     Cell types that differ by depth are taken together, as their kind.
 
     search/decided_edges   how many edges of the genotype are decided: their choice has 1.1 times the
-                           runner-up's share or more (`reports.findings.UNDECIDED_BELOW`)
+                           runner-up's share or more (`reports.decisions.UNDECIDED_BELOW`)
     search/entropy/KIND    the mean over edges of the entropy of their shares, over that of equal
-                           shares: 1 where nothing is decided, 0 where one candidate has all
+                           shares: 1 where nothing is decided, 0 where one candidate has all; with
+                           factorised alpha that of the operations
     operations/KIND/NAME   the mean over edges of the share of an operation, under any rule
     rules/KIND/NAME        the same of a rule, in any operation; what is missing from 1 in their sum
                            are operations without weights
@@ -36,21 +37,26 @@ def alpha_numbers(
         table: The candidates of each edge.
         genotype: What is derived from alpha.
         shares: The shares of alpha.
+        factorised: Whether operations compete, and then the rules of the best one, in place of
+            pairs (`reports.decisions`).
 
     >>> from darts_bio.spaces import SPACES
     >>> import torch
     >>> space = SPACES.build("nb201(operations=(skip_connect, nor_conv_1x1))")
     >>> table, rows = space.table(("usf",)), [[0.5, 0.5]] * 6
     >>> genotype = Genotype("nb201", space.derive({"cell": torch.tensor(rows)}, table))
-    >>> numbers = alpha_numbers(space, table, genotype, {"cell": rows})
+    >>> numbers = alpha_numbers(space, table, genotype, {"cell": rows}, False)
     >>> numbers["search/entropy/cell"], numbers["rules/cell/usf"], numbers["search/decided_edges"]
     (1.0, 0.5, 0.0)
     """
-    decided = decisions(space, table, genotype, shares)
+    decided = decisions(space, table, genotype, shares, factorised)
     numbers = {"search/decided_edges": float(sum(not edge.undecided for edge in decided))}
     for kind, cell_types in _kinds(space, table).items():
-        of_kind = [of_edge for t in cell_types for of_edge in shares[t]]
-        numbers[f"search/entropy/{kind}"] = fmean(evenness(of_edge) for of_edge in of_kind)
+        numbers[f"search/entropy/{kind}"] = fmean(
+            evenness(list(competing_shares(row, of_edge, factorised).values()))
+            for t in cell_types
+            for row, of_edge in zip(table.rows[t], shares[t], strict=True)
+        )
         operations, rules = _preferences(table, cell_types, shares)
         numbers |= {f"operations/{kind}/{name}": share for name, share in operations.items()}
         numbers |= {f"rules/{kind}/{name}": share for name, share in rules.items()}

@@ -248,7 +248,8 @@ class SearchBoard(GenotypeBoard):
         search, genotype = self.search, self.genotype()
         same = genotype.identity() == self._digest
         self._digest, self._unchanged = genotype.identity(), self._unchanged + 1 if same else 1
-        found = alpha_numbers(search.space, search.table, genotype, edge_shares(search))
+        factorised = search.strategy_state.context.factorised
+        found = alpha_numbers(search.space, search.table, genotype, edge_shares(search), factorised)
         since = {"search/epochs_since_change": self._unchanged - 1}
         self.scalars(found | since, progress.step)
         if self._is_painted(progress.epoch):

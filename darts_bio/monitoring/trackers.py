@@ -52,7 +52,7 @@ class Tracker(Listener):
         self._attempt(lambda: self.end(self._done))
 
     def on_start(self, progress: Progress) -> None:
-        self._done = progress.step == progress.steps
+        self._done = progress.ended
 
     def on_record(self, progress: Progress, numbers: Numbers) -> None:
         self._attempt(lambda: self.send(progress.step, numbers))
@@ -61,7 +61,7 @@ class Tracker(Listener):
         # Records have the same names. TensorBoard calls these so, too.
         of_epoch = {f"epoch/{name.replace('/', '_')}": value for name, value in numbers.items()}
         self._attempt(lambda: self.send(progress.step, of_epoch))
-        self._done = progress.step == progress.steps
+        self._done = progress.ended
 
     def _begin(self) -> None:
         """Begin a run of the tracker, or go on with the one that the folder names."""

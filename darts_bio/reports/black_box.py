@@ -7,10 +7,10 @@ from typing import Any
 
 from darts_bio.figures.thinning import thinned
 from darts_bio.invocation import portable
-from darts_bio.reports import findings
 from darts_bio.reports.checklist import checklist
+from darts_bio.reports.findings import Findings, in_short
 from darts_bio.reports.going_on import after_search
-from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
+from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, repeat_entry
 from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
@@ -58,10 +58,10 @@ def black_box_card(
     lines = [
         f"# Search on {escaped(where)}, seed {config.seed}{state}",
         "",
-        *findings.in_short(
+        *in_short(
             [f"**Data:** {escaped(where)}. {_halves_in_words(search)}."],
-            findings.verdicts(search.space, genotype, [], []),
-            [f"**Cost:** {cost}, on {machine}", next_step.entry],
+            Findings(search.space, genotype).verdicts(),
+            [f"**Cost:** {cost}, on {machine}", repeat_entry(folder.command), next_step.entry],
         ),
         "## Genotype",
         "",

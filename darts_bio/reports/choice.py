@@ -9,7 +9,7 @@ from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.findings import in_short
 from darts_bio.reports.going_on import RESUME, NextStep
-from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
+from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe, repeat_entry
 from darts_bio.spaces import Genotype
 
 
@@ -45,7 +45,7 @@ def choice_card(
         choice: What was measured, and which candidate was chosen.
         genotype: The genotype of the one that was chosen.
         result: What the full training reached, in words; None while it is not done.
-        verdicts: What the report of its search says of it in short (`findings.verdicts`).
+        verdicts: What the report of its search says of it in short (`Findings.verdicts`).
         trained_images: How many training images a short training learns from.
         seconds: What the stages took so far, by their names in words.
         next_command: The command line that trains the genotype from further seeds; None if its
@@ -74,7 +74,11 @@ def choice_card(
     parts = ", ".join(f"{part} {spent:.0f} s" for part, spent in seconds.items())
     cost = f"**Cost:** {sum(seconds.values()):.0f} s: {parts}"
     next_step = _next(result is not None, next_command)
-    lines += [*block(str(genotype)), "", *in_short([data], verdicts, [cost, next_step.entry])]
+    lines += [
+        *block(str(genotype)),
+        "",
+        *in_short([data], verdicts, [cost, repeat_entry(command), next_step.entry]),
+    ]
     lines += [*next_step.section(), "## Choice", ""]
     lines += [
         f"The genotype of each search was trained from scratch for {training.epochs} epochs without "

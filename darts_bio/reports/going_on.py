@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 
-from darts_bio.reports.markdown import block
+from darts_bio.registry import parse_spec
+from darts_bio.reports.findings import Collapse, Findings
+from darts_bio.reports.markdown import block, code
+from darts_bio.strategies import STRATEGIES
+from darts_bio.strategies.gradient import GradientStrategy
+from darts_bio.training.search import Search
 
 NEXT = "How to go on"
 """The heading of the section."""
 RESUME = "The command below, with this folder as `--out` and `--resume`, goes on with it."
 """How to go on with a run that was stopped."""
+FASTER, LARGEST_RATE = 10, 0.1
+"""How many times its rate of alpha is advised where little has been decided, and the largest."""
+AGAINST_COLLAPSE = (
+    *("partial_channels", "skip_dropout", "auxiliary_skip", "beta_decay", "oles"),
+    *("skip_limit", "skip_stop", "eigenvalue_stop"),
+)
+"""Regularizers against cells of which too much has no weights."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +76,84 @@ def after_search(
         how = "Train it:" if instead is None else "Train it nevertheless:"
         train = [how, "", *block(command, "sh"), "", sizes]
     return NextStep(instead or "train the genotype", [*advice, *train])
+
+
+def after_supernet(
+    search: Search, found: Findings, finished: bool, command: str | None, sizes: str
+) -> NextStep:
+    """Return what to do after a search with a supernet: no training of a guess or of mere skips.
+
+    Args:
+        search: The search.
+        found: What it found.
+        finished: Whether it came to its end.
+        command: The command line that trains the genotype; None if its images have no name.
+        sizes: What is said of the size of the network that it trains.
+    """
+    collapse, faster, advice = found.collapse, _faster(search), []
+    if found.undecided:
+        advice += _longer(search, faster)
+    elif found.unsettled:
+        advice += [
+            "The genotype came up in the last epoch, so one more may well change it. Search longer "
+            f"first: this search had {search.config.epochs} epochs (`--epochs`).",
+            "",
+        ]
+    if collapse.marked or collapse.hollow:
+        advice += _against_collapse(search, collapse)
+    instead = None
+    if found.undecided:
+        instead = "search longer" + (", or move alpha faster" if faster else "")
+    elif collapse.hollow:
+        instead = "search again with fewer skips and poolings"
+    elif found.unsettled:
+        instead = "search longer"
+    return after_search(finished, command, sizes, instead, advice)
+
+
+def _against_collapse(search: Search, collapse: Collapse) -> list[str]:
+    """Return the lines on cells of which too much has no weights."""
+    used = {parse_spec(spec)[0] for spec in search.config.regularizers}
+    left = [code(name) for name in AGAINST_COLLAPSE if name not in used]
+    remedies = ""
+    if left and isinstance(search.strategy, GradientStrategy):
+        remedies = f" Among the `--regularizers` there are some against it: {', '.join(left)}."
+    pooled, edges = collapse.pooled
+    return [
+        f"{collapse.cell_type} has {collapse.skips} skip connections, and {pooled} of {edges} edges of "
+        f"{collapse.kind} cells are skips or poolings. Such cells may have won since they are easy to "
+        "train through, not since they are good: compare with one that has fewer of them."
+        f"{remedies}",
+        "",
+    ]
+
+
+def _faster(search: Search) -> str | None:
+    """Return the spec of the search's strategy with a larger rate of alpha.
+
+    None if the rate is large, or if alpha has none (`StrategyState.learning_rates`).
+    """
+    strategy = search.strategy
+    rate = getattr(strategy, "lr", None)
+    if "alpha" not in search.strategy_state.learning_rates():
+        return None
+    if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
+        return None
+    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{FASTER * rate:.2g}")))
+    return STRATEGIES.spec(larger)
+
+
+def _longer(search: Search, faster: str | None) -> list[str]:
+    """Return the lines that advise against a training of what is mostly undecided."""
+    advice = f"Search longer first: this search had {search.config.epochs} epochs (`--epochs`)."
+    if faster is not None:
+        spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
+        advice += (
+            f" Or let alpha move faster, as by {spec}: its rate was {rate:g}. It decides more then, "
+            "which need not be better."
+        )
+    return [
+        f"{advice} Most edges of this genotype are undecided, so another seed may well find another "
+        "one, and a training of it would tell little.",
+        "",
+    ]

@@ -100,6 +100,15 @@ def recipe(config: RunConfig, command: str) -> list[str]:
     return ["## Recipe", "", code(command, LONGEST_COMMAND), "", *options]
 
 
+def repeat_entry(command: str) -> str:
+    """Return the entry of the list at a report's head on how to make the run again.
+
+    >>> repeat_entry("darts-bio search --dataset digits")
+    '**Repeat:** `darts-bio search --dataset digits`'
+    """
+    return f"**Repeat:** {code(command, LONGEST_COMMAND)}"
+
+
 def slowed(scale: float) -> list[str]:
     """Return the lines on a learning rate that was lowered since the run had diverged.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 from darts_bio.config import SearchConfig
@@ -14,29 +12,36 @@ from darts_bio.invocation import portable
 from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports import findings
-from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.checklist import checklist
-from darts_bio.reports.going_on import NextStep, after_search
-from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, slowed
+from darts_bio.reports.decisions import choices, left_out
+from darts_bio.reports.findings import Findings, in_short
+from darts_bio.reports.going_on import after_supernet
+from darts_bio.reports.markdown import (
+    block,
+    code,
+    escaped,
+    markdown_table,
+    recipe,
+    repeat_entry,
+    slowed,
+)
 from darts_bio.reports.page import MOST_ROWS
+from darts_bio.reports.rules_of_cells import which_rule_where
 from darts_bio.reports.time_lapse import HEADING, HINT, equal_shares
 from darts_bio.runtime import hardware, made_by
 from darts_bio.spaces import Genotype, to_nb201_text
 from darts_bio.spaces.base import by_operation
 from darts_bio.storage.logs import ALPHA_FILE
 from darts_bio.storage.run_folder import RunFolder
-from darts_bio.strategies import STRATEGIES
 from darts_bio.training.search import Search
 
 KNOWN_FIGURE = "known.svg"
 """The figure of the known accuracies in a search's run folder."""
-ENERGY = (
-    ". Energy was not measured; it is at most these hours times the power limit that "
-    "`nvidia-smi -q -d POWER` gives for the board."
+ENERGY_OF_GPU = (
+    "Energy was not measured; it is at most these hours times the power limit that `nvidia-smi -q "
+    "-d POWER` gives for the board."
 )
 """The sentence on the energy that a search on a GPU took."""
-FASTER, LARGEST_RATE = 10, 0.1
-"""How many times its rate of alpha is advised where little has been decided, and the largest."""
 
 
 def search_card(
@@ -67,14 +72,13 @@ def search_card(
     config = search.config
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
     cost = _cost(search, epochs)
-    next_step = next_of(search, genotype, finished, next_command, sizes)
-    in_short, found = findings.of_search(
-        search, genotype, history, [data_entry(search)], [f"**Cost:** {cost}", next_step.entry]
-    )
+    found = findings.of_search(search, genotype, history)
+    next_step = after_supernet(search, found, finished, next_command, sizes)
+    last = [f"**Cost:** {cost}", repeat_entry(folder.command), next_step.entry]
     lines = [
         f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
         "",
-        *in_short,
+        *in_short([data_entry(search)], found.verdicts(), last),
         "## Genotype",
         "",
         *block(str(genotype)),
@@ -82,7 +86,8 @@ def search_card(
         "![cells](cells.svg)",
         "",
         *_legend(genotype),
-        *found,
+        *choices_section(search, found),
+        *which_rule_where(genotype),
         *next_step.section(),
     ]
     if not search.strategy.finished:
@@ -131,66 +136,20 @@ def search_card(
     lines += [f"- data: {escaped(data)}", f"- {escaped(search.split_in_words)}"]
     lines += slowed(search.optimizer.scale)
     lines += [f"- supernet of {parameters(search.supernet):,} weights", f"- {machine}", ""]
-    if search.device.type == "cuda":
-        cost += ENERGY
     lines += checklist(config, genotype, data=data, machine=machine, cost=cost)
     return "\n".join(lines) + "\n"
 
 
-def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, Any]) -> str:
-    """Return the report of several seeds in Markdown: their genotypes, and where those agree.
-
-    `results` holds the `SearchResult` of each seed.
-    """
-    lines = [f"# Search on {escaped(config.dataset)}, {len(results)} seeds", "", "## Genotypes", ""]
-    for seed, result in results.items():
-        lines += [
-            f"### [seed {seed}](seed-{seed}/{CARD_FILE})",
-            "",
-            *block(str(result.genotype)),
-            "",
-            *findings.of_folder(config, result.genotype, result.folder),
-            "",
-        ]
-    if config.table is not None:
-        lines += _known_by_seed(results)
-    lines += [
-        "## Agreement",
-        "",
-        "How many of the genotypes hold each edge with its candidate:",
-        "",
-    ]
-    counts = Counter(
-        (cell_type, edge.node, edge.input, str(edge.candidate))
-        for result in results.values()
-        for cell_type, cell in result.genotype.cells.items()
-        for edge in cell.edges
-    )
-    # Edges that most genotypes share come first; equals in the order of cells and nodes.
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [
-        (cell_type, f"{source} -> {node}", candidate, str(count))
-        for (cell_type, node, source, candidate), count in by_count
-    ]
-    lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
-    lines += recipe(config, command)
-    return "\n".join(lines) + "\n"
+def choices_section(search: Search, found: Findings) -> list[str]:
+    """Return the section on what was chosen on each edge; none of a strategy that draws."""
+    if not found.decided:
+        return []
+    return ["## Choices", "", *choices(found.decided), *left_out(search, found.genotype)]
 
 
 def data_entry(search: Search) -> str:
     """Return the entry of a report's head on the images of a search."""
     return f"**Data:** {escaped(search.config.dataset)}. {escaped(search.split_in_words)}."
-
-
-def next_of(
-    search: Search, genotype: Genotype, finished: bool, command: str | None, sizes: str
-) -> NextStep:
-    """Return what to do after a search with a supernet (`after_search`): no training of a guess."""
-    if not findings.mostly_undecided(findings.present_decisions(search, genotype)):
-        return after_search(finished, command, sizes)
-    faster = _faster(search)
-    instead = "search longer" + (", or move alpha faster" if faster else "")
-    return after_search(finished, command, sizes, instead, _undecided(search, faster))
 
 
 def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -201,12 +160,12 @@ def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
     last, processes = epochs[-1], world_size()
     hours = last["seconds"] / 3600
     cost = (
-        f"{last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s) "
-        f"by {processes} process(es) on {machine}"
+        f"{last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s, "
+        f"those of both halves) by {processes} process(es) on {machine}"
     )
     if search.device.type != "cuda":
-        return cost
-    return f"{cost}: {hours * processes:.2f} hours of one GPU"
+        return f"{cost}. Energy was not measured."
+    return f"{cost}: {hours * processes:.2f} hours of one GPU. {ENERGY_OF_GPU}"
 
 
 def _legend(genotype: Genotype) -> list[str]:
@@ -227,59 +186,11 @@ def _legend(genotype: Genotype) -> list[str]:
     return [" ".join(said), ""] if said else []
 
 
-def _faster(search: Search) -> str | None:
-    """Return the spec of the search's strategy with a larger rate of alpha.
-
-    None if the rate is large, or if alpha has none (`StrategyState.learning_rates`).
-    """
-    strategy = search.strategy
-    rate = getattr(strategy, "lr", None)
-    if "alpha" not in search.strategy_state.learning_rates():
-        return None
-    if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
-        return None
-    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{FASTER * rate:.2g}")))
-    return STRATEGIES.spec(larger)
-
-
-def _undecided(search: Search, faster: str | None) -> list[str]:
-    """Return the lines that advise against a training of what is mostly undecided."""
-    advice = f"Search longer first: this search had {search.config.epochs} epochs (`--epochs`)."
-    if faster is not None:
-        spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
-        advice += (
-            f" Or let alpha move faster, as by {spec}: its rate was {rate:g}. It decides more then, "
-            "which need not be better."
-        )
-    return [
-        f"{advice} Most edges of this genotype are undecided, so another seed may well find another "
-        "one, and a training of it would tell little.",
-        "",
-    ]
-
-
 def _left_out(epochs: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence where a table does not show all epochs."""
     if len(epochs) <= MOST_ROWS:
         return ""
     return f" Shown are {MOST_ROWS} of {len(epochs)} epochs; metrics.jsonl has all."
-
-
-def _known_by_seed(results: Mapping[int, Any]) -> list[str]:
-    """Return a section on the known accuracies of the genotypes of several seeds."""
-    names = list(dict.fromkeys(name for result in results.values() for name in result.known or ()))
-    rows = [
-        (f"{seed}", *(_shown(result.known or {}, name, "{:.2f}") for name in names))
-        for seed, result in results.items()
-    ]
-    return [
-        "## Known accuracy",
-        "",
-        "Of the genotypes' operations under bp (-: not in the table):",
-        "",
-        *markdown_table(("seed", *(f"{name}, %" for name in names)), rows),
-        "",
-    ]
 
 
 def _shares(search: Search, genotype: Genotype) -> list[str]:
@@ -322,8 +233,8 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
         "## How sure it is",
         "",
         "Shares of alpha when the search ended: of the operation, all its rules together, among all "
-        'on its edge, and of the rules given the operation. The share of a pair in "Choices" is the '
-        "product of both. Near to equal shares nothing has been decided.",
+        "on its edge, and of the rules given the operation; the share of a pair is the product of "
+        "both. Near to equal shares nothing has been decided.",
         "",
         *markdown_table(head, rows),
         "",
@@ -354,7 +265,7 @@ def _known(
     names = list(dict.fromkeys(n for numbers in epochs for n in numbers if n.startswith("known/")))
     if names:
         rows = [
-            (str(numbers["epoch"]), *(_shown(numbers, name, "{:.2f}", 100) for name in names))
+            (str(numbers["epoch"]), *(shown(numbers, name, "{:.2f}", 100) for name in names))
             for numbers in thinned(epochs, MOST_ROWS)
         ]
         lines += [
@@ -381,13 +292,13 @@ def _row(numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """Return an epoch's row of the table of numbers."""
     return (
         str(numbers["epoch"]),
-        _shown(numbers, "train/loss", "{:.4f}"),
-        _shown(numbers, "train/accuracy", "{:.2f}", 100),
-        _shown(numbers, "valid/loss", "{:.4f}"),
-        _shown(numbers, "valid/accuracy", "{:.2f}", 100),
+        shown(numbers, "train/loss", "{:.4f}"),
+        shown(numbers, "train/accuracy", "{:.2f}", 100),
+        shown(numbers, "valid/loss", "{:.4f}"),
+        shown(numbers, "valid/accuracy", "{:.2f}", 100),
     )
 
 
-def _shown(numbers: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+def shown(numbers: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
     """Return an epoch's number times `scale` in this form; "-" where it was not measured."""
     return form.format(scale * numbers[name]) if name in numbers else "-"

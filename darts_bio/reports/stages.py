@@ -9,8 +9,10 @@ from darts_bio.config import SearchConfig
 from darts_bio.config.stages import Stage
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe
-from darts_bio.reports.search import data_entry, next_of
+from darts_bio.reports.going_on import after_supernet
+from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe, repeat_entry
+from darts_bio.reports.rules_of_cells import which_rule_where
+from darts_bio.reports.search import choices_section, data_entry
 from darts_bio.runtime import hardware
 from darts_bio.spaces import Genotype
 from darts_bio.storage.logs import ALPHA_FILE, read_records
@@ -44,22 +46,22 @@ def stages_card(
     finished = len(results) == len(stages) and results[-1].finished
     seconds = sum(result.epochs[-1]["seconds"] for result in results if result.epochs)
     cost = f"**Cost:** {seconds:.0f} s, all stages so far, on {hardware(search.device)}"
-    next_step = next_of(search, genotype, finished, next_command, sizes)
-    in_short, found = findings.of_search(
-        search, genotype, history, [data_entry(search)], [cost, next_step.entry]
-    )
+    found = findings.of_search(search, genotype, history)
+    next_step = after_supernet(search, found, finished, next_command, sizes)
+    last = [cost, repeat_entry(folder.command), next_step.entry]
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
         f"# Search on {escaped(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
         "",
-        *in_short,
+        *findings.in_short([data_entry(search)], found.verdicts(), last),
         "## Genotype",
         "",
         *block(str(genotype)),
         "",
         "![cells](cells.svg)",
         "",
-        *found,
+        *choices_section(search, found),
+        *which_rule_where(genotype),
         *next_step.section(),
         "## Stages",
         "",

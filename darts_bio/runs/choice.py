@@ -188,7 +188,7 @@ def search_and_train(
                 choice,
                 genotype,
                 result,
-                findings.of_folder(config, genotype, found),
+                findings.of_folder(config, genotype, found).verdicts(),
                 trained_images,
                 seconds,
                 _next_command(config, folder.path, images),

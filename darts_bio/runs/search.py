@@ -31,7 +31,8 @@ from darts_bio.invocation import line, portable
 from darts_bio.monitoring.boards import FitBoard, GenotypeBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.reports import page
-from darts_bio.reports.search import KNOWN_FIGURE, search_card, search_seeds_card
+from darts_bio.reports.search import KNOWN_FIGURE, search_card
+from darts_bio.reports.search_seeds import search_seeds_card
 from darts_bio.reports.stages import stages_card
 from darts_bio.reports.time_lapse import alpha_record, time_lapse
 from darts_bio.runs.black_box import EvaluationsFile, is_black_box, write_report

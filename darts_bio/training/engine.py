@@ -278,9 +278,7 @@ class _Loop:
                 stopping = self._step(epoch)
         except Interrupted:
             return Outcome(self.last, False, self.t)
-        between_epochs = self.t % task.steps_per_epoch == 0
-        finished = self.t == self.steps or (between_epochs and task.finished)
-        return Outcome(self.last, finished, self.t)
+        return Outcome(self.last, self._at_end(), self.t)
 
     def _step(self, epoch: int) -> bool:
         """Make a step of this epoch and all that is due after it; return whether to stop.
@@ -328,7 +326,7 @@ class _Loop:
         self.last = self._finite({**self.epoch_means.read(), **measurements})
         self.ended = True
         self.epoch_means.clear()
-        self.listener.on_epoch(progress, self.last)
+        self.listener.on_epoch(self._progress(progress.epoch), self.last)
 
     def save(self) -> None:
         """Write a checkpoint, and leave the state as it is.
@@ -365,7 +363,12 @@ class _Loop:
 
     def _progress(self, epoch: int) -> Progress:
         """Say how far the run is, in this epoch, counted from 1."""
-        return Progress(self.t, self.steps, epoch, self.task.epochs)
+        return Progress(self.t, self.steps, epoch, self.task.epochs, self._at_end())
+
+    def _at_end(self) -> bool:
+        """Return whether no step is left, or none is wanted by the task, between epochs."""
+        between_epochs = self.t % self.task.steps_per_epoch == 0
+        return self.t == self.steps or (between_epochs and self.task.finished)
 
     def _finite(self, numbers: Numbers) -> Numbers:
         """Return the numbers; raise DivergedError if one is not finite."""

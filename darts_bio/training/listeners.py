@@ -17,6 +17,7 @@ class Progress:
         steps: How many there are in all.
         epoch: The present epoch, counted from 1.
         epochs: How many there are in all.
+        ended: Whether no step is left, or none is wanted (`Task.finished`).
 
     >>> Progress(step=20, steps=100, epoch=2, epochs=10).ends_epoch
     True
@@ -26,6 +27,7 @@ class Progress:
     steps: int
     epoch: int
     epochs: int
+    ended: bool = False
 
     @property
     def ends_epoch(self) -> bool:

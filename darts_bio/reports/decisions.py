@@ -1,0 +1,391 @@
+"""What a search decided on each edge, against what, and by how much.
+
+Margins are taken as the strategy decides. Most strategies compare pairs of operation and rule: then
+there is one contest on an edge. Where alpha is an operation times a rule given the operation
+(`alpha.FactorizedAlpha`), operations are compared first, and then the rules of the best one: two
+contests, in which a skip that has no rules meets a convolution and not a quarter of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import chain
+
+from darts_bio.config import SearchConfig
+from darts_bio.reports.markdown import code, markdown_table
+from darts_bio.spaces import Candidate, CandidateTable, Genotype, Space
+from darts_bio.spaces.base import Row
+from darts_bio.strategies import REGULARIZERS, STRATEGIES
+from darts_bio.training.search import Search
+
+UNDECIDED_BELOW = 1.1
+"""How many times the runner-up's share a choice has to have, not to count as undecided."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What was chosen among several, and the runner-up.
+
+    Attributes:
+        choice: What was chosen: a pair, an operation, or a rule.
+        share: Its share.
+        runner_up: The strongest of the others that could have been chosen; "-" if none.
+        runner_up_share: Its share, 0 if there is none.
+
+    >>> contest = Contest("skip_connect", 0.21, "sep_conv_3x3", 0.2)
+    >>> f"{contest.times:.2f}", contest.undecided
+    ('1.05', True)
+    """
+
+    choice: str
+    share: float
+    runner_up: str = "-"
+    runner_up_share: float = 0.0
+
+    @property
+    def times(self) -> float:
+        """How many times the runner-up's share the choice has; infinite if that has none."""
+        return self.share / self.runner_up_share if self.runner_up_share > 0 else math.inf
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the choice has not much more than the runner-up, or less."""
+        return self.runner_up != "-" and self.share < UNDECIDED_BELOW * self.runner_up_share
+
+    @property
+    def lost(self) -> bool:
+        """Whether the runner-up has the larger share: something else decided."""
+        return self.share < self.runner_up_share
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided on an edge that a genotype has.
+
+    Attributes:
+        cell_type: The type of the cell.
+        edge: The edge, "input -> node".
+        choice: The candidate that was chosen.
+        factorised: Whether operations competed, and then the rules of the best one.
+        main: The contest of pairs, or of operations.
+        of_rules: The contest of the rules of the chosen operation; None where pairs compete, and
+            where the operation has no choice of rules.
+        barred: The strongest of what competes but cannot be chosen, as `none`; "-" if none.
+        barred_share: Its share, 0 if there is none.
+        evenness: The entropy of the shares in the main contest over that of equal shares: 1 where
+            nothing was decided, 0 where one has it all.
+    """
+
+    cell_type: str
+    edge: str
+    choice: Candidate
+    factorised: bool
+    main: Contest
+    of_rules: Contest | None
+    barred: str
+    barred_share: float
+    evenness: float
+
+    @property
+    def contests(self) -> list[Contest]:
+        """The contests on the edge, one or two."""
+        return [self.main] if self.of_rules is None else [self.main, self.of_rules]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether any of the contests is undecided."""
+        return any(contest.undecided for contest in self.contests)
+
+
+def operations_first(config: SearchConfig) -> bool:
+    """Return whether a search compares operations first, and then the rules of the best one.
+
+    >>> operations_first(SearchConfig()), operations_first(SearchConfig(strategy="rule_aware"))
+    (False, True)
+    """
+    asked = any(REGULARIZERS.build(spec).factorised for spec in config.regularizers)
+    return asked or STRATEGIES.build(config.strategy).factorised
+
+
+def decisions(
+    space: Space,
+    table: CandidateTable,
+    genotype: Genotype,
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    factorised: bool,
+) -> list[Decision]:
+    """Return what was decided on each edge of a genotype.
+
+    Args:
+        space: The space of the search.
+        table: The candidates of each edge.
+        genotype: What was derived.
+        shares: `time_lapse.edge_shares` of the search.
+        factorised: Whether operations compete, and then the rules of the best one, in place of
+            pairs (`operations_first`).
+
+    >>> from darts_bio.spaces import SPACES
+    >>> import torch
+    >>> space = SPACES.build("nb201(operations=(none, skip_connect, nor_conv_1x1))")
+    >>> table, rows = space.table(("fa", "usf")), [[0.1, 0.4, 0.2, 0.3]] * 6
+    >>> genotype = Genotype("nb201", space.derive({"cell": torch.tensor(rows)}, table))
+    >>> first = decisions(space, table, genotype, {"cell": rows}, factorised=False)[0]
+    >>> first.edge, str(first.choice), first.main.runner_up, first.main.runner_up_share
+    ('0 -> 1', 'skip_connect', 'nor_conv_1x1:usf', 0.3)
+
+    By operations the convolution has 0.5, and its rules 0.4 and 0.6 of that:
+
+    >>> cell = genotype.cells["cell"]
+    >>> from dataclasses import replace
+    >>> convolution = Candidate("nor_conv_1x1", "usf")
+    >>> edges = tuple(replace(edge, candidate=convolution) for edge in cell.edges)
+    >>> genotype = Genotype("nb201", {"cell": replace(cell, edges=edges)})
+    >>> first = decisions(space, table, genotype, {"cell": rows}, factorised=True)[0]
+    >>> first.main
+    Contest(choice='nor_conv_1x1', share=0.5, runner_up='skip_connect', runner_up_share=0.4)
+    >>> first.of_rules
+    Contest(choice='usf', share=0.6, runner_up='fa', runner_up_share=0.4)
+    """
+    decided = []
+    for cell_type, cell in genotype.cells.items():
+        for edge in cell.edges:
+            number = space.edges.index((edge.node, edge.input))
+            row = [c for c in table.rows[cell_type][number] if c is not None]
+            share_of = dict(zip(row, shares[cell_type][number], strict=True))
+            of_operation = [
+                (c, share) for c, share in share_of.items() if c.op == edge.candidate.op
+            ]
+            competing = competing_shares(tuple(row), list(share_of.values()), factorised)
+            of_rules = None
+            if factorised:
+                chosen, mine = edge.candidate.op, {edge.candidate.op}
+                total = competing[chosen]
+                if edge.candidate.rule is not None and len(of_operation) > 1 and total > 0:
+                    given = {str(c.rule): share / total for c, share in of_operation}
+                    of_rules = _contest(edge.candidate.rule, {edge.candidate.rule}, given, set())
+            else:
+                chosen = str(edge.candidate)
+                # A skip without weights is derived without the rule that it may have in its row.
+                copies = {str(c) for c, _ in of_operation}
+                mine = {chosen} if chosen in competing else copies
+            barred = {c.op if factorised else str(c) for c in row if not space.selectable(c)}
+            strongest = max(
+                (name for name in competing if name in barred),
+                key=competing.__getitem__,
+                default=None,
+            )
+            decided.append(
+                Decision(
+                    cell_type,
+                    f"{edge.input} -> {edge.node}",
+                    edge.candidate,
+                    factorised,
+                    _contest(chosen, mine, competing, barred),
+                    of_rules,
+                    "-" if strongest is None else strongest,
+                    0.0 if strongest is None else competing[strongest],
+                    evenness(list(competing.values())),
+                )
+            )
+    return decided
+
+
+def competing_shares(row: Row, shares: Sequence[float], factorised: bool) -> dict[str, float]:
+    """Return the shares of what competes on an edge by name: of its pairs, or of its operations.
+
+    Args:
+        row: The candidates of the edge, maybe padded.
+        shares: The share of each candidate, padding left out.
+        factorised: Whether operations compete.
+
+    >>> row = (Candidate("none"), Candidate("conv", "fa"), Candidate("conv", "usf"))
+    >>> competing_shares(row, (0.5, 0.25, 0.25), factorised=True)
+    {'none': 0.5, 'conv': 0.5}
+    """
+    competing: dict[str, float] = {}
+    for candidate, share in zip(filter(None, row), shares, strict=True):
+        name = candidate.op if factorised else str(candidate)
+        competing[name] = competing.get(name, 0.0) + share
+    return competing
+
+
+def _contest(
+    choice: str, mine: Set[str], share_of: Mapping[str, float], barred: Set[str]
+) -> Contest:
+    """Return the contest that a choice won, or was made to win.
+
+    Args:
+        choice: The name of what was chosen.
+        mine: The names that it has among those which competed: several if it has copies.
+        share_of: The share of each that competed, by name.
+        barred: Those of them that cannot be chosen, and so are no runner-up either.
+    """
+    share = max(share_of[name] for name in mine)
+    others = [name for name in share_of if name not in barred and name not in mine]
+    if not others:
+        return Contest(choice, share)
+    runner_up = max(others, key=share_of.__getitem__)
+    return Contest(choice, share, runner_up, share_of[runner_up])
+
+
+def mostly_undecided(decided: Sequence[Decision]) -> bool:
+    """Return whether more than half of the edges are undecided."""
+    return 2 * sum(decision.undecided for decision in decided) > len(decided)
+
+
+def undecided_in_words(decided: Sequence[Decision]) -> str:
+    """Return in words on how many edges the choice is hardly ahead, and how even the shares are.
+
+    Args:
+        decided: The decisions of a search, at least one.
+    """
+    yes = "Yes: " if mostly_undecided(decided) else ""
+    entropy = sum(decision.evenness for decision in decided) / len(decided)
+    even = f"is on average {entropy:.3f} (1: all equal; 0: one has all)."
+    below = f"less than {UNDECIDED_BELOW:g} times the runner-up's share"
+    rules = [decision.of_rules for decision in decided if decision.of_rules is not None]
+    open_main = [decision for decision in decided if decision.main.undecided]
+    if decided[0].factorised:
+        open_rules = sum(contest.undecided for contest in rules)
+        of_rules = f", rules on {open_rules} of {len(rules)}" if rules else ""
+        return (
+            f"{yes}operations on {len(open_main)} of {len(decided)} edges{of_rules}: the choice has "
+            f"{below}. The entropy of the operations' shares {even}"
+        )
+    between_rules = sum(
+        decision.main.runner_up.partition(":")[0] == decision.choice.op for decision in open_main
+    )
+    of_these = (
+        f" On {between_rules} of them the runner-up is the same operation under another rule."
+        if between_rules
+        else ""
+    )
+    return (
+        f"{yes}{len(open_main)} of {len(decided)} edges, whose choice has {below}.{of_these} The "
+        f"shares' entropy {even}"
+    )
+
+
+def choices(decided: Sequence[Decision]) -> list[str]:
+    """Return the table of what was chosen on each edge, against what, and by how much.
+
+    Args:
+        decided: The decisions of a search, at least one.
+    """
+    factorised = decided[0].factorised
+    what = "operation" if factorised else "pair"
+    head = ["cell", "edge", f"{what}, share on its edge", "runner-up, share", "times the runner-up"]
+    if factorised:
+        head += ["rule, share given the operation", "runner-up, share", "times the runner-up"]
+    rows = [_row(decision, len(head)) for decision in decided]
+    lines = [*markdown_table(head, rows), ""]
+    if any(decision.undecided for decision in decided):
+        lines += [
+            f"Undecided is what has less than {UNDECIDED_BELOW:g} times the runner-up's share: with "
+            f"a softmax, less than {math.log(UNDECIDED_BELOW):.2f} between their alphas.",
+            "",
+        ]
+    barred = [
+        decision
+        for decision in decided
+        if decision.barred_share > max(decision.main.share, decision.main.runner_up_share)
+    ]
+    if barred:
+        names = ", ".join(dict.fromkeys(code(decision.barred) for decision in barred))
+        edges = ", ".join(
+            f"{decision.cell_type} {decision.edge} ({decision.barred_share:.3f})"
+            for decision in barred
+        )
+        lines += [
+            f"Left out is {names}, which no cell may hold, though it has the largest share on "
+            f"{len(barred)} of {len(decided)} edges: {edges}.",
+            "",
+        ]
+    if any(contest.lost for decision in decided for contest in decision.contests):
+        lines += [
+            "Where a choice has less than the runner-up, something else than the share decided: the "
+            "strategy, a regularizer or a bound.",
+            "",
+        ]
+    return lines
+
+
+def left_out(search: Search, genotype: Genotype) -> list[str]:
+    """Return the lines on the edges that no cell of a genotype has, if the space drops any.
+
+    By the rule of `Space.derive_cell`: a node keeps the edges of highest score, which is the share
+    of an edge's winner times the number of its candidates, 1 where all are equal. With factorised
+    alpha these are operations.
+    """
+    weights = search.strategy.final_weights(search.strategy_state)
+    rows = []
+    for cell_type, cell in genotype.cells.items():
+        scores = {}
+        for edge, row, of_edge in zip(
+            search.space.edges,
+            search.table.rows[cell_type],
+            weights[cell_type].tolist(),
+            strict=True,
+        ):
+            weight, candidate = search.space.strongest(row, of_edge)
+            scores[edge] = (weight * (len(row) - row.count(None)), candidate)
+        kept = {(edge.node, edge.input) for edge in cell.edges}
+        for (node, source), (score, candidate) in scores.items():
+            rivals = [scores[edge][0] for edge in kept if edge[0] == node]
+            if (node, source) in kept or not rivals or not score > 0:
+                continue
+            rows.append(
+                (
+                    cell_type,
+                    f"{source} -> {node}",
+                    str(candidate),
+                    f"{score:.3f}",
+                    f"{min(rivals):.3f}",
+                )
+            )
+    if not rows:
+        return []
+    head = ("cell", "edge", "its strongest candidate", "score", "least score kept at that node")
+    return [
+        "Edges that were left out: a node keeps those of highest score, the share of an edge's "
+        "strongest candidate over an equal share.",
+        "",
+        *markdown_table(head, rows),
+        "",
+    ]
+
+
+def _row(decision: Decision, columns: int) -> list[str]:
+    """Return a decision's row of the table of choices, of so many columns."""
+    row = [decision.cell_type, decision.edge]
+    row += chain.from_iterable(map(_fields, decision.contests))
+    return row + ["-"] * (columns - len(row))
+
+
+def _fields(contest: Contest) -> tuple[str, str, str]:
+    """Return what was chosen, the runner-up, each with its share, and how far they are apart."""
+    choice = f"{contest.choice} {contest.share:.3f}"
+    if contest.runner_up == "-":
+        return choice, "-", "-"
+    times = "-" if math.isinf(contest.times) else f"{contest.times:.2f}"
+    return (
+        choice,
+        f"{contest.runner_up} {contest.runner_up_share:.3f}",
+        f"{times}, undecided" if contest.undecided else times,
+    )
+
+
+def evenness(shares: Sequence[float]) -> float:
+    """Return the entropy of shares over that of equal shares; 0 for a single one.
+
+    The shares need not sum to 1.
+
+    >>> evenness([0.25] * 4), evenness([0.5, 0.5, 0.0, 0.0])
+    (1.0, 0.5)
+    """
+    if len(shares) == 1:
+        return 0.0
+    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    return entropy / math.log(len(shares))

@@ -1,0 +1,88 @@
+"""Which learning rules the cells of a genotype have, and what carries errors past their layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from darts_bio.reports.markdown import code, markdown_table
+from darts_bio.rules import RULES
+from darts_bio.spaces import Genotype
+
+
+def transport_in_words(genotype: Genotype) -> str:
+    """Return in words on how many edges weights carry the error, and what does on the others.
+
+    >>> from darts_bio.spaces import load_genotype
+    >>> print(transport_in_words(load_genotype("digits_rule_aware")))  # doctest: +ELLIPSIS
+    On 0 of ... edges with weights. What carries their errors down: ...
+    """
+    rules = Counter(
+        edge.candidate.rule
+        for cell in genotype.cells.values()
+        for edge in cell.edges
+        if edge.candidate.rule is not None
+    )
+    backbone = genotype.backbone_rule
+    around = f"Around the cells: {_carrier(backbone)} ({code(backbone)})."
+    if not rules:
+        return f"No edge has weights. {around}"
+    by_carrier: dict[str, Counter[str]] = {}
+    for rule, count in rules.items():
+        by_carrier.setdefault(_carrier(rule), Counter())[rule] += count
+    transported = sum(n for rule, n in rules.items() if RULES.build(rule).transports_weights)
+    each = "; ".join(
+        f"{carrier} on {of_rule.total()} "
+        f"({', '.join(f'{code(rule)} {n}' for rule, n in of_rule.most_common())})"
+        for carrier, of_rule in sorted(by_carrier.items(), key=lambda item: -item[1].total())
+    )
+    return (
+        f"On {transported} of {rules.total()} edges with weights. What carries their errors down: "
+        f"{each}. {around}"
+    )
+
+
+def which_rule_where(genotype: Genotype) -> list[str]:
+    """Return the section that counts the edges of each learning rule, and says what the rule is."""
+    counts = {
+        cell_type: Counter(edge.candidate.rule for edge in cell.edges)
+        for cell_type, cell in genotype.cells.items()
+    }
+    rules = sorted({rule for of_type in counts.values() for rule in of_type if rule is not None})
+    rows = [
+        (
+            rule,
+            _name(rule),
+            _carrier(rule),
+            *(str(of_type[rule]) for of_type in counts.values()),
+        )
+        for rule in rules
+    ]
+    if any(None in of_type for of_type in counts.values()):
+        without = (str(of_type[None]) for of_type in counts.values())
+        rows.append(("none (no weights)", "", "exact derivatives", *without))
+    head = (
+        *("learning rule", "its name", "what carries errors down"),
+        *(f"edges in {cell_type}" for cell_type in counts),
+    )
+    lines = ["## Which rule where", "", *markdown_table(head, rows), ""]
+    operations = Counter(
+        edge.candidate.op
+        for cell in genotype.cells.values()
+        for edge in cell.edges
+        if edge.candidate.rule is None
+    )
+    if operations:
+        names = ", ".join(f"{count} {op}" for op, count in operations.most_common())
+        lines += [f"Without weights: {names}.", ""]
+    return lines
+
+
+def _name(rule: str) -> str:
+    """Return the full name of a rule: what stands before the colon in its first line."""
+    return (RULES.build(rule).__doc__ or "").partition("\n")[0].partition(":")[0]
+
+
+def _carrier(rule: str) -> str:
+    """Return in words what carries an error down past a layer under a rule."""
+    carries = RULES.build(rule).carries
+    return {"values": "the weights", "signs": "the weights' signs"}.get(carries, carries)

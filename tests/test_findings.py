@@ -1,0 +1,249 @@
+"""What a search's report says it found: margins by hand, edges that were dropped, the next step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from searching import rows_below
+
+from darts_bio.config import SearchConfig
+from darts_bio.data.datasets import ImageData, load_data
+from darts_bio.monitoring.alpha import alpha_numbers
+from darts_bio.reports import findings
+from darts_bio.reports.decisions import left_out
+from darts_bio.reports.going_on import after_supernet
+from darts_bio.reports.rules_of_cells import transport_in_words
+from darts_bio.reports.search import search_card
+from darts_bio.reports.search_seeds import search_seeds_card
+from darts_bio.reports.time_lapse import alpha_record, edge_shares
+from darts_bio.spaces import SPACES, Candidate, load_genotype
+from darts_bio.storage.logs import ALPHA_FILE
+from darts_bio.training.search import Search
+
+CONFIG = SearchConfig(
+    rules=("fa", "usf"),
+    channels=2,
+    layers=3,
+    epochs=3,
+    batch_size=8,
+    crop_padding=1,
+    dataset="digits",
+    seed=4,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", train_images=32)
+
+
+class TestOperationsFirst:
+    """Alpha is operation times rule given the operation: two contests on each edge."""
+
+    OPERATIONS = {"none": 0.3, "skip_connect": 0.29, "sep_conv_3x3": 0.41}
+    RULES = {"fa": 0.25, "usf": 0.34, "brsf": 0.41}
+
+    def search(self, data: ImageData, strategy: str, regularizers: tuple[str, ...] = ()) -> Search:
+        """A search whose shares of operations and rules are those above, on all edges."""
+        options = {
+            "strategy": strategy,
+            "regularizers": regularizers,
+            "rules": tuple(self.RULES),
+            "space": "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))",
+        }
+        task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+        with torch.no_grad():
+            for name, parameter in task.strategy_state.parameters.items():
+                if name.endswith("/operation"):
+                    of_edge = [math.log(share) for share in self.OPERATIONS.values()]
+                    parameter[:] = torch.tensor(of_edge)
+                    continue
+                row = task.table.rows[name.removesuffix("/rule")]
+                for edge, candidates in enumerate(row):
+                    for place, candidate in enumerate(candidates):
+                        rule = None if candidate is None else candidate.rule
+                        parameter[edge, place] = math.log(self.RULES[rule]) if rule else 0.0
+        return task
+
+    @pytest.mark.parametrize(
+        ("strategy", "regularizers"), [("rule_aware", ()), ("darts", ("factorised",))]
+    )
+    def test_margins_are_those_of_operations_and_of_their_rules(
+        self, strategy: str, regularizers: tuple[str, ...], data: ImageData
+    ) -> None:
+        task = self.search(data, strategy, regularizers)
+        folder: Any = SimpleNamespace(command="c")
+        text = search_card(task, folder, task.genotype(), [], True, None, [], None)
+        assert rows_below(text, "Choices")[:2] == [
+            [
+                *("normal", f"{source} -> 2"),
+                *("sep_conv_3x3 0.410", "skip_connect 0.290", f"{0.41 / 0.29:.2f}"),
+                *("brsf 0.410", "usf 0.340", f"{0.41 / 0.34:.2f}"),
+            ]
+            for source in (0, 1)
+        ]
+        entropy = -sum(share * math.log(share) for share in self.OPERATIONS.values()) / math.log(3)
+        assert "**Undecided?** operations on 0 of 4 edges, rules on 0 of 4: " in text
+        assert f"entropy of the operations' shares is on average {entropy:.3f} (" in text
+        assert "Left out is" not in text  # `none` has less than the convolution
+        assert "something else than the share decided" not in text
+
+    def test_a_tie_of_rules_is_one(self, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(self, "RULES", {"fa": 0.38, "usf": 0.36, "brsf": 0.26})
+        task = self.search(data, "rule_aware")
+        decided = findings.of_search(task, task.genotype(), []).decided
+        assert [(d.main.undecided, d.undecided) for d in decided] == [(False, True)] * 4
+        numbers = alpha_numbers(task.space, task.table, task.genotype(), edge_shares(task), True)
+        assert numbers["search/decided_edges"] == 0
+
+    def test_records_tell_the_same(self, data: ImageData, tmp_path: Path) -> None:
+        task = self.search(data, "rule_aware")
+        record = {"step": 2, "epoch": 1, **alpha_record(task)}
+        (tmp_path / ALPHA_FILE).write_text(json.dumps(record) + "\n")
+        recorded = findings.of_folder(task.config, task.genotype(), tmp_path).decided
+        for ours, theirs in zip(
+            recorded, findings.of_search(task, task.genotype(), []).decided, strict=True
+        ):
+            assert (ours.edge, ours.choice, ours.main.runner_up) == (
+                *(theirs.edge, theirs.choice, theirs.main.runner_up),
+            )
+            assert ours.main.share == pytest.approx(theirs.main.share, abs=1e-6)
+            assert ours.of_rules is not None
+            assert ours.of_rules.share == pytest.approx(0.41, abs=1e-6)
+
+
+class TestLeftOut:
+    def test_edges_that_a_node_does_not_keep(self, data: ImageData) -> None:
+        """Of the three edges into node 3 that of the flattest alpha goes."""
+        options = {"strategy": "darts", "space": "darts(nodes=2)"}
+        task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+        edges = task.space.edges
+        with torch.no_grad():
+            for cell_type, values in task.strategy_state.parameters.items():
+                values.zero_()
+                for number, (node, source) in enumerate(edges):
+                    place = task.table.rows[cell_type][number].index(
+                        Candidate("dil_conv_3x3", "fa")
+                    )
+                    values[number, place] = {(3, 0): 1.0, (3, 1): 0.5, (3, 2): 2.0}.get(
+                        (node, source), 1.5
+                    )
+        rows = rows_below("## T\n" + "\n".join(left_out(task, task.genotype())), "T")
+        n = sum(candidate is not None for candidate in task.table.rows["normal"][0])
+
+        def score(alpha: float) -> float:
+            return n * math.exp(alpha) / (math.exp(alpha) + n - 1)
+
+        assert rows[0] == (
+            ["normal", "1 -> 3", "dil_conv_3x3:fa", f"{score(0.5):.3f}", f"{score(1.0):.3f}"]
+        )
+        assert [row[:2] for row in rows] == [["normal", "1 -> 3"], ["reduce", "1 -> 3"]]
+
+    def test_a_space_that_keeps_all_edges_has_none(self, data: ImageData) -> None:
+        task = Search(
+            SearchConfig(**(vars(CONFIG) | {"space": "darts(nodes=1)"})), data, torch.device("cpu")
+        )
+        assert left_out(task, task.genotype()) == []
+
+
+class TestNextStep:
+    """What is advised depends on what the search found."""
+
+    def next_of(
+        self, data: ImageData, alphas: dict[str, float], history: list[dict[str, Any]]
+    ) -> tuple[str, str]:
+        """The step, and the advice, where normal cells prefer operations by these alphas."""
+        options = {"strategy": "darts(lr=0.5)", "space": "darts(nodes=2)", "rules": ("fa",)}
+        task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+        with torch.no_grad():
+            for cell_type, values in task.strategy_state.parameters.items():
+                for number, row in enumerate(task.table.rows[cell_type]):
+                    for place, candidate in enumerate(row):
+                        values[number, place] = alphas.get(candidate.op if candidate else "", 0.0)
+        found = findings.of_search(task, task.genotype(), history)
+        step = after_supernet(task, found, True, "train it", "Size.")
+        return step.step, "\n".join(step.how)
+
+    RECORDS: ClassVar[list[dict[str, Any]]] = [
+        {"epoch": number + 1, "genotype": digest} for number, digest in enumerate("aab")
+    ]
+
+    def test_a_decided_cell_of_convolutions_is_trained(self, data: ImageData) -> None:
+        settled = [{**record, "genotype": "a"} for record in self.RECORDS]
+        step, how = self.next_of(data, {"sep_conv_3x3": 2.0}, settled)
+        assert (step, how.startswith("Train it:")) == ("train the genotype", True)
+
+    def test_a_cell_of_skips_is_searched_again(self, data: ImageData) -> None:
+        step, how = self.next_of(data, {"skip_connect": 2.0}, [])
+        assert step == "search again with fewer skips and poolings"
+        assert "normal has 4 skip connections, and 4 of 4 edges of normal cells are" in how
+        assert "`skip_dropout`" in how
+        assert "Train it nevertheless:" in how
+
+    def test_so_is_one_of_poolings(self, data: ImageData) -> None:
+        step, how = self.next_of(data, {"max_pool_3x3": 2.0}, [])
+        assert step == "search again with fewer skips and poolings"
+        assert "normal has 0 skip connections, and 4 of 4 edges of normal cells are" in how
+
+    def test_what_changed_in_the_last_epoch_is_searched_longer(self, data: ImageData) -> None:
+        step, how = self.next_of(data, {"sep_conv_3x3": 2.0}, self.RECORDS)
+        assert step == "search longer"
+        assert "came up in the last epoch" in how
+
+
+@pytest.mark.parametrize(
+    ("digests", "said"),
+    [
+        ("a", "It cannot be told: the genotype came up in the last epoch, 1."),
+        ("aab", "came up in the last epoch, 3. It changed 1 time in 3 epochs: in 3."),
+        ("abbb", "that of epoch 2, and has not changed in the 2 epochs since. It changed 1 time"),
+        ("abababab", "It changed 7 times in 8 epochs: in 3, 4, 5, 6, 7, 8, the last 6."),
+    ],
+)
+def test_when_a_genotype_changed(digests: str, said: str) -> None:
+    history = [{"epoch": number + 1, "genotype": digest} for number, digest in enumerate(digests)]
+    genotype = load_genotype("bionas_darts")
+    found = findings.Findings(SPACES.build("darts"), genotype, (), history)
+    assert said in found.verdicts()[1]
+
+
+def test_what_carries_errors_by_counting(data: ImageData) -> None:
+    """bionas_darts has 5 brsf, ... as its text says; the backbone is bp."""
+    genotype = load_genotype("bionas_darts")
+    text = str(genotype)
+    words = transport_in_words(genotype)
+    signs = sum(text.count(f":{rule}") for rule in ("usf", "brsf", "frsf"))
+    fixed, values = text.count(":fa"), text.count(":bp")
+    assert f"On {values} of {signs + fixed + values} edges with weights." in words
+    assert f"the weights' signs on {signs} (" in words
+    assert (f"fixed feedback on {fixed} (`fa` {fixed})" in words) == (fixed > 0)
+    assert words.endswith("Around the cells: the weights (`bp`).")
+    assert "On 0 of" in transport_in_words(genotype.with_rule("fa"))
+    all_bp = transport_in_words(genotype.with_rule("bp"))
+    assert f"On {signs + fixed + values} of {signs + fixed + values} edges" in all_bp
+
+
+def test_several_seeds_begin_with_what_they_agree_on(data: ImageData, tmp_path: Path) -> None:
+    first, second = load_genotype("bionas_darts"), load_genotype("bionas_darts").with_rule("fa")
+    results = {
+        seed: SimpleNamespace(
+            genotype=genotype, folder=tmp_path, epochs=[{"seconds": 2.0}], known=None
+        )
+        for seed, genotype in enumerate((first, second))
+    }
+    text = search_seeds_card(SearchConfig(space="darts"), "c", results)
+    edges = sum(len(cell.edges) for cell in first.cells.values())
+    same = sum(
+        a.candidate == b.candidate
+        for t in first.cells
+        for a, b in zip(first.cells[t].edges, second.cells[t].edges, strict=True)
+    )
+    assert f"- **Agreed?** 2 of 2 genotypes differ; {same} of {edges} edges are in all" in text
+    assert "- **Mostly undecided?** none." in text
+    assert "- **Cost:** 4 s, all seeds\n- **Repeat:** `c`\n- **Next:** choose among them" in text
