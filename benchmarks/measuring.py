@@ -162,8 +162,11 @@ def peak_bytes(device: torch.device, make: Callable[..., Any], *arguments: Any) 
 
 
 def command() -> str:
-    """Write the command line that began this process."""
-    return shlex.join(["python", *sys.argv])
+    """Write the command line that began this process; DIR stands for the folder of the data."""
+    words = list(sys.argv)
+    if "--data-dir" in words[:-1]:
+        words[words.index("--data-dir") + 1] = "DIR"
+    return shlex.join(["python", *words])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
