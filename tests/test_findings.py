@@ -16,7 +16,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.monitoring.alpha import alpha_numbers
 from darts_bio.reports import findings
-from darts_bio.reports.decisions import left_out
+from darts_bio.reports.decisions import left_out, undecided_in_words
 from darts_bio.reports.going_on import after_supernet
 from darts_bio.reports.rules_of_cells import transport_in_words
 from darts_bio.reports.search import search_card
@@ -89,7 +89,9 @@ class TestOperationsFirst:
             for source in (0, 1)
         ]
         entropy = -sum(share * math.log(share) for share in self.OPERATIONS.values()) / math.log(3)
-        assert "**Undecided?** operations on 0 of 4 edges, rules on 0 of 4: " in text
+        assert (
+            "**Undecided?** 0 of 4 edges: the operation on 0, the rule on 0 of 4 that have" in text
+        )
         assert f"entropy of the operations' shares is on average {entropy:.3f} (" in text
         assert "Left out is" not in text  # `none` has less than the convolution
         assert "something else than the share decided" not in text
@@ -99,6 +101,10 @@ class TestOperationsFirst:
         task = self.search(data, "rule_aware")
         decided = findings.of_search(task, task.genotype(), []).decided
         assert [(d.main.undecided, d.undecided) for d in decided] == [(False, True)] * 4
+        said = undecided_in_words(decided)
+        assert said.startswith(
+            "Yes: 4 of 4 edges: the operation on 0, the rule on 4 of 4 that have"
+        )
         numbers = alpha_numbers(task.space, task.table, task.genotype(), edge_shares(task), True)
         assert numbers["search/decided_edges"] == 0
 

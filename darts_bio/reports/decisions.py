@@ -249,10 +249,11 @@ def undecided_in_words(decided: Sequence[Decision]) -> str:
     open_main = [decision for decision in decided if decision.main.undecided]
     if decided[0].factorised:
         open_rules = sum(contest.undecided for contest in rules)
-        of_rules = f", rules on {open_rules} of {len(rules)}" if rules else ""
+        of_rules = f", the rule on {open_rules} of {len(rules)} that have several" if rules else ""
         return (
-            f"{yes}operations on {len(open_main)} of {len(decided)} edges{of_rules}: the choice has "
-            f"{below}. The entropy of the operations' shares {even}"
+            f"{yes}{sum(decision.undecided for decision in decided)} of {len(decided)} edges: the "
+            f"operation on {len(open_main)}{of_rules}. The choice has {below} there. The entropy of "
+            f"the operations' shares {even}"
         )
     between_rules = sum(
         decision.main.runner_up.partition(":")[0] == decision.choice.op for decision in open_main
