@@ -138,7 +138,9 @@ class TestRule:
         assert len(searched) >= 2
         assert verdicts(whole.folder / "report.md") == searched
         first, *_, cost, _, next_step = in_short(whole.folder / "report.md")
-        assert first.startswith("**Data:** given. A search learns from half of the training images")
+        assert first.startswith(
+            "**Data:** images given in Python. A search learns from half of the training images"
+        )
         assert "learns from 16 and is measured on the 16 others" in first
         assert re.fullmatch(
             r"\*\*Cost:\*\* \d+ s: 2 searches \d+ s, 2 short trainings \d+ s, the full training \d+ s",

@@ -89,10 +89,8 @@ class TestOperationsFirst:
             for source in (0, 1)
         ]
         entropy = -sum(share * math.log(share) for share in self.OPERATIONS.values()) / math.log(3)
-        assert (
-            "**Undecided?** 0 of 4 edges: the operation on 0, the rule on 0 of 4 that have" in text
-        )
-        assert f"entropy of the operations' shares is on average {entropy:.3f} (" in text
+        assert "**Undecided?** 0 of 4 edges, whose choice" in text
+        assert f"of the operations' shares is on these edges {entropy:.3f} on average (" in text
         assert "Left out is" not in text  # `none` has less than the convolution
         assert "something else than the share decided" not in text
 
@@ -102,9 +100,8 @@ class TestOperationsFirst:
         decided = findings.of_search(task, task.genotype(), []).decided
         assert [(d.main.undecided, d.undecided) for d in decided] == [(False, True)] * 4
         said = undecided_in_words(decided)
-        assert said.startswith(
-            "Yes: 4 of 4 edges: the operation on 0, the rule on 4 of 4 that have"
-        )
+        assert said.startswith("Yes, 4 of 4 edges, whose choice has less than 1.1 times")
+        assert "normal 0 -> 2 (rule); normal 1 -> 2 (rule); reduce 0 -> 2 (rule); " in said
         numbers = alpha_numbers(task.space, task.table, task.genotype(), edge_shares(task), True)
         assert numbers["search/decided_edges"] == 0
 
@@ -122,6 +119,24 @@ class TestOperationsFirst:
             assert ours.main.share == pytest.approx(theirs.main.share, abs=1e-6)
             assert ours.of_rules is not None
             assert ours.of_rules.share == pytest.approx(0.41, abs=1e-6)
+
+
+def test_votes_that_are_split_over_rules_are_named(data: ImageData) -> None:
+    """Each of a convolution's two pairs has 0.25 and the skip 0.3: by pairs the skip wins."""
+    options = {"space": "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"}
+    task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
+    shares = {"none": 0.2, "skip_connect": 0.3, "sep_conv_3x3": 0.25}
+    with torch.no_grad():
+        for number, row in enumerate(task.table.rows["normal"]):
+            for place, candidate in enumerate(row):
+                if candidate is not None:
+                    alpha = task.strategy_state.parameters["normal"]
+                    alpha[number, place] = math.log(shares[candidate.op])
+    genotype = task.genotype()
+    assert {edge.candidate.op for edge in genotype.cells["normal"].edges} == {"skip_connect"}
+    said = undecided_in_words(findings.of_search(task, genotype, []).decided)
+    assert "normal 0 -> 2 (sep_conv_3x3 0.500, chosen skip_connect 0.300); normal 1 -> 2 (" in said
+    assert "`rule_aware` and `--regularizers factorised` compare operations first." in said
 
 
 class TestLeftOut:
@@ -188,28 +203,36 @@ class TestNextStep:
     def test_a_cell_of_skips_is_searched_again(self, data: ImageData) -> None:
         step, how = self.next_of(data, {"skip_connect": 2.0}, [])
         assert step == "search again with fewer skips and poolings"
-        assert "normal has 4 skip connections, and 4 of 4 edges of normal cells are" in how
+        assert "4 of 4 edges of normal cells (4 skips) have no weights" in how
         assert "`skip_dropout`" in how
+        assert "leave the poolings out" not in how
         assert "Train it nevertheless:" in how
 
     def test_so_is_one_of_poolings(self, data: ImageData) -> None:
         step, how = self.next_of(data, {"max_pool_3x3": 2.0}, [])
         assert step == "search again with fewer skips and poolings"
-        assert "normal has 0 skip connections, and 4 of 4 edges of normal cells are" in how
+        assert "4 of 4 edges of normal cells (4 poolings) have no weights" in how
+        assert "`partial_channels`" in how
+        assert "skip_dropout" not in how
+        assert "leave the poolings out" in how
 
     def test_what_changed_in_the_last_epoch_is_searched_longer(self, data: ImageData) -> None:
         step, how = self.next_of(data, {"sep_conv_3x3": 2.0}, self.RECORDS)
         assert step == "search longer"
-        assert "came up in the last epoch" in how
+        assert "The genotype has just changed" in how
 
 
 @pytest.mark.parametrize(
     ("digests", "said"),
     [
-        ("a", "It cannot be told: the genotype came up in the last epoch, 1."),
-        ("aab", "came up in the last epoch, 3. It changed 1 time in 3 epochs: in 3."),
-        ("abbb", "that of epoch 2, and has not changed in the 2 epochs since. It changed 1 time"),
-        ("abababab", "It changed 7 times in 8 epochs: in 3, 4, 5, 6, 7, 8, the last 6."),
+        ("a", "It cannot be told from one epoch."),
+        ("aaa", "Yes: it has been the same from the first of 3 epochs on."),
+        ("aab", "No: it last changed in epoch 3 of 3. It did so in 1 epoch (3)."),
+        ("abbb", "Yes: it last changed in epoch 2 of 4. It did so in 1 epoch (2)."),
+        ("abababab", "in epoch 8 of 8. It did so in 7 epochs (the latest 6: 3, 4, 5, 6, 7, 8)."),
+        (29 * "a" + "bb", "No: it last changed in epoch 30 of 31."),
+        (27 * "a" + "bbbb", "No: it last changed in epoch 28 of 31."),
+        (26 * "a" + "bbbbb", "Yes: it last changed in epoch 27 of 31."),
     ],
 )
 def test_when_a_genotype_changed(digests: str, said: str) -> None:
@@ -220,19 +243,21 @@ def test_when_a_genotype_changed(digests: str, said: str) -> None:
 
 
 def test_what_carries_errors_by_counting(data: ImageData) -> None:
-    """bionas_darts has 5 brsf, ... as its text says; the backbone is bp."""
+    """Rules are counted in the genotype's text; its backbone is under bp."""
     genotype = load_genotype("bionas_darts")
     text = str(genotype)
     words = transport_in_words(genotype)
     signs = sum(text.count(f":{rule}") for rule in ("usf", "brsf", "frsf"))
-    fixed, values = text.count(":fa"), text.count(":bp")
-    assert f"On {values} of {signs + fixed + values} edges with weights." in words
-    assert f"the weights' signs on {signs} (" in words
-    assert (f"fixed feedback on {fixed} (`fa` {fixed})" in words) == (fixed > 0)
-    assert words.endswith("Around the cells: the weights (`bp`).")
-    assert "On 0 of" in transport_in_words(genotype.with_rule("fa"))
-    all_bp = transport_in_words(genotype.with_rule("bp"))
-    assert f"On {signs + fixed + values} of {signs + fixed + values} edges" in all_bp
+    fixed = text.count(":fa")
+    assert ":bp" not in text
+    assert words.startswith("Yes, but only around the cells.")
+    assert f"by the weights' signs on {signs} edges with weights (" in words
+    assert (f"by fixed feedback on {fixed} edge" in words) == (fixed > 0)
+    assert words.endswith("(stem, preprocessing, classifier) by the weights (`bp`).")
+    assert transport_in_words(genotype.with_rule("fa")).startswith(
+        "No. In the cells errors go down"
+    )
+    assert transport_in_words(genotype.with_rule("bp")).startswith("Yes, in the cells and around")
 
 
 def test_several_seeds_begin_with_what_they_agree_on(data: ImageData, tmp_path: Path) -> None:
@@ -250,6 +275,9 @@ def test_several_seeds_begin_with_what_they_agree_on(data: ImageData, tmp_path: 
         for t in first.cells
         for a, b in zip(first.cells[t].edges, second.cells[t].edges, strict=True)
     )
-    assert f"- **Agreed?** 2 of 2 genotypes differ; {same} of {edges} edges are in all" in text
-    assert "- **Mostly undecided?** none." in text
+    assert (
+        f"- **Agreed?** No: 2 different genotypes of 2 seeds. Of {edges} edges {edges} are in all "
+        f"genotypes, {edges} of them with the same operation, {same} with its rule too."
+    ) in text
+    assert "- **Mostly undecided?** No seed." in text
     assert "- **Cost:** 4 s, all seeds\n- **Repeat:** `c`\n- **Next:** choose among them" in text

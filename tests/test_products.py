@@ -780,6 +780,10 @@ class TestRefusals:
                 convert(nn.Linear(2, 2), {wrong: "fa"})  # type: ignore[dict-item]
         with pytest.raises(InputError, match="outputs: expected a positive number of values"):
             convert(nn.Linear(2, 2), "dfa", outputs="a")  # type: ignore[arg-type]
+        with pytest.raises(
+            InputError, match="seed: expected a whole number of at least 0, found 'x"
+        ):
+            convert(nn.Linear(2, 2), "fa", seed="x")  # type: ignore[arg-type]
         with pytest.raises(InputError, match="convert: the model cannot run on the inputs given"):
             convert(nn.Linear(2, 2), "fa", inputs=torch.ones(2, 3))
 

@@ -109,32 +109,33 @@ class TestSearch:
 
     def test_words_are_those_of_the_logits(self, found: SearchResult) -> None:
         text = (found.folder / "report.md").read_text()
-        undecided, entropies, skips, without, parameterless = 0, [], 0, 0, 0
+        undecided, entropies, without = [], [], {"normal": [], "reduce": []}
         for cell_type, edges in softmaxes(found.folder).items():
-            for shares in edges:
+            for source, shares in enumerate(edges):
                 first, second = sorted(set(shares) - {"none"}, key=lambda c: -shares[c])[:2]
-                undecided += shares[first] < 1.1 * shares[second]
+                if shares[first] < 1.1 * shares[second]:
+                    same = first.partition(":")[0] == second.partition(":")[0]
+                    undecided.append(f"{cell_type} {source} -> 2{' (its rule)' if same else ''}")
                 ratio = -sum(p * math.log(p) for p in shares.values()) / math.log(len(shares))
                 entropies.append(ratio)
-                skips += cell_type == "normal" and first == "skip_connect"
-                without += ":" not in first
-                pools = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")
-                parameterless += cell_type == "normal" and first in pools
-        verdict = "Yes: " if undecided > 2 else ""
-        assert f"**Undecided?** {verdict}{undecided} of 4 edges" in text
-        assert f"is on average {sum(entropies) / 4:.3f} (" in text
-        no = (
-            "Yes, most edges of normal cells have no weights; it has not"
-            if parameterless > 1
-            else "No,"
+                if ":" not in first:
+                    without[cell_type].append(first)
+        verdict = "Yes, " if len(undecided) > 2 else ""
+        assert f"**Undecided?** {verdict}{len(undecided)} of 4 edges, whose choice" in text
+        assert all(name in text for name in undecided)
+        assert f"is on these edges {sum(entropies) / 4:.3f} on average (" in text
+        skips = without["normal"].count("skip_connect")
+        answer = (
+            "Yes, by DARTS+" if skips > 1 else "Yes: more" if len(without["normal"]) > 1 else "No"
         )
-        assert f"**Collapsed?** {'Yes,' if skips >= 2 else no} by DARTS+'s mark" in text
+        assert f"**Collapsed?** {answer}" in text
         assert f"normal has {skips} on 2 edges" in text
-        assert f"{without} of 4 ({25 * without} %) have no weights." in text
-        assert f"Skips or poolings: {parameterless} of 2 edges of normal cells." in text
+        assert f"Without weights are {len(without['normal'])} of 2 edges of normal cells" in text
+        assert f"and {len(without['reduce'])} of 2 edges of reduce cells" in text
         counts = {row[0]: sum(map(int, row[3:])) for row in rows_below(text, "Which rule where")}
-        assert counts.pop("none (no weights)", 0) == without
-        assert sum(counts.values()) == 4 - without
+        empty = sum(map(len, without.values()))
+        assert counts.pop("none (no weights)", 0) == empty
+        assert sum(counts.values()) == 4 - empty
 
     def test_alpha_after_each_epoch(self, found: SearchResult) -> None:
         """The last record is the checkpoint's alpha; the largest shares tell when it settled."""
@@ -148,8 +149,10 @@ class TestSearch:
             [max(row[1:]) == share for t in r["shares"] for row in r["shares"][t] for share in row]
             for r in records
         ]
-        same = next((n for n, c in enumerate(reversed(chosen)) if c != chosen[-1]), 3)
-        said = f"that of epoch {4 - same}, and has not changed in the {same - 1} epochs since"
+        changes = [n + 1 for n in range(1, 3) if chosen[n] != chosen[n - 1]]
+        said = (
+            f"it last changed in epoch {changes[-1]} of 3" if changes else "the same from the first"
+        )
         assert said in (found.folder / "report.md").read_text()
 
     def test_the_time_lapse_shows_what_is_recorded(self, found: SearchResult) -> None:
@@ -177,7 +180,7 @@ class TestSearch:
         assert f"train --genotype {found.folder.name} --dataset digits" in text
         assert "That is a network of 3 cells and 16 channels, the size of the recipe" in text
         assert "trained for 30 epochs" in text
-        assert "`--layers 3 --channels 2` trains one of the search's own size" in text
+        assert "`--channels 2` trains one of the search's own size" in text
         assert "16 of the training images (train), alpha from the 16 others" in text
         assert "- data: 32 training + 359 test images of 1x8x8" in text
         assert "`my command`" in text
@@ -238,6 +241,13 @@ class TestTimeLapse:
         assert all(a["class"] == "share" for a in fields)
         assert data["largest"][0] == [8, 13]  # those of the reduce cell
 
+    def test_the_dot_of_factorised_alpha_is_in_the_best_operation(self) -> None:
+        """The convolution has 0.5, in two rules; the skip keeps its 0.3 whole."""
+        _, fields = lapse_of([0.2, 0.3, 0.2, 0.3], factorised=True)
+        assert [a["class"] for a in fields] == ["share", "share", "share", "share top"]
+        _, fields = lapse_of([0.2, 0.3, 0.2, 0.3])
+        assert all(a["class"] == "share" for a in fields)  # as pairs two are equal
+
     def test_colors_are_of_multiples_of_the_equal_share(self) -> None:
         """In a reduce cell of five candidates one has all: five times its equal share, full color."""
         data, fields = lapse_of([0.26, 0.05, 0.59, 0.1])
@@ -271,7 +281,7 @@ class TestAdvice:
 
     def test_where_little_is_decided_a_longer_search_comes_first(self, data: ImageData) -> None:
         text = self.card(data, "darts(lr=0.003)", 0.01)
-        assert "**Undecided?** Yes: 4 of 4" in text
+        assert "**Undecided?** Yes, 4 of 4 edges" in text
         assert "- **Next:** search longer, or move alpha faster" in text
         advice = text.partition("## How to go on")[2].partition("\n## ")[0]
         first, _, rest = advice.partition("Train it nevertheless:")

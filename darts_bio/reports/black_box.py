@@ -10,7 +10,15 @@ from darts_bio.invocation import portable
 from darts_bio.reports.checklist import checklist
 from darts_bio.reports.findings import Findings, in_short
 from darts_bio.reports.going_on import after_search
-from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, repeat_entry
+from darts_bio.reports.markdown import (
+    block,
+    code,
+    escaped,
+    images_in_words,
+    markdown_table,
+    recipe,
+    repeat_entry,
+)
 from darts_bio.reports.page import MOST_ROWS
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runtime import hardware, made_by
@@ -46,9 +54,9 @@ def black_box_card(
     """
     config = search.config
     where = (
-        config.dataset
+        images_in_words(config.dataset)
         if config.query is None
-        else f"{portable(config.table or '')}, {config.query}"
+        else escaped(f"{portable(config.table or '')}, {config.query}")
     )
     stopped = len(queries) < search.epochs
     state = f", stopped after {len(queries)} of {search.epochs} queries" if stopped else ""
@@ -56,10 +64,10 @@ def black_box_card(
     cost = f"{len(queries)} queries in {queries[-1]['seconds'] if queries else 0:.0f} s"
     next_step = after_search(not stopped, next_command, sizes)
     lines = [
-        f"# Search on {escaped(where)}, seed {config.seed}{state}",
+        f"# Search on {where}, seed {config.seed}{state}",
         "",
         *in_short(
-            [f"**Data:** {escaped(where)}. {_halves_in_words(search)}."],
+            [f"**Data:** {where}. {_halves_in_words(search)}."],
             Findings(search.space, genotype).verdicts(),
             [f"**Cost:** {cost}, on {machine}", repeat_entry(folder.command), next_step.entry],
         ),

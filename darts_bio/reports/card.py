@@ -13,7 +13,16 @@ from darts_bio.distributed import world_size
 from darts_bio.invocation import portable
 from darts_bio.networks import multiply_adds, parameters
 from darts_bio.reports.checklist import checklist
-from darts_bio.reports.markdown import block, code, escaped, link, markdown_table, recipe, slowed
+from darts_bio.reports.markdown import (
+    block,
+    code,
+    escaped,
+    images_in_words,
+    link,
+    markdown_table,
+    recipe,
+    slowed,
+)
 from darts_bio.rules import count_rules
 from darts_bio.runtime import hardware, made_by
 from darts_bio.storage.run_folder import RunFolder
@@ -116,7 +125,7 @@ def _title(config: TrainingConfig) -> str:
     # A DARTS-style string is too long for a title.
     name = portable(config.genotype) if len(config.genotype) < 60 else "genotype"
     images = config.dataset or portable(config.data_dir or "images")
-    return f"{escaped(name)} on {escaped(images)}"
+    return f"{escaped(name)} on {images_in_words(images)}"
 
 
 def _network(training: Retraining) -> list[str]:

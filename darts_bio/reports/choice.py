@@ -9,7 +9,15 @@ from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.findings import in_short
 from darts_bio.reports.going_on import RESUME, NextStep
-from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe, repeat_entry
+from darts_bio.reports.markdown import (
+    block,
+    escaped,
+    images_in_words,
+    link,
+    markdown_table,
+    recipe,
+    repeat_entry,
+)
 from darts_bio.spaces import Genotype
 
 
@@ -53,7 +61,7 @@ def choice_card(
     """
     seeds, chosen = [candidate.seed for candidate in choice.candidates], choice.chosen.seed
     lines = [
-        f"# Search on {escaped(config.dataset)}, one of {len(seeds)} chosen",
+        f"# Search on {images_in_words(config.dataset)}, one of {len(seeds)} chosen",
         "",
         "## Result",
         "",
@@ -67,7 +75,7 @@ def choice_card(
             "",
         ]
     data = (
-        f"**Data:** {escaped(config.dataset)}. A search learns from half of the training images and "
+        f"**Data:** {images_in_words(config.dataset)}. A search learns from half of the training images and "
         f"judges by the other half; a short training learns from {trained_images} and is measured on the "
         f"{training.holdout} others; the full training learns from all, and alone sees the test images."
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from darts_bio.config import SearchConfig
-from darts_bio.reports.markdown import code, markdown_table
+from darts_bio.reports.markdown import code, counted, markdown_table
 from darts_bio.spaces import Candidate, CandidateTable, Genotype, Space
 from darts_bio.spaces.base import Row
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
@@ -22,6 +22,8 @@ from darts_bio.training.search import Search
 
 UNDECIDED_BELOW = 1.1
 """How many times the runner-up's share a choice has to have, not to count as undecided."""
+MOST_NAMED = 6
+"""The edges that are named at the head of a report."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Decision:
         barred_share: Its share, 0 if there is none.
         evenness: The entropy of the shares in the main contest over that of equal shares: 1 where
             nothing was decided, 0 where one has it all.
+        outvoted: Where pairs competed, another operation that has more than the chosen one, the
+            rules of both taken together, with these shares: (operation, its share, the share of the
+            chosen one). None elsewhere.
     """
 
     cell_type: str
@@ -87,6 +92,7 @@ class Decision:
     barred: str
     barred_share: float
     evenness: float
+    outvoted: tuple[str, float, float] | None
 
     @property
     def contests(self) -> list[Contest]:
@@ -170,6 +176,13 @@ def decisions(
                 # A skip without weights is derived without the rule that it may have in its row.
                 copies = {str(c) for c, _ in of_operation}
                 mine = {chosen} if chosen in competing else copies
+            outvoted = None
+            if not factorised:
+                by_operation = competing_shares(tuple(row), list(share_of.values()), True)
+                own = by_operation[edge.candidate.op]
+                most = max((c.op for c in row if space.selectable(c)), key=by_operation.__getitem__)
+                if by_operation[most] > own:
+                    outvoted = (most, by_operation[most], own)
             barred = {c.op if factorised else str(c) for c in row if not space.selectable(c)}
             strongest = max(
                 (name for name in competing if name in barred),
@@ -187,6 +200,7 @@ def decisions(
                     "-" if strongest is None else strongest,
                     0.0 if strongest is None else competing[strongest],
                     evenness(list(competing.values())),
+                    outvoted,
                 )
             )
     return decided
@@ -236,36 +250,51 @@ def mostly_undecided(decided: Sequence[Decision]) -> bool:
 
 
 def undecided_in_words(decided: Sequence[Decision]) -> str:
-    """Return in words on how many edges the choice is hardly ahead, and how even the shares are.
+    """Return in words on which edges the choice is hardly ahead, and how even the shares are.
 
     Args:
         decided: The decisions of a search, at least one.
     """
-    yes = "Yes: " if mostly_undecided(decided) else ""
+    yes = "Yes, " if mostly_undecided(decided) else ""
+    undecided = [decision for decision in decided if decision.undecided]
+    below = f"whose choice has less than {UNDECIDED_BELOW:g} times the runner-up's share"
+    named = "; ".join(map(_doubt, undecided[:MOST_NAMED]))
+    more = f"; and {len(undecided) - MOST_NAMED} more" if len(undecided) > MOST_NAMED else ""
+    which = f": {named}{more}" if undecided else ""
     entropy = sum(decision.evenness for decision in decided) / len(decided)
-    even = f"is on average {entropy:.3f} (1: all equal; 0: one has all)."
-    below = f"less than {UNDECIDED_BELOW:g} times the runner-up's share"
-    rules = [decision.of_rules for decision in decided if decision.of_rules is not None]
-    open_main = [decision for decision in decided if decision.main.undecided]
-    if decided[0].factorised:
-        open_rules = sum(contest.undecided for contest in rules)
-        of_rules = f", the rule on {open_rules} of {len(rules)} that have several" if rules else ""
-        return (
-            f"{yes}{sum(decision.undecided for decision in decided)} of {len(decided)} edges: the "
-            f"operation on {len(open_main)}{of_rules}. The choice has {below} there. The entropy of "
-            f"the operations' shares {even}"
-        )
-    between_rules = sum(
-        decision.main.runner_up.partition(":")[0] == decision.choice.op for decision in open_main
-    )
-    of_these = (
-        f" On {between_rules} of them the runner-up is the same operation under another rule."
-        if between_rules
-        else ""
-    )
+    what = "operations" if decided[0].factorised else "pairs"
     return (
-        f"{yes}{len(open_main)} of {len(decided)} edges, whose choice has {below}.{of_these} The "
-        f"shares' entropy {even}"
+        f"{yes}{len(undecided)} of {len(decided)} edges, {below}{which}. The entropy of the {what}' "
+        f"shares is on these edges {entropy:.3f} on average (1: all equal; 0: one has all).{_split(decided)}"
+    )
+
+
+def _doubt(decision: Decision) -> str:
+    """Return the name of an undecided edge, and what is undecided there."""
+    name = f"{decision.cell_type} {decision.edge}"
+    if not decision.factorised:
+        same = decision.main.runner_up.partition(":")[0] == decision.choice.op
+        return f"{name} (its rule)" if same else name
+    doubtful = ["operation"] if decision.main.undecided else []
+    if decision.of_rules is not None and decision.of_rules.undecided:
+        doubtful.append("rule")
+    return f"{name} ({' and '.join(doubtful)})"
+
+
+def _split(decided: Sequence[Decision]) -> str:
+    """Return a sentence on edges where the votes for another operation are split over its rules."""
+    ahead = [(decision, *decision.outvoted) for decision in decided if decision.outvoted]
+    if not ahead:
+        return ""
+    some = "; ".join(
+        f"{decision.cell_type} {decision.edge} ({op} {share:.3f}, chosen {decision.choice.op} {own:.3f})"
+        for decision, op, share, own in ahead[:MOST_NAMED]
+    )
+    more = f"; and {len(ahead) - MOST_NAMED} more" if len(ahead) > MOST_NAMED else ""
+    return (
+        f" On {counted(len(ahead), 'edge')} another operation has more, all rules taken together: "
+        f"{some}{more}. Pairs were compared; `rule_aware` and `--regularizers factorised` compare "
+        "operations first."
     )
 
 
@@ -285,7 +314,7 @@ def choices(decided: Sequence[Decision]) -> list[str]:
     if any(decision.undecided for decision in decided):
         lines += [
             f"Undecided is what has less than {UNDECIDED_BELOW:g} times the runner-up's share: with "
-            f"a softmax, less than {math.log(UNDECIDED_BELOW):.2f} between their alphas.",
+            f"a softmax, less than {math.log(UNDECIDED_BELOW):.3f} between their alphas.",
             "",
         ]
     barred = [
@@ -351,7 +380,7 @@ def left_out(search: Search, genotype: Genotype) -> list[str]:
     head = ("cell", "edge", "its strongest candidate", "score", "least score kept at that node")
     return [
         "Edges that were left out: a node keeps those of highest score, the share of an edge's "
-        "strongest candidate over an equal share.",
+        "strongest candidate (`none` is never chosen) over an equal share.",
         "",
         *markdown_table(head, rows),
         "",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.config import SearchConfig
+from darts_bio.reports.collapse import Collapse, collapse_of
 from darts_bio.reports.decisions import (
     Decision,
     decisions,
@@ -18,6 +19,7 @@ from darts_bio.reports.decisions import (
     operations_first,
     undecided_in_words,
 )
+from darts_bio.reports.markdown import counted
 from darts_bio.reports.rules_of_cells import transport_in_words
 from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
 from darts_bio.spaces import SPACES, Genotype, Space
@@ -27,59 +29,10 @@ from darts_bio.training.search import Search
 
 IN_SHORT = "In short"
 """The heading of what is said first."""
-SKIPS_OF_A_COLLAPSE = 2
-"""Skip connections in a normal cell at which DARTS+ (arXiv 1909.06035) ends a search as collapsing."""
 MOST_CHANGES = 6
 """The last changes of a genotype that are named by their epochs."""
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """How much of a genotype's cells has no weights.
-
-    Attributes:
-        kind: The kind of cell that most layers have, "normal" in DARTS' space.
-        cell_type: The cell type of that kind which has most skips.
-        skips: Its skip connections.
-        edges: Its edges.
-        pooled: Edges with a skip or a pooling in all cells of that kind, and how many edges those
-            cells have.
-        without: Edges without weights in all cells, and how many edges those have.
-
-    >>> collapse = Collapse("normal", "normal", 2, 8, (3, 8), (4, 16))
-    >>> collapse.marked, collapse.hollow
-    (True, False)
-    """
-
-    kind: str
-    cell_type: str
-    skips: int
-    edges: int
-    pooled: tuple[int, int]
-    without: tuple[int, int]
-
-    @property
-    def marked(self) -> bool:
-        """Whether DARTS+ would have ended the search."""
-        return self.skips >= SKIPS_OF_A_COLLAPSE
-
-    @property
-    def hollow(self) -> bool:
-        """Whether most edges of the cells of that kind are skips or poolings."""
-        return 2 * self.pooled[0] > self.pooled[1]
-
-    def in_words(self) -> str:
-        """Return it as an entry of the list at the head of a report."""
-        without, edges = self.without
-        answer = "Yes," if self.marked else "No,"
-        if self.hollow and not self.marked:
-            answer = f"Yes, most edges of {self.kind} cells have no weights; it has not"
-        return (
-            f"**Collapsed?** {answer} by DARTS+'s mark of {SKIPS_OF_A_COLLAPSE} skips: "
-            f"{self.cell_type} has {self.skips} on {self.edges} edges. "
-            f"Skips or poolings: {self.pooled[0]} of {self.pooled[1]} edges of {self.kind} cells. Of "
-            f"all edges {without} of {edges} ({100 * without / max(1, edges):.0f} %) have no weights."
-        )
+UNSETTLED_SHARE = 10
+"""A genotype is not settled that changed within the last of so many parts of a search."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +54,7 @@ class Findings:
     @cached_property
     def collapse(self) -> Collapse:
         """How much of the genotype has no weights."""
-        genotype = self.genotype
-        kinds = {cell_type: self.space.kind(cell_type) for cell_type in genotype.cells}
-        first = next(iter(kinds.values()))
-        ops = {
-            cell_type: [edge.candidate.op for edge in genotype.cells[cell_type].edges]
-            for cell_type, kind in kinds.items()
-            if kind == first
-        }
-        skips = {cell_type: of_cell.count("skip_connect") for cell_type, of_cell in ops.items()}
-        most = max(skips, key=skips.__getitem__)
-        of_kind = [op for of_cell in ops.values() for op in of_cell]
-        pooled = sum(op == "skip_connect" or "pool" in op for op in of_kind)
-        edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
-        without = sum(edge.candidate.rule is None for edge in edges)
-        return Collapse(
-            first,
-            most,
-            skips[most],
-            len(ops[most]),
-            (pooled, len(of_kind)),
-            (without, len(edges)),
-        )
+        return collapse_of(self.space, self.genotype)
 
     @property
     def undecided(self) -> bool:
@@ -131,8 +63,9 @@ class Findings:
 
     @property
     def unsettled(self) -> bool:
-        """Whether the genotype came up in the last epoch, after others."""
-        return len(self.history) > 1 and epochs_unchanged(self.history) == 1
+        """Whether the genotype changed in the last epoch, or in the last tenth of the epochs."""
+        epochs, since = len(self.history), epochs_unchanged(self.history) - 1 if self.history else 0
+        return epochs > 0 and since < min(epochs - 1, max(1, epochs / UNSETTLED_SHARE))
 
     def verdicts(self) -> list[str]:
         """Return entries of a list: did it collapse, is it decided, settled, what are its rules?"""
@@ -140,7 +73,7 @@ class Findings:
         if self.decided:
             lines.append(f"- **Undecided?** {undecided_in_words(self.decided)}")
         if self.history:
-            lines.append(f"- **Settled?** {_settled(self.history)}")
+            lines.append(f"- **Settled?** {_settled(self)}")
         return [*lines, f"- **Weight transport?** {transport_in_words(self.genotype)}"]
 
 
@@ -199,22 +132,22 @@ def in_short(first: Sequence[str], said: Sequence[str], last: Sequence[str]) -> 
     return [f"## {IN_SHORT}", "", *before, *said, *after, ""]
 
 
-def _settled(history: Sequence[Mapping[str, Any]]) -> str:
-    """Return in words when the genotype changed, and for how long it has been the same."""
-    unchanged, epochs = epochs_unchanged(history), len(history)
-    since = history[-1]["epoch"] - unchanged + 1
+def _settled(found: Findings) -> str:
+    """Return in words whether the genotype has settled, and in which epochs it changed."""
+    history, epochs = found.history, len(found.history)
     changes = [
         after["epoch"]
         for before, after in pairwise(history)
         if before["genotype"] != after["genotype"]
     ]
+    if epochs == 1:
+        return "It cannot be told from one epoch."
+    if not changes:
+        return f"Yes: it has been the same from the first of {epochs} epochs on."
     named = ", ".join(map(str, changes[-MOST_CHANGES:]))
-    last = f", the last {MOST_CHANGES}" if len(changes) > MOST_CHANGES else ""
-    times = f"{len(changes)} time{'s' if len(changes) > 1 else ''}"
-    which = f" It changed {times} in {epochs} epochs: in {named}{last}." if changes else ""
-    if unchanged == 1:
-        return f"It cannot be told: the genotype came up in the last epoch, {since}.{which}"
+    which = f"the latest {MOST_CHANGES}: " if len(changes) > MOST_CHANGES else ""
+    answer = "No" if found.unsettled else "Yes"
     return (
-        f"The genotype is that of epoch {since}, and has not changed in the {unchanged - 1} epochs "
-        f"since.{which}"
+        f"{answer}: it last changed in epoch {changes[-1]} of {history[-1]['epoch']}. It did so in "
+        f"{counted(len(changes), 'epoch')} ({which}{named})."
     )

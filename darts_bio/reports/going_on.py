@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 
 from darts_bio.registry import parse_spec
-from darts_bio.reports.findings import Collapse, Findings
+from darts_bio.reports.collapse import Collapse
+from darts_bio.reports.findings import Findings
 from darts_bio.reports.markdown import block, code
 from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.gradient import GradientStrategy
@@ -18,11 +19,10 @@ RESUME = "The command below, with this folder as `--out` and `--resume`, goes on
 """How to go on with a run that was stopped."""
 FASTER, LARGEST_RATE = 10, 0.1
 """How many times its rate of alpha is advised where little has been decided, and the largest."""
-AGAINST_COLLAPSE = (
-    *("partial_channels", "skip_dropout", "auxiliary_skip", "beta_decay", "oles"),
-    *("skip_limit", "skip_stop", "eigenvalue_stop"),
-)
+AGAINST_COLLAPSE = ("partial_channels", "beta_decay", "oles", "eigenvalue_stop")
 """Regularizers against cells of which too much has no weights."""
+AGAINST_SKIPS = ("skip_dropout", "auxiliary_skip", "skip_limit", "skip_stop")
+"""Regularizers against skip connections alone."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def after_supernet(
         advice += _longer(search, faster)
     elif found.unsettled:
         advice += [
-            "The genotype came up in the last epoch, so one more may well change it. Search longer "
-            f"first: this search had {search.config.epochs} epochs (`--epochs`).",
+            "The genotype has just changed, and may well change again. Search longer first: this "
+            f"search had {search.config.epochs} epochs (`--epochs`).",
             "",
         ]
     if collapse.marked or collapse.hollow:
@@ -114,16 +114,16 @@ def after_supernet(
 def _against_collapse(search: Search, collapse: Collapse) -> list[str]:
     """Return the lines on cells of which too much has no weights."""
     used = {parse_spec(spec)[0] for spec in search.config.regularizers}
-    left = [code(name) for name in AGAINST_COLLAPSE if name not in used]
+    known = (*AGAINST_COLLAPSE, *(AGAINST_SKIPS if collapse.marked else ()))
+    left = [code(name) for name in known if name not in used]
     remedies = ""
     if left and isinstance(search.strategy, GradientStrategy):
         remedies = f" Among the `--regularizers` there are some against it: {', '.join(left)}."
-    pooled, edges = collapse.pooled
+    if collapse.kinds[0].poolings:
+        remedies += " Or leave the poolings out of the operations of `--space`."
     return [
-        f"{collapse.cell_type} has {collapse.skips} skip connections, and {pooled} of {edges} edges of "
-        f"{collapse.kind} cells are skips or poolings. Such cells may have won since they are easy to "
-        "train through, not since they are good: compare with one that has fewer of them."
-        f"{remedies}",
+        f"{collapse.kinds[0].in_words()} have no weights. They may have won since they are easy to "
+        f"train through, not since they are good: compare with cells that have fewer.{remedies}",
         "",
     ]
 

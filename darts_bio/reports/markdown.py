@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 from darts_bio.config import RunConfig
+from darts_bio.data.given import GIVEN
 from darts_bio.errors import one_line, printable
 
 LONGEST_NAME = 2_000
@@ -32,6 +33,24 @@ def escaped(text: str) -> Markdown:
     if isinstance(text, Markdown):
         return text
     return Markdown(re.sub(r"[\\`*\[\]<|&~]", r"\\\g<0>", one_line(text, LONGEST_NAME)))
+
+
+def images_in_words(dataset: str) -> Markdown:
+    """Return the name of a data set, or what stands for images that were handed over in Python.
+
+    >>> images_in_words("cifar10"), images_in_words("given")
+    ('cifar10', 'images given in Python')
+    """
+    return escaped("images given in Python" if dataset == GIVEN else dataset)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and its noun, in the plural where it is not one.
+
+    >>> counted(1, "skip"), counted(2, "skip"), counted(0, "process", "processes")
+    ('1 skip', '2 skips', '0 processes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def code(text: str, most: int = LONGEST_NAME) -> Markdown:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from darts_bio.reports.markdown import code, markdown_table
+from darts_bio.reports.markdown import code, counted, markdown_table
 from darts_bio.rules import RULES
 from darts_bio.spaces import Genotype
 
 
 def transport_in_words(genotype: Genotype) -> str:
-    """Return in words on how many edges weights carry the error, and what does on the others.
+    """Return in words whether weights carry errors in the cells and around them, and what else does.
 
     >>> from darts_bio.spaces import load_genotype
-    >>> print(transport_in_words(load_genotype("digits_rule_aware")))  # doctest: +ELLIPSIS
-    On 0 of ... edges with weights. What carries their errors down: ...
+    >>> print(transport_in_words(load_genotype("bionas_darts").with_rule("fa")).partition(";")[0])
+    No. In the cells errors go down by fixed feedback on 6 edges with weights (`fa` 6)
     """
     rules = Counter(
         edge.candidate.rule
@@ -23,22 +23,25 @@ def transport_in_words(genotype: Genotype) -> str:
         if edge.candidate.rule is not None
     )
     backbone = genotype.backbone_rule
-    around = f"Around the cells: {_carrier(backbone)} ({code(backbone)})."
-    if not rules:
-        return f"No edge has weights. {around}"
+    inside = any(RULES.build(rule).transports_weights for rule in rules)
+    outside = RULES.build(backbone).transports_weights
+    answer = {
+        (True, True): "Yes, in the cells and around them",
+        (True, False): "Yes, but in the cells only",
+        (False, True): "Yes, but only around the cells",
+        (False, False): "No",
+    }[inside, outside]
     by_carrier: dict[str, Counter[str]] = {}
     for rule, count in rules.items():
         by_carrier.setdefault(_carrier(rule), Counter())[rule] += count
-    transported = sum(n for rule, n in rules.items() if RULES.build(rule).transports_weights)
-    each = "; ".join(
-        f"{carrier} on {of_rule.total()} "
+    each = ", ".join(
+        f"by {carrier} on {counted(of_rule.total(), 'edge')} with weights "
         f"({', '.join(f'{code(rule)} {n}' for rule, n in of_rule.most_common())})"
         for carrier, of_rule in sorted(by_carrier.items(), key=lambda item: -item[1].total())
     )
-    return (
-        f"On {transported} of {rules.total()} edges with weights. What carries their errors down: "
-        f"{each}. {around}"
-    )
+    within = f"In the cells errors go down {each}" if rules else "In the cells no edge has weights"
+    around = f"by {_carrier(backbone)} ({code(backbone)})"
+    return f"{answer}. {within}; around them (stem, preprocessing, classifier) {around}."
 
 
 def which_rule_where(genotype: Genotype) -> list[str]:

@@ -19,7 +19,9 @@ from darts_bio.reports.going_on import after_supernet
 from darts_bio.reports.markdown import (
     block,
     code,
+    counted,
     escaped,
+    images_in_words,
     markdown_table,
     recipe,
     repeat_entry,
@@ -76,7 +78,7 @@ def search_card(
     next_step = after_supernet(search, found, finished, next_command, sizes)
     last = [f"**Cost:** {cost}", repeat_entry(folder.command), next_step.entry]
     lines = [
-        f"# Search on {escaped(config.dataset)}, seed {config.seed}{state}",
+        f"# Search on {images_in_words(config.dataset)}, seed {config.seed}{state}",
         "",
         *in_short([data_entry(search)], found.verdicts(), last),
         "## Genotype",
@@ -149,7 +151,7 @@ def choices_section(search: Search, found: Findings) -> list[str]:
 
 def data_entry(search: Search) -> str:
     """Return the entry of a report's head on the images of a search."""
-    return f"**Data:** {escaped(search.config.dataset)}. {escaped(search.split_in_words)}."
+    return f"**Data:** {images_in_words(search.config.dataset)}. {escaped(search.split_in_words)}."
 
 
 def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -159,9 +161,11 @@ def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
         return f"Nothing was trained yet, on {machine}."
     last, processes = epochs[-1], world_size()
     hours = last["seconds"] / 3600
+    images = last["step"] * search.images_per_step
     cost = (
-        f"{last['step']} steps in {last['seconds']:.0f} s ({last['images_per_second']:.0f} images/s, "
-        f"those of both halves) by {processes} process(es) on {machine}"
+        f"{last['step']} steps, {images:,} images (both halves) in {last['seconds']:.0f} s "
+        f"({last['images_per_second']:.0f} a second) by {counted(processes, 'process', 'processes')} "
+        f"on {machine}"
     )
     if search.device.type != "cuda":
         return f"{cost}. Energy was not measured."
@@ -214,8 +218,8 @@ def _shares(search: Search, genotype: Genotype) -> list[str]:
                     cell_type,
                     f"{edge.input} -> {edge.node}",
                     edge.candidate.op,
-                    f"{float(of_pool.sum() / of_edge.sum()):.2f}",
-                    f"{equal:.2f}",
+                    f"{float(of_pool.sum() / of_edge.sum()):.3f}",
+                    f"{equal:.3f}",
                     edge.candidate.rule or "-",
                     ", ".join(f"{rule} {share:.2f}" for share, rule in of_rules) or "-",
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from darts_bio.config import SearchConfig
@@ -11,8 +11,17 @@ from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.findings import Findings, in_short
 from darts_bio.reports.going_on import NextStep
-from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe, repeat_entry
+from darts_bio.reports.markdown import (
+    block,
+    code,
+    images_in_words,
+    markdown_table,
+    recipe,
+    repeat_entry,
+)
 from darts_bio.reports.search import shown
+from darts_bio.spaces import Genotype
+from darts_bio.spaces.genotype import Edge
 
 
 def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, Any]) -> str:
@@ -24,12 +33,6 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
         seed: findings.of_folder(config, result.genotype, result.folder)
         for seed, result in results.items()
     }
-    counts = Counter(
-        (cell_type, edge.node, edge.input, str(edge.candidate))
-        for result in results.values()
-        for cell_type, cell in result.genotype.cells.items()
-        for edge in cell.edges
-    )
     next_step = NextStep(
         "choose among them by a short training",
         [
@@ -40,11 +43,13 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
     )
     seconds = sum(result.epochs[-1]["seconds"] for result in results.values() if result.epochs)
     lines = [
-        f"# Search on {escaped(config.dataset)}, {len(results)} seeds",
+        f"# Search on {images_in_words(config.dataset)}, {len(results)} seeds",
         "",
         *in_short(
-            [f"**Data:** {escaped(config.dataset)}; each seed's report says how they were split."],
-            _of_seeds(found, counts),
+            [
+                f"**Data:** {images_in_words(config.dataset)}; each seed's report says how they were split."
+            ],
+            _of_seeds(found),
             [f"**Cost:** {seconds:.0f} s, all seeds", repeat_entry(command), next_step.entry],
         ),
         *next_step.section(),
@@ -62,52 +67,77 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
         ]
     if config.table is not None:
         lines += _known_by_seed(results)
-    lines += [
-        "## Agreement",
-        "",
-        "How many of the genotypes hold each edge with its candidate:",
-        "",
-    ]
-    # Edges that most genotypes share come first; equals in the order of cells and nodes.
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [
-        (cell_type, f"{source} -> {node}", candidate, str(count))
-        for (cell_type, node, source, candidate), count in by_count
-    ]
-    lines += [*markdown_table(("cell", "edge", "candidate", f"of {len(results)}"), rows), ""]
+    lines += _agreement([result.genotype for result in results.values()])
     lines += recipe(config, command)
     return "\n".join(lines) + "\n"
 
 
-def _of_seeds(
-    found: Mapping[int, Findings], counts: Mapping[tuple[str, int, int, str], int]
-) -> list[str]:
+def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
     """Return entries on what several seeds found: do they agree, which collapsed or are undecided?
 
     Args:
         found: What each seed found.
-        counts: How many of them have each edge with its candidate.
     """
-    genotypes = {of_seed.genotype.identity() for of_seed in found.values()}
-    edges = max(
-        sum(len(cell.edges) for cell in of_seed.genotype.cells.values())
-        for of_seed in found.values()
-    )
-    in_all = sum(count == len(found) for count in counts.values())
+    genotypes = [of_seed.genotype for of_seed in found.values()]
+    different = len({genotype.identity() for genotype in genotypes})
+
+    def in_all(part: Callable[[str, Edge], Hashable]) -> int:
+        """Return how many edges agree in a part of what is known of them, in all genotypes."""
+        held = [
+            {
+                part(cell_type, edge)
+                for cell_type, cell in genotype.cells.items()
+                for edge in cell.edges
+            }
+            for genotype in genotypes
+        ]
+        return len(set.intersection(*held))
+
+    edges = max(sum(len(cell.edges) for cell in genotype.cells.values()) for genotype in genotypes)
+    wired = in_all(lambda t, edge: (t, edge.node, edge.input))
+    alike = in_all(lambda t, edge: (t, edge.node, edge.input, edge.candidate.op))
+    same = in_all(lambda t, edge: (t, edge.node, edge.input, edge.candidate))
 
     def seeds(those: Iterable[int]) -> str:
-        return ", ".join(f"seed {seed}" for seed in those) or "none"
+        return ", ".join(f"Seed {seed}" for seed in those) or "No seed"
 
     hollow = (
         s for s, of_seed in found.items() if of_seed.collapse.marked or of_seed.collapse.hollow
     )
     undecided = (seed for seed, of_seed in found.items() if of_seed.undecided)
+    answer = (
+        "Yes" if different == 1 else f"No: {different} different genotypes of {len(found)} seeds"
+    )
     return [
-        f"- **Agreed?** {len(genotypes)} of {len(found)} genotypes differ; {in_all} of {edges} edges "
-        "are in all of them with the same candidate.",
+        f"- **Agreed?** {answer}. Of {edges} edges {wired} are in all genotypes, {alike} of them with "
+        f"the same operation, {same} with its rule too.",
         f"- **Collapsed?** {seeds(hollow)}.",
         f"- **Mostly undecided?** {seeds(undecided)}.",
     ]
+
+
+def _agreement(genotypes: Sequence[Genotype]) -> list[str]:
+    """Return the section on the edges that several genotypes hold with the same candidate."""
+    counts = Counter(
+        (cell_type, edge.node, edge.input, str(edge.candidate))
+        for genotype in genotypes
+        for cell_type, cell in genotype.cells.items()
+        for edge in cell.edges
+    )
+    # Edges that most genotypes share come first; equals in the order of cells and nodes.
+    rows = [
+        (cell_type, f"{source} -> {node}", candidate, str(count))
+        for (cell_type, node, source, candidate), count in sorted(
+            counts.items(), key=lambda item: (-item[1], item[0])
+        )
+        if count > 1
+    ]
+    lines = ["## Agreement", ""]
+    if not rows:
+        return [*lines, "No two genotypes hold an edge with the same candidate.", ""]
+    lines += ["Edges that several genotypes hold with the same candidate, and how many do:", ""]
+    head = ("cell", "edge", "candidate", f"of {len(genotypes)}")
+    return [*lines, *markdown_table(head, rows), ""]
 
 
 def _known_by_seed(results: Mapping[int, Any]) -> list[str]:

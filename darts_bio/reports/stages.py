@@ -10,7 +10,14 @@ from darts_bio.config.stages import Stage
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.going_on import after_supernet
-from darts_bio.reports.markdown import block, escaped, link, markdown_table, recipe, repeat_entry
+from darts_bio.reports.markdown import (
+    block,
+    images_in_words,
+    link,
+    markdown_table,
+    recipe,
+    repeat_entry,
+)
 from darts_bio.reports.rules_of_cells import which_rule_where
 from darts_bio.reports.search import choices_section, data_entry
 from darts_bio.runtime import hardware
@@ -51,7 +58,7 @@ def stages_card(
     last = [cost, repeat_entry(folder.command), next_step.entry]
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
-        f"# Search on {escaped(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
+        f"# Search on {images_in_words(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
         "",
         *findings.in_short([data_entry(search)], found.verdicts(), last),
         "## Genotype",

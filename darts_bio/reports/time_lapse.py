@@ -111,8 +111,9 @@ def time_lapse(
     """Return the heat maps of each cell type, a row for each edge, a column for each candidate.
 
     The color tells how many times its equal share a candidate has, on a logarithmic scale: what is
-    undecided is pale. A dot marks the largest share of an edge; where several are equal there is
-    none. Without its script the page shows the last epoch.
+    undecided is pale. A dot marks the largest share of an edge, with factorised alpha that of the
+    best rule of the best operation; where several are equal there is none. Without its script the
+    page shows the last epoch.
 
     Args:
         records: Those of alpha.jsonl, at least one; of many, some evenly spaced ones are shown.
@@ -124,6 +125,7 @@ def time_lapse(
     shown = thinned(records, max(2, min(MOST_ROWS, MOST_VALUES // values)))
     equal_of = equal_shares(table, factorised)
     equal = [share for row in _in_order(equal_of, table) for share in row]
+    groups = _groups(table) if factorised else None
     # Of each frame, for each edge, the shares in the order of the fields.
     frames = [_in_order(record["shares"], table) for record in shown]
     most = max(
@@ -136,25 +138,27 @@ def time_lapse(
         default=0.0,
     )
     top = max(LEAST_TOP, most)
+    largest = [_largest(frame, groups) for frame in frames]
     data = {
         "epochs": [record["epoch"] for record in shown],
         "units": UNITS,
         "top": round(top, 3),
         "equal": [round(share, 6) for share in equal],
-        "largest": [_largest(frame) for frame in frames],
+        "largest": largest,
         "frames": [
             [None if share is None else round(UNITS * share) for share in itertools.chain(*frame)]
             for frame in frames
         ],
     }
-    fields = iter(_fields(frames[-1], equal, top))
+    fields = iter(_fields(frames[-1], equal, top, largest[-1]))
+    mark = "the best rule of the best operation" if factorised else "the largest of its edge"
     maps = [_heat_map(t, table, edges, fields) for t in table.rows]
     content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     html = (
         '<div class="lapse">\n<label hidden><input type="range" min="0" aria-label="epoch">'
         f"<output>epoch {shown[-1]['epoch']}</output></label>\n{''.join(maps)}"
         f'<p class="scale">equal share or less <span></span> {top:.3g} times the equal share'
-        f"{' or more' if most < top else ''}; &#x25cf; the largest of its edge</p>\n"
+        f"{' or more' if most < top else ''}; &#x25cf; {mark}</p>\n"
         f'<script type="application/json" id="frames">{content}</script>\n</div>\n'
     )
     return Widget(HEADING, html, SCRIPT, HINT)
@@ -201,27 +205,52 @@ def _in_order(shares: Mapping[str, Sequence[Shares]], table: CandidateTable) -> 
     return ordered
 
 
-def _largest(frame: Sequence[Shares]) -> list[int]:
+def _groups(table: CandidateTable) -> list[list[str]]:
+    """Return for each edge of all cell types the operations of its fields, in their order."""
+    operations = []
+    for rows in table.rows.values():
+        columns = columns_of(rows)
+        operations += [[column.op for column in columns if column in row] for row in rows]
+    return operations
+
+
+def _largest(frame: Sequence[Shares], groups: Sequence[Sequence[str]] | None = None) -> list[int]:
     """Return the places, among the fields of all edges, of shares that are the largest of an edge.
 
     Where two are equal there is no largest one.
 
+    Args:
+        frame: Of each edge its shares.
+        groups: Of each edge the operations of its shares, where these are compared first, by the sum
+            of their shares: then the place is that of the largest share of the largest operation.
+
     >>> _largest([[0.2, 0.8], [0.5, 0.5], [None, 1.0]])
     [1, 5]
+    >>> _largest([[0.4, 0.2, 0.4]], [["skip", "conv", "conv"]])
+    [2]
     """
     places, start = [], 0
-    for of_edge in frame:
-        finite = [share for share in of_edge if share is not None]
-        if finite and finite.count(max(finite)) == 1:
-            places.append(start + of_edge.index(max(finite)))
+    for edge, of_edge in enumerate(frame):
+        inside: Sequence[int] = range(len(of_edge))
+        if groups is not None:
+            sums: dict[str, float] = {}
+            for op, share in zip(groups[edge], of_edge, strict=True):
+                sums[op] = sums.get(op, 0.0) + (share or 0.0)
+            best = [op for op, total in sums.items() if total == max(sums.values())]
+            inside = [i for i in inside if best == [groups[edge][i]]]
+        finite = [(share, i) for i in inside if (share := of_edge[i]) is not None]
+        top = max(finite, default=(0.0, 0))
+        if sum(share == top[0] for share, _ in finite) == 1:
+            places.append(start + top[1])
         start += len(of_edge)
     return places
 
 
-def _fields(frame: Sequence[Shares], equal: Sequence[float], top: float) -> list[tuple[str, str]]:
+def _fields(
+    frame: Sequence[Shares], equal: Sequence[float], top: float, largest: Sequence[int]
+) -> list[tuple[str, str]]:
     """Return of each field the start of its tag and its share, as the script would set them."""
     fields = []
-    largest = set(_largest(frame))
     for place, (share, even) in enumerate(zip(itertools.chain(*frame), equal, strict=True)):
         times = (share or 0.0) / even
         color = min(1.0, math.log(times) / math.log(top)) if times > 1 else 0.0

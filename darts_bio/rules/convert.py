@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from darts_bio.errors import InputError, first_line
+from darts_bio.errors import InputError, check_whole, first_line
 from darts_bio.rules.base import RULES, LearningRule
 from darts_bio.rules.carriers import connect_output, draw_feedback
 from darts_bio.rules.dfa import WatchedOutput
@@ -102,6 +102,7 @@ def convert(
     """
     converted = _copied(model, "convert")
     patterns = _read_patterns(rule)
+    check_whole("convert: seed", seed, 0)
     if outputs is not None and (not isinstance(outputs, int) or outputs < 1):
         raise InputError(
             f"convert: outputs: expected a positive number of values, found {outputs!r}"

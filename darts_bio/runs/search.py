@@ -411,10 +411,14 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
         return f"{size}, {length}."
     if (retrain.layers, retrain.channels) == (config.layers, config.channels):
         return f"{size}, as the search had, {length}."
+    own = " ".join(
+        f"--{name} {getattr(config, name)}"
+        for name in ("layers", "channels")
+        if getattr(config, name) != getattr(retrain, name)
+    )
     return (
         f"{size}, the size of the recipe for {config.dataset}, {length}. The search had {config.layers} cells "
-        f"and {config.channels} channels: `--layers {config.layers} --channels {config.channels}` "
-        "trains one of the search's own size."
+        f"and {config.channels} channels: `{own}` trains one of the search's own size."
     )
 
 
