@@ -90,7 +90,7 @@ class TestOperationsFirst:
         ]
         entropy = -sum(share * math.log(share) for share in self.OPERATIONS.values()) / math.log(3)
         assert "**Undecided?** 0 of 4 edges, whose choice" in text
-        assert f"of the operations' shares is on these edges {entropy:.3f} on average (" in text
+        assert f"of the operations' shares on the kept edges is {entropy:.3f} on average (" in text
         assert "Left out is" not in text  # `none` has less than the convolution
         assert "something else than the share decided" not in text
 

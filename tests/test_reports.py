@@ -123,7 +123,7 @@ class TestSearch:
         verdict = "Yes, " if len(undecided) > 2 else ""
         assert f"**Undecided?** {verdict}{len(undecided)} of 4 edges, whose choice" in text
         assert all(name in text for name in undecided)
-        assert f"is on these edges {sum(entropies) / 4:.3f} on average (" in text
+        assert f"shares on the kept edges is {sum(entropies) / 4:.3f} on average (" in text
         skips = without["normal"].count("skip_connect")
         answer = (
             "Yes, by DARTS+" if skips > 1 else "Yes: more" if len(without["normal"]) > 1 else "No"

@@ -265,7 +265,7 @@ def undecided_in_words(decided: Sequence[Decision]) -> str:
     what = "operations" if decided[0].factorised else "pairs"
     return (
         f"{yes}{len(undecided)} of {len(decided)} edges, {below}{which}. The entropy of the {what}' "
-        f"shares is on these edges {entropy:.3f} on average (1: all equal; 0: one has all).{_split(decided)}"
+        f"shares on the kept edges is {entropy:.3f} on average (1: all equal; 0: one has all).{_split(decided)}"
     )
 
 
