@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.rules.functional import first_derivative_only, matrices, rows
+from darts_bio.rules.functional import first_derivative_only
+from darts_bio.rules.members import matrices, rows
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,13 +23,17 @@ from darts_bio.rules.functional import (
     FeedbackConvolution,
     FeedbackLinear,
     FeedbackProducts,
-    matrices,
-    pixels_by_member,
     repeat_channels,
-    rows,
-    split_channels,
     thirds,
     with_signature,
+)
+from darts_bio.rules.members import (
+    by_member,
+    correlations,
+    matrices,
+    pixels_of,
+    rows,
+    split_channels,
     write_products,
 )
 from darts_bio.rules.tangents import forward_mode
@@ -130,15 +134,14 @@ class MovingProducts(FeedbackProducts):
         for x, q, v, kernel, m, target in zip(
             xs, qs, vs, kernels, ctx.members, targets, strict=True
         ):
-            target_mpo = pixels_by_member(target, m)
             if kernel is None:
                 if q is not None:
-                    target_mpo.copy_(rows(q, 1))
+                    by_member(target, m).copy_(rows(q, 1))
                 continue
             if v is not None:
-                write_products(target, x, matrices(v, m).mT)
+                write_products(target, pixels_of(x), matrices(v, m).mT)
             if q is not None:
-                torch.baddbmm(target_mpo, rows(q, m), matrices(kernel, m).mT, out=target_mpo)
+                write_products(target, pixels_of(q), matrices(kernel, m).mT, add=True)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -154,8 +157,7 @@ class MovingProducts(FeedbackProducts):
         ):
             if wanted[g] and q is not None:
                 assert kernel is not None
-                products = torch.bmm(pixels_by_member(error, m).mT, rows(q, m))
-                of_kernels[g] = products.reshape(kernel.shape)
+                of_kernels[g] = correlations(error, pixels_of(q), m).reshape(kernel.shape)
         return *gradients, *of_kernels
 
 

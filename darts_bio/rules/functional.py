@@ -69,6 +69,15 @@ from darts_bio.private_torch import (
 )
 from darts_bio.rules.base import LearningRule, Operator
 from darts_bio.rules.convolution import convolution_gradients
+from darts_bio.rules.members import (
+    by_member,
+    correlations,
+    matrices,
+    pixels_of,
+    rows,
+    split_channels,
+    write_products,
+)
 from darts_bio.rules.tangents import forward_mode
 
 
@@ -208,8 +217,8 @@ class FeedbackProducts(torch.autograd.Function):
     is written itself, M_g times. All inputs have as many pixels; `size` is the (N, H, W) of the
     output (N, sum of M_g*O, H, W).
 
-    Batched matrix products, since oneDNN takes longer for grouped convolutions of 1x1. A kernel
-    that is learned receives the weight's gradient.
+    Batched matrix products (`rules.members`), since oneDNN takes longer for grouped convolutions of
+    1x1. A kernel that is learned receives the weight's gradient.
     """
 
     @staticmethod
@@ -225,9 +234,9 @@ class FeedbackProducts(torch.autograd.Function):
             inputs, weights, members, split_channels(y, channels), strict=True
         ):
             if weight is None:
-                pixels_by_member(target, m).copy_(rows(x, 1))
+                by_member(target, m).copy_(rows(x, 1))
             else:
-                write_products(target, x, matrices(weight, m).transpose(1, 2))
+                write_products(target, pixels_of(x), matrices(weight, m).mT)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -263,15 +272,12 @@ class FeedbackProducts(torch.autograd.Function):
                 n, c, h, w = ctx.shapes[g]
                 dx = dy.new_empty(n * h * w, c)
                 if kernel is None:
-                    torch.sum(pixels_by_member(error, m), 0, out=dx)
+                    torch.sum(by_member(error, m), 0, out=dx)
                 else:
-                    torch.bmm(
-                        pixels_by_member(error, m), matrices(kernel, m), out=pixels_by_member(dx, m)
-                    )
+                    write_products(dx, error, matrices(kernel, m))
                 of_x[g] = dx.view(n, h, w, c).permute(0, 3, 1, 2)
             if inputs[g] is not None:
-                dw = torch.bmm(pixels_by_member(error, m).transpose(1, 2), rows(inputs[g], m))
-                of_w[g] = dw.reshape(kernel.shape)
+                of_w[g] = correlations(error, pixels_of(inputs[g]), m).reshape(kernel.shape)
         of_weight = [dw if wanted else None for dw, wanted in zip(of_w, wants_w, strict=True)]
         of_kernel = [dw if wanted else None for dw, wanted in zip(of_w, ctx.learned, strict=True)]
         return None, None, *of_x, *of_weight, *of_kernel
@@ -291,43 +297,6 @@ def _written_channels(
         m * x.shape[1] if weight is None else len(weight)
         for x, weight, m in zip(inputs, weights, members, strict=True)
     ]
-
-
-def matrices(weight: Tensor, members: int) -> Tensor:
-    """View (M*O, I, 1, 1) as (M, O, I)."""
-    return weight.reshape(members, -1, weight.shape[1])
-
-
-def rows(x: Tensor, members: int) -> Tensor:
-    """Return (N, M*C, H, W) as (M, N*H*W, C), a view where channels are last in memory."""
-    return pixels_by_member(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), members)
-
-
-def split_channels(y_nhwc: Tensor, channels: Sequence[int]) -> tuple[Tensor, ...]:
-    """View (N, H, W, sum of all C) as a (P, C) for each group."""
-    return y_nhwc.view(-1, y_nhwc.shape[3]).split(list(channels), dim=1)
-
-
-def pixels_by_member(pixels: Tensor, members: int) -> Tensor:
-    """View (P, M*C) as (M, P, C)."""
-    return pixels.unflatten(1, (members, -1)).transpose(0, 1)
-
-
-def write_products(target: Tensor, x: Tensor, matrices: Tensor) -> None:
-    """Write each member's pixels times its matrix: x (N, M*I, H, W), (M, I, O) to target (P, M*O).
-
-    In place, and in any row length of what the target lies in: no copy is needed to reorder.
-    """
-    m = len(matrices)
-    torch.bmm(rows(x, m), matrices, out=pixels_by_member(target, m))
-
-
-def products(x: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply each member's pixels by its matrix: (N, M*I, H, W), (M, I, O) -> (N, M*O, H, W)."""
-    (n, _, h, w), (m, _, o) = x.shape, matrices.shape
-    y = x.new_empty(n, h, w, m * o)
-    write_products(y.view(-1, m * o), x, matrices)
-    return y.permute(0, 3, 1, 2)
 
 
 def pointwise_products(

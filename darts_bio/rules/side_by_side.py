@@ -26,13 +26,10 @@ from torch import Tensor
 
 from darts_bio.rules.base import LearningRule
 from darts_bio.rules.convolution import convolution_gradients
-from darts_bio.rules.functional import first_derivative_only, matrices, products, rows
+from darts_bio.rules.functional import first_derivative_only
+from darts_bio.rules.members import VECTOR, correlations, matrices, pixels_of, products
 from darts_bio.rules.operators import Convolution
 from darts_bio.rules.pointwise import multiplies_pixels
-
-VECTOR = 16
-"""Channels below which PyTorch's softmax on a CPU is ten times faster over a dimension that is not
-the last."""
 
 TOGETHER = 2**24
 """The most input entries that are brought together for one call of a rule, 64 MB in float32; a
@@ -63,7 +60,7 @@ class SideBySide(Convolution):
 
     def correlation(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
         if self._by_matrices(weight):
-            return torch.bmm(rows(dy, self.members).mT, rows(x, self.members)).view_as(weight)
+            return correlations(pixels_of(dy), pixels_of(x), self.members).reshape(weight.shape)
         geometry = (self.stride, self.padding, self.dilation, self.groups, (False, True, False))
         return cast(Tensor, convolution_gradients(dy, x, weight, None, *geometry)[1])
 
@@ -77,6 +74,7 @@ class SideBySide(Convolution):
         by_member = pixels.unflatten(3, (self.members, -1))
         if by_member.shape[4] >= VECTOR or y.device.type != "cpu":
             return function(by_member, 4).flatten(3).permute(0, 3, 1, 2)
+        # PyTorch's softmax over fewer is ten times faster over a dimension that is not the last.
         few_channels_first = by_member.flatten(0, 3).t()  # (C, all pixels of all members)
         transformed = function(few_channels_first, 0)
         return transformed.t().reshape(pixels.shape).permute(0, 3, 1, 2)
