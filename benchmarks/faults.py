@@ -57,7 +57,7 @@ from darts_bio.runs.search import search
 from darts_bio.runs.train import train
 from darts_bio.runtime import STOP_SIGNALS, hardware
 from darts_bio.spaces import load_genotype
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.search import Search
 
 Config = SearchConfig | RetrainConfig | RobustnessConfig

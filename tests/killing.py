@@ -18,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 
 OPERATIONS = ("fsync", "replace", "link", "truncate", "unlink", "mkdir")
 """The functions of `os` that change files, by their names there."""

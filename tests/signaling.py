@@ -24,7 +24,8 @@ from darts_bio.runs import search as search_runs
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.search import SearchFiles
 from darts_bio.storage import run_folder
-from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.storage.status import StatusFile
 from darts_bio.training import retrain
 from darts_bio.training.individuals import Individuals

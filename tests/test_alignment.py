@@ -31,7 +31,7 @@ from darts_bio.runs.alignment import alignments_by_epoch
 from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
-from darts_bio.storage.run_folder import write_checkpoint
+from darts_bio.storage.checkpoint import write_checkpoint
 
 
 def model_and_batches(rule: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:

@@ -27,7 +27,7 @@ from darts_bio.errors import InputError
 from darts_bio.evaluation.choice import Candidate, choose
 from darts_bio.runs.choice import ChoiceResult, _next_command
 from darts_bio.spaces import load_genotype
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.engine import DivergedError
 from darts_bio.training.listeners import Listener, Progress
 

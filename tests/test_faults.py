@@ -17,9 +17,10 @@ from darts_bio.config import SearchConfig
 from darts_bio.errors import InputError
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.runs.running import Watching, perform
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.storage.checksum import GrowingDigest, digest, fault_of
 from darts_bio.storage.logs import marks_of
-from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.engine import Outcome, never
 from darts_bio.training.meters import Numbers, Sums
 

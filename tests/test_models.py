@@ -32,7 +32,7 @@ from darts_bio.interop.hub_card import hub_card
 from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
 from darts_bio.spaces import load_genotype, shipped_names
-from darts_bio.storage.run_folder import FORMAT, write_checkpoint
+from darts_bio.storage.checkpoint import FORMAT, write_checkpoint
 from darts_bio.training.meters import evaluate
 from darts_bio.training.provenance import Provenance
 from darts_bio.training.trained import load_trained

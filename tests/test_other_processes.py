@@ -21,7 +21,7 @@ from darts_bio.runs.running import Watching
 from darts_bio.runs.search import search
 from darts_bio.runs.train import train
 from darts_bio.runtime import set_rng_state
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.search import Search
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

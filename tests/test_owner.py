@@ -17,8 +17,9 @@ from several import several
 
 from darts_bio.cli import main
 from darts_bio.errors import InputError
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.storage.owner import LOCK_FILE, own, owning
-from darts_bio.storage.run_folder import is_filled, read_checkpoint
+from darts_bio.storage.run_folder import is_filled
 from darts_bio.training.search import Search
 
 RUN = shlex.split(

@@ -42,7 +42,7 @@ from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
 from darts_bio.spaces import load_genotype
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training import retrain
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search

@@ -24,7 +24,8 @@ from darts_bio.reports.search import search_card
 from darts_bio.reports.time_lapse import time_lapse
 from darts_bio.runs.search import SearchResult, search
 from darts_bio.spaces import SPACES, Candidate
-from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 CONFIG = SearchConfig(

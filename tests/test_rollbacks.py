@@ -26,7 +26,8 @@ from darts_bio.runs.rollbacks import going_back
 from darts_bio.runs.running import Watching, perform
 from darts_bio.runs.search import search
 from darts_bio.runs.train import train
-from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.storage.status import read_status
 from darts_bio.training import optim
 from darts_bio.training.engine import DivergedError, never

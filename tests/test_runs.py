@@ -26,7 +26,8 @@ from darts_bio.runs.search import SearchResult, search
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.runtime import stop_on_signals
 from darts_bio.spaces import from_json, load_genotype
-from darts_bio.storage.run_folder import FORMAT, RunFolder, read_checkpoint, write_checkpoint
+from darts_bio.storage.checkpoint import FORMAT, read_checkpoint, write_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.meters import evaluate
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search

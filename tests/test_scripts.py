@@ -20,7 +20,7 @@ from several import several
 
 from darts_bio.cli import main
 from darts_bio.spaces import load_genotype
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 
 SMALL = shlex.split(
     "--space darts(nodes=1) --channels 2 --batch-size 8 --rules usf --device cpu --log-every 2"

@@ -21,7 +21,8 @@ from signaling import PHASES, SIGNALED, files_of, saved_step, signaled
 
 from darts_bio.cli import main
 from darts_bio.runtime import STOP_SIGNALS, stop_on_signals
-from darts_bio.storage.run_folder import RunFolder, read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.training.search import Search
 
 # Two epochs of two steps.

@@ -33,7 +33,7 @@ from darts_bio.runs.search import SearchResult
 from darts_bio.runs.stages import _try, places_of
 from darts_bio.spaces import SPACES, CandidateTable, load_genotype
 from darts_bio.spaces.operations import EvenAndOdd
-from darts_bio.storage.run_folder import read_checkpoint
+from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.engine import run_epoch as epoch
 from darts_bio.training.listeners import Listener
 from darts_bio.training.place import Place

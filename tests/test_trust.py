@@ -46,8 +46,8 @@ from darts_bio.reports.markdown import block, code, escaped, markdown_table, rec
 from darts_bio.runs.alignment import alignments_by_epoch
 from darts_bio.runs.files import epochs_of
 from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
+from darts_bio.storage.checkpoint import FORMAT, write_checkpoint
 from darts_bio.storage.logs import EPOCHS_FILE, METRICS_FILE, read_records
-from darts_bio.storage.run_folder import FORMAT, write_checkpoint
 from darts_bio.training.provenance import Provenance
 from darts_bio.training.trained import Trained, load_trained
 

@@ -91,7 +91,7 @@ def show_audit(config: AuditConfig) -> int:
     from darts_bio.networks import build_network
     from darts_bio.rules import audit
     from darts_bio.spaces import load_genotype
-    from darts_bio.storage.run_folder import write_text
+    from darts_bio.storage.whole_files import write_text
 
     _refuse_existing(config.json)
     genotype = load_genotype(config.source)
@@ -119,7 +119,7 @@ def show_genotype(config: GenotypeConfig) -> int:
         return 0
     from darts_bio.figures.cells import draw_genotype
     from darts_bio.spaces import load_genotype, text_of
-    from darts_bio.storage.run_folder import write_text
+    from darts_bio.storage.whole_files import write_text
 
     genotype = load_genotype(config.source)
     contents = {config.json: genotype.to_json(), config.svg: draw_genotype(genotype).svg()}
@@ -137,7 +137,7 @@ def show_genotype(config: GenotypeConfig) -> int:
 
 def _refuse_existing(*paths: str | None) -> None:
     """Raise InputError if a file exists already, or its folder does not; skip paths of None."""
-    from darts_bio.storage.run_folder import writing
+    from darts_bio.storage.whole_files import writing
 
     for path in filter(None, paths):
         with writing(Path(path)):

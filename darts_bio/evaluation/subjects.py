@@ -15,7 +15,7 @@ from darts_bio.data.datasets import ImageData, drawn
 from darts_bio.data.sources import Labeled, Source, source_of
 from darts_bio.errors import InputError
 from darts_bio.rules import count_rules
-from darts_bio.storage.run_folder import CHECKPOINT_FILE
+from darts_bio.storage.checkpoint import CHECKPOINT_FILE
 from darts_bio.training.exported import located
 from darts_bio.training.meters import evaluate
 from darts_bio.training.retrain import config_of_run

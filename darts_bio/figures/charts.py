@@ -26,7 +26,7 @@ from PIL import Image
 
 from darts_bio.figures.drawing import FAINT, INK, MARGIN, PAPER, Point, shown, text_width
 from darts_bio.figures.thinning import MOST_POINTS, extremes, thinned
-from darts_bio.storage.run_folder import replacing, write_text
+from darts_bio.storage.whole_files import replacing, write_text
 
 if importlib.util.find_spec("matplotlib") is None:  # said at the start, not after hours of a run
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")

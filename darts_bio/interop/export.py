@@ -25,7 +25,8 @@ from darts_bio.errors import InputError, install_hint
 from darts_bio.networks import build_network
 from darts_bio.rules import DirectOperation
 from darts_bio.rules.carriers import PREFIX
-from darts_bio.storage.run_folder import is_filled, replacing, writing
+from darts_bio.storage.run_folder import is_filled
+from darts_bio.storage.whole_files import replacing, writing
 from darts_bio.training.exported import (
     ARCHITECTURE,
     EXPORT_FILE,

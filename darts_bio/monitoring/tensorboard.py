@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from darts_bio.storage.logs import EVENTS
-from darts_bio.storage.run_folder import writing
+from darts_bio.storage.whole_files import writing
 
 Charts = Mapping[str, Mapping[str, Sequence[str]]]
 """Custom charts: group -> chart -> patterns, regular expressions of the tags in it."""

@@ -17,7 +17,8 @@ from typing import Any
 
 from darts_bio.bounded import LARGEST_YAML, parse_json, read_text
 from darts_bio.errors import InputError, first_line
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers
 

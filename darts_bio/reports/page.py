@@ -23,7 +23,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.storage.run_folder import write_text
+from darts_bio.storage.whole_files import write_text
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from darts_bio.figures.robustness import draw_accuracy, draw_examples
 from darts_bio.reports import page
 from darts_bio.reports.markdown import escaped, markdown_table, recipe
 from darts_bio.runtime import hardware, made_by
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 
 RESULTS_FILE, ACCURACY_FIGURE, EXAMPLES_FIGURE = "results.json", "accuracy.svg", "examples.svg"
 

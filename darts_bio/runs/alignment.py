@@ -24,7 +24,8 @@ from darts_bio.figures.charts import write_chart
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.runtime import select_device
 from darts_bio.storage.logs import EPOCHS_FILE, read_records
-from darts_bio.storage.run_folder import new_folder, write_text
+from darts_bio.storage.run_folder import new_folder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.retrain import Retraining, config_of_run
 
 

@@ -16,7 +16,8 @@ from darts_bio.reports.black_box import BEST_FIGURE, black_box_card
 from darts_bio.runtime import precision_notes
 from darts_bio.spaces import Genotype
 from darts_bio.storage.logs import EVALUATIONS_FILE
-from darts_bio.storage.run_folder import RunFolder, writing
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import writing
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, STRATEGIES
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.listeners import Listener, Progress

@@ -47,7 +47,8 @@ from darts_bio.runs.search import (
 )
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.engine import DivergedError
 
 CHOICE_FILE = "choice.json"

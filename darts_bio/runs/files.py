@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from darts_bio.storage.logs import METRICS_FILE, read_metrics
-from darts_bio.storage.run_folder import RunFolder, write_text, writing
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text, writing
 from darts_bio.training.listeners import Listener, Pace, Progress
 from darts_bio.training.meters import Numbers
 

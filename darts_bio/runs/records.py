@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from darts_bio.storage.run_folder import writing
+from darts_bio.storage.whole_files import writing
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers
 

@@ -36,8 +36,9 @@ from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.storage.owner import owning
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
 from darts_bio.storage.status import StatusFile
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.engine import DivergedError, Outcome, Task, fit
 from darts_bio.training.listeners import Listener, Listeners, Progress
 from darts_bio.training.meters import Numbers

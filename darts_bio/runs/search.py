@@ -55,7 +55,8 @@ from darts_bio.runs.stages import each_stage, numbers_of, write_numbers
 from darts_bio.runtime import select_device
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
 from darts_bio.storage.logs import ALPHA_FILE, read_records
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.black_box import BlackBoxSearch
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers

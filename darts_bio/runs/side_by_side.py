@@ -26,9 +26,10 @@ from darts_bio.reports.side_by_side import (
 )
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.storage.records import epochs_from_end
-from darts_bio.storage.run_folder import METRICS_FILE, new_folder, write_text
+from darts_bio.storage.run_folder import METRICS_FILE, new_folder
 from darts_bio.storage.run_list import list_runs
 from darts_bio.storage.run_summary import RunSummary, finite
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.meters import Numbers
 
 

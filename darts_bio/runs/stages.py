@@ -28,7 +28,8 @@ from darts_bio.errors import InputError
 from darts_bio.runs.running import Result, has_begun
 from darts_bio.spaces import CandidateTable
 from darts_bio.storage.logs import METRICS_FILE
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.strategies import GradientStrategy
 from darts_bio.training.meters import Numbers
 from darts_bio.training.place import Place, candidates_by_edge

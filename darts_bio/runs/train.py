@@ -46,7 +46,8 @@ from darts_bio.spaces import (
     read_genotype,
 )
 from darts_bio.storage.logs import EPOCHS_FILE
-from darts_bio.storage.run_folder import RunFolder, write_text
+from darts_bio.storage.run_folder import RunFolder
+from darts_bio.storage.whole_files import write_text
 from darts_bio.training.listeners import Listener, Progress
 from darts_bio.training.meters import Numbers
 from darts_bio.training.parallel import shared_otherwise

@@ -14,24 +14,28 @@ become, never in part. The logs (`logs.py`) are cut back to the checkpoint that 
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from darts_bio.bounded import check_archive
 from darts_bio.config import CONFIG_FILE, FitConfig, RunConfig
 from darts_bio.config.files import read_yaml
 from darts_bio.distributed import rank, text_from_first
-from darts_bio.errors import InputError, first_line
+from darts_bio.errors import InputError
 from darts_bio.spaces import GENOTYPE_FILE, Genotype
-from darts_bio.storage.checksum import GrowingDigest, fault_of, seal
+from darts_bio.storage.checkpoint import (
+    BEFORE_FILE,
+    CHECKPOINT_FILE,
+    FORMAT,
+    DamagedError,
+    read_with_marks,
+    write_checkpoint,
+)
+from darts_bio.storage.checksum import GrowingDigest
 from darts_bio.storage.logs import (
     METRICS_FILE,
     Marks,
@@ -41,81 +45,7 @@ from darts_bio.storage.logs import (
     read_records,
 )
 from darts_bio.storage.owner import LOCK_FILE, own
-
-FORMAT = 2
-"""The version of the layout of checkpoints; one of another version is refused."""
-CHECKPOINT_FILE = "checkpoint.pt"
-BEFORE_FILE = "checkpoint-before.pt"
-
-
-class DamagedError(InputError):
-    """A checkpoint that is not there, or not as it was written.
-
-    >>> issubclass(DamagedError, InputError)
-    True
-    """
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError within the context into an InputError that names the file and the way out.
-
-    >>> with writing(Path("report.md")):
-    ...     raise OSError(28, "No space left on device")
-    Traceback (most recent call last):
-    darts_bio.errors.InputError: report.md: cannot be written (No space left on device); make room \
-or choose another place. Files that were written before are whole
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({first_line(error)}); make room or choose another place. "
-            "Files that were written before are whole"
-        ) from None
-
-
-@contextlib.contextmanager
-def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Lend a temporary path whose file takes the place of `path` in one step at the end.
-
-    `before` is called right before that, once the file is on the disk. If the context raises,
-    `path` stays as it was. Raises InputError if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "table.csv"
-    ...     with replacing(path) as temporary:
-    ...         _ = temporary.write_text("epoch,loss")
-    ...         print(path.exists())
-    ...     print(path.read_text())
-    False
-    epoch,loss
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            yield temporary
-            # On the disk before it is renamed: else a power cut could leave an empty file there.
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            before()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raise InputError if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_text(Path(folder) / "report.md", "# A run")
-    ...     (Path(folder) / "report.md").read_text()
-    '# A run'
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+from darts_bio.storage.whole_files import replacing, write_text, writing
 
 
 class RunFolder:
@@ -266,7 +196,7 @@ class RunFolder:
         whole = []
         for path in (self.checkpoint_path, self.before_path):
             with contextlib.suppress(DamagedError):
-                whole.append(_read(path, self.kind))
+                whole.append(read_with_marks(path, self.kind))
         beginnings = [pair for pair in whole if pair[0].get("begins_epoch")]
         for state, marks in (beginnings or whole)[:1]:
             times = int(state.get("rollbacks", 0)) + 1
@@ -311,11 +241,11 @@ class RunFolder:
     def _load_whole(self) -> dict[str, Any]:
         """Return the content of the last checkpoint that is whole; raise InputError if none is."""
         try:
-            state, self._marks = _read(self.checkpoint_path, self.kind)
+            state, self._marks = read_with_marks(self.checkpoint_path, self.kind)
             return state
         except DamagedError as error:
             try:
-                state, self._marks = _read(self.before_path, self.kind)
+                state, self._marks = read_with_marks(self.before_path, self.kind)
             except DamagedError:
                 how = "damaged, too" if self.before_path.exists() else "missing"
                 raise InputError(
@@ -421,110 +351,3 @@ def _is_newborn(path: Path, begun: Mapping[str, str]) -> bool:
         return entry.name.startswith(".") and entry.is_file()
 
     return bool(begun) and all(map(belongs, path.iterdir()))
-
-
-def checkpoint_of(source: Path) -> Path:
-    """Return the path of a run folder's checkpoint, or `source` itself if it is a file.
-
-    Raises:
-        InputError: There is no checkpoint, or the folder holds a run for each of several seeds.
-
-    >>> checkpoint_of(Path(__file__)).name
-    'run_folder.py'
-    """
-    path = source / CHECKPOINT_FILE if source.is_dir() else source
-    if path.is_file():
-        return path
-    seeds = sorted(source.glob(f"seed-*/{CHECKPOINT_FILE}")) if source.is_dir() else []
-    if seeds:
-        raise InputError(
-            f"{source}: holds a run for each seed; name one of them, such as {seeds[0].parent}"
-        )
-    raise InputError(
-        f"{source}: expected the run folder of a training, or its {CHECKPOINT_FILE}, found no "
-        f"{path}; a run writes it at the end of its first epoch"
-    )
-
-
-def write_checkpoint(
-    path: Path, state: dict[str, Any], before: Callable[[], None] = lambda: None
-) -> None:
-    """Write a checkpoint with a checksum, whole or not at all.
-
-    `before` is as in `replacing`. Raises InputError if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     path, stamp = Path(place) / CHECKPOINT_FILE, {"format": FORMAT, "kind": "search"}
-    ...     write_checkpoint(path, {**stamp, "config": {}, "command": "", "step": 3})
-    ...     read_checkpoint(path, "search")["step"]
-    3
-    """
-    # Through memory, since torch.save reports a disk that is full in words that differ from case to
-    # case.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    seal(buffer)
-    with replacing(path, before) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """Return a checkpoint's content but for the lengths of logs, its tensors on the CPU.
-
-    Its size is checked and every byte compared with the checksum first. The file holds tensors and plain values only:
-    nothing in it is executed.
-
-    Args:
-        path: The file.
-        kind: The kind of run that it has to be of, "search" or "train".
-
-    Raises:
-        DamagedError: The file is damaged or missing.
-        InputError: It is not a checkpoint, or that of another kind of run.
-
-    >>> read_checkpoint(Path(__file__).with_name("nowhere.pt"), "train")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    darts_bio.storage.run_folder.DamagedError: ...nowhere.pt: not a readable checkpoint (No such \
-file or directory)
-    """
-    return _read(path, kind)[0]
-
-
-def _read(path: Path, kind: str) -> tuple[dict[str, Any], Marks]:
-    """Return what `read_checkpoint` does, and how long the run's logs were. Raise as it does."""
-    try:
-        check_archive(path)
-    except InputError as error:
-        raise DamagedError(str(error)) from None
-    try:
-        content = path.read_bytes()
-        fault = fault_of(content)
-        # PyTorch reads the bytes that were checked, not the file once more.
-        state = (
-            None
-            if fault
-            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # a file that is no archive of PyTorch's fails in any way it likes
-        fault = first_line(error)
-    if fault:
-        raise DamagedError(f"{path}: not a readable checkpoint ({fault})")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: not a checkpoint of this version of darts_bio (expected format {FORMAT})"
-        )
-    if state.get("kind") != kind:
-        is_search = kind == "train" and state.get("kind") == "search"
-        hint = "; train the genotype it found first" if is_search else ""
-        raise InputError(
-            f"{path}: expected the checkpoint of a {kind} run, found one of a {state.get('kind')} "
-            f"run{hint}"
-        )
-    if not (isinstance(state.get("config"), dict) and isinstance(state.get("command"), str)):
-        raise InputError(
-            f"{path}: not a whole checkpoint (expected the configuration and the command of its "
-            "run)"
-        )
-    marks: Marks = state.pop("logs", {})
-    return state, marks

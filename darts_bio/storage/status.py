@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from darts_bio.errors import InputError, first_line
+from darts_bio.storage.whole_files import write_text
 
 STATUS_FILE = "status.json"
 RUNNING, FINISHED, STOPPED, DEAD = "running", "finished", "stopped", "dead"
@@ -87,9 +88,6 @@ class StatusFile:
         self._write(RUNNING)
 
     def _write(self, state: str, **reason: str) -> None:
-        # Here, since those who read a status import no PyTorch.
-        from darts_bio.storage.run_folder import write_text
-
         status = {"state": state, **reason, **self._facts, "process": self._process}
         write_text(self._path, json.dumps(status, indent=1) + "\n")
 

@@ -34,7 +34,7 @@ from darts_bio.rules import Renewal
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import autocast, derive_seed, seeded
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
-from darts_bio.storage.run_folder import checkpoint_of, read_checkpoint
+from darts_bio.storage.checkpoint import checkpoint_of, read_checkpoint
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples, logits_of
 from darts_bio.training.engine import fitting, never, refuse_other_subject
 from darts_bio.training.exported import is_export, read_export

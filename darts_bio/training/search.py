@@ -36,7 +36,7 @@ from darts_bio.runtime import (
 )
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
 from darts_bio.spaces.operations import Noise
-from darts_bio.storage.run_folder import CHECKPOINT_FILE, read_checkpoint
+from darts_bio.storage.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from darts_bio.strategies import (
     AlphaState,
     Batch,

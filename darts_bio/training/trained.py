@@ -18,7 +18,7 @@ from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, brief
 from darts_bio.networks import Network, build_network
 from darts_bio.spaces import Genotype, from_json
-from darts_bio.storage.run_folder import checkpoint_of, read_checkpoint
+from darts_bio.storage.checkpoint import checkpoint_of, read_checkpoint
 from darts_bio.training.engine import fitting
 from darts_bio.training.exported import EXPORT_FILE, is_export, located, read_export, read_weights
 from darts_bio.training.provenance import Provenance, provenance_of_run
