@@ -80,18 +80,19 @@ class Collapse:
 
     def in_words(self) -> str:
         """Return it as an entry of the list at the head of a report."""
-        has = f"{self.cell_type} has {self.skips} on {self.edges} edges"
+        has = f"{self.cell_type} has {counted(self.skips, 'skip')} on {counted(self.edges, 'edge')}"
+        stops = f"DARTS+ stops at {SKIPS_OF_A_COLLAPSE}"
         if self.marked:
-            answer = f"Yes, by DARTS+'s mark of {SKIPS_OF_A_COLLAPSE} skips: {has}"
+            answer = f"Yes: {has}, and {stops}"
         elif self.hollow:
             answer = (
-                f"Yes: more than half of the edges of {self.kinds[0].kind} cells have no weights. Not "
-                f"by DARTS+'s mark of {SKIPS_OF_A_COLLAPSE} skips: {has}"
+                f"Yes: more than half of the edges of {self.kinds[0].kind} cells have no weights, though "
+                f"{has}, and {stops}"
             )
         else:
-            answer = f"No: DARTS+'s mark is {SKIPS_OF_A_COLLAPSE} skips, and {has}"
-        without = ", and ".join(kind.in_words() for kind in self.kinds)
-        return f"**Collapsed?** {answer}. Without weights are {without}."
+            answer = f"No: {has}, and {stops}"
+        without = ", ".join(kind.in_words() for kind in self.kinds)
+        return f"**Collapsed?** {answer}. Without weights: {without}."
 
 
 def collapse_of(space: Space, genotype: Genotype) -> Collapse:

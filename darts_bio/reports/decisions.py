@@ -115,6 +115,16 @@ def operations_first(config: SearchConfig) -> bool:
     return asked or STRATEGIES.build(config.strategy).factorised
 
 
+def edges_compete(config: SearchConfig) -> bool:
+    """Return whether the edges into a node compete by shares of their own.
+
+    >>> edges_compete(SearchConfig()), edges_compete(SearchConfig(strategy="pc_darts"))
+    (False, True)
+    """
+    asked = any(REGULARIZERS.build(spec).normalizes_edges for spec in config.regularizers)
+    return asked or STRATEGIES.build(config.strategy).normalizes_edges
+
+
 def decisions(
     space: Space,
     table: CandidateTable,
@@ -249,24 +259,84 @@ def mostly_undecided(decided: Sequence[Decision]) -> bool:
     return 2 * sum(decision.undecided for decision in decided) > len(decided)
 
 
-def undecided_in_words(decided: Sequence[Decision]) -> str:
+def undecided_in_words(decided: Sequence[Decision], close: Sequence[str] = ()) -> str:
     """Return in words on which edges the choice is hardly ahead, and how even the shares are.
 
     Args:
         decided: The decisions of a search, at least one.
+        close: The edges that were hardly left out (`hardly_left_out`).
     """
-    yes = "Yes, " if mostly_undecided(decided) else ""
     undecided = [decision for decision in decided if decision.undecided]
-    below = f"whose choice has less than {UNDECIDED_BELOW:g} times the runner-up's share"
-    named = "; ".join(map(_doubt, undecided[:MOST_NAMED]))
-    more = f"; and {len(undecided) - MOST_NAMED} more" if len(undecided) > MOST_NAMED else ""
-    which = f": {named}{more}" if undecided else ""
+    lead = f"{UNDECIDED_BELOW:g} times the runner-up's share"
+    if undecided:
+        yes = "Yes, on" if mostly_undecided(decided) else "On"
+        answer = (
+            f"{yes} {len(undecided)} of {len(decided)} edges, whose choice has less than {lead}: "
+            f"{_named(list(map(_doubt, undecided)))}."
+        )
+    else:
+        answer = f"On no edge: each choice has {lead} or more."
+    if close:
+        answer += f" Hardly left out by their nodes: {_named(close)}."
     entropy = sum(decision.evenness for decision in decided) / len(decided)
     what = "operations" if decided[0].factorised else "pairs"
     return (
-        f"{yes}{len(undecided)} of {len(decided)} edges, {below}{which}. The entropy of the {what}' "
-        f"shares on the kept edges is {entropy:.3f} on average (1: all equal; 0: one has all).{_split(decided)}"
+        f"{answer} The entropy of the {what}' shares on the kept edges is {entropy:.3f} on average "
+        f"(1: all equal; 0: one has all).{_split(decided)}"
     )
+
+
+def hardly_left_out(
+    space: Space,
+    table: CandidateTable,
+    genotype: Genotype,
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    factorised: bool,
+) -> list[str]:
+    """Return the edges that a node did not keep, though one that it kept is hardly ahead of them.
+
+    Compared is what `Space.derive_cell` compares where edges do not compete themselves: the share of
+    an edge's winner over an equal share. The arguments are those of `decisions`.
+
+    >>> from darts_bio.spaces import SPACES
+    >>> import torch
+    >>> space = SPACES.build("darts(nodes=2, operations=(skip_connect, max_pool_3x3))")
+    >>> table, rows = space.table(("fa",)), [[0.6, 0.4]] * 2 + [[0.7, 0.3], [0.6, 0.4], [0.61, 0.39]]
+    >>> shares = {"normal": rows, "reduce": [[0.3, 0.7]] * 5}
+    >>> weights = {t: torch.tensor(of_type) for t, of_type in shares.items()}
+    >>> genotype = Genotype("darts(nodes=2)", space.derive(weights, table))
+    >>> hardly_left_out(space, table, genotype, shares, factorised=False)
+    ['normal 1 -> 3 (1.02 times)', 'reduce 2 -> 3 (1.00 times)']
+    """
+    close = []
+    for cell_type, cell in genotype.cells.items():
+        scores: dict[tuple[int, int], float] = {}
+        for edge, row, of_edge in zip(
+            space.edges, table.rows[cell_type], shares[cell_type], strict=True
+        ):
+            competing = competing_shares(row, of_edge, factorised)
+            barred = {
+                candidate.op if factorised else str(candidate)
+                for candidate in filter(None, row)
+                if not space.selectable(candidate)
+            }
+            best = max(share for name, share in competing.items() if name not in barred)
+            scores[edge] = len(competing) * best
+        kept = {(edge.node, edge.input) for edge in cell.edges}
+        for (node, source), score in scores.items():
+            rivals = [scores[edge] for edge in kept if edge[0] == node]
+            if (node, source) in kept or not rivals or not score > 0:
+                continue
+            times = min(rivals) / score
+            if times < UNDECIDED_BELOW:
+                close.append(f"{cell_type} {source} -> {node} ({times:.2f} times)")
+    return close
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return names in a row, and how many more there are."""
+    more = f"; and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return "; ".join(names[:MOST_NAMED]) + more
 
 
 def _doubt(decision: Decision) -> str:
@@ -286,15 +356,14 @@ def _split(decided: Sequence[Decision]) -> str:
     ahead = [(decision, *decision.outvoted) for decision in decided if decision.outvoted]
     if not ahead:
         return ""
-    some = "; ".join(
+    some = [
         f"{decision.cell_type} {decision.edge} ({op} {share:.3f}, chosen {decision.choice.op} {own:.3f})"
-        for decision, op, share, own in ahead[:MOST_NAMED]
-    )
-    more = f"; and {len(ahead) - MOST_NAMED} more" if len(ahead) > MOST_NAMED else ""
+        for decision, op, share, own in ahead
+    ]
     return (
         f" On {counted(len(ahead), 'edge')} another operation has more, all rules taken together: "
-        f"{some}{more}. Pairs were compared; `rule_aware` and `--regularizers factorised` compare "
-        "operations first."
+        f"{_named(some)}. Pairs competed, so the share of an operation is split over its rules; "
+        "`rule_aware` and `--regularizers factorised` compare operations first."
     )
 
 
@@ -311,6 +380,9 @@ def choices(decided: Sequence[Decision]) -> list[str]:
         head += ["rule, share given the operation", "runner-up, share", "times the runner-up"]
     rows = [_row(decision, len(head)) for decision in decided]
     lines = [*markdown_table(head, rows), ""]
+    never = dict.fromkeys(code(decision.barred) for decision in decided if decision.barred != "-")
+    if never:
+        lines += [f"{', '.join(never)} cannot be chosen, and so is no runner-up.", ""]
     if any(decision.undecided for decision in decided):
         lines += [
             f"Undecided is what has less than {UNDECIDED_BELOW:g} times the runner-up's share: with "
@@ -329,8 +401,8 @@ def choices(decided: Sequence[Decision]) -> list[str]:
             for decision in barred
         )
         lines += [
-            f"Left out is {names}, which no cell may hold, though it has the largest share on "
-            f"{len(barred)} of {len(decided)} edges: {edges}.",
+            f"Left out is {names}, though it has the largest share on {len(barred)} of {len(decided)} "
+            f"edges: {edges}.",
             "",
         ]
     if any(contest.lost for decision in decided for contest in decision.contests):

@@ -15,6 +15,8 @@ from darts_bio.reports.collapse import Collapse, collapse_of
 from darts_bio.reports.decisions import (
     Decision,
     decisions,
+    edges_compete,
+    hardly_left_out,
     mostly_undecided,
     operations_first,
     undecided_in_words,
@@ -22,7 +24,7 @@ from darts_bio.reports.decisions import (
 from darts_bio.reports.markdown import counted
 from darts_bio.reports.rules_of_cells import transport_in_words
 from darts_bio.reports.time_lapse import edge_shares, epochs_unchanged
-from darts_bio.spaces import SPACES, Genotype, Space
+from darts_bio.spaces import SPACES, CandidateTable, Genotype, Space
 from darts_bio.storage.logs import ALPHA_FILE, read_records
 from darts_bio.strategies import STRATEGIES
 from darts_bio.training.search import Search
@@ -44,12 +46,15 @@ class Findings:
         genotype: What it found.
         decided: What was decided on each edge; empty of a strategy that has no shares.
         history: The records of alpha.jsonl; none of a search that trains nothing.
+        close: The edges that were hardly left out; none where edges compete by shares of their own,
+            which are not recorded.
     """
 
     space: Space
     genotype: Genotype
     decided: Sequence[Decision] = ()
     history: Sequence[Mapping[str, Any]] = ()
+    close: Sequence[str] = ()
 
     @cached_property
     def collapse(self) -> Collapse:
@@ -71,7 +76,7 @@ class Findings:
         """Return entries of a list: did it collapse, is it decided, settled, what are its rules?"""
         lines = [f"- {self.collapse.in_words()}"]
         if self.decided:
-            lines.append(f"- **Undecided?** {undecided_in_words(self.decided)}")
+            lines.append(f"- **Undecided?** {undecided_in_words(self.decided, self.close)}")
         if self.history:
             lines.append(f"- **Settled?** {_settled(self)}")
         return [*lines, f"- **Weight transport?** {transport_in_words(self.genotype)}"]
@@ -87,16 +92,9 @@ def of_search(search: Search, genotype: Genotype, history: Sequence[Mapping[str,
         genotype: What it found.
         history: The records of alpha.jsonl.
     """
-    decided: Sequence[Decision] = ()
-    if not search.strategy.finished:
-        decided = decisions(
-            search.space,
-            search.table,
-            genotype,
-            edge_shares(search),
-            search.strategy_state.context.factorised,
-        )
-    return Findings(search.space, genotype, decided, history)
+    if search.strategy.finished:
+        return Findings(search.space, genotype, (), history)
+    return _findings(search.config, search.table, genotype, edge_shares(search), history)
 
 
 def of_folder(config: SearchConfig, genotype: Genotype, folder: Path) -> Findings:
@@ -112,9 +110,24 @@ def of_folder(config: SearchConfig, genotype: Genotype, folder: Path) -> Finding
         cell_type: [[math.nan if share is None else share for share in row] for row in rows]
         for cell_type, rows in history[-1]["shares"].items()
     }
-    table = space.table(config.rules)
-    decided = decisions(space, table, genotype, shares, operations_first(config))
-    return Findings(space, genotype, decided, history)
+    return _findings(config, space.table(config.rules), genotype, shares, history)
+
+
+def _findings(
+    config: SearchConfig,
+    table: CandidateTable,
+    genotype: Genotype,
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    history: Sequence[Mapping[str, Any]],
+) -> Findings:
+    """Return what these shares of a search say; `table` has the candidates that they are of."""
+    space: Space = SPACES.build(config.space)
+    factorised = operations_first(config)
+    decided = decisions(space, table, genotype, shares, factorised)
+    close: Sequence[str] = ()
+    if not edges_compete(config):
+        close = hardly_left_out(space, table, genotype, shares, factorised)
+    return Findings(space, genotype, decided, history, close)
 
 
 def in_short(first: Sequence[str], said: Sequence[str], last: Sequence[str]) -> list[str]:
@@ -148,6 +161,6 @@ def _settled(found: Findings) -> str:
     which = f"the latest {MOST_CHANGES}: " if len(changes) > MOST_CHANGES else ""
     answer = "No" if found.unsettled else "Yes"
     return (
-        f"{answer}: it last changed in epoch {changes[-1]} of {history[-1]['epoch']}. It did so in "
-        f"{counted(len(changes), 'epoch')} ({which}{named})."
+        f"{answer}: the genotype changed in {len(changes)} of {counted(epochs, 'epoch')} "
+        f"({which}{named})."
     )

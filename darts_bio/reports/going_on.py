@@ -8,7 +8,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from darts_bio.registry import parse_spec
 from darts_bio.reports.collapse import Collapse
 from darts_bio.reports.findings import Findings
-from darts_bio.reports.markdown import block, code
+from darts_bio.reports.markdown import block, code, counted
 from darts_bio.strategies import STRATEGIES
 from darts_bio.strategies.gradient import GradientStrategy
 from darts_bio.training.search import Search
@@ -73,7 +73,7 @@ def after_search(
         return NextStep("go on with the search", [RESUME])
     train = ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
     if command is not None:
-        how = "Train it:" if instead is None else "Train it nevertheless:"
+        how = "Train it:" if instead is None else "To train this one anyway:"
         train = [how, "", *block(command, "sh"), "", sizes]
     return NextStep(instead or "train the genotype", [*advice, *train])
 
@@ -95,8 +95,7 @@ def after_supernet(
         advice += _longer(search, faster)
     elif found.unsettled:
         advice += [
-            "The genotype has just changed, and may well change again. Search longer first: this "
-            f"search had {search.config.epochs} epochs (`--epochs`).",
+            f"The genotype has just changed, and may well change again. {_epochs(search)}",
             "",
         ]
     if collapse.marked or collapse.hollow:
@@ -109,6 +108,15 @@ def after_supernet(
     elif found.unsettled:
         instead = "search longer"
     return after_search(finished, command, sizes, instead, advice)
+
+
+def _epochs(search: Search) -> str:
+    """Return the sentences that say how to search longer."""
+    epochs = search.config.epochs
+    return (
+        f"Search longer first: this search had {counted(epochs, 'epoch')}. A new one has as many as you "
+        f"like, say by the command above with `--epochs {2 * epochs}` and another `--out`."
+    )
 
 
 def _against_collapse(search: Search, collapse: Collapse) -> list[str]:
@@ -145,7 +153,7 @@ def _faster(search: Search) -> str | None:
 
 def _longer(search: Search, faster: str | None) -> list[str]:
     """Return the lines that advise against a training of what is mostly undecided."""
-    advice = f"Search longer first: this search had {search.config.epochs} epochs (`--epochs`)."
+    advice = _epochs(search)
     if faster is not None:
         spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
         advice += (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from darts_bio.reports.markdown import code, counted, markdown_table
 from darts_bio.rules import RULES
@@ -14,7 +15,7 @@ def transport_in_words(genotype: Genotype) -> str:
 
     >>> from darts_bio.spaces import load_genotype
     >>> print(transport_in_words(load_genotype("bionas_darts").with_rule("fa")).partition(";")[0])
-    No. In the cells errors go down by fixed feedback on 6 edges with weights (`fa` 6)
+    No. Errors are carried down by fixed feedback on 6 edges (`fa` 6)
     """
     rules = Counter(
         edge.candidate.rule
@@ -26,31 +27,37 @@ def transport_in_words(genotype: Genotype) -> str:
     inside = any(RULES.build(rule).transports_weights for rule in rules)
     outside = RULES.build(backbone).transports_weights
     answer = {
-        (True, True): "Yes, in the cells and around them",
-        (True, False): "Yes, but in the cells only",
-        (False, True): "Yes, but only around the cells",
+        (True, True): "Yes, on the cells' edges and around them",
+        (True, False): "Yes, but on the cells' edges only",
+        (False, True): "Yes, but not on the cells' edges",
         (False, False): "No",
     }[inside, outside]
     by_carrier: dict[str, Counter[str]] = {}
     for rule, count in rules.items():
         by_carrier.setdefault(_carrier(rule), Counter())[rule] += count
     each = ", ".join(
-        f"by {carrier} on {counted(of_rule.total(), 'edge')} with weights "
+        f"{carrier} on {counted(of_rule.total(), 'edge')} "
         f"({', '.join(f'{code(rule)} {n}' for rule, n in of_rule.most_common())})"
         for carrier, of_rule in sorted(by_carrier.items(), key=lambda item: -item[1].total())
     )
-    within = f"In the cells errors go down {each}" if rules else "In the cells no edge has weights"
-    around = f"by {_carrier(backbone)} ({code(backbone)})"
-    return f"{answer}. {within}; around them (stem, preprocessing, classifier) {around}."
+    within = f"Errors are carried down by {each}" if rules else "No edge has weights"
+    around = f"in stem, preprocessing and classifier by {_carrier(backbone)} ({code(backbone)})"
+    return f"{answer}. {within}; {around}."
 
 
-def which_rule_where(genotype: Genotype) -> list[str]:
-    """Return the section that counts the edges of each learning rule, and says what the rule is."""
+def which_rule_where(genotype: Genotype, searched: Sequence[str]) -> list[str]:
+    """Return the section that counts the edges of each learning rule, and says what the rule is.
+
+    Args:
+        genotype: The genotype.
+        searched: The rules that were searched among, which may be on no edge.
+    """
     counts = {
         cell_type: Counter(edge.candidate.rule for edge in cell.edges)
         for cell_type, cell in genotype.cells.items()
     }
-    rules = sorted({rule for of_type in counts.values() for rule in of_type if rule is not None})
+    present = {rule for of_type in counts.values() for rule in of_type if rule is not None}
+    rules = sorted(present | set(searched))
     rows = [
         (
             rule,

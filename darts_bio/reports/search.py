@@ -89,7 +89,7 @@ def search_card(
         "",
         *_legend(genotype),
         *choices_section(search, found),
-        *which_rule_where(genotype),
+        *which_rule_where(genotype, config.rules),
         *next_step.section(),
     ]
     if not search.strategy.finished:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from darts_bio.config import SearchConfig
@@ -14,6 +14,7 @@ from darts_bio.reports.going_on import NextStep
 from darts_bio.reports.markdown import (
     block,
     code,
+    counted,
     images_in_words,
     markdown_table,
     recipe,
@@ -33,14 +34,7 @@ def search_seeds_card(config: SearchConfig, command: str, results: Mapping[int, 
         seed: findings.of_folder(config, result.genotype, result.folder)
         for seed, result in results.items()
     }
-    next_step = NextStep(
-        "choose among them by a short training",
-        [
-            "The loss of a supernet does not tell which genotype is best. The same command with "
-            f"{code('--choose')} in a folder of its own searches, trains each genotype for some "
-            "epochs, and the best of them in full. Or train each as its report says.",
-        ],
-    )
+    next_step = _next_step(config, found)
     seconds = sum(result.epochs[-1]["seconds"] for result in results.values() if result.epochs)
     lines = [
         f"# Search on {images_in_words(config.dataset)}, {len(results)} seeds",
@@ -98,22 +92,50 @@ def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
     alike = in_all(lambda t, edge: (t, edge.node, edge.input, edge.candidate.op))
     same = in_all(lambda t, edge: (t, edge.node, edge.input, edge.candidate))
 
-    def seeds(those: Iterable[int]) -> str:
-        return ", ".join(f"Seed {seed}" for seed in those) or "No seed"
+    def each(said: Callable[[Findings], str]) -> str:
+        return "; ".join(f"seed {seed}: {said(of_seed)}" for seed, of_seed in found.items())
 
-    hollow = (
-        s for s, of_seed in found.items() if of_seed.collapse.marked or of_seed.collapse.hollow
-    )
-    undecided = (seed for seed, of_seed in found.items() if of_seed.undecided)
-    answer = (
-        "Yes" if different == 1 else f"No: {different} different genotypes of {len(found)} seeds"
-    )
-    return [
-        f"- **Agreed?** {answer}. Of {edges} edges {wired} are in all genotypes, {alike} of them with "
-        f"the same operation, {same} with its rule too.",
-        f"- **Collapsed?** {seeds(hollow)}.",
-        f"- **Mostly undecided?** {seeds(undecided)}.",
+    def collapsed(of_seed: Findings) -> str:
+        collapse = of_seed.collapse
+        answer = "yes" if collapse.marked or collapse.hollow else "no"
+        kinds = ", ".join(f"{kind.kind} {kind.total} of {kind.edges}" for kind in collapse.kinds)
+        return f"{answer} ({kinds} without weights)"
+
+    def undecided(of_seed: Findings) -> str:
+        open_edges = sum(decision.undecided for decision in of_seed.decided)
+        outvoted = sum(decision.outvoted is not None for decision in of_seed.decided)
+        split = f", {outvoted} by a split vote" if outvoted else ""
+        return f"{open_edges} of {counted(len(of_seed.decided), 'edge')}{split}"
+
+    lines = [
+        f"- **Agreed?** {'Yes' if different == 1 else 'No'}: {counted(different, 'genotype')} of "
+        f"{len(found)} seeds. Of {edges} edges {wired} are in all of them, {alike} with the same "
+        f"operation, {same} with the same rule too, or both without weights.",
+        f"- **Collapsed?** {each(collapsed)}.",
     ]
+    if any(of_seed.decided for of_seed in found.values()):
+        lines.append(f"- **Undecided?** {each(undecided)}.")
+    if any(of_seed.history for of_seed in found.values()):
+        settled = each(lambda of_seed: "no" if of_seed.unsettled else "yes")
+        lines.append(f"- **Settled?** {settled}.")
+    return lines
+
+
+def _next_step(config: SearchConfig, found: Mapping[int, Findings]) -> NextStep:
+    """Return what to do with several genotypes: choose, unless most of them are still a guess."""
+    choose = (
+        "The loss of a supernet does not tell which genotype is best. The same command with "
+        f"{code('--choose')} and another {code('--out')} searches, trains each genotype for some epochs, "
+        "and the best of them in full. Or train each as its report says."
+    )
+    guesses = sum(of_seed.undecided or of_seed.unsettled for of_seed in found.values())
+    if 2 * guesses <= len(found):
+        return NextStep("choose among them by a short training", [choose])
+    longer = (
+        f"Of {len(found)} seeds {guesses} are mostly undecided or have just changed. Search longer "
+        f"first: the same command with `--epochs {2 * config.epochs}` and another `--out`."
+    )
+    return NextStep("search longer", [longer, "", choose])
 
 
 def _agreement(genotypes: Sequence[Genotype]) -> list[str]:

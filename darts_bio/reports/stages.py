@@ -68,7 +68,7 @@ def stages_card(
         "![cells](cells.svg)",
         "",
         *choices_section(search, found),
-        *which_rule_where(genotype),
+        *which_rule_where(genotype, config.rules),
         *next_step.section(),
         "## Stages",
         "",
