@@ -124,24 +124,6 @@ class TestOperationsFirst:
             assert ours.of_rules.share == pytest.approx(0.41, abs=1e-6)
 
 
-def test_votes_that_are_split_over_rules_are_named(data: ImageData) -> None:
-    """Each of a convolution's two pairs has 0.25 and the skip 0.3: by pairs the skip wins."""
-    options = {"space": "darts(nodes=1, operations=(none, skip_connect, sep_conv_3x3))"}
-    task = Search(SearchConfig(**(vars(CONFIG) | options)), data, torch.device("cpu"))
-    shares = {"none": 0.2, "skip_connect": 0.3, "sep_conv_3x3": 0.25}
-    with torch.no_grad():
-        for number, row in enumerate(task.table.rows["normal"]):
-            for place, candidate in enumerate(row):
-                if candidate is not None:
-                    alpha = task.strategy_state.parameters["normal"]
-                    alpha[number, place] = math.log(shares[candidate.op])
-    genotype = task.genotype()
-    assert {edge.candidate.op for edge in genotype.cells["normal"].edges} == {"skip_connect"}
-    said = undecided_in_words(findings.of_search(task, genotype, []).decided)
-    assert "normal 0 -> 2 (sep_conv_3x3 0.500, chosen skip_connect 0.300); normal 1 -> 2 (" in said
-    assert "`rule_aware` and `--regularizers factorised` compare operations first." in said
-
-
 @pytest.mark.parametrize(
     ("last_of_second", "step"), [("b", "search longer"), ("a", "choose among them by a short")]
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from darts_bio.config import SearchConfig
-from darts_bio.reports.markdown import code, counted, markdown_table
+from darts_bio.reports.markdown import code, markdown_table
 from darts_bio.spaces import Candidate, CandidateTable, Genotype, Space
 from darts_bio.spaces.base import Row
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
@@ -78,9 +78,6 @@ class Decision:
         barred_share: Its share, 0 if there is none.
         evenness: The entropy of the shares in the main contest over that of equal shares: 1 where
             nothing was decided, 0 where one has it all.
-        outvoted: Where pairs competed, another operation that has more than the chosen one, the
-            rules of both taken together, with these shares: (operation, its share, the share of the
-            chosen one). None elsewhere.
     """
 
     cell_type: str
@@ -92,7 +89,6 @@ class Decision:
     barred: str
     barred_share: float
     evenness: float
-    outvoted: tuple[str, float, float] | None
 
     @property
     def contests(self) -> list[Contest]:
@@ -186,13 +182,6 @@ def decisions(
                 # A skip without weights is derived without the rule that it may have in its row.
                 copies = {str(c) for c, _ in of_operation}
                 mine = {chosen} if chosen in competing else copies
-            outvoted = None
-            if not factorised:
-                by_operation = competing_shares(tuple(row), list(share_of.values()), True)
-                own = by_operation[edge.candidate.op]
-                most = max((c.op for c in row if space.selectable(c)), key=by_operation.__getitem__)
-                if by_operation[most] > own:
-                    outvoted = (most, by_operation[most], own)
             barred = {c.op if factorised else str(c) for c in row if not space.selectable(c)}
             strongest = max(
                 (name for name in competing if name in barred),
@@ -210,7 +199,6 @@ def decisions(
                     "-" if strongest is None else strongest,
                     0.0 if strongest is None else competing[strongest],
                     evenness(list(competing.values())),
-                    outvoted,
                 )
             )
     return decided
@@ -282,7 +270,7 @@ def undecided_in_words(decided: Sequence[Decision], close: Sequence[str] = ()) -
     what = "operations" if decided[0].factorised else "pairs"
     return (
         f"{answer} The entropy of the {what}' shares on the kept edges is {entropy:.3f} on average "
-        f"(1: all equal; 0: one has all).{_split(decided)}"
+        f"(1: all equal; 0: one has all)."
     )
 
 
@@ -349,22 +337,6 @@ def _doubt(decision: Decision) -> str:
     if decision.of_rules is not None and decision.of_rules.undecided:
         doubtful.append("rule")
     return f"{name} ({' and '.join(doubtful)})"
-
-
-def _split(decided: Sequence[Decision]) -> str:
-    """Return a sentence on edges where the votes for another operation are split over its rules."""
-    ahead = [(decision, *decision.outvoted) for decision in decided if decision.outvoted]
-    if not ahead:
-        return ""
-    some = [
-        f"{decision.cell_type} {decision.edge} ({op} {share:.3f}, chosen {decision.choice.op} {own:.3f})"
-        for decision, op, share, own in ahead
-    ]
-    return (
-        f" On {counted(len(ahead), 'edge')} another operation has more, all rules taken together: "
-        f"{_named(some)}. Pairs competed, so the share of an operation is split over its rules; "
-        "`rule_aware` and `--regularizers factorised` compare operations first."
-    )
 
 
 def choices(decided: Sequence[Decision]) -> list[str]:

@@ -103,9 +103,7 @@ def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
 
     def undecided(of_seed: Findings) -> str:
         open_edges = sum(decision.undecided for decision in of_seed.decided)
-        outvoted = sum(decision.outvoted is not None for decision in of_seed.decided)
-        split = f", {outvoted} by a split vote" if outvoted else ""
-        return f"{open_edges} of {counted(len(of_seed.decided), 'edge')}{split}"
+        return f"{open_edges} of {counted(len(of_seed.decided), 'edge')}"
 
     lines = [
         f"- **Agreed?** {'Yes' if different == 1 else 'No'}: {counted(different, 'genotype')} of "
