@@ -16,7 +16,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.monitoring.alpha import alpha_numbers
 from darts_bio.reports import findings
-from darts_bio.reports.decisions import left_out, undecided_in_words
+from darts_bio.reports.choices import left_out, undecided_in_words
 from darts_bio.reports.going_on import after_supernet
 from darts_bio.reports.rules_of_cells import transport_in_words
 from darts_bio.reports.search import search_card

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_bio.config import SearchConfig
+from darts_bio.reports.choices import undecided_in_words
 from darts_bio.reports.collapse import Collapse, collapse_of
 from darts_bio.reports.decisions import (
     Decision,
@@ -19,7 +20,6 @@ from darts_bio.reports.decisions import (
     hardly_left_out,
     mostly_undecided,
     operations_first,
-    undecided_in_words,
 )
 from darts_bio.reports.markdown import counted
 from darts_bio.reports.rules_of_cells import transport_in_words

@@ -13,7 +13,7 @@ from darts_bio.networks import parameters
 from darts_bio.networks.pooled import rule_shares
 from darts_bio.reports import findings
 from darts_bio.reports.checklist import checklist
-from darts_bio.reports.decisions import choices, left_out
+from darts_bio.reports.choices import choices, left_out
 from darts_bio.reports.findings import Findings, in_short
 from darts_bio.reports.going_on import after_supernet
 from darts_bio.reports.markdown import (
