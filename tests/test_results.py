@@ -365,33 +365,39 @@ STUDY = {
 }
 
 
-def study_errors(strategy: str) -> dict[str, list[float]]:
-    """The test errors of the study on the digits, of the ten seeds, by the rules."""
-    records = result("study-digits.json")["records"]
+def study_errors(strategy: str, data: str = "digits") -> dict[str, list[float]]:
+    """The test errors of the study by the rules, of the seeds whose trainings are all done."""
+    records = result(f"study-{data}.json")["records"]
+    by_seed = [
+        [records.get(f"{strategy}, seed {seed}, {rules}") for rules in STUDY[strategy]]
+        for seed in range(10)
+    ]
+    whole = [of_seed for of_seed in by_seed if all(of_seed)]
     return {
-        rules: [
-            records[f"{strategy}, seed {seed}, {rules}"]["test_error_percent"] for seed in range(10)
-        ]
-        for rules in STUDY[strategy]
+        rules: [of_seed[place]["test_error_percent"] for of_seed in whole]
+        for place, rules in enumerate(STUDY[strategy])
     }
 
 
-def study_table() -> tuple[Cells, Cells]:
-    errors = {strategy: study_errors(strategy) for strategy in STUDY}
+def study_table(number: int, data: str) -> tuple[Cells, Cells]:
+    all_errors = {strategy: study_errors(strategy, data) for strategy in STUDY}
+    errors = {strategy: of for strategy, of in all_errors.items() if of["bp"]}
     wanted = {}
     for rules in STUDY["rule_aware"]:
         cells = [mean_std(of[rules], 1) if rules in of else "" for of in errors.values()]
         mixed = rules in ("searched", "shuffled", "random")
         wanted[rules if mixed else f"{rules} everywhere"] = cells
-    return table("docs/results/rule-search.md", "rules | `rule_aware`"), wanted
+    return table("docs/results/rule-search.md", "rules | `rule_aware`", number), wanted
 
 
-def study_answers() -> tuple[Cells, Cells]:
+def study_answers(number: int, data: str) -> tuple[Cells, Cells]:
     wanted = {}
     for strategy in ("rule_aware", "darts", "eg"):
-        errors = study_errors(strategy)
+        errors = study_errors(strategy, data)
+        if not errors["bp"]:
+            continue
         best = min(STUDY_RULES, key=lambda rule: statistics.mean(errors[rule]))
-        cells = ["10", best]
+        cells = [str(len(errors["bp"])), best]
         for one_rule, other in (
             (best, "searched"),
             ("random", "searched"),
@@ -402,7 +408,7 @@ def study_answers() -> tuple[Cells, Cells]:
             more = [a - b for a, b in zip(errors[one_rule], errors[other], strict=True)]
             cells += [mean_std(more, 1), f"{p_of_flips(more):.3f}"]
         wanted[strategy] = cells
-    return table("docs/results/rule-search.md", "operations found by | n"), wanted
+    return table("docs/results/rule-search.md", "operations found by | n", number), wanted
 
 
 TABLES: dict[str, tuple[Any, ...]] = {
@@ -435,8 +441,8 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "scaling": (scaling,),
     "search step": (search_step,),
     "depthwise": (depthwise,),
-    "study": (study_table,),
-    "study, answers": (study_answers,),
+    "study": (study_table, 1, "digits"),
+    "study, answers": (study_answers, 1, "digits"),
 }
 
 
