@@ -567,6 +567,18 @@ def test_averaged_weights_are_read_where_there_are_such(tmp_path: Path) -> None:
         ),
         (
             lambda task: task["normalisation"].update(std=torch.zeros(3)),
+            "normalisation: expected the means and stds of 3 channels in",
+        ),
+        (
+            lambda task: task["normalisation"].update(std=torch.full((3,), torch.inf)),
+            "normalisation: expected the means and stds of 3",
+        ),
+        (
+            lambda task: task["normalisation"].update(std=torch.full((3,), 1e-30)),
+            "normalisation: expected the means and stds of 3",
+        ),
+        (
+            lambda task: task["normalisation"].update(mean=torch.full((3,), torch.nan)),
             "normalisation: expected the means and stds of 3",
         ),
         (lambda task: task.update(normalisation=None), "does not fit the run"),

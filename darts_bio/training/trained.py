@@ -223,6 +223,9 @@ def _check_size(
 
 LARGEST_SIDE = 2048
 """Pixels of a side of the images that a file may ask for."""
+SMALLEST_STD = 5e-7
+"""Below the least standard deviation of a channel that `Normalization.of` tells of; pixels divided by
+less would overflow."""
 
 
 def _check(trained: Trained, path: Path, fields: tuple[str, str, str]) -> None:
@@ -234,8 +237,11 @@ def _check(trained: Trained, path: Path, fields: tuple[str, str, str]) -> None:
     are_names = len(trained.classes) == classes and all(
         isinstance(name, str) for name in trained.classes
     )
-    are_scales = len(trained.mean) == len(trained.std) == channels and all(
-        std > 0 for std in trained.std
+    # Of pixels in [0, 1]. Comparisons with NaN are false.
+    are_scales = (
+        len(trained.mean) == len(trained.std) == channels
+        and all(0 <= mean <= 1 for mean in trained.mean)
+        and all(SMALLEST_STD <= std <= 1 for std in trained.std)
     )
     is_size = len(trained.image_size) == 2 and all(
         type(side) is int and 0 < side <= LARGEST_SIDE for side in trained.image_size
@@ -243,7 +249,7 @@ def _check(trained: Trained, path: Path, fields: tuple[str, str, str]) -> None:
     normalization = (trained.mean, trained.std)
     checks = (
         (f"{classes} names", are_names, trained.classes),
-        (f"the means and stds of {channels} channels", are_scales, normalization),
+        (f"the means and stds of {channels} channels in [0, 1]", are_scales, normalization),
         ("a height and a width", is_size, trained.image_size),
     )
     for name, (expected, holds, value) in zip(fields, checks, strict=True):
