@@ -654,26 +654,50 @@ def attempt(tree: Path, tests: list[str]) -> str:
     return plugin.failed or ("" if code in (0, 5) else f"pytest's exit code {code}")
 
 
-def try_mutant(mutant: Mutant, number: int, tree: Path, keep: Path, tests: Coverage) -> str:
-    """Return the test that catches a mutant, "" if none does."""
+@contextlib.contextmanager
+def in_place(mutant: Mutant, number: int, tree: Path) -> Iterator[None]:
+    """Put a mutant into the copy of the project while the context lasts."""
     path = tree / mutant.file
     original, times = path.read_bytes(), path.stat()
     try:
         path.write_bytes(mutant.source(tree))
         # Python tells by time and size whether a file is as it was when it was compiled.
         os.utime(path, (times.st_atime, times.st_mtime + 10 + number))
-        for chosen in rounds(tests.of(mutant, original), tests.seconds):
-            limit = 90 + 6 * sum(tests.seconds[test] for test in chosen)
-            caught = in_fork(lambda chosen=chosen: attempt(tree, chosen), keep / "log", limit)
-            if caught == "time":
-                return "time limit"
-            if caught is None:
-                return "end of the process"
-            if caught:
-                return str(caught)
+        yield
     finally:
         path.write_bytes(original)
         os.utime(path, (times.st_atime, times.st_mtime))
+
+
+def try_mutant(mutant: Mutant, number: int, tree: Path, keep: Path, tests: Coverage) -> str:
+    """Return the test that catches a mutant, "" if none does.
+
+    What the tests do without the fault says nothing about it. A test that fails without it too is
+    left out. A time limit counts if without the fault half of it is enough; where it is not, since
+    the machine does other work, the limit is doubled.
+    """
+
+    def outcome(chosen: list[str], limit: float) -> str:
+        caught = in_fork(lambda: attempt(tree, chosen), keep / "log", limit)
+        return {"time": "time limit", None: "end of the process"}.get(caught, caught)
+
+    for chosen in rounds(tests.of(mutant, (tree / mutant.file).read_bytes()), tests.seconds):
+        limit = 90 + 6 * sum(tests.seconds[test] for test in chosen)
+        while chosen:
+            with in_place(mutant, number, tree):
+                caught = outcome(chosen, limit)
+            if not caught:
+                break
+            without = outcome([caught] if caught in chosen else chosen, limit / 2)
+            if not without:
+                return caught
+            print(f"without the fault: {without}", flush=True)
+            if without == "time limit":
+                limit *= 2
+            elif without in chosen:
+                chosen = [test for test in chosen if test != without]
+            else:
+                raise SystemExit(f"without the fault: {without}: see {keep / 'log'}")
     return ""
 
 
