@@ -445,6 +445,18 @@ def test_weights_in_float32_leave_maps_in_their_dtype(cell: type) -> None:
         assert net.cells[0](states, weights).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
+def test_the_meta_device_gives_shapes_alone(cell: type) -> None:
+    """It has no autocast, which a folded mixture switches off elsewhere."""
+    space = SPACES.build("darts(nodes=1, operations=(skip_connect, sep_conv_3x3))")
+    net = SuperNet(space, ("fa", "usf"), channels=4, layers=3, num_classes=5, cell=cell).to("meta")
+    weights = {t: torch.empty(net.table.shape(t), device="meta") for t in net.table.rows}
+    logits = net(torch.empty(2, 3, 8, 8, device="meta"), weights)
+    assert logits.shape == (2, 5)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 FEW = "darts(nodes=2, operations=(skip_connect, sep_conv_3x3, dil_conv_5x5))"
 TIGHT = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3, dil_conv_3x3))"
 
