@@ -672,30 +672,31 @@ def in_place(mutant: Mutant, number: int, tree: Path) -> Iterator[None]:
 def try_mutant(mutant: Mutant, number: int, tree: Path, keep: Path, tests: Coverage) -> str:
     """Return the test that catches a mutant, "" if none does.
 
-    What the tests do without the fault says nothing about it. A test that fails without it too is
+    What fails has to fail again by itself, and to pass without the fault; a test that does not is
     left out. A time limit counts if without the fault half of it is enough; where it is not, since
     the machine does other work, the limit is doubled.
     """
 
-    def outcome(chosen: list[str], limit: float) -> str:
-        caught = in_fork(lambda: attempt(tree, chosen), keep / "log", limit)
+    def outcome(chosen: list[str], limit: float, faulty: bool = True) -> str:
+        with in_place(mutant, number, tree) if faulty else contextlib.nullcontext():
+            caught = in_fork(lambda: attempt(tree, chosen), keep / "log", limit)
         return {"time": "time limit", None: "end of the process"}.get(caught, caught)
 
     for chosen in rounds(tests.of(mutant, (tree / mutant.file).read_bytes()), tests.seconds):
         limit = 90 + 6 * sum(tests.seconds[test] for test in chosen)
         while chosen:
-            with in_place(mutant, number, tree):
-                caught = outcome(chosen, limit)
+            caught = outcome(chosen, limit)
             if not caught:
                 break
-            without = outcome([caught] if caught in chosen else chosen, limit / 2)
-            if not without:
+            again = [caught] if caught in chosen else chosen
+            without = outcome(again, limit / 2, faulty=False)
+            if not without and (again is chosen or outcome(again, limit)):
                 return caught
-            print(f"without the fault: {without}", flush=True)
+            print(f"without the fault: {without or 'passed'}: {caught}", flush=True)
             if without == "time limit":
                 limit *= 2
-            elif without in chosen:
-                chosen = [test for test in chosen if test != without]
+            elif caught in chosen:
+                chosen = [test for test in chosen if test != caught]
             else:
                 raise SystemExit(f"without the fault: {without}: see {keep / 'log'}")
     return ""
