@@ -73,13 +73,13 @@ class Twins:
         dtype: torch.dtype = torch.float64,
         cell: type = MixedCell,
         partial: int = 1,
+        table: CandidateTable | None = None,
     ) -> Twins:
         def build(cell: type) -> SuperNet:
             torch.manual_seed(1)
             sizes = {"channels": max(4, 2 * partial), "layers": 3, "num_classes": 5}
-            return SuperNet(SPACES.build(space), rules, partial=partial, cell=cell, **sizes).to(
-                dtype
-            )
+            options = {"partial": partial, "cell": cell, "table": table, **sizes}
+            return SuperNet(SPACES.build(space), rules, **options).to(dtype)
 
         twins = cls(build(cell), build(ReferenceCell))
         draw_feedback(twins.fast, 3)
@@ -443,6 +443,17 @@ def test_weights_in_float32_leave_maps_in_their_dtype(cell: type) -> None:
     weights = torch.rand(net.table.shape("normal"))
     with torch.autocast("cpu", torch.bfloat16):
         assert net.cells[0](states, weights).dtype == torch.bfloat16
+
+
+def test_a_rule_that_a_single_layer_is_under() -> None:
+    """It is that of one edge of the only normal cell, where a search left others none."""
+    skip = Candidate("skip_connect")
+    usf, fa = (Candidate("nor_conv_1x1", rule) for rule in ("usf", "fa"))
+    table = CandidateTable({"normal": ((skip, usf), (skip, fa)), "reduce": ((skip, fa),) * 2})
+    space = "darts(nodes=1, operations=(skip_connect, nor_conv_1x1))"
+    twins = Twins.of(space, ("usf", "fa"), table=table)
+    assert [len(shared.layers) for shared in twins.fast.feedback].count(1) == 1
+    twins.equal(1e-9)
 
 
 @pytest.mark.parametrize("cell", [MixedCell, FoldedCell])
