@@ -548,8 +548,8 @@ class Coverage:
         """Return the tests that run the mutant's lines.
 
         What runs at the import has an effect later: then those that run some line of the class or
-        function around it, or of the functions that use the name it is given; failing that, of the
-        file.
+        function around it, or of the functions that use the name it is given. Failing that, and for
+        what no test is seen to run, as in the workers of a loader, those of the file.
         """
         lines, tree = self.lines.get(mutant.file, {}), ast.parse(source)
         last = mutant.line + mutant.before.count("\n")
@@ -560,7 +560,7 @@ class Coverage:
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
         bodies = [(f.body[0].lineno, f.end_lineno or 0) for f in functions]
         if any(first <= mutant.line <= last for first, last in bodies):
-            return running(mutant.line, last)
+            return running(mutant.line, last) or set().union(*lines.values())
         names = {
             name_of(target)
             for node in tree.body
