@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from searching import context
 from torch import Tensor, nn
 
 import darts_bio
@@ -358,6 +359,20 @@ SMALL_SPACES = {
     "darts": f"darts(nodes=2, operations={FEW})",
     "by_depth": f"by_depth(space=darts(nodes=1, operations={FEW}), cells=3)",
 }
+
+
+# A generator, which drnas draws from, is of a device that computes.
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "drnas"])
+def test_edge_weights_are_made_on_the_device_of_the_search(strategy: str) -> None:
+    """The meta device refuses what another device takes part in, as a GPU does."""
+    on_meta = replace(context(PAIR), device=torch.device("meta"))
+    built = STRATEGIES.build(strategy)
+    state = built.begin(on_meta)
+    built.begin_epoch(state, 0)
+    weights = built.edge_weights(state)
+    for cell_type, of_type in weights.items():
+        assert of_type.shape == on_meta.table.shape(cell_type)
+        assert of_type.device.type == "meta"
 
 
 class TestEveryPair:
