@@ -73,6 +73,20 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], tupl
         (4, 5),
         (5, 3),
     ),
+    "addmv, by names": (
+        lambda x, w: torch.addmv(input=x.new_ones(3), mat=w, vec=x),
+        (5,),
+        (3, 5),
+    ),
+    "baddbmm, by names": (
+        lambda x, w: torch.baddbmm(input=x.new_ones(3), batch1=x, batch2=w),
+        (2, 4, 5),
+        (2, 5, 3),
+    ),
+    "bmm, by names": (lambda x, w: torch.bmm(input=x, mat2=w), (2, 4, 5), (2, 5, 3)),
+    "inner, by names": (lambda x, w: torch.inner(input=x, other=w), (2, 4, 5), (3, 5)),
+    "matmul, by names": (lambda x, w: torch.matmul(input=x, other=w), (2, 4, 5), (5, 3)),
+    "mv, by names": (lambda x, w: torch.mv(input=w, vec=x), (5,), (3, 5)),
     "conv1d, by names": (
         lambda x, w: F.conv1d(input=x, weight=w, padding=1),
         (2, 3, 7),
