@@ -238,6 +238,7 @@ class TestEveryRule:
         )
         search = Search(config, data, CPU)
         stem = next(layer for _, layer in rule_layers(search.supernet))
+        assert stem.rule == RULES.build(rule)
         before = [p.detach().clone() for p in stem.parameters()]
         search.begin_epoch(0)
         search.step(0)
