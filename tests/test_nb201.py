@@ -100,6 +100,10 @@ class TestText:
             MIXED.replace("none~0|skip_connect~1", "skip_connect~1|none~0")
         ) == from_nb201_text(MIXED)
 
+    def test_groups_may_stand_on_lines_of_their_own(self) -> None:
+        lines = MIXED.replace("+", "\n  + ") + "\n"
+        assert from_nb201_text(lines) == from_nb201_text(MIXED)
+
     def test_rules_with_options(self) -> None:
         text = MIXED.replace("usf", "usf(scale='match')")
         assert to_nb201_text(from_nb201_text(text)) == text
