@@ -129,7 +129,12 @@ class SpaceToBatch:
         return SpaceToBatch(d, (padding[0] - rows * d, padding[1] - columns * d), (rows, columns))
 
     def size(self, x: Tensor) -> tuple[int, int]:
-        """Return the (h, w) of the maps of x: H and W with the rims, over d and rounded up."""
+        """Return the (h, w) of the maps of x: H and W with the rims, over d and rounded up.
+
+        >>> form = SpaceToBatch.of(padding=(1, 3), dilation=(2, 2))
+        >>> form.size(torch.empty(1, 1, 4, 5))  # 1 + 4 + 1 rows and 3 + 5 + 3 columns
+        (3, 6)
+        """
         h, w = (
             -(-(side + 2 * rim) // self.d) for side, rim in zip(x.shape[2:], self.rims, strict=True)
         )
