@@ -241,6 +241,26 @@ class TestPredictive:
         assert relative_error(dw, expected) <= TOLERANCE
         assert all(b.eq(0).all() for b in db)
 
+    def test_a_sum_of_squares_that_is_rounded_to_below_zero_is_none(self) -> None:
+        """Winograd's convolutions, which GPUs choose, do so where a window holds nothing."""
+
+        class Rounding:
+            def __init__(self, operator: Any) -> None:
+                self.operator = operator
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.operator, name)
+
+            def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+                return self.operator.apply(x, weight) - 1e-12 * bool(weight.eq(1).all())
+
+        rule = RULES.build("predictive(steps=0)")
+        layer = RuleConv2d(2, 3, 3, rule=rule, dtype=torch.float64)
+        weight, (x, operator) = layer.weight.detach(), layer.operator(noise((2, 2, 9, 9), 1))
+        x[..., 4:] = 0
+        update = rule.update(x, weight, Rounding(operator))
+        assert relative_error(update, rule.update(x, weight, operator)) <= TOLERANCE
+
     def test_learning_makes_the_input_predictable(self) -> None:
         x = noise((200, 3), 1) @ noise((3, 8), 2)  # three dimensions in eight
         layer = randomise(
