@@ -24,7 +24,7 @@ from torch import nn
 from darts_bio.rules.base import Carries, LearningRule
 from darts_bio.rules.carriers import DirectOperation, learned_feedback
 from darts_bio.rules.looks import Look, look
-from darts_bio.rules.weights import SUFFIX, Weight, check_model, weights_in
+from darts_bio.rules.weights import Weight, check_model, weights_in
 
 PLAIN = "bp (plain)"
 """The rule of a weight that has none, in tables."""
@@ -286,9 +286,7 @@ def _parameters_of(weight: Weight) -> Iterator[nn.Parameter]:
     """Yield the parameters that a weight's row counts: the weight, and the bias beside it."""
     owner = weight.owner
     if not weight.loose and weight.attribute == "weight":  # a layer of its own
-        for name, child in owner.named_modules():
-            if not name.endswith(SUFFIX):
-                yield from child.parameters(recurse=False)
+        yield from owner.parameters()
         return
     for name in {weight.attribute: 0, weight.attribute.replace("weight", "bias"): 0}:
         parameter = owner._parameters.get(name)
