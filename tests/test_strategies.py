@@ -152,6 +152,19 @@ class TestSecondOrder:
         assert (found - first).norm() > 1e-2 * expected.norm()
         assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
 
+    def test_gradients_of_weights_are_computed_where_they_are_used(self, data: ImageData) -> None:
+        """At w and at w', not on the two sides of the difference, which only alpha is changed by;
+        then in the step of w.
+        """
+        task = search(data, "darts(order=2)")
+        asked: list[bool] = []
+        task.supernet.register_forward_pre_hook(
+            lambda net, inputs: asked.append(any(w.requires_grad for w in net.parameters()))
+        )
+        task.begin_epoch(0)
+        task.step(0)
+        assert asked == [True, True, False, False, True]
+
     @pytest.mark.parametrize(
         "rule", [rule for rule in RULES if not (RULES.get(rule).direct or RULES.get(rule).local)]
     )
