@@ -511,3 +511,18 @@ class TestObjective:
 def test_bad_options_are_told_in_a_line(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         REGULARIZERS.build(spec)
+
+
+def test_smooth_climbs_where_the_loss_depends_on_one_type_of_cells_alone() -> None:
+    """The other type has the gradient 0, and its edges weigh 1 as before."""
+    smooth, of = REGULARIZERS.build("smooth(kind=adversarial)"), context("darts(nodes=1)")
+    state = smooth.begin(of)
+    smooth.begin_epoch(state, 5)
+    smooth.prepare(state)
+    masks = {t: of.table.mask(t) for t in of.table.rows}
+    weights = {t: mask / mask.sum(1, keepdim=True) for t, mask in masks.items()}
+    slope = torch.arange(weights["normal"].numel()).view_as(weights["normal"]) % 3
+    moved = smooth.perturbed(state, weights, lambda w: (w["normal"] * slope).sum())
+    assert (moved["normal"] * slope).sum() > (weights["normal"] * slope).sum()
+    for of_type in moved.values():
+        torch.testing.assert_close(of_type.sum(1), torch.ones(len(of_type)))
