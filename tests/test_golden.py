@@ -28,7 +28,9 @@ from darts_bio.networks.reference import ReferenceCell
 from darts_bio.registry import canonical_spec
 from darts_bio.rules import RULES, Renewal, RuleConv2d, connect_output, draw_feedback, rule_carriers
 from darts_bio.runtime import derive_seed
-from darts_bio.spaces import Candidate, Cell, Edge, Genotype
+from darts_bio.spaces import SPACES, Candidate, Cell, Edge, Genotype
+from darts_bio.strategies import Context
+from darts_bio.strategies.darts_pt import _choices
 from darts_bio.training.optim import WeightOptimizer
 
 CPU = torch.device("cpu")
@@ -356,3 +358,19 @@ class TestSearch:
                 optimizer.step()
                 losses.append(loss.item())
         self.expect(losses, alpha)
+
+
+def test_the_order_in_which_darts_pt_chooses() -> None:
+    """Edges, then the node that has more edges than it keeps; by a generator that is seeded by hand."""
+    space = SPACES.build("darts(nodes=2)")
+    context = Context(space, space.table(["fa"]), 7, CPU, epochs=1, steps_per_epoch=1)
+    orders = {}
+    for cell_type in ("normal", "reduce"):
+        source = torch.Generator().manual_seed(derive_seed("perturbation", 7, cell_type))
+        orders[cell_type] = [[edge] for edge in torch.randperm(5, generator=source).tolist()]
+    choices = _choices(context)
+    assert choices[:5] == [
+        dict(zip(orders, edges, strict=True)) for edges in zip(*orders.values(), strict=True)
+    ]
+    assert choices[5] == {"normal": [2, 3, 4], "reduce": [2, 3, 4]}
+    assert [choice["normal"][0] for choice in choices[:5]] == [1, 4, 3, 2, 0]
