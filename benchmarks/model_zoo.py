@@ -3,14 +3,18 @@
 Of each module of timm the smallest model is taken, of torchvision all its classifiers, and ten models
 of transformers built from small configurations. Of each one:
 
-- `audit`, on a copy without numbers: is each weight product seen, and which functions are they?
-- in float64: are all gradients those of the plain model under `true_gradients`, and under a rule whose
-  kernel is a copy of the weight, which takes the way of all rules through each product?
-- one step under each rule: are losses and gradients finite, and which rules are refused?
+- `audit`, on a copy without numbers: is each weight seen under its rule, and has it a row for each
+  weight that multiplies an activation in PyTorch's operations (`weight_products.py`, an oracle that
+  shares no code with it)?
+- up to 12 million parameters, in float64: are all gradients those of the plain model under
+  `true_gradients`, and under a rule whose kernel is a copy of the weight, which takes the way of all
+  rules through each product? Is that rule asked to carry the error past each weight?
+- of these, one step under each rule: are gradients finite, and which rules are refused?
 
-One line of JSON a model is appended to a file, and models that it holds are left out, so the run may
-be interrupted. With 2 images of the models' published size it takes about two hours of one core of an
-Intel Xeon with AVX-512, most of it for the largest models; `--seconds` leaves the rest for later.
+Parameters that begin as a constant get some noise, since behind a gain of 0 all gradients are 0.
+Batches are 2 images, of 96 pixels a side where the model takes them. One line of JSON a model is
+appended to a file, whose first line says how it was made; models that it holds are left out, so the
+run may be interrupted. `--table` prints the tables of docs/results/published-models.md.
 
     python benchmarks/model_zoo.py --out benchmarks/results/model_zoo.jsonl
     python benchmarks/model_zoo.py --out benchmarks/results/model_zoo.jsonl --table
@@ -21,29 +25,43 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import functools
+import importlib.util
 import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from measuring import command
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from weight_products import weight_products
 
-import darts_bio
 from darts_bio.errors import InputError, first_line
 from darts_bio.rules import RULES, InitialLaw, LearningRule, audit, convert, true_gradients
+from darts_bio.rules.audit import Audit
+from darts_bio.rules.carriers import rule_carriers
+from darts_bio.runtime import hardware, made_by
+
+Builder = Callable[..., nn.Module]
+"""Builds a model; timm's take further options."""
 
 CLASSES = 10
 """Classes of the models' outputs."""
+
+SIDES = (96, 128, 160)
+"""Sides of images that are tried before a model's published one, to save time."""
 
 LARGEST = 12_000_000
 """Parameters of the largest model that is trained here; of larger ones only the audit is made."""
 
 
-def timm_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def timm_models() -> Iterator[tuple[str, Builder]]:
     """Yield the smallest model of each module of timm, without numbers until it is built."""
     import timm
 
@@ -51,11 +69,19 @@ def timm_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     for name in timm.list_models():
         by_module[timm.model_entrypoint(name).__module__.rpartition(".")[2]].append(name)
     for module, names in sorted(by_module.items()):
-        yield f"timm {module}", lambda names=names: _smallest(names)  # type: ignore[misc]
+        yield f"timm {module}", functools.partial(_smallest, tuple(names))
 
 
-def _smallest(names: list[str]) -> nn.Module:
-    """Build the model of fewest parameters among the eight of the shortest promising names."""
+def _smallest(names: tuple[str, ...], **options: int) -> nn.Module:
+    """Build the smallest model of those names."""
+    import timm
+
+    return timm.create_model(_smallest_name(names), num_classes=CLASSES, **options)
+
+
+@functools.cache
+def _smallest_name(names: tuple[str, ...]) -> str:
+    """Return the name of fewest parameters among the eight of the shortest promising names."""
     import timm
 
     small = (
@@ -78,10 +104,10 @@ def _smallest(names: list[str]) -> nn.Module:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=CLASSES)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-    return timm.create_model(min(sizes, key=lambda name: sizes[name]), num_classes=CLASSES)
+    return min(sizes, key=lambda name: sizes[name])
 
 
-def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def torchvision_models() -> Iterator[tuple[str, Builder]]:
     """Yield the classifiers of torchvision."""
     from torchvision import models
 
@@ -89,7 +115,7 @@ def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         yield f"torchvision {name}", lambda name=name: models.get_model(name, num_classes=CLASSES)  # type: ignore[misc]
 
 
-def transformers_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def transformers_models() -> Iterator[tuple[str, Builder]]:
     """Yield models of transformers, each of two layers of 32 channels; none where it is missing."""
     try:
         import transformers as tr
@@ -128,8 +154,8 @@ def transformers_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         yield f"transformers {name}", lambda kind=kind, c=configuration: kind(c)  # type: ignore[misc]
 
 
-def inputs_of(name: str, model: nn.Module) -> dict[str, Tensor] | Tensor:
-    """Return two inputs for a model, drawn with seed 0."""
+def inputs_of(name: str, model: nn.Module, side: int | None = None) -> dict[str, Tensor] | Tensor:
+    """Return two inputs for a model, drawn with seed 0; images of that side, or as published."""
     generator = torch.Generator().manual_seed(0)
     if name.startswith("transformers"):
         if (
@@ -143,6 +169,8 @@ def inputs_of(name: str, model: nn.Module) -> dict[str, Tensor] | Tensor:
     size = configuration["input_size"] if isinstance(configuration, Mapping) else (3, 224, 224)
     if name == "torchvision inception_v3":
         size = (3, 299, 299)
+    if side is not None:
+        size = (3, side, side)
     return torch.randn(2, *size, generator=generator)
 
 
@@ -165,18 +193,27 @@ def gradients(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
 
 
 def in_float64(inputs: Any) -> Any:
-    """Return inputs with floating-point numbers in float64."""
+    """Return inputs with floating-point numbers in float64, which take gradients too."""
     if isinstance(inputs, Mapping):
         return {name: in_float64(value) for name, value in inputs.items()}
-    return inputs.double() if inputs.is_floating_point() else inputs
+    return inputs.double().requires_grad_() if inputs.is_floating_point() else inputs
 
 
-def examine(name: str, build: Callable[[], nn.Module]) -> dict[str, Any]:
+def without_numbers(build: Builder) -> nn.Module:
+    """Return a model on the meta device, where its weights have shapes and take no memory."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # its constructor reads numbers
+        return build().to("meta")
+
+
+def examine(name: str, build: Builder) -> dict[str, Any]:
     """Return what is found of a model, as a line of the result."""
-    began = time.perf_counter()
+    began = time.process_time()
     torch.manual_seed(0)
-    model = build()
-    inputs = inputs_of(name, model)
+    model = without_numbers(build)
+    inputs = tree_map(lambda tensor: tensor.to("meta"), inputs_of(name, model))
     size = sum(parameter.numel() for parameter in model.parameters())
     line: dict[str, Any] = {"model": name, "kind": type(model).__name__, "parameters": size}
     audited = audit(convert(model, "fa", inputs=inputs), inputs)
@@ -184,34 +221,93 @@ def examine(name: str, build: Callable[[], nn.Module]) -> dict[str, Any]:
     line["without_a_rule"] = [row.name for row in audited.rows if row.rule is None]
     line["unseen"] = audited.unseen
     line["products"] = sorted({p for row in audited.rows for p in row.products or ()})
+    line["missed"] = missed(model, audited, inputs)
     if size <= LARGEST:
-        line["exact"], line["copied"] = largest_differences(model, inputs)
+        side, options = smallest_side(build, model)
+        model = disturbed(build(**options))
+        inputs = inputs_of(name, model, side)
+        line["input"] = [list(tensor.shape) for tensor in tree_leaves(inputs)]
+        line |= differences(model, inputs)
         with torch.no_grad():
             output = first_output(model(**inputs) if isinstance(inputs, Mapping) else model(inputs))
         width = output.shape[-1]
-        line["rules"] = {
-            rule: one_step(model, rule, inputs, width) for rule in RULES.names() if rule != "copied"
-        }
-    line["seconds"] = round(time.perf_counter() - began, 1)
+        line["rules"] = {rule: one_step(model, rule, inputs, width) for rule in RULES.names()}
+    line["seconds"] = round(time.process_time() - began, 1)
     return line
 
 
-@RULES.register("copied")
+def missed(model: nn.Module, audited: Audit, inputs: Any) -> list[str]:
+    """Return the names of parameters in products that an audit has no row of.
+
+    Of a parameter that modules share one of its rows will do.
+    """
+    names: dict[nn.Parameter, set[str]] = collections.defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter] |= {name, name.rpartition(".")[0]}
+    rows = {row.name for row in audited.rows}
+    found = weight_products(model, inputs)
+    parameters = dict(model.named_parameters())
+    return sorted(name for name in found if not names[parameters[name]] & rows)
+
+
+def smallest_side(build: Builder, empty: nn.Module) -> tuple[int | None, dict[str, int]]:
+    """Return the least of the sides in `SIDES` of images that a model takes, and options to build it.
+
+    None if it takes none of them, as a model of text does.
+
+    Args:
+        build: Builds the model; where one is made for images of one size, `img_size` may say which.
+        empty: The model, built without options on the meta device.
+    """
+    for name in ((), ("img_size",)):
+        for side in SIDES:
+            options = dict.fromkeys(name, side)
+            try:
+                with torch.device("meta"):
+                    model = build(**options) if options else empty
+                    model(torch.empty(2, 3, side, side))
+            except Exception:
+                continue
+            return side, options
+    return None, {}
+
+
+def disturbed(model: nn.Module) -> nn.Module:
+    """Add normal noise of 0.1 to all parameters that are a constant, in place; return the model.
+
+    Many models begin with gains of 0, or a readout of 0, behind which all gradients are 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 @dataclass(frozen=True)
 class Copied(LearningRule):
     """The error goes through a copy of the weight: K = W + B, and B is zero."""
+
+    asked: ClassVar[set[int]] = set()
+    """Where the feedback lies in memory that errors went through."""
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": torch.zeros(law.shape)}
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        self.asked.add(state["kernel"].untyped_storage().data_ptr())
         return weight + state["kernel"]
 
 
-def largest_differences(model: nn.Module, inputs: Any) -> tuple[float, float]:
-    """Return the largest differences of a gradient from the plain model's, relative to all of them.
+def differences(model: nn.Module, inputs: Any) -> dict[str, Any]:
+    """Return by how much gradients differ from the plain model's, in float64.
 
-    Both in float64: of the model converted to fa under `true_gradients`, and under `Copied`.
+    `exact` is of the model converted to fa under `true_gradients`, `copied` under `Copied`: the norm
+    of a parameter's difference by that of its gradient (or by 1e-4 of all gradients together, for
+    those that are zero but for rounding), the largest of all parameters. `without_gradient` are the
+    matrices about which this says nothing, since their gradient is less than 1e-12 of all, and
+    `unasked` the weights whose rule was never asked to carry an error.
     """
     plain = copy.deepcopy(model).double()
     given = in_float64(inputs)
@@ -219,12 +315,32 @@ def largest_differences(model: nn.Module, inputs: Any) -> tuple[float, float]:
     total = torch.stack([g.norm() for g in expected.values()]).norm()
 
     def difference(found: dict[str, Tensor]) -> float:
-        return max(float((found[n] - g).norm() / total) for n, g in expected.items())
+        apart = [
+            (found[n] - g).norm() / g.norm().clamp(min=1e-4 * total) for n, g in expected.items()
+        ]
+        return float(torch.stack(apart).max())
 
     converted = convert(plain, "fa", inputs=given)
     with true_gradients(converted):
         exact = difference(gradients(converted, given))
-    return exact, difference(gradients(convert(plain, "copied", inputs=given), given))
+    Copied.asked.clear()
+    RULES.register("copied")(Copied)
+    try:
+        converted = convert(plain, "copied", inputs=given)
+    finally:
+        RULES.unregister("copied")
+    copied = difference(gradients(converted, given))
+    unasked = [
+        name
+        for name, carrier in rule_carriers(converted)
+        if carrier.feedback["kernel"].untyped_storage().data_ptr() not in Copied.asked
+    ]
+    without = [
+        name
+        for name, parameter in plain.named_parameters()
+        if parameter.dim() >= 2 and (name not in expected or expected[name].norm() < 1e-12 * total)
+    ]
+    return {"exact": exact, "copied": copied, "without_gradient": without, "unasked": unasked}
 
 
 def one_step(model: nn.Module, rule: str, inputs: Any, width: int) -> str:
@@ -237,36 +353,79 @@ def one_step(model: nn.Module, rule: str, inputs: Any, width: int) -> str:
         converted = convert(model, rule, inputs=inputs, **outputs)
         found = gradients(converted, inputs)
     except InputError as error:
-        return f"refused: {first_line(error)}"
+        return f"refused: {str(error).splitlines()[0].partition('. Leave it')[0]}"
     return "finite" if all(bool(g.isfinite().all()) for g in found.values()) else "not finite"
 
 
+REASONS = {
+    "share their weight": "two modules share a weight, which would learn in two places",
+    "regroups its samples": "samples are regrouped on the way to a weight",
+    "computed from others": "a weight is computed from others",
+    "no one dimension that counts channels": "channels of several dimensions",
+    "has a weight of its own": "each head has a weight of its own",
+    "transposed convolution": "a transposed convolution",
+}
+"""Words for a refusal, by a phrase of its message."""
+
+
+def reason(answer: str) -> str:
+    """Return why a rule is refused, without the names of weights."""
+    found = [words for phrase, words in REASONS.items() if phrase in answer]
+    return found[0] if found else answer.removeprefix("refused: ")
+
+
 def table(lines: list[dict[str, Any]]) -> str:
-    """Return the result in Markdown: counts, and each model that is not as expected."""
-    trained = [line for line in lines if "exact" in line]
-    worst = max((line["exact"] for line in trained), default=0.0)
-    copied = max((line["copied"] for line in trained), default=0.0)
-    unseen = [line for line in lines if line.get("unseen") or line.get("without_a_rule")]
-    refused = collections.Counter(
-        (rule, answer.partition(": ")[2])
-        for line in trained
-        for rule, answer in line["rules"].items()
-        if answer.startswith("refused")
-    )
-    parts = [
-        f"{len(lines)} models, {sum('error' not in line for line in lines)} accepted; of "
-        f"{len(lines) - len(unseen)} every weight is seen in a product under its rule.",
-        f"{len(trained)} of at most {LARGEST:,} parameters: largest relative difference of "
-        f"gradients from the plain model's under true_gradients {worst:.1e}, through copies of the "
-        f"weights {copied:.1e} (float64).",
+    """Return the result in Markdown: a table of libraries, one of rules, and what is not as expected."""
+    rows = [
+        "| library | models | accepted | weights | missed | run | true_gradients | copies |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    parts += [f"- {line['model']}: {line['error']}" for line in lines if "error" in line]
-    parts += [
-        f"- {line['model']}: not seen {line['unseen']}, without a rule {line['without_a_rule']}"
-        for line in unseen
-    ]
-    parts += [f"- {rule}, {count} models: {why}" for (rule, why), count in refused.most_common()]
-    return "\n".join(parts)
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for line in lines:
+        groups[line["model"].split()[0]].append(line)
+    for library, of_library in {**groups, "all": lines}.items():
+        accepted = [line for line in of_library if "error" not in line]
+        run = [line for line in accepted if "exact" in line]
+        missing = sum(len(line["missed"]) + len(line["unseen"]) for line in accepted)
+        worst = [f"{max((line[n] for line in run), default=0):.1e}" for n in ("exact", "copied")]
+        counts = [
+            len(of_library),
+            len(accepted),
+            sum(line["weights"] for line in accepted),
+            missing,
+        ]
+        cells = [library, *(f"{count:,}" for count in (*counts, len(run))), *worst]
+        rows.append(f"| {' | '.join(cells)} |")
+    rows += ["", "| rule | finite | refused | why |", "|---|---|---|---|"]
+    run = [line for line in lines if "rules" in line]
+    for rule in dict.fromkeys(rule for line in run for rule in line["rules"]):
+        answers = [line["rules"][rule] for line in run if rule in line["rules"]]
+        refused = collections.Counter(reason(a) for a in answers if a.startswith("refused"))
+        why = "; ".join(f"{words} ({count})" for words, count in refused.most_common())
+        rows.append(f"| {rule} | {answers.count('finite')} | {refused.total()} | {why} |")
+    rows.append("")
+    for line in lines:
+        for name in ("error", "unseen", "without_a_rule", "missed", "without_gradient", "unasked"):
+            if line.get(name):
+                rows.append(f"- {line['model']}: {name}: {line[name]}")
+        spoilt = [rule for rule, answer in line.get("rules", {}).items() if answer == "not finite"]
+        if spoilt:
+            rows.append(f"- {line['model']}: not finite: {', '.join(spoilt)}")
+    return "\n".join(rows)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries whose models are looked at."""
+    return {
+        name: version(name)
+        for name in ("timm", "torchvision", "transformers")
+        if importlib.util.find_spec(name)
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines about models of a file of results, whose first line says how it was made."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
 def main() -> None:
@@ -276,11 +435,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     parser.add_argument("--table", action="store_true", help="print the table of the results")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
+    if not options.out.exists():
+        machine = {"hardware": hardware(torch.device("cpu")), "made": made_by(), **versions()}
+        options.out.write_text(json.dumps({"command": command(), **machine}) + "\n")
+    lines = read(options.out)
     if not options.table:
         warnings.filterwarnings("ignore")
         began, known = time.perf_counter(), {line["model"] for line in lines}
-        for source in (transformers_models, torchvision_models, timm_models):
+        for source in (transformers_models, timm_models, torchvision_models):
             for name, build in source():
                 if name in known or time.perf_counter() - began > options.seconds:
                     continue
@@ -292,7 +454,6 @@ def main() -> None:
                 with options.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(name, line.get("copied", line.get("error", "audit only")), flush=True)
-    print(f"darts_bio {darts_bio.__version__}, torch {torch.__version__}")
     print(table(lines))
 
 
