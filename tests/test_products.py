@@ -432,6 +432,26 @@ class TestOracles:
         kernel = kept[0].weight_carrier.feedback["kernel"]  # (3, 6)
         assert torch.allclose(moved.grad, kernel.sum(0).expand(4, 5, 6) / 5, rtol=0, atol=1e-12)  # type: ignore[arg-type]
 
+    def test_direct_feedback_learns_beside_a_computed_weight(self) -> None:
+        """Its gradient, e^T x with x the mean over positions, does not ask for the weight's."""
+        x, e = noise(4, 5, 6), noise(4, 3, seed=9)
+        code = Code(lambda x, w: x @ (w / w.norm(dim=0)), 6, 6)
+        plain = nn.Sequential(code, nn.Flatten(), nn.Linear(30, 3).double())
+        model: Any = convert(plain, {"2": "bp", "*": "dkp"}, inputs=x)
+        moved = x.clone().requires_grad_()
+        model(moved).backward(e)
+        plain(x).backward(e)
+        kernel = model[0].weight_carrier.feedback["kernel"]  # (3, 6)
+        sent = (e @ kernel / 5).unsqueeze(1).expand(4, 5, 6)
+        for found, expected in (
+            (kernel.grad, e.T @ x.mean(1)),
+            (moved.grad, sent),
+            (model[0].weight.grad, code.weight.grad),
+        ):
+            assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+        with pytest.raises(InputError, match="not defined for a weight that is computed from"):
+            convert(plain, {"2": "bp", "*": "kolen_pollack"}, inputs=x)(x)
+
     @pytest.mark.parametrize("rule", ["hebbian", "predictive(error=W)"])
     def test_local_rules_learn_as_in_a_linear_layer(self, rule: str) -> None:
         x = noise(4, 5)

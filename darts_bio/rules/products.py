@@ -97,7 +97,7 @@ class Standing:
         if self.reshaped:
             self.refuse(f"a {name} by what is computed from the weight in another shape")
         carrier = self.carrier
-        if self.computed and carrier.rule.learned:
+        if self.computed and carrier.rule.learned and not (carrier.rule.direct or carrier.exact):
             raise computed_weight(carrier.rule, name)
         return pass_under_rule(carrier, use, x, lambda weight: self._kernel(weight, form))
 
