@@ -6,15 +6,16 @@ of transformers built from small configurations. Of each one:
 - `audit`, on a copy without numbers: is each weight seen under its rule, and has it a row for each
   weight that multiplies an activation in PyTorch's operations (`weight_products.py`, an oracle that
   shares no code with it)?
-- up to 12 million parameters, in float64: are all gradients those of the plain model under
+- up to 18 million parameters, in float64: are all gradients those of the plain model under
   `true_gradients`, and under a rule whose kernel is a copy of the weight, which takes the way of all
   rules through each product? Is that rule asked to carry the error past each weight?
 - of these, one step under each rule: are gradients finite, and which rules are refused?
 
 Parameters that begin as a constant get some noise, since behind a gain of 0 all gradients are 0.
-Batches are 2 images, of 96 pixels a side where the model takes them. One line of JSON a model is
-appended to a file, whose first line says how it was made; models that it holds are left out, so the
-run may be interrupted. `--table` prints the tables of docs/results/published-models.md.
+Batches are 2 images, of 96 pixels a side where the model takes them. Two lines of JSON a model are
+appended to a file, whose first line says how it was made, all audits before the first run; what it
+holds is left out, so this may be interrupted. It takes some 20 minutes of CPU time, on
+an AMD EPYC. `--table` prints the tables of docs/results/published-models.md.
 
     python benchmarks/model_zoo.py --out benchmarks/results/model_zoo.jsonl
     python benchmarks/model_zoo.py --out benchmarks/results/model_zoo.jsonl --table
@@ -57,7 +58,7 @@ CLASSES = 10
 SIDES = (96, 128, 160)
 """Sides of images that are tried before a model's published one, to save time."""
 
-LARGEST = 12_000_000
+LARGEST = 18_000_000
 """Parameters of the largest model that is trained here; of larger ones only the audit is made."""
 
 
@@ -208,32 +209,36 @@ def without_numbers(build: Builder) -> nn.Module:
         return build().to("meta")
 
 
-def examine(name: str, build: Builder) -> dict[str, Any]:
-    """Return what is found of a model, as a line of the result."""
-    began = time.process_time()
-    torch.manual_seed(0)
+def look_at(name: str, build: Builder) -> dict[str, Any]:
+    """Return what audit sees of a model, and what it misses."""
     model = without_numbers(build)
     inputs = tree_map(lambda tensor: tensor.to("meta"), inputs_of(name, model))
-    size = sum(parameter.numel() for parameter in model.parameters())
-    line: dict[str, Any] = {"model": name, "kind": type(model).__name__, "parameters": size}
     audited = audit(convert(model, "fa", inputs=inputs), inputs)
-    line["weights"], line["other"] = len(audited.rows), audited.other
-    line["without_a_rule"] = [row.name for row in audited.rows if row.rule is None]
-    line["unseen"] = audited.unseen
-    line["products"] = sorted({p for row in audited.rows for p in row.products or ()})
-    line["missed"] = missed(model, audited, inputs)
-    if size <= LARGEST:
-        side, options = smallest_side(build, model)
-        model = disturbed(build(**options))
-        inputs = inputs_of(name, model, side)
-        line["input"] = [list(tensor.shape) for tensor in tree_leaves(inputs)]
-        line |= differences(model, inputs)
-        with torch.no_grad():
-            output = first_output(model(**inputs) if isinstance(inputs, Mapping) else model(inputs))
-        width = output.shape[-1]
-        line["rules"] = {rule: one_step(model, rule, inputs, width) for rule in RULES.names()}
-    line["seconds"] = round(time.process_time() - began, 1)
-    return line
+    return {
+        "kind": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": len(audited.rows),
+        "other": audited.other,
+        "without_a_rule": [row.name for row in audited.rows if row.rule is None],
+        "unseen": audited.unseen,
+        "products": sorted({p for row in audited.rows for p in row.products or ()}),
+        "missed": missed(model, audited, inputs),
+    }
+
+
+def run(name: str, build: Builder) -> dict[str, Any]:
+    """Return how a model's gradients differ from the plain model's, and how each rule fares."""
+    side, options = smallest_side(build, without_numbers(build))
+    model = disturbed(build(**options))
+    inputs = inputs_of(name, model, side)
+    with torch.no_grad():
+        output = first_output(model(**inputs) if isinstance(inputs, Mapping) else model(inputs))
+    width = output.shape[-1]
+    return {
+        "input": [list(tensor.shape) for tensor in tree_leaves(inputs)],
+        **differences(model, inputs),
+        "rules": {rule: one_step(model, rule, inputs, width) for rule in RULES.names()},
+    }
 
 
 def missed(model: nn.Module, audited: Audit, inputs: Any) -> list[str]:
@@ -253,7 +258,7 @@ def missed(model: nn.Module, audited: Audit, inputs: Any) -> list[str]:
 def smallest_side(build: Builder, empty: nn.Module) -> tuple[int | None, dict[str, int]]:
     """Return the least of the sides in `SIDES` of images that a model takes, and options to build it.
 
-    None if it takes none of them, as a model of text does.
+    None if it takes none of them, as a model of text does, or not as it takes the published size.
 
     Args:
         build: Builds the model; where one is made for images of one size, `img_size` may say which.
@@ -265,7 +270,9 @@ def smallest_side(build: Builder, empty: nn.Module) -> tuple[int | None, dict[st
             try:
                 with torch.device("meta"):
                     model = build(**options) if options else empty
-                    model(torch.empty(2, 3, side, side))
+                    images = torch.empty(2, 3, side, side)
+                    model(images)
+                convert(model, "fa", inputs=images)  # not where tables are resized for it
             except Exception:
                 continue
             return side, options
@@ -289,14 +296,17 @@ def disturbed(model: nn.Module) -> nn.Module:
 class Copied(LearningRule):
     """The error goes through a copy of the weight: K = W + B, and B is zero."""
 
-    asked: ClassVar[set[int]] = set()
-    """Where the feedback lies in memory that errors went through."""
+    asked: ClassVar[set[str]] = set()
+    """The names of the weights that errors went past."""
+
+    name: str = ""
+    """The name of its weight."""
 
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": torch.zeros(law.shape)}
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        self.asked.add(state["kernel"].untyped_storage().data_ptr())
+        self.asked.add(self.name)
         return weight + state["kernel"]
 
 
@@ -323,18 +333,19 @@ def differences(model: nn.Module, inputs: Any) -> dict[str, Any]:
     converted = convert(plain, "fa", inputs=given)
     with true_gradients(converted):
         exact = difference(gradients(converted, given))
-    Copied.asked.clear()
     RULES.register("copied")(Copied)
     try:
         converted = convert(plain, "copied", inputs=given)
     finally:
         RULES.unregister("copied")
+    names = []
+    for name, carrier in rule_carriers(converted):
+        if isinstance(carrier.rule, Copied):  # gains that a weight is computed with are under bp
+            names.append(name)
+            carrier.rule = Copied(name)
+    Copied.asked.clear()
     copied = difference(gradients(converted, given))
-    unasked = [
-        name
-        for name, carrier in rule_carriers(converted)
-        if carrier.feedback["kernel"].untyped_storage().data_ptr() not in Copied.asked
-    ]
+    unasked = [name for name in names if name not in Copied.asked]
     without = [
         name
         for name, parameter in plain.named_parameters()
@@ -358,8 +369,8 @@ def one_step(model: nn.Module, rule: str, inputs: Any, width: int) -> str:
 
 
 REASONS = {
-    "share their weight": "two modules share a weight, which would learn in two places",
-    "regroups its samples": "samples are regrouped on the way to a weight",
+    "share their weight": "two modules share a weight",
+    "regroups its samples": "samples are regrouped",
     "computed from others": "a weight is computed from others",
     "no one dimension that counts channels": "channels of several dimensions",
     "has a weight of its own": "each head has a weight of its own",
@@ -386,7 +397,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     for library, of_library in {**groups, "all": lines}.items():
         accepted = [line for line in of_library if "error" not in line]
         run = [line for line in accepted if "exact" in line]
-        missing = sum(len(line["missed"]) + len(line["unseen"]) for line in accepted)
+        missing = sum(
+            len(line[name]) for line in accepted for name in ("missed", "unseen", "without_a_rule")
+        )
         worst = [f"{max((line[n] for line in run), default=0):.1e}" for n in ("exact", "copied")]
         counts = [
             len(of_library),
@@ -423,9 +436,16 @@ def versions() -> dict[str, str]:
     }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines about models of a file of results, whose first line says how it was made."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a file of results says of each model, by the models' names.
+
+    Its first line says how it was made, each other one a part of what there is about a model.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines()[1:]:
+        line = json.loads(text)
+        found.setdefault(line["model"], {}).update(line)
+    return found
 
 
 def main() -> None:
@@ -433,28 +453,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the file of results")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
+    parser.add_argument("--audits", action="store_true", help="audit the models, and run none")
     parser.add_argument("--table", action="store_true", help="print the table of the results")
     options = parser.parse_args()
     if not options.out.exists():
         machine = {"hardware": hardware(torch.device("cpu")), "made": made_by(), **versions()}
         options.out.write_text(json.dumps({"command": command(), **machine}) + "\n")
-    lines = read(options.out)
     if not options.table:
         warnings.filterwarnings("ignore")
-        began, known = time.perf_counter(), {line["model"] for line in lines}
-        for source in (transformers_models, timm_models, torchvision_models):
-            for name, build in source():
-                if name in known or time.perf_counter() - began > options.seconds:
-                    continue
-                try:
-                    line = examine(name, build)
-                except Exception as error:
-                    line = {"model": name, "error": f"{type(error).__name__}: {first_line(error)}"}
-                lines.append(line)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(name, line.get("copied", line.get("error", "audit only")), flush=True)
-    print(table(lines))
+        examine(options.out, time.perf_counter() + options.seconds, options.audits)
+    print(table(list(read(options.out).values())))
+
+
+def examine(path: Path, until: float, audits: bool) -> None:
+    """Write what a file of results lacks: the audits of all models, then runs from the smallest on."""
+    models = {
+        name: build
+        for source in (transformers_models, timm_models, torchvision_models)
+        for name, build in source()
+    }
+    parts = {"weights": look_at} if audits else {"weights": look_at, "rules": run}
+    for key, part in parts.items():
+        sizes = {name: line.get("parameters", 0) for name, line in read(path).items()}
+        for name in sorted(models, key=lambda name: sizes.get(name, 0)):
+            known = read(path).get(name, {})
+            if key in known or "error" in known or time.perf_counter() > until:
+                continue
+            if part is run and known.get("parameters", 0) > LARGEST:
+                continue
+            began = time.process_time()
+            torch.manual_seed(0)
+            try:
+                line = part(name, models[name])
+            except Exception as error:
+                line = {"error": f"{type(error).__name__}: {first_line(error)}"}
+            line[f"seconds_{part.__name__}"] = round(time.process_time() - began, 1)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"model": name, **line}) + "\n")
+            print(name, part.__name__, line.get("copied", line.get("error", "")), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from darts_bio.rules import RULES, audit, convert
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import model_zoo
-from model_zoo import disturbed, examine, missed, smallest_side
+from model_zoo import disturbed, missed, read, smallest_side
 from weight_products import weight_products
 
 
@@ -72,11 +72,11 @@ class Fixed(nn.Module):
     def __init__(self, img_size: int = 224) -> None:
         super().__init__()
         assert img_size >= 128
-        self.img_size = img_size
+        self.img_size, self.layer = img_size, nn.Conv2d(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[-1] == self.img_size
-        return x
+        return self.layer(x)
 
 
 def test_sides_are_tried_from_the_smallest() -> None:
@@ -89,17 +89,40 @@ def test_sides_are_tried_from_the_smallest() -> None:
     assert side(lambda: nn.Linear(7, 1)) == (None, {})
 
 
-def test_a_model_is_examined_under_every_rule() -> None:
-    names = RULES.names()
-    line = examine("small", Net)
+def test_models_are_audited_and_the_smaller_ones_run_under_every_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"small": Net, "large": lambda: nn.Linear(171, 1), "broken": lambda: 1 / 0}
+    monkeypatch.setattr(model_zoo, "transformers_models", lambda: models.items())
+    for name in ("timm_models", "torchvision_models"):
+        monkeypatch.setattr(model_zoo, name, lambda: ())
+    monkeypatch.setattr(model_zoo, "LARGEST", 170)
+    monkeypatch.setattr(
+        model_zoo,
+        "inputs_of",
+        lambda name, model, side=None: (
+            torch.ones(2, 3, 8, 8) if name == "small" else torch.ones(2, 171)
+        ),
+    )
+    names, path = list(RULES.names()), tmp_path / "zoo.jsonl"
+    path.write_text("{}\n")
+    model_zoo.examine(path, float("inf"), audits=True)
+    assert ["rules" in line for line in read(path).values()] == [False, False, False]
+    for _ in range(2):  # the second time there is nothing to do
+        model_zoo.examine(path, float("inf"), audits=False)
+    found = read(path)
+    assert len(path.read_text().splitlines()) == 5
+    assert found["broken"]["error"] == "ZeroDivisionError: division by zero"
+    assert "rules" not in found["large"]
+    line = found["small"]
     assert (line["parameters"], line["weights"], line["other"]) == (170, 2, 8)
     assert line["products"] == ["conv2d", "linear"]
-    assert line["input"] == [[2, 3, 96, 96]]
-    assert line["exact"] < 1e-10 > line["copied"]
+    assert line["input"] == [[2, 3, 8, 8]]
+    assert max(line["exact"], line["copied"]) < 1e-10
     assert line["missed"] == line["unseen"] == line["without_a_rule"] == []
     assert line["unasked"] == line["without_gradient"] == []
     assert line["rules"] == dict.fromkeys(names, "finite")
-    assert list(RULES.names()) == list(names)
+    assert list(RULES.names()) == names
 
 
 def wrong_kernel(rule: model_zoo.Copied, weight: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -123,6 +146,35 @@ def test_a_small_fault_of_a_kernel_shows(gain: float, monkeypatch: pytest.Monkey
     found = model_zoo.differences(disturbed(model), x)
     assert found["copied"] == pytest.approx(1e-8, rel=0.01)
     assert found["exact"] < 1e-10
+
+
+def test_gains_that_a_weight_is_computed_with_have_no_rule_to_ask() -> None:
+    class Standardized(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 4, 3)
+            self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.gain * self.weight / self.weight.std((1, 2, 3), keepdim=True))
+
+    found = model_zoo.differences(disturbed(Standardized()), torch.randn(2, 3, 8, 8))
+    assert found["unasked"] == found["without_gradient"] == []
+    assert max(found["exact"], found["copied"]) < 1e-10
+
+
+def test_a_table_that_is_looked_up_before_it_multiplies_is_asked() -> None:
+    class Relative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(7, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.arange(3)[:, None] - torch.arange(3) + 3
+            return torch.einsum("nhc,hkc->nhk", x, self.table[places])
+
+    found = model_zoo.differences(Relative(), torch.randn(2, 3, 4))
+    assert found["unasked"] == []
+    assert max(found["exact"], found["copied"]) < 1e-10
 
 
 def test_a_rule_that_carries_nothing_shows(monkeypatch: pytest.MonkeyPatch) -> None:

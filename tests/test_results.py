@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from darts_bio.rules import RULES
+
 ROOT = Path(__file__).parent.parent
 
 Cells = dict[str, list[str]]
@@ -356,6 +358,51 @@ def depthwise() -> tuple[Cells, Cells]:
     return table("docs/performance.md", "window | oneDNN"), wanted
 
 
+def zoo() -> dict[str, dict[str, Any]]:
+    """What `benchmarks/model_zoo.py` found of each model, its audit and its run together."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in trials("model_zoo.jsonl"):
+        found.setdefault(line["model"], {}).update(line)
+    return found
+
+
+def zoo_libraries() -> tuple[Cells, Cells]:
+    models = zoo()
+    wanted = {}
+    for library in ("transformers", "timm", "torchvision", "all"):
+        lines = [m for name, m in models.items() if library in ("all", name.split()[0])]
+        ran = [m for m in lines if "rules" in m]
+        counts = (
+            len(lines),
+            len(lines) - sum("error" in m for m in lines),
+            sum(m["weights"] for m in lines),
+            sum(len(m["missed"] + m["unseen"] + m["without_a_rule"]) for m in lines),
+            len(ran),
+        )
+        worst = (max(m[name] for m in ran) for name in ("exact", "copied"))
+        wanted[library] = [*(f"{n:,}" for n in counts), *(f"{w:.1e}" for w in worst)]
+    return table("docs/results/published-models.md", "library | models"), wanted
+
+
+def zoo_rules() -> tuple[Cells, Cells]:
+    phrases = {
+        "share their weight": "two modules share a weight",
+        "regroups its samples": "samples are regrouped",
+        "computed from others": "a weight is computed from others",
+        "transposed convolution": "a transposed convolution",
+    }
+    wanted: Cells = {}
+    for rule in RULES.names():
+        answers = [m["rules"][rule] for m in zoo().values() if "rules" in m]
+        refused = [answer for answer in answers if answer != "finite"]
+        counts = {words: sum(p in a for a in refused) for p, words in phrases.items()}
+        assert sum(counts.values()) == len(refused), refused
+        largest_first = sorted(counts.items(), key=lambda count: -count[1])
+        why = "; ".join(f"{words} ({count})" for words, count in largest_first if count)
+        wanted[rule] = [str(answers.count("finite")), str(len(refused)), why]
+    return table("docs/results/published-models.md", "rule | finite"), wanted
+
+
 STUDY_RULES = ("fa", "usf", "brsf", "frsf")
 STUDY = {
     "rule_aware": ("searched", "shuffled", "random", *STUDY_RULES, "bp"),
@@ -441,6 +488,8 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "scaling": (scaling,),
     "search step": (search_step,),
     "depthwise": (depthwise,),
+    "models of libraries": (zoo_libraries,),
+    "models of libraries, rules": (zoo_rules,),
     "study": (study_table, 1, "digits"),
     "study, answers": (study_answers, 1, "digits"),
 }
@@ -488,6 +537,19 @@ def test_sentences_say_what_the_files_hold() -> None:
     performance = text("docs/performance.md")
     assert f"under bp is {under_bp} times as fast" in performance
     assert f"one of pairs {naive} times as fast" in performance
+
+
+def test_gradients_in_models_of_libraries_are_those_of_the_plain_models() -> None:
+    models = zoo()
+    ran = {name: m for name, m in models.items() if "rules" in m}
+    for name, model in ran.items():
+        assert max(model["exact"], model["copied"]) < 1e-10, name
+    small = [name for name, m in models.items() if m["parameters"] <= 18_000_000]
+    assert set(ran) <= set(small)
+    page = text("docs/results/published-models.md")
+    assert f"{len(ran)} of these {len(small)} models were run" in page
+    largest = max(m["parameters"] for m in models.values()) / 1e6
+    assert f"up to {largest:.0f} million parameters" in page
 
 
 def test_the_readme_shows_what_the_files_hold() -> None:
