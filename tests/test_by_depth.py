@@ -505,9 +505,9 @@ def test_the_report_of_a_search_tells_how_sure_it_is(data: ImageData, strategy: 
         operations = {c.op for c in row}
         factorized = strategy.startswith("rule_aware")
         parts = 1 / len(operations) if factorized else sum(c.op == op for c in row) / len(row)
-        assert equal == f"{parts:.2f}"
+        assert equal == f"{parts:.3f}"
         if not strategy.startswith("eg"):  # its final weights are those of its best individual
-            assert share == f"{total:.2f}"
+            assert share == f"{total:.3f}"
         told = dict(part.rsplit(" ", 1) for part in rules.split(", ")) if rules != "-" else {}
         assert set(told) == {rule for rule in of_edge if rule is not None}
         if told and not strategy.startswith("eg"):

@@ -492,6 +492,8 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "models of libraries, rules": (zoo_rules,),
     "study": (study_table, 1, "digits"),
     "study, answers": (study_answers, 1, "digits"),
+    "study, CIFAR-10": (study_table, 2, "cifar10"),
+    "study, CIFAR-10, answers": (study_answers, 2, "cifar10"),
 }
 
 
@@ -504,6 +506,24 @@ def test_a_table_shows_what_its_file_holds(name: str) -> None:
 
 def test_sentences_say_what_the_files_hold() -> None:
     rule_search = text("docs/results/rule-search.md")
+    cifar = study_errors("rule_aware", "cifar10")
+    for one_rule, other, words in (
+        ("usf", "searched", "shows no gain ({} points, p = {:.3f})"),
+        ("random", "searched", "beats random rules by {} points only (p = {:.3f})"),
+        ("searched", "bp", "than on the digits: {} points by what was found"),
+        ("fa", "bp", "by what was found, {} under fa"),
+    ):
+        differences = [a - b for a, b in zip(cifar[one_rule], cifar[other], strict=True)]
+        assert words.format(mean_std(differences, 1), p_of_flips(differences)) in rule_search
+    records = result("study-cifar10.json")["records"].values()
+    chosen_rules = [
+        rule
+        for each in records
+        if "genotype" in each
+        for rule in re.findall(":([a-z]+)", each["edges"])
+    ]
+    counts = (chosen_rules.count("usf"), len(chosen_rules), chosen_rules.count("fa"))
+    assert "puts usf on {} of {} edges and fa on {}".format(*counts) in rule_search
     init = result("planted_rules-0.7-0.9-init.json")["searches"]
     assert f"it finds {mean_std((each['all'] for each in init), 2)} of the subtle" in rule_search
     for data, words in (
@@ -566,6 +586,13 @@ def test_the_readme_shows_what_the_files_hold() -> None:
     assert f"by the weights' signs) {shown['usf']} |" in readme
     assert (
         f"(`bp`) {shown['bp']}, signs alone (`usf`) {shown['usf']}, none (`fa`) {shown['fa']}"
+    ) in readme
+    errors = study_errors("rule_aware", "cifar10")
+    shown = {rules: mean_std(values, 1) for rules, values in errors.items()}
+    more = [a - b for a, b in zip(errors["random"], errors["searched"], strict=True)]
+    assert (
+        f"(`rule_aware`, n = {len(more)}): found {shown['searched']}, `usf` {shown['usf']}, drawn "
+        f"{shown['random']} (p = {p_of_flips(more):.3f}), `bp` {shown['bp']}, `fa` {shown['fa']}."
     ) in readme
     runs = result("resnet20-cifar10-cpu.json")["runs"]
     mirror, kolen_pollack, fa, bp = (
