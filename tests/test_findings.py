@@ -290,12 +290,14 @@ def test_what_carries_errors_by_counting(data: ImageData) -> None:
     signs = sum(text.count(f":{rule}") for rule in ("usf", "brsf", "frsf"))
     fixed = text.count(":fa")
     assert ":bp" not in text
-    assert words.startswith("Yes, but not on the cells' edges. Errors are carried down by ")
-    assert f"the weights' signs on {signs} edge" in words
-    assert (f"fixed feedback on {fixed} edge" in words) == (fixed > 0)
-    assert words.endswith("in stem, preprocessing and classifier by the weights (`bp`).")
-    assert transport_in_words(genotype.with_rule("fa")).startswith("No. Errors are carried down by")
-    assert transport_in_words(genotype.with_rule("bp")).startswith("Yes, on the cells' edges and")
+    assert words.startswith("Yes, but only around the cells, not on their edges. There errors are ")
+    assert f"by the weights' signs on {signs} edge" in words
+    assert (f"by fixed feedback on {fixed} edge" in words) == (fixed > 0)
+    assert words.endswith("in stem, preprocessing and classifier by the weights' values (`bp`).")
+    assert transport_in_words(genotype.with_rule("fa")).startswith(
+        "No, neither around the cells nor"
+    )
+    assert transport_in_words(genotype.with_rule("bp")).startswith("Yes, around the cells and on")
 
 
 def test_several_seeds_begin_with_what_they_agree_on(data: ImageData, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from darts_bio.reports.findings import in_short
 from darts_bio.reports.going_on import RESUME, NextStep
 from darts_bio.reports.markdown import (
     block,
+    counted,
     escaped,
     images_in_words,
     link,
@@ -89,7 +90,7 @@ def choice_card(
     ]
     lines += [*next_step.section(), "## Choice", ""]
     lines += [
-        f"The genotype of each search was trained from scratch for {training.epochs} epochs without "
+        f"The genotype of each search was trained from scratch for {counted(training.epochs, 'epoch')} without "
         f"{training.holdout} of the training images, the same for all, and measured on these. "
         f"Chosen is {RULE}. The test images had no part in it: they were first seen by the full "
         "training.",

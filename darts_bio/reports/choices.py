@@ -115,6 +115,7 @@ def left_out(search: Search, genotype: Genotype) -> list[str]:
     alpha these are operations.
     """
     weights = search.strategy.final_weights(search.strategy_state)
+    factorised = search.strategy_state.context.factorised
     rows = []
     for cell_type, cell in genotype.cells.items():
         scores = {}
@@ -135,17 +136,18 @@ def left_out(search: Search, genotype: Genotype) -> list[str]:
                 (
                     cell_type,
                     f"{source} -> {node}",
-                    str(candidate),
+                    candidate.op if factorised else str(candidate),
                     f"{score:.3f}",
                     f"{min(rivals):.3f}",
                 )
             )
     if not rows:
         return []
-    head = ("cell", "edge", "its strongest candidate", "score", "least score kept at that node")
+    what = "operation" if factorised else "candidate"
+    head = ("cell", "edge", f"its strongest {what}", "score", "least score kept at that node")
     return [
         "Edges that were left out: a node keeps those of highest score, the share of an edge's "
-        "strongest candidate (`none` is never chosen) over an equal share.",
+        f"strongest {what} (`none` is never chosen) over an equal share.",
         "",
         *markdown_table(head, rows),
         "",

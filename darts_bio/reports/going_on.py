@@ -17,6 +17,8 @@ NEXT = "How to go on"
 """The heading of the section."""
 RESUME = "The command below, with this folder as `--out` and `--resume`, goes on with it."
 """How to go on with a run that was stopped."""
+FOLDERS = "Reports leave folders out: where this one is not below yours, give its path."
+"""What a command in a report has to be completed by."""
 FASTER, LARGEST_RATE = 10, 0.1
 """How many times its rate of alpha is advised where little has been decided, and the largest."""
 AGAINST_COLLAPSE = ("partial_channels", "beta_decay", "oles", "eigenvalue_stop")
@@ -74,7 +76,7 @@ def after_search(
     train = ["`darts_bio.train(result, ...)` trains it, on the images that you handed over."]
     if command is not None:
         how = "Train it:" if instead is None else "To train this one anyway:"
-        train = [how, "", *block(command, "sh"), "", sizes]
+        train = [how, "", *block(command, "sh"), "", f"{sizes} {FOLDERS}".strip()]
     return NextStep(instead or "train the genotype", [*advice, *train])
 
 
@@ -115,7 +117,7 @@ def _epochs(search: Search) -> str:
     epochs = search.config.epochs
     return (
         f"Search longer first: this search had {counted(epochs, 'epoch')}. A new one has as many as you "
-        f"like, say by the command above with `--epochs {2 * epochs}` and another `--out`."
+        f"like, say by the command under Repeat with `--epochs {2 * epochs}` and another `--out`."
     )
 
 
@@ -147,8 +149,13 @@ def _faster(search: Search) -> str | None:
         return None
     if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
         return None
-    larger = replace(strategy, lr=min(LARGEST_RATE, float(f"{FASTER * rate:.2g}")))
-    return STRATEGIES.spec(larger)
+    # Those of operations and, where they have one of their own, of rules.
+    faster = {
+        name: min(LARGEST_RATE, float(f"{FASTER * getattr(strategy, name):.2g}"))
+        for name in ("lr", "rule_lr")
+        if hasattr(strategy, name)
+    }
+    return STRATEGIES.spec(replace(strategy, **faster))
 
 
 def _longer(search: Search, faster: str | None) -> list[str]:

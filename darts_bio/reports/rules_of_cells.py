@@ -15,7 +15,8 @@ def transport_in_words(genotype: Genotype) -> str:
 
     >>> from darts_bio.spaces import load_genotype
     >>> print(transport_in_words(load_genotype("bionas_darts").with_rule("fa")).partition(";")[0])
-    No. Errors are carried down by fixed feedback on 6 edges (`fa` 6)
+    No, neither around the cells nor on their edges. There errors are carried down by fixed feedback \
+on 6 edges (`fa` 6)
     """
     rules = Counter(
         edge.candidate.rule
@@ -27,20 +28,20 @@ def transport_in_words(genotype: Genotype) -> str:
     inside = any(RULES.build(rule).transports_weights for rule in rules)
     outside = RULES.build(backbone).transports_weights
     answer = {
-        (True, True): "Yes, on the cells' edges and around them",
-        (True, False): "Yes, but on the cells' edges only",
-        (False, True): "Yes, but not on the cells' edges",
-        (False, False): "No",
+        (True, True): "Yes, around the cells and on their edges",
+        (True, False): "Yes, but only on the cells' edges",
+        (False, True): "Yes, but only around the cells, not on their edges",
+        (False, False): "No, neither around the cells nor on their edges",
     }[inside, outside]
     by_carrier: dict[str, Counter[str]] = {}
     for rule, count in rules.items():
         by_carrier.setdefault(_carrier(rule), Counter())[rule] += count
     each = ", ".join(
-        f"{carrier} on {counted(of_rule.total(), 'edge')} "
+        f"by {carrier} on {counted(of_rule.total(), 'edge')} "
         f"({', '.join(f'{code(rule)} {n}' for rule, n in of_rule.most_common())})"
         for carrier, of_rule in sorted(by_carrier.items(), key=lambda item: -item[1].total())
     )
-    within = f"Errors are carried down by {each}" if rules else "No edge has weights"
+    within = f"There errors are carried down {each}" if rules else "No edge has weights"
     around = f"in stem, preprocessing and classifier by {_carrier(backbone)} ({code(backbone)})"
     return f"{answer}. {within}; {around}."
 
@@ -95,4 +96,4 @@ def _name(rule: str) -> str:
 def _carrier(rule: str) -> str:
     """Return in words what carries an error down past a layer under a rule."""
     carries = RULES.build(rule).carries
-    return {"values": "the weights", "signs": "the weights' signs"}.get(carries, carries)
+    return {"values": "the weights' values", "signs": "the weights' signs"}.get(carries, carries)

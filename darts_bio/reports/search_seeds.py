@@ -105,6 +105,11 @@ def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
         open_edges = sum(decision.undecided for decision in of_seed.decided)
         return f"{open_edges} of {counted(len(of_seed.decided), 'edge')}"
 
+    def settled(of_seed: Findings) -> str:
+        if len(of_seed.history) < 2:
+            return "cannot be told"
+        return "no" if of_seed.unsettled else "yes"
+
     lines = [
         f"- **Agreed?** {'Yes' if different == 1 else 'No'}: {counted(different, 'genotype')} of "
         f"{len(found)} seeds. Of {edges} edges {wired} are in all of them, {alike} with the same "
@@ -114,8 +119,7 @@ def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
     if any(of_seed.decided for of_seed in found.values()):
         lines.append(f"- **Undecided?** {each(undecided)}.")
     if any(of_seed.history for of_seed in found.values()):
-        settled = each(lambda of_seed: "no" if of_seed.unsettled else "yes")
-        lines.append(f"- **Settled?** {settled}.")
+        lines.append(f"- **Settled?** {each(settled)}.")
     return lines
 
 
