@@ -6,7 +6,13 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 
-from darts_bio.reports.decisions import UNDECIDED_BELOW, Contest, Decision, mostly_undecided
+from darts_bio.reports.decisions import (
+    UNDECIDED_BELOW,
+    Contest,
+    Decision,
+    beaten,
+    mostly_undecided,
+)
 from darts_bio.reports.markdown import code, markdown_table
 from darts_bio.spaces import Genotype
 from darts_bio.training.search import Search
@@ -118,27 +124,24 @@ def left_out(search: Search, genotype: Genotype) -> list[str]:
     factorised = search.strategy_state.context.factorised
     rows = []
     for cell_type, cell in genotype.cells.items():
-        scores = {}
+        strongest, scores = {}, {}
         for edge, row, of_edge in zip(
             search.space.edges,
             search.table.rows[cell_type],
             weights[cell_type].tolist(),
             strict=True,
         ):
-            weight, candidate = search.space.strongest(row, of_edge)
-            scores[edge] = (weight * (len(row) - row.count(None)), candidate)
-        kept = {(edge.node, edge.input) for edge in cell.edges}
-        for (node, source), (score, candidate) in scores.items():
-            rivals = [scores[edge][0] for edge in kept if edge[0] == node]
-            if (node, source) in kept or not rivals or not score > 0:
-                continue
+            weight, strongest[edge] = search.space.strongest(row, of_edge)
+            scores[edge] = weight * (len(row) - row.count(None))
+        for (node, source), least in beaten(cell, scores).items():
+            candidate = strongest[node, source]
             rows.append(
                 (
                     cell_type,
                     f"{source} -> {node}",
                     candidate.op if factorised else str(candidate),
-                    f"{score:.3f}",
-                    f"{min(rivals):.3f}",
+                    f"{scores[node, source]:.3f}",
+                    f"{least:.3f}",
                 )
             )
     if not rows:

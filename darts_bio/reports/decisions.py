@@ -9,11 +9,11 @@ contests, in which a skip that has no rules meets a convolution and not a quarte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from darts_bio.config import SearchConfig
-from darts_bio.spaces import Candidate, CandidateTable, Genotype, Space
+from darts_bio.spaces import Candidate, CandidateTable, Cell, Genotype, Space
 from darts_bio.spaces.base import Row
 from darts_bio.strategies import REGULARIZERS, STRATEGIES
 
@@ -177,7 +177,7 @@ def decisions(
                 # A skip without weights is derived without the rule that it may have in its row.
                 copies = {str(c) for c, _ in of_operation}
                 mine = {chosen} if chosen in competing else copies
-            barred = {c.op if factorised else str(c) for c in row if not space.selectable(c)}
+            barred = _barred(space, row, factorised)
             strongest = max(
                 (name for name in competing if name in barred),
                 key=competing.__getitem__,
@@ -216,6 +216,11 @@ def competing_shares(row: Row, shares: Sequence[float], factorised: bool) -> dic
         name = candidate.op if factorised else str(candidate)
         competing[name] = competing.get(name, 0.0) + share
     return competing
+
+
+def _barred(space: Space, candidates: Iterable[Candidate], factorised: bool) -> set[str]:
+    """Return the names of what competes on an edge but cannot be chosen (see `competing_shares`)."""
+    return {c.op if factorised else str(c) for c in candidates if not space.selectable(c)}
 
 
 def _contest(
@@ -271,22 +276,32 @@ def hardly_left_out(
             space.edges, table.rows[cell_type], shares[cell_type], strict=True
         ):
             competing = competing_shares(row, of_edge, factorised)
-            barred = {
-                candidate.op if factorised else str(candidate)
-                for candidate in filter(None, row)
-                if not space.selectable(candidate)
-            }
+            barred = _barred(space, filter(None, row), factorised)
             best = max(share for name, share in competing.items() if name not in barred)
             scores[edge] = len(competing) * best
-        kept = {(edge.node, edge.input) for edge in cell.edges}
-        for (node, source), score in scores.items():
-            rivals = [scores[edge] for edge in kept if edge[0] == node]
-            if (node, source) in kept or not rivals or not score > 0:
-                continue
-            times = min(rivals) / score
+        for (node, source), least in beaten(cell, scores).items():
+            times = least / scores[node, source]
             if times < UNDECIDED_BELOW:
                 close.append(f"{cell_type} {source} -> {node} ({times:.2f} times)")
     return close
+
+
+def beaten(cell: Cell, scores: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """Return the edges that a cell left out, each with the least score that its node kept.
+
+    Edges of score 0 are not among them, nor those into a node that kept none.
+
+    Args:
+        cell: The cell that was derived.
+        scores: The score of each edge, by its (node, input).
+    """
+    kept = {(edge.node, edge.input) for edge in cell.edges}
+    of_nodes = {node: min(scores[edge] for edge in kept if edge[0] == node) for node, _ in kept}
+    return {
+        edge: of_nodes[edge[0]]
+        for edge, score in scores.items()
+        if edge not in kept and edge[0] in of_nodes and score > 0
+    }
 
 
 def evenness(shares: Sequence[float]) -> float:

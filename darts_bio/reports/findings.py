@@ -69,8 +69,10 @@ class Findings:
     @property
     def unsettled(self) -> bool:
         """Whether the genotype changed in the last epoch, or in the last tenth of the epochs."""
-        epochs, since = len(self.history), epochs_unchanged(self.history) - 1 if self.history else 0
-        return epochs > 0 and since < min(epochs - 1, max(1, epochs / UNSETTLED_SHARE))
+        epochs = len(self.history)
+        unchanged = epochs_unchanged(self.history) if self.history else epochs
+        # One that is as it was in the first epoch has never changed.
+        return unchanged < epochs and unchanged - 1 < max(1, epochs / UNSETTLED_SHARE)
 
     def verdicts(self) -> list[str]:
         """Return entries of a list: did it collapse, is it decided, settled, what are its rules?"""
