@@ -325,7 +325,7 @@ class TestSmooth:
         task.begin_epoch(0)
         plain.begin_epoch(0)
         x, labels = task.train_batches.batch(0)
-        smooth, state = task.regularizers[0], task.regularizer_states[0]
+        smooth, state = task.regularization.regularizers[0], task.regularization.states[0]
         smooth.prepare(state)
         lent = {t: w.detach() for t, w in task.strategy.edge_weights(task.strategy_state).items()}
         moved = smooth.perturbed(state, lent, lambda _: torch.zeros(()))

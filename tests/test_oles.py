@@ -316,7 +316,7 @@ def numbered(task: Search, values: Tensor) -> dict[Any, Any]:
     """What a search keeps of each operation, by the places of the plain version."""
     found, places = {}, {}
     for operation, value in zip(
-        task.regularizer_states[0].operations, values.tolist(), strict=True
+        task.regularization.states[0].operations, values.tolist(), strict=True
     ):
         row = task.table.rows[operation.cell_type][operation.edge]
         operations = list(dict.fromkeys(c.op for c in row if c is not None))
@@ -350,15 +350,15 @@ class TestAgainstThePaper:
         for t in range(STEPS):
             task.step(t)
             plain.step(t)
-            assert_as_plain(task, plain, task.regularizer_states[0].state_dict())
+            assert_as_plain(task, plain, task.regularization.states[0].state_dict())
             own = of_operations(task.supernet.owned_weights())
             expected = of_operations(plain.net.owned_weights())
             for key, values in own.items():
                 for value, other in zip(values, expected[key], strict=True):
                     torch.testing.assert_close(value, other, rtol=0, atol=1e-10)
             for operation, stops in zip(
-                task.regularizer_states[0].operations,
-                task.regularizer_states[0].stopped.tolist(),
+                task.regularization.states[0].operations,
+                task.regularization.states[0].stopped.tolist(),
                 strict=True,
             ):
                 if stops:  # from the step on in which that was found
@@ -382,7 +382,7 @@ def shared_out(number: int, file: Path) -> None:
     if number == 0:
         torch.save(
             {
-                "state": task.regularizer_states[0].state_dict(),
+                "state": task.regularization.states[0].state_dict(),
                 "weights": of_operations(task.supernet.owned_weights()),
             },
             file,
@@ -434,14 +434,14 @@ class TestInASearch:
 
         train(task, range(2))
         assert task.steps_per_epoch == 4
-        assert task.regularizer_states[0].counts.any()
+        assert task.regularization.states[0].counts.any()
         resumed.load_state_dict(copy.deepcopy(task.state_dict()))
         for one in (task, resumed):
             train(one, range(2, 3))
         ends, others = tensors(task), tensors(resumed)
         assert ends.keys() == others.keys()
         assert all(torch.equal(ends[name], others[name]) for name in ends)
-        assert task.regularizer_states[0].stopped.any()
+        assert task.regularization.states[0].stopped.any()
 
     @pytest.mark.parametrize(
         ("optimizer", "weights"), [("sgd", "own"), ("nesterov", "shared"), ("adamw", "own")]
@@ -463,7 +463,7 @@ class TestInASearch:
         task.begin_epoch(0)
         before = tensors(task)
         task.step(0)  # in which all are found to disagree
-        state = task.regularizer_states[0]
+        state = task.regularization.states[0]
         assert state.stopped.tolist() == [n not in skips for n in range(len(state.stopped))]
         statistics = tensors(task)
         task.step(1)
@@ -510,10 +510,10 @@ class TestInASearch:
         )
         assert_equal_after(tasks, epochs=2)
         recorded = set(tasks[0].run.recorded)
-        assert {"_compare", "_update"} <= recorded
+        assert {"compare", "_update"} <= recorded
         assert ("_both_gradients" in recorded) == (strategy != "gdas")
         for task in tasks:
-            stopped = task.regularizer_states[0].stopped
+            stopped = task.regularization.states[0].stopped
             assert stopped.any()
             assert not stopped.all()
 

@@ -287,7 +287,7 @@ class TestEarlyStops:
         for number in range(8):
             if number == 3:
                 other.load_state_dict(copy.deepcopy(task.state_dict()))
-                assert other.regularizer_states[0].state_dict()["measured"] == [1.0, 1.0, 1.0]
+                assert other.regularization.states[0].state_dict()["measured"] == [1.0, 1.0, 1.0]
             numbers = epoch(task, number)
             alphas.append({t: a.detach().clone() for t, a in task.strategy_state.alpha.items()})
             if task.finished:

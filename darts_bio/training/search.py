@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from darts_bio.strategies import (
     Context,
     GradientStrategy,
     Objective,
-    Regularizer,
     StrategyState,
     detached,
     frozen,
@@ -62,6 +61,7 @@ from darts_bio.training.parallel import (
     synchronize,
 )
 from darts_bio.training.place import Place, table_identity
+from darts_bio.training.regularization import Regularization
 
 TOGETHER = {"cpu": 1, "cuda": 16}
 """How many individuals at most pass through the supernet at once, by the kind of device.
@@ -77,14 +77,11 @@ class Search:
     Attributes:
         supernet: The network of weights w, a function of images and edge weights.
         strategy: How alpha becomes edge weights and moves; `strategy_state` holds alpha.
-        regularizers: What else is added to alpha's loss, or ends the search;
-            `regularizer_states` holds their state, in the same order.
+        regularization: What else is added to alpha's loss, or ends the search.
         objective: The costs beside the loss, such as the number of parameters.
         table: The candidates (operation, rule) of each edge.
         place: Where it stands among the stages of a progressive search.
         optimizer: What moves w.
-        compared: For each regularizer the parameters whose gradients it compares, and which rows of
-            these it holds (see `Regularizer.attend`).
         renewal: What renews the feedback after each update, for the rules that ask for it.
         run: The recorder that runs what a step computes.
         warmup_epochs: For how many epochs alpha stays as it is.
@@ -130,7 +127,7 @@ class Search:
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
         method = Method.of(config)
-        self.strategy, self.regularizers = method.strategy, method.regularizers
+        self.strategy = method.strategy
         self.warmup_epochs = method.warmup_epochs
         augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         normalization = Normalization.of(data.train.images)
@@ -174,16 +171,15 @@ class Search:
             self.place.first_epoch + self.warmup_epochs,
             recorded=self.run.records,
         )
-        self.regularizer_states = [regularizer.begin(context) for regularizer in self.regularizers]
+        self.regularization = Regularization(method.regularizers, context)
         # The regularizers say in which form alpha is kept, so the strategy begins after them.
         context = replace(
             context,
-            factorised=any(r.factorised for r in self.regularizers),
-            normalizes_edges=any(r.normalizes_edges for r in self.regularizers),
+            factorised=self.regularization.factorised,
+            normalizes_edges=self.regularization.normalizes_edges,
         )
         self.strategy_state: StrategyState = self.strategy.begin(context)
-        for regularizer in self.regularizers:
-            regularizer.accept(self.strategy, self.strategy_state)
+        self.regularization.accept(self.strategy, self.strategy_state)
         self.objective = Objective(
             config.objective,
             self.space,
@@ -213,7 +209,7 @@ class Search:
             shared=config.kernel_scale if method.shares_weights else None,
             cell=FoldedCell if config.memory == "low" else MixedCell,
             table=self.table,
-            skip_rate=next((s.number for r, s in self._regularizers() if r.drops_skips), None),
+            skip_rate=self.regularization.skip_rate,
         )
         for module in self.supernet.modules():
             if isinstance(module, (Noise, SkipDropout)):
@@ -226,10 +222,8 @@ class Search:
         schedule = replace(config, epochs=self.place.schedule)
         self.optimizer = WeightOptimizer(self.supernet, schedule, self.run, phase)
         self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
-        self.compared = [
-            regularizer.attend(state, self.supernet) for regularizer, state in self._regularizers()
-        ]
-        self.optimizer.held = {p: mask for masks in self.compared for p, mask in masks.items()}
+        self.regularization.attend(self.supernet)
+        self.optimizer.held = self.regularization.compared
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.individuals = Individuals(
@@ -239,7 +233,7 @@ class Search:
             self.valid_batches,
             config.amp,
             together=together,
-            spread=self._spreads,
+            spread=self.regularization.spreads,
         )
         self.stopped = False
         refuse_unused(config, self.strategy)
@@ -301,13 +295,8 @@ class Search:
         scheduled = self.place.first_epoch + epoch
         self.optimizer.begin_epoch(scheduled)
         self.strategy.begin_epoch(self.strategy_state, scheduled)
-        for regularizer, state in self._regularizers():
-            regularizer.begin_epoch(state, scheduled)
+        self.regularization.begin_epoch(scheduled)
         self.run.begin_epoch()
-
-    def _regularizers(self) -> Iterator[tuple[Regularizer[Any], Any]]:
-        """Yield each regularizer with its state."""
-        return zip(self.regularizers, self.regularizer_states, strict=True)
 
     def step(self, t: int) -> dict[str, Sums]:
         """Move alpha, then w, then renew the feedback; return what the batches were worth.
@@ -337,11 +326,10 @@ class Search:
             sums["valid"] = measured("valid", valid_sums, len(valid[1]))
         # Once more: the pass that moves w has a sample of its own.
         strategy.prepare(state)
-        for regularizer, of_regularizer in self._regularizers():
-            regularizer.prepare(of_regularizer)
+        self.regularization.prepare()
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
         drawn = self._drawn()
-        exchanges = any(r.exchanges for r in self.regularizers) and world_size() > 1
+        exchanges = self.regularization.exchanges and world_size() > 1
         run = call if exchanges or drawn is not None else self.run
         with self.supernet.drawn(drawn):
             if self.optimizer.held:
@@ -351,7 +339,7 @@ class Search:
         self.optimizer.average()
         if on_valid:
             average(on_valid)
-            self.run(self._compare, *on_valid)
+            self.run(self.regularization.compare, *on_valid)
         self.optimizer.step()
         self.renewal(t + 1, self.run)
         if self.share[1] < world_size() and rank() > 0:
@@ -362,12 +350,9 @@ class Search:
 
     def _drawn(self) -> Mapping[str, Sequence[int]] | None:
         """Return the one candidate of each edge that is computed; None if all are."""
-        return None if self._spreads else self.strategy.drawn(self.strategy_state)
-
-    @property
-    def _spreads(self) -> bool:
-        """Whether a regularizer gives weight to candidates that have none otherwise."""
-        return any(regularizer.spreads for regularizer in self.regularizers)
+        if self.regularization.spreads:
+            return None
+        return self.strategy.drawn(self.strategy_state)
 
     def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and `loss_and_accuracy` of the validation batch.
@@ -434,24 +419,11 @@ class Search:
             )
         return sums, gradients
 
-    def _compare(self, *on_valid: Tensor) -> None:
-        """Have regularizers compare w's gradients on the two batches; `on_valid` is one of both."""
-        by_parameter = dict(zip(self.optimizer.held, on_valid, strict=True))
-        for (regularizer, state), parameters in zip(
-            self._regularizers(), self.compared, strict=True
-        ):
-            train = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            if parameters:
-                regularizer.compare(state, train, [by_parameter[p] for p in parameters])
-
     def _perturbed(self, x: Tensor, labels: Tensor, lent: Sequence[Tensor]) -> EdgeWeights:
         """Return the edge weights that w is trained with, for those that were lent."""
         edge_weights: EdgeWeights = dict(zip(self.table.rows, lent, strict=True))
-        for regularizer, state in self._regularizers():
-            edge_weights = regularizer.perturbed(
-                state, edge_weights, functools.partial(self._attacked_loss, x, labels)
-            )
-        return edge_weights
+        loss = functools.partial(self._attacked_loss, x, labels)
+        return self.regularization.perturbed(edge_weights, loss)
 
     def _gradients_at(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Set w's gradients at these edge weights, and return `loss_and_accuracy`."""
@@ -470,9 +442,7 @@ class Search:
 
     def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
-        for regularizer, state in self._regularizers():
-            edge_weights = regularizer.lent(state, edge_weights)
-        return self.supernet(x, edge_weights)
+        return self.supernet(x, self.regularization.lent(edge_weights))
 
     def _attacked_loss(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the loss on a training batch, a scalar, for whoever attacks the edge weights.
@@ -502,12 +472,8 @@ class Search:
             shares: The candidates' shares of each edge, by cell type.
             alpha: Alpha by cell type, for the regularizers of alpha itself; None leaves those out.
         """
-        total = self.objective.penalty(shares) + sum(
-            r.penalty(state, shares) for r, state in self._regularizers()
-        )
-        if alpha is None:
-            return total
-        return total + sum(r.alpha_penalty(state, alpha) for r, state in self._regularizers())
+        total = self.objective.penalty(shares) + self.regularization.penalty(shares)
+        return total if alpha is None else total + self.regularization.alpha_penalty(alpha)
 
     def end_epoch(self, epoch: int, stop: Callable[[], bool] = never) -> Numbers:
         """Have the strategy and the regularizers look at the search; return what they measured.
@@ -527,11 +493,9 @@ class Search:
             return self.individuals.measure(weights, first, batches)
 
         numbers |= self.strategy.end_epoch(self.strategy_state, scheduled, measure)
-        lookout = _Lookout(self, first)
-        for regularizer, state in self._regularizers():
-            ends, measurements = regularizer.after_epoch(state, scheduled, lookout)
-            self.stopped = self.stopped or ends
-            numbers |= measurements
+        ends, measurements = self.regularization.after_epoch(scheduled, _Lookout(self, first))
+        self.stopped = self.stopped or ends
+        numbers |= measurements
         bound = self.objective.bound
         if bound is not None:
             numbers[f"objective/{bound.name}_share"] = float(bound.expected_share(self.shares()))
@@ -548,8 +512,7 @@ class Search:
     def genotype(self) -> Genotype:
         """Return the genotype that alpha stands for at present."""
         weights = self.strategy.final_weights(self.strategy_state)
-        for regularizer, state in self._regularizers():
-            weights = regularizer.decisive(state, weights, self._derive)
+        weights = self.regularization.decisive(weights, self._derive)
         cells = self._derive(weights)
         if self.objective.bound is not None:
             cells = self.objective.bound.hold(cells, weights)
@@ -579,7 +542,7 @@ class Search:
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy_state.state_dict(),
             "objective": self.objective.state_dict(),
-            "regularizers": [regularizer.state_dict() for regularizer in self.regularizer_states],
+            "regularizers": self.regularization.state_dict(),
             "stopped": self.stopped,
             "processes": self.share[1],
         }
@@ -589,8 +552,7 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy_state.load_state_dict(state["strategy"])
         self.objective.load_state_dict(state.get("objective", {}))  # not in earlier checkpoints
-        for regularizer, saved in zip(self.regularizer_states, state["regularizers"], strict=True):
-            regularizer.load_state_dict(saved)
+        self.regularization.load_state_dict(state["regularizers"])
         self.stopped = state["stopped"]
         self.began_with = state.get("processes", 1)  # not in checkpoints of earlier versions
 
