@@ -18,7 +18,8 @@ by all sign flips of the differences:
    over all seeds, so it has the advantage of hindsight.
 2. Does searching help? Searched against random; and does it find where each rule belongs, beyond
    how many there are to be of each? Searched against shuffled.
-3. What does weight transport cost? Searched, and each rule, against bp.
+3. What does weight transport cost? Searched, and each rule, against bp; likewise rules that no
+   search chose from, whose feedback is not the weights' but learns to be like them.
 
 The strategies are `rule_aware`, `darts` on pairs and `eg`; `darts` under bp alone shows what cells
 cost that are searched without rules. Poolings are not among the operations: on small images they
@@ -27,8 +28,9 @@ win most edges, and an edge without weights has no rule. Images of 32x32 pixels 
 on all test images.
 
 A job is a search or a training. `--budget` minutes are spent on jobs that have not been done, all
-seeds of a strategy before the next one: the first alone answers the three questions. A job that has
-begun is ended. Writes benchmarks/results/study-DATASET.json after each.
+seeds of a strategy before the next one, and the rules that learn their feedback after the others:
+the first strategy alone answers the three questions. A job that has begun is ended. Writes
+benchmarks/results/study-DATASET.json after each.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ from darts_bio.spaces.genotype import Edge, from_json
 
 RULES = ("fa", "usf", "brsf", "frsf")
 SINGLE = (*RULES, "bp")
+LEARNED = ("kolen_pollack", "weight_mirror", "pfa")
 MIXED = ("searched", "shuffled", "random")
 SPACE = (
     "darts(nodes=2, operations=(none, skip_connect, sep_conv_3x3, sep_conv_5x5, dil_conv_3x3, "
@@ -116,10 +119,14 @@ def jobs(seeds: int) -> Iterator[Job]:
         for seed in range(seeds):
             yield Job(strategy, seed)
             yield from (Job(strategy, seed, rules) for rules in assignments_of(strategy))
+        yield from (Job(strategy, seed, rules) for seed in range(seeds) for rules in LEARNED)
 
 
 def assignments_of(strategy: str) -> tuple[str, ...]:
-    """Return under which rules the cells of a strategy are trained; one without rules is not mixed."""
+    """Return the rules of the first comparisons, for the cells of a strategy.
+
+    Those of one without rules are not mixed.
+    """
     return SINGLE if STRATEGIES[strategy]["rules"] == ("bp",) else (*MIXED, *SINGLE)
 
 
@@ -205,7 +212,8 @@ def main() -> None:
 
     work = partial(do, dataset=options.dataset, data_dir=options.data_dir)
     spend(list(jobs(options.seeds)), work, records, save, 60 * options.budget, options.processes)
-    print("\n".join(answers(records, options.seeds) + errors_table(records, options.seeds)))
+    tables = (answers, errors_table, learned_table)
+    print("\n".join(line for table in tables for line in table(records, options.seeds)))
     left = [job for job in jobs(options.seeds) if job.key not in records]
     print(f"\n{len(records)} jobs done, {len(left)} left; the same command goes on")
 
@@ -320,6 +328,36 @@ def errors_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
         name = f"{rules} everywhere" if rules in SINGLE else rules
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def learned_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
+    """Return the table of rules that learn their feedback, in Markdown; none before one is trained.
+
+    A row has the seeds whose trainings under it, usf, fa and bp are there.
+    """
+    lines = [
+        "| rule everywhere | operations found by | n | test error, % | fa minus it | p | it minus usf | "
+        "p | it minus bp | p |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rule in LEARNED:
+        for strategy in STRATEGIES:
+            by_seed = [
+                {r: records.get(Job(strategy, seed, r).key) for r in (rule, "fa", "usf", "bp")}
+                for seed in range(seeds)
+            ]
+            errors: dict[str, list[float]] = {
+                r: [s[r]["test_error_percent"] for s in by_seed if all(s.values())]  # type: ignore[index]
+                for r in (rule, "fa", "usf", "bp")
+            }
+            if errors[rule]:
+                cells = [f"`{rule}`", f"`{strategy}`", str(len(errors[rule])), shown(errors[rule])]
+                cells += [
+                    difference(errors, *pair)
+                    for pair in (("fa", rule), (rule, "usf"), (rule, "bp"))
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 if __name__ == "__main__":

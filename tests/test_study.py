@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import study
-from study import MIXED, SINGLE, Job, answers, errors_table, jobs, spend, under
+from study import MIXED, SINGLE, Job, answers, errors_table, jobs, learned_table, spend, under
 
 from darts_bio.spaces import load_genotype
 
@@ -107,6 +107,14 @@ def test_the_tables_are_those_of_the_pairs() -> None:
     assert table[0] == "| rules | `eg` |"
     assert "| shuffled | 7.0 +- 1.0 |" in table
     assert "| bp everywhere | 4.0 +- 2.0 |" in table
+    # fa is 4 points worse than the rule that learns its feedback in seeds 0 and 2, alone trained.
+    for seed in (0, 2):
+        records[Job("eg", seed, "pfa").key] = {"test_error_percent": 5.0 + seed}
+    assert learned_table(records, 5)[2:] == [
+        "| `pfa` | `eg` | 2 | 6.0 +- 1.4 | 4.0 +- 0.0 | 0.500 | 1.0 +- 0.0 | 0.500 "
+        "| 2.0 +- 1.4 | 0.500 |",
+        "",
+    ]
     del records[Job("eg", 1, "bp").key]
     assert "| bp everywhere | 4.0 +- 2.8 |" in errors_table(records, 5)  # of seeds 0 and 2
-    assert answers({}, 5) == errors_table({}, 5) == []
+    assert answers({}, 5) == errors_table({}, 5) == learned_table({}, 5) == []
