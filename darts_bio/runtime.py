@@ -25,6 +25,10 @@ from darts_bio.version import __version__
 
 T = TypeVar("T")
 
+SMALL_BATCH = (
+    8192  # pixels of all images; 64 of 8x8 have 4096, 64 of 16x16, where threads pay, 16384
+)
+
 
 def derive_seed(*parts: int | str) -> int:
     """Return a seed in [0, 2^63) that depends on all parts and on nothing else.
@@ -153,6 +157,39 @@ def generators_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(pytorch)
+
+
+@contextlib.contextmanager
+def threads_that_pay(
+    device: torch.device, batch_size: int, size: tuple[int, int]
+) -> Iterator[None]:
+    """Compute small batches on a CPU in one thread within the context; restore the number after it.
+
+    Threads that share an operation wait for each other at its end, and on maps as small as the
+    digits' that takes about as long as the work: two take much more CPU time than one, and are
+    hardly sooner done (docs/performance.md). So results on small images do not depend on how many
+    cores there are. A number that OMP_NUM_THREADS gives is left as it is.
+
+    Args:
+        device: Where the network is; on a GPU nothing changes.
+        batch_size: The number of images in a batch.
+        size: (height, width) of an image in pixels.
+
+    >>> before = torch.get_num_threads()
+    >>> with threads_that_pay(torch.device("cpu"), 64, (8, 8)):
+    ...     torch.get_num_threads() in (1, before)
+    True
+    """
+    before = torch.get_num_threads()
+    small = batch_size * size[0] * size[1] <= SMALL_BATCH
+    if device.type != "cpu" or not small or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def hardware(device: torch.device) -> str:

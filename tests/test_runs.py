@@ -870,3 +870,40 @@ def test_signals_that_were_ignored_stay_ignored() -> None:
 def test_adaptive_numbers_are_finite_under_bf16(data: ImageData, tmp_path: Path) -> None:
     outcome = run(replace(SEARCH, amp="bf16", epochs=1), data, tmp_path / "run")
     assert outcome.finished
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "given", "used"), [(8, None, 1), (256, None, 2), (8, "2", 2)]
+)
+def test_small_images_are_computed_in_one_thread(
+    batch_size: int,
+    given: str | None,
+    used: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But not where the user has chosen a number; whoever called has theirs back afterwards."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    seen = set()
+
+    def count(self: Search | Retraining, t: int) -> Any:
+        seen.add(torch.get_num_threads())
+        raise InputError("counted")
+
+    monkeypatch.setattr(Search, "step", count)
+    monkeypatch.setattr(Retraining, "step", count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    images = load_data("digits")
+    try:
+        for config in (SEARCH, RETRAIN):
+            with pytest.raises(InputError, match="counted"):
+                run(
+                    replace(config, batch_size=batch_size), images, tmp_path / type(config).__name__
+                )
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {used}

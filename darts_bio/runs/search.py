@@ -52,7 +52,7 @@ from darts_bio.runs.running import (
     started,
 )
 from darts_bio.runs.stages import each_stage, numbers_of, write_numbers
-from darts_bio.runtime import select_device
+from darts_bio.runtime import select_device, threads_that_pay
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, to_nb201_text
 from darts_bio.storage.logs import ALPHA_FILE, read_records
 from darts_bio.storage.run_folder import RunFolder
@@ -158,9 +158,10 @@ def search(
                 folder_config = replace(folder_config, out=str(place()))
             return RunFolder.open("search", folder_config, command)
 
-        if config.seeds == 1:
-            return run(config, lambda: open_folder(config), 0)
-        parent, results = each_seed(config, open_folder, run, divide_seeds)
+        with threads_that_pay(device, config.batch_size, first_images.image_size):
+            if config.seeds == 1:
+                return run(config, lambda: open_folder(config), 0)
+            parent, results = each_seed(config, open_folder, run, divide_seeds)
         if rank() == 0:
             page.write_report(parent.path, search_seeds_card(config, command, results))
         return SeedResults(parent.path, results)

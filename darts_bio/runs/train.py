@@ -36,7 +36,13 @@ from darts_bio.runs.running import (
     perform,
     started,
 )
-from darts_bio.runtime import hardware, made_by, precision_notes, select_device
+from darts_bio.runtime import (
+    hardware,
+    made_by,
+    precision_notes,
+    select_device,
+    threads_that_pay,
+)
 from darts_bio.spaces import (
     GENOTYPE_FILE,
     SPACES,
@@ -132,7 +138,8 @@ def train(
                     {f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT
                 )
                 seed = (seed_config.seed, number, config.seeds)
-                return _perform(task, open_folder(), watching, seed)
+                with threads_that_pay(device, seed_config.batch_size, source.image_size):
+                    return _perform(task, open_folder(), watching, seed)
             finally:
                 source.close()
 
