@@ -159,6 +159,42 @@ def test_seeds_that_are_guesses_are_searched_longer(
     assert "- **Collapsed?** seed 0: yes (normal 2 of 2, reduce " in text
 
 
+@pytest.mark.parametrize(
+    ("rate", "alphas", "step"),
+    [
+        (0.003, (0.0, 0.0, 0.0), "search longer, or move alpha faster"),
+        (0.003, (0.0, 0.0, 2.0), "search longer, or move alpha faster"),
+        (0.003, (0.0, 2.0, 2.0), "choose among them by a short"),
+        (0.5, (0.0, 0.0, 0.0), "search longer;"),  # fast already
+    ],
+)
+def test_seeds_that_are_undecided_move_alpha_faster(
+    rate: float, alphas: tuple[float, ...], step: str, data: ImageData, tmp_path: Path
+) -> None:
+    space = "darts(nodes=1, operations=(skip_connect, sep_conv_3x3))"
+    options = {"space": space, "strategy": f"darts(lr={rate})", "rules": ("fa",)}
+    config = SearchConfig(**(vars(CONFIG) | options))
+    results = {}
+    for seed, alpha in enumerate(alphas):
+        task = Search(config, data, torch.device("cpu"))
+        with torch.no_grad():
+            for values in task.strategy_state.parameters.values():
+                values.zero_()
+                values[:, 1] = alpha
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        record = {**alpha_record(task), "step": 1, "epoch": 1}
+        (folder / ALPHA_FILE).write_text(json.dumps(record) + "\n")
+        results[seed] = SimpleNamespace(
+            genotype=task.genotype(), folder=folder, epochs=[{"seconds": 1.0}], known=None
+        )
+    text = search_seeds_card(config, "c", results)
+    assert f"- **Next:** {step}" in text
+    advice = 'Or let alpha move faster, as by `--strategy "darts(lr=0.03)"`: its rate was 0.003.'
+    assert (advice in text) == ("faster" in step)
+    assert ("--strategy" in text) == ("faster" in step)
+
+
 class TestLeftOut:
     def test_what_was_hardly_left_out_is_named(self, data: ImageData) -> None:
         """Of the three edges into node 3 two have shares of 0.5, and the third 0.5 / 1.05 or 1.2."""
@@ -228,7 +264,7 @@ class TestNextStep:
                     for place, candidate in enumerate(row):
                         values[number, place] = alphas.get(candidate.op if candidate else "", 0.0)
         found = findings.of_search(task, task.genotype(), history)
-        step = after_supernet(task, found, True, "train it", "Size.")
+        step = after_supernet(task.config, found, True, "train it", "Size.")
         return step.step, "\n".join(step.how)
 
     RECORDS: ClassVar[list[dict[str, Any]]] = [

@@ -26,6 +26,7 @@ from darts_bio.runs.search import SearchResult, search
 from darts_bio.spaces import SPACES, Candidate
 from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.storage.run_folder import RunFolder
+from darts_bio.strategies.gradient import AlphaState
 from darts_bio.training.search import Search
 
 CONFIG = SearchConfig(
@@ -298,6 +299,14 @@ class TestAdvice:
         assert "Search longer first" in text
         assert "--strategy" not in text
         assert "move alpha faster" not in text
+
+    def test_nor_is_one_that_alpha_does_not_move_at(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AlphaState, "learning_rates", lambda self: {})
+        text = self.card(data, "darts(lr=0.003)", 0.01)
+        assert "- **Next:** search longer;" in text
+        assert "--strategy" not in text
 
     def test_where_enough_is_decided_it_is_trained(self, data: ImageData) -> None:
         text = self.card(data, "darts(lr=0.003)", 1.0)

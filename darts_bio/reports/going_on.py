@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
+import torch
+
+from darts_bio.config import SearchConfig
 from darts_bio.registry import parse_spec
 from darts_bio.reports.collapse import Collapse
 from darts_bio.reports.findings import Findings
 from darts_bio.reports.markdown import block, code, counted
-from darts_bio.strategies import STRATEGIES
+from darts_bio.spaces import SPACES, Space
+from darts_bio.strategies import STRATEGIES, Context, Strategy
 from darts_bio.strategies.gradient import GradientStrategy
-from darts_bio.training.search import Search
 
 NEXT = "How to go on"
 """The heading of the section."""
@@ -81,53 +85,82 @@ def after_search(
 
 
 def after_supernet(
-    search: Search, found: Findings, finished: bool, command: str | None, sizes: str
+    config: SearchConfig, found: Findings, finished: bool, command: str | None, sizes: str
 ) -> NextStep:
     """Return what to do after a search with a supernet: no training of a guess or of mere skips.
 
     Args:
-        search: The search.
+        config: The options of the search.
         found: What it found.
         finished: Whether it came to its end.
         command: The command line that trains the genotype; None if its images have no name.
         sizes: What is said of the size of the network that it trains.
     """
-    collapse, faster, advice = found.collapse, _faster(search), []
+    return after_search(finished, command, sizes, *doubts(config, found))
+
+
+def doubts(config: SearchConfig, found: Findings) -> tuple[str | None, list[str]]:
+    """Return what is better than to train what a search with a supernet found, and how.
+
+    The first is a few words, None if nothing is better; the second are the lines on it, and on
+    what else is in doubt.
+
+    Args:
+        config: The options of the search.
+        found: What it found.
+    """
+    collapse, advice = found.collapse, list[str]()
+    instead: str | None = None
     if found.undecided:
-        advice += _longer(search, faster)
+        advice += _longer(config)
+        instead = longer_or_faster(config)
     elif found.unsettled:
         advice += [
-            f"The genotype has just changed, and may well change again. {_epochs(search)}",
+            f"The genotype has just changed, and may well change again. {_epochs(config)}",
             "",
         ]
     if collapse.marked or collapse.hollow:
-        advice += _against_collapse(search, collapse)
-    instead = None
-    if found.undecided:
-        instead = "search longer" + (", or move alpha faster" if faster else "")
-    elif collapse.hollow:
+        advice += _against_collapse(config, collapse)
+    if instead is None and collapse.hollow:
         instead = "search again with fewer skips and poolings"
-    elif found.unsettled:
+    elif instead is None and found.unsettled:
         instead = "search longer"
-    return after_search(finished, command, sizes, instead, advice)
+    return instead, advice
 
 
-def _epochs(search: Search) -> str:
+def longer_or_faster(config: SearchConfig) -> str:
+    """Return in a few words what to do where a search decided little."""
+    return "search longer" + (", or move alpha faster" if _faster(config) else "")
+
+
+def move_faster(config: SearchConfig) -> str:
+    """Return sentences that say how alpha moves faster; "" where it cannot, or is fast already."""
+    faster = _faster(config)
+    if faster is None:
+        return ""
+    spec, rate = code(f'--strategy "{faster}"'), STRATEGIES.build(config.strategy).lr
+    return (
+        f"Or let alpha move faster, as by {spec}: its rate was {rate:g}. It decides more then, "
+        "which need not be better."
+    )
+
+
+def _epochs(config: SearchConfig) -> str:
     """Return the sentences that say how to search longer."""
-    epochs = search.config.epochs
+    epochs = config.epochs
     return (
         f"Search longer first: this search had {counted(epochs, 'epoch')}. A new one has as many as you "
         f"like, say by the command under Repeat with `--epochs {2 * epochs}` and another `--out`."
     )
 
 
-def _against_collapse(search: Search, collapse: Collapse) -> list[str]:
+def _against_collapse(config: SearchConfig, collapse: Collapse) -> list[str]:
     """Return the lines on cells of which too much has no weights."""
-    used = {parse_spec(spec)[0] for spec in search.config.regularizers}
+    used = {parse_spec(spec)[0] for spec in config.regularizers}
     known = (*AGAINST_COLLAPSE, *(AGAINST_SKIPS if collapse.marked else ()))
     left = [code(name) for name in known if name not in used]
     remedies = ""
-    if left and isinstance(search.strategy, GradientStrategy):
+    if left and isinstance(STRATEGIES.build(config.strategy), GradientStrategy):
         remedies = f" Among the `--regularizers` there are some against it: {', '.join(left)}."
     if collapse.kinds[0].poolings:
         remedies += " Or leave the poolings out of the operations of `--space`."
@@ -138,16 +171,20 @@ def _against_collapse(search: Search, collapse: Collapse) -> list[str]:
     ]
 
 
-def _faster(search: Search) -> str | None:
-    """Return the spec of the search's strategy with a larger rate of alpha.
+def _faster(config: SearchConfig) -> str | None:
+    """Return the spec of a search's strategy with a larger rate of alpha.
 
     None if the rate is large, or if alpha has none (`StrategyState.learning_rates`).
     """
-    strategy = search.strategy
+    strategy: Strategy[Any] = STRATEGIES.build(config.strategy)
     rate = getattr(strategy, "lr", None)
-    if "alpha" not in search.strategy_state.learning_rates():
-        return None
     if not (isinstance(rate, float) and rate < LARGEST_RATE and is_dataclass(strategy)):
+        return None
+    # Whether alpha moves at that rate a state of it tells, and that of a search's beginning will do.
+    space: Space = SPACES.build(config.space)
+    table, cpu = space.table(config.rules), torch.device("cpu")
+    context = Context(space, table, config.seed, cpu, config.epochs, steps_per_epoch=1)
+    if "alpha" not in strategy.begin(context).learning_rates():
         return None
     # Those of operations and, where they have one of their own, of rules.
     faster = {
@@ -158,15 +195,9 @@ def _faster(search: Search) -> str | None:
     return STRATEGIES.spec(replace(strategy, **faster))
 
 
-def _longer(search: Search, faster: str | None) -> list[str]:
+def _longer(config: SearchConfig) -> list[str]:
     """Return the lines that advise against a training of what is mostly undecided."""
-    advice = _epochs(search)
-    if faster is not None:
-        spec, rate = code(f'--strategy "{faster}"'), getattr(search.strategy, "lr", 0.0)
-        advice += (
-            f" Or let alpha move faster, as by {spec}: its rate was {rate:g}. It decides more then, "
-            "which need not be better."
-        )
+    advice = " ".join(filter(None, (_epochs(config), move_faster(config))))
     return [
         f"{advice} Most edges of this genotype are undecided, so another seed may well find another "
         "one, and a training of it would tell little.",

@@ -75,7 +75,7 @@ def search_card(
     state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
     cost = _cost(search, epochs)
     found = findings.of_search(search, genotype, history)
-    next_step = after_supernet(search, found, finished, next_command, sizes)
+    next_step = after_supernet(search.config, found, finished, next_command, sizes)
     last = [f"**Cost:** {cost}", repeat_entry(folder.command), next_step.entry]
     lines = [
         f"# Search on {images_in_words(config.dataset)}, seed {config.seed}{state}",

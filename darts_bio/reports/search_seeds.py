@@ -10,7 +10,7 @@ from darts_bio.config import SearchConfig
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.findings import Findings, in_short
-from darts_bio.reports.going_on import NextStep
+from darts_bio.reports.going_on import NextStep, longer_or_faster, move_faster
 from darts_bio.reports.markdown import (
     block,
     code,
@@ -137,7 +137,11 @@ def _next_step(config: SearchConfig, found: Mapping[int, Findings]) -> NextStep:
         f"Of {len(found)} seeds {guesses} are mostly undecided or have just changed. Search longer "
         f"first: the same command with `--epochs {2 * config.epochs}` and another `--out`."
     )
-    return NextStep("search longer", [longer, "", choose])
+    # A rate of alpha that is larger decides more; it does not settle what has just changed.
+    if 2 * sum(of_seed.undecided for of_seed in found.values()) <= len(found):
+        return NextStep("search longer", [longer, "", choose])
+    longer = " ".join(filter(None, (longer, move_faster(config))))
+    return NextStep(longer_or_faster(config), [longer, "", choose])
 
 
 def _agreement(genotypes: Sequence[Genotype]) -> list[str]:

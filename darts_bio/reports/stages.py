@@ -54,7 +54,7 @@ def stages_card(
     seconds = sum(result.epochs[-1]["seconds"] for result in results if result.epochs)
     cost = f"**Cost:** {seconds:.0f} s, all stages so far, on {hardware(search.device)}"
     found = findings.of_search(search, genotype, history)
-    next_step = after_supernet(search, found, finished, next_command, sizes)
+    next_step = after_supernet(search.config, found, finished, next_command, sizes)
     last = [cost, repeat_entry(folder.command), next_step.entry]
     state = "" if finished else f", stopped in stage {len(results)} of {len(stages)}"
     lines = [
