@@ -20,13 +20,15 @@ from test_runs import metrics, same
 
 import darts_bio
 from darts_bio.cli import main
-from darts_bio.config import SearchConfig
+from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
 from darts_bio.evaluation.choice import Candidate, choose
+from darts_bio.reports.choice import choice_card
+from darts_bio.reports.findings import Findings
 from darts_bio.runs.choice import ChoiceResult, _next_command
-from darts_bio.spaces import load_genotype
+from darts_bio.spaces import SPACES, load_genotype
 from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.engine import DivergedError
 from darts_bio.training.listeners import Listener, Progress
@@ -146,8 +148,41 @@ class TestRule:
             r"\*\*Cost:\*\* \d+ s: 2 searches \d+ s, 2 short trainings \d+ s, the full training \d+ s",
             cost,
         )
-        assert next_step.startswith("**Next:** train the chosen genotype from further seeds")
+        # Its search decided little, which is said first, in the words of that search's report.
+        of_search = whole.folder / "searches" / f"seed-{best}" / "report.md"
+        assert next_step == in_short(of_search)[-1]
+        assert next_step.startswith("**Next:** search longer, or move alpha faster")
+        advice = going_on(of_search).partition("`darts_bio.train(")[0]
+        assert "Most edges of this genotype are undecided" in advice
+        assert going_on(whole.folder / "report.md").startswith(advice)
         assert "on the images that you handed over" in going_on(whole.folder / "report.md")
+
+
+@pytest.mark.parametrize(
+    ("name", "digests", "step"),
+    [
+        ("darts_v2", "aab", "search longer"),
+        ("darts_v2", "aaa", "train the chosen"),
+        ("amoebanet", "aaa", "search again with fewer skips"),  # half of its edges are poolings
+        ("amoebanet", "", "train the chosen"),  # by queries, which train what they compare
+    ],
+)
+def test_further_seeds_are_for_what_a_search_decided(name: str, digests: str, step: str) -> None:
+    genotype = load_genotype(name)
+    history = [{"epoch": n, "genotype": digest} for n, digest in enumerate(digests, 1)]
+    found = Findings(SPACES.build("darts"), genotype, (), history)
+    choice = choose([Candidate(seed, f"digest {seed}", 0.9, 0.1) for seed in (0, 1)])
+    config, training = SearchConfig(seeds=2, choose=True), RetrainConfig(genotype="searches")
+    spent = {"2 searches": 1.0}
+    text = choice_card(
+        config, training, "c", choice, genotype, "91 %", found, 16, spent, "train --seeds 3"
+    )
+    assert f"- **Next:** {step}" in text
+    assert ("`--epochs 100` and another `--out`" in text) == (step == "search longer")
+    assert ("compare with cells that have fewer" in text) == bool(digests)
+    assert "train --seeds 3" in text
+    stopped = choice_card(config, training, "c", choice, genotype, None, found, 16, spent, None)
+    assert "- **Next:** go on with the full training" in stopped
 
 
 def test_how_to_go_on_is_the_recipe_of_the_full_training(tmp_path: Path) -> None:

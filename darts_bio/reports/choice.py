@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.evaluation.choice import RULE, Candidate, Choice
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.reports.findings import in_short
-from darts_bio.reports.going_on import RESUME, NextStep
+from darts_bio.reports.findings import Findings, in_short
+from darts_bio.reports.going_on import RESUME, NextStep, doubts
 from darts_bio.reports.markdown import (
     block,
     counted,
@@ -40,7 +40,7 @@ def choice_card(
     choice: Choice,
     genotype: Genotype,
     result: str | None,
-    verdicts: Sequence[str],
+    found: Findings,
     trained_images: int,
     seconds: Mapping[str, float],
     next_command: str | None,
@@ -54,7 +54,7 @@ def choice_card(
         choice: What was measured, and which candidate was chosen.
         genotype: The genotype of the one that was chosen.
         result: What the full training reached, in words; None while it is not done.
-        verdicts: What the report of its search says of it in short (`Findings.verdicts`).
+        found: What its search found.
         trained_images: How many training images a short training learns from.
         seconds: What the stages took so far, by their names in words.
         next_command: The command line that trains the genotype from further seeds; None if its
@@ -82,11 +82,11 @@ def choice_card(
     )
     parts = ", ".join(f"{part} {spent:.0f} s" for part, spent in seconds.items())
     cost = f"**Cost:** {sum(seconds.values()):.0f} s: {parts}"
-    next_step = _next(result is not None, next_command)
+    next_step = _next(config, found, result is not None, next_command)
     lines += [
         *block(str(genotype)),
         "",
-        *in_short([data], verdicts, [cost, repeat_entry(command), next_step.entry]),
+        *in_short([data], found.verdicts(), [cost, repeat_entry(command), next_step.entry]),
     ]
     lines += [*next_step.section(), "## Choice", ""]
     lines += [
@@ -117,10 +117,12 @@ def choice_card(
     return "\n".join(lines) + "\n"
 
 
-def _next(finished: bool, command: str | None) -> NextStep:
-    """Return what to do after the choice: go on with the run, or find the spread of its result."""
+def _next(config: SearchConfig, found: Findings, finished: bool, command: str | None) -> NextStep:
+    """Return what to do after the choice: go on, search again, or find the result's spread."""
     if not finished:
         return NextStep("go on with the full training", [RESUME])
+    # Without records of alpha it was a search by queries, which trained what it compared.
+    instead, advice = doubts(config, found) if found.history else (None, [])
     how = ["`darts_bio.train(..., seeds=3)` trains it, on the images that you handed over."]
     if command is not None:
         how = [
@@ -128,4 +130,5 @@ def _next(finished: bool, command: str | None) -> NextStep:
             "",
             *block(command, "sh"),
         ]
-    return NextStep("train the chosen genotype from further seeds", how)
+    step = instead or "train the chosen genotype from further seeds"
+    return NextStep(step, [*advice, *how])

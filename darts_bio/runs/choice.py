@@ -181,7 +181,7 @@ def search_and_train(
             }
             if final is not None:
                 seconds["the full training"] = _seconds(final)
-            found = searches.seeds[choice.chosen.seed].folder
+            folder_of_chosen = searches.seeds[choice.chosen.seed].folder
             card = choice_card(
                 config,
                 short,
@@ -189,7 +189,7 @@ def search_and_train(
                 choice,
                 genotype,
                 result,
-                findings.of_folder(config, genotype, found).verdicts(),
+                findings.of_folder(config, genotype, folder_of_chosen),
                 trained_images,
                 seconds,
                 _next_command(config, folder.path, images),
