@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,13 @@ from darts_bio.reports.markdown import block, code, escaped, markdown_table, rec
 from darts_bio.reports.page import FIGURE_BYTES, Widget, page, write_report
 from darts_bio.reports.search import search_card
 from darts_bio.reports.time_lapse import time_lapse
-from darts_bio.runs.search import SearchResult, search
+from darts_bio.runs.search import (
+    SearchResult,
+    images_of,
+    next_options,
+    search,
+    sizes_in_words,
+)
 from darts_bio.spaces import SPACES, Candidate
 from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.storage.run_folder import RunFolder
@@ -266,6 +273,20 @@ class TestTimeLapse:
         assert [str(a["style"]) for a in fields] == ["--s:0"] * 4
         _, fields = lapse_of([third, third, third / 2, third / 2])
         assert float(str(fields[0]["style"]).removeprefix("--s:")) > 0.1
+
+
+def test_a_training_takes_all_images_and_says_how_to_take_those_of_the_search(
+    tmp_path: Path,
+) -> None:
+    own = "The search had 64 of the training images: `--train-images 64 --data-seed 7` trains on these"
+    for layers in (3, 5):  # those of the recipe, and others
+        config = SearchConfig(dataset="digits", train_images=64, seed=7, layers=layers)
+        options = next_options(tmp_path / "run", config, images_of(config))
+        assert "train_images" not in options
+        said = sizes_in_words(config, options)
+        assert "trained for 30 epochs on all training images." in said
+        assert own in said
+        assert "images" not in sizes_in_words(replace(config, train_images=None), options)
 
 
 class TestAdvice:

@@ -75,8 +75,8 @@ class SearchResult(Result):
     `known` holds the accuracies of the cell, in per cent by data set, from the NAS-Bench-201 table
     given by `table`; None without a table or where the cell is not in it. With a table `epochs`
     has them too, as a share (`known/cifar10`, ...), of the cell that alpha stood for after each.
-    `next_options` are the options with which `train` retrains the genotype on the images that were
-    searched on.
+    `next_options` are the options with which `train` retrains the genotype on the data set that was
+    searched on, all of its training images.
     """
 
     genotype: Genotype
@@ -385,7 +385,11 @@ class SearchFiles(Listener):
 
 
 def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[str, Any]:
-    """Return the options with which `train` retrains the genotype in `folder` on its images."""
+    """Return the options with which `train` retrains the genotype in `folder` on its data set.
+
+    They are those of the recipe, not of the search: all training images, whatever `--train-images`
+    left the search, as networks of other sizes (`sizes_in_words` says so).
+    """
     # Images handed over in Python have to be given to `train` again, which then fits the recipe.
     if config.dataset == GIVEN:
         return {}
@@ -401,7 +405,7 @@ def next_options(folder: Path, config: SearchConfig, data: ImageData) -> dict[st
 
 
 def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
-    """Return a sentence on the network that a training with `next_options` builds, and its epochs.
+    """Return sentences on the training with `next_options`: its network, its epochs, its images.
 
     >>> print(sizes_in_words(SearchConfig(dataset="digits", channels=4), {"dataset": "digits"})[:82])
     That is a network of 3 cells and 16 channels, the size of the recipe for digits, t
@@ -411,8 +415,15 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
     length = f"trained for {retrain.epochs} epochs"
     if config.query is not None:  # nothing was trained
         return f"{size}, {length}."
+    images = ""
+    if config.train_images is not None:
+        length += " on all training images"
+        images = (
+            f" The search had {config.train_images} of the training images: `--train-images "
+            f"{config.train_images} --data-seed {config.seed_of_images}` trains on these alone."
+        )
     if (retrain.layers, retrain.channels) == (config.layers, config.channels):
-        return f"{size}, as the search had, {length}."
+        return f"{size}, as the search had, {length}.{images}"
     own = " ".join(
         f"--{name} {getattr(config, name)}"
         for name in ("layers", "channels")
@@ -420,7 +431,7 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
     )
     return (
         f"{size}, the size of the recipe for {config.dataset}, {length}. The search had {config.layers} cells "
-        f"and {config.channels} channels: `{own}` trains one of the search's own size."
+        f"and {config.channels} channels: `{own}` trains one of the search's own size.{images}"
     )
 
 
