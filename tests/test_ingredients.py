@@ -429,5 +429,3 @@ class TestRandomPaths:
     def test_bad_options(self, data: ImageData) -> None:
         with pytest.raises(InputError, match="best: expected at most samples=5, found 10"):
             search(data, "random_paths(samples=5)")
-        with pytest.raises(InputError, match="has no alpha; leave factorised and"):
-            search(data, "random_paths", regularizers=("factorised",))

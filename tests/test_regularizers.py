@@ -122,9 +122,15 @@ class TestFactorised:
             for name, p in own.parameters.items()
         )
 
-    def test_where_there_is_no_alpha(self, data: ImageData) -> None:
-        with pytest.raises(InputError, match="has no factorised alpha"):
-            search(data, strategy="eg", regularizers=("factorised",))
+    @pytest.mark.parametrize("strategy", ["eg", "random_paths"])
+    @pytest.mark.parametrize("name", ["factorised", "edge_normalization"])
+    def test_where_there_is_no_alpha(self, name: str, strategy: str, data: ImageData) -> None:
+        with pytest.raises(InputError) as error:
+            search(data, strategy=strategy, regularizers=(name,))
+        assert str(error.value) == (
+            f"regularizer {name}: expected a strategy that moves alpha along a gradient, found "
+            f"{strategy}; choose one that does, such as darts, or leave the regularizer out"
+        )
 
 
 class TestEntropy:

@@ -279,8 +279,6 @@ class Eg(Strategy[EgState]):
         return 1 if self.published else self.batches
 
     def begin(self, context: Context) -> EgState:
-        if context.factorised:
-            raise InputError(f"{self.where}: has no factorised alpha; leave that regularizer out")
         draw = generator("cpu", "evolution's alpha", context.seed)
         weights = {}
         for t, mask in masks_of(context).items():

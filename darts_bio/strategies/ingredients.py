@@ -58,6 +58,9 @@ class Factorised(Regularizer[RegularizerState]):
 
     factorised = True
 
+    def accept(self, strategy: Strategy[Any], state: StrategyState) -> None:
+        refuse_without_gradient(self, strategy.trainer)
+
 
 @REGULARIZERS.register("partial_channels")
 @dataclass(frozen=True)

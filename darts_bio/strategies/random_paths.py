@@ -101,10 +101,6 @@ class RandomPaths(Strategy[RandomPathsState]):
             )
 
     def begin(self, context: Context) -> RandomPathsState:
-        if context.factorised or context.normalizes_edges:
-            raise InputError(
-                f"{self.where}: has no alpha; leave factorised and edge_normalization out"
-            )
         state = RandomPathsState(context)
         self.prepare(state)
         return state

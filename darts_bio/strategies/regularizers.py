@@ -255,5 +255,6 @@ def refuse_without_gradient(regularizer: Regularizer[Any], strategy: Strategy[An
     if not isinstance(strategy, GradientStrategy):
         raise InputError(
             f"{regularizer.where}: expected a strategy that moves alpha along a gradient, found "
-            f"{STRATEGIES.name_of(strategy)}; leave the regularizer out"
+            f"{STRATEGIES.name_of(strategy)}; choose one that does, such as darts, or leave the "
+            "regularizer out"
         )
