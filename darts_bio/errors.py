@@ -7,6 +7,7 @@ is a defect of this package and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -181,17 +182,30 @@ def check_number(
     raise InputError(f"{where}: expected a number {lower}{upper}, found {brief(value)}")
 
 
-def check_whole(where: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise InputError unless an option's value is a whole number from `least` to `most`.
+def check_whole(where: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return an option's value, a whole number from `least` to `most`, as an int.
 
-    `where` is the option, as the message names it. A `most` of None is no bound.
+    Args:
+        where: The option, as the message names it.
+        value: The value to check, whatever Python counts by, such as an integer of NumPy; True and
+            False are no numbers.
+        least: The smallest value allowed.
+        most: The largest value allowed; None is no bound.
+
+    Raises:
+        InputError: The value is no whole number, or lies outside the bounds.
 
     >>> check_whole("--layers", 20)
+    20
     >>> check_whole("--layers", 2.5)
     Traceback (most recent call last):
     darts_bio.errors.InputError: --layers: expected a whole number of at least 1, found 2.5
     """
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or whole < least or (most is not None and whole > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{where}: expected a whole number {bounds}, found {brief(value)}")
+    return whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -124,8 +125,15 @@ def write_spec(name: str, options: Mapping[str, Any]) -> str:
     >>> write_spec("mine", {"b": 0.5, "a": "match"}), write_spec("usf", {})
     ("mine(a='match', b=0.5)", 'usf')
     """
-    written = ", ".join(f"{option}={options[option]!r}" for option in sorted(options))
+    written = ", ".join(f"{option}={_plain(options[option])!r}" for option in sorted(options))
     return f"{name}({written})" if written else name
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as Python's own, whose text `parse_spec` reads; others as they are."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def split_specs(text: str) -> tuple[str, ...]:

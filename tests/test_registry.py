@@ -9,14 +9,16 @@ from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from darts_bio.data.datasets import DATASETS, load_data
 from darts_bio.data.given import GIVEN
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError, check_whole, unknown_name
 from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.learners import LEARNERS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
@@ -25,6 +27,7 @@ from darts_bio.rules.base import GLOBAL_LEARNERS
 from darts_bio.spaces import OPERATIONS, SPACES
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
+from darts_bio.strategies.pc_darts import PcDarts
 from darts_bio.training.adversarial import ADVERSARIES
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
@@ -523,6 +526,32 @@ class TestSplitSpecs:
     )
     def test_examples(self, text: str, parts: tuple[str, ...]) -> None:
         assert split_specs(text) == parts
+
+
+class TestNumbersOfNumPy:
+    """What a loop over an array hands over is a number of its own types."""
+
+    @pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3), np.array(3)])
+    def test_whole_numbers_are_what_python_counts_by(self, number: Any) -> None:
+        checked = check_whole("k", number, 3, 3)
+        assert (type(checked), checked) == (int, 3)
+        with pytest.raises(InputError, match="k: expected a whole number of at least 4, found "):
+            check_whole("k", number, 4)
+
+    @pytest.mark.parametrize("wrong", [True, np.True_, 3.0, np.float64(3), "3", None, np.ones(2)])
+    def test_others_are_none(self, wrong: Any) -> None:
+        with pytest.raises(InputError, match="k: expected a whole number of at least 1, found "):
+            check_whole("k", wrong)
+
+    def test_a_spec_has_them_as_python_writes_them(self) -> None:
+        built = PcDarts(k=np.int64(2), lr=np.float64(0.5))  # type: ignore[arg-type]
+        assert STRATEGIES.spec(built) == "pc_darts(k=2, lr=0.5)"
+        assert STRATEGIES.build(STRATEGIES.spec(built)) == built
+
+    def test_feedback_is_that_of_the_same_seed(self) -> None:
+        layer = nn.Linear(4, 3)
+        one, other = (convert(layer, "fa", seed=seed) for seed in (3, np.int64(3)))
+        assert torch.equal(one.feedback_kernel, other.feedback_kernel)
 
 
 class TestNamesOfAnotherKind:

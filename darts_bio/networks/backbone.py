@@ -72,7 +72,7 @@ class CellNetwork(nn.Module):
         for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, found {value}")
-        check_whole("layers", layers, most=MOST_CELLS)
+        layers = check_whole("layers", layers, most=MOST_CELLS)
         rule: LearningRule = RULES.build(backbone_rule)
         skeleton: Skeleton = SKELETONS.get(space.skeleton)()
         self.plan, reductions = space.plan(layers), space.reductions(layers)

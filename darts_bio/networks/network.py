@@ -62,7 +62,7 @@ class Network(CellNetwork):
     ) -> None:
         space: Space = SPACES.build(genotype.space)
         space.validate(genotype, "genotype")
-        check_whole("layers", layers, most=MOST_CELLS)
+        layers = check_whole("layers", layers, most=MOST_CELLS)
         edges = sum(len(genotype.cells[cell_type].edges) for cell_type in space.plan(layers))
         if edges > MOST_EDGES:
             raise InputError(

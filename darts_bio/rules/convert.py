@@ -102,7 +102,7 @@ def convert(
     """
     converted = _copied(model, "convert")
     patterns = _read_patterns(rule)
-    check_whole("convert: seed", seed, 0)
+    seed = check_whole("convert: seed", seed, 0)
     if outputs is not None and (not isinstance(outputs, int) or outputs < 1):
         raise InputError(
             f"convert: outputs: expected a positive number of values, found {outputs!r}"

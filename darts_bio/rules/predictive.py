@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.errors import check_whole
 from darts_bio.rules.base import RULES, Operator
 from darts_bio.rules.hebbian import LocalRule
 
@@ -61,12 +61,7 @@ class PredictiveCoding(LocalRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (
-            isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 0
-        ):
-            raise InputError(
-                f"predictive: steps: expected a whole number of at least 0, found {self.steps!r}"
-            )
+        check_whole("predictive: steps", self.steps, least=0)
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
         """Return -mean conv_w(e, y) / (|y|^2 + |e|^2 / |W|^2) after the relaxation of y."""

@@ -76,7 +76,7 @@ def hebbian_block(
     >>> block(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 96, 16, 16])
     """
-    check_whole("hebbian_block: kernel_size", kernel_size)
+    kernel_size = check_whole("hebbian_block: kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(
             f"hebbian_block: expected an odd kernel_size, found {kernel_size}: with an even one "
@@ -151,8 +151,8 @@ def hebbian_pretraining(
     """
     where = "hebbian_pretraining"
     check_number(f"{where}: radius", radius, above=0)
-    check_whole(f"{where}: epochs", epochs)
-    check_whole(f"{where}: batch_size", batch_size)
+    epochs = check_whole(f"{where}: epochs", epochs)
+    batch_size = check_whole(f"{where}: batch_size", batch_size)
     if isinstance(images, Tensor) and not (images.is_floating_point() and len(images)):
         raise InputError(
             f"{where}: expected images of a floating type, found {tuple(images.shape)} of "
