@@ -83,6 +83,12 @@ class TestLayers:
         assert len(operations) == 8 - without_none
         assert search("--protocol", protocol, "--batch-size", "32").batch_size == 32
 
+    def test_a_strategy_that_is_given_brings_its_own_rates(self) -> None:
+        """Those of the digits are one strategy's: the pages say what to write for the others."""
+        assert search().strategy == "darts(lr=0.01)"
+        assert search("--strategy", "darts").strategy == "darts"
+        assert search("--strategy", "rule_aware").strategy == "rule_aware"
+
     def test_a_protocol_of_trainings_is_none_of_searches(self) -> None:
         with pytest.raises(InputError, match="unknown protocol 'fast'"):
             search("--protocol", "fast")
