@@ -215,6 +215,7 @@ def look_at(name: str, build: Builder) -> dict[str, Any]:
     inputs = tree_map(lambda tensor: tensor.to("meta"), inputs_of(name, model))
     audited = audit(convert(model, "fa", inputs=inputs), inputs)
     return {
+        "name": name_in_library(name, model),
         "kind": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights": len(audited.rows),
@@ -224,6 +225,14 @@ def look_at(name: str, build: Builder) -> dict[str, Any]:
         "products": sorted({p for row in audited.rows for p in row.products or ()}),
         "missed": missed(model, audited, inputs),
     }
+
+
+def name_in_library(name: str, model: nn.Module) -> str:
+    """Return what a library calls a model: of a module of timm, the one that was taken."""
+    configuration = getattr(model, "default_cfg", None)
+    if isinstance(configuration, Mapping):
+        return str(configuration["architecture"])
+    return name.rpartition(" ")[2]
 
 
 def run(name: str, build: Builder) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def test_models_are_audited_and_the_smaller_ones_run_under_every_rule(
     assert found["broken"]["error"] == "ZeroDivisionError: division by zero"
     assert "rules" not in found["large"]
     line = found["small"]
+    assert line["name"] == "small"
     assert (line["parameters"], line["weights"], line["other"]) == (170, 2, 8)
     assert line["products"] == ["conv2d", "linear"]
     assert line["input"] == [[2, 3, 8, 8]]
@@ -123,6 +124,18 @@ def test_models_are_audited_and_the_smaller_ones_run_under_every_rule(
     assert line["unasked"] == line["without_gradient"] == []
     assert line["rules"] == dict.fromkeys(names, "finite")
     assert list(RULES.names()) == names
+
+
+def test_the_model_of_a_module_is_named() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit")
+    assert model_zoo.name_in_library("timm vision_transformer", model) == "test_vit"
+    results = Path(model_zoo.__file__).parent / "results" / "model_zoo.jsonl"
+    names = {model: line["name"] for model, line in read(results).items()}
+    assert len(names) == 188
+    of_timm = {name for model, name in names.items() if model.startswith("timm ")}
+    assert of_timm <= set(timm.list_models())
+    assert names["torchvision resnet18"] == "resnet18"
 
 
 def wrong_kernel(rule: model_zoo.Copied, weight: Tensor, state: dict[str, Tensor]) -> Tensor:
