@@ -5,7 +5,9 @@ the tool.
 from __future__ import annotations
 
 import copy
+import threading
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from darts_bio.rules import (
     audit,
     convert,
     draw_feedback,
+    revert,
     rule_layers,
     true_gradients,
 )
@@ -199,6 +202,20 @@ class TestWhatIsConverted:
         for a, b in zip(model.parameters(), once.parameters(), strict=True):
             assert torch.equal(a.grad, b.grad)
 
+    @pytest.mark.parametrize("rule", RULES)
+    def test_taken_off_again(self, rule: str) -> None:
+        """Nothing of a rule is left on the layers: they learn as those that never had one."""
+        plain: Any = small()
+        model = convert(plain, rule, inputs=torch.ones(2, 3, 8, 8))
+        model(torch.ones(2, 3, 8, 8)).sum().backward()  # so that it is a model that has learned
+        model.zero_grad()
+        bare: Any = revert(model)
+        for one in (bare, plain):
+            one(torch.ones(2, 3, 8, 8)).square().sum().backward()
+        for a, b in zip(bare.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+        assert [vars(m).keys() for m in bare.modules()] == [vars(m).keys() for m in plain.modules()]
+
     def test_hooks_device_and_mode_are_kept(self) -> None:
         plain, seen = small().eval(), []
         plain[0].register_forward_hook(lambda *_: seen.append(1))
@@ -255,10 +272,25 @@ class TestWhatIsRefused:
             convert(small(), "ufs")
         with pytest.raises(InputError, match="expected at least one rule"):
             convert(small(), ())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, of weights without entries
+            hollow = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2))
+        with pytest.raises(InputError, match=r"0 \(Linear\) cannot carry fa: it has no entries"):
+            convert(hollow, "fa")
         broken = small()
         broken.kept = torch.ones(1, requires_grad=True) * 2  # type: ignore[assignment]
-        with pytest.raises(InputError, match="convert: the model cannot be copied"):
-            convert(broken, "fa")
+        locked = small()
+        locked.kept = threading.Lock()  # type: ignore[assignment]
+        for uncopyable in (broken, locked):
+            for command in (
+                lambda model: convert(model, "fa"),
+                lambda model: audit(model, torch.ones(1, 3, 8, 8)),
+                revert,
+            ):
+                with pytest.raises(
+                    InputError, match="the model cannot be copied .*as it was built"
+                ):
+                    command(uncopyable)
 
 
 class TestAudit:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
@@ -18,12 +17,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from darts_bio.errors import InputError, check_whole, first_line
+from darts_bio.errors import InputError, check_whole
 from darts_bio.rules.base import RULES, LearningRule
 from darts_bio.rules.carriers import connect_output, draw_feedback
 from darts_bio.rules.dfa import WatchedOutput
 from darts_bio.rules.layers import RULE_LAYERS, RuleLayer
-from darts_bio.rules.looks import Look, look, other_carriers, strip
+from darts_bio.rules.looks import Look, copied, look, other_carriers, strip
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.rules.weights import (
     SUFFIX,
@@ -100,7 +99,8 @@ def convert(
       (2): Linear(in_features=288, out_features=10, bias=True)
     )
     """
-    converted = _copied(model, "convert")
+    check_model(model, "convert")
+    converted = copied(model, "convert")
     patterns = _read_patterns(rule)
     seed = check_whole("convert: seed", seed, 0)
     if outputs is not None and (not isinstance(outputs, int) or outputs < 1):
@@ -129,6 +129,8 @@ def convert(
         layer_rule: LearningRule = RULES.build(spec)
         if weight.value.is_complex() and spec != "bp":
             _refuse(weight, layer_rule, "rules are defined for real weights, and it is complex")
+        if not weight.value.numel():
+            _refuse(weight, layer_rule, "it has no entries")
         seen = None if sight is None else sight.weights.get(weight.path)
         if (
             seen is not None
@@ -187,18 +189,7 @@ def revert(model: nn.Module) -> nn.Module:
             f"revert: {others[0] or 'the model'} carries a rule that convert has not put there; "
             "build the genotype's network under bp (Genotype.with_rule)"
         )
-    return strip(_copied(model, "revert"))
-
-
-def _copied(model: nn.Module, command: str) -> nn.Module:
-    """Return a copy of a model; raise InputError if it is none, or cannot be copied."""
-    check_model(model, command)
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        raise InputError(
-            f"{command}: the model cannot be copied ({first_line(error)}); use it as it was built"
-        ) from None
+    return strip(copied(model, "revert"))
 
 
 def _read_patterns(rule: Any) -> dict[Pattern, Choice]:

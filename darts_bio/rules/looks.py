@@ -128,10 +128,10 @@ def look(model: nn.Module, inputs: Any = None, command: str = "audit") -> Look |
         What was seen; None if no input was given and none that was made up fits.
 
     Raises:
-        InputError: If the model cannot run on the inputs given.
+        InputError: If the model cannot run on the inputs given, or cannot be copied for that.
     """
     if inputs is not None:
-        watched = _watched_copy(model, {})
+        watched = _watched(copied(model, command))
         try:
             _run(watched, inputs)
         except Exception as error:
@@ -142,7 +142,7 @@ def look(model: nn.Module, inputs: Any = None, command: str = "audit") -> Look |
         return Look(f"the input {_shape(inputs)}", _seen(watched))
     for made in _made_inputs(model):
         try:
-            watched = _watched_copy(model, _without_numbers(model))
+            watched = _watched(copied(model, command, _without_numbers(model)))
             with torch.random.fork_rng():
                 _run(watched, made)
         except Exception:
@@ -183,13 +183,26 @@ def _without_numbers(model: nn.Module) -> dict[int, Any]:
     return memo
 
 
-def _watched_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a copy of a model without rules whose weights note what they stand in."""
-    copied = strip(copy.deepcopy(model, memo))
-    for owner, attributes in list(parameters_in(copied)):
+def copied(model: nn.Module, command: str, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a copy of a model; raise InputError if it cannot be copied.
+
+    `memo` holds what stands in the copy for objects of the model, by their identity.
+    """
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the model holds says so in its own way
+        raise InputError(
+            f"{command}: the model cannot be copied ({first_line(error)}); use it as it was built"
+        ) from None
+
+
+def _watched(model: nn.Module) -> nn.Module:
+    """Take the rules off a model and have its weights note what they stand in, in place."""
+    stripped = strip(model)
+    for owner, attributes in list(parameters_in(stripped)):
         owner.__dict__["_witnesses"] = {name: _Witness() for name in attributes}
         hold_weights(owner, attributes, _under_witness)
-    return copied
+    return stripped
 
 
 def _under_witness(owner: nn.Module, attribute: str, weight: Tensor) -> Tensor:
@@ -253,11 +266,15 @@ def strip(model: nn.Module) -> nn.Module:
         kind: Any = type(module)
         if isinstance(module, RuleLayer):
             module.remove_feedback()
+            module.unit.stop()  # a copied layer listens to its weight from the start
             for name in (
                 "rule",
                 "exact",
                 "held",
+                "is_renewed",
+                "unit",
                 "_feedback_names",
+                "_weight_changes",
                 "output_error",
                 "sample_shape",
                 "place",

@@ -78,13 +78,18 @@ class UpdateUnit:
             isinstance(weight, nn.Parameter) and weight.requires_grad
         ):
             return
-        for handle in self._handles:  # on a weight that the layer had before
-            handle.remove()
+        self.stop()  # on a weight that the layer had before
         self._layer, self._weight = weakref.ref(layer), weakref.ref(weight)
         self._handles = [
             weight.register_hook(self._before),
             weight.register_post_accumulate_grad_hook(self._after),
         ]
+
+    def stop(self) -> None:
+        """Listen to no weight any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _before(self, gradient: Tensor) -> None:
         """Hear of a gradient that is about to be added to `weight.grad`, or to be returned."""
