@@ -204,6 +204,53 @@ class TestRenewal:
         assert str(warning.message).startswith(f"{rule} renews its feedback after each weight")
         assert "call darts_bio.attach(model, optimizer) before the loop" in str(warning.message)
 
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_forgotten_for_a_copy_is_said(self, rule: str, copied: Callable[[Any], Any]) -> None:
+        """Nobody renews the feedback of a copy of a model that was attached."""
+        model = ruled(rule)
+        optimizer = sgd(model)
+        attach(model, optimizer, seed=3)
+        train(model, optimizer)
+        other = copied(model)
+        with pytest.warns(UserWarning, match="was not renewed"):
+            train(other, sgd(other))
+
+    def test_forgotten_for_a_second_optimizer_is_said(self, rule: str) -> None:
+        """As where training goes on with another one."""
+        model = ruled(rule)
+        first = sgd(model)
+        attach(model, first, seed=3)
+        train(model, first)
+        with pytest.warns(UserWarning, match="was not renewed"):
+            train(model, sgd(model))
+
+    def test_passes_within_a_step(self, rule: str) -> None:
+        """LBFGS changes weights between them; its step is one update, which is renewed for."""
+        model = ruled(rule)
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=5)
+        attached = attach(model, optimizer, seed=3)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X[0]), LABELS[0])
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+        assert attached.state_dict() == {"updates": [2]}
+
+    def test_attached_twice(self, rule: str) -> None:
+        """As by a cell of a notebook that is run again; it would be renewed twice a step."""
+        model = ruled(rule)
+        optimizer = sgd(model)
+        attached = attach(model, optimizer, seed=3)
+        with pytest.raises(InputError, match="found one that is: feedback would be renewed twice"):
+            attach(model, [sgd(model), optimizer])
+        attach(model, sgd(model)).remove()
+        attached.remove()
+        attach(model, optimizer, seed=3)
+
     def test_nothing_is_said_where_no_update_was_made(self, rule: str) -> None:
         """Gradients alone, or updates between passes that learn nothing."""
         model = ruled(rule)
@@ -231,6 +278,11 @@ def test_what_cannot_be_attached() -> None:
         attach(plain(), sgd(model))
     with pytest.raises(InputError, match=r"the state of 1 optimizer\(s\), found one of 2"):
         attach(model, sgd(model)).load_state_dict({"updates": [1, 2]})
+    for wrong in ({}, None, {"updates": 3}):
+        with pytest.raises(InputError, match=r"expected the state that Attached.state_dict\(\)"):
+            attach(model, sgd(model)).load_state_dict(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"attach: expected a torch.nn.Module, found NoneType"):
+        attach(None, sgd(model))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

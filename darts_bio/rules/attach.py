@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, brief
 from darts_bio.rules.audit import count_rules
 from darts_bio.rules.carriers import PREFIX, Renewal, RuleCarrier, WeightedCarrier, rule_carriers
+from darts_bio.rules.weights import check_model
+
+_attached: weakref.WeakSet[Attached] = weakref.WeakSet()
+"""What is attached in this process; optimizers keep it alive."""
 
 
 class Attached:
@@ -38,10 +43,11 @@ class Attached:
         scaler: torch.amp.GradScaler | None,
     ) -> None:
         self._model, self._seed = model, seed
+        self._optimizers = weakref.WeakSet(optimizers)
+        _attached.add(self)
         self._updates = [0] * len(optimizers)
         self._carriers = [carrier for _, carrier in rule_carriers(model) if carrier.rule.renews]
-        for carrier in self._carriers:
-            carrier.is_renewed = True
+        self.watch_anew()
         self._self_renewing = [m for m in model.modules() if getattr(m, "renews_itself", False)]
         for module in self._self_renewing:  # a model for loops that nothing is attached to
             module.renews_itself = False  # type: ignore[assignment]
@@ -54,9 +60,20 @@ class Attached:
             optimizer.register_step_post_hook(_AfterStep(self, number))
             for number, optimizer in enumerate(optimizers)
         ]
-        self._hooks += [optimizer.register_step_pre_hook(self._refuse) for optimizer in optimizers]
+        self._hooks += [optimizer.register_step_pre_hook(self._begin) for optimizer in optimizers]
 
-    def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _begin(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Hear that a step begins, within which there may be passes, as in those of LBFGS."""
+        self._refuse(optimizer)
+        for carrier in self._carriers:
+            carrier.is_renewed = True
+
+    def watch_anew(self) -> None:
+        """Have carriers warn if from now on weights change, and no attached optimizer makes a step."""
+        for carrier in self._carriers:
+            carrier.begin_unrenewed()
+
+    def _refuse(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise InputError if a GradScaler that was not handed over has divided a local rule's update.
 
         Its scale is a large power of two, by which the gradient is then smaller than it was left; a
@@ -94,22 +111,34 @@ class Attached:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the updates that a `state_dict` counts.
 
-        Raises InputError if it is of another number of optimizers.
+        Raises InputError if it is none, or of another number of optimizers.
         """
-        updates = list(state["updates"])
+        updates = state.get("updates") if isinstance(state, dict) else None
+        if not isinstance(updates, list):
+            raise InputError(
+                "attach: expected the state that Attached.state_dict() returned, found "
+                f"{brief(state)}; load that which was saved beside the model's"
+            )
         if len(updates) != len(self._updates):
             raise InputError(
                 f"attach: expected the state of {len(self._updates)} optimizer(s), found one of "
                 f"{len(updates)}; attach the optimizers that it was saved with"
             )
-        self._updates = updates
+        self._updates = list(updates)
+
+    def renews(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> bool:
+        """Return whether it renews feedback of a model after steps of one of these optimizers."""
+        own = set(map(id, self._carriers))
+        return not self._optimizers.isdisjoint(optimizers) and any(
+            id(carrier) in own for _, carrier in rule_carriers(model)
+        )
 
     def remove(self) -> None:
         """Take all hooks off again: nothing renews the feedback, and no scale is known."""
         for hook in self._hooks:
             hook.remove()
-        for carrier in self._carriers:
-            carrier.begin_unrenewed()
+        _attached.discard(self)
+        self.watch_anew()
         for unit in self._units:
             unit.scaler = None
             unit.end_watch()
@@ -135,6 +164,7 @@ class _AfterStep:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
             self._attached.updated(self._number)
+        self._attached.watch_anew()
 
 
 def attach(
@@ -177,8 +207,8 @@ def attach(
         manager.
 
     Raises:
-        InputError: The model has no learning rules, an optimizer is none of PyTorch's, or a scaler
-            cannot be respected.
+        InputError: The model has no learning rules, an optimizer is none of PyTorch's or attached to
+            the model already, or a scaler cannot be respected.
 
     >>> from darts_bio.rules import RULES, RuleLinear, draw_feedback
     >>> layer = RuleLinear(2, 2, rule=RULES.build("brsf"))
@@ -203,6 +233,7 @@ def attach(
             )
     if not optimizers:
         raise InputError("attach: expected at least one optimizer, found none; hand it over")
+    check_model(model, "attach")
     if next(rule_carriers(model), None) is None:
         raise InputError(
             f"attach: expected a model with learning rules, found a {type(model).__name__} "
@@ -214,6 +245,12 @@ def attach(
         raise InputError(
             "attach: expected an optimizer of the model's parameters, found one that holds none of "
             "them; make it from the converted model, which is a copy of the one before"
+        )
+    if any(attached.renews(model, optimizers) for attached in _attached):
+        raise InputError(
+            "attach: expected an optimizer that is not attached to the model yet, found one that is: "
+            "feedback would be renewed twice a step; leave the call out, or call remove() on what the "
+            "first one returned"
         )
     if scaler is not None:
         _refuse_scaler(model, scaler)

@@ -61,6 +61,10 @@ class RuleCarrier(nn.Module):
         self._feedback_names: tuple[str, ...] = ()
         self.begin_unrenewed()
 
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.begin_unrenewed()  # whoever renews the feedback of a model does not know its copies
+
     @property
     def initial_law(self) -> InitialLaw:
         """The distribution that the weight was drawn from, from which feedback is drawn too."""
@@ -132,7 +136,7 @@ class RuleCarrier(nn.Module):
         made, and not one renewal.
         """
         count = changes(weight)
-        if count in self._weight_changes[-1:]:
+        if self._weight_changes and count <= self._weight_changes[-1]:  # or another tensor's
             return
         self._weight_changes.append(count)
         if len(self._weight_changes) == 3:

@@ -117,7 +117,7 @@ def pass_under_rule(
         kernel = None if kernel is None else kernel.detach()
         learning_rule = rule if carrier.training else None
         return LocalUpdate.apply(x, weight, bias, kernel, operator, learning_rule)
-    if carrier.training and not carrier.is_renewed and not compiling:
+    if not compiling and carrier.training and not carrier.is_renewed:
         carrier.expect_renewal(weight)
     # Feedback that is learned learns in the lowest layer too.
     learns = carrier.feedback_learns(weight.requires_grad)
