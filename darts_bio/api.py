@@ -44,6 +44,7 @@ from darts_bio.runs.search import SearchResult
 from darts_bio.runs.search import search as run_search
 from darts_bio.runs.train import TrainResult
 from darts_bio.runs.train import train as run_train
+from darts_bio.runtime import as_in_a_new_process
 from darts_bio.spaces import GENOTYPE_FILE, Genotype, read_genotype
 from darts_bio.training.listeners import Listener
 from darts_bio.training.meters import Numbers
@@ -52,6 +53,7 @@ from darts_bio.training.trained import Trained, load_trained
 C = TypeVar("C", bound=Any)
 
 
+@as_in_a_new_process()
 def search(
     dataset: Any = "digits",
     *,
@@ -100,6 +102,7 @@ def search(
     return run_search(config, command, data, _watching(config, progress, tensorboard, listener))
 
 
+@as_in_a_new_process()
 def search_and_train(
     dataset: Any = "digits",
     *,
@@ -154,6 +157,7 @@ def search_and_train(
     )
 
 
+@as_in_a_new_process()
 def train(
     genotype: Any,
     dataset: Any = "digits",
@@ -223,6 +227,7 @@ def train(
     return run_train(config, command, genotype_object, data, watching)
 
 
+@as_in_a_new_process()
 def attack(
     runs: Any,
     dataset: Any = None,
@@ -289,6 +294,7 @@ def align(
 ) -> AlignmentResult: ...
 
 
+@as_in_a_new_process()
 def align(
     runs: Any, dataset: Any = None, *, test: Any = None, **options: Any
 ) -> AlignmentResult | ComparisonResult:

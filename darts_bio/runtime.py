@@ -159,6 +159,46 @@ def generators_kept() -> Iterator[None]:
         torch.set_rng_state(pytorch)
 
 
+_at_work = threading.RLock()
+"""Held by the thread whose run this process makes."""
+
+
+@contextlib.contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """Have PyTorch work within the context as it does in a new process, and this thread alone.
+
+    Gradients are recorded, numbers are float32 on the CPU if nothing else is said, and nothing is
+    cast, whatever context or default a program has set. Everything is restored at the end.
+
+    Raises InputError if another thread is within such a context: both would draw from the default
+    generators, which are the process' own, and neither run could be repeated.
+
+    >>> with torch.no_grad(), as_in_a_new_process():
+    ...     torch.is_grad_enabled()
+    True
+    """
+    if not _at_work.acquire(blocking=False):
+        raise InputError(
+            "expected one run at a time in a process, found another thread at one; make them one "
+            "after the other, or each in a process of its own"
+        )
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            if device.type != "cpu":  # such a context slows every call down
+                stack.enter_context(torch.device("cpu"))
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        _at_work.release()
+
+
 @contextlib.contextmanager
 def threads_that_pay(
     device: torch.device, batch_size: int, size: tuple[int, int]

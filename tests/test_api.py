@@ -4,7 +4,9 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,17 @@ class Pairs(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         return self._image(self.images[i]), int(self.labels[i])
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Have PyTorch make floats of a type within the context."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class TestSearch:
@@ -188,6 +201,49 @@ class TestSearch:
             data, out=str(tmp_path / "run"), listener=Told(), log_every=2, **SEARCH, **QUIET
         )
         assert heard == [("start", 0), ("record", 2), ("epoch", 3)]
+
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            torch.no_grad,
+            torch.inference_mode,
+            lambda: torch.autocast("cpu"),
+            lambda: torch.device("meta"),
+            lambda: default_dtype(torch.float64),
+        ],
+        ids=["no_grad", "inference_mode", "autocast", "device", "default_dtype"],
+    )
+    def test_modes_of_the_program_change_nothing(
+        self, mode: Any, found: SearchResult, tmp_path: Path
+    ) -> None:
+        with mode():
+            before = (
+                torch.is_grad_enabled(),
+                torch.is_autocast_enabled("cpu"),
+                torch.ones(1).dtype,
+            )
+            result: Any = darts_bio.search(
+                "digits", train_images=48, out=str(tmp_path / "run"), **SEARCH, **QUIET
+            )
+            after = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.ones(1).dtype)
+        assert after == before
+        assert result.genotype.cells == found.genotype.cells
+        assert same_numbers(result.epochs, found.epochs)
+
+    def test_two_runs_at_once_are_refused(self, data: ImageData, tmp_path: Path) -> None:
+        """Threads share the generators that runs draw from. A run within a listener waits for none."""
+        refused: list[str] = []
+
+        class Impatient(darts_bio.Listener):
+            def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+                with ThreadPoolExecutor() as threads:
+                    other = threads.submit(darts_bio.search, data, **SEARCH, **QUIET)
+                    refused.append(str(other.exception()))
+
+        darts_bio.search(data, out=str(tmp_path / "run"), listener=Impatient(), **SEARCH, **QUIET)
+        assert [text.partition(",")[0] for text in refused] == [
+            "expected one run at a time in a process"
+        ]
 
     def test_each_seed_is_the_run_that_it_is_alone(self, tmp_path: Path) -> None:
         """Of images that the seed draws; and in another thread than the main one, which takes no
@@ -425,6 +481,63 @@ def test_images_of_different_sizes_are_refused(data: ImageData) -> None:
     sizes = iter(range(8, 100))
     with pytest.raises(InputError, match="expected images of one size, found .*resize them first"):
         image_data(Pairs(data, lambda image: torch.zeros(1, 8, next(sizes))))
+
+
+class Samples(Dataset):
+    """A map-style dataset of given samples."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples, self.classes = samples, None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.samples[i]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ((torch.rand(4, 3, 8, 8), list("abab")), "labels: expected numbers, found what is none"),
+        ((torch.rand(4, 3, 8, 8), None), "labels: expected numbers"),
+        ((torch.rand(4, 3, 8, 8), [0, 1, -1, 0]), "expected labels from 0 on, found -1"),
+        ((np.array([None] * 4), [0, 1, 0, 1]), "images: expected numbers"),
+        ((np.ones((4, 3, 8, 8), np.uint16), [0, 1, 0, 1]), r"torch.uint16\s+from 1 to 1"),
+        ({"images": torch.rand(4, 3, 8, 8)}, "or a map-style dataset, found dict"),
+        (Samples([(torch.rand(8, 8), 0)] * 4), r"tensors \(C, H, W\), or arrays .* found \(8, 8\)"),
+        (Samples([(np.ones(8), 0)] * 4), r"or arrays .* found \(8,\)"),
+        (Samples([(np.ones((3, 8, 8)), 0)] * 4), "whose channels seem to stand first; hand over"),
+    ],
+)
+def test_images_and_labels_that_are_none(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        image_data(source)
+
+
+def test_forms_of_images_and_labels() -> None:
+    from PIL import Image
+
+    bytes_ = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
+    labels = torch.tensor([0, 1])
+    floats = (bytes_ / 255).requires_grad_()
+    palettes = [
+        Image.fromarray(image.permute(1, 2, 0).numpy()).quantize(64).convert("P")
+        for image in bytes_
+    ]
+    colors = [
+        torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in palettes
+    ]
+    for source, expected in (
+        ((floats, labels), bytes_),
+        ((list(bytes_), labels), bytes_),
+        (Samples([(image, int(i)) for image, i in zip(floats, labels, strict=True)]), bytes_),
+        # The values of an image with a palette are places in it.
+        (Samples(list(zip(palettes, [0, 1], strict=True))), torch.stack(colors)),
+    ):
+        found = image_data(source)
+        assert torch.equal(found.train.images, expected)
+        assert found.classes == ("0", "1")
 
 
 def test_the_names_of_the_classes_are_the_datasets(data: ImageData) -> None:

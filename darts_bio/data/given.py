@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import DATASETS, ImageData, check_data
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, first_line
 
 GIVEN = "given"
 """The name of such a data set in configurations."""
@@ -54,7 +55,9 @@ def image_data(train: Any, test: Any = None) -> ImageData:
         return train
     train_split = _split(train, "dataset")
     test_split = train_split[:0] if test is None else _split(test, "test")
-    names = tuple(map(str, getattr(train, "classes", ())))
+    classes_of_source = getattr(train, "classes", None)
+    is_named = isinstance(classes_of_source, Iterable) and not isinstance(classes_of_source, str)
+    names = tuple(map(str, classes_of_source)) if is_named else ()  # type: ignore[arg-type]
     largest = int(train_split.labels.max()) if len(train_split) else -1
     classes = names or tuple(map(str, range(largest + 1)))
     absent = sorted(set(range(len(classes))) - set(train_split.labels.tolist()))
@@ -87,7 +90,7 @@ def _split(source: Any, name: str) -> Split:
     Raises InputError, which calls the argument `name`, for anything else.
     """
     if isinstance(source, (tuple, list)) and len(source) == 2:
-        images, labels = torch.as_tensor(np.asarray(source[0])), _whole(source[1], name)
+        images, labels = _tensor(source[0], f"{name}: images"), _whole(source[1], name)
         if images.dim() != 4 or len(images) != len(labels):
             raise InputError(
                 f"{name}: expected images (N, C, H, W) and as many labels (N,), found "
@@ -98,7 +101,8 @@ def _split(source: Any, name: str) -> Split:
         raise InputError(
             f"{name}: expected a pair (images, labels), found {type(source).__name__} alone"
         )
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+    indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    if not indexed or isinstance(source, Mapping):
         raise InputError(
             f"{name}: expected the name of a data set, a pair (images, labels) or a map-style "
             f"dataset, found {type(source).__name__}"
@@ -109,7 +113,7 @@ def _split(source: Any, name: str) -> Split:
             f"{name}: expected samples (image, label), found "
             f"{type(samples[0]).__name__ if samples else 'none'}"
         )
-    each = [_sample(image) for image, _ in samples]  # (C, H, W)
+    each = [_sample(image, name) for image, _ in samples]  # (C, H, W)
     if len({image.shape for image in each}) != 1:
         shapes = sorted({tuple(image.shape) for image in each})
         raise InputError(
@@ -119,13 +123,30 @@ def _split(source: Any, name: str) -> Split:
     return Split(images, _whole([label for _, label in samples], name))
 
 
-def _sample(image: Any) -> Tensor:
-    """Lay one image out as (C, H, W)."""
+def _sample(image: Any, name: str) -> Tensor:
+    """Lay one image out as (C, H, W); raise InputError, which calls the argument `name`, for others."""
     if isinstance(image, Tensor):
-        return image
-    pixels = torch.from_numpy(np.array(image))
-    # PIL images and arrays have channels last, or none: (H, W) -> (1, H, W), (H, W, C) -> (C, H, W)
-    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+        pixels = _tensor(image, f"{name}: images")
+    else:
+        if getattr(image, "mode", None) in ("P", "PA"):
+            image = image.convert("RGB")  # its values are places in a palette
+        pixels = _tensor(np.array(image), f"{name}: images")
+        # PIL images and arrays have channels last, or none.
+        if pixels.dim() == 2:
+            return pixels.unsqueeze(0)
+        if pixels.dim() == 3 and pixels.shape[0] <= 4 < pixels.shape[2]:
+            raise InputError(
+                f"{name}: expected arrays (H, W, C) as images of samples, found "
+                f"{tuple(pixels.shape)}, whose channels seem to stand first; hand over "
+                "torch.from_numpy(image), or image.transpose(1, 2, 0)"
+            )
+        pixels = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
+    if pixels.dim() != 3:
+        raise InputError(
+            f"{name}: expected samples whose images are tensors (C, H, W), or arrays (H, W, C) or "
+            f"(H, W), found {tuple(pixels.shape)}"
+        )
+    return pixels
 
 
 def _bytes(images: Tensor, name: str) -> Tensor:
@@ -142,7 +163,9 @@ def _bytes(images: Tensor, name: str) -> Tensor:
         return images.contiguous()
     # Written so that "not a number" fails.
     if not (images.is_floating_point() and len(images) and images.min() >= 0 and images.max() <= 1):
-        low, high = (images.min().item(), images.max().item()) if images.numel() else ("-", "-")
+        # As float64, since not every type is ordered.
+        ends = torch.aminmax(images.double()) if images.numel() else ()
+        low, high = (f"{end.item():g}" for end in ends) if ends else ("-", "-")
         raise InputError(
             f"{name}: expected images of bytes, or of floats from 0 to 1, found {images.dtype} "
             f"from {low} to {high}; hand them over before they are normalized"
@@ -151,11 +174,27 @@ def _bytes(images: Tensor, name: str) -> Tensor:
 
 
 def _whole(labels: Any, name: str) -> Tensor:
-    """Return labels (N,) as int64; raises InputError if they are not whole numbers in a row."""
-    values = torch.as_tensor(np.asarray(labels))
+    """Return labels (N,) as int64; raises InputError if they are not whole numbers from 0 on."""
+    values = _tensor(labels, f"{name}: labels")
     if values.is_floating_point() or values.dim() != 1:
         raise InputError(
             f"{name}: expected labels (N,) of whole numbers, found {values.dtype} "
             f"{tuple(values.shape)}"
         )
-    return values.long()
+    values = values.long()
+    if len(values) and values.min() < 0:
+        raise InputError(f"{name}: expected labels from 0 on, found {values.min().item()}")
+    return values
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    """Return values as a tensor on the CPU, without its history; raise InputError for no numbers."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{what}: expected numbers, found what is none ({first_line(error)}); labels are the "
+            "numbers of classes, from 0 on"
+        ) from None
