@@ -306,6 +306,27 @@ class TestTrain:
             f"TrainResult({str(trained.folder)!r}, 1 epochs; train/loss="
         )
 
+    def test_draws_of_a_listener_change_nothing(self, data: ImageData, tmp_path: Path) -> None:
+        """Drop path draws from the same generators."""
+
+        class Drawing(darts_bio.Listener):
+            def on_step(self, progress: Progress, images: int) -> None:
+                torch.manual_seed(0)
+
+            on_start = on_record = on_epoch = lambda self, *told: torch.rand(3)  # type: ignore[assignment]
+
+        options: dict[str, Any] = {**TRAIN, "drop_path": 0.5, "epochs": 2, "log_every": 1, **QUIET}
+        results = [
+            darts_bio.train(
+                "darts_v1", data, out=str(tmp_path / name), listener=listener, **options
+            )
+            for name, listener in (("alone", None), ("heard", Drawing()))
+        ]
+        alone, heard = results
+        assert isinstance(alone, TrainResult)
+        assert isinstance(heard, TrainResult)
+        assert same_numbers(alone.epochs, heard.epochs)
+
     def test_on_images_that_are_handed_over(self, found: SearchResult, trained: TrainResult, data: ImageData,
                                             tmp_path: Path) -> None:  # fmt: skip
         pairs = [(split.images, split.labels) for split in (data.train, data.test)]

@@ -33,7 +33,7 @@ from darts_bio.monitoring.console import Console, FitConsole
 from darts_bio.monitoring.trackers import trackers
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack
-from darts_bio.runtime import code_identity, stop_on_signals
+from darts_bio.runtime import code_identity, generators_kept, stop_on_signals
 from darts_bio.spaces import GENOTYPE_FILE
 from darts_bio.storage.owner import owning
 from darts_bio.storage.run_folder import RunFolder
@@ -252,7 +252,7 @@ def perform(
                 listeners.append(_Remarks(folder))
             listeners += map(stack.enter_context, sinks)
             if watching.listener is not None:
-                listeners.append(watching.listener)
+                listeners.append(_Guest(watching.listener))
         listener = _WithExtraNumbers(extra, *listeners) if listeners else Listener()
         try:
             outcome = fit(
@@ -315,6 +315,29 @@ class _Status(StatusFile, Listener):
 
     def on_start(self, progress: Progress) -> None:
         self.begin()
+
+
+class _Guest(Listener):
+    """The user's listener, whose draws from the default generators do not reach the run."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def on_start(self, progress: Progress) -> None:
+        with generators_kept():
+            self._listener.on_start(progress)
+
+    def on_step(self, progress: Progress, images: int) -> None:
+        with generators_kept():
+            self._listener.on_step(progress, images)
+
+    def on_record(self, progress: Progress, numbers: Numbers) -> None:
+        with generators_kept():
+            self._listener.on_record(progress, numbers)
+
+    def on_epoch(self, progress: Progress, numbers: Numbers) -> None:
+        with generators_kept():
+            self._listener.on_epoch(progress, numbers)
 
 
 class _WithExtraNumbers(Listeners):
