@@ -55,8 +55,8 @@ def hooks_run() -> bool:
 
 
 def changes(tensor: Tensor) -> int:
-    """Return how often a tensor has been written to in place."""
-    return getattr(tensor, "_version", 0)
+    """Return how often a tensor has been written to in place; 0 in inference mode, which counts not."""
+    return 0 if tensor.is_inference() else getattr(tensor, "_version", 0)
 
 
 def replace_saved_weight(y: Tensor, stand_in: Callable[[], Tensor]) -> bool:

@@ -11,6 +11,7 @@ import json
 import pkgutil
 import re
 import textwrap
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -345,6 +346,43 @@ class TestEveryOperation:
             task.step(0)
         finally:
             OPERATIONS.unregister("double")
+
+    @pytest.mark.parametrize(
+        ("function", "message"),
+        [
+            (lambda x: x[:, :1], r"\(Odd\): expected an output .* at stride 1 from an input"),
+            (lambda x: x.mean((2, 3), keepdim=True), "expected an output"),
+            (lambda x: None, "found NoneType; mend the operation"),
+            (lambda x: x.mul_(1.5), "found it changed in place"),
+        ],
+    )
+    @pytest.mark.parametrize("strategy", ["darts", "gdas"])
+    def test_a_new_one_that_is_none(
+        self, strategy: str, function: Any, message: str, data: ImageData
+    ) -> None:
+        """Smaller maps would be broadcast, and what changes its input changes that of others."""
+
+        class Odd(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return function(x)
+
+        @operation("odd", weighted=())
+        def odd(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+            """None, where it does not halve."""
+            return Odd() if stride == 1 else nn.AvgPool2d(3, stride, padding=1)
+
+        try:
+            config = SearchConfig(
+                space="darts(nodes=1, operations=(odd, skip_connect))",
+                rules=("usf",),
+                strategy=strategy,
+                **SMALL,
+            )
+            search = Search(config, data, CPU)
+            with pytest.raises(InputError, match=message):
+                deque(map(search.step, range(3)), maxlen=0)  # of which gdas draws it in one
+        finally:
+            OPERATIONS.unregister("odd")
 
 
 # Where the default is sized for real data.

@@ -66,3 +66,9 @@ def test_gamma_draws_follow_their_law(private: bool, monkeypatch: pytest.MonkeyP
 def test_a_node_that_has_saved_no_weight_is_left_as_it_is() -> None:
     y = torch.ones(1, requires_grad=True) * 2
     assert not private_torch.replace_saved_weight(y, lambda: y)
+
+
+def test_changes_are_not_counted_in_inference_mode() -> None:
+    with torch.inference_mode():
+        assert private_torch.changes(torch.ones(2).mul_(2)) == 0
+    assert private_torch.changes(torch.ones(2).mul_(2)) == 1

@@ -49,6 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.errors import InputError
 from darts_bio.networks.forms import candidate_form
 from darts_bio.networks.parts import (
     JoinedOperation,
@@ -63,6 +64,7 @@ from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.pooled import PooledRows
 from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights, for_each_channel
+from darts_bio.private_torch import changes
 from darts_bio.rules import DirectOperation, LearningRule
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.stacked import StackedConv2d, StackedDirect, Subset, only
@@ -166,9 +168,34 @@ class SourceBlock(nn.Module):
         sums: dict[int, Tensor] = {}
         if total is not None:
             sums = dict(enumerate(y.permute(0, 3, 1, 2) for y in total.unbind(3)))
-        for e, module in zip(self.alone_edges, self.alone, strict=True):
-            _add(sums, e, next(weights).factors * module(x_nchw))
+        for number, e in enumerate(self.alone_edges):
+            _add(sums, e, next(weights).factors * self._alone_on(number, x_nchw))
         return sums
+
+    def _alone_on(self, number: int, x_nchw: Tensor) -> Tensor:
+        """Run a candidate of those that run one by one.
+
+        Raises InputError unless it keeps to what an operation is, as one of a plug-in may not: maps
+        of another shape would be broadcast in the sum, and others read the input, too.
+        """
+        module, before = self.alone[number], changes(x_nchw)
+        y = module(x_nchw)
+        n, _, h, w = x_nchw.shape
+        stride = self.plan.stride
+        expected = (n, self.channels, -(-h // stride), -(-w // stride))
+        found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        where = f"operation at {self.names[number]} ({type(module).__name__})"
+        if found != expected:
+            raise InputError(
+                f"{where}: expected an output {expected} at stride {stride} from an input "
+                f"{tuple(x_nchw.shape)}, found {found}; mend the operation"
+            )
+        if changes(x_nchw) != before:
+            raise InputError(
+                f"{where}: expected the input to stay as it is, found it changed in place, though "
+                "other candidates read it; leave out inplace=True in the operation's first layer"
+            )
+        return y
 
     def drawn(self, x_nchw: Tensor, columns: Sequence[int], weights: Tensor) -> dict[int, Tensor]:
         """Compute one candidate an edge: what `forward` returns if the others have no weight.
@@ -186,8 +213,8 @@ class SourceBlock(nn.Module):
                 with only([cast(StackedDirect, carrier)], _subset(members, x.device)):
                     x = carrier(x)
         sums = {
-            e: weights[e].to(x.dtype) * module(x_nchw)
-            for (e, column), module in zip(self._alone_places, self.alone, strict=True)
+            e: weights[e].to(x.dtype) * self._alone_on(number, x_nchw)
+            for number, (e, column) in enumerate(self._alone_places)
             if columns[e] == column
         }
         # For each part of `_places`, by its number, the lanes that were drawn: (lane, edge).
