@@ -230,6 +230,13 @@ class TestSearch:
         assert result.genotype.cells == found.genotype.cells
         assert same_numbers(result.epochs, found.epochs)
 
+    def test_a_folder_whose_name_is_no_text(self, data: ImageData, tmp_path: Path) -> None:
+        """As any beyond ASCII is under LC_ALL=C; TensorBoard takes none of these."""
+        with pytest.raises(
+            InputError, match="--out .*expected a name that is text, for TensorBoard"
+        ):
+            darts_bio.search(data, out=str(tmp_path / "a\udcff"), progress=False, **SEARCH)
+
     def test_two_runs_at_once_are_refused(self, data: ImageData, tmp_path: Path) -> None:
         """Threads share the generators that runs draw from. A run within a listener waits for none."""
         refused: list[str] = []

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from darts_bio.errors import InputError, printable
 from darts_bio.storage.logs import EVENTS
 from darts_bio.storage.whole_files import writing
 
@@ -83,8 +84,14 @@ class TensorBoard:
         """Open a new event file; TensorBoard then hides earlier events from `purge_step` on."""
         from torch.utils.tensorboard import SummaryWriter
 
-        with writing(self._directory):
-            self._writer = SummaryWriter(str(self._directory), purge_step=purge_step)
+        try:
+            with writing(self._directory):
+                self._writer = SummaryWriter(str(self._directory), purge_step=purge_step)
+        except UnicodeEncodeError:
+            raise InputError(
+                f"--out {printable(str(self._directory))}: expected a name that is text, for TensorBoard; "
+                "choose another, or set LC_ALL=C.UTF-8 where the name is UTF-8"
+            ) from None
 
     def layout(self, charts: Charts) -> None:
         """Define the custom charts of a run.
