@@ -153,6 +153,14 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(spec.strip() for spec in specs if spec.strip())
 
 
+def _is_defined_anew(known: Any, member: Any) -> bool:
+    """Return whether the main program has run the definition of a member once more."""
+    before, now = (
+        (getattr(m, "__module__", None), getattr(m, "__qualname__", None)) for m in (known, member)
+    )
+    return before == now and now[0] == "__main__"
+
+
 def _mistake_in_fields(member: type) -> str | None:
     """Return why the fields of a class cannot be its options, and what to do; None if they can.
 
@@ -226,7 +234,9 @@ class Registry(Generic[T]):
     def register(self, name: str, *, listed: bool = True) -> Callable[[M], M]:
         """Return a decorator that adds a class or function under a name, and gives it back as is.
 
-        One that is not `listed` is known, but neither errors nor listings name it to a user.
+        One that is not `listed` is known, but neither errors nor listings name it to a user. What a
+        script or a notebook defines takes the place of what it defined before by the same name, so a
+        cell may be run again.
 
         Raises:
             ValueError: The name is taken already, or no identifier; or the fields of a class cannot
@@ -246,10 +256,10 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"the name of a {self.kind} must be a Python identifier{exception}, found {name!r}"
             )
-        if name in self._members:
-            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
         def add(member: M) -> M:
+            if name in self._members and not _is_defined_anew(self._members[name], member):
+                raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             if inspect.isclass(member) and (mistake := _mistake_in_fields(member)):
                 raise ValueError(f"{self.kind} {name!r}: {mistake}")
             self._members[name] = member  # type: ignore[assignment]

@@ -72,8 +72,22 @@ class TestRegistry:
         for name in registry.names():
             member = registry.get(name)
             with pytest.raises(ValueError, match=f"{registry.kind} '{name}' is registered already"):
-                registry.register(name)
+                registry.register(name)(member)
             assert registry.get(name) is member
+
+    def test_a_notebook_may_run_a_cell_again(self) -> None:
+        """Its definition takes the place of the one before; another by the name is refused."""
+        colors: Registry[Any] = Registry("color")
+        cell = "@colors.register('red')\ndef red(shade={}):\n    return shade\n"
+        program = {"__name__": "__main__", "colors": colors}
+        exec(cell.format(1), program)
+        exec(cell.format(2), program)
+        assert colors.build("red") == 2
+        with pytest.raises(ValueError, match="color 'red' is registered already"):
+            exec(cell.replace("def red", "def crimson").format(3), program)
+        with pytest.raises(ValueError, match="color 'red' is registered already"):
+            exec(cell.format(3), program | {"__name__": "a_plugin"})
+        assert colors.build("red") == 2
 
     @pytest.mark.parametrize(
         "registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind
