@@ -98,6 +98,18 @@ def resnet20() -> tuple[Cells, Cells]:
     return {"test error, %": shown["test error, %"]}, {"test error, %": errors}
 
 
+def resnet20_shrunk() -> tuple[Cells, Cells]:
+    runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
+    order = ["bp", "kolen_pollack", "weight_mirror", "pfa", "usf", "fa"]
+    errors = [[each["test_error_percent"] for each in chosen(runs, rule=rule)] for rule in order]
+    assert sum(map(len, errors)) == len(runs)
+    wanted = {
+        "test error, %": [mean_std(of, 2) if len(of) > 1 else one(of, 2) for of in errors],
+        "n": [str(len(of)) for of in errors],
+    }
+    return table("docs/results/networks.md", "learning rule | " + " | ".join(order)), wanted
+
+
 def beyond_images(kind: str) -> tuple[Cells, Cells]:
     errors = result("beyond_images-cpu.json")["test_error_percent"][kind]
     shown = table("docs/results/networks.md", f"{kind} | sgd")
@@ -461,6 +473,7 @@ def study_answers(number: int, data: str) -> tuple[Cells, Cells]:
 TABLES: dict[str, tuple[Any, ...]] = {
     "single rules": (single_rules,),
     "ResNet-20": (resnet20,),
+    "ResNet-20, shrunk": (resnet20_shrunk,),
     "table": (beyond_images, "table"),
     "sequence": (beyond_images, "sequence"),
     "Imagenette": (imagenette,),
