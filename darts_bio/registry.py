@@ -153,12 +153,9 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(spec.strip() for spec in specs if spec.strip())
 
 
-def _is_defined_anew(known: Any, member: Any) -> bool:
-    """Return whether the main program has run the definition of a member once more."""
-    before, now = (
-        (getattr(m, "__module__", None), getattr(m, "__qualname__", None)) for m in (known, member)
-    )
-    return before == now and now[0] == "__main__"
+def _definition(member: object) -> tuple[str | None, str | None]:
+    """Return where a class or function is defined: its module and its name there."""
+    return getattr(member, "__module__", None), getattr(member, "__qualname__", None)
 
 
 def _mistake_in_fields(member: type) -> str | None:
@@ -230,13 +227,20 @@ class Registry(Generic[T]):
         self._hyphens, self._elsewhere = hyphens, elsewhere or {}
         self._unlisted: set[str] = set()
         self._members: dict[str, T] = {}
+        self._definitions: dict[str, tuple[str | None, str | None]] = {}
 
-    def register(self, name: str, *, listed: bool = True) -> Callable[[M], M]:
+    def register(
+        self, name: str, *, listed: bool = True, made_of: object = None
+    ) -> Callable[[M], M]:
         """Return a decorator that adds a class or function under a name, and gives it back as is.
 
-        One that is not `listed` is known, but neither errors nor listings name it to a user. What a
-        script or a notebook defines takes the place of what it defined before by the same name, so a
-        cell may be run again.
+        What a script or a notebook defines takes the place of what it defined before by the same
+        name, so a cell may be run again.
+
+        Args:
+            name: What specs call it.
+            listed: Whether errors and listings name it to a user; it is known in any case.
+            made_of: The class or function that the member was made of, if it is none itself.
 
         Raises:
             ValueError: The name is taken already, or no identifier; or the fields of a class cannot
@@ -258,11 +262,14 @@ class Registry(Generic[T]):
             )
 
         def add(member: M) -> M:
-            if name in self._members and not _is_defined_anew(self._members[name], member):
+            place = _definition(member if made_of is None else made_of)
+            again = place[0] == "__main__" and self._definitions.get(name) == place
+            if name in self._members and not again:
                 raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             if inspect.isclass(member) and (mistake := _mistake_in_fields(member)):
                 raise ValueError(f"{self.kind} {name!r}: {mistake}")
             self._members[name] = member  # type: ignore[assignment]
+            self._definitions[name] = place
             if not listed:
                 self._unlisted.add(name)
             return member
@@ -279,6 +286,7 @@ class Registry(Generic[T]):
         0
         """
         self._members.pop(name, None)
+        self._definitions.pop(name, None)
         self._unlisted.discard(name)
 
     def __contains__(self, name: str) -> bool:
@@ -346,8 +354,8 @@ class Registry(Generic[T]):
         """Call the member that a spec names with the spec's options, and return the result.
 
         Raises:
-            InputError: There is no such member, it lacks one of the options, or it needs one that
-                the spec does not give.
+            InputError: There is no such member, it lacks one of the options, it needs one that the
+                spec does not give, or one whose default is a number is given a word.
 
         >>> from darts_bio.training.adversarial import ADVERSARIES
         >>> ADVERSARIES.build("pgd(eps=4, steps=3)").eps
@@ -375,7 +383,23 @@ class Registry(Generic[T]):
                 raise InputError(
                     f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)"
                 )
-        return member(**options)
+        words = [
+            p
+            for p in parameters
+            if isinstance(p.default, (int, float)) and isinstance(options.get(p.name), str)
+        ]
+        try:
+            made = member(**options)
+        except TypeError:  # of a member that does with the word what goes with numbers alone
+            if not words:
+                raise
+        if words:
+            expected = "True or False" if isinstance(words[0].default, bool) else "a number"
+            raise InputError(
+                f"{self.kind} {name!r}: {words[0].name}: expected {expected}, as its default "
+                f"{words[0].default!r} is, found {options[words[0].name]!r}"
+            )
+        return made
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the options that a spec may give to a member, with their defaults.

@@ -25,6 +25,7 @@ from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES, convert
 from darts_bio.rules.base import GLOBAL_LEARNERS
 from darts_bio.spaces import OPERATIONS, SPACES
+from darts_bio.spaces.operations import operation
 from darts_bio.strategies import BLACK_BOX_STRATEGIES, REGULARIZERS, STRATEGIES
 from darts_bio.strategies.darts import Darts
 from darts_bio.strategies.pc_darts import PcDarts
@@ -75,6 +76,27 @@ class TestRegistry:
                 registry.register(name)(member)
             assert registry.get(name) is member
 
+    @pytest.mark.parametrize("careless", [True, False])
+    def test_a_word_in_place_of_a_number_is_refused(self, careless: bool) -> None:
+        """Whether or not the member looks at it: a plug-in may leave that out."""
+        halves: Registry[Any] = Registry("half")
+
+        @halves.register("of")
+        @dataclass(frozen=True)
+        class Of:
+            share: float = 0.5
+            signed: bool = True
+
+            def __post_init__(self) -> None:
+                assert careless or self.share > 0
+
+        message = "half 'of': share: expected a number, as its default 0.5 is, found 'abc'"
+        with pytest.raises(InputError, match=re.escape(message)):
+            halves.build("of(share=abc)")
+        with pytest.raises(InputError, match="signed: expected True or False, .* found 'yes'"):
+            halves.build("of(share=0.3, signed=yes)")
+        assert halves.build("of(share=0.3)").share == 0.3
+
     def test_a_notebook_may_run_a_cell_again(self) -> None:
         """Its definition takes the place of the one before; another by the name is refused."""
         colors: Registry[Any] = Registry("color")
@@ -88,6 +110,20 @@ class TestRegistry:
         with pytest.raises(ValueError, match="color 'red' is registered already"):
             exec(cell.format(3), program | {"__name__": "a_plugin"})
         assert colors.build("red") == 2
+
+    def test_a_notebook_may_define_an_operation_again(self) -> None:
+        cell = (
+            "@operation('mine', weighted=({},))\ndef mine(channels, stride, rule, supernet): ...\n"
+        )
+        program = {"__name__": "__main__", "operation": operation}
+        try:
+            exec(cell.format(1), program)
+            exec(cell.format(2), program)
+            assert OPERATIONS.get("mine").weighted == {2}
+            with pytest.raises(ValueError, match="operation 'mine' is registered already"):
+                exec(cell.replace("def mine", "def other").format(1), program)
+        finally:
+            OPERATIONS.unregister("mine")
 
     @pytest.mark.parametrize(
         "registry", [RULES, OPERATIONS, SPACES], ids=lambda registry: registry.kind

@@ -42,10 +42,11 @@ from darts_bio.networks import build_network
 from darts_bio.networks.naming import WeightName
 from darts_bio.reports.alignment import AlignmentComparison
 from darts_bio.reports.choice import choice_card
+from darts_bio.reports.findings import Findings
 from darts_bio.reports.markdown import block, code, escaped, markdown_table, recipe
 from darts_bio.runs.alignment import alignments_by_epoch
 from darts_bio.runs.files import epochs_of
-from darts_bio.spaces import Nb201Table, from_darts_text, load_genotype
+from darts_bio.spaces import SPACES, Nb201Table, from_darts_text, load_genotype
 from darts_bio.storage.checkpoint import FORMAT, write_checkpoint
 from darts_bio.storage.logs import EPOCHS_FILE, METRICS_FILE, read_records
 from darts_bio.training.provenance import Provenance
@@ -397,8 +398,9 @@ def test_hostile_names_in_reports_forge_nothing(tmp_path: Path) -> None:
     choice: Any = SimpleNamespace(
         candidates=candidates, chosen=candidates[0], reason="the best", alike=()
     )
+    found = Findings(SPACES.build(search.space), genotype)
     card = choice_card(
-        search, training, HOSTILE, choice, genotype, HOSTILE, [], 5, {"searches": 1.0}, HOSTILE
+        search, training, HOSTILE, choice, genotype, HOSTILE, found, 5, {"searches": 1.0}, HOSTILE
     )
     is_harmless(card, fenced=True)
     form = {"channels": 4, "layers": 3, "num_classes": 2, "in_channels": 1}

@@ -83,7 +83,8 @@ def operation(name: str, weighted: tuple[int, ...] = (1, 2)) -> Callable[[Build]
     """
 
     def add(build: Build) -> Build:
-        OPERATIONS.register(name)(Operation(name, build, frozenset(weighted), build.__doc__ or ""))
+        made = Operation(name, build, frozenset(weighted), build.__doc__ or "")
+        OPERATIONS.register(name, made_of=build)(made)
         return build
 
     return add
