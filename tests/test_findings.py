@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -326,7 +327,10 @@ def test_what_carries_errors_by_counting(data: ImageData) -> None:
     signs = sum(text.count(f":{rule}") for rule in ("usf", "brsf", "frsf"))
     fixed = text.count(":fa")
     assert ":bp" not in text
-    assert words.startswith("Yes, but only around the cells, not on their edges. There errors are ")
+    assert words.startswith(
+        "Yes, but only around the cells, not on their edges, where signs alone are transported. "
+        "There errors are "
+    )
     assert f"by the weights' signs on {signs} edge" in words
     assert (f"by fixed feedback on {fixed} edge" in words) == (fixed > 0)
     assert words.endswith("in stem, preprocessing and classifier by the weights' values (`bp`).")
@@ -334,6 +338,15 @@ def test_what_carries_errors_by_counting(data: ImageData) -> None:
         "No, neither around the cells nor"
     )
     assert transport_in_words(genotype.with_rule("bp")).startswith("Yes, around the cells and on")
+    assert transport_in_words(genotype.with_rule("usf")).startswith(
+        "Of signs alone, one bit a weight."
+    )
+    around = replace(genotype.with_rule("fa"), backbone_rule="bp")
+    assert transport_in_words(around).startswith(
+        "Yes, but only around the cells, not on their edges. "
+    )
+    around = replace(genotype.with_rule("fa"), backbone_rule="usf")
+    assert transport_in_words(around).startswith("Of signs alone, one bit a weight.")
 
 
 def test_several_seeds_begin_with_what_they_agree_on(data: ImageData, tmp_path: Path) -> None:

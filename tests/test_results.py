@@ -598,7 +598,8 @@ def test_the_readme_shows_what_the_files_hold() -> None:
     assert f"found by `rule_aware` {shown['searched']}, `usf` everywhere" in readme
     assert f"by the weights' signs) {shown['usf']} |" in readme
     assert (
-        f"(`bp`) {shown['bp']}, signs alone (`usf`) {shown['usf']}, none (`fa`) {shown['fa']}"
+        f"(`bp`) {shown['bp']}, signs alone (`usf`) {shown['usf']}, none, by fixed random feedback "
+        f"(`fa`), {shown['fa']}"
     ) in readme
     errors = study_errors("rule_aware", "cifar10")
     shown = {rules: mean_std(values, 1) for rules, values in errors.items()}

@@ -27,11 +27,16 @@ on 6 edges (`fa` 6)
     backbone = genotype.backbone_rule
     inside = any(RULES.build(rule).transports_weights for rule in rules)
     outside = RULES.build(backbone).transports_weights
+    signs_inside = any(RULES.build(rule).carries == "signs" for rule in rules)
+    signs = signs_inside or RULES.build(backbone).carries == "signs"
     answer = {
         (True, True): "Yes, around the cells and on their edges",
         (True, False): "Yes, but only on the cells' edges",
-        (False, True): "Yes, but only around the cells, not on their edges",
-        (False, False): "No, neither around the cells nor on their edges",
+        (False, True): "Yes, but only around the cells, not on their edges"
+        + (", where signs alone are transported" if signs_inside else ""),
+        (False, False): "Of signs alone, one bit a weight"
+        if signs
+        else "No, neither around the cells nor on their edges",
     }[inside, outside]
     by_carrier: dict[str, Counter[str]] = {}
     for rule, count in rules.items():
