@@ -342,13 +342,15 @@ def learned_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     ]
     for rule in LEARNED:
         for strategy in STRATEGIES:
-            by_seed = [
-                {r: records.get(Job(strategy, seed, r).key) for r in (rule, "fa", "usf", "bp")}
+            compared = (rule, "fa", "usf", "bp")
+            whole = [
+                seed
                 for seed in range(seeds)
+                if all(Job(strategy, seed, r).key in records for r in compared)
             ]
-            errors: dict[str, list[float]] = {
-                r: [s[r]["test_error_percent"] for s in by_seed if all(s.values())]  # type: ignore[index]
-                for r in (rule, "fa", "usf", "bp")
+            errors = {
+                r: [records[Job(strategy, s, r).key]["test_error_percent"] for s in whole]
+                for r in compared
             }
             if errors[rule]:
                 cells = [f"`{rule}`", f"`{strategy}`", str(len(errors[rule])), shown(errors[rule])]

@@ -25,9 +25,10 @@ from darts_bio.version import __version__
 
 T = TypeVar("T")
 
-SMALL_BATCH = (
-    8192  # pixels of all images; 64 of 8x8 have 4096, 64 of 16x16, where threads pay, 16384
-)
+SMALL_MAPS = 1 << 16
+"""Numbers in the feature maps of a batch up to which a second thread does not pay: 64 maps of 8 or
+16 channels of 8x8 have that many, and 64 of 32 channels of 8x8, or of 8 channels of 16x16, twice as
+many."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -201,27 +202,28 @@ def as_in_a_new_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads_that_pay(
-    device: torch.device, batch_size: int, size: tuple[int, int]
+    device: torch.device, batch_size: int, channels: int, size: tuple[int, int]
 ) -> Iterator[None]:
-    """Compute small batches on a CPU in one thread within the context; restore the number after it.
+    """Compute small feature maps on a CPU in one thread within the context; restore the number after.
 
     Threads that share an operation wait for each other at its end, and on maps as small as the
     digits' that takes about as long as the work: two take much more CPU time than one, and are
-    hardly sooner done (docs/performance.md). So results on small images do not depend on how many
+    hardly sooner done (docs/performance.md). So results of such networks do not depend on how many
     cores there are. A number that OMP_NUM_THREADS gives is left as it is.
 
     Args:
         device: Where the network is; on a GPU nothing changes.
         batch_size: The number of images in a batch.
+        channels: The channels of a node in the first cell.
         size: (height, width) of an image in pixels.
 
     >>> before = torch.get_num_threads()
-    >>> with threads_that_pay(torch.device("cpu"), 64, (8, 8)):
+    >>> with threads_that_pay(torch.device("cpu"), 64, 8, (8, 8)):
     ...     torch.get_num_threads() in (1, before)
     True
     """
     before = torch.get_num_threads()
-    small = batch_size * size[0] * size[1] <= SMALL_BATCH
+    small = batch_size * channels * size[0] * size[1] <= SMALL_MAPS
     if device.type != "cpu" or not small or "OMP_NUM_THREADS" in os.environ:
         yield
         return

@@ -873,10 +873,10 @@ def test_adaptive_numbers_are_finite_under_bf16(data: ImageData, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "given", "used"), [(8, None, 1), (256, None, 2), (8, "2", 2)]
+    ("channels", "given", "used"), [(16, None, 1), (20, None, 2), (16, "2", 2)]
 )
-def test_small_images_are_computed_in_one_thread(
-    batch_size: int,
+def test_small_maps_are_computed_in_one_thread(
+    channels: int,
     given: str | None,
     used: int,
     tmp_path: Path,
@@ -899,10 +899,9 @@ def test_small_images_are_computed_in_one_thread(
     images = load_data("digits")
     try:
         for config in (SEARCH, RETRAIN):
+            config = replace(config, batch_size=64, channels=channels)
             with pytest.raises(InputError, match="counted"):
-                run(
-                    replace(config, batch_size=batch_size), images, tmp_path / type(config).__name__
-                )
+                run(config, images, tmp_path / type(config).__name__)
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -158,7 +158,8 @@ def search(
                 folder_config = replace(folder_config, out=str(place()))
             return RunFolder.open("search", folder_config, command)
 
-        with threads_that_pay(device, config.batch_size, first_images.image_size):
+        size = first_images.image_size
+        with threads_that_pay(device, config.batch_size, config.channels, size):
             if config.seeds == 1:
                 return run(config, lambda: open_folder(config), 0)
             parent, results = each_seed(config, open_folder, run, divide_seeds)

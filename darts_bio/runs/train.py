@@ -138,7 +138,8 @@ def train(
                     {f"the {name}": text for name, text in task.subject.items()}, within=TIMEOUT
                 )
                 seed = (seed_config.seed, number, config.seeds)
-                with threads_that_pay(device, seed_config.batch_size, source.image_size):
+                sizes = (seed_config.batch_size, seed_config.channels, source.image_size)
+                with threads_that_pay(device, *sizes):
                     return _perform(task, open_folder(), watching, seed)
             finally:
                 source.close()
