@@ -543,6 +543,14 @@ def test_images_and_labels_that_are_none(source: Any, message: str) -> None:
         image_data(source)
 
 
+def test_test_images_beside_those_of_an_image_data() -> None:
+    pair = (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    data = image_data(pair, test=pair)
+    assert image_data(data) is data
+    with pytest.raises(InputError, match="test: expected nothing beside an ImageData, .* a tuple"):
+        image_data(data, test=pair)
+
+
 def test_forms_of_images_and_labels() -> None:
     from PIL import Image
 

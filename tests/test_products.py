@@ -814,8 +814,9 @@ class TestRefusals:
         for wrong in (3, nn.Linear(2, 2), int):
             with pytest.raises(InputError, match="expected a pattern of names, as 'layer4"):
                 convert(nn.Linear(2, 2), {wrong: "fa"})  # type: ignore[dict-item]
-        with pytest.raises(InputError, match="outputs: expected a positive number of values"):
-            convert(nn.Linear(2, 2), "dfa", outputs="a")  # type: ignore[arg-type]
+        for outputs in ("a", True, 0):
+            with pytest.raises(InputError, match="outputs: expected a whole number of at least 1"):
+                convert(nn.Linear(2, 2), "dfa", outputs=outputs)  # type: ignore[arg-type]
         with pytest.raises(
             InputError, match="seed: expected a whole number of at least 0, found 'x"
         ):

@@ -36,7 +36,7 @@ def image_data(train: Any, test: Any = None) -> ImageData:
 
     Args:
         train: A pair (images, labels) or a map-style dataset of (image, label) pairs; an
-            `ImageData` is returned as it is. Images are all of one size: tensors or arrays
+            `ImageData` is returned as it is, and has its own test images. Images are all of one size: tensors or arrays
             (N, C, H, W), or of each sample (C, H, W); a sample's NumPy array or PIL image is
             (H, W, C) or (H, W). Values are bytes from 0 to 255, or floats from 0 to 1, which are
             rounded to bytes. Labels are whole numbers from 0. Names of classes are the dataset's
@@ -52,6 +52,11 @@ def image_data(train: Any, test: Any = None) -> ImageData:
     ((8, 1, 4, 4), ('0', '1'), 0)
     """
     if isinstance(train, ImageData):
+        if test is not None:
+            raise InputError(
+                "test: expected nothing beside an ImageData, which has its own test images, found a "
+                f"{type(test).__name__}"
+            )
         return train
     train_split = _split(train, "dataset")
     test_split = train_split[:0] if test is None else _split(test, "test")
@@ -157,7 +162,8 @@ def _bytes(images: Tensor, name: str) -> Tensor:
     if images.shape[1] > 4 >= images.shape[3]:
         raise InputError(
             f"{name}: expected images (N, C, H, W), found {tuple(images.shape)}, whose channels "
-            "seem to stand last; hand over images.permute(0, 3, 1, 2)"
+            "seem to stand last; hand over images.permute(0, 3, 1, 2), of an array "
+            "images.transpose(0, 3, 1, 2)"
         )
     if images.dtype == torch.uint8:
         return images.contiguous()

@@ -103,10 +103,7 @@ def convert(
     converted = copied(model, "convert")
     patterns = _read_patterns(rule)
     seed = check_whole("convert: seed", seed, 0)
-    if outputs is not None and (not isinstance(outputs, int) or outputs < 1):
-        raise InputError(
-            f"convert: outputs: expected a positive number of values, found {outputs!r}"
-        )
+    outputs = None if outputs is None else check_whole("convert: outputs", outputs)
     per_position = [rule for rule in _rules_in(patterns) if rule.per_position]
     if per_position and inputs is None:
         raise InputError(
