@@ -619,6 +619,7 @@ def test_the_public_face() -> None:
     }
     assert set(darts_bio.__all__) == {"__version__"} | runs | models
     assert all(hasattr(darts_bio, name) for name in darts_bio.__all__)
+    assert dir(darts_bio) == sorted(darts_bio.__all__)  # what a prompt completes
     with pytest.raises(AttributeError, match="no attribute 'convrt'"):
         darts_bio.convrt  # noqa: B018
 
