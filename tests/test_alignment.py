@@ -492,6 +492,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     runs = [trained(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 1))]
     result = align(runs, batches=2, out=str(tmp_path / "compared"))
     assert list(result.comparison.alignments) == ["a", "b"]
+    assert repr(result) == f"ComparisonResult({str(result.folder)!r}, 2 networks)"
     for run, name in zip(runs, "ab", strict=True):
         alone = align(run, batches=2)
         assert result.comparison.alignments[name] == alone.alignment

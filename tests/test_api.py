@@ -310,7 +310,7 @@ class TestTrain:
         logits = darts_bio.load_run(trained.folder).trained().on_pixels()(data.test.images / 255)
         assert trained.accuracy == (logits.argmax(1) == data.test.labels).double().mean().item()
         assert repr(trained).startswith(
-            f"TrainResult({str(trained.folder)!r}, 1 epochs; train/loss="
+            f"TrainResult({str(trained.folder)!r}, 1 epoch; train/loss="
         )
 
     def test_draws_of_a_listener_change_nothing(self, data: ImageData, tmp_path: Path) -> None:
@@ -405,10 +405,17 @@ class TestTrain:
     def test_alignment_and_attacks(self, trained: TrainResult, tmp_path: Path) -> None:
         aligned = darts_bio.align(trained, batches=2)
         assert aligned.numbers.is_file()
+        folder, layers = str(trained.folder), len(aligned.alignment.layers)
+        assert repr(aligned).startswith(
+            f"AlignmentResult({folder!r}, {layers} layers; gradient_cosine="
+        )
         attacked = darts_bio.attack(
             trained, attacks="fgsm", eps="4", images=20, out=str(tmp_path / "run"), **QUIET
         )
         assert attacked.finished
+        assert repr(attacked).startswith(
+            f"RobustnessResult({str(attacked.folder)!r}, 1 network, 20 images, "
+        )
         assert attacked.numbers["networks"][0]["clean_all_test_images"] == trained.accuracy
         files = {
             "config.yaml",

@@ -22,6 +22,7 @@ from darts_bio.evaluation.subjects import names_of
 from darts_bio.figures.alignment import draw_by_depth, draw_over_epochs
 from darts_bio.figures.charts import write_chart
 from darts_bio.reports.alignment import AlignmentComparison
+from darts_bio.reports.markdown import counted
 from darts_bio.runtime import select_device
 from darts_bio.storage.logs import EPOCHS_FILE, read_records
 from darts_bio.storage.run_folder import new_folder
@@ -29,7 +30,7 @@ from darts_bio.storage.whole_files import write_text
 from darts_bio.training.retrain import Retraining, config_of_run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlignmentResult:
     """The alignment of each layer of a run, and the files that hold it.
 
@@ -45,14 +46,24 @@ class AlignmentResult:
     epochs: dict[int, Alignment]
     epochs_figure: Path | None
 
+    def __repr__(self) -> str:
+        layers = counted(len(self.alignment.layers), "layer")
+        found = self.alignment.summary().items()
+        numbers = ", ".join(f"{name}={value:.4g}" for name, value in found)
+        return f"{type(self).__name__}({str(self.folder)!r}, {layers}; {numbers})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ComparisonResult:
     """The alignments of several runs side by side, each run's own, and the folder of the comparison."""
 
     comparison: AlignmentComparison
     runs: tuple[AlignmentResult, ...]
     folder: Path
+
+    def __repr__(self) -> str:
+        networks = counted(len(self.runs), "network")
+        return f"{type(self).__name__}({str(self.folder)!r}, {networks})"
 
 
 def measure_alignment_of_run(

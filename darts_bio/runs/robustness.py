@@ -20,6 +20,7 @@ from darts_bio.evaluation.robustness import Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.monitoring.console import RobustnessConsole
 from darts_bio.monitoring.robustness import RobustnessBoard
+from darts_bio.reports.markdown import counted
 from darts_bio.reports.robustness import results, write_report
 from darts_bio.runs.running import warn_of
 from darts_bio.runtime import select_device, stop_on_signals
@@ -31,7 +32,7 @@ SAVE_EVERY_S = 60.0
 """Seconds between two checkpoints of a measurement."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RobustnessResult:
     """The result of a measurement: its numbers, the doubts about them, and its folder.
 
@@ -45,6 +46,14 @@ class RobustnessResult:
     doubts: tuple[Doubt, ...]
     finished: bool
     exit_code: int
+
+    def __repr__(self) -> str:
+        found = "stopped"
+        if self.finished:
+            networks = counted(len(self.numbers["networks"]), "network")
+            images = counted(self.numbers["images"], "image")
+            found = f"{networks}, {images}, {counted(len(self.doubts), 'doubt')}"
+        return f"{type(self).__name__}({str(self.folder)!r}, {found})"
 
 
 @owning()

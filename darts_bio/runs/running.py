@@ -31,6 +31,7 @@ from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import Console, FitConsole
 from darts_bio.monitoring.trackers import trackers
+from darts_bio.reports.markdown import counted
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack
 from darts_bio.runtime import code_identity, generators_kept, stop_on_signals
@@ -84,8 +85,8 @@ class Result:
             if "/" in name and "lr/" not in name
         )
         state = "" if self.finished else ", stopped"
-        folder = str(self.folder)
-        return f"{type(self).__name__}({folder!r}, {len(self.epochs)} epochs{state}; {numbers})"
+        epochs = counted(len(self.epochs), "epoch")
+        return f"{type(self).__name__}({str(self.folder)!r}, {epochs}{state}; {numbers})"
 
 
 R = TypeVar("R", bound=Result)
