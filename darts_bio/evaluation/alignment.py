@@ -81,7 +81,7 @@ class LayerAlignment:
         return None if self.gradient_cosine is None else degrees(self.gradient_cosine)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """The alignment of all layers by depth, and of all weights' gradients taken as one vector.
 
@@ -158,7 +158,7 @@ class Alignment:
             layers.append(LayerAlignment(**known | {"title": title}))
         return cls(**_fields_of(cls, content) | {"layers": tuple(layers)})
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return a table in plain text: a row a layer, and one of all weights."""
         head = (
             "layer",

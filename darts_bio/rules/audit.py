@@ -63,13 +63,19 @@ class AuditRow:
         return self.carries == "values"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """The weights of a model and their rules, as `audit` returns them.
 
     >>> from darts_bio.rules import convert
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
     >>> result = audit(convert(model, {"0": "usf"}))
+    >>> result
+    rule        weights  parameters   share  error carried by
+    ----------  -------  ----------  ------  ----------------
+    bp (plain)        1       2,890  92.8 %  values
+    usf               1         224   7.2 %  signs
+    No forward pass was looked at: give audit(model, inputs=...) one.
     >>> [(row.name, row.rule, row.carries) for row in result.rows]
     [('0', 'usf', 'signs'), ('2', None, 'values')]
     >>> result.transported, result.parameters, f"{100 * result.share:.1f} %"
@@ -114,7 +120,7 @@ class Audit:
         """The names of weights that were looked for in vain: they multiplied no activation."""
         return [row.name for row in self.rows if row.products == ()]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the summary: a line for each rule, and what was looked at."""
         groups: dict[tuple[str, str], list[AuditRow]] = {}
         for row in self.rows:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darts_bio.config.files import refuse_missing_plugins
 from darts_bio.errors import InputError, brief
 from darts_bio.networks import Network, build_network
+from darts_bio.networks.costs import parameters
 from darts_bio.spaces import Genotype, from_json
 from darts_bio.storage.checkpoint import checkpoint_of, read_checkpoint
 from darts_bio.training.engine import fitting
@@ -48,7 +49,7 @@ class PixelNetwork(nn.Module):
         return self.network((pixels - self.mean) / self.std)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """A trained network, in evaluation mode on the CPU, with what it takes to use it.
 
@@ -71,6 +72,8 @@ class Trained:
     >>> form = {"channels": 4, "layers": 3, "num_classes": 2, "in_channels": 1}
     >>> network = build_network(genotype, **form).eval()
     >>> trained = Trained(network, genotype, ("cat", "dog"), (0.5,), (0.25,), (8, 8), form, {}, 0)
+    >>> trained
+    Trained(3,278 parameters, images 1x8x8 in 2 classes, test accuracy unknown)
     >>> trained.on_pixels()(torch.rand(3, 1, 8, 8)).shape
     torch.Size([3, 2])
     """
@@ -85,6 +88,14 @@ class Trained:
     config: dict[str, Any]
     step: int
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        images = f"images {len(self.mean)}x{height}x{width} in {len(self.classes)} classes"
+        made = self.provenance
+        accuracy = "unknown" if made.accuracy is None else f"{100 * made.accuracy:.2f} %"
+        sizes = f"{parameters(self.network):,} parameters, {images}"
+        return f"{type(self).__name__}({sizes}, test accuracy {accuracy})"
 
     def on_pixels(self) -> PixelNetwork:
         """Return the network on pixels in [0, 1], in evaluation mode."""
