@@ -336,9 +336,9 @@ def learned_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     A row has the seeds whose trainings under it, usf, fa and bp are there.
     """
     lines = [
-        "| rule everywhere | operations found by | n | test error, % | fa minus it | p | it minus usf | "
-        "p | it minus bp | p |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| rule everywhere, cells of | n | test error, % | fa minus it | p | it minus usf | p | "
+        "it minus bp | p |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for rule in LEARNED:
         for strategy in STRATEGIES:
@@ -353,7 +353,7 @@ def learned_table(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
                 for r in compared
             }
             if errors[rule]:
-                cells = [f"`{rule}`", f"`{strategy}`", str(len(errors[rule])), shown(errors[rule])]
+                cells = [f"`{rule}`, `{strategy}`", str(len(errors[rule])), shown(errors[rule])]
                 cells += [
                     difference(errors, *pair)
                     for pair in (("fa", rule), (rule, "usf"), (rule, "bp"))

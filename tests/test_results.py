@@ -470,6 +470,27 @@ def study_answers(number: int, data: str) -> tuple[Cells, Cells]:
     return table("docs/results/rule-search.md", "operations found by | n", number), wanted
 
 
+def study_learned(number: int, data: str) -> tuple[Cells, Cells]:
+    """Of rules whose feedback learns, on the cells of each strategy."""
+    records = result(f"study-{data}.json")["records"]
+    wanted = {}
+    for rule, strategy in itertools.product(("kolen_pollack", "weight_mirror", "pfa"), STUDY):
+        keys = [f"{strategy}, seed {seed}" for seed in range(10)]
+        whole = [key for key in keys if f"{key}, {rule}" in records and f"{key}, bp" in records]
+        if not whole:
+            continue
+        errors = {
+            other: [records[f"{key}, {other}"]["test_error_percent"] for key in whole]
+            for other in (rule, "fa", "usf", "bp")
+        }
+        cells = [str(len(whole)), mean_std(errors[rule], 1)]
+        for more, less in (("fa", rule), (rule, "usf"), (rule, "bp")):
+            differences = [a - b for a, b in zip(errors[more], errors[less], strict=True)]
+            cells += [mean_std(differences, 1), f"{p_of_flips(differences):.3f}"]
+        wanted[f"{rule}, {strategy}"] = cells
+    return table("docs/results/rule-search.md", "rule everywhere, cells of", number), wanted
+
+
 TABLES: dict[str, tuple[Any, ...]] = {
     "single rules": (single_rules,),
     "ResNet-20": (resnet20,),

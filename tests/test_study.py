@@ -111,7 +111,7 @@ def test_the_tables_are_those_of_the_pairs() -> None:
     for seed in (0, 2):
         records[Job("eg", seed, "pfa").key] = {"test_error_percent": 5.0 + seed}
     assert learned_table(records, 5)[2:] == [
-        "| `pfa` | `eg` | 2 | 6.0 +- 1.4 | 4.0 +- 0.0 | 0.500 | 1.0 +- 0.0 | 0.500 "
+        "| `pfa`, `eg` | 2 | 6.0 +- 1.4 | 4.0 +- 0.0 | 0.500 | 1.0 +- 0.0 | 0.500 "
         "| 2.0 +- 1.4 | 0.500 |",
         "",
     ]
