@@ -100,13 +100,11 @@ def resnet20() -> tuple[Cells, Cells]:
 
 def resnet20_shrunk() -> tuple[Cells, Cells]:
     runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
-    order = ["bp", "kolen_pollack", "weight_mirror", "pfa", "usf", "fa"]
+    order = ["bp", "kolen_pollack", "pfa", "weight_mirror", "usf", "fa"]
     errors = [[each["test_error_percent"] for each in chosen(runs, rule=rule)] for rule in order]
-    assert sum(map(len, errors)) == len(runs)
-    wanted = {
-        "test error, %": [mean_std(of, 2) if len(of) > 1 else one(of, 2) for of in errors],
-        "n": [str(len(of)) for of in errors],
-    }
+    assert {len(of) for of in errors} == {3}
+    assert len(runs) == 3 * len(order)
+    wanted = {"test error, %": [mean_std(of, 2) for of in errors]}
     return table("docs/results/networks.md", "learning rule | " + " | ".join(order)), wanted
 
 
@@ -586,6 +584,24 @@ def test_sentences_say_what_the_files_hold() -> None:
     signs = result("transport_price-signs.json")["ends"]["usf"]
     assert f"usf everywhere has {mean_std(signs, 1)} % test error" in transport_text
 
+    runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
+    resnet = {
+        rule: {r["seed"]: r["test_error_percent"] for r in chosen(runs, rule=rule)}
+        for rule in ("bp", "kolen_pollack", "pfa", "weight_mirror", "usf", "fa")
+    }
+    networks = text("docs/results/networks.md")
+    for seed in range(3):
+        bp, *learned, usf, fa = (resnet[rule][seed] for rule in resnet)
+        assert bp < min(learned) < max(learned) < usf < fa - 28, seed
+    for more, less, words in (
+        ("kolen_pollack", "bp", "errs by {} points more than bp"),
+        ("usf", "kolen_pollack", "and by {} less than usf"),
+    ):
+        differences = (resnet[more][seed] - resnet[less][seed] for seed in range(3))
+        assert words.format(mean_std(differences, 1)) in networks
+    hours = sum(each["cpu_seconds"] for each in runs) / 3600
+    assert f"{hours:.1f} CPU hours in all" in networks
+
     peers = result("peers-16px-cpu.json")["ratios"].values()
     under_bp, naive = (f"{ratio:.2f}" for ratio in peers)
     performance = text("docs/performance.md")
@@ -629,12 +645,16 @@ def test_the_readme_shows_what_the_files_hold() -> None:
         f"(`rule_aware`, n = {len(more)}): found {shown['searched']}, `usf` {shown['usf']}, drawn "
         f"{shown['random']} (p = {p_of_flips(more):.3f}), `bp` {shown['bp']}, `fa` {shown['fa']}."
     ) in readme
-    runs = result("resnet20-cifar10-cpu.json")["runs"]
-    mirror, kolen_pollack, fa, bp = (
+    runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
+    rules = ("kolen_pollack", "pfa", "weight_mirror", "bp", "usf", "fa")
+    kolen_pollack, pfa, mirror, bp, usf, fa = (
         mean_std((each["test_error_percent"] for each in chosen(runs, rule=rule)), 1)
-        for rule in ("weight_mirror", "kolen_pollack", "fa", "bp")
+        for rule in rules
     )
-    assert f"on {mirror} and {kolen_pollack} % (fa {fa}, bp {bp}; n = 3," in readme
+    assert (
+        f"errs on {kolen_pollack}, {pfa} and {mirror} %, under `bp` {bp}, by the weights' signs "
+        f"(`usf`) {usf}, under `fa` {fa} (n = 3,"
+    ) in readme
 
 
 def test_every_linked_result_is_there_and_every_result_is_linked() -> None:
