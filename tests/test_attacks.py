@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from darts_bio.data.datasets import load_data
 from darts_bio.errors import InputError
-from darts_bio.evaluation.attacks import ATTACKS, Attack, Victim, perturb, redraws
+from darts_bio.evaluation.attacks import ATTACKS, Attack, perturb
 from darts_bio.evaluation.gradient_check import FIGURES, gradient_figures
+from darts_bio.evaluation.victim import Victim, redraws
 from darts_bio.rules import convert, draw_feedback, rule_carriers
 from darts_bio.runtime import derive_seed, seeded
 
