@@ -11,6 +11,7 @@ of its own with either stem, such as `darts_v2_cifar`.
 ['darts_v2_cifar', 'darts_v2_imagenet']
 """
 
-from darts_bio.interop.timm_models import TimmNetwork, darts_bio_cifar, darts_bio_imagenet
+from darts_bio.interop.timm_models import darts_bio_cifar, darts_bio_imagenet
+from darts_bio.interop.timm_network import TimmNetwork
 
 __all__ = ["TimmNetwork", "darts_bio_cifar", "darts_bio_imagenet"]
