@@ -18,8 +18,9 @@ from torch import Tensor
 from darts_bio.config import ImageNetConfig, RetrainConfig, TrainingConfig
 from darts_bio.data.batches import Augmentation, Batches, Measured, Normalization, Split, in_order
 from darts_bio.data.datasets import ImageData, load_data, split_off
-from darts_bio.data.files import STREAMING_PACKAGES, ImageFiles
+from darts_bio.data.files import ImageFiles
 from darts_bio.data.loader import SeededLoader
+from darts_bio.data.readers import STREAMING_PACKAGES
 from darts_bio.data.streams import ImageStream
 from darts_bio.data.transforms import policy_transform
 from darts_bio.distributed import first_before_the_others, rank, world_size

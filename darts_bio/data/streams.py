@@ -16,8 +16,9 @@ from torch.utils.data import default_collate
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.batches import Measured, Normalization
 from darts_bio.data.datasets import torchvision_datasets
-from darts_bio.data.files import EVALUATION_BATCH, STREAMING_PACKAGES, need_package, readable
+from darts_bio.data.files import EVALUATION_BATCH
 from darts_bio.data.loader import Workers
+from darts_bio.data.readers import STREAMING_PACKAGES, need_package, readable
 from darts_bio.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
