@@ -323,3 +323,67 @@ def test_attacks_that_need_more_classes_are_refused(images: tuple[Tensor, Tensor
         InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"
     ):
         perturb(ATTACKS.build("apgd_dlr"), two, images[0], images[1] % 2, EPS)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "bytes": ({"pixels": 255 * torch.rand(3, 1, 8, 8)}, r"expected pixels in \[0, 1\], found"),
+    "normalized": ({"pixels": torch.rand(3, 1, 8, 8) - 0.5}, r"expected pixels in \[0, 1\]"),
+    "nan": ({"pixels": torch.full((3, 1, 8, 8), torch.nan)}, r"expected pixels in \[0, 1\]"),
+    "bfloat16": ({"pixels": torch.rand(3, 1, 8, 8).bfloat16()}, "expected pixels of float32 or"),
+    "uint8": ({"pixels": torch.ones(3, 1, 8, 8).byte()}, "expected pixels of float32 or float64"),
+    "one image": ({"pixels": torch.rand(1, 8, 8)}, r"expected a tensor of images \(N, C, H, W\)"),
+    "eps in 1/255": ({"eps": 8}, "expected a share of a pixel's range, from 0 to 1, found 8"),
+    "negative eps": ({"eps": -0.1}, "eps: expected a number of at least 0, found -0.1"),
+    "gradients": ({"gradients": "rules"}, "unknown gradients of an attack 'rules'"),
+    "a text": ({"attack": "fgsm"}, "expected an attack, such as"),
+    "few labels": ({"labels": torch.tensor([0, 1])}, "labels: expected a class from 0 to 9"),
+    "no class": ({"labels": torch.tensor([0, 1, 10])}, "3 images, found 0 to 10"),
+    "shares": ({"labels": torch.rand(3)}, "labels: expected a class from 0 to 9, a whole number"),
+}
+"""Arguments of `perturb`, and what it says of them."""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_image_label_or_bound_is_refused(name: str) -> None:
+    given, message = WRONG[name]
+    arguments = {
+        "attack": ATTACKS.build("fgsm"),
+        "pixels": torch.rand(3, 1, 8, 8),
+        "labels": torch.tensor([0, 1, 2]),
+        "eps": EPS,
+    }
+    with pytest.raises(InputError, match=message) as caught:
+        perturb(model=small_net(), **arguments | given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("name", [name for name in CHEAP if name != "autoattack"])
+def test_labels_are_whole_numbers_of_any_type(name: str, dtype: torch.dtype) -> None:
+    model, pixels, labels = small_net(), torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    found, expected = (
+        perturb(ATTACKS.build(CHEAP[name]), model, pixels, y, EPS)
+        for y in (labels.to(dtype), labels)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", [name for name in CHEAP if name != "autoattack"])
+def test_attacks_differentiate_whatever_is_around_them(name: str, around: Any) -> None:
+    """As in a loop that evaluates, on images of which autograd wants nothing."""
+    model, labels = small_net(), torch.tensor([0, 1, 2])
+    pixels, attack = torch.rand(3, 1, 8, 8).requires_grad_(), ATTACKS.build(CHEAP[name])
+    expected = perturb(attack, model, pixels, labels, EPS)
+    with around():
+        found = perturb(attack, model, pixels.clone(), labels.clone(), EPS)
+    assert torch.equal(found, expected)
+    assert not expected.requires_grad
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_of_no_image_there_is_nothing_to_attack(name: str) -> None:
+    """As where a network gets none of a batch right."""
+    nothing = torch.rand(0, 1, 8, 8)
+    changed = perturb(ATTACKS.build(CHEAP[name]), small_net(), nothing, torch.zeros(0).long(), EPS)
+    assert changed.shape == nothing.shape

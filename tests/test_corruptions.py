@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,13 @@ class TestClosedForms:
     ("name", "pixels", "severity", "expected"),
     [
         ("fog", smooth(), 1, "unknown corruption 'fog'"),
-        ("contrast", smooth(), 6, "corruption contrast: expected a severity from 1 to 5, found 6"),
+        (
+            "contrast",
+            smooth(),
+            6,
+            "contrast: severity: expected a whole number from 1 to 5, found 6",
+        ),
+        ("contrast", smooth(), 1.0, "contrast: severity: expected a whole number from 1 to 5"),
         (
             "contrast",
             smooth(channels=2),
@@ -196,10 +203,17 @@ class TestClosedForms:
             "contrast",
             smooth() * 2 - 1,
             1,
-            r"expected pixels in \[0, 1\], found -.*; undo their normalization first",
+            r"expected pixels in \[0, 1\], found -.*; divide bytes by 255, undo",
         ),
+        ("contrast", smooth() * torch.nan, 1, r"expected pixels in \[0, 1\], found nan to nan"),
+        ("contrast", smooth() > 0.5, 1, "expected pixels of float32 or float64, found torch.bool"),
+        ("contrast", smooth().round().byte(), 1, "float64, found torch.uint8; convert them"),
     ],
 )
-def test_refused(name: str, pixels: Tensor, severity: int, expected: str) -> None:
+def test_refused(name: str, pixels: Tensor, severity: Any, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         corrupt(name, pixels, severity, 0)
+
+
+def test_of_no_image_there_is_nothing_to_corrupt() -> None:
+    assert corrupt("contrast", smooth()[:0], 1, 0).shape == (0, 3, 32, 32)

@@ -23,12 +23,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, check_number, check_whole, install_hint
+from darts_bio.errors import InputError, check_number, check_whole, install_hint, unknown_name
+from darts_bio.evaluation.pixels import refuse_other_pixels
 from darts_bio.evaluation.victim import Gradients, Victim
 from darts_bio.modes import frozen, undisturbed
 from darts_bio.registry import Registry
@@ -395,14 +396,38 @@ def perturb(
         is misclassified, or else the last.
 
     Raises:
-        InputError: If the attack needs more classes, or cannot reach eps.
+        InputError: If pixels, labels or eps are not what they are said to be above, or the attack
+            needs more classes, or cannot reach eps.
     """
+    if not isinstance(attack, Attack):
+        raise InputError(
+            f"attack: expected an attack, such as ATTACKS.build('pgd(steps=50)'), found {attack!r}"
+        )
+    check_number("attack: eps", eps)
+    if eps > 1:
+        raise InputError(
+            f"attack: eps: expected a share of a pixel's range, from 0 to 1, found {eps}; divide "
+            "what is in 1/255 by 255"
+        )
+    if gradients not in get_args(Gradients):
+        raise unknown_name("gradients of an attack", str(gradients), get_args(Gradients))
     attack.check(eps)
-    library, result = torchattacks(), pixels.clone()
-    with undisturbed(model, training=False), frozen(model):
+    refuse_other_pixels("attack", pixels)
+    # As of an own loop, whatever is around it: attacks differentiate, on tensors that allow it.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        undisturbed(model, training=False),
+        frozen(model),
+    ):
+        pixels, library = pixels.detach().clone(), torchattacks()
+        result = pixels.clone()
+        if not len(pixels):
+            return result
         with torch.no_grad():
             classes = model(pixels[:1]).shape[1]
         attack.refuse_few(classes)
+        labels = _checked_labels(labels, len(pixels), classes).to(pixels.device)
         remaining = torch.arange(len(pixels), device=pixels.device)  # numbers of images still right
         for number in range(attack.tries):
             try_seed = derive_seed("attack", seed, number) % 2**32  # NumPy takes 32 bits
@@ -416,6 +441,24 @@ def perturb(
             if not len(remaining):
                 break
     return result
+
+
+def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
+    """Return labels (N,) of any whole numbers as int64.
+
+    Raises InputError unless they are `count` numbers of `classes` classes.
+    """
+    found = f"{tuple(labels.shape)} of {labels.dtype}"
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.shape == (count,) and whole:
+        labels = labels.detach().long().clone()
+        if labels.min() >= 0 and labels.max() < classes:
+            return labels
+        found = f"{labels.min()} to {labels.max()}"
+    raise InputError(
+        f"attack: labels: expected a class from 0 to {classes - 1}, a whole number, for each of "
+        f"{count} images, found {found}"
+    )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_whole
+from darts_bio.evaluation.pixels import refuse_other_pixels
 from darts_bio.registry import Registry
 from darts_bio.runtime import generator
 
@@ -54,7 +55,7 @@ def corrupt(name: str, pixels: Tensor, severity: int, seed: int, first: int = 0)
     Args:
         name: A member of `CORRUPTIONS`.
         pixels: The images (N, C, H, W), in [0, 1], of 1 or 3 channels.
-        severity: From 1 to 5.
+        severity: From 1 to 5, a whole number.
         seed: The seed of what is drawn.
         first: The number of the first image. What is drawn for image i depends on `first` + i, not
             on the batch that it is in.
@@ -63,18 +64,15 @@ def corrupt(name: str, pixels: Tensor, severity: int, seed: int, first: int = 0)
         InputError: For another name, severity, shape or range of pixels.
     """
     change = CORRUPTIONS.get(name)
-    if severity not in range(1, 6):
-        raise InputError(f"corruption {name}: expected a severity from 1 to 5, found {severity}")
-    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < LEAST_SIDE:
+    severity = check_whole(f"corruption {name}: severity", severity, most=5)
+    refuse_other_pixels(f"corruption {name}", pixels)
+    if pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < LEAST_SIDE:
         raise InputError(
             f"corruption {name}: expected images (N, 1 or 3, H, W) of at least "
             f"{LEAST_SIDE}x{LEAST_SIDE} pixels, found {tuple(pixels.shape)}"
         )
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise InputError(
-            f"corruption {name}: expected pixels in [0, 1], found {pixels.min():.3g} to "
-            f"{pixels.max():.3g}; undo their normalization first"
-        )
+    if not len(pixels):
+        return pixels.clone()
     sources = [
         generator("cpu", "corruption", seed, name, severity, first + i) for i in range(len(pixels))
     ]
