@@ -463,6 +463,54 @@ class TestChain:
         with pytest.raises(InputError, match="a model whose paths branch"):
             learner(Branching(), "pc", layers=["a", "b"]).backward(*batch(4, 7))
 
+    def test_a_function_that_the_blocks_leave_out_is_noticed(self) -> None:
+        """Where it acts in training alone, too, and where a last layer of zeros hides it."""
+
+        class Net(nn.Module):
+            def __init__(self, hidden: Callable[[Tensor, bool], Tensor]) -> None:
+                super().__init__()
+                self.a, self.act, self.b = nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5)
+                self.drop = nn.Dropout(0.4)
+                self.hidden = hidden
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(self.hidden(self.act(self.a(x)), self.training))
+
+        def dropped(v: Tensor, training: bool) -> Tensor:
+            return F.dropout(v, 0.4, training)
+
+        def doubled(v: Tensor, training: bool) -> Tensor:
+            return 2 * v
+
+        (x, y), layers = batch(6, 7), ["a", "act", "b"]
+        model = Net(dropped)
+        with pytest.raises(InputError, match="another output of b in training mode; .* a module"):
+            learner(model, "pc", layers=layers, example=x).backward(x, y)
+        learner(model.eval(), "pc", layers=layers).backward(x, y)
+        model, other = Net(dropped), Net(dropped)
+        other.load_state_dict(model.state_dict())
+        torch.manual_seed(2)
+        named = ["a", "act", "drop", "b"]
+        learner(model, "pc(mode=exact)", layers=named).backward(x, y)
+        torch.manual_seed(2)
+        close(gradients(model), exact_gradients(other, x, y))  # one draw, the one that was to come
+        model = Net(doubled)
+        nn.init.zeros_(model.b.weight)
+        with pytest.raises(InputError, match="found another input of b;|of b in training mode;"):
+            learner(model, "pc", layers=layers).backward(x, y)
+        with pytest.raises(InputError, match="found another input of b; a model whose"):
+            learner(model, "pc", layers=layers, example=x[:1])
+
+    def test_hooks_of_a_sequential_model_are_no_part_of_its_chain(self) -> None:
+        model, (x, y) = mlp(7, 6, 5), batch(6, 7)
+        seen = []
+        model.register_forward_hook(lambda module, given, output: seen.append(output))
+        learner(model, "pc").backward(x, y)  # that looks, and changes nothing
+        assert seen
+        model.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+        with pytest.raises(InputError, match="found another output of 2"):
+            learner(model, "pc").backward(x, y)
+
     @pytest.mark.parametrize("mode", ["strict", "fixed", "exact"])
     def test_dropout_and_batch_norm_act_once(self, mode: str) -> None:
         """After a step statistics, their count and the generator are those after a single forward
@@ -784,6 +832,58 @@ def test_wrong_models_end_in_one_line(name: str) -> None:
     for rule in ("dfa", "hebbian"):
         with pytest.raises(InputError, match=f"found 0 under {rule}; leave such layers at bp"):
             learner(convert(mlp(7, 6, 5), rule, seed=0, **outputs(rule)), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_learn_ends_in_one_line(name: str) -> None:
+    lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(5))
+    for model, options, message in (
+        (None, {}, "learner: expected a torch.nn.Module, found NoneType"),
+        (lazy, {}, "found the lazy 0.weight; run"),
+        (mlp(7, 6, 5), {"loss": "mse"}, "loss: expected a function of the output .* found 'mse'"),
+        (mlp(7, 6, 5), {"example": [1.0]}, "example: expected a tensor of .* found list"),
+        (mlp(7, 6, 5), {"example": torch.zeros(0, 7)}, r"example: .* found the shape \(0, 7\)"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            learner(model, name, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    teacher, (x, y) = learner(mlp(7, 6, 5), name), batch(4, 7)
+    with (
+        torch.inference_mode(),
+        pytest.raises(InputError, match=r"a step outside of torch.inference_mode"),
+    ):
+        teacher.backward(x, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_learner_is_converted_beside_its_model(name: str) -> None:
+    """As to a device: here to float64, in which it does what one does that began there."""
+    model, (x, y) = mlp(7, 6, 8, 5), batch(4, 7)
+    teacher = learner(model, name)
+    model.double()
+    if teacher.state_dict():
+        with pytest.raises(InputError, match=r"in torch.float64 on cpu.*teacher.to\('cpu', torch"):
+            teacher.backward(x.double(), y)
+        teacher.to("cpu", torch.float64)
+    torch.manual_seed(1)
+    teacher.backward(x.double(), y)
+    assert all(p.grad is not None and p.grad.dtype == torch.float64 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_may_be_one_number_a_sample(name: str) -> None:
+    """As of a regression whose last dimension is gone: the same as with it."""
+    found = []
+    for flat in (True, False):
+        torch.manual_seed(4)
+        model, (x, _) = mlp(7, 6, 8, 1), batch(4, 7)
+        if flat:
+            model.append(nn.Flatten(0))
+        y = torch.linspace(-1, 1, 4).to(x) if flat else torch.linspace(-1, 1, 4).to(x)[:, None]
+        torch.manual_seed(5)
+        learner(model, name, loss=F.mse_loss).backward(x, y)
+        found.append(gradients(model))
+    close(*found)
 
 
 def outputs(rule: str) -> dict[str, int]:

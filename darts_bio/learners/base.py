@@ -8,7 +8,7 @@ leaves what the weights learn by in their `.grad`, as backpropagation would.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError, first_line
 from darts_bio.learners.chain import Chain, cut
 from darts_bio.registry import Registry
+from darts_bio.rules.weights import check_model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps the model's output (N, ...) and the targets y to a scalar, the mean over the N samples."""
@@ -178,14 +179,24 @@ class Learner(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        check_model(model, "learner")
+        if loss is not None and not callable(loss):
+            raise InputError(
+                "learner: loss: expected a function of the output and the targets, such as "
+                f"torch.nn.functional.mse_loss, found {loss!r:.80}"
+            )
+        if example is not None:
+            _require_samples("example", example)
         self.method = method
         # In a tuple, so that the model does not become a part of this module.
-        self._unconfirmed = () if layers is None else (model,)
+        # An nn.Sequential is its modules one after the other, unless it has hooks.
+        hooked = bool(model._forward_hooks or model._forward_pre_hooks)
+        self._unconfirmed = (model,) if layers is not None or hooked else ()
         self.chain, self._loss = cut(model, layers), loss
         if example is None and method.needs_example:
             example = _smallest_input(self.chain, self.spec)
         elif example is not None:
-            self._confirm(example)
+            self._confirm(example, learning=False)
         self.state = method.state(self.chain, example, seed)
 
     @property
@@ -224,22 +235,19 @@ class Learner(nn.Module):
         True
         """
         for name, value in (("x", x), ("y", y)):
-            if not isinstance(value, Tensor):
-                raise InputError(
-                    f"learner: {name}: expected a tensor of one sample or more, found "
-                    f"{type(value).__name__}; convert it (torch.as_tensor)"
-                )
-            if value.dim() == 0 or len(value) == 0:
-                raise InputError(
-                    f"learner: {name}: expected a tensor of one sample or more, found the shape "
-                    f"{tuple(value.shape)}; leave empty batches out, and put a single sample into "
-                    "a batch (unsqueeze(0))"
-                )
+            _require_samples(name, value)
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "learner: expected a step outside of torch.inference_mode, within which PyTorch "
+                "computes no gradient, found one within; leave it before (no_grad may stay)"
+            )
         if not self.chain.parameters:
             raise InputError(
                 "learner: expected parameters that require a gradient, found none; unfreeze some"
             )
-        self._confirm(x)
+        self._check_state()
+        self._confirm(x, learning=True)
+        self._unconfirmed = ()
         with torch.enable_grad():
             loss, logits = self.method.backward(
                 self.chain, self.state, x.detach(), Objective(self._loss or _cross_entropy, y)
@@ -258,14 +266,25 @@ class Learner(nn.Module):
         """
         return Objective(self._loss or _cross_entropy, y)(output)
 
+    def _check_state(self) -> None:
+        """Raise InputError unless what the method keeps is of a type and a device of the model."""
+        kinds = {(p.dtype, p.device) for p in self.chain.parameters}
+        for name, tensor in self.state.state_dict(keep_vars=True).items():
+            if (tensor.dtype, tensor.device) not in kinds:
+                dtype, device = next(iter(kinds))
+                raise InputError(
+                    f"learner {self.spec}: expected {name} in {dtype} on {device}, as the model is, "
+                    f"found {tensor.dtype} on {tensor.device}; convert the learner as the model: "
+                    f"teacher.to('{device}', {dtype})"
+                )
+
     def extra_repr(self) -> str:
         return f"{self.spec}, blocks={[block.name for block in self.chain.blocks]}"
 
-    def _confirm(self, x: Tensor) -> None:
-        """Compare chain and model once, where the blocks were named by the user."""
+    def _confirm(self, x: Tensor, *, learning: bool) -> None:
+        """Compare chain and model, where the blocks were named by the user or the model has hooks."""
         for model in self._unconfirmed:
-            self.chain.confirm(model, x)
-        self._unconfirmed = ()
+            self.chain.confirm(model, x, learning=learning)
 
 
 def learner(
@@ -313,6 +332,21 @@ def learner(
     else:
         raise InputError(f"learner: expected the spec of a method, such as 'pc', found {spec!r}")
     return Learner(method, model, loss, layers, example, seed)
+
+
+def _require_samples(name: str, value: Any) -> None:
+    """Raise InputError unless an argument is a tensor of one sample or more."""
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"learner: {name}: expected a tensor of one sample or more, found "
+            f"{type(value).__name__}; convert it (torch.as_tensor)"
+        )
+    if value.dim() == 0 or len(value) == 0:
+        raise InputError(
+            f"learner: {name}: expected a tensor of one sample or more, found the shape "
+            f"{tuple(value.shape)}; leave empty batches out, and put a single sample into a batch "
+            "(unsqueeze(0))"
+        )
 
 
 def _smallest_input(chain: Chain, spec: str) -> Tensor:

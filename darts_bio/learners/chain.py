@@ -8,8 +8,9 @@ statistics (batch norm in training) behaves as if it had run once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,17 +89,84 @@ class Chain:
                 found.append(x.shape[1:])
         return found
 
-    def confirm(self, model: nn.Module, x: Tensor) -> None:
-        """Raise InputError unless chain and model, in evaluation mode, give the same for x."""
-        with self.evaluated(), in_mode(model, training=False):
-            found, expected = self(x), model(x)  # the chain first: it says what it cannot take
-        same = isinstance(expected, Tensor) and expected.shape == found.shape
-        if not (same and torch.allclose(expected, found, rtol=1e-3, atol=1e-4, equal_nan=True)):
-            raise InputError(
-                "layers: expected blocks that give what the model gives when they run one after "
-                f"the other, found another output of {self.blocks[-1].name}; a model whose paths "
-                "branch needs each branching part whole, in one block"
-            )
+    def confirm(self, model: nn.Module, x: Tensor, *, learning: bool) -> None:
+        """Raise InputError unless chain and model give the same for x (N, ...).
+
+        So do the inputs of the model's layers have to be, as a last layer of zeros gives the same
+        for any. Both are left as they were, and run from the same random state.
+
+        Args:
+            model: The model.
+            x: A batch.
+            learning: Whether they run in the modes that they have, so that what draws in training
+                alone shows, and not in evaluation mode, where a single sample will do.
+        """
+        runs = []
+        for run in (self, model, model):  # the chain first: it says what it cannot take
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._left_alone(model))
+                if not learning:
+                    stack.enter_context(self.evaluated())
+                    stack.enter_context(in_mode(model, training=False))
+                inputs = stack.enter_context(_inputs_of_layers(model))
+                runs.append({"": [run(x)]} | inputs)
+        chain, once, again = runs
+        if not isinstance(once[""][0], Tensor) or _difference(once, again) is None:
+            # A model that draws by other generators than PyTorch's cannot be compared as it is.
+            name = _difference(chain, once)
+            if name is not None:
+                what = f"input of {name}" if name else f"output of {self.blocks[-1].name}"
+                mode = " in training mode" if learning and model.training else ""
+                raise InputError(
+                    "layers: expected blocks that give what the model gives when they run one "
+                    f"after the other, found another {what}{mode}; a model whose paths branch needs "
+                    "each branching part whole, in one block, and each function in its forward a "
+                    "module in its place"
+                )
+
+    @contextlib.contextmanager
+    def _left_alone(self, model: nn.Module) -> Iterator[None]:
+        """Put random states and the buffers of chain and model back at the end; no gradients."""
+        modules = (model, *(block.module for block in self.blocks))
+        buffers = [(buffer, buffer.clone()) for m in modules for buffer in m.buffers()]
+        before = rng_state()
+        with torch.no_grad():
+            try:
+                yield
+            finally:
+                set_rng_state(before)
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def _inputs_of_layers(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield what the modules with parameters of their own are given within the context, by name."""
+    inputs: dict[str, list[Tensor]] = {}
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name and next(module.parameters(recurse=False), None) is not None:
+
+                def note(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+                    if given and isinstance(given[0], Tensor):
+                        inputs.setdefault(name, []).append(given[0].clone())
+
+                stack.callback(module.register_forward_pre_hook(note).remove)
+        yield inputs
+
+
+def _difference(one: Mapping[str, Sequence[Any]], other: Mapping[str, Sequence[Any]]) -> str | None:
+    """Return the first name under which two hold other tensors; None if there is none.
+
+    What only one of them holds says nothing: a model may take a layer's weight without calling it.
+    """
+    for name, tensors in one.items():
+        if len(tensors) == len(other.get(name, ())):
+            for a, b in zip(tensors, other[name], strict=True):
+                same = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
+                if not (same and torch.allclose(b, a, rtol=1e-3, atol=1e-4, equal_nan=True)):
+                    return name
+    return None
 
 
 class Evaluation:

@@ -85,7 +85,7 @@ class DirectRandomTargetProjection(LearningMethod):
     ) -> tuple[Tensor, Tensor]:
         outputs = _outputs(chain, x)
         value, logits = loss(outputs[-1]), outputs[-1]
-        targets = loss.targets(logits).flatten(1) / len(x)
+        targets = loss.targets(logits).reshape(len(x), -1) / len(x)
         learning, sent = [value], [torch.ones_like(value)]
         places = _activities(chain, [output.shape[1:] for output in outputs])
         for place, feedback in zip(places, state.buffers(), strict=True):
