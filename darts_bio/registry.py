@@ -367,6 +367,12 @@ class Registry(Generic[T]):
         """
         name, options = parse_spec(spec)
         member: Any = self.get(name)
+        if inspect.isabstract(member):
+            missing = ", ".join(sorted(member.__abstractmethods__))
+            raise InputError(
+                f"{self.kind} {name!r}: expected all methods of {member.__mro__[1].__name__}, found "
+                f"no {missing}; write what is missing"
+            )
         signature = inspect.signature(member).parameters.values()
         parameters = [p for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         accepted = [p.name for p in parameters]

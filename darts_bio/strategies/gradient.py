@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_number
+from darts_bio.errors import InputError, brief, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.optimizers import Adam, load_optimizer
 from darts_bio.runtime import fill, generator
@@ -219,8 +219,11 @@ class GradientStrategy(Strategy[AlphaState]):
         """Return the loss that alpha follows, with all penalties, and the logits (N, classes)."""
         loss, logits = bilevel.architecture_loss(bilevel.valid_batch, self.edge_weights(state))
         loss = loss + bilevel.penalty(self.mean_weights(state), state.alpha)
-        loss = loss + self.own_penalty(state)
-        return loss, logits
+        own = self.own_penalty(state)
+        if not isinstance(own, (int, float)) and not (isinstance(own, Tensor) and own.dim() == 0):
+            found = tuple(own.shape) if isinstance(own, Tensor) else brief(own)
+            raise InputError(f"{self.where}: own_penalty: expected a scalar, found {found}")
+        return loss + own, logits
 
     def descends(self, state: AlphaState) -> bool:
         return True
@@ -230,6 +233,11 @@ class GradientStrategy(Strategy[AlphaState]):
         # layer's backward pass.
         with bilevel.frozen_weights():
             loss, logits = self.validation_loss(state, bilevel)
+            if not loss.requires_grad:
+                raise InputError(
+                    f"{self.where}: expected a loss that depends on alpha, found one that does "
+                    "not; compute the edge weights from state.alpha, without detach or no_grad"
+                )
             # Of one candidate an edge, `none` may cut off whole cells, and with them their alpha.
             gradients = torch.autograd.grad(
                 loss, list(state.parameters.values()), allow_unused=True, materialize_grads=True

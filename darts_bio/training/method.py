@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from darts_bio.config import SearchConfig
-from darts_bio.errors import InputError
+from darts_bio.errors import InputError, check_number, check_whole
 from darts_bio.rules import RULES
 from darts_bio.strategies import REGULARIZERS, STRATEGIES, Regularizer, Strategy
+from darts_bio.training.answers import ask
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Method:
         regularizers = tuple(REGULARIZERS.build(spec) for spec in config.regularizers)
         _refuse_repetitions(regularizers)
         warmups = [r.warmup_epochs for r in regularizers if r.warmup_epochs is not None]
-        share = strategy.warmup_share(config.epochs)
+        share = ask(strategy, "warmup_share", config.epochs)
+        check_number(f"{strategy.where}: warmup_share", share)
+        if share > 1:
+            raise InputError(
+                f"{strategy.where}: warmup_share: expected a share from 0 to 1, found {share}"
+            )
+        check_whole(f"{strategy.where}: partial", strategy.partial)
         return cls(
             strategy,
             regularizers,

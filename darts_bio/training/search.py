@@ -48,6 +48,7 @@ from darts_bio.strategies import (
     detached,
     frozen,
 )
+from darts_bio.training.answers import Answers
 from darts_bio.training.engine import Interrupted, named_tensors, never
 from darts_bio.training.graphs import Recorder
 from darts_bio.training.individuals import Individuals
@@ -77,6 +78,7 @@ class Search:
     Attributes:
         supernet: The network of weights w, a function of images and edge weights.
         strategy: How alpha becomes edge weights and moves; `strategy_state` holds alpha.
+        answers: What the strategy answers.
         regularization: What else is added to alpha's loss, or ends the search.
         objective: The costs beside the loss, such as the number of parameters.
         table: The candidates (operation, rule) of each edge.
@@ -178,7 +180,8 @@ class Search:
             factorised=self.regularization.factorised,
             normalizes_edges=self.regularization.normalizes_edges,
         )
-        self.strategy_state: StrategyState = self.strategy.begin(context)
+        self.answers = Answers(self.strategy, self.table)
+        self.strategy_state: StrategyState = self.answers.begin(context)
         self.regularization.accept(self.strategy, self.strategy_state)
         self.objective = Objective(
             config.objective,
@@ -218,7 +221,7 @@ class Search:
         draw_feedback(self.supernet, config.seed)
         self.renewal = Renewal(self.supernet, config.seed)
         self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
-        phase = self.strategy.weight_phase(self.epochs)
+        phase = self.answers.weight_phase(self.epochs)
         schedule = replace(config, epochs=self.place.schedule)
         self.optimizer = WeightOptimizer(self.supernet, schedule, self.run, phase)
         self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
@@ -269,7 +272,7 @@ class Search:
 
     def notes(self) -> list[str]:
         """Return lines that the user is to know of this search before it begins."""
-        notes = self.strategy.notes(self.strategy_state, self.config.rules)
+        notes = self.answers.notes(self.config.rules)
         notes += precision_notes(self.device, self.config.amp)
         unseen = self.supernet.shares_weights and not self.strategy.shares_weights
         if unseen and len(self.config.rules) > 1:
@@ -294,7 +297,7 @@ class Search:
     def begin_epoch(self, epoch: int) -> None:
         scheduled = self.place.first_epoch + epoch
         self.optimizer.begin_epoch(scheduled)
-        self.strategy.begin_epoch(self.strategy_state, scheduled)
+        self.answers.begin_epoch(scheduled)
         self.regularization.begin_epoch(scheduled)
         self.run.begin_epoch()
 
@@ -309,15 +312,14 @@ class Search:
             self.optimizer.restart()
         number = self.first_batch + t
         train, valid = self.train_batches.batch(number), self.valid_batches.batch(number)
-        strategy, state = self.strategy, self.strategy_state
         sums: dict[str, Sums] = {}
-        descends = strategy.descends(state)
+        descends = self.answers.descends()
         if descends and t // self.steps_per_epoch >= self.warmup_epochs:
-            strategy.prepare(state)
+            self.answers.prepare()
             drawn = self._drawn()
             # A function that exchanges with other processes within cannot be recorded, nor one that
             # computes other candidates each time.
-            exchanges = strategy.exchanges and world_size() > 1
+            exchanges = self.strategy.exchanges and world_size() > 1
             run = call if exchanges or drawn is not None else self.run
             with self.supernet.drawn(drawn):
                 gradients, valid_sums = run(self._alpha_gradients, *train, *valid)
@@ -325,7 +327,7 @@ class Search:
             self.run(self._move_alpha, *gradients)
             sums["valid"] = measured("valid", valid_sums, len(valid[1]))
         # Once more: the pass that moves w has a sample of its own.
-        strategy.prepare(state)
+        self.answers.prepare()
         self.regularization.prepare()
         lent = self.run(self._edge_weights) if descends else self._edge_weights()
         drawn = self._drawn()
@@ -352,7 +354,7 @@ class Search:
         """Return the one candidate of each edge that is computed; None if all are."""
         if self.regularization.spreads:
             return None
-        return self.strategy.drawn(self.strategy_state)
+        return self.answers.drawn()
 
     def _alpha_gradients(self, *batches: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Return the gradients that alpha follows, and `loss_and_accuracy` of the validation batch.
@@ -371,12 +373,12 @@ class Search:
             self.optimizer.virtual_step,
             self.optimizer.moving,
         )
-        gradients, logits = self.strategy.gradients(self.strategy_state, bilevel)
-        return tuple(gradients), loss_and_accuracy(logits, valid_labels)
+        gradients, logits = self.answers.gradients(bilevel)
+        return gradients, loss_and_accuracy(logits, valid_labels)
 
     def _move_alpha(self, *gradients: Tensor) -> None:
         """Have the strategy move alpha along these gradients, and the bound its multiplier."""
-        self.strategy.move(self.strategy_state, gradients)
+        self.answers.move(gradients)
         if self.objective.bound is not None:
             self.objective.bound.adapt(self.shares())
 
@@ -387,12 +389,12 @@ class Search:
         """
         strategy, state = self.strategy, self.strategy_state
         if isinstance(strategy, GradientStrategy) and isinstance(state, AlphaState):
-            return detached(strategy.mean_weights(state))
-        return strategy.final_weights(state)
+            return detached(self.answers.mean_weights())
+        return self.answers.final_weights()
 
     def _edge_weights(self) -> tuple[Tensor, ...]:
         """Return the edge weights for training w, detached, in the order of the cell types."""
-        lent = detached(self.strategy.edge_weights(self.strategy_state))
+        lent = detached(self.answers.edge_weights())
         return tuple(lent[cell_type] for cell_type in self.table.rows)
 
     def _weight_gradients(self, x: Tensor, labels: Tensor, *lent: Tensor) -> Tensor:
@@ -442,7 +444,8 @@ class Search:
 
     def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
-        return self.supernet(x, self.regularization.lent(edge_weights))
+        weights = self.answers.checked("edge_weights", edge_weights)
+        return self.supernet(x, self.regularization.lent(weights))
 
     def _attacked_loss(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the loss on a training batch, a scalar, for whoever attacks the edge weights.
@@ -492,7 +495,7 @@ class Search:
                 raise Interrupted
             return self.individuals.measure(weights, first, batches)
 
-        numbers |= self.strategy.end_epoch(self.strategy_state, scheduled, measure)
+        numbers |= self.answers.end_epoch(scheduled, measure)
         ends, measurements = self.regularization.after_epoch(scheduled, _Lookout(self, first))
         self.stopped = self.stopped or ends
         numbers |= measurements
@@ -511,7 +514,7 @@ class Search:
 
     def genotype(self) -> Genotype:
         """Return the genotype that alpha stands for at present."""
-        weights = self.strategy.final_weights(self.strategy_state)
+        weights = self.answers.final_weights()
         weights = self.regularization.decisive(weights, self._derive)
         cells = self._derive(weights)
         if self.objective.bound is not None:

@@ -1,0 +1,255 @@
+"""A strategy as a search asks it: what it answers is looked at where it enters the search.
+
+A strategy may be a plug-in, whose mistakes would come to light far from it, or not at all: an alpha
+that a wrong answer leaves where it is still ends in a genotype, and so do weights of NaN. Only types,
+shapes and devices are looked at within a step, which costs no wait for a GPU and holds for
+recordings; values are where the genotype is derived.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darts_bio.errors import InputError, brief, first_line
+from darts_bio.networks import EdgeWeights
+from darts_bio.networks.pooled import LEFT_OUT
+from darts_bio.spaces import CandidateTable
+from darts_bio.strategies import (
+    AlphaState,
+    Bilevel,
+    Context,
+    Measure,
+    Strategy,
+    StrategyState,
+    WeightPhase,
+)
+from darts_bio.training.engine import Interrupted
+from darts_bio.training.meters import Numbers
+
+
+class Answers:
+    """The answers of a strategy in one search, whose state `begin` makes.
+
+    Methods are those of `Strategy`. Each raises InputError, in a line that names the strategy and
+    the method, for an answer that a search cannot use and for what the strategy's own code raises.
+
+    >>> from dataclasses import dataclass
+    >>> from darts_bio.spaces import SPACES
+    >>> from darts_bio.strategies import STRATEGIES, GradientStrategy
+    >>> @STRATEGIES.register("forgetful")
+    ... @dataclass(frozen=True)
+    ... class Forgetful(GradientStrategy):
+    ...     def mean_weights(self, state):
+    ...         weights = super().mean_weights(state)
+    >>> space = SPACES.build("nb201")
+    >>> table, cpu = space.table(["bp"]), torch.device("cpu")
+    >>> answers = Answers(Forgetful(), table)
+    >>> state = answers.begin(Context(space, table, 0, cpu, epochs=1, steps_per_epoch=1))
+    >>> answers.final_weights()
+    Traceback (most recent call last):
+    darts_bio.errors.InputError: strategy forgetful: final_weights: expected a dict of tensors, cell \
+(6, 5), found NoneType; return one
+    >>> STRATEGIES.unregister("forgetful")
+
+    Args:
+        strategy: The strategy.
+        table: The candidates of the search.
+    """
+
+    def __init__(self, strategy: Strategy[Any], table: CandidateTable) -> None:
+        self._strategy, self._table = strategy, table
+        self.state: Any = None
+        """The state of the search."""
+
+    def begin(self, context: Context) -> StrategyState:
+        state = ask(self._strategy, "begin", context)
+        if not isinstance(state, StrategyState):
+            raise self._wrong("begin", "a StrategyState", state)
+        self.state = state
+        return state
+
+    def weight_phase(self, epochs: int) -> WeightPhase | None:
+        phase = ask(self._strategy, "weight_phase", epochs)
+        if not (phase is None or isinstance(phase, WeightPhase)):
+            raise self._wrong("weight_phase", "a WeightPhase or None", phase)
+        return phase
+
+    def notes(self, rules: Sequence[str]) -> list[str]:
+        notes = ask(self._strategy, "notes", self.state, rules)
+        if not isinstance(notes, (list, tuple)) or not all(isinstance(n, str) for n in notes):
+            raise self._wrong("notes", "a list of lines", notes)
+        return list(notes)
+
+    def begin_epoch(self, epoch: int) -> None:
+        ask(self._strategy, "begin_epoch", self.state, epoch)
+
+    def descends(self) -> bool:
+        descends = ask(self._strategy, "descends", self.state)
+        if not isinstance(descends, bool):
+            raise self._wrong("descends", "True or False", descends)
+        return descends
+
+    def prepare(self) -> None:
+        ask(self._strategy, "prepare", self.state)
+
+    def edge_weights(self) -> EdgeWeights:
+        return self.checked("edge_weights", ask(self._strategy, "edge_weights", self.state))
+
+    def drawn(self) -> Mapping[str, Sequence[int]] | None:
+        drawn = ask(self._strategy, "drawn", self.state)
+        if drawn is None:
+            return None
+        for cell_type, rows in self._table.rows.items():
+            columns = drawn.get(cell_type) if isinstance(drawn, Mapping) else None
+            if not isinstance(columns, Sequence) or len(columns) != len(rows):
+                raise self._wrong("drawn", f"{len(rows)} columns for {cell_type}, or None", drawn)
+            for column, row in zip(columns, rows, strict=True):
+                # Of an edge that no cell has none is drawn.
+                if column != LEFT_OUT and (column not in range(len(row)) or row[column] is None):
+                    raise self._wrong(
+                        "drawn", f"columns of candidates, from 0 to {len(row) - 1}", columns
+                    )
+        return drawn
+
+    def gradients(self, bilevel: Bilevel) -> tuple[tuple[Tensor, ...], Tensor]:
+        answer = ask(self._strategy, "gradients", self.state, bilevel)
+        if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+            raise self._wrong("gradients", "a pair (gradients, logits)", answer)
+        gradients, logits = answer
+        count = len(bilevel.valid_batch[1])
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
+            expected = f"the logits ({count}, classes) as the second of a pair"
+            raise self._wrong("gradients", expected, logits)
+        if not isinstance(gradients, (tuple, list)) or not all(
+            isinstance(gradient, Tensor) for gradient in gradients
+        ):
+            raise self._wrong(
+                "gradients", "a sequence of tensors as the first of a pair", gradients
+            )
+        if isinstance(self.state, AlphaState):
+            shapes = [tuple(p.shape) for p in self.state.parameters.values()]
+            found = [tuple(gradient.shape) for gradient in gradients]
+            if found != shapes:
+                raise self._wrong("gradients", f"tensors as state.parameters, {shapes}", found)
+        return tuple(gradients), logits
+
+    def move(self, gradients: Sequence[Tensor]) -> None:
+        ask(self._strategy, "move", self.state, gradients)
+
+    def end_epoch(self, epoch: int, measure: Measure) -> Numbers:
+        found = ask(self._strategy, "end_epoch", self.state, epoch, measure)
+        if not isinstance(found, dict) or not all(
+            isinstance(value, numbers.Real) for value in found.values()
+        ):
+            raise self._wrong("end_epoch", "a dict of numbers, which may be empty", found)
+        return dict(found)
+
+    def mean_weights(self) -> EdgeWeights:
+        return self.checked("mean_weights", ask(self._strategy, "mean_weights", self.state))
+
+    def final_weights(self) -> EdgeWeights:
+        weights = ask(self._strategy, "final_weights", self.state)
+        weights = self.checked("final_weights", weights)
+        for cell_type, of_type in weights.items():
+            # Of NaN the first would count as the strongest.
+            if cell_type in self._table.rows and of_type.isnan().any():
+                raise InputError(
+                    f"{self._strategy.where}: final_weights: expected numbers to compare the "
+                    f"candidates of {cell_type} by, found nan; mend what it computes them from"
+                )
+        return weights
+
+    def checked(self, method: str, weights: Any) -> EdgeWeights:
+        """Return weights that a method gave; raise InputError unless they fit the candidates."""
+        shapes = {t: self._table.shape(t) for t in self._table.rows}
+        found: Any = weights
+        if isinstance(weights, Mapping):
+            fits = all(
+                isinstance(weights.get(t), Tensor)
+                and weights[t].shape == shape
+                and weights[t].is_floating_point()
+                for t, shape in shapes.items()
+            )
+            if fits:
+                return dict(weights)
+            found = {t: _shape(of_type) for t, of_type in weights.items()}
+        asked = ", ".join(f"{t} {shape}" for t, shape in shapes.items())
+        own = " or ".join(_own_sources(self._strategy, method))
+        way = f"return one from it, or from what it calls ({own})" if own else "return one"
+        raise InputError(
+            f"{self._strategy.where}: {method}: expected a dict of tensors, {asked}, found "
+            f"{brief(found) if isinstance(found, dict) else type(found).__name__}; {way}"
+        )
+
+    def _wrong(self, method: str, expected: str, found: Any) -> InputError:
+        """Return the error for an answer that is not what was expected."""
+        shown = _shape(found) if isinstance(found, Tensor) else brief(found)
+        return InputError(
+            f"{self._strategy.where}: {method}: expected {expected}, found {shown}; return that"
+        )
+
+
+def ask(strategy: Strategy[Any], method: str, *arguments: Any) -> Any:
+    """Return what a method of a strategy returns.
+
+    Raises InputError, with the place, for an exception of a plug-in's own code. A stop that was
+    asked for, a lack of memory and an error of this package stay what they are.
+    """
+    call: Callable[..., Any] = getattr(strategy, method)
+    try:
+        return call(*arguments)
+    except (InputError, Interrupted, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        place = _place(strategy, error)
+        if place is None and isinstance(error, NotImplementedError):
+            raise InputError(
+                f"{strategy.where}: expected a method {method}, found none; write it"
+            ) from None
+        # What a recording does not allow is the recorder's to explain.
+        recorded = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if place is None or recorded:
+            raise
+        raise InputError(
+            f"{strategy.where}: {method}: expected it to return, found {type(error).__name__} "
+            f"({first_line(error)}) at {place}; mend it there"
+        ) from error
+
+
+def _place(strategy: Strategy[Any], error: BaseException) -> str | None:
+    """Return file and line of the innermost call in a plug-in's module; None if there is none."""
+    own = {cls.__module__ for cls in type(strategy).__mro__ if not _ours(cls)}
+    place, step = None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__") in own:
+            place = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return place
+
+
+def _ours(cls: type) -> bool:
+    """Return whether a class is of this package, or of Python."""
+    return cls.__module__.partition(".")[0] in ("darts_bio", "abc", "builtins", "typing")
+
+
+def _own_sources(strategy: Strategy[Any], method: str) -> list[str]:
+    """Return which of the methods that a gradient strategy's weights come from are a plug-in's."""
+    sources = ("mean_weights", "sampled_weights", "strengths")
+    return [
+        name
+        for name in sources
+        if name != method
+        and any(name in vars(cls) and not _ours(cls) for cls in type(strategy).__mro__)
+    ]
+
+
+def _shape(value: Any) -> Any:
+    """Return the shape of a tensor, with its type where it holds no real numbers; or a type."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return tuple(value.shape) if value.is_floating_point() else f"{value.dtype}"
