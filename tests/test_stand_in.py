@@ -69,9 +69,10 @@ def _searches() -> dict[str, Case]:
         space="by_depth(space=darts(nodes=1), cells=3)",
     )
     for name in REGULARIZERS:
+        spec = {"oles": "oles(window=2)"}.get(name, name)  # by default longer than these searches
         found[f"regularizer {name}"] = searching(
             ends=name != "eigenvalue_stop",
-            regularizers=sorted({"warmup(epochs=0)", name} - {"warmup"}),
+            regularizers=sorted({"warmup(epochs=0)", spec} - {"warmup"}),
         )
     found["regularizer smooth, adversarial"] = searching(
         regularizers=["warmup(epochs=0)", "smooth(kind=adversarial, steps=2)"]

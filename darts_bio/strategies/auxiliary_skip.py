@@ -23,18 +23,17 @@ Decay = Literal["linear", "cosine"]
 class AuxiliarySkipState(ScheduledState):
     """The weight of the auxiliary skips, and which candidates are skip connections.
 
-    `skips` is (edges, candidates) bool per cell type.
+    `skips` is (edges, candidates) bool per cell type; `any` tells whether one of them is True.
     """
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.skips = {
-            t: torch.tensor(
-                [[c is not None and c.op == "skip_connect" for c in row] for row in rows],
-                device=context.device,
-            )
+        are_skips = {
+            t: [[c is not None and c.op == "skip_connect" for c in row] for row in rows]
             for t, rows in context.table.rows.items()
         }
+        self.skips = {t: torch.tensor(of_t, device=context.device) for t, of_t in are_skips.items()}
+        self.any = any(True in row for of_t in are_skips.values() for row in of_t)
 
 
 @REGULARIZERS.register("auxiliary_skip")
@@ -73,7 +72,7 @@ class AuxiliarySkip(Regularizer[AuxiliarySkipState]):
 
     def begin(self, context: Context) -> AuxiliarySkipState:
         state = AuxiliarySkipState(context)
-        if not any(bool(skips.any()) for skips in state.skips.values()):
+        if not state.any:
             raise InputError(
                 f"{self.where}: expected skip_connect among the operations of the space, found "
                 "none; leave the regularizer out, or use another --space"
