@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -180,8 +181,8 @@ def test_a_genotype_is_given_in_any_form(tmp_path: Path) -> None:
         ({"genotype": "{"}, "genotype: not a JSON file"),
         ({"rule": "ufs"}, "unknown learning rule 'ufs'"),
         ({"rule": 3}, "rule: expected the name of a learning rule, found 3"),
-        ({"channels": "four"}, "channels: expected a whole number, found 'four'"),
-        ({"num_classes": -1}, "num_classes: expected at least 1, found -1"),
+        ({"channels": "four"}, "channels: expected a whole number of at least 1, found 'four'"),
+        ({"num_classes": -1}, "num_classes: expected a whole number of at least 0, found -1"),
         ({"drop_rate": 1.0}, "drop_rate: expected at least 0 and below 1, found 1.0"),
         ({"drop_path_rate": 1.0}, "drop path: expected a probability"),
         (
@@ -221,6 +222,13 @@ def test_what_timms_scripts_pass_by_default_is_accepted() -> None:
     )
     model = create(in_chans=1, num_classes=5, drop_rate=0.0, checkpoint_path="", **unset)
     assert model(images(channels=1)).shape == (2, 5)
+
+
+def test_counts_of_numpy() -> None:
+    model = create(channels=np.int64(4), num_classes=np.int32(5), seed=np.uint8(1))
+    assert model(images()).shape == (2, 5)
+    model.reset_classifier(np.int64(7))
+    assert (type(model.num_classes), model(images()).shape) == (int, (2, 7))
 
 
 # Features

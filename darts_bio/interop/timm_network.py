@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from darts_bio.errors import InputError, brief, first_line, unknown_name
+from darts_bio.errors import InputError, brief, check_whole, first_line, unknown_name
 from darts_bio.interop.tracing import Renewal, Watched
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
@@ -135,15 +135,11 @@ class TimmNetwork(Network):
         for name in unknown:
             known = set(inspect.signature(TimmNetwork).parameters) - {"stem", "unknown"}
             raise unknown_name("option of a darts_bio model", name, known)
-        counts = {
-            "channels": channels,
-            "layers": layers,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-        }
-        for name, count in {**counts, "seed": seed}.items():
-            if type(count) is not int:
-                raise InputError(f"{name}: expected a whole number, found {brief(count)}")
+        channels = check_whole("channels", channels)
+        layers = check_whole("layers", layers)
+        num_classes = check_whole("num_classes", num_classes, 0)  # 0 is no classifier
+        in_chans = check_whole("in_chans", in_chans)
+        seed = check_whole("seed", seed, 0)
         if not (rule is None or isinstance(rule, str)):
             raise InputError(f"rule: expected the name of a learning rule, found {brief(rule)}")
         if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
@@ -349,10 +345,7 @@ class TimmNetwork(Network):
 
         Raises InputError for a `num_classes` or `global_pool` that is not possible.
         """
-        if type(num_classes) is not int or num_classes < 0:
-            raise InputError(
-                f"num_classes: expected a whole number of at least 0, found {brief(num_classes)}"
-            )
+        num_classes = check_whole("num_classes", num_classes, 0)
         global_pool = self.global_pool if global_pool is None else global_pool
         if global_pool not in ("avg", "") or (num_classes and not global_pool):
             raise InputError(
