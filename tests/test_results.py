@@ -524,6 +524,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "models of libraries, rules": (zoo_rules,),
     "study": (study_table, 1, "digits"),
     "study, answers": (study_answers, 1, "digits"),
+    "study, learned feedback": (study_learned, 1, "digits"),
     "study, CIFAR-10": (study_table, 2, "cifar10"),
     "study, CIFAR-10, answers": (study_answers, 2, "cifar10"),
 }
@@ -632,11 +633,14 @@ def test_the_readme_shows_what_the_files_hold() -> None:
             f"(p = {p_of_flips(more):.3f})"
         ) in readme
     shown = {rules: mean_std(values, 1) for rules, values in errors.items()}
+    records = result("study-digits.json")["records"]
+    learned = [records[f"rule_aware, seed {seed}, weight_mirror"] for seed in range(10)]
+    mirror = [record["test_error_percent"] for record in learned]
     assert f"found by `rule_aware` {shown['searched']}, `usf` everywhere" in readme
     assert f"by the weights' signs) {shown['usf']} |" in readme
     assert (
-        f"(`bp`) {shown['bp']}, signs alone (`usf`) {shown['usf']}, none, by fixed random feedback "
-        f"(`fa`), {shown['fa']}"
+        f"(`bp`) {shown['bp']}, signs alone (`usf`) {shown['usf']}; neither, by feedback that learns "
+        f"(`weight_mirror`), {mean_std(mirror, 1)}, by fixed random feedback (`fa`) {shown['fa']}"
     ) in readme
     errors = study_errors("rule_aware", "cifar10")
     shown = {rules: mean_std(values, 1) for rules, values in errors.items()}
