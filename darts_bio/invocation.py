@@ -70,7 +70,7 @@ def line(command: str, *options: str, launcher: Sequence[str] = ("python",)) -> 
     Args:
         command: A command of `darts-bio`, such as "train".
         options: The words that follow it.
-        launcher: The words of python, torchrun or srun (`distributed.launcher`).
+        launcher: The words of python, torchrun or srun (`process_group.launcher`).
 
     >>> import sys; before, sys.argv = sys.argv, ["/usr/bin/darts-bio"]
     >>> line("train", "--genotype", "my run").removeprefix("uv run ")

@@ -22,9 +22,9 @@ from torch.amp import GradScaler
 from darts_bio import BatchManhattan, attach, audit, convert, draw_feedback, true_gradients
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import load_data
-from darts_bio.distributed import process_group
 from darts_bio.errors import InputError
 from darts_bio.networks.supernet import SuperNet
+from darts_bio.process_group import process_group
 from darts_bio.rules import RULES, learned_feedback, rule_layers
 from darts_bio.spaces import SPACES, load_genotype
 from darts_bio.training.optim import WeightOptimizer

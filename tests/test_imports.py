@@ -24,6 +24,7 @@ ORDER = [
     "private_torch",
     "environment",
     "distributed",
+    "process_group",
     "runtime",
     "modes",
     "optimizers",

@@ -22,12 +22,12 @@ from test_graphs import search as search_to_record
 from torch import Tensor, nn
 
 from darts_bio.data.datasets import ImageData, load_data
-from darts_bio.distributed import process_group
 from darts_bio.errors import InputError
 from darts_bio.modes import frozen
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.lanes import OwnedWeights
 from darts_bio.networks.reference import ReferenceCell
+from darts_bio.process_group import process_group
 from darts_bio.rules import held_feedback
 from darts_bio.rules.shared_feedback import FlatFeedback
 from darts_bio.runtime import derive_seed

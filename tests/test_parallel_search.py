@@ -21,8 +21,8 @@ from several import several
 from torch import Tensor
 
 from darts_bio.data.datasets import load_data
-from darts_bio.distributed import process_group
 from darts_bio.modes import frozen
+from darts_bio.process_group import process_group
 from darts_bio.rules import draw_feedback, held_feedback, true_gradients
 from darts_bio.rules.tangents import tangents
 from darts_bio.strategies import REGULARIZERS, detached

@@ -30,17 +30,11 @@ from darts_bio.data import sources
 from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
-from darts_bio.distributed import (
-    first_says,
-    gathered,
-    process_group,
-    refuse_differences,
-    summed,
-    text_from_first,
-)
+from darts_bio.distributed import first_says, gathered, summed, text_from_first
 from darts_bio.errors import InputError
 from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
+from darts_bio.process_group import process_group, refuse_differences
 from darts_bio.spaces import load_genotype
 from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training import retrain
@@ -653,7 +647,8 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "from pathlib import Path\n"
         "import torch\n"
-        "from darts_bio.distributed import process_group, summed\n"
+        "from darts_bio.distributed import summed\n"
+        "from darts_bio.process_group import process_group\n"
         "def threads(): return sorted(path.read_text() for path in "
         "Path('/proc/self/task').glob('*/comm'))\n"
         "with process_group():\n"
@@ -693,7 +688,9 @@ class TestEnvironment:
     @pytest.mark.slow
     def test_srun_numbers_the_processes(self, tmp_path: Path) -> None:
         code = (
-            "import torch; from darts_bio.distributed import *\n"
+            "import torch\n"
+            "from darts_bio.distributed import rank, summed, world_size\n"
+            "from darts_bio.process_group import process_group\n"
             "with process_group(): print(rank(), world_size(), summed(torch.tensor(rank() + "
             "1)).item())"
         )

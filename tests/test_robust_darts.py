@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import ImageData, load_data
-from darts_bio.distributed import process_group
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.networks import build_network
 from darts_bio.networks.cells import DropPath
+from darts_bio.process_group import process_group
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, load_genotype, read_genotype
 from darts_bio.spaces import operations as operations_module

@@ -13,9 +13,10 @@ from darts_bio.config import (
     SearchConfig,
     TrainingConfig,
 )
-from darts_bio.distributed import launcher, process_group, rank
+from darts_bio.distributed import rank
 from darts_bio.errors import printable
 from darts_bio.invocation import called, line
+from darts_bio.process_group import launcher, process_group
 from darts_bio.reports.card import CARD_FILE, on_images, spread
 from darts_bio.reports.choice import measured
 from darts_bio.reports.search import accuracies_in_words

@@ -23,11 +23,7 @@ from pathlib import Path
 from darts_bio.config import CONFIG_FILE, RetrainConfig, SearchConfig
 from darts_bio.config.files import read_yaml
 from darts_bio.data.datasets import ImageData
-from darts_bio.distributed import (
-    first_before_the_others,
-    gathered,
-    rank,
-)
+from darts_bio.distributed import first_before_the_others, gathered, rank
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.evaluation.choice import Candidate, Choice, choose
 from darts_bio.monitoring.console import Console

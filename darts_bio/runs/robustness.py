@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from darts_bio.config import CONFIG_FILE, RobustnessConfig
 from darts_bio.data.datasets import ImageData
-from darts_bio.distributed import process_group, world_size
+from darts_bio.distributed import world_size
 from darts_bio.errors import InputError
 from darts_bio.evaluation.attacks import torchattacks
 from darts_bio.evaluation.corruptions import CORRUPTIONS
@@ -20,6 +20,7 @@ from darts_bio.evaluation.robustness import Measurement, Plan
 from darts_bio.evaluation.subjects import load_subjects
 from darts_bio.monitoring.console import RobustnessConsole
 from darts_bio.monitoring.robustness import RobustnessBoard
+from darts_bio.process_group import process_group
 from darts_bio.reports.markdown import counted
 from darts_bio.reports.robustness import results, write_report
 from darts_bio.runs.running import warn_of

@@ -17,12 +17,8 @@ from darts_bio.distributed import (
     apart,
     first_says,
     gathered,
-    leave_note,
-    note,
     patient_group,
-    process_group,
     rank,
-    refuse_differences,
     text_from_first,
     world_size,
 )
@@ -31,6 +27,7 @@ from darts_bio.invocation import watch_line
 from darts_bio.monitoring.boards import FitBoard
 from darts_bio.monitoring.console import Console, FitConsole
 from darts_bio.monitoring.trackers import trackers
+from darts_bio.process_group import leave_note, note, process_group, refuse_differences
 from darts_bio.reports.markdown import counted
 from darts_bio.runs.files import MetricsFile
 from darts_bio.runs.rollbacks import Run, WentBack

@@ -14,14 +14,7 @@ from darts_bio.config import RetrainConfig, SearchConfig, flag
 from darts_bio.config.options import plain
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.data.given import GIVEN
-from darts_bio.distributed import (
-    TIMEOUT,
-    first_before_the_others,
-    launcher,
-    rank,
-    refuse_differences,
-    world_size,
-)
+from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
 from darts_bio.figures.cells import draw_genotype
 from darts_bio.figures.charts import write_chart
@@ -30,6 +23,7 @@ from darts_bio.figures.drawing import Drawing
 from darts_bio.invocation import line, portable
 from darts_bio.monitoring.boards import FitBoard, GenotypeBoard, SearchBoard
 from darts_bio.networks import parameters
+from darts_bio.process_group import TIMEOUT, launcher, refuse_differences
 from darts_bio.reports import page
 from darts_bio.reports.search import KNOWN_FIGURE, search_card
 from darts_bio.reports.search_seeds import search_seeds_card

@@ -13,7 +13,7 @@ from torch import nn
 from darts_bio.config import TrainingConfig
 from darts_bio.data.datasets import ImageData
 from darts_bio.data.sources import Source, source_of
-from darts_bio.distributed import TIMEOUT, rank, refuse_differences, world_size
+from darts_bio.distributed import rank, world_size
 from darts_bio.errors import InputError, one_line
 from darts_bio.evaluation.alignment import Alignment, training_alignment
 from darts_bio.figures.cells import draw_genotype
@@ -21,6 +21,7 @@ from darts_bio.figures.charts import write_chart
 from darts_bio.figures.curves import draw_curves
 from darts_bio.monitoring.boards import TrainingBoard
 from darts_bio.networks import parameters
+from darts_bio.process_group import TIMEOUT, refuse_differences
 from darts_bio.reports import page
 from darts_bio.reports.card import CURVES_FIGURE, model_card, seeds_card
 from darts_bio.rules import count_rules
