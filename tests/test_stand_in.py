@@ -59,6 +59,8 @@ def _searches() -> dict[str, Case]:
         rules=["kolen_pollack", "weight_mirror", "usf(scale='match')"],
         backbone_rule="usf",
     )
+    # No alpha moves by gradients between two passes that teach the feedback.
+    found["eg, learned feedback"] = searching("eg", rules=["fa", "kolen_pollack", "pfa"])
     found["shared weights"] = searching(weights="shared", kernel_scale="init", amp="bf16")
     costs = ["parameters(weight=0.1)", "multiply_adds(weight=0.1)", "weight_transport(weight=0.1)"]
     found["objective"] = searching(rules=["fa", "bp"], objective=costs)
@@ -141,7 +143,7 @@ def _trainings() -> dict[str, Case]:
 
 QUICK = {
     "search": (
-        *("darts", "gdas", "rule_aware, other rules", "low memory"),
+        *("darts", "gdas", "rule_aware, other rules", "low memory", "eg, learned feedback"),
         *("regularizer smooth, adversarial", "beside a thread that pins memory"),
     ),
     "training": ("plain", "fast recipe bf16", "accumulate 4 bf16"),

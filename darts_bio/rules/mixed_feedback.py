@@ -52,6 +52,7 @@ class MixedFeedback(SharedFeedback):
 
         The kernels are differentiable at the shares.
         """
+        self._take_back_kernels()
         carriers = cast("list[FlatFeedback]", list(self.flat))
         flat_weights = carriers[0].carried_weight
         if all(carrier.exact for carrier in carriers):

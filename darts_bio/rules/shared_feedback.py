@@ -237,6 +237,7 @@ class SharedFeedback(nn.Module):
 
     def lend(self) -> None:
         """Give each layer the weight and the kernel of its next pass."""
+        self._take_back_kernels()
         rules = len(self.flat)
         weights = [layer.weight.detach().reshape(rules, -1).unbind() for layer in self.layers]
         by_rule = list(zip(*weights, strict=True))  # [layer][rule] -> [rule][layer]
@@ -246,6 +247,16 @@ class SharedFeedback(nn.Module):
             kernels_by_rule.append(carrier.kernels(flat_weights))
         by_layer = zip(*kernels_by_rule, strict=True)  # [rule][layer] -> [layer][rule]
         self._lend_kernels([kernel for layer in by_layer for kernel in layer])
+
+    def _take_back_kernels(self) -> None:
+        """Take back the kernels of the pass before.
+
+        A kernel that is learned holds the node by which autograd reaches its parameter, and the
+        node is bound to the stream that it was made on: a recording has a stream of its own, and
+        has to make the node anew.
+        """
+        for layer in self.layers:
+            layer.kernel = None
 
     def _lend_kernels(self, pieces: Sequence[Tensor]) -> None:
         """Give each layer its kernel, of pieces in the order (layer, rule), and its weight."""
