@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,13 @@ def test_every_room_is_in_the_order() -> None:
         "__init__"
     }
     assert rooms == set(ORDER)
+
+
+def test_the_map_of_the_rooms_names_every_file() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", page))
+    names = {path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")}
+    assert names - words == set()
 
 
 @functools.cache
