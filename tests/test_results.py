@@ -525,6 +525,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "study": (study_table, 1, "digits"),
     "study, answers": (study_answers, 1, "digits"),
     "study, learned feedback": (study_learned, 1, "digits"),
+    "study, CIFAR-10, learned feedback": (study_learned, 2, "cifar10"),
     "study, CIFAR-10": (study_table, 2, "cifar10"),
     "study, CIFAR-10, answers": (study_answers, 2, "cifar10"),
 }
