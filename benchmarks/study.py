@@ -28,8 +28,9 @@ win most edges, and an edge without weights has no rule. Images of 32x32 pixels 
 on all test images.
 
 A job is a search or a training. `--budget` minutes are spent on jobs that have not been done, all
-seeds of a strategy before the next one, and the rules that learn their feedback after the others:
-the first strategy alone answers the three questions. A job that has begun is ended. Writes
+seeds of a strategy before the next one: the first alone answers the three questions. The rules that
+learn their feedback come after the others, on the cells of the first strategy before the next one
+is begun and on those of the rest at the end. A job that has begun is ended. Writes
 benchmarks/results/study-DATASET.json after each.
 """
 
@@ -115,11 +116,25 @@ class Job:
 
 def jobs(seeds: int) -> Iterator[Job]:
     """Yield all jobs in the order of worth; a search comes before what is trained of it."""
-    for strategy in STRATEGIES:
-        for seed in range(seeds):
-            yield Job(strategy, seed)
-            yield from (Job(strategy, seed, rules) for rules in assignments_of(strategy))
-        yield from (Job(strategy, seed, rules) for seed in range(seeds) for rules in LEARNED)
+    first, *others = STRATEGIES
+    yield from mixed_jobs(first, seeds)
+    yield from learned_jobs(first, seeds)
+    for strategy in others:
+        yield from mixed_jobs(strategy, seeds)
+    for strategy in others:
+        yield from learned_jobs(strategy, seeds)
+
+
+def mixed_jobs(strategy: str, seeds: int) -> Iterator[Job]:
+    """Yield the searches of a strategy, each with the trainings of the first comparisons."""
+    for seed in range(seeds):
+        yield Job(strategy, seed)
+        yield from (Job(strategy, seed, rules) for rules in assignments_of(strategy))
+
+
+def learned_jobs(strategy: str, seeds: int) -> Iterator[Job]:
+    """Yield the trainings of a strategy's cells under rules whose feedback learns."""
+    yield from (Job(strategy, seed, rules) for seed in range(seeds) for rules in LEARNED)
 
 
 def assignments_of(strategy: str) -> tuple[str, ...]:
