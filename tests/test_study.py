@@ -72,6 +72,9 @@ def test_jobs_are_done_in_order_within_the_budget_and_gone_on_with(
         records[job.key] = record
 
     wanted = list(jobs(2))
+    kinds = [(job.strategy == "rule_aware", job.rules in study.LEARNED) for job in wanted]
+    runs = [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before]
+    assert runs == [(True, False), (True, True), (False, False), (False, True)]
     spend(wanted, study.do, records, save, -1.0, 2)
     assert not done  # no time
     spend(wanted[:10], study.do, records, save, 60.0, 2)
