@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
 import darts_bio
 from darts_bio.errors import InputError
-from darts_bio.strategies import STRATEGIES, GradientStrategy, Strategy
+from darts_bio.spaces import from_nb201_text
+from darts_bio.strategies import (
+    BLACK_BOX_STRATEGIES,
+    STRATEGIES,
+    AlphaState,
+    BlackBoxState,
+    BlackBoxStrategy,
+    GradientStrategy,
+    Strategy,
+)
 
 Weights = dict[str, torch.Tensor]
 mean, gradients = GradientStrategy.mean_weights, GradientStrategy.gradients
@@ -51,6 +61,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "fewer candidates": (
         {"mean_weights": every(lambda w: w[:, 1:])},
         r"found {'normal': \(2, 11\)",
+    ),
+    "double": (
+        {"mean_weights": every(torch.Tensor.double)},
+        r"edge_weights: expected tensors of torch.float32, .* found torch.float64",
     ),
     "arrays": ({"mean_weights": every(lambda w: w.detach().numpy())}, "{'normal': 'ndarray'"),
     "detached": ({"mean_weights": every(torch.detach)}, "expected a loss that depends on alpha"),
@@ -113,6 +127,60 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 """What a strategy has in place of its own, and what a search says of it."""
 
 
+def beginning(**members: Any) -> dict[str, Any]:
+    """Return a `begin` whose state has members of its own."""
+    state = type("WrongState", (AlphaState,), {"__module__": __name__, **members})
+    return {"begin": lambda self, context: state(self, context)}
+
+
+WRONG |= {
+    "no rates": (
+        beginning(learning_rates=lambda self: None),
+        "learning_rates: expected a dict of numbers",
+    ),
+    "nothing to save": (beginning(state_dict=lambda self: None), "state_dict: expected a dict"),
+    "an array to save": (
+        beginning(state_dict=lambda self: {"own": [1, numpy.zeros(3)]}),
+        r"state_dict: expected tensors and plain values, .* at state_dict\['own'\]\[1\], found 'ndarray'",
+    ),
+    "a state without the base's": (
+        beginning(__init__=lambda self, *given: None),
+        "begin: expected a state that knows its context, found WrongState without; begin its __init__ ",
+    ),
+}
+
+WRONG_QUERIES: dict[str, tuple[dict[str, Any], str]] = {
+    "no state": ({"begin": lambda self, context: None}, "begin: expected a BlackBoxState, found N"),
+    "no genotype": ({"propose": lambda self, state: None}, "propose: expected a Genotype, found N"),
+    "cells alone": (
+        {"propose": lambda self, state: state.drawn().cells},
+        "propose: expected a Genotype, found {'normal': Cell",
+    ),
+    "of another space": (
+        {
+            "propose": lambda self, state: from_nb201_text(
+                "|skip_connect~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+            )
+        },
+        "propose: genotype.cells: unknown cell type 'cell'",
+    ),
+    "an error": (
+        {"observe": raising},
+        r"observe: expected it to return, found KeyError \('oops'\) at .*test_answers.py:\d+",
+    ),
+    "no array": (
+        {"begin": lambda self, context: OddState(context)},
+        r"state_dict: .* at state_dict\['own'\], found 'ndarray'",
+    ),
+}
+"""Likewise for a black-box strategy."""
+
+
+class OddState(BlackBoxState):
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "own": numpy.zeros(3)}
+
+
 @pytest.fixture
 def register() -> Iterator[Callable[..., None]]:
     """Registers a strategy "wrong", of some base, with members of its own."""
@@ -126,14 +194,14 @@ def register() -> Iterator[Callable[..., None]]:
     STRATEGIES.unregister("wrong")
 
 
-def search(out: Path) -> Any:
+def search(out: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return darts_bio.search(
             *("digits",),
             **{"strategy": "wrong", "space": "darts(nodes=1)", "rules": ("bp", "fa"), "layers": 3},
             **{"channels": 2, "train_images": 64, "batch_size": 16, "epochs": 1, "out": str(out)},
-            **{"progress": False, "tensorboard": False},
+            **{"progress": False, "tensorboard": False, **options},
         )
 
 
@@ -146,6 +214,21 @@ def test_an_answer_that_no_search_can_use(
     with pytest.raises(InputError, match=f"^strategy wrong.*{message}") as caught:
         search(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRONG_QUERIES)
+def test_an_answer_that_no_black_box_search_can_use(name: str, tmp_path: Path) -> None:
+    members, message = WRONG_QUERIES[name]
+    own = {"propose": lambda self, state: state.drawn(), "__module__": __name__, **members}
+    own = {"begin": lambda self, context: BlackBoxState(context), **own}
+    wrong = dataclass(frozen=True)(type("Wrong", (BlackBoxStrategy,), own))
+    BLACK_BOX_STRATEGIES.register("wrong")(wrong)
+    try:
+        with pytest.raises(InputError, match=f"^strategy wrong.*{message}") as caught:
+            search(tmp_path / "run", queries=2)
+        assert "\n" not in str(caught.value)
+    finally:
+        BLACK_BOX_STRATEGIES.unregister("wrong")
 
 
 def test_a_method_that_is_missing(register: Callable[..., None], tmp_path: Path) -> None:

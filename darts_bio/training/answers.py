@@ -9,7 +9,7 @@ recordings; values are where the genotype is derived.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from darts_bio.spaces import CandidateTable
 from darts_bio.strategies import (
     AlphaState,
     Bilevel,
+    BlackBoxState,
+    BlackBoxStrategy,
     Context,
     Measure,
     Strategy,
@@ -30,6 +32,8 @@ from darts_bio.strategies import (
 )
 from darts_bio.training.engine import Interrupted
 from darts_bio.training.meters import Numbers
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class Answers:
@@ -63,6 +67,7 @@ class Answers:
 
     def __init__(self, strategy: Strategy[Any], table: CandidateTable) -> None:
         self._strategy, self._table = strategy, table
+        self._dtype = torch.get_default_dtype()  # that of a supernet
         self.state: Any = None
         """The state of the search."""
 
@@ -70,7 +75,15 @@ class Answers:
         state = ask(self._strategy, "begin", context)
         if not isinstance(state, StrategyState):
             raise self._wrong("begin", "a StrategyState", state)
+        if "context" not in vars(state):
+            raise InputError(
+                f"{self._strategy.where}: begin: expected a state that knows its context, found "
+                f"{type(state).__name__} without; begin its __init__ by super().__init__(context)"
+            )
         self.state = state
+        # A search asks for these later: then a mistake in them would have cost the time till then.
+        self.learning_rates()
+        self.state_dict()
         return state
 
     def weight_phase(self, epochs: int) -> WeightPhase | None:
@@ -98,7 +111,16 @@ class Answers:
         ask(self._strategy, "prepare", self.state)
 
     def edge_weights(self) -> EdgeWeights:
-        return self.checked("edge_weights", ask(self._strategy, "edge_weights", self.state))
+        return self.lent(ask(self._strategy, "edge_weights", self.state))
+
+    def lent(self, weights: Any) -> EdgeWeights:
+        """Return edge weights for a pass of the supernet, which `gradients` lends in its own way."""
+        checked = self._checked("edge_weights", weights)
+        for of_type in checked.values():
+            if of_type.dtype != self._dtype:
+                expected = f"tensors of {self._dtype}, the supernet's type"
+                raise self._wrong("edge_weights", expected, of_type.dtype)
+        return checked
 
     def drawn(self) -> Mapping[str, Sequence[int]] | None:
         drawn = ask(self._strategy, "drawn", self.state)
@@ -143,18 +165,14 @@ class Answers:
 
     def end_epoch(self, epoch: int, measure: Measure) -> Numbers:
         found = ask(self._strategy, "end_epoch", self.state, epoch, measure)
-        if not isinstance(found, dict) or not all(
-            isinstance(value, numbers.Real) for value in found.values()
-        ):
-            raise self._wrong("end_epoch", "a dict of numbers, which may be empty", found)
-        return dict(found)
+        return self._numbers("end_epoch", found)
 
     def mean_weights(self) -> EdgeWeights:
-        return self.checked("mean_weights", ask(self._strategy, "mean_weights", self.state))
+        return self._checked("mean_weights", ask(self._strategy, "mean_weights", self.state))
 
     def final_weights(self) -> EdgeWeights:
         weights = ask(self._strategy, "final_weights", self.state)
-        weights = self.checked("final_weights", weights)
+        weights = self._checked("final_weights", weights)
         for cell_type, of_type in weights.items():
             # Of NaN the first would count as the strongest.
             if cell_type in self._table.rows and of_type.isnan().any():
@@ -164,7 +182,7 @@ class Answers:
                 )
         return weights
 
-    def checked(self, method: str, weights: Any) -> EdgeWeights:
+    def _checked(self, method: str, weights: Any) -> EdgeWeights:
         """Return weights that a method gave; raise InputError unless they fit the candidates."""
         shapes = {t: self._table.shape(t) for t in self._table.rows}
         found: Any = weights
@@ -186,21 +204,72 @@ class Answers:
             f"{brief(found) if isinstance(found, dict) else type(found).__name__}; {way}"
         )
 
+    def learning_rates(self) -> Numbers:
+        """Return the rates of alpha, which its state tells."""
+        rates = ask(self._strategy, "learning_rates", of=self.state)
+        return self._numbers("learning_rates", rates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed search needs of its state."""
+        return kept(self._strategy, self.state)
+
+    def _numbers(self, method: str, found: Any) -> Numbers:
+        if not isinstance(found, dict) or not all(
+            isinstance(value, numbers.Real) for value in found.values()
+        ):
+            raise self._wrong(method, "a dict of numbers, which may be empty", found)
+        return dict(found)
+
     def _wrong(self, method: str, expected: str, found: Any) -> InputError:
-        """Return the error for an answer that is not what was expected."""
-        shown = _shape(found) if isinstance(found, Tensor) else brief(found)
-        return InputError(
-            f"{self._strategy.where}: {method}: expected {expected}, found {shown}; return that"
-        )
+        return wrong_answer(self._strategy, method, expected, found)
 
 
-def ask(strategy: Strategy[Any], method: str, *arguments: Any) -> Any:
-    """Return what a method of a strategy returns.
+def kept(
+    strategy: Strategy[Any] | BlackBoxStrategy[Any], state: StrategyState | BlackBoxState
+) -> dict[str, Any]:
+    """Return the `state_dict` of a strategy's state.
+
+    Raises InputError for what a checkpoint would not give back: anything but tensors and plain
+    values.
+    """
+    saved = ask(strategy, "state_dict", of=state)
+    if not isinstance(saved, dict):
+        raise wrong_answer(strategy, "state_dict", "a dict", saved)
+    for place, value in _odd_values(saved, "state_dict"):
+        expected = f"tensors and plain values, as a checkpoint holds them, at {place}"
+        raise wrong_answer(strategy, "state_dict", expected, type(value).__name__)
+    return saved
+
+
+def _odd_values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value of all that is neither a tensor nor plain."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _odd_values(inner, f"{place}[{key!r}]")
+    elif type(value) not in _PLAIN and not isinstance(value, Tensor):
+        yield place, value
+
+
+def wrong_answer(
+    strategy: Strategy[Any] | BlackBoxStrategy[Any], method: str, expected: str, found: Any
+) -> InputError:
+    """Return the error for an answer that is not what was expected."""
+    shown = tuple(found.shape) if isinstance(found, Tensor) else brief(found)
+    return InputError(
+        f"{strategy.where}: {method}: expected {expected}, found {shown}; return that"
+    )
+
+
+def ask(
+    strategy: Strategy[Any] | BlackBoxStrategy[Any], method: str, *arguments: Any, of: Any = None
+) -> Any:
+    """Return what a method of a strategy, or `of` its state, returns.
 
     Raises InputError, with the place, for an exception of a plug-in's own code. A stop that was
     asked for, a lack of memory and an error of this package stay what they are.
     """
-    call: Callable[..., Any] = getattr(strategy, method)
+    call: Callable[..., Any] = getattr(strategy if of is None else of, method)
     try:
         return call(*arguments)
     except (InputError, Interrupted, MemoryError, torch.OutOfMemoryError):
@@ -221,7 +290,7 @@ def ask(strategy: Strategy[Any], method: str, *arguments: Any) -> Any:
         ) from error
 
 
-def _place(strategy: Strategy[Any], error: BaseException) -> str | None:
+def _place(strategy: Any, error: BaseException) -> str | None:
     """Return file and line of the innermost call in a plug-in's module; None if there is none."""
     own = {cls.__module__ for cls in type(strategy).__mro__ if not _ours(cls)}
     place, step = None, error.__traceback__

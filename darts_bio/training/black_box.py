@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,10 +27,18 @@ from darts_bio.errors import InputError, unknown_name
 from darts_bio.rules import RULES
 from darts_bio.runtime import derive_seed
 from darts_bio.spaces import SPACES, Genotype, Nb201Table, Space, from_json, to_nb201_text
-from darts_bio.strategies import BLACK_BOX_STRATEGIES, BlackBoxStrategy, Context
+from darts_bio.strategies import (
+    BLACK_BOX_STRATEGIES,
+    BlackBoxState,
+    BlackBoxStrategy,
+    Context,
+)
+from darts_bio.training.answers import ask, kept, wrong_answer
 from darts_bio.training.engine import named_tensors, never
 from darts_bio.training.meters import Numbers, Sums, evaluate
 from darts_bio.training.retrain import Retraining
+
+T = TypeVar("T")
 
 QUERIES = 100
 """The number of queries where `--queries` is not given."""
@@ -135,7 +143,7 @@ class BlackBoxSearch:
             epochs=self.epochs,
             steps_per_epoch=1,
         )
-        self.strategy_state = self.strategy.begin(context)
+        self.strategy_state = self._asked("begin", BlackBoxState, context)
         self.subject = {"data set": data.identity()}
         self.table = None if config.query is None else table
         train, held_out = halves(data.train, config.seed)
@@ -156,6 +164,13 @@ class BlackBoxSearch:
         if self.training is not None:
             self.images_per_step = config.batch_size
             self.steps_per_epoch = config.epochs * self.training.steps_per_epoch
+
+    def _asked(self, method: str, kind: type[T], argument: Any) -> T:
+        """Return what a method of the strategy answers; raise InputError unless it is of a kind."""
+        answer = ask(self.strategy, method, argument)
+        if not isinstance(answer, kind):
+            raise wrong_answer(self.strategy, method, f"a {kind.__name__}", answer)
+        return answer
 
     def _refuse_contradictions(self) -> None:
         """Raise InputError for options that a search without a supernet has no use for."""
@@ -202,14 +217,16 @@ class BlackBoxSearch:
 
     def _begin_query(self, query: int) -> None:
         """Ask the strategy for a genotype, and build what trains it."""
-        self._query, self._proposal = query, self.strategy.propose(self.strategy_state)
+        self._query = query
+        self._proposal = self._asked("propose", Genotype, self.strategy_state)
+        self.space.validate(self._proposal, f"{self.strategy.where}: propose: genotype")
         if self.table is None:
             options = self.training_options(query)
             self.training = Retraining.of_genotype(options, self._genotype, self._data, self.device)
 
     def notes(self) -> list[str]:
         """Return lines that the user is to know of this search before it begins."""
-        return self.strategy.notes(self.strategy_state)
+        return list(self._asked("notes", list, self.strategy_state))
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin a query, unless it is under way."""
@@ -241,7 +258,7 @@ class BlackBoxSearch:
             seed = self.training.config.seed
             self.images += self.steps_per_epoch * self.config.batch_size
         self.latest = Evaluation(epoch + 1, self._genotype, accuracy, loss, seed, self.images)
-        self.strategy.observe(self.strategy_state, self._proposal, accuracy)
+        ask(self.strategy, "observe", self.strategy_state, self._proposal, accuracy)
         if self.best is None or accuracy > self.best.accuracy:
             self.best = self.latest
         self._query = self.training = None
@@ -297,7 +314,7 @@ class BlackBoxSearch:
     def state_dict(self) -> dict[str, Any]:
         """Return what the strategy knows, the best query, and the training that is under way."""
         state: dict[str, Any] = {
-            "strategy": self.strategy_state.state_dict(),
+            "strategy": kept(self.strategy, self.strategy_state),
             "best": None if self.best is None else self.best.plain(),
             "images": self.images,
             "query": self._query,

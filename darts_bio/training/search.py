@@ -444,8 +444,8 @@ class Search:
 
     def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
-        weights = self.answers.checked("edge_weights", edge_weights)
-        return self.supernet(x, self.regularization.lent(weights))
+        weights = self.regularization.lent(self.answers.lent(edge_weights))
+        return self.supernet(x, weights)
 
     def _attacked_loss(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the loss on a training batch, a scalar, for whoever attacks the edge weights.
@@ -509,7 +509,7 @@ class Search:
         self.optimizer.scale = factor
 
     def learning_rates(self) -> Numbers:
-        rates = {"weights": self.optimizer.lr, **self.strategy_state.learning_rates()}
+        rates = {"weights": self.optimizer.lr, **self.answers.learning_rates()}
         return {f"lr/{name}": rate for name, rate in rates.items()}
 
     def genotype(self) -> Genotype:
@@ -543,7 +543,7 @@ class Search:
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "strategy": self.strategy_state.state_dict(),
+            "strategy": self.answers.state_dict(),
             "objective": self.objective.state_dict(),
             "regularizers": self.regularization.state_dict(),
             "stopped": self.stopped,
