@@ -221,13 +221,15 @@ class KolenPollack(FeedbackAlignment):
 
     B is a parameter whose gradient is dW, the gradient of W, so any optimizer moves both by the
     same step (arXiv 1904.05391). Weight decay is what makes their difference vanish: for SGD and
-    AdamW it shrinks by the factor (1 - lr decay) a step. Without weight decay B never gets closer
-    to W. B starts as an independent draw from W's initialization.
+    AdamW it shrinks by the factor (1 - lr decay) a step. Without weight decay it stays what it
+    was. B starts as an independent draw from W's initialization.
 
-    So B nears W within about 1 / (lr decay) steps, which leave 1/e of the difference: with lr 0.1
-    and decay 5e-4 after 20,000, with the defaults of AdamW (1e-3 and 0.01) after 100,000. The
-    optimizer has to hold B, and in the group of W or one of the same learning rate and weight
-    decay: groups that are picked by name or by module easily leave B out. `attach` warns of each.
+    So 1/e of the difference is left after 1 / (lr decay) steps: with lr 0.1 and decay 5e-4 after
+    20,000, with the defaults of AdamW (1e-3 and 0.01) after 100,000. The angle between B and W
+    closes sooner, and somewhat without decay, too: both add up the same steps, beside which what
+    they began with grows small. The optimizer has to hold B, and in the group of W or one of the
+    same learning rate and weight decay: groups that are picked by name or by module easily leave B
+    out. `attach` warns of each.
 
     State: B, shaped like W, a parameter (not counted among the model's, not counted when our own
     training clips gradients). Beside a W that is frozen it stays as it is.
