@@ -50,7 +50,7 @@ class ShuffledOrder:
         if batch_size > samples:
             raise InputError(
                 f"--batch-size: expected at most {samples}, the images of the {name} split, found "
-                f"{batch_size}"
+                f"{batch_size}; use a smaller --batch-size, or more images"
             )
         number, parts = share
         self.samples, self.batch_size, self.per_epoch = samples, batch_size, samples // batch_size

@@ -89,7 +89,7 @@ class ImageStream:
         if batch_size > images:
             raise InputError(
                 f"--batch-size: expected at most {images}, the images of {config.train_split}, "
-                f"found {batch_size}"
+                f"found {batch_size}; use a smaller --batch-size, or more images"
             )
         self.per_epoch = images // batch_size
         self.classes = tuple(map(str, range(config.num_classes)))
