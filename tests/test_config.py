@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -289,14 +289,15 @@ def test_where_a_run_lies_is_no_part_of_its_identity(cls: type[RunConfig]) -> No
 
 @pytest.mark.parametrize("script", ["search/run.py", "evaluate/train_cifar.py"])
 def test_help_answers_within_a_second_and_names_every_option(script: str) -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    # Of the processor's time: how long it waits for one says nothing of the script.
+    seconds = after.children_user - before.children_user
+    seconds += after.children_system - before.children_system
+    assert 0 < seconds < 1
     cls = SearchConfig if script.startswith("search") else RetrainConfig
     for f in fields(cls):
         assert f"--{f.name.replace('_', '-')}" in done.stdout
