@@ -856,6 +856,22 @@ def test_what_cannot_learn_ends_in_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_module_that_is_replaced_later_is_noticed(name: str) -> None:
+    """Its parameters would get no gradient, and so not learn, without a word."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    teacher = learner(model, name)
+    teacher.backward(x, y)
+    model[0].weight.requires_grad_(False)  # what is frozen meanwhile does not matter
+    teacher.backward(x, y)
+    model[2] = nn.Linear(3, 2)
+    with pytest.raises(
+        InputError, match=r"as they were when it was made, found 2.weight new; call"
+    ):
+        teacher.backward(x, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_learner_is_converted_beside_its_model(name: str) -> None:
     """As to a device: here to float64, in which it does what one does that began there."""
     model, (x, y) = mlp(7, 6, 8, 5), batch(4, 7)

@@ -189,9 +189,10 @@ class Learner(nn.Module):
             _require_samples("example", example)
         self.method = method
         # In a tuple, so that the model does not become a part of this module.
+        self._model = (model,)
         # An nn.Sequential is its modules one after the other, unless it has hooks.
         hooked = bool(model._forward_hooks or model._forward_pre_hooks)
-        self._unconfirmed = (model,) if layers is not None or hooked else ()
+        self._confirmed = layers is None and not hooked
         self.chain, self._loss = cut(model, layers), loss
         if example is None and method.needs_example:
             example = _smallest_input(self.chain, self.spec)
@@ -219,7 +220,8 @@ class Learner(nn.Module):
             The loss and the logits of the forward pass.
 
         Raises:
-            InputError: x is not what the model takes, or y not what the loss takes.
+            InputError: x is not what the model takes, or y not what the loss takes, or a module of
+                the model has been replaced since `learner` was called.
 
         >>> from darts_bio.learners import learner
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
@@ -245,9 +247,10 @@ class Learner(nn.Module):
             raise InputError(
                 "learner: expected parameters that require a gradient, found none; unfreeze some"
             )
+        self._check_parameters()
         self._check_state()
         self._confirm(x, learning=True)
-        self._unconfirmed = ()
+        self._confirmed = True
         with torch.enable_grad():
             loss, logits = self.method.backward(
                 self.chain, self.state, x.detach(), Objective(self._loss or _cross_entropy, y)
@@ -266,6 +269,16 @@ class Learner(nn.Module):
         """
         return Objective(self._loss or _cross_entropy, y)(output)
 
+    def _check_parameters(self) -> None:
+        """Raise InputError if the model has parameters that the learner does not know."""
+        known = set(self.chain.parameters)
+        for name, parameter in self._model[0].named_parameters():
+            if parameter.requires_grad and parameter not in known:
+                raise InputError(
+                    f"learner: expected the model's modules as they were when it was made, found "
+                    f"{name} new; call learner(model, {self.spec!r}, ...) again"
+                )
+
     def _check_state(self) -> None:
         """Raise InputError unless what the method keeps is of a type and a device of the model."""
         kinds = {(p.dtype, p.device) for p in self.chain.parameters}
@@ -283,8 +296,8 @@ class Learner(nn.Module):
 
     def _confirm(self, x: Tensor, *, learning: bool) -> None:
         """Compare chain and model, where the blocks were named by the user or the model has hooks."""
-        for model in self._unconfirmed:
-            self.chain.confirm(model, x, learning=learning)
+        if not self._confirmed:
+            self.chain.confirm(self._model[0], x, learning=learning)
 
 
 def learner(
