@@ -137,12 +137,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, own: str = "") -
 def close_names(name: str, known: Iterable[str]) -> str:
     """Return ": did you mean ...?" with the names that are most like one that is not known.
 
-    It is "" where none is.
+    It is "" where none is. Capitals count as small letters.
 
     >>> close_names("epsilon", ["eps", "step"]), close_names("ufs", ["eps"])
     (": did you mean 'eps'?", '')
+    >>> close_names("USF", ["usf", "fa"])
+    ": did you mean 'usf'?"
     """
-    close = difflib.get_close_matches(name[:240], known, n=2, cutoff=0.5)
+    spelled: dict[str, str] = {}
+    for each in known:
+        spelled.setdefault(each.lower(), each)
+    matches = difflib.get_close_matches(name[:240].lower(), spelled, n=2, cutoff=0.5)
+    close = [spelled[match] for match in matches]
     return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

@@ -261,16 +261,24 @@ class TestWhatIsRefused:
             convert(small(), {"*": "usf", "5": "bp"})
         for nothing in (None, {}, {"5": None}):
             with pytest.raises(
-                InputError, match="expected a rule, several, or patterns with rules"
+                InputError,
+                match="expected a rule, several, or patterns with rules, found .*; name one, as 'usf'",
             ):
                 convert(small(), nothing)
+        for among in (("fa", None), {"5": [None, "usf"]}):
+            with pytest.raises(
+                InputError, match=r"found None among them in [(\[].*; take 'bp', which is exact"
+            ):
+                convert(small(), among)
         with pytest.raises(InputError, match="the model has no layer with weights"):
             convert(nn.ReLU(), "usf")
         with pytest.raises(InputError, match=r"expected a torch.nn.Module, found str"):
             convert("resnet18", "usf")  # type: ignore[arg-type]
         with pytest.raises(InputError, match="unknown learning rule 'ufs'.*did you mean 'usf'"):
             convert(small(), "ufs")
-        with pytest.raises(InputError, match="expected at least one rule"):
+        with pytest.raises(InputError, match="unknown learning rule 'USF': did you mean 'usf'"):
+            convert(small(), "USF")
+        with pytest.raises(InputError, match="expected at least one rule .*; name one, as 'usf'"):
             convert(small(), ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, of weights without entries

@@ -283,6 +283,8 @@ class TestRegistry:
         [
             (RULES, "ufs", "usf"),
             (RULES, "brfs", "brsf"),
+            (RULES, "BRSF", "brsf"),
+            (SPACES, "DARTS", "darts"),
             (OPERATIONS, "sep_conv3x3", "sep_conv_3x3"),
             (SPACES, "dart", "darts"),
         ],

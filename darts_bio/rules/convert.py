@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from darts_bio.errors import InputError, check_whole
+from darts_bio.errors import InputError, brief, check_whole
 from darts_bio.rules.base import RULES, LearningRule
 from darts_bio.rules.carriers import connect_output, draw_feedback
 from darts_bio.rules.dfa import WatchedOutput
@@ -200,8 +200,15 @@ def _read_patterns(rule: Any) -> dict[Pattern, Choice]:
                 f"nn.Conv2d, found {type(pattern).__name__}"
             )
         if choice == () or choice == []:
-            raise InputError("convert: expected at least one rule to choose from, found none")
+            raise InputError(
+                "convert: expected at least one rule to choose from, found none; name one, as 'usf'"
+            )
         of_choice = choice if isinstance(choice, (list, tuple)) else [choice]
+        if choice is not None and any(spec is None for spec in of_choice):
+            raise InputError(
+                f"convert: expected rules to choose from, found None among them in {brief(choice)}; "
+                "take 'bp', which is exact, in its place"
+            )
         for spec in of_choice:
             if spec is not None and not isinstance(spec, str):
                 raise InputError(
@@ -210,7 +217,8 @@ def _read_patterns(rule: Any) -> dict[Pattern, Choice]:
                 )
     if all(choice is None for choice in patterns.values()):
         raise InputError(
-            f"convert: expected a rule, several, or patterns with rules, found {rule!r}"
+            f"convert: expected a rule, several, or patterns with rules, found {brief(rule)}; name "
+            "one, as 'usf', or use the model as it is"
         )
     return patterns
 
