@@ -251,6 +251,14 @@ class TestRenewal:
         attached.remove()
         attach(model, optimizer, seed=3)
 
+    def test_it_says_what_it_serves(self, rule: str) -> None:
+        model = ruled(rule)
+        first, last = (torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 7))
+        attached = attach(model, [first, last], seed=3)
+        train(model, first)
+        layers = f"3 {RULES.spec(RULES.build(rule))}, 1 bp"
+        assert repr(attached) == f"Attached(layers: {layers}; updates: {UPDATES}, 0)"
+
     def test_nothing_is_said_where_no_update_was_made(self, rule: str) -> None:
         """Gradients alone, or updates between passes that learn nothing."""
         model = ruled(rule)
@@ -437,8 +445,11 @@ class TestFeedbackThatCannotLearn:
     def test_without_weight_decay(self, rule: str) -> None:
         model = ruled(rule)
         (text,) = heard(model, torch.optim.Adam(model.parameters()))
-        assert re.search(r"0.feedback_\w+, and 2 more has weight decay 0", text)
+        assert re.search(r"0.feedback_\w+, and 2 more have weight decay 0", text)
         assert text.endswith("set weight_decay, or take weight_mirror, which needs none")
+        one = convert(plain(), {"0": rule, "*": "bp"})
+        (text,) = heard(one, torch.optim.Adam(one.parameters()))
+        assert re.search(r"attach: 0.feedback_\w+ has weight decay 0", text)
 
     @pytest.mark.parametrize("rule", RULES)
     def test_nothing_is_said_where_both_go_together(self, rule: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -33,6 +34,8 @@ class Attached:
     ...     optimizer.step()
     >>> attached.state_dict()
     {'updates': [1]}
+    >>> attached
+    Attached(layers: 1 brsf; updates: 1)
     """
 
     def __init__(
@@ -61,6 +64,12 @@ class Attached:
             for number, optimizer in enumerate(optimizers)
         ]
         self._hooks += [optimizer.register_step_pre_hook(self._begin) for optimizer in optimizers]
+
+    def __repr__(self) -> str:
+        """Return how many layers learn by each rule, and the updates made through each optimizer."""
+        layers = Counter(carrier.rule.spec for _, carrier in rule_carriers(self._model))
+        by_rule = ", ".join(f"{number} {rule}" for rule, number in layers.items())
+        return f"Attached(layers: {by_rule}; updates: {', '.join(map(str, self._updates))})"
 
     def _begin(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Hear that a step begins, within which there may be passes, as in those of LBFGS."""
@@ -317,8 +326,9 @@ def _complaints(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> It
     if apart:
         yield f"{_first(apart)}: feedback so does not near its weight; put both into one group"
     if undecayed:
+        verb = "has" if len(undecayed) == 1 else "have"
         yield (
-            f"{_first(undecayed)} has weight decay 0, and learned feedback nears its weight by decay "
+            f"{_first(undecayed)} {verb} weight decay 0, and learned feedback nears its weight by decay "
             "alone; set weight_decay, or take weight_mirror, which needs none"
         )
 
