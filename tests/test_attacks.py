@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -325,7 +326,61 @@ def test_attacks_that_need_more_classes_are_refused(images: tuple[Tensor, Tensor
         perturb(ATTACKS.build("apgd_dlr"), two, images[0], images[1] % 2, EPS)
 
 
+class Returning(nn.Module):
+    """A classifier of which something other than its logits is returned, by a function of them."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.change = small_net(), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.model(x))
+
+
+class Hidden(nn.Module):
+    """A classifier whose logits autograd sees no dependence of."""
+
+    def __init__(self, model: nn.Module, mode: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.mode = model, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            return self.model(x)  # type: ignore[no-any-return]
+
+
 WRONG: dict[str, tuple[Any, str]] = {
+    "model and attack": (
+        {"attack": small_net(), "model": ATTACKS.build("fgsm")},
+        r"found Sequential; call perturb\(attack, model, pixels, labels, eps\)$",
+    ),
+    "a function": ({"model": lambda x: x}, "expected a torch.nn.Module, found function; call a"),
+    "a dict": (
+        {"model": Returning(lambda y: {"logits": y})},
+        "expected logits .* found dict; wrap",
+    ),
+    "a tuple": ({"model": Returning(lambda y: (y, y))}, "expected logits .* found tuple; wrap"),
+    "one logit": (
+        {"model": Returning(lambda y: y[:, 0])},
+        r"expected logits \(1, classes\) .* found \(1,\) of torch.float32; wrap it",
+    ),
+    "classes": (
+        {"model": Returning(lambda y: y.argmax(1, keepdim=True))},
+        r"expected logits .* found \(1, 1\) of torch.int64; wrap it",
+    ),
+    "detached": (
+        {"model": Returning(Tensor.detach)},
+        "attack fgsm: expected logits that depend on the images, found .* leave torch.no_grad",
+    ),
+    "channels": (
+        {"pixels": torch.rand(3, 3, 8, 8)},
+        r"cannot take \(1, 3, 8, 8\) of torch.float32 \(.* 1 channels.*\); give it what it was",
+    ),
+    "float64": (
+        {"pixels": torch.rand(3, 1, 8, 8).double()},
+        r"cannot take .* of torch.float64 \(.*\); its weights are of torch.float32: convert one",
+    ),
+    "a list": ({"labels": [0, 1, 2]}, "labels: expected a tensor of 3 classes, found list; make"),
     "bytes": ({"pixels": 255 * torch.rand(3, 1, 8, 8)}, r"expected pixels in \[0, 1\], found"),
     "normalized": ({"pixels": torch.rand(3, 1, 8, 8) - 0.5}, r"expected pixels in \[0, 1\]"),
     "nan": ({"pixels": torch.full((3, 1, 8, 8), torch.nan)}, r"expected pixels in \[0, 1\]"),
@@ -348,13 +403,29 @@ def test_what_is_no_image_label_or_bound_is_refused(name: str) -> None:
     given, message = WRONG[name]
     arguments = {
         "attack": ATTACKS.build("fgsm"),
+        "model": small_net(),
         "pixels": torch.rand(3, 1, 8, 8),
         "labels": torch.tensor([0, 1, 2]),
         "eps": EPS,
     }
     with pytest.raises(InputError, match=message) as caught:
-        perturb(model=small_net(), **arguments | given)
+        perturb(**arguments | given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_gradient_that_autograd_does_not_see_is_refused(
+    name: str, mode: Callable[[], Any], images: tuple[Tensor, Tensor]
+) -> None:
+    """Its images came back unchanged, as if all of them withstood; other attacks need none."""
+    attack, plain = ATTACKS.build(CHEAP[name]), small_net()
+    if attack.white_box:
+        with pytest.raises(InputError, match="expected logits that depend on the images"):
+            perturb(attack, Hidden(plain, mode), *images, EPS)
+    else:
+        changed = (perturb(attack, m, *images, EPS) for m in (plain, Hidden(plain, mode)))
+        assert torch.equal(*changed)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])

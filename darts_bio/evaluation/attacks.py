@@ -28,7 +28,15 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, check_number, check_whole, install_hint, unknown_name
+from darts_bio.errors import (
+    InputError,
+    brief,
+    check_number,
+    check_whole,
+    install_hint,
+    unknown_name,
+)
+from darts_bio.evaluation.passes import refused_by
 from darts_bio.evaluation.pixels import refuse_other_pixels
 from darts_bio.evaluation.victim import Gradients, Victim
 from darts_bio.modes import frozen, undisturbed
@@ -396,12 +404,20 @@ def perturb(
         is misclassified, or else the last.
 
     Raises:
-        InputError: If pixels, labels or eps are not what they are said to be above, or the attack
-            needs more classes, or cannot reach eps.
+        InputError: If an argument is not what it is said to be above, or the model cannot take the
+            pixels, or hides from autograd how its logits depend on them, which the attack follows;
+            or the attack needs more classes, or cannot reach eps.
     """
     if not isinstance(attack, Attack):
+        found = type(attack).__name__ if isinstance(attack, nn.Module) else brief(attack)
         raise InputError(
-            f"attack: expected an attack, such as ATTACKS.build('pgd(steps=50)'), found {attack!r}"
+            "attack: expected an attack, such as ATTACKS.build('pgd(steps=50)'), found "
+            f"{found}; call perturb(attack, model, pixels, labels, eps)"
+        )
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"attack: expected a torch.nn.Module, found {type(model).__name__}; call a function in "
+            "the forward of one, which has a mode and buffers that are put back"
         )
     check_number("attack: eps", eps)
     if eps > 1:
@@ -424,8 +440,7 @@ def perturb(
         result = pixels.clone()
         if not len(pixels):
             return result
-        with torch.no_grad():
-            classes = model(pixels[:1]).shape[1]
+        classes = _classes(attack, model, pixels[:1])
         attack.refuse_few(classes)
         labels = _checked_labels(labels, len(pixels), classes).to(pixels.device)
         remaining = torch.arange(len(pixels), device=pixels.device)  # numbers of images still right
@@ -443,11 +458,42 @@ def perturb(
     return result
 
 
+def _classes(attack: Attack, model: nn.Module, pixels: Tensor) -> int:
+    """Return how many classes a model tells apart, by its logits of one image (1, C, H, W).
+
+    Raises InputError if it cannot take the image or returns something else, or if the attack
+    follows a gradient that autograd does not see: the images would come back unchanged, as if they
+    withstood.
+    """
+    pixels = pixels.detach().requires_grad_(attack.white_box)
+    with torch.set_grad_enabled(attack.white_box), refused_by(model, pixels, "attack"):
+        logits = model(pixels)
+    is_tensor = isinstance(logits, Tensor)
+    if not is_tensor or logits.dim() != 2 or len(logits) != 1 or not logits.is_floating_point():
+        found = f"{tuple(logits.shape)} of {logits.dtype}" if is_tensor else type(logits).__name__
+        raise InputError(
+            f"attack: expected logits (1, classes) of an image from the model, found {found}; wrap "
+            "it in a module that returns its logits alone"
+        )
+    if attack.white_box and not logits.requires_grad:
+        raise InputError(
+            f"attack {attack.name}: expected logits that depend on the images, found ones that "
+            "autograd sees no dependence of; leave torch.no_grad() or detach() out of the model's "
+            "forward, or take an attack by logits alone, such as square"
+        )
+    return int(logits.shape[1])
+
+
 def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
     """Return labels (N,) of any whole numbers as int64.
 
-    Raises InputError unless they are `count` numbers of `classes` classes.
+    Raises InputError unless they are a tensor of `count` numbers of `classes` classes.
     """
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"attack: labels: expected a tensor of {count} classes, found {type(labels).__name__}; "
+            "make it one by torch.as_tensor"
+        )
     found = f"{tuple(labels.shape)} of {labels.dtype}"
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.shape == (count,) and whole:
