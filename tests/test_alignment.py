@@ -32,6 +32,7 @@ from darts_bio.runs.running import Watching
 from darts_bio.runs.train import TrainResult, train
 from darts_bio.spaces import load_genotype
 from darts_bio.storage.checkpoint import write_checkpoint
+from darts_bio.training.engine import DivergedError
 
 
 def model_and_batches(rule: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
@@ -142,6 +143,113 @@ def test_what_cannot_be_measured_is_said() -> None:
         measure_alignment(model, batches[:1], F.cross_entropy)
     with pytest.raises(InputError, match="expected a model with layers that carry rules"):
         measure_alignment(nn.Linear(2, 2), batches, F.cross_entropy)
+
+
+NAN = float("nan")
+X, LABELS = torch.zeros(8, 6).double(), torch.zeros(8).long()
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"model": None}, "expected a torch.nn.Module, found NoneType; build"),
+    "a pair": (
+        {"batches": (X, LABELS)},
+        r"batch 1: expected \(x, labels\), found Tensor; hand over",
+    ),
+    "inputs": ({"batches": X}, r"batch 1: expected \(x, labels\), found Tensor; hand over"),
+    "no labels": ({"batches": [X, X]}, r"batch 1: expected \(x, labels\), found Tensor; hand over"),
+    "three": (
+        {"batches": [(X, LABELS, X)]},
+        r"expected \(x, labels\), found tuple of 3; hand over",
+    ),
+    "dicts": ({"batches": [{"x": X}]}, r"batch 1: expected \(x, labels\), found dict; hand over"),
+    "none": ({"batches": None}, r"expected batches \(x, labels\), found NoneType; hand over"),
+    "numpy": (
+        {"batches": [(X.numpy(), LABELS)]},
+        "batch 1: x: expected a tensor, found ndarray; make",
+    ),
+    "labels of numpy": (
+        {"batches": [(X, LABELS.numpy())]},
+        r"batch 1: the loss cannot take model\(x\), labels \(.*ndarray\); give labels",
+    ),
+    "float labels": (
+        {"batches": [(X, LABELS.float())]},
+        r"batch 1: the loss cannot take model\(x\), labels \(.*Float\); give labels",
+    ),
+    "features": (
+        {"batches": [(X[:, :4], LABELS)]},
+        r"batch 1: the model cannot take \(8, 4\) of torch.float64 \(.*\); give it what it was",
+    ),
+    "float32": (
+        {"batches": [(X.float(), LABELS)]},
+        r"of torch.float32 \(.*\); its weights are of torch.float64: convert one of the two",
+    ),
+    "a name": (
+        {"loss": "cross_entropy"},
+        "loss: expected a function .* found 'cross_entropy'; hand",
+    ),
+    "a class": (
+        {"loss": nn.CrossEntropyLoss},
+        r"found the class .*; make one: CrossEntropyLoss\(\)$",
+    ),
+    "item": (
+        {"loss": lambda y, labels: F.cross_entropy(y, labels).item()},
+        r"batch 1: expected the loss as a tensor, found float; leave out .item\(\)",
+    ),
+    "detached": (
+        {"loss": lambda y, labels: F.cross_entropy(y, labels).detach()},
+        r"batch 1: expected a loss that depends on the weights, found .* leave detach\(\)",
+    ),
+    "of each": (
+        {"loss": nn.CrossEntropyLoss(reduction="none")},
+        r"batch 1: expected one number as the loss, found \(8,\); take its mean",
+    ),
+    "nan in x": ({"batches": [(X, LABELS), (NAN * X, LABELS)]}, "batch 2: expected finite inputs"),
+}
+"""Arguments of `measure_alignment`, and what it says of them."""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_model_batch_or_loss_is_refused(name: str) -> None:
+    given, message = WRONG[name]
+    model, batches = model_and_batches("fa")
+    arguments = {"model": model, "batches": batches, "loss": F.cross_entropy}
+    with pytest.raises(InputError, match=message) as caught:
+        measure_alignment(**arguments | given)
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, DivergedError)
+
+
+def test_a_model_that_gives_nan_has_diverged() -> None:
+    model, batches = model_and_batches("fa")
+    with torch.no_grad():
+        model[3].weight[0, 0] = NAN
+    with pytest.raises(DivergedError, match="batch 1: the loss is nan, where x is finite"):
+        measure_alignment(model, batches, F.cross_entropy)
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    class Root(nn.Module):  # finite, with an infinite slope, at 0
+        def forward(self, x: Tensor) -> Tensor:
+            return (0 * x).sqrt()
+
+    model = convert(nn.Sequential(nn.Linear(6, 3), Root(), nn.Linear(3, 3)).double(), "fa")
+    with pytest.raises(DivergedError, match="the gradient of 0.weight is nan, where x is finite"):
+        measure_alignment(model, [(X + 1, LABELS)] * 2, F.cross_entropy)
+
+
+def test_frozen_weights_have_no_gradient_to_compare() -> None:
+    model, batches = model_and_batches("fa")
+    with pytest.raises(
+        InputError, match=r"found all of them frozen; call model.requires_grad_\(\)"
+    ):
+        measure_alignment(model.requires_grad_(False), batches, F.cross_entropy)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_whatever_is_around(mode: Any) -> None:
+    model, batches = model_and_batches("fa")
+    expected = measure_alignment(model, batches, F.cross_entropy)
+    with mode():
+        inside = [(x.clone(), labels.clone()) for x, labels in batches]
+        assert measure_alignment(model, inside, F.cross_entropy) == expected
 
 
 class OwnCode(nn.Module):
