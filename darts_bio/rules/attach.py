@@ -328,8 +328,8 @@ def _complaints(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> It
     if undecayed:
         verb = "has" if len(undecayed) == 1 else "have"
         yield (
-            f"{_first(undecayed)} {verb} weight decay 0, and learned feedback nears its weight by decay "
-            "alone; set weight_decay, or take weight_mirror, which needs none"
+            f"{_first(undecayed)} {verb} weight decay 0, by which alone the difference from its weight "
+            "shrinks; set weight_decay, or take weight_mirror, which needs none"
         )
 
 
