@@ -216,6 +216,88 @@ class TestPenaltiesOnAlpha:
             REGULARIZERS.unregister("norm_test_regularizer")
 
 
+OPTIONS = {
+    "entropy": ("level=pair", "level=operation", "level=rule"),
+    "oles": ("window=5",),
+    "smooth": ("kind=random", "kind=adversarial"),
+    "warmup": ("epochs=1",),
+}
+SPECS = [
+    f"{name}({options})" if options else name
+    for name in REGULARIZERS
+    for options in OPTIONS.get(name, ("",))
+]
+
+
+class TestEdgesWithoutWeight:
+    """Individuals have such: a genotype leaves edges out, and so do the trials of darts_pt."""
+
+    @pytest.mark.parametrize("spec", SPECS)
+    def test_whatever_is_made_of_them_is_finite(self, spec: str) -> None:
+        regularizer, searched = REGULARIZERS.build(spec), context(PAIR)
+        state = regularizer.begin(searched)
+        regularizer.begin_epoch(state, 3)
+        regularizer.prepare(state)
+        weights = {}
+        for t in searched.table.rows:
+            equal = searched.table.equal_shares(t).float()
+            equal[0] = 0.0
+            weights[t] = torch.stack([equal, equal * 0]).requires_grad_()
+        lent = regularizer.lent(state, weights)
+        penalty = torch.as_tensor(regularizer.penalty(state, weights))
+        total = penalty.sum() + sum(of_type.square().sum() for of_type in lent.values())
+        gradients = torch.autograd.grad(total, list(weights.values()))
+        first = {t: of_type[0].detach() for t, of_type in weights.items()}
+        moved = regularizer.perturbed(
+            state, first, lambda at: sum((w.square().sum() for w in at.values()), torch.zeros(()))
+        )
+        for tensor in (*lent.values(), penalty, *gradients, *moved.values()):
+            assert tensor.isfinite().all()
+        for t in weights:  # what is taken out stays out
+            assert (lent[t][0, 0] == 0).all()
+            assert (lent[t][1] == 0).all()
+            assert (moved[t][0] == 0).all()
+
+    @pytest.mark.parametrize("level", ["pair", "operation", "rule"])
+    def test_have_no_entropy(self, level: str) -> None:
+        entropy, searched = REGULARIZERS.build(f"entropy(weight=1, level={level})"), context(PAIR)
+        state = entropy.begin(searched)
+        whole = {t: searched.table.equal_shares(t).double() for t in searched.table.rows}
+        half = {t: of_type.clone() for t, of_type in whole.items()}
+        for of_type in half.values():  # both edges have the same candidates, so the mean halves
+            of_type[0] = 0.0
+        assert entropy.penalty(state, half).item() == pytest.approx(
+            entropy.penalty(state, whole).item() / 2
+        )
+
+    @pytest.mark.parametrize("strategy", ["random_paths(samples=8, best=2)", "darts_pt(share=0)"])
+    def test_individuals_with_them_are_compared_by_their_losses(
+        self, strategy: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        space = "darts(nodes=2, operations=(none, skip_connect, max_pool_3x3))"
+        task = search(data, strategy, space=space, regularizers=("entropy",), epochs=1)
+        losses, measure = [], task.individuals.measure
+
+        def noted(*args: Any) -> tuple[Tensor, Tensor]:
+            losses.append(measure(*args)[0])
+            return measure(*args)
+
+        monkeypatch.setattr(task.individuals, "measure", noted)
+        epoch(task, 0)
+        assert torch.cat(losses).isfinite().all()
+
+    def test_a_penalty_that_is_no_number_is_refused(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = search(data, "random_paths(samples=8, best=2)", epochs=1, regularizers=("entropy",))
+        penalties = torch.tensor([1.0, *7 * [math.nan]])
+        monkeypatch.setattr(
+            type(task.regularization.regularizers[0]), "penalty", lambda *_: penalties
+        )
+        with pytest.raises(InputError, match="finite penalty of each .*, found nan for 7 of 8"):
+            epoch(task, 0)
+
+
 class TestEarlyStops:
     def test_skips_end_the_search_with_the_cell_that_has_them(self, data: ImageData) -> None:
         task = search(data, regularizers=("skip_stop(most=2)",), strategy="darts(init=0)")

@@ -44,7 +44,7 @@ class AuxiliarySkip(Regularizer[AuxiliarySkipState]):
     A skip helps to train the network whatever it is worth in the architecture, and is chosen for
     that. So each edge that has a skip connection among its candidates gets another one, outside the
     competition, whose weight falls over the epochs from `weight` to 0, linearly (`linear`) or by
-    half a cosine (`cosine`).
+    half a cosine (`cosine`). An edge all of whose weights are 0, which is taken out, gets none.
 
     At stride 1 that is the identity. At stride 2 a skip connection has weights, which the auxiliary
     one shares with the candidates (under several rules, by their shares), where the published code
@@ -93,5 +93,7 @@ class AuxiliarySkip(Regularizer[AuxiliarySkipState]):
             some = total > NEARLY_NOTHING
             equal = skips / skips.sum(-1, keepdim=True).clamp_min(1)
             of_skips = torch.where(some, of_type * skips / torch.where(some, total, 1), equal)
-            lent[t] = of_type + state.number.to(of_type) * of_skips
+            # An edge without weight was taken out of the cell, and a skip would stand in its place.
+            present = (of_type != 0).any(-1, keepdim=True)
+            lent[t] = of_type + state.number.to(of_type) * of_skips * present
         return lent

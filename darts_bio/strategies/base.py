@@ -488,6 +488,21 @@ def masked_softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(alpha.masked_fill(~mask, -torch.inf), dim=-1)
 
 
+def shares_of_edges(weights: Tensor) -> Tensor:
+    """Return each candidate's share of its edge, (..., edges, candidates), for such weights.
+
+    Where an edge has no weight, as one that was taken out of a cell, all its shares are 0.
+
+    >>> from darts_bio.strategies.base import shares_of_edges
+    >>> shares_of_edges(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    tensor([[0.2500, 0.7500],
+            [0.0000, 0.0000]])
+    """
+    totals = weights.sum(-1, keepdim=True)
+    # The divisor, not the quotient, is replaced: the gradient of 0 / 0 would be NaN in any case.
+    return weights / torch.where(totals == 0, 1, totals)
+
+
 def one_hot_like(weights: Tensor, chosen: Tensor) -> Tensor:
     """Return 1 at the chosen candidate of each edge and 0 elsewhere.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from darts_bio.errors import InputError, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.strategies.alpha import grouped_by_operation
-from darts_bio.strategies.base import Context
+from darts_bio.strategies.base import Context, shares_of_edges
 from darts_bio.strategies.regularizers import REGULARIZERS, Regularizer, RegularizerState
 
 Level = Literal["pair", "operation", "rule"]
@@ -37,7 +37,7 @@ class Entropy(Regularizer[EntropyState]):
     """A penalty of weight times the mean entropy of edges: of pairs, operations, or rules in these.
 
     A positive weight drives alpha to single candidates, a negative one keeps it even. `level` says
-    what the entropy, in nats, is of: pair, operation or rule.
+    what the entropy, in nats, is of: pair, operation or rule. That of an edge without weight is 0.
 
     >>> import math
     >>> from darts_bio.spaces import SPACES
@@ -70,7 +70,7 @@ class Entropy(Regularizer[EntropyState]):
     def penalty(self, state: EntropyState, shares: EdgeWeights) -> Tensor:
         entropies = []
         for t, weights in shares.items():
-            pair_shares = weights / weights.sum(-1, keepdim=True)
+            pair_shares = shares_of_edges(weights)
             # Summed over the candidates of each operation:
             # (..., edges, candidates) -> (..., edges, operations)
             operation_shares = torch.einsum(

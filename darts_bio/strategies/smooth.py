@@ -28,7 +28,7 @@ from torch import Tensor
 from darts_bio.errors import check_number, check_whole, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.runtime import fill, generator
-from darts_bio.strategies.base import Context, masks_of
+from darts_bio.strategies.base import Context, masks_of, shares_of_edges
 from darts_bio.strategies.regularizers import REGULARIZERS, Regularizer, RegularizerState
 
 Kind = Literal["random", "adversarial"]
@@ -115,7 +115,7 @@ class Smooth(Regularizer[SmoothState]):
     ) -> EdgeWeights:
         # An edge's candidates weigh 1 together, or as much as the edge does among its rivals.
         totals = {t: w.sum(1, keepdim=True) for t, w in weights.items()}
-        shares = {t: w / totals[t] for t, w in weights.items()}
+        shares = {t: shares_of_edges(w) for t, w in weights.items()}
         epsilon = state.epsilon
 
         def projected(moved: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from darts_bio.data.batches import Batches
 from darts_bio.distributed import from_first, rank, summed, world_size
+from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.networks.supernet import single_columns
 from darts_bio.runtime import autocast, rng_state, set_rng_state
@@ -68,6 +69,9 @@ class Individuals:
 
         Returns:
             The losses (P,), penalties included, and the accuracies (P,), float64 on the CPU.
+
+        Raises:
+            InputError: A penalty is not finite, by which individuals cannot be compared.
         """
         # All measure the first process' w, since GPUs round differently.
         from_first([*self.supernet.parameters(), *self.supernet.buffers()])
@@ -92,7 +96,16 @@ class Individuals:
                     losses_and_correct[1, mine] += correct.sum(1).cpu()
                 self.on_measure(number - first + 1, batches)
         mean_losses, accuracies = summed(losses_and_correct) / images
-        return mean_losses + self._penalty(edge_weights).double().cpu(), accuracies
+        penalties = self._penalty(edge_weights).double().cpu()
+        # Where the loss itself is not finite, w has diverged, which the end of the epoch tells.
+        spoilt = ~penalties.isfinite() & mean_losses.isfinite()
+        if spoilt.any():
+            raise InputError(
+                "--objective, --regularizers: expected a finite penalty of each architecture that "
+                f"is measured, found {penalties[spoilt][0].item()} for {int(spoilt.sum())} of {count};"
+                " edges may have no weight at all, where a mean or a share is 0 / 0"
+            )
+        return mean_losses + penalties, accuracies
 
     def logits(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the logits (P, N, classes) of P individuals on the same images.
