@@ -522,6 +522,25 @@ class TestDartsPt:
                 assert {(e.node, e.input) for e in cell.edges if e.node == node} == set(own)
             assert all(e.candidate.op == best[e.node, e.input][1].op for e in cell.edges)
 
+    @pytest.mark.parametrize(
+        "base", ["random", "random(genotype=bionas_darts)", "random_paths", "darts_pt(base=drnas)"]
+    )
+    def test_a_base_that_leaves_no_choice_is_refused(self, base: str) -> None:
+        with pytest.raises(
+            InputError, match="base: expected a strategy that ends with weights for"
+        ):
+            begin(f"darts_pt(base={base})", "darts(nodes=2)", epochs=2)
+        begin("darts_pt(base=gdas)", "darts(nodes=2)", epochs=2)  # draws, too, but has an alpha
+
+    def test_what_its_base_measures_in_its_last_epoch_is_recorded(self, data: ImageData) -> None:
+        task = search(data, "darts_pt(base='eg(population=4, samples=1)', batches=1)", epochs=4)
+        assert [sorted(epoch(task, number)) for number in range(4)] == [
+            [],  # the warm-up
+            ["evolution/best_fitness", "evolution/mean_fitness", "selection/choices"],
+            ["selection/choices"],
+            ["selection/choices"],
+        ]
+
     def test_equal_accuracies_are_told_apart_by_the_loss(self) -> None:
         pt, state = begin("darts_pt(share=0)", "nb201", ("bp",), epochs=1)
 

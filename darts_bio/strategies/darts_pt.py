@@ -160,7 +160,7 @@ class DartsPt(Strategy[PerturbationState]):
     batches: int = 8
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value out of bounds, or for a base that is no strategy."""
+        """Raise InputError for a value out of bounds, or for a base that it cannot choose after."""
         check_number(f"{self.where}: share", self.share, below=1)
         check_whole(f"{self.where}: batches", self.batches)
         if not isinstance(self.base, str):
@@ -178,12 +178,20 @@ class DartsPt(Strategy[PerturbationState]):
                 "loss without a candidate says nothing of rules that share theirs, found "
                 f"{self.base}; search by {self.base} itself"
             )
-
         if trainer.drops_edges:
             raise InputError(
                 f"{self.where}: base: expected a strategy that leaves the choice of edges to "
                 f"darts_pt, found {self.base}; leave its threshold out"
             )
+        if trainer.finished or isinstance(trainer, DartsPt):
+            raise self._leaves_no_choice()
+
+    def _leaves_no_choice(self) -> InputError:
+        """Return the error for a base under whose final weights there is nothing to choose from."""
+        return InputError(
+            f"{self.where}: base: expected a strategy that ends with weights for all candidates of "
+            f"an edge, found {self.base}; use another one, such as darts or eg"
+        )
 
     @cached_property
     def trainer(self) -> Strategy[Any]:
@@ -217,7 +225,11 @@ class DartsPt(Strategy[PerturbationState]):
 
     def begin(self, context: Context) -> PerturbationState:
         trained = replace(context, epochs=max(1, self.base_epochs(context.epochs)))
-        return PerturbationState(context, self.trainer.begin(trained))
+        base = self.trainer.begin(trained)
+        # One that draws a candidate an edge and has no alpha knows no others, such as random_paths.
+        if not base.alpha and self.trainer.drawn(base) is not None:
+            raise self._leaves_no_choice()
+        return PerturbationState(context, base)
 
     def notes(self, state: PerturbationState, rules: Sequence[str]) -> list[str]:
         rows = state.context.table.rows
@@ -280,10 +292,11 @@ class DartsPt(Strategy[PerturbationState]):
         With `share=0` the base has no epoch, and the first choice is due after the first epoch.
         """
         base_epochs = self.base_epochs(state.context.epochs)
+        numbers: dict[str, float] = {}
         if epoch < base_epochs:
             numbers = self.trainer.end_epoch(state.base, epoch, measure)
-            if epoch < base_epochs - 1:
-                return numbers
+        if epoch < base_epochs - 1:
+            return numbers
         # Of `tuning` epochs of training on, `done` are over.
         done, tuning = epoch - base_epochs + 1, state.context.epochs - base_epochs
         choices = _choices(state.context)
@@ -298,7 +311,7 @@ class DartsPt(Strategy[PerturbationState]):
                 else:
                     self._choose_edges(state, cell_type, edges, measure)
         state.decided = due
-        return {"selection/choices": float(state.decided)}
+        return numbers | {"selection/choices": float(state.decided)}
 
     def _choose_candidate(
         self, state: PerturbationState, cell_type: str, edge: int, measure: Measure
