@@ -159,6 +159,7 @@ def check_number(
     least: float = 0,
     above: float | None = None,
     below: float = float("inf"),
+    most: float | None = None,
 ) -> None:
     """Check that an option's value is a number within bounds.
 
@@ -166,13 +167,15 @@ def check_number(
         where: The option, as the message names it.
         value: The value to check; True and False are not numbers.
         least: The smallest value allowed; unused if `above` is given.
-        above: A bound that the value has to exceed.
+        above: A bound that the value has to exceed; minus infinity for any finite number.
         below: A bound that the value has to stay under.
+        most: The largest value allowed, in place of `below`.
 
     Raises:
         InputError: The value is not a number, or lies outside the bounds.
 
     >>> check_number("--momentum", 0.9, below=1)
+    >>> check_number("share", 1, most=1)
     >>> check_number("--momentum", 1.0, below=1)
     Traceback (most recent call last):
     darts_bio.errors.InputError: --momentum: expected a number of at least 0 and below 1, found 1.0
@@ -181,11 +184,17 @@ def check_number(
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number:
         high_enough = value >= least if above is None else value > above
-        if high_enough and value < below:
+        if high_enough and (value < below if most is None else value <= most):
             return
-    lower = f"of at least {least}" if above is None else f"above {above}"
-    upper = "" if below == float("inf") else f" and below {below}"
-    raise InputError(f"{where}: expected a number {lower}{upper}, found {brief(value)}")
+    bounds = [f"of at least {least}"] if above is None else []
+    if above is not None and above > -float("inf"):
+        bounds.append(f"above {above}")
+    if most is not None:
+        bounds.append(f"at most {most}")
+    elif below < float("inf"):
+        bounds.append(f"below {below}")
+    number = f"a number {' and '.join(bounds)}".rstrip()
+    raise InputError(f"{where}: expected {number}, found {brief(value)}")
 
 
 def check_whole(where: str, value: Any, least: int = 1, most: int | None = None) -> int:

@@ -116,7 +116,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"own_penalty": lambda *given: torch.ones(3)},
         r"own_penalty: expected a scalar, found \(3,\)",
     ),
-    "an endless warm-up": ({"warmup_share": lambda *given: 2.0}, "expected a share from 0 to 1"),
+    "an endless warm-up": (
+        {"warmup_share": lambda *given: 2.0},
+        "expected a number of at least 0 and at most 1, found 2.0",
+    ),
     "no share": ({"warmup_share": lambda *given: None}, "warmup_share: expected a number"),
     "no phase": (
         {"weight_phase": lambda *given: 3},

@@ -724,7 +724,10 @@ class TestWhatCannotBeUsed:
                 {"train_images": 13},
                 "--train-images: expected at most 12, all of the train split, found 13",
             ),
-            ({"color_jitter": 1.5}, "--color-jitter: expected 0 to 1, found 1.5"),
+            (
+                {"color_jitter": 1.5},
+                "--color-jitter: expected a number of at least 0 and at most 1, found 1.5",
+            ),
             (
                 {"auto_augment": "foo"},
                 r"--auto-augment foo: not a policy of timm's \(.*\); expected one such as rand-m9",

@@ -772,7 +772,11 @@ WRONG = [
     ("pepita(scale=0)", {}, "pepita: scale: expected a number above 0"),
     ("drtp(scale=0)", {}, "drtp: scale: expected a number above 0"),
     ("dual_propagation(beta=0)", {}, "dual_propagation: beta: expected a number above 0"),
-    ("dual_propagation(alpha=1.1)", {}, "alpha: expected a share from 0 to 1, found 1.1"),
+    (
+        "dual_propagation(alpha=1.1)",
+        {},
+        "alpha: expected a number of at least 0 and at most 1, found 1.1",
+    ),
     (3, {}, "expected the spec of a method"),
 ]
 

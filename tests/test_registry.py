@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 import string
 from dataclasses import FrozenInstanceError, dataclass, fields
@@ -18,7 +19,7 @@ from torch import nn
 
 from darts_bio.data.datasets import DATASETS, load_data
 from darts_bio.data.given import GIVEN
-from darts_bio.errors import InputError, check_whole, unknown_name
+from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.learners import LEARNERS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
@@ -407,6 +408,23 @@ class TestMembersThatAreValues:
         with pytest.raises(InputError, match=rf"\b{option}\b"):
             registry.build(f"{name}({option}={value})")
 
+    @pytest.mark.parametrize(
+        ("registry", "name", "option"),
+        [
+            pytest.param(registry, name, option, id=f"{name}-{option}")
+            for registry in VALUE_FAMILIES
+            for name in registry.names()
+            for option, default in registry.options(name).items()
+            if isinstance(default, (int, float)) and not isinstance(default, bool)
+        ],
+    )
+    @pytest.mark.parametrize("value", ["True", "1e999"])
+    def test_true_and_infinity_are_no_numbers(
+        self, registry: Registry[Any], name: str, option: str, value: str
+    ) -> None:
+        with pytest.raises(InputError, match=rf"\b{option}\b"):
+            registry.build(f"{name}({option}={value})")
+
     def test_know_the_options_that_may_be_anything(self) -> None:
         assert {place[1:] for place in OPTIONS} > WELCOME
         assert STRATEGIES.build("random(genotype='?')").genotype == "?"
@@ -578,6 +596,22 @@ class TestSplitSpecs:
     )
     def test_examples(self, text: str, parts: tuple[str, ...]) -> None:
         assert split_specs(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (0, {"above": 0, "most": 1}, "a number above 0 and at most 1"),
+        (1.5, {"most": 1}, "a number of at least 0 and at most 1"),
+        (math.nan, {"most": 1}, "a number of at least 0 and at most 1"),
+        (True, {"most": 1}, "a number of at least 0 and at most 1"),
+        (-math.inf, {"above": -math.inf}, "a number"),
+    ],
+)
+def test_bounds_of_a_number_are_told(value: Any, bounds: Any, expected: str) -> None:
+    check_number("--x", bounds.get("most", 7.0), **bounds)
+    with pytest.raises(InputError, match=re.escape(f"--x: expected {expected}, found {value}")):
+        check_number("--x", value, **bounds)
 
 
 class TestNumbersOfNumPy:

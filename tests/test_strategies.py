@@ -672,6 +672,12 @@ class TestMeasure:
         ),
         ("drnas(anchor=-1)", "strategy drnas: anchor: expected a number of at least 0, found -1"),
         ("fair_darts(betas=1)", "strategy fair_darts: betas: expected two numbers"),
+        ("darts(betas=(0.5, 0.9, 0.9))", "strategy darts: betas: expected two numbers"),
+        ("darts(betas=(a, b))", "betas: expected a number of at least 0 and below 1, found 'a'"),
+        ("darts(betas=(None, 0.9))", "betas: expected a number of .*, found None"),
+        ("darts(betas=('0.5', '0.9'))", "betas: expected a number of .*, found '0.5'"),
+        ("darts(betas=(0.9, False))", "betas: expected a number of .*, found False"),
+        ("darts(betas=(0.9, 1))", "betas: expected a number of .* below 1, found 1"),
         (
             "darts_pt(share=1)",
             "strategy darts_pt: share: expected a number of at least 0 and below 1, found 1",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from darts_bio.config import ImageNetConfig
-from darts_bio.errors import InputError, first_line
+from darts_bio.errors import InputError, check_number, first_line
 
 # Of the channels red, green and blue, on pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,8 +34,7 @@ def training_transform(config: ImageNetConfig) -> Transform:
     >>> np.asarray(transform(Image.new("RGB", (60, 40)))).shape
     (3, 32, 32)
     """
-    if config.color_jitter > 1:
-        raise InputError(f"--color-jitter: expected 0 to 1, found {config.color_jitter}")
+    check_number("--color-jitter", config.color_jitter, most=1)
     jitter = config.color_jitter
     return _by_timm(
         config.auto_augment,

@@ -81,11 +81,7 @@ class DualPropagation(LearningMethod):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("dual_propagation: alpha", self.alpha)
-        if self.alpha > 1:
-            raise InputError(
-                f"dual_propagation: alpha: expected a share from 0 to 1, found {self.alpha}"
-            )
+        check_number("dual_propagation: alpha", self.alpha, most=1)
         check_number("dual_propagation: beta", self.beta, above=0)
 
     def state(self, chain: Chain, example: Tensor | None, seed: int) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, check_whole, unknown_name
+from darts_bio.errors import check_number, check_whole, unknown_name
 from darts_bio.rules.base import RULES, InitialLaw, LearningRule
 
 Scale = Literal["init", "match"]
@@ -319,10 +319,7 @@ class WeightMirror(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.rate, (int, float)) and 0 < self.rate <= 1):
-            raise InputError(
-                f"weight_mirror: rate: expected a number above 0 and at most 1, found {self.rate!r}"
-            )
+        check_number("weight_mirror: rate", self.rate, above=0, most=1)
         if self.samples is not None:
             check_whole("weight_mirror: samples", self.samples)
         check_whole("weight_mirror: phase", self.phase, least=0)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import check_number, unknown_name
 from darts_bio.rules.base import RULES, Carries, LearningRule, Operator
 
 Passed = Literal["none", "W"]
@@ -107,10 +107,7 @@ class Hebbian(LocalRule):
             raise unknown_name("rate of hebbian", str(self.rate), get_args(Rate))
         if self.step not in get_args(Step):
             raise unknown_name("step of hebbian", str(self.step), get_args(Step))
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
-            raise InputError(
-                f"hebbian: temperature: expected a number above 0, found {self.temperature!r}"
-            )
+        check_number("hebbian: temperature", self.temperature, above=0)
 
     def update(self, x: Tensor, weight: Tensor, operator: Operator) -> Tensor:
         """Return -mean y (x - u W), shaped like the weight (O, ...), in steps as the options say."""

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import check_number, unknown_name
 from darts_bio.networks import EdgeWeights
 from darts_bio.strategies.alpha import grouped_by_operation
 from darts_bio.strategies.base import Context, shares_of_edges
@@ -54,13 +54,7 @@ class Entropy(Regularizer[EntropyState]):
     level: Level = "pair"
 
     def __post_init__(self) -> None:
-        weight = self.weight
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, (int, float))
-            or not abs(weight) < float("inf")
-        ):
-            raise InputError(f"{self.where}: weight: expected a number, found {weight!r}")
+        check_number(f"{self.where}: weight", self.weight, above=-float("inf"))
         if self.level not in get_args(Level):
             raise unknown_name("level of the entropy regularizer", str(self.level), get_args(Level))
 

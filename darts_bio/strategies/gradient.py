@@ -168,15 +168,13 @@ class GradientStrategy(Strategy[AlphaState]):
         """Raise InputError for a value out of bounds."""
         for option in ("lr", "weight_decay", "init"):
             check_number(f"{self.where}: {option}", getattr(self, option))
-        betas = self.betas
-        if not (
-            isinstance(betas, (tuple, list))
-            and len(betas) == 2
-            and all(0 <= float(b) < 1 for b in betas)
-        ):
+        if not (isinstance(self.betas, (tuple, list)) and len(self.betas) == 2):
             raise InputError(
-                f"{self.where}: betas: expected two numbers in [0, 1), found {betas!r}"
+                f"{self.where}: betas: expected two numbers, as in betas=(0.5, 0.999), found "
+                f"{brief(self.betas)}"
             )
+        for beta in self.betas:
+            check_number(f"{self.where}: betas", beta, below=1)
 
     def begin(self, context: Context) -> AlphaState:
         return AlphaState(self, context)

@@ -50,11 +50,7 @@ class Method:
         _refuse_repetitions(regularizers)
         warmups = [r.warmup_epochs for r in regularizers if r.warmup_epochs is not None]
         share = ask(strategy, "warmup_share", config.epochs)
-        check_number(f"{strategy.where}: warmup_share", share)
-        if share > 1:
-            raise InputError(
-                f"{strategy.where}: warmup_share: expected a share from 0 to 1, found {share}"
-            )
+        check_number(f"{strategy.where}: warmup_share", share, most=1)
         check_whole(f"{strategy.where}: partial", strategy.partial)
         return cls(
             strategy,
