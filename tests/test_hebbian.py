@@ -154,8 +154,10 @@ class TestAnyModel:
             def forward(self, x: Tensor) -> Tensor:
                 return self.late(self.early(x).relu())
 
-        model = convert(Backwards(), RULE)
         batches = [(torch.randn(4, 6), "a label") for _ in range(3)]
+        with pytest.raises(InputError, match="found no call of unused; leave what it does not"):
+            hebbian_pretraining(convert(Backwards(), RULE), batches)
+        model = convert(Backwards(), {"unused": "bp", "*": RULE})
         assert list(hebbian_pretraining(model, batches)) == ["early", "late"]
         assert model.unused.weight.requires_grad
 

@@ -139,8 +139,9 @@ def hebbian_pretraining(
         The mean norm of each layer's channels afterwards, by its name: about 1 once it has settled.
 
     Raises:
-        InputError: If there is no layer under `hebbian`, or one whose step has no bound, or a
-            weight under it that is no layer's (attention), and for values out of bounds.
+        InputError: If there is no layer under `hebbian`, or one that the model does not call or
+            whose step has no bound, or a weight under it that is no layer's (attention), and for
+            values out of bounds.
 
     Example: 8 features of 5x5 pixels, learned from noise.
 
@@ -224,8 +225,13 @@ def _in_order(model: nn.Module, x: Tensor) -> dict[str, RuleLayer]:
     finally:
         for handle in handles:
             handle.remove()
-    found = [(called.index(layer), name) for name, layer in layers.items() if layer in called]
-    return {name: layers[name] for _, name in sorted(found)}
+    idle = [name for name, layer in layers.items() if layer not in called]
+    if idle:
+        raise InputError(
+            f"hebbian_pretraining: expected a model that calls all layers under hebbian, found no "
+            f"call of {', '.join(idle)}; leave what it does not call under another rule"
+        )
+    return dict(sorted(layers.items(), key=lambda item: called.index(item[1])))
 
 
 def _draw(layer: RuleLayer, radius: float, draws: torch.Generator) -> None:
