@@ -27,6 +27,7 @@ from darts_bio.errors import InputError
 from darts_bio.figures.curves import draw_curves
 from darts_bio.networks import build_network, multiply_adds, parameters
 from darts_bio.spaces import load_genotype
+from darts_bio.strategies import WeightPhase
 from darts_bio.training.optim import WeightOptimizer, learning_rate
 from darts_bio.training.retrain import Mixing, Retraining
 
@@ -138,6 +139,14 @@ class TestSchedules:
         assert optimizer.lr == pytest.approx(0.2)
         optimizer.begin_epoch(1)
         assert optimizer.lr == optimizer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+    def test_where_no_epoch_is_left_of_a_phase(self) -> None:
+        """The second half of 4 epochs goes from 0.05 down a half cosine to 0: half-way at its last."""
+        config = SearchConfig(epochs=4, lr=0.5, lr_min=0.0)
+        optimizer = WeightOptimizer(
+            torch.nn.Linear(1, 1), config, phase=WeightPhase(first=2, epochs=2, scale=0.1)
+        )
+        assert optimizer.lr == pytest.approx(0.025)
 
     def test_a_search_follows_its_cosine(self) -> None:
         assert learning_rate(SearchConfig(epochs=2), 1) == pytest.approx((0.025 + 0.001) / 2)

@@ -68,8 +68,9 @@ class WeightOptimizer:
             InputError: timm has no optimizer of that name, it does not take these options, or there
                 is no schedule of the configured name.
         """
-        # Raises now for an unknown schedule; `begin_epoch` then sets the rate of each epoch.
-        self._lr = learning_rate(config, config.epochs - 1)
+        # Of a run that has ended and is gone on with, no epoch begins. (This raises now for an unknown
+        # schedule, too.)
+        self._lr = learning_rate(config, config.epochs - 1, phase)
         self.config, self._run, self._phase = config, run or call, phase
         self.scale = 1.0
         feedback = learned_feedback(model)
@@ -89,7 +90,7 @@ class WeightOptimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the current epoch."""
+        """The learning rate of the current epoch; before one begins, that of the run's last one."""
         return self._lr
 
     def begin_epoch(self, epoch: int) -> None:
