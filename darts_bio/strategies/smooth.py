@@ -11,9 +11,10 @@ around alpha, and less is lost by rounding to a genotype. With the shares s of a
 
 project() bounds the shares of an edge to [0, 1] and divides them by their sum (where all are 0, the
 greatest becomes 1). Alpha follows the loss at its own edge weights, as ever. The attack runs in
-evaluation mode, and is given up where it has lowered the loss. epsilon rises linearly over the
-epochs, from 0.03 to `epsilon`. All that is as in the published code
-(github.com/xiangning-chen/SmoothDARTS). Where edges compete, the shares are those within an edge.
+evaluation mode, and is given up where it has lowered the loss. In epoch e of E, counted from 0, the
+distance is 0.03 + (`epsilon` - 0.03) e / E, so that the last epoch falls short of `epsilon` by a step.
+All that is as in the published code (github.com/xiangning-chen/SmoothDARTS). Where edges compete,
+the shares are those within an edge.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Smooth(Regularizer[SmoothState]):
     """w is trained at edge weights near alpha's: random ones, or the worst (SmoothDARTS, 2002.05283).
 
     Attributes:
-        epsilon: How far a share is moved at most, in the last epoch.
+        epsilon: How far a share is moved at most: what the schedule rises to, and would reach in the
+            epoch after the last.
         kind: random, or adversarial: that takes steps + 2 further passes a step.
         steps: The number of steps of the attack.
 
