@@ -118,6 +118,21 @@ def test_evaluation_keeps_the_mode_of_each_part() -> None:
     assert switches(model) == before
 
 
+class Failing(nn.Module):
+    """Draws, and then gives up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(3)
+        raise RuntimeError("no more")
+
+
+def test_an_evaluation_that_fails_leaves_generators_as_they_were() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no more"):
+        evaluate(Failing(), [(torch.zeros(2, 1), torch.zeros(2).long())], prefix="test")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_statistics_of_a_batch_come_and_go() -> None:
     supernet = SuperNet(SPACES.build("nb201"), ["bp"], channels=4, layers=3, num_classes=5)
     norms: list[Any] = [

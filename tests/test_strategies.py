@@ -641,6 +641,21 @@ class TestMeasure:
             )
             assert task.individuals.together == left
 
+    def test_one_that_fails_leaves_generators_as_they_were(
+        self, data: ImageData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*given: Any) -> Tensor:
+            torch.rand(3)
+            raise RuntimeError("no more")
+
+        task = search(data)
+        monkeypatch.setattr(task.individuals, "_logits", failing)
+        equal = {t: torch.ones(2, *task.table.shape(t)) for t in task.table.rows}
+        before = torch.get_rng_state()
+        with pytest.raises(RuntimeError, match="no more"):
+            task.individuals.measure(equal, 0, 1)
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_means_over_batches_and_leaves_no_trace(self, data: ImageData) -> None:
         task = search(data, "darts", objective=("parameters(weight=0.1)",))
         epoch(task, 0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from darts_bio.errors import InputError, first_line, unknown_name
 from darts_bio.modes import in_mode
 from darts_bio.rules import rule_carriers
-from darts_bio.runtime import rng_state, set_rng_state
+from darts_bio.runtime import rng_kept, rng_state, set_rng_state
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,10 @@ class Chain:
         """Put random states and the buffers of chain and model back at the end; no gradients."""
         modules = (model, *(block.module for block in self.blocks))
         buffers = [(buffer, buffer.clone()) for m in modules for buffer in m.buffers()]
-        before = rng_state()
-        with torch.no_grad():
+        with torch.no_grad(), rng_kept():
             try:
                 yield
             finally:
-                set_rng_state(before)
                 for buffer, value in buffers:
                     buffer.copy_(value)
 
@@ -249,17 +247,13 @@ class Evaluation:
             if part.training
             for name, buffer in part.named_buffers(prefix, recurse=False)
         }
-        before = rng_state() if draws is not None else None
-        try:
+        with contextlib.nullcontext() if draws is None else rng_kept():
             if draws is not None:
                 set_rng_state(draws)
             result: Tensor = (
                 torch.func.functional_call(module, copies, (v,)) if copies else module(v)
             )
-            return result
-        finally:
-            if before is not None:
-                set_rng_state(before)
+        return result
 
 
 def cut(model: nn.Module, layers: Sequence[str | nn.Module] | None = None) -> Chain:

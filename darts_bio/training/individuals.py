@@ -18,7 +18,7 @@ from darts_bio.distributed import from_first, rank, summed, world_size
 from darts_bio.errors import InputError
 from darts_bio.networks import EdgeWeights, SuperNet
 from darts_bio.networks.supernet import single_columns
-from darts_bio.runtime import autocast, rng_state, set_rng_state
+from darts_bio.runtime import autocast, rng_kept
 
 
 class Individuals:
@@ -115,7 +115,6 @@ class Individuals:
         they are spread over passes and processes, and generators are left as they were.
         """
         chunks: list[Tensor] = []
-        before = rng_state()
         count, start = len(next(iter(edge_weights.values()))), 0
         # One candidate an edge is computed alone, which is less than many together.
         alone = not self.spread and all(
@@ -126,7 +125,8 @@ class Individuals:
             chunk = slice(start, start + together)
             chunk_weights = {t: weights[chunk] for t, weights in edge_weights.items()}
             try:
-                chunks.append(self._logits(x, chunk_weights, alone))
+                with rng_kept():
+                    chunks.append(self._logits(x, chunk_weights, alone))
                 start += together
             except RuntimeError as error:
                 if together == 1:
@@ -135,7 +135,6 @@ class Individuals:
                 # cannot batch fails with any number but one.
                 out_of_memory = isinstance(error, torch.OutOfMemoryError)
                 self.together = self.together // 2 if out_of_memory else 1
-            set_rng_state(before)
         return torch.cat(chunks)
 
     def _logits(self, x: Tensor, edge_weights: EdgeWeights, alone: bool) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from darts_bio.distributed import gathered, rank, world_size
 from darts_bio.modes import in_mode
 from darts_bio.private_torch import add_all
-from darts_bio.runtime import autocast, rng_state, send, set_rng_state
+from darts_bio.runtime import autocast, rng_kept, send
 
 Numbers = dict[str, float]
 """Measurements by name, such as {"train/loss": 2.3, "lr/weights": 0.025}."""
@@ -166,11 +166,10 @@ def evaluate(
     1.0
     """
     meters = Meters()
-    before = rng_state()  # a network may draw in evaluation too: the operation `noise` does
-    with in_mode(model, training=False):
+    # A network may draw in evaluation too: the operation `noise` does.
+    with in_mode(model, training=False), rng_kept():
         for x, labels in batches:
             with autocast(x.device, amp):
                 logits = model(x)
             meters.add(measured(prefix, loss_and_accuracy(logits, labels), len(labels)))
-    set_rng_state(before)
     return meters.read()
