@@ -201,6 +201,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What a member is, for error messages: "learning rule".
+        base: What a class has to be a subclass of to be a member, as others call its methods.
         hyphens: Whether names may hold hyphens. A name is otherwise a Python identifier, so that a
             spec can hold it; hyphens are for families whose members are looked up by `get` alone.
         elsewhere: What errors say, by name, of names that belong to another family.
@@ -222,9 +223,14 @@ class Registry(Generic[T]):
     """
 
     def __init__(
-        self, kind: str, *, hyphens: bool = False, elsewhere: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        *,
+        base: type = object,
+        hyphens: bool = False,
+        elsewhere: Mapping[str, str] | None = None,
     ) -> None:
-        self.kind = kind
+        self.kind, self._base = kind, base
         self._hyphens, self._elsewhere = hyphens, elsewhere or {}
         self._unlisted: set[str] = set()
         self._members: dict[str, T] = {}
@@ -245,8 +251,9 @@ class Registry(Generic[T]):
 
         Raises:
             ValueError: The name is taken already, or no identifier; or the fields of a class cannot
-                be options, as it is no dataclass of its own or a field hides a method. It is no
-                `InputError`, since the mistake is in code.
+                be options, as it is no dataclass of its own or a field hides a method; or the class
+                is no subclass of the registry's base. It is no `InputError`, since the mistake is
+                in code.
 
         >>> colors = Registry("color")
         >>> @colors.register("red")
@@ -269,6 +276,12 @@ class Registry(Generic[T]):
                 raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             if inspect.isclass(member) and (mistake := _mistake_in_fields(member)):
                 raise ValueError(f"{self.kind} {name!r}: {mistake}")
+            if inspect.isclass(member) and not issubclass(member, self._base):
+                base = self._base.__name__
+                raise ValueError(
+                    f"{self.kind} {name!r}: expected a subclass of {base}, found {member.__name__}; "
+                    f"derive it from that, as in class {member.__name__}({base})"
+                )
             self._members[name] = member  # type: ignore[assignment]
             self._definitions[name] = place
             if not listed:

@@ -22,6 +22,8 @@ from darts_bio.data.given import GIVEN
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.evaluation.attacks import ATTACKS
 from darts_bio.learners import LEARNERS
+from darts_bio.networks.skeletons import SKELETONS
+from darts_bio.networks.stems import STEMS
 from darts_bio.registry import Registry, canonical_spec, parse_spec, split_specs
 from darts_bio.rules import RULES, convert
 from darts_bio.rules.base import GLOBAL_LEARNERS
@@ -204,6 +206,33 @@ class TestRegistry:
         with pytest.raises(ValueError, match=re.escape(message)):
             STRATEGIES.register("mine")(Noted)
         assert "mine" not in STRATEGIES
+
+    @pytest.mark.parametrize(
+        ("registry", "base"),
+        [
+            (RULES, "LearningRule"),
+            (LEARNERS, "LearningMethod"),
+            (SPACES, "Space"),
+            (STEMS, "Stem"),
+            (SKELETONS, "Skeleton"),
+            (STRATEGIES, "Strategy"),
+            (BLACK_BOX_STRATEGIES, "BlackBoxStrategy"),
+            (REGULARIZERS, "Regularizer"),
+            (ADVERSARIES, "Adversary"),
+        ],
+    )
+    def test_classes_of_another_kind_are_refused(self, registry: Registry[Any], base: str) -> None:
+        @dataclass(frozen=True)
+        class Alone:
+            size: int = 1
+
+        message = (
+            f"{registry.kind} 'alone': expected a subclass of {base}, found Alone; derive it from "
+            f"that, as in class Alone({base})"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            registry.register("alone")(Alone)
+        assert "alone" not in registry
 
     def test_classes_whose_options_are_those_of_another_are_welcome(
         self, colors: Registry[Any]

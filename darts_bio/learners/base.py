@@ -147,7 +147,7 @@ class LearningMethod:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
 
-LEARNERS: Registry[type[LearningMethod]] = Registry("learner")
+LEARNERS: Registry[type[LearningMethod]] = Registry("learner", base=LearningMethod)
 """The methods that `learner` knows by name."""
 
 

@@ -102,10 +102,6 @@ class Before:
     halved_once: bool
 
 
-SKELETONS: Registry[type[Skeleton]] = Registry("skeleton")
-"""All skeletons, by the names that `Space.skeleton` holds."""
-
-
 class Skeleton(ABC):
     """What surrounds the cells of a space.
 
@@ -131,6 +127,10 @@ class Skeleton(ABC):
 
         The shape stays the same.
         """
+
+
+SKELETONS: Registry[type[Skeleton]] = Registry("skeleton", base=Skeleton)
+"""All skeletons, by the names that `Space.skeleton` holds."""
 
 
 @SKELETONS.register("darts")

@@ -88,7 +88,7 @@ class Stem(ABC, nn.Module):
         """
 
 
-STEMS: Registry[type[Stem]] = Registry("stem")
+STEMS: Registry[type[Stem]] = Registry("stem", base=Stem)
 """All stems, by the names that `build_network` takes."""
 
 

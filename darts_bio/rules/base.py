@@ -285,6 +285,7 @@ GLOBAL_LEARNERS = ("pc", "dual_propagation", "pepita", "dtp", "drtp")
 
 RULES: Registry[type[LearningRule]] = Registry(
     "learning rule",
+    base=LearningRule,
     elsewhere={
         name: f'it is a global learner, of a whole model: darts_bio.learner(model, "{name}"); see '
         "docs/learners.md"

@@ -351,4 +351,4 @@ class Space(ABC):
         """
 
 
-SPACES: Registry[type[Space]] = Registry("space")
+SPACES: Registry[type[Space]] = Registry("space", base=Space)

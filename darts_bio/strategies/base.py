@@ -449,7 +449,7 @@ class Strategy(ABC, Generic[S]):
         """
 
 
-STRATEGIES: Registry[type[Strategy[Any]]] = Registry("strategy")
+STRATEGIES: Registry[type[Strategy[Any]]] = Registry("strategy", base=Strategy)
 """All strategies, by the names and options that `--strategy` takes."""
 
 

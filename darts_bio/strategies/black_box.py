@@ -136,7 +136,9 @@ class BlackBoxStrategy(ABC, Generic[S]):
         return []
 
 
-BLACK_BOX_STRATEGIES: Registry[type[BlackBoxStrategy[Any]]] = Registry("black-box strategy")
+BLACK_BOX_STRATEGIES: Registry[type[BlackBoxStrategy[Any]]] = Registry(
+    "black-box strategy", base=BlackBoxStrategy
+)
 """All black-box strategies, by the names and options that `--strategy` takes."""
 
 

@@ -246,7 +246,7 @@ class Regularizer(Generic[R]):
         return weights
 
 
-REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer")
+REGULARIZERS: Registry[type[Regularizer[Any]]] = Registry("regularizer", base=Regularizer)
 """All regularizers, by the names and options that `--regularizers` takes."""
 
 

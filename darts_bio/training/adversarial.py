@@ -111,7 +111,7 @@ class Adversary:
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
 
-ADVERSARIES: Registry[type[Adversary]] = Registry("adversary")
+ADVERSARIES: Registry[type[Adversary]] = Registry("adversary", base=Adversary)
 """The adversaries that `--adversarial` knows."""
 
 
