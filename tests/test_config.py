@@ -207,6 +207,12 @@ class TestLayers:
         (["--amp", "bf15"], r"unknown value of --amp 'bf15': did you mean 'bf16'"),
         (["--rules", ""], r"--rules: expected at least one learning rule"),
         (["--rules", "fa,usf,fa"], r"--rules: expected each rule once, found fa more than once"),
+        (
+            ["--rules", "fa usf"],
+            r"--rules: expected a comma .* found 'fa usf'; did you mean 'fa,usf' \(or, as one name, "
+            r"'fa_usf'\)\?",
+        ),
+        (["--regularizers", "oles entropy"], r"did you mean 'oles,entropy'"),
         (["--rules", "usf,usf()"], r"--rules: expected each rule once, found usf more than once"),
         (["--resume"], r"--resume needs --out DIR"),
         (["--resume", "--out", "nowhere"], r"nowhere/config.yaml does not exist"),

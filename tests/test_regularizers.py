@@ -579,7 +579,8 @@ class TestObjective:
 
     def test_a_cost_that_nobody_has(self) -> None:
         with pytest.raises(
-            InputError, match="weight_transport: no candidate of this search has that cost"
+            InputError,
+            match="weight_transport: no candidate of this search has that cost; add bp to --rules, or",
         ):
             self.objective("weight_transport(weight=1)", rules=("fa", "usf"))
 

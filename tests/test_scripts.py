@@ -147,7 +147,7 @@ def test_from_search_to_retrained_network(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
-    accuracy = re.search(r"test accuracy: +([\d.]+) % after 1 epochs", trained.stdout)
+    accuracy = re.search(r"test accuracy: +([\d.]+) % after 1 epoch, on", trained.stdout)
     assert accuracy is not None
     last = json.loads((tmp_path / "t" / "metrics.jsonl").read_text().splitlines()[-1])
     assert float(accuracy[1]) == pytest.approx(100 * last["test/accuracy"], abs=0.005)
@@ -213,9 +213,17 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, number: signal.Sign
         ),
         (SEARCH, "--rules usf,bsf", r"unknown learning rule 'bsf': did you mean 'brsf' or 'usf'\?"),
         (SEARCH, "--backbone-rule pb", r"unknown learning rule 'pb': did you mean 'bp'\?"),
-        (SEARCH, "--layers 2", r"layers: expected at least 3, .* found 2; use --layers 3 or more"),
+        (
+            SEARCH,
+            "--layers 2",
+            r"--layers: expected at least 3, .* found 2; use --layers 3 or more",
+        ),
         (SEARCH, "--layers -1", r"--layers: expected at least 1 and below 251, found -1"),
-        (SEARCH, "--channels 5", r"channels: expected an even number .* found 5; use --channels 6"),
+        (
+            SEARCH,
+            "--channels 5",
+            r"--channels: expected an even number .* found 5; use --channels 6",
+        ),
         (
             SEARCH,
             "--batch-size 1000",

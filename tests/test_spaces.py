@@ -76,7 +76,7 @@ class TestPlanAndEdges:
     @pytest.mark.parametrize("layers", [2, 1, 0, -3])
     def test_too_few_layers(self, layers: int) -> None:
         with pytest.raises(
-            InputError, match=rf"layers: expected at least 3, .*found {layers}; use --layers 3"
+            InputError, match=rf"^--layers: expected at least 3, .*found {layers}; use --layers 3"
         ):
             DartsSpace().plan(layers)
 

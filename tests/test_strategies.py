@@ -255,7 +255,7 @@ class TestPcDarts:
     ) -> None:
         task = search(data, "pc_darts", space="darts(nodes=2)")
         assert task.warmup_epochs == 1
-        assert task.notes() == ["alpha stays as it is for the first 1 epochs"]
+        assert task.notes() == ["alpha stays as it is until epoch 2"]
         pc: Any = task.strategy_state
         before = {name: p.detach().clone() for name, p in pc.parameters.items()}
         epoch(task, 0)

@@ -19,6 +19,7 @@ from darts_bio.invocation import called, line
 from darts_bio.process_group import launcher, process_group
 from darts_bio.reports.card import CARD_FILE, on_images, spread
 from darts_bio.reports.choice import measured
+from darts_bio.reports.markdown import counted
 from darts_bio.reports.search import accuracies_in_words
 from darts_bio.runs.alignment import compare_alignment_of_runs, measure_alignment_of_run
 from darts_bio.runs.choice import ChoiceResult, search_and_train
@@ -127,8 +128,8 @@ def train(config: TrainingConfig) -> int:
             print(f"report: {result.folder / CARD_FILE}")
         else:
             print(
-                f"{result.measured}: {100 * result.accuracy:.2f} % after {config.epochs} epochs"
-                f"{on_images(result.images)}"
+                f"{result.measured}: {100 * result.accuracy:.2f} % after "
+                f"{counted(config.epochs, 'epoch')}{on_images(result.images)}"
             )
             print(f"parameters:    {result.parameters:,}\nrun folder:    {result.folder}")
             print(f"report:        {result.folder / CARD_FILE}")

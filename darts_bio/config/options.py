@@ -292,6 +292,13 @@ def _refuse_objects(name: str, value: Any) -> None:
 def _canonical(name: str, value: Any) -> Any:
     """Return the specs of an option in canonical form; raise InputError, which names the option."""
     if isinstance(value, tuple):
+        for item in value:
+            words = item.split()
+            if len(words) > 1 and all(map(str.isidentifier, words)):
+                raise InputError(
+                    f"{flag(name)}: expected a comma between two names, found {item!r}; did you mean "
+                    f"{','.join(words)!r} (or, as one name, {'_'.join(words).lower()!r})?"
+                )
         return tuple(_canonical(name, item) for item in value)
     try:
         return canonical_spec(value) if value else value

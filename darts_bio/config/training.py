@@ -118,8 +118,7 @@ class TrainingConfig(FitConfig):
             )
         if self.warmup >= self.epochs and self.warmup:
             raise InputError(
-                f"--warmup: expected fewer than the {self.epochs} epochs there are, found "
-                f"{self.warmup}"
+                f"--warmup: expected less than --epochs, {self.epochs}, found {self.warmup}"
             )
 
 

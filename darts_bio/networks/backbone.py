@@ -65,7 +65,7 @@ class CellNetwork(nn.Module):
         super().__init__()
         if channels < 2 or channels % 2:
             raise InputError(
-                "channels: expected an even number of at least 2, since the factorised reduction "
+                "--channels: expected an even number of at least 2, since the factorised reduction "
                 "halves them, "
                 f"found {channels}; use --channels {max(2, channels + channels % 2)}"
             )

@@ -128,7 +128,7 @@ class SuperNet(CellNetwork):
         # Edges of stride 2, which need even numbers, are in cells that have doubled the channels.
         if partial < 1 or channels % partial:
             raise InputError(
-                f"channels: expected a multiple of {max(1, partial)}, since one in k={partial} goes "
+                f"--channels: expected a multiple of {max(1, partial)}, since one in k={partial} goes "
                 f"through the candidates, found {channels}; use another --channels, or another k"
             )
         unused = space.unused(layers)

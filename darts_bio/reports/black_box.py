@@ -13,6 +13,7 @@ from darts_bio.reports.going_on import after_search
 from darts_bio.reports.markdown import (
     block,
     code,
+    counted,
     escaped,
     images_in_words,
     markdown_table,
@@ -116,7 +117,7 @@ def _queries(search: BlackBoxSearch, queries: Sequence[Mapping[str, Any]]) -> li
     else:
         halves = search.halves
         lines += [
-            f"Each genotype was trained from scratch for {config.epochs} epochs on {halves[0]} of "
+            f"Each genotype was trained from scratch for {counted(config.epochs, 'epoch')} on {halves[0]} of "
             f"the training images, and measured on {halves[1]} others, the same for all. The best "
             f"of {len(queries)} such numbers is too high for what was found: train it, and measure "
             "it on test images.",

@@ -16,6 +16,7 @@ from darts_bio.reports.checklist import checklist
 from darts_bio.reports.markdown import (
     block,
     code,
+    counted,
     escaped,
     images_in_words,
     link,
@@ -50,7 +51,7 @@ def model_card(
             "",
         ]
     lines += [
-        f"After the last of {config.epochs} epochs{done}; nothing was chosen by the test images.",
+        f"After the last of {counted(config.epochs, 'epoch')}{done}; nothing was chosen by the test images.",
         "",
     ]
     lines += markdown_table(("", "loss", "accuracy, %"), _measured(last))

@@ -72,7 +72,9 @@ def search_card(
         sizes: What is said of the size of the network that it trains.
     """
     config = search.config
-    state = "" if finished else f", stopped after {len(epochs)} of {config.epochs} epochs"
+    state = (
+        "" if finished else f", stopped after {len(epochs)} of {counted(config.epochs, 'epoch')}"
+    )
     cost = _cost(search, epochs)
     found = findings.of_search(search, genotype, history)
     next_step = after_supernet(search.config, found, finished, next_command, sizes)

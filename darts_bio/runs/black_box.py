@@ -13,6 +13,7 @@ from darts_bio.figures.curves import draw_best
 from darts_bio.registry import WAY_OF_ONES_OWN, parse_spec
 from darts_bio.reports import page
 from darts_bio.reports.black_box import BEST_FIGURE, black_box_card
+from darts_bio.reports.markdown import counted
 from darts_bio.runtime import precision_notes
 from darts_bio.spaces import Genotype
 from darts_bio.storage.logs import EVALUATIONS_FILE
@@ -56,7 +57,7 @@ def introduction(task: BlackBoxSearch) -> list[str]:
         how = f"each looked up in {config.table}, {config.query}"
     else:
         how = (
-            f"each a training of {config.epochs} epochs, {task.steps_per_epoch} steps, on "
+            f"each a training of {counted(config.epochs, 'epoch')}, {task.steps_per_epoch} steps, on "
             f"{task.halves[0]} images, measured on {task.halves[1]} others"
         )
     lines = [f"search on {config.dataset}, {task.device}: {task.epochs} queries, {how}"]

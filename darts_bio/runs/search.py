@@ -25,6 +25,7 @@ from darts_bio.monitoring.boards import FitBoard, GenotypeBoard, SearchBoard
 from darts_bio.networks import parameters
 from darts_bio.process_group import TIMEOUT, launcher, refuse_differences
 from darts_bio.reports import page
+from darts_bio.reports.markdown import counted
 from darts_bio.reports.search import KNOWN_FIGURE, search_card
 from darts_bio.reports.search_seeds import search_seeds_card
 from darts_bio.reports.stages import stages_card
@@ -308,7 +309,7 @@ def _introduction(task: Search, progress: Progress) -> list[str]:
     )
     return [
         f"search on {task.config.dataset}, {task.device}: {progress.steps} steps in "
-        f"{progress.epochs} epochs; "
+        f"{counted(progress.epochs, 'epoch')}; "
         f"supernet of {parameters(task.supernet):,} weights ({tables})",
         *task.notes(),
     ]
@@ -407,7 +408,7 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
     """
     retrain = complete(RetrainConfig, {"genotype": "found", **options}, space=config.space)
     size = f"That is a network of {retrain.layers} cells and {retrain.channels} channels"
-    length = f"trained for {retrain.epochs} epochs"
+    length = f"trained for {counted(retrain.epochs, 'epoch')}"
     if config.query is not None:  # nothing was trained
         return f"{size}, {length}."
     images = ""

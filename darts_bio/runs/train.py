@@ -24,6 +24,7 @@ from darts_bio.networks import parameters
 from darts_bio.process_group import TIMEOUT, refuse_differences
 from darts_bio.reports import page
 from darts_bio.reports.card import CURVES_FIGURE, model_card, seeds_card
+from darts_bio.reports.markdown import counted
 from darts_bio.rules import count_rules
 from darts_bio.runs.files import epochs_of
 from darts_bio.runs.records import EpochsFile
@@ -186,11 +187,12 @@ def _perform(
     def introduction(progress: Progress) -> list[str]:
         config = task.config
         if progress.step == progress.steps:
-            return [f"{folder.path}: done already, after {progress.epochs} epochs"]
+            return [f"{folder.path}: done already, after {counted(progress.epochs, 'epoch')}"]
         lines = [
             f"training on {config.dataset or config.data_dir}, {task.device}: {progress.steps} "
             "steps in "
-            f"{progress.epochs} epochs; network of {parameters(task.network):,} parameters",
+            f"{counted(progress.epochs, 'epoch')}; "
+            f"network of {parameters(task.network):,} parameters",
             *precision_notes(task.device, config.amp),
         ]
         if task.genotype is not None and (note := task.genotype.provenance.get("note")):

@@ -138,7 +138,7 @@ class ByDepth(Space):
         for kind in kinds:
             if kind not in types:
                 raise InputError(
-                    f"layers: {layers} cells have one of type {kind}, and among the {self.cells} "
+                    f"--layers: {layers} cells have one of type {kind}, and among the {self.cells} "
                     f"of the {self.where} there is none; use more cells in the space"
                 )
             # floor((k + 1/2) m / n) in whole numbers.

@@ -93,7 +93,7 @@ class DartsCells(Space):
     def plan(self, layers: int) -> tuple[str, ...]:
         if layers < 3:
             raise InputError(
-                "layers: expected at least 3, for two reduction cells and a normal one, found "
+                "--layers: expected at least 3, for two reduction cells and a normal one, found "
                 f"{layers}; "
                 "use --layers 3 or more"
             )

@@ -90,7 +90,7 @@ class NasBench201Space(Space):
     def plan(self, layers: int) -> tuple[str, ...]:
         if layers < STAGES or layers % STAGES:
             raise InputError(
-                f"layers: expected a multiple of {STAGES}, as many cells at each size (published: "
+                f"--layers: expected a multiple of {STAGES}, as many cells at each size (published: "
                 f"15), found {layers}; "
                 f"use --layers {max(STAGES, layers - layers % STAGES)}"
             )

@@ -171,8 +171,10 @@ class Objective:
             values = table_of(cost)
             average = sum(float((v * table.equal_shares(t)).sum()) for t, v in values.items())
             if average == 0:
+                way = "add bp to --rules, or " if name == "weight_transport" else ""
                 raise InputError(
-                    f"--objective {name}: no candidate of this search has that cost; leave it out"
+                    f"--objective {name}: no candidate of this search has that cost; {way}leave it "
+                    "out"
                 )
             if bounded:
                 whole = table_of(WHOLES[name])

@@ -283,7 +283,7 @@ class Search:
         if self.strategy.finished:
             notes.append("nothing is trained: the genotype is there at once")
         elif self.warmup_epochs:
-            notes.append(f"alpha stays as it is for the first {self.warmup_epochs} epochs")
+            notes.append(f"alpha stays as it is until epoch {self.warmup_epochs + 1}")
         parts = self.share[1]
         if parts > 1 and not self.strategy.finished:
             notes.append(
