@@ -155,7 +155,7 @@ def masking() -> tuple[Cells, Cells]:
 
 def learners() -> tuple[Cells, Cells]:
     kept = result("learners-digits-cpu.json")["learners"]
-    for name in ("drtp", "dual_propagation"):
+    for name in ("drtp", "dual_propagation", "dtp"):
         kept[name] = result(f"learners-{name}-digits-cpu.json")["learners"][name]
     wanted = {
         name: [

@@ -77,10 +77,12 @@ class DifferenceTargetPropagation(LearningMethod):
         values = chain.shapes(example)[1:]  # of h_1 to h_M
         parameters = (p for block in chain.blocks for p in block.module.parameters())
         weight = next(parameters, example)  # in whose type, and on whose device, inverses are
-        inverses = [
-            Inverse(values[k], values[k - 1], _activation(chain.blocks[k - 1]), seed + k).to(weight)
-            for k in range(1, len(chain.blocks) - 1)
-        ]
+        inverses = []
+        for k in range(1, len(chain.blocks) - 1):
+            # Drawn on the CPU, so that it is the same on all devices.
+            draws = generator("cpu", "inverse", seed, k)
+            activation = _activation(chain.blocks[k - 1])
+            inverses.append(Inverse(values[k], values[k - 1], activation, draws).to(weight))
         return nn.ModuleList(inverses)
 
     def backward(
@@ -136,21 +138,24 @@ class Inverse(nn.Module):
         source: The shape of a sample of the output.
         target: The shape of a sample of the input.
         activation: What follows the linear map; None for nothing.
-        seed: That of the draw of the map, which is orthogonal.
+        draws: The generator, on the CPU, that the map is drawn by, which is orthogonal.
 
-    >>> inverse = Inverse(torch.Size([6]), torch.Size([2, 4]), nn.ReLU(), seed=0)
+    >>> inverse = Inverse(torch.Size([6]), torch.Size([2, 4]), nn.ReLU(), torch.Generator())
     >>> inverse(torch.ones(3, 6)).shape
     torch.Size([3, 2, 4])
     """
 
     def __init__(
-        self, source: torch.Size, target: torch.Size, activation: nn.Module | None, seed: int
+        self,
+        source: torch.Size,
+        target: torch.Size,
+        activation: nn.Module | None,
+        draws: torch.Generator,
     ) -> None:
         super().__init__()
         self._source, self._target, self.activation = source, target, activation
         self.linear = nn.utils.skip_init(nn.Linear, source.numel(), target.numel())
-        # Drawn on the CPU, so that it is the same on all devices.
-        nn.init.orthogonal_(self.linear.weight, generator=generator("cpu", "inverse", seed))
+        nn.init.orthogonal_(self.linear.weight, generator=draws)
         nn.init.zeros_(self.linear.bias)
 
     def check(self, source: torch.Size, target: torch.Size) -> None:
