@@ -160,7 +160,7 @@ def search_and_train(
 @as_in_a_new_process()
 def train(
     genotype: Any,
-    dataset: Any = "digits",
+    dataset: Any = None,
     *,
     test: Any = None,
     progress: bool = True,
@@ -170,15 +170,16 @@ def train(
 ) -> TrainResult | SeedResults[TrainResult]:
     """Train the network of a genotype from scratch, and measure it on the test images.
 
-    With `stem="imagenet"` and a `dataset` that is not one of the named in-memory data sets, images
-    are read from files, as by `darts-bio train-imagenet`.
+    With `stem="imagenet"` images are read from files, as by `darts-bio train-imagenet`, unless
+    `dataset` is given as one of the named in-memory data sets or as images.
 
     Args:
         genotype: A result of `search`, a `Genotype`, or anything `load_genotype` takes: a name, a
             file, a run folder or a DARTS-style string.
         dataset: The name of a data set, a pair (images, labels), or a map-style dataset. For images
             that are handed over, options of the recipe that you do not give are reduced until they
-            fit (cutout, auxiliary head, batch size).
+            fit (cutout, auxiliary head, batch size). None for "digits", or with `stem="imagenet"`
+            for the image files in the folder `data_dir`.
         test: The test images, of the same kind as `dataset`; required where `dataset` is not a
             name.
         progress: Whether to show the run on standard error.
@@ -213,11 +214,11 @@ def train(
     genotype_object = genotype if isinstance(genotype, Genotype) else None
     genotype_text = str(genotype) if genotype_object is None else _name_unsaved(genotype_object)
     config_class: type[RetrainConfig | ImageNetConfig] = RetrainConfig
-    # "digits" is the default of `dataset`; beside ImageNet's stem it means that none was given.
-    in_memory = not isinstance(dataset, str) or (dataset in DATASETS and dataset != "digits")
-    if options.get("stem") == "imagenet" and not in_memory:
+    in_files = dataset is None or (isinstance(dataset, str) and dataset not in DATASETS)
+    if options.get("stem") == "imagenet" and in_files:
         config_class = ImageNetConfig
-        dataset = "" if dataset == "digits" else dataset
+    if dataset is None:
+        dataset = "" if config_class is ImageNetConfig else "digits"
     options = {"genotype": genotype_text, **options}
     _check_test("train", dataset, test)
     config, data, command = _configure(
