@@ -32,7 +32,7 @@ from darts_bio.interop.export import export_program, inference_network, save_for
 from darts_bio.interop.hub_card import hub_card
 from darts_bio.networks import build_network, parameters
 from darts_bio.rules import draw_feedback, rule_carriers
-from darts_bio.spaces import load_genotype, shipped_names
+from darts_bio.spaces import OPERATIONS, load_genotype, shipped_names
 from darts_bio.storage.checkpoint import FORMAT, write_checkpoint
 from darts_bio.training.meters import evaluate
 from darts_bio.training.provenance import Provenance
@@ -329,6 +329,20 @@ def test_a_traced_network_computes_learns_and_renews_as_the_model(
         if "feedback" in name and not value.equal(before[name])
     ]
     assert bool(renewed) == (model.renewal is not None)
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+def test_every_operation_can_be_traced(operation: str) -> None:
+    """At both strides; in training, where some draw."""
+    edges = f"[('{operation}', 0), ('{operation}', 1)]"
+    cells = ", ".join(f"{cell}={edges}, {cell}_concat=[2]" for cell in ("normal", "reduce"))
+    model = create(genotype=f"Genotype({cells})", drop_path_rate=0.3)
+    traced = create_feature_extractor(copy.deepcopy(model), {"classifier": "y"})
+    x = images(side=33)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(traced(x)["y"], expected)
 
 
 def test_tracing_is_no_training_pass() -> None:

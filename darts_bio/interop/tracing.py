@@ -19,9 +19,9 @@ from darts_bio.networks.cells import DropPath
 from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.compilers import Uncompiled
 from darts_bio.rules.dfa import OutputError
-from darts_bio.spaces.operations import EvenAndOdd, Zero
+from darts_bio.spaces.operations import EvenAndOdd, Noise, Zero
 
-for module in (RuleCarrier, DropPath, EvenAndOdd, Zero):
+for module in (RuleCarrier, DropPath, EvenAndOdd, Noise, Zero):
     register_notrace_module(module)
 
 
