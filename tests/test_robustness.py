@@ -121,6 +121,21 @@ class TestDoubts:
             Doubt("plain", "true", "eps = 0", "fgsm makes 50 % of right images wrong")
         ]
 
+    @pytest.mark.parametrize(
+        ("attack", "gradients"), [("fgsm", "rule"), ("square(queries=5)", "none")]
+    )
+    def test_a_doubt_is_filed_under_the_gradients_that_were_measured(
+        self, plain: nn.Module, images: Split, attack: str, gradients: Any
+    ) -> None:
+        """That of an attack without a gradient too."""
+        plan = Plan(attacks=(attack,), eps=(20.0,), gradients=("rule",))
+        measured = Measurement({"plain": plain}, images, plan)
+        key = Job("attack", "plain", attack, 0.0, gradients, 8).key
+        measured.found[key] = torch.zeros(8, dtype=torch.bool)
+        assert [(doubt.gradients, doubt.check) for doubt in doubts(measured)] == [
+            ("rule", "eps = 0")
+        ]
+
     def test_images_of_another_network_that_do_more_than_its_own(
         self, plain: nn.Module, images: Split
     ) -> None:

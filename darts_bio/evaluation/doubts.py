@@ -102,14 +102,11 @@ def _of_network(measured: Measurement, name: str) -> Iterator[Doubt]:
         survived = measured.survived(job)
         if survived is None or not len(survived):
             continue
+        # Without a gradient it is measured once, for all sides.
+        side = plan.gradients[0] if job.gradients == "none" else job.gradients
         if job.level == 0 and not survived.all():
-            yield Doubt(
-                name,
-                "true",
-                "eps = 0",
-                f"{job.what} makes {_percent(~survived)} % of right images wrong",
-            )
-        side: Gradients = "rule" if job.gradients == "rule" else "true"
+            lost = f"{job.what} makes {_percent(~survived)} % of right images wrong"
+            yield Doubt(name, side, "eps = 0", lost)
         if job.level == LARGE_EPS and survived.float().mean() > LEFT_AT_LARGE_EPS:
             left = f"{_percent(survived)} % stay right at eps {LARGE_EPS:g}/255"
             yield Doubt(name, side, "large eps", left)
