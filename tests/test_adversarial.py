@@ -23,7 +23,7 @@ from darts_bio.rules import RULES, convert, true_gradients
 from darts_bio.runtime import StopRequest
 from darts_bio.spaces import load_genotype
 from darts_bio.storage.run_folder import RunFolder
-from darts_bio.training import adversarial, retrain
+from darts_bio.training import retrain
 from darts_bio.training.adversarial import ADVERSARIES, AdversarialExamples
 from darts_bio.training.engine import fit
 from darts_bio.training.listeners import Listener
@@ -153,8 +153,6 @@ class TestExamples:
         starts, parts = whole.examples.starts(0, x), []
         for number in range(2):
             two.be(number)
-            monkeypatch.setattr(adversarial, "world_size", lambda: 2)
-            monkeypatch.setattr(adversarial, "rank", lambda number=number: number)
             task = training(data, adversary)
             task.network.load_state_dict(whole.network.state_dict())
             assert task.examples is not None

@@ -25,6 +25,7 @@ ORDER = [
     "private_torch",
     "environment",
     "distributed",
+    "draws",
     "process_group",
     "runtime",
     "modes",

@@ -24,6 +24,7 @@ from commands import SEARCH, TRAIN, call, torchrun
 from PIL import Image
 from several import LAUNCHERS, free_port, several
 
+from darts_bio import draws
 from darts_bio.cli import main
 from darts_bio.config import RetrainConfig
 from darts_bio.data import sources
@@ -32,7 +33,6 @@ from darts_bio.data.datasets import load_data
 from darts_bio.data.sources import InMemory
 from darts_bio.distributed import first_says, gathered, summed, text_from_first
 from darts_bio.errors import InputError
-from darts_bio.networks import cells
 from darts_bio.networks.cells import DropPath
 from darts_bio.process_group import process_group, refuse_differences
 from darts_bio.spaces import load_genotype
@@ -567,7 +567,7 @@ class Two:
         self._monkeypatch = monkeypatch
 
     def be(self, rank: int, size: int = 2) -> None:
-        for module in (cells, sources, retrain):
+        for module in (draws, sources, retrain):
             self._monkeypatch.setattr(module, "world_size", lambda: size)
             if hasattr(module, "rank"):
                 self._monkeypatch.setattr(module, "rank", lambda: rank)

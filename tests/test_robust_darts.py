@@ -16,6 +16,7 @@ from test_graphs import search as search_on_tapes
 from test_mixed import Twins
 from torch import Tensor, nn
 
+from darts_bio import draws
 from darts_bio.config import RetrainConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
@@ -25,7 +26,6 @@ from darts_bio.networks.cells import DropPath
 from darts_bio.process_group import process_group
 from darts_bio.rules import RULES
 from darts_bio.spaces import OPERATIONS, SPACES, Genotype, load_genotype, read_genotype
-from darts_bio.spaces import operations as operations_module
 from darts_bio.spaces.operations import Noise
 from darts_bio.training.engine import run_epoch
 from darts_bio.training.meters import evaluate
@@ -275,10 +275,10 @@ class TestNoise:
         x = torch.zeros(6, 2, 3, 3)
         torch.manual_seed(4)
         expected = Noise(1)(x)
-        monkeypatch.setattr(operations_module, "world_size", lambda: processes)
+        monkeypatch.setattr(draws, "world_size", lambda: processes)
         parts = []
         for rank, part in enumerate(x.chunk(processes)):
-            monkeypatch.setattr(operations_module, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(draws, "rank", lambda rank=rank: rank)
             torch.manual_seed(4)
             parts.append(Noise(1)(part))
         assert torch.equal(torch.cat(parts), expected)

@@ -15,13 +15,13 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from darts_bio.networks.cells import DropPath
+from darts_bio.draws import DrawsForSamples
 from darts_bio.rules.carriers import RuleCarrier
 from darts_bio.rules.compilers import Uncompiled
 from darts_bio.rules.dfa import OutputError
-from darts_bio.spaces.operations import EvenAndOdd, Noise, Zero
+from darts_bio.spaces.operations import EvenAndOdd, Zero
 
-for module in (RuleCarrier, DropPath, EvenAndOdd, Noise, Zero):
+for module in (RuleCarrier, DrawsForSamples, EvenAndOdd, Zero):
     register_notrace_module(module)
 
 

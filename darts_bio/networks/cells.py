@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from darts_bio.distributed import rank, world_size
+from darts_bio.draws import DrawsForSamples
 from darts_bio.rules import RULES, DirectOperation, LearningRule
 from darts_bio.spaces import OPERATIONS, Candidate, Cell, Space
 
@@ -47,14 +47,11 @@ def build_operation(
     return operation.build(channels, stride, rule, supernet)
 
 
-class DropPath(nn.Module):
+class DropPath(DrawsForSamples):
     """Drop path: for a sample, the whole output of an edge is zero (Larsson 2017, 1605.07648).
 
     In training each sample of (N, C, H, W) is dropped with the `probability`, and what is kept is
     divided by 1 - probability. In evaluation it does nothing.
-
-    Each of several processes draws for the samples of all and takes its own part, so that the draws
-    do not depend on how many processes there are.
     """
 
     def __init__(self) -> None:
@@ -77,28 +74,23 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
             return x
-        keep, n = self.get_buffer("keep"), x.shape[0]
-        kept_of_all = keep.expand(n * world_size(), 1, 1, 1).bernoulli()
-        kept = kept_of_all[n * rank() :][:n]  # those of this process, (N, 1, 1, 1)
+        keep = self.get_buffer("keep")
+        kept = self.drawn(len(x), lambda k: keep.expand(k, 1, 1, 1).bernoulli())
         return x * (kept / keep).to(x.dtype)
 
 
-class SkipDropout(nn.Module):
+class SkipDropout(DrawsForSamples):
     """Dropout of single values, behind a skip connection of the supernet (P-DARTS, 1904.12760).
 
     In training each value of (N, C, H, W) is zero with the probability `rate`, and what is kept is
     divided by 1 - rate. In evaluation it does nothing.
 
-    Values are drawn by PyTorch's default generator. Each of several processes draws for the samples
-    of all and takes its own part, so that the draws do not depend on how many processes there are.
+    Values are drawn by PyTorch's default generator.
 
     Args:
         rate: The probability, in [0, 1): a scalar tensor that its owner changes in place, so that a
             pass that was recorded as a CUDA graph sees it change.
     """
-
-    share: tuple[int, int] | None = None
-    """(i, k) where a batch is the i-th of k parts, None where processes have a part each."""
 
     def __init__(self, rate: Tensor) -> None:
         super().__init__()
@@ -107,12 +99,10 @@ class SkipDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        part, parts = self.share or (rank(), world_size())
         n, c, h, w = x.shape
         keep = 1 - self.rate
         # Drawn channels last, as the maps of a supernet lie in memory.
-        kept_of_all = keep.expand(n * parts, h, w, c).bernoulli()
-        kept = kept_of_all[n * part :][:n].permute(0, 3, 1, 2)
+        kept = self.drawn(n, lambda k: keep.expand(k, h, w, c).bernoulli()).permute(0, 3, 1, 2)
         return x * (kept / keep).to(x.dtype)
 
 

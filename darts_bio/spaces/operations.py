@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.distributed import rank, world_size
+from darts_bio.draws import DrawsForSamples
 from darts_bio.errors import InputError
 from darts_bio.registry import Registry
 from darts_bio.rules import LearningRule, RuleConv2d
@@ -202,26 +202,20 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-class Noise(nn.Module):
+class Noise(DrawsForSamples):
     """N(0, 1) of the output's shape, (N, C, ceil(H/stride), ceil(W/stride)), that passes no error on.
 
     It is drawn anew in each pass, in evaluation too, from PyTorch's default generator, whose state
-    checkpoints hold and CUDA graphs advance. Each of several processes draws for the samples of all
-    and takes its own part, so that the draws do not depend on how many processes there are.
+    checkpoints hold and CUDA graphs advance.
     """
-
-    share: tuple[int, int] | None = None
-    """(i, k) where a batch is the i-th of k parts, None where processes have a part each."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        part, parts = self.share or (rank(), world_size())
         n, *shape = x[:, :, :: self.stride, :: self.stride].shape
-        of_all = torch.randn(n * parts, *shape, dtype=x.dtype, device=x.device)
-        return of_all[n * part :][:n]
+        return self.drawn(n, lambda k: torch.randn(k, *shape, dtype=x.dtype, device=x.device))
 
 
 def _pool(pool: nn.Module, channels: int, supernet: bool) -> nn.Module:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.data.batches import Normalization
-from darts_bio.distributed import rank, world_size
+from darts_bio.draws import drawn_for_part
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
 from darts_bio.modes import frozen, in_mode
 from darts_bio.registry import Registry
@@ -225,12 +225,11 @@ class AdversarialExamples:
 
         x: this process' share (N, C, H, W) of the batch.
         """
-        number, share = rank(), len(x)
-        # Drawn for the whole batch, so that an image's draw does not depend on how many processes
-        # there are.
-        shape = torch.Size((share * world_size(), *x.shape[1:]))
-        drawn = self.adversary.start(shape, generator("cpu", "adversary", self._seed, t))
-        return send(drawn[number * share : (number + 1) * share], x.device)
+        source = generator("cpu", "adversary", self._seed, t)
+        drawn = drawn_for_part(
+            len(x), lambda k: self.adversary.start(torch.Size((k, *x.shape[1:])), source)
+        )
+        return send(drawn, x.device)
 
     def made(self, x: Tensor, targets: Tensor, start: Tensor) -> Tensor:
         """Return the adversarial examples (N, C, H, W) of images.

@@ -22,10 +22,10 @@ from darts_bio.config import SearchConfig
 from darts_bio.data.batches import Augmentation, Batches, Normalization
 from darts_bio.data.datasets import ImageData, halves
 from darts_bio.distributed import average, mean_of_all, rank, world_size
+from darts_bio.draws import DrawsForSamples
 from darts_bio.errors import InputError, first_line
 from darts_bio.modes import in_mode
 from darts_bio.networks import EdgeWeights, FoldedCell, MixedCell, SuperNet
-from darts_bio.networks.cells import SkipDropout
 from darts_bio.rules import Renewal, draw_feedback, true_gradients
 from darts_bio.rules.pointwise import warn_of_strided_pointwise
 from darts_bio.runtime import (
@@ -35,7 +35,6 @@ from darts_bio.runtime import (
     precision_notes,
 )
 from darts_bio.spaces import SPACES, Cell, Genotype, Space
-from darts_bio.spaces.operations import Noise
 from darts_bio.storage.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from darts_bio.strategies import (
     AlphaState,
@@ -215,7 +214,7 @@ class Search:
             skip_rate=self.regularization.skip_rate,
         )
         for module in self.supernet.modules():
-            if isinstance(module, (Noise, SkipDropout)):
+            if isinstance(module, DrawsForSamples):
                 module.share = self.share
         warn_of_strided_pointwise(self.supernet.to(device))
         draw_feedback(self.supernet, config.seed)
