@@ -220,7 +220,7 @@ class TestMeasurement:
         with pytest.raises(
             InputError, match="attack apgd_dlr: expected at least 3 classes, found 2; leave it out"
         ):
-            Measurement({"two": two}, images, Plan(attacks=("fgsm", "apgd_dlr")))
+            Measurement({"two": two}, images, Plan(attacks=("fgsm", "apgd_dlr"), eps=(8.0,)))
 
     def test_networks_are_compared_under_the_same_draws(
         self, plain: nn.Module, images: Split

@@ -30,7 +30,7 @@ from darts_bio.data.transforms import (
 from darts_bio.errors import InputError, first_line
 from darts_bio.runtime import Run, call, worker_count
 
-EVALUATION_BATCH = 256
+MEASURED_FROM_DISK = 256
 """Images of a batch that is measured, of those on disk."""
 
 
@@ -135,7 +135,7 @@ class ImageFiles:
         self._measured = {
             part: OrderedLoader(
                 items=items,
-                batch_size=EVALUATION_BATCH,
+                batch_size=MEASURED_FROM_DISK,
                 workers=workers,
                 device=device,
                 share=share,

@@ -30,7 +30,7 @@ from darts_bio.runtime import Run, worker_count
 Labeled = tuple[Tensor, Tensor]
 """Normalized images (N, C, H, W) float32 and labels (N,) int64, on the device."""
 
-EVALUATION_BATCH = 500
+MEASURED_FROM_MEMORY = 500
 """Images of a batch that is measured, of those in memory."""
 
 
@@ -243,7 +243,7 @@ class InMemory:
             images=split.images[rank() :: world_size()],
             labels=split.labels[rank() :: world_size()],
         )
-        return in_order(share, EVALUATION_BATCH, self.normalization)
+        return in_order(share, MEASURED_FROM_MEMORY, self.normalization)
 
     def count(self, part: Measured) -> int:
         """Return the number of images in a part, those of all processes together."""

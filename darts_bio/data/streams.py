@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from darts_bio.config import ImageNetConfig
 from darts_bio.data.batches import Measured, Normalization
 from darts_bio.data.datasets import torchvision_datasets
-from darts_bio.data.files import EVALUATION_BATCH
+from darts_bio.data.files import MEASURED_FROM_DISK
 from darts_bio.data.loader import Workers
 from darts_bio.data.readers import STREAMING_PACKAGES, need_package, readable
 from darts_bio.data.transforms import (
@@ -77,7 +77,12 @@ class ImageStream:
             root, dataset, config.train_split, training=True, batch_size=share_size, seed=seed
         )
         self._test = _stream(
-            root, dataset, config.test_split, training=False, batch_size=EVALUATION_BATCH, seed=seed
+            root,
+            dataset,
+            config.test_split,
+            training=False,
+            batch_size=MEASURED_FROM_DISK,
+            seed=seed,
         )
         self._train.transform = training_transform(config)
         self._test.transform = center_transform(config)
@@ -126,7 +131,7 @@ class ImageStream:
         """Yield this process' share of the test images; nothing is held out of a stream."""
         if part == "test":
             draws = generator("cpu", "measured", *self._stream)
-            with self._read(self._test, EVALUATION_BATCH, draws) as workers:
+            with self._read(self._test, MEASURED_FROM_DISK, draws) as workers:
                 for images, labels in itertools.islice(workers, *self._batches_measured):
                     yield self.normalization(images), labels
 

@@ -85,7 +85,7 @@ def doubts(measured: Measurement) -> list[Doubt]:
     >>> from darts_bio.data.datasets import load_data
     >>> from darts_bio.evaluation.robustness import Plan
     >>> networks = {"net": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))}
-    >>> measured = Measurement(networks, load_data("digits").test[:20], Plan(attacks=("fgsm",)))
+    >>> measured = Measurement(networks, load_data("digits").test[:20], Plan(attacks=("fgsm",), eps=(8.0,)))
     >>> doubts(measured)
     []
     """

@@ -59,8 +59,8 @@ class Plan:
         corruptions: Names of corruptions, each at all severities.
     """
 
-    attacks: tuple[str, ...] = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square")
-    eps: tuple[float, ...] = (8.0,)
+    attacks: tuple[str, ...]
+    eps: tuple[float, ...]
     gradients: tuple[Gradients, ...] = ("true",)
     draws: int = 1
     transfer: str = ""
@@ -166,7 +166,8 @@ class Measurement:
     >>> from darts_bio.data.datasets import load_data
     >>> images = load_data("digits").test[:20]
     >>> networks = {"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}
-    >>> measured = Measurement(networks, images, Plan(attacks=("fgsm",), corruptions=("contrast",)))
+    >>> plan = Plan(attacks=("fgsm",), eps=(8.0,), corruptions=("contrast",))
+    >>> measured = Measurement(networks, images, plan)
     >>> for job in measured.run():
     ...     pass
     >>> measured.done == measured.steps

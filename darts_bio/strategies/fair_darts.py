@@ -25,11 +25,9 @@ from darts_bio.errors import InputError, check_number
 from darts_bio.networks import EdgeWeights
 from darts_bio.registry import parse_spec, write_spec
 from darts_bio.spaces import SPACES
+from darts_bio.spaces.darts import KEPT_EDGES
 from darts_bio.strategies.base import STRATEGIES, Context
 from darts_bio.strategies.gradient import AlphaState, GradientStrategy
-
-MOST_EDGES = 2
-"""How many edges into a node are kept at most, where there is a threshold."""
 
 
 class FairState(AlphaState):
@@ -143,7 +141,7 @@ class FairDarts(GradientStrategy):
         ]
         kept: list[int] = []
         for edges in space.incoming():
-            strongest = sorted(edges, key=lambda e: -scores[e])[:MOST_EDGES]
+            strongest = sorted(edges, key=lambda e: -scores[e])[:KEPT_EDGES]
             kept += [e for e in strongest if best[e] >= self.threshold]
         nodes = {node for node, _ in space.edges}
         from_inputs = [e for e, (_, source) in enumerate(space.edges) if source not in nodes]
