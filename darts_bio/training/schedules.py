@@ -14,7 +14,7 @@ from darts_bio.config import FitConfig, TrainingConfig
 from darts_bio.registry import Registry
 from darts_bio.strategies import WeightPhase
 
-Schedule = Callable[[float, float, int, FitConfig], float]
+Schedule = Callable[[float, float, int, TrainingConfig], float]
 """Maps (peak, last, epoch, config) to the learning rate of an epoch."""
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
@@ -49,7 +49,7 @@ def linear(peak: float, last: float, epoch: int, config: FitConfig) -> float:
 
 
 @SCHEDULES.register("exponential")
-def exponential(peak: float, last: float, epoch: int, config: FitConfig) -> float:
+def exponential(peak: float, last: float, epoch: int, config: TrainingConfig) -> float:
     """Multiply the peak by --lr-decay in each epoch; the last rate is unused (arXiv 1806.09055).
 
     >>> from darts_bio.config import RetrainConfig
@@ -57,7 +57,7 @@ def exponential(peak: float, last: float, epoch: int, config: FitConfig) -> floa
     >>> [exponential(0.1, 0.0, epoch, config) for epoch in (0, 1, 2)]
     [0.1, 0.05, 0.025]
     """
-    return peak * getattr(config, "lr_decay", 1.0) ** epoch
+    return peak * config.lr_decay**epoch
 
 
 def learning_rate(config: FitConfig, epoch: int, phase: WeightPhase | None = None) -> float:
