@@ -9,6 +9,7 @@ from darts_bio.config.common import (
     CONFIG_FILE,
     CommandConfig,
     FitConfig,
+    Gradients,
     RunConfig,
     SmallImagesConfig,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ExportConfig",
     "FitConfig",
     "GenotypeConfig",
+    "Gradients",
     "ImageNetConfig",
     "ListConfig",
     "Protocol",

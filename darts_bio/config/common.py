@@ -25,6 +25,10 @@ CHART_FORMATS = ("png", "pdf")
 """The formats that `--charts` names; SVG, which reports show, is always written."""
 
 
+Gradients = Literal["true", "rule"]
+"""Which derivative is followed: the exact one, or what the learning rules send down in its place."""
+
+
 TRACKERS = ("mlflow", "wandb")
 """What `--log` names: trackers of experiments, by their packages."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from darts_bio.config.common import (
     CommandConfig,
+    Gradients,
     RunConfig,
     charts_option,
     check_charts,
     refuse_repeated,
 )
 from darts_bio.config.options import configuration, option
-from darts_bio.errors import InputError, unknown_name
+from darts_bio.errors import InputError
 
 
 @configuration("attacks")
@@ -40,7 +41,7 @@ class RobustnessConfig(RunConfig):
         minimum=0.01,
         below=256,
     )
-    gradients: tuple[str, ...] = option(
+    gradients: tuple[Gradients, ...] = option(
         ("true",),
         "gradients that attacks follow: true, the exact one; rule, what the learning rules send "
         "down",
@@ -76,9 +77,6 @@ class RobustnessConfig(RunConfig):
         for name in ("attacks", "eps", "gradients"):
             if not getattr(self, name):
                 raise InputError(f"--{name}: expected at least one, found none")
-        for side in self.gradients:
-            if side not in ("true", "rule"):
-                raise unknown_name("value of --gradients", side, ("true", "rule"))
         object.__setattr__(self, "eps", tuple(sorted(self.eps)))
         for name in ("checkpoint", "attacks", "eps", "gradients", "corruptions"):
             refuse_repeated(name, getattr(self, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from darts_bio.config.common import SmallImagesConfig, refuse_repeated
+from darts_bio.config.common import Gradients, SmallImagesConfig, refuse_repeated
 from darts_bio.config.options import configuration, option
 from darts_bio.config.stages import Stage, build_stages
 from darts_bio.errors import InputError
@@ -80,7 +80,7 @@ class SearchConfig(SmallImagesConfig):
         "nothing is trained",
         metavar="COLUMN",
     )
-    arch_gradient: Literal["rule", "true"] = option(
+    arch_gradient: Gradients = option(
         "rule",
         "gradient of alpha: rule, through the error that the learning rules send down; true, the "
         "exact one",

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from darts_bio.config import Gradients
 from darts_bio.errors import (
     InputError,
     brief,
@@ -38,7 +39,7 @@ from darts_bio.errors import (
 )
 from darts_bio.evaluation.passes import refused_by
 from darts_bio.evaluation.pixels import refuse_other_pixels
-from darts_bio.evaluation.victim import Gradients, Victim
+from darts_bio.evaluation.victim import Victim
 from darts_bio.modes import frozen, undisturbed
 from darts_bio.registry import Registry
 from darts_bio.runtime import derive_seed, seeded

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darts_bio.config import Gradients
 from darts_bio.evaluation.robustness import LARGE_EPS, Measurement
-from darts_bio.evaluation.victim import Gradients
 
 POINTS, DEVIATIONS = 0.01, 2.0
 """A difference between two accuracies on the same images counts if it is larger than this share of

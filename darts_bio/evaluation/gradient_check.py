@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.evaluation.victim import Gradients, Victim
+from darts_bio.config import Gradients
+from darts_bio.evaluation.victim import Victim
 from darts_bio.modes import frozen, in_mode
 
 FIGURES = ("cosine", "slope_error", "true_vanishes", "rule_vanishes")

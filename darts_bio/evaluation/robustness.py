@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from darts_bio.config import Gradients
 from darts_bio.data.batches import Split
 from darts_bio.errors import InputError, first_line
 from darts_bio.evaluation.attacks import ATTACKS, Attack, perturb
 from darts_bio.evaluation.corruptions import CORRUPTIONS, corrupt
 from darts_bio.evaluation.gradient_check import FIGURES, gradient_figures
-from darts_bio.evaluation.victim import Gradients
 from darts_bio.modes import in_mode
 from darts_bio.runtime import derive_seed
 

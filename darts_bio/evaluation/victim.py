@@ -7,17 +7,14 @@ the image in its place, which may be random.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from darts_bio.config import Gradients
 from darts_bio.rules import rule_carriers, true_gradients
 from darts_bio.runtime import generator
-
-Gradients = Literal["true", "rule"]
-"""By which derivative an attack climbs: the exact one, or what the learning rules send down to the
-image."""
 
 
 class Victim(nn.Module):

@@ -91,7 +91,7 @@ def measure_robustness(
     plan = Plan(
         attacks=config.attacks,
         eps=config.eps,
-        gradients=config.gradients,  # type: ignore[arg-type]
+        gradients=config.gradients,
         draws=config.draws,
         transfer=config.transfer,
         corruptions=CORRUPTIONS.names() if config.corruptions == ("all",) else config.corruptions,

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_bio.config import Gradients
 from darts_bio.data.batches import Normalization
 from darts_bio.draws import drawn_for_part
 from darts_bio.errors import InputError, check_number, check_whole, unknown_name
@@ -67,7 +68,7 @@ class Adversary:
     eps: float = 8.0
     step: float = 2.0
     steps: int = 10
-    gradient: str = "true"
+    gradient: Gradients = "true"
 
     needs_clean: ClassVar[bool] = False
     """Whether the clean images pass through the network as well, before the climb and in training.
@@ -78,8 +79,8 @@ class Adversary:
         check_number(f"{where}: eps", self.eps, above=0, below=256)
         check_number(f"{where}: step", self.step, above=0, below=256)
         check_whole(f"{where}: steps", self.steps)
-        if self.gradient not in ("true", "rule"):
-            raise unknown_name(f"gradient of {where}", str(self.gradient), ("true", "rule"))
+        if self.gradient not in get_args(Gradients):
+            raise unknown_name(f"gradient of {where}", str(self.gradient), get_args(Gradients))
         check_reach(where, self.steps, self.step, self.eps)
 
     def start(self, shape: torch.Size, source: torch.Generator) -> Tensor:
