@@ -130,102 +130,17 @@ class Search:
         method = Method.of(config)
         self.strategy = method.strategy
         self.warmup_epochs = method.warmup_epochs
-        augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
-        normalization = Normalization.of(data.train.images)
         # Where each process measures some of the individuals, all of them train w alike.
         self.share = (0, 1) if self.strategy.measures else (rank(), world_size())
         self.began_with = self.share[1]
-        refuse_uneven_shares(config.batch_size, self.share[1])
-        both_halves = halves(data.train, config.seed)
-        self.train_batches, self.valid_batches = (
-            Batches(
-                half,
-                config.batch_size,
-                normalization,
-                augmentation,
-                seed=config.seed,
-                name=name,
-                device=device,
-                run=self.run,
-                share=self.share,
-            )
-            for name, half in zip(("train", "valid"), both_halves, strict=True)
-        )
-        self.split_in_words = (
-            f"The weights learn from {len(both_halves[0])} of the training images (train), alpha "
-            f"from the {len(both_halves[1])} others (validation); no test image is used"
-        )
-        self.subject = {"data set": data.identity()}
-        self.steps_per_epoch = self.train_batches.per_epoch
-        self.first_batch = self.place.epochs_before * self.steps_per_epoch
-        self.images_per_step = 2 * config.batch_size
+        self._share_out(data)
         self.table = self.place.table or self.space.table(config.rules)
         if self.place.table is not None:
             self.subject["candidates"] = table_identity(self.table)
-        context = Context(
-            self.space,
-            self.table,
-            config.seed,
-            device,
-            self.place.schedule,
-            self.steps_per_epoch,
-            self.place.first_epoch + self.warmup_epochs,
-            recorded=self.run.records,
-        )
-        self.regularization = Regularization(method.regularizers, context)
-        # The regularizers say in which form alpha is kept, so the strategy begins after them.
-        context = replace(
-            context,
-            factorised=self.regularization.factorised,
-            normalizes_edges=self.regularization.normalizes_edges,
-        )
-        self.answers = Answers(self.strategy, self.table)
-        self.strategy_state: StrategyState = self.answers.begin(context)
-        self.regularization.accept(self.strategy, self.strategy_state)
-        self.objective = Objective(
-            config.objective,
-            self.space,
-            self.table,
-            channels=config.channels,
-            layers=config.layers,
-            image_size=data.image_size,
-            device=device,
-        )
-        if self.objective.bound is not None and not isinstance(self.strategy, GradientStrategy):
-            raise InputError(
-                f"--objective {self.objective.bound.name}(share=...): expected a strategy whose "
-                f"alpha follows a gradient, found {config.strategy}; give a weight instead of a "
-                "share, or choose another strategy"
-            )
-        # Of its own, so that w does not depend on what strategies and regularizers drew before.
-        torch.manual_seed(derive_seed("weights", config.seed))
-        self.supernet = SuperNet(
-            self.space,
-            config.rules,
-            channels=config.channels,
-            layers=config.layers,
-            num_classes=len(data.classes),
-            in_channels=data.in_channels,
-            backbone_rule=config.backbone_rule,
-            partial=method.partial,
-            shared=config.kernel_scale if method.shares_weights else None,
-            cell=FoldedCell if config.memory == "low" else MixedCell,
-            table=self.table,
-            skip_rate=self.regularization.skip_rate,
-        )
-        for module in self.supernet.modules():
-            if isinstance(module, DrawsForSamples):
-                module.share = self.share
-        warn_of_strided_pointwise(self.supernet.to(device))
-        draw_feedback(self.supernet, config.seed)
-        self.renewal = Renewal(self.supernet, config.seed)
-        self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
-        phase = self.answers.weight_phase(self.epochs)
-        schedule = replace(config, epochs=self.place.schedule)
-        self.optimizer = WeightOptimizer(self.supernet, schedule, self.run, phase)
-        self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
-        self.regularization.attend(self.supernet)
-        self.optimizer.held = self.regularization.compared
+        self._begin_strategy(method)
+        self.objective = self._objective(data.image_size)
+        self.supernet = self._built(method, data)
+        self._begin_training()
         # The folded cells are autograd Functions of their own, which torch.vmap cannot batch.
         together = 1 if config.memory == "low" else TOGETHER[device.type]
         self.individuals = Individuals(
@@ -241,6 +156,120 @@ class Search:
         refuse_unused(config, self.strategy)
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
+
+    def _share_out(self, data: ImageData) -> None:
+        """Make the batches that w and alpha learn from, of a half of the training images each."""
+        config = self.config
+        augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
+        normalization = Normalization.of(data.train.images)
+        refuse_uneven_shares(config.batch_size, self.share[1])
+        both_halves = halves(data.train, config.seed)
+        self.train_batches, self.valid_batches = (
+            Batches(
+                half,
+                config.batch_size,
+                normalization,
+                augmentation,
+                seed=config.seed,
+                name=name,
+                device=self.device,
+                run=self.run,
+                share=self.share,
+            )
+            for name, half in zip(("train", "valid"), both_halves, strict=True)
+        )
+        self.split_in_words = (
+            f"The weights learn from {len(both_halves[0])} of the training images (train), alpha "
+            f"from the {len(both_halves[1])} others (validation); no test image is used"
+        )
+        self.subject = {"data set": data.identity()}
+        self.steps_per_epoch = self.train_batches.per_epoch
+        self.first_batch = self.place.epochs_before * self.steps_per_epoch
+        self.images_per_step = 2 * config.batch_size
+
+    def _begin_strategy(self, method: Method) -> None:
+        """Make the regularizers and alpha."""
+        context = Context(
+            self.space,
+            self.table,
+            self.config.seed,
+            self.device,
+            self.place.schedule,
+            self.steps_per_epoch,
+            self.place.first_epoch + self.warmup_epochs,
+            recorded=self.run.records,
+        )
+        self.regularization = Regularization(method.regularizers, context)
+        # The regularizers say in which form alpha is kept, so the strategy begins after them.
+        context = replace(
+            context,
+            factorised=self.regularization.factorised,
+            normalizes_edges=self.regularization.normalizes_edges,
+        )
+        self.answers = Answers(self.strategy, self.table)
+        self.strategy_state: StrategyState = self.answers.begin(context)
+        self.regularization.accept(self.strategy, self.strategy_state)
+
+    def _objective(self, image_size: tuple[int, int]) -> Objective:
+        """Return the costs beside the loss.
+
+        Raises:
+            InputError: One of them is bounded, and alpha follows no gradient.
+        """
+        config = self.config
+        objective = Objective(
+            config.objective,
+            self.space,
+            self.table,
+            channels=config.channels,
+            layers=config.layers,
+            image_size=image_size,
+            device=self.device,
+        )
+        if objective.bound is not None and not isinstance(self.strategy, GradientStrategy):
+            raise InputError(
+                f"--objective {objective.bound.name}(share=...): expected a strategy whose "
+                f"alpha follows a gradient, found {config.strategy}; give a weight instead of a "
+                "share, or choose another strategy"
+            )
+        return objective
+
+    def _built(self, method: Method, data: ImageData) -> SuperNet:
+        """Return the supernet, with weights and feedback drawn, on the device."""
+        config = self.config
+        # Of its own, so that w does not depend on what strategies and regularizers drew before.
+        torch.manual_seed(derive_seed("weights", config.seed))
+        supernet = SuperNet(
+            self.space,
+            config.rules,
+            channels=config.channels,
+            layers=config.layers,
+            num_classes=len(data.classes),
+            in_channels=data.in_channels,
+            backbone_rule=config.backbone_rule,
+            partial=method.partial,
+            shared=config.kernel_scale if method.shares_weights else None,
+            cell=FoldedCell if config.memory == "low" else MixedCell,
+            table=self.table,
+            skip_rate=self.regularization.skip_rate,
+        )
+        for module in supernet.modules():
+            if isinstance(module, DrawsForSamples):
+                module.share = self.share
+        warn_of_strided_pointwise(supernet.to(self.device))
+        draw_feedback(supernet, config.seed)
+        return supernet
+
+    def _begin_training(self) -> None:
+        """Make what moves w and renews its feedback, and have the regularizers attend."""
+        self.renewal = Renewal(self.supernet, self.config.seed)
+        self.run.generators = [*self.strategy_state.generators, *self.renewal.generators]
+        phase = self.answers.weight_phase(self.epochs)
+        schedule = replace(self.config, epochs=self.place.schedule)
+        self.optimizer = WeightOptimizer(self.supernet, schedule, self.run, phase)
+        self.restarts_at = None if phase is None else phase.first * self.steps_per_epoch
+        self.regularization.attend(self.supernet)
+        self.optimizer.held = self.regularization.compared
 
     def _begin_with(self, folder: Path) -> None:
         """Begin with the supernet of another run (`--supernet`).
