@@ -262,31 +262,44 @@ def perform(
                 save_every=config.save_every,
             )
         except DivergedError as error:
-            # What diverges is the same in all processes; the first has the checkpoints.
-            times = gathered(folder.go_back())[0]
-            if times is None:
+            remark = _gone_back(folder, error)
+            if remark is None:
                 raise
             if console is not None:
                 console.goes_on = True
-            remark = (
-                f"warning: {error.what}; the run goes back to the beginning of the epoch, and on with "
-                f"1/{2**times} of the weights' learning rate (rollback {times} of "
-                f"{config.rollbacks})"
-            )
         else:
             if shown is not None and outcome.finished:
                 shown.conclude(outcome.step, facts)
             status.finished = outcome.finished
             return outcome, 0 if outcome.finished else stop.exit_code
     # The listeners have ended with the context, as those of a run that is stopped.
-    if rank() == 0 and watching.console is not None:
-        Console(watching.console).say(remark)
-    elif rank() == 0:
-        warn_of([remark])
+    _tell(remark, watching)
     if stop:  # as between two seeds: nothing is unsaved
         assert stop.signal is not None
         signal.raise_signal(stop.signal)
     raise WentBack
+
+
+def _gone_back(folder: RunFolder, error: DivergedError) -> str | None:
+    """Have a run that diverged go back, and return what to say of it; None if it may not."""
+    # What diverges is the same in all processes; the first has the checkpoints.
+    times = gathered(folder.go_back())[0]
+    if times is None:
+        return None
+    assert isinstance(folder.config, FitConfig)
+    return (
+        f"warning: {error.what}; the run goes back to the beginning of the epoch, and on with "
+        f"1/{2**times} of the weights' learning rate (rollback {times} of "
+        f"{folder.config.rollbacks})"
+    )
+
+
+def _tell(remark: str, watching: Watching) -> None:
+    """Say a remark on the console, or warn of it where there is none; of several processes once."""
+    if rank() == 0 and watching.console is not None:
+        Console(watching.console).say(remark)
+    elif rank() == 0:
+        warn_of([remark])
 
 
 def warn_of(remarks: Iterable[str]) -> None:
