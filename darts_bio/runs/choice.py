@@ -140,66 +140,101 @@ def search_and_train(
         # The command that began the run, also where another one goes on with it.
         provenance = searches.seeds[config.seed].genotype.provenance
         command = str(provenance.get("command", command))
-
-        def trained(options: RetrainConfig, seed: int, path: Path) -> TrainResult:
-            """Train what the search of a seed found, or go on with its training."""
-            options = replace(options, seed=seed, genotype=f"{SEARCHES}/seed-{seed}")
-            options = replace(options, out=str(path), resume=has_begun(path))
-            result = train(options, command, searches.seeds[seed].genotype, data, watching)
-            assert isinstance(result, TrainResult)
-            return result
-
-        candidates: dict[int, TrainResult] = {}
-        for number, seed in enumerate(searches.seeds):
-            _say(watching, f"choice: seed {seed}, {number + 1} of {config.seeds}")
-            try:
-                candidates[seed] = trained(short, seed, folder.path / CHOICE / f"seed-{seed}")
-            except DivergedError as error:
-                _say(watching, f"seed {seed} cannot be chosen: {error}")
-                continue
-            if not candidates[seed].finished:
-                return ChoiceResult(folder.path, searches, candidates, None, None)
+        stages = _Stages(config, command, data, watching, folder.path, images, short, searches)
+        candidates = stages.short_trainings()
+        if not all(result.finished for result in candidates.values()):
+            return ChoiceResult(folder.path, searches, candidates, None, None)
         choice = _choose(searches, candidates, short)
-        genotype = searches.seeds[choice.chosen.seed].genotype
-
-        trained_images = len(images.train) - short.holdout
-
-        def write_report(final: TrainResult | None) -> None:
-            if rank() > 0:
-                return
-            result = None
-            if final is not None:
-                accuracy = f"{100 * final.accuracy:.2f} %{on_images(final.images)}"
-                result = f"{final.measured}: {accuracy}"
-            seconds = {
-                f"{len(searches.seeds)} searches": _seconds(*searches.seeds.values()),
-                f"{len(candidates)} short trainings": _seconds(*candidates.values()),
-            }
-            if final is not None:
-                seconds["the full training"] = _seconds(final)
-            folder_of_chosen = searches.seeds[choice.chosen.seed].folder
-            card = choice_card(
-                config,
-                short,
-                command,
-                choice,
-                genotype,
-                result,
-                findings.of_folder(config, genotype, folder_of_chosen),
-                trained_images,
-                seconds,
-                _next_command(config, folder.path, images),
-            )
-            page.write_report(folder.path, card)
-
         if rank() == 0:
-            _write_choice(folder.path, choice, genotype, short, trained_images)
-        write_report(None)
+            genotype = searches.seeds[choice.chosen.seed].genotype
+            _write_choice(folder.path, choice, genotype, short, stages.trained_images)
+        stages.write_report(candidates, choice, None)
         _say(watching, f"final: seed {choice.chosen.seed}, {choice.reason}")
-        final = trained(full, choice.chosen.seed, folder.path / FINAL)
+        final = stages.trained(full, choice.chosen.seed, folder.path / FINAL)
         if final.finished:
-            write_report(final)
+            stages.write_report(candidates, choice, final)
         return ChoiceResult(folder.path, searches, candidates, choice, final)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages that follow upon the searches, and their report.
+
+    `command` began the run; `data` are the images if they were handed over, `images` those that are
+    learned from; `short` holds the options of the short trainings.
+    """
+
+    config: SearchConfig
+    command: str
+    data: ImageData | None
+    watching: Watching
+    path: Path
+    images: ImageData
+    short: RetrainConfig
+    searches: SeedResults[SearchResult]
+
+    @property
+    def trained_images(self) -> int:
+        """The number of images that a short training learns from."""
+        return len(self.images.train) - self.short.holdout
+
+    def trained(self, options: RetrainConfig, seed: int, path: Path) -> TrainResult:
+        """Train what the search of a seed found, or go on with its training."""
+        options = replace(options, seed=seed, genotype=f"{SEARCHES}/seed-{seed}")
+        options = replace(options, out=str(path), resume=has_begun(path))
+        genotype = self.searches.seeds[seed].genotype
+        result = train(options, self.command, genotype, self.data, self.watching)
+        assert isinstance(result, TrainResult)
+        return result
+
+    def short_trainings(self) -> dict[int, TrainResult]:
+        """Make the short trainings, or go on with them; return their results by seed.
+
+        One that diverges is absent; one that was stopped is the last.
+        """
+        candidates: dict[int, TrainResult] = {}
+        for number, seed in enumerate(self.searches.seeds):
+            _say(self.watching, f"choice: seed {seed}, {number + 1} of {self.config.seeds}")
+            try:
+                result = self.trained(self.short, seed, self.path / CHOICE / f"seed-{seed}")
+            except DivergedError as error:
+                _say(self.watching, f"seed {seed} cannot be chosen: {error}")
+                continue
+            candidates[seed] = result
+            if not result.finished:
+                break
+        return candidates
+
+    def write_report(
+        self, candidates: Mapping[int, TrainResult], choice: Choice, final: TrainResult | None
+    ) -> None:
+        """Write report.md: all of it in words, as far as it has come."""
+        if rank() > 0:
+            return
+        result = None
+        if final is not None:
+            accuracy = f"{100 * final.accuracy:.2f} %{on_images(final.images)}"
+            result = f"{final.measured}: {accuracy}"
+        seconds = {
+            f"{len(self.searches.seeds)} searches": _seconds(*self.searches.seeds.values()),
+            f"{len(candidates)} short trainings": _seconds(*candidates.values()),
+        }
+        if final is not None:
+            seconds["the full training"] = _seconds(final)
+        chosen = self.searches.seeds[choice.chosen.seed]
+        card = choice_card(
+            self.config,
+            self.short,
+            self.command,
+            choice,
+            chosen.genotype,
+            result,
+            findings.of_folder(self.config, chosen.genotype, chosen.folder),
+            self.trained_images,
+            seconds,
+            _next_command(self.config, self.path, self.images),
+        )
+        page.write_report(self.path, card)
 
 
 def trainings(config: SearchConfig, data: ImageData) -> tuple[RetrainConfig, RetrainConfig]:
