@@ -81,21 +81,13 @@ def measure_robustness(
         if world_size() > 1:
             raise InputError(
                 f"expected one process, found {world_size()}; leave torchrun out, or measure some "
-                "of the networks in "
-                "each of several runs"
+                "of the networks in each of several runs"
             )
     if config.resume == "auto":
         config = replace(
             config, resume=config.out is not None and Path(config.out, CONFIG_FILE).is_file()
         )
-    plan = Plan(
-        attacks=config.attacks,
-        eps=config.eps,
-        gradients=config.gradients,
-        draws=config.draws,
-        transfer=config.transfer,
-        corruptions=CORRUPTIONS.names() if config.corruptions == ("all",) else config.corruptions,
-    )
+    plan = _plan(config)
     torchattacks()  # raises if it is not installed: before time is spent on reading the networks
     device = select_device(config.device)
     subjects, images = load_subjects(
@@ -111,17 +103,7 @@ def measure_robustness(
         networks, images, plan, batch_size=config.batch_size, seed=config.seed
     )
     folder = RunFolder.open("robustness", config, command)
-    earlier_s, state = 0.0, folder.load()
-    if state is not None:
-        folder.cut_logs()
-        measurement.load_state_dict(state["measured"])
-        earlier_s = state["seconds"]
-    started_at = saved_at = time.monotonic()
-
-    def save() -> None:
-        seconds = earlier_s + time.monotonic() - started_at
-        folder.save({"measured": measurement.state_dict(), "seconds": seconds})
-
+    saved = _Saved(measurement, folder)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         status = stack.enter_context(StatusFile(folder.path))
@@ -134,20 +116,15 @@ def measure_robustness(
             shown.on_start(subjects)
         else:
             warn_of(folder.remarks)
-        try:
+        with saved:
             for job in measurement.run():
                 if shown is not None:
                     shown.on_batch(job)
                 if stop:
                     return RobustnessResult(folder.path, {}, (), False, stop.exit_code)
-                if time.monotonic() - saved_at > SAVE_EVERY_S:
-                    save()
-                    saved_at = time.monotonic()
-        finally:  # a signal or an error loses no batch that was measured
-            save()
-        seconds = earlier_s + time.monotonic() - started_at
+                saved.now_and_then()
         doubts, accuracy, examples, text = write_report(
-            subjects, measurement, folder, seconds, config.charts
+            subjects, measurement, folder, saved.seconds, config.charts
         )
         if tensorboard:
             board = stack.enter_context(RobustnessBoard(folder.path))
@@ -155,3 +132,53 @@ def measure_robustness(
         status.finished = True
     numbers = results(subjects, measurement, doubts)
     return RobustnessResult(folder.path, numbers, tuple(doubts), True, 0)
+
+
+def _plan(config: RobustnessConfig) -> Plan:
+    """Return what the options ask to be measured of each network."""
+    return Plan(
+        attacks=config.attacks,
+        eps=config.eps,
+        gradients=config.gradients,
+        draws=config.draws,
+        transfer=config.transfer,
+        corruptions=CORRUPTIONS.names() if config.corruptions == ("all",) else config.corruptions,
+    )
+
+
+class _Saved:
+    """A measurement in the checkpoints of its folder, from which it goes on if there are any.
+
+    At the end of the context it is saved once more: a signal or an error loses no batch that was
+    measured.
+    """
+
+    def __init__(self, measurement: Measurement, folder: RunFolder) -> None:
+        self._measurement, self._folder = measurement, folder
+        self._earlier_s, state = 0.0, folder.load()
+        if state is not None:
+            folder.cut_logs()
+            measurement.load_state_dict(state["measured"])
+            self._earlier_s = state["seconds"]
+        self._started_at = self._saved_at = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What the measurement has taken, those seconds before it was resumed among them."""
+        return self._earlier_s + time.monotonic() - self._started_at
+
+    def now_and_then(self) -> None:
+        """Save, if the last time is `SAVE_EVERY_S` ago."""
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self._save()
+            self._saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        state = self._measurement.state_dict()
+        self._folder.save({"measured": state, "seconds": self.seconds})
+
+    def __enter__(self) -> _Saved:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._save()
