@@ -67,7 +67,6 @@ class Answers:
 
     def __init__(self, strategy: Strategy[Any], table: CandidateTable) -> None:
         self._strategy, self._table = strategy, table
-        self._dtype = torch.get_default_dtype()  # that of a supernet
         self.state: Any = None
         """The state of the search."""
 
@@ -111,14 +110,14 @@ class Answers:
         ask(self._strategy, "prepare", self.state)
 
     def edge_weights(self) -> EdgeWeights:
-        return self.lent(ask(self._strategy, "edge_weights", self.state))
+        return self._checked("edge_weights", ask(self._strategy, "edge_weights", self.state))
 
-    def lent(self, weights: Any) -> EdgeWeights:
-        """Return edge weights for a pass of the supernet, which `gradients` lends in its own way."""
+    def lent(self, weights: Any, dtype: torch.dtype) -> EdgeWeights:
+        """Return edge weights for a pass of a supernet of that type, whoever asked for them."""
         checked = self._checked("edge_weights", weights)
         for of_type in checked.values():
-            if of_type.dtype != self._dtype:
-                expected = f"tensors of {self._dtype}, the supernet's type"
+            if of_type.dtype != dtype:
+                expected = f"tensors of {dtype}, the supernet's type"
                 raise self._wrong("edge_weights", expected, of_type.dtype)
         return checked
 

@@ -472,8 +472,9 @@ class Search:
 
     def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
-        weights = self.regularization.lent(self.answers.lent(edge_weights))
-        return self.supernet(x, weights)
+        dtype = next(self.supernet.parameters()).dtype
+        weights = self.answers.lent(edge_weights, dtype)
+        return self.supernet(x, self.regularization.lent(weights))
 
     def _attacked_loss(self, x: Tensor, labels: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the loss on a training batch, a scalar, for whoever attacks the edge weights.
