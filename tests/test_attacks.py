@@ -390,6 +390,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "eps in 1/255": ({"eps": 8}, "expected a share of a pixel's range, from 0 to 1, found 8"),
     "negative eps": ({"eps": -0.1}, "eps: expected a number of at least 0, found -0.1"),
     "gradients": ({"gradients": "rules"}, "unknown gradients of an attack 'rules'"),
+    "diverged": (
+        {"model": Returning(lambda y: y * torch.nan)},
+        "expected finite logits, found nan among those of the first image; the weights may have",
+    ),
+    "no draw": ({"draws": 0}, "attack: draws: expected a whole number of at least 1, found 0"),
+    "no seed": ({"seed": None}, "attack: seed: expected a whole number .* found None"),
     "a text": ({"attack": "fgsm"}, "expected an attack, such as"),
     "few labels": ({"labels": torch.tensor([0, 1])}, "labels: expected a class from 0 to 9"),
     "no class": ({"labels": torch.tensor([0, 1, 10])}, "3 images, found 0 to 10"),

@@ -219,6 +219,7 @@ class TestRegistry:
             (BLACK_BOX_STRATEGIES, "BlackBoxStrategy"),
             (REGULARIZERS, "Regularizer"),
             (ADVERSARIES, "Adversary"),
+            (ATTACKS, "Attack"),
         ],
     )
     def test_classes_of_another_kind_are_refused(self, registry: Registry[Any], base: str) -> None:

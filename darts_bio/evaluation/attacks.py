@@ -110,7 +110,7 @@ class Attack:
         raise NotImplementedError(f"{type(self).__name__}.build")
 
 
-ATTACKS: Registry[type[Attack]] = Registry("attack")
+ATTACKS: Registry[type[Attack]] = Registry("attack", base=Attack)
 """The attacks, by the name that --attacks takes."""
 
 
@@ -428,6 +428,8 @@ def perturb(
         )
     if gradients not in get_args(Gradients):
         raise unknown_name("gradients of an attack", str(gradients), get_args(Gradients))
+    draws = check_whole("attack: draws", draws)
+    seed = check_whole("attack: seed", seed, least=0)
     attack.check(eps)
     refuse_other_pixels("attack", pixels)
     # As of an own loop, whatever is around it: attacks differentiate, on tensors that allow it.
@@ -475,6 +477,11 @@ def _classes(attack: Attack, model: nn.Module, pixels: Tensor) -> int:
         raise InputError(
             f"attack: expected logits (1, classes) of an image from the model, found {found}; wrap "
             "it in a module that returns its logits alone"
+        )
+    if not logits.isfinite().all():
+        raise InputError(
+            f"attack: expected finite logits, found {logits.detach().sum().item()} among those of the "
+            "first image; the weights may have diverged: attack an earlier state of the model"
         )
     if attack.white_box and not logits.requires_grad:
         raise InputError(
