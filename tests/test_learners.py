@@ -1000,6 +1000,17 @@ class TestEveryLearner:
             learner(model, name, seed=2).backward(x, y)
             assert not torch.equal(model[0].weight.grad, found[0][0])
 
+    def test_alignment_asks_for_batches(self, name: str) -> None:
+        model, (x, y) = mlp(7, 6, 5), batch(6, 7)
+        for batches, message in (
+            ((x, y), r"batch 1: expected \(x, labels\), found Tensor; hand over several"),
+            ([(x,)], r"batch 1: expected \(x, labels\), found tuple of 1;"),
+            (3, r"expected batches \(x, labels\), found int;"),
+            ([(x.numpy(), y)], "batch 1: x: expected a tensor, found ndarray"),
+        ):
+            with pytest.raises(InputError, match=message):
+                learner_alignment(model, learner(model, name), batches)  # type: ignore[arg-type]
+
     def test_alignment_compares_it_with_backpropagation(self, name: str) -> None:
         """By a direct comparison of two batches' mean gradients; nothing is disturbed."""
         model = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Dropout(), nn.Linear(6, 5))

@@ -283,7 +283,7 @@ def measure_alignment(
     # As of an own loop, whatever is around it: gradients are taken, on tensors that allow it.
     with torch.inference_mode(False), torch.enable_grad(), undisturbed(model, training=True):
         ruled, exact = Moments(weights), Moments(weights)
-        for where, x, labels in _read(batches):
+        for where, x, labels in read_batches(batches):
             sent = []  # under the rules, then exact
             for moments, context in (
                 (ruled, contextlib.nullcontext()),
@@ -350,7 +350,7 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-def _read(batches: Iterable[Batch]) -> Iterator[tuple[str, Tensor, Any]]:
+def read_batches(batches: Iterable[Batch]) -> Iterator[tuple[str, Tensor, Any]]:
     """Yield of each batch what messages call it, its inputs and its labels, fit for autograd.
 
     Raises InputError for what is no batch.

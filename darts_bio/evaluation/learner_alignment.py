@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from darts_bio.errors import InputError
-from darts_bio.evaluation.alignment import Alignment, Batch, LayerAlignment
+from darts_bio.evaluation.alignment import Alignment, Batch, LayerAlignment, read_batches
 from darts_bio.evaluation.moments import Moments
 from darts_bio.learners import Learner
 from darts_bio.modes import restored, undisturbed
@@ -54,7 +54,7 @@ def learner_alignment(model: nn.Module, teacher: Learner, batches: Iterable[Batc
     weights = {names[parameter]: parameter for parameter in parameters}
     found, exact = Moments(weights), Moments(weights)
     with undisturbed(model, training=True), restored(teacher.parameters(), "grad"):
-        for x, y in batches:
+        for _, x, y in read_batches(batches):
             devices = [x.device] if x.is_cuda else []
             with torch.random.fork_rng(devices):
                 for parameter in (*parameters, *teacher.parameters()):
