@@ -91,7 +91,7 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-Run = Callable[..., Any]
+Caller = Callable[..., Any]
 """Something that calls a function with tensors and returns what it returns.
 
 It is `call`, or a recorder of CUDA graphs (`training.graphs.Recorder`), which may replay what the
@@ -99,7 +99,7 @@ function did before."""
 
 
 def call(function: Callable[..., T], *inputs: torch.Tensor, situation: Hashable = ()) -> T:
-    """Call a function with tensors and return what it returns: a `Run` that records nothing.
+    """Call a function with tensors and return what it returns: a `Caller` that records nothing.
 
     `situation` is for recorders alone: whatever the function depends on beside its inputs.
 

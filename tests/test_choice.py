@@ -24,7 +24,7 @@ from darts_bio.config import RetrainConfig, SearchConfig
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.errors import InputError
-from darts_bio.evaluation.choice import Candidate, choose
+from darts_bio.evaluation.choice import ChoiceCandidate, choose
 from darts_bio.reports.choice import choice_card
 from darts_bio.reports.findings import Findings
 from darts_bio.runs.choice import ChoiceResult, _next_command
@@ -97,7 +97,9 @@ class TestRule:
     def test_accuracy_then_loss_then_seed(
         self, measured: list[tuple[float, float]], chosen: int, reason: str
     ) -> None:
-        candidates = [Candidate(3 + i, f"digest {i}", *pair) for i, pair in enumerate(measured)]
+        candidates = [
+            ChoiceCandidate(3 + i, f"digest {i}", *pair) for i, pair in enumerate(measured)
+        ]
         for order in (candidates, candidates[::-1]):
             choice = choose(order)
             assert choice.chosen.seed == chosen
@@ -106,8 +108,8 @@ class TestRule:
             assert choice.alike == ()
 
     def test_a_diverged_training_is_never_chosen(self) -> None:
-        diverged = [Candidate(seed, "digest 1f", None, None) for seed in (0, 1)]
-        assert choose([*diverged, Candidate(2, "digest 2e", 0.1, 9.0)]).chosen.seed == 2
+        diverged = [ChoiceCandidate(seed, "digest 1f", None, None) for seed in (0, 1)]
+        assert choose([*diverged, ChoiceCandidate(2, "digest 2e", 0.1, 9.0)]).chosen.seed == 2
         with pytest.raises(InputError, match="--choose: .* does not diverge, found none of 2"):
             choose(diverged)
 
@@ -171,7 +173,7 @@ def test_further_seeds_are_for_what_a_search_decided(name: str, digests: str, st
     genotype = load_genotype(name)
     history = [{"epoch": n, "genotype": digest} for n, digest in enumerate(digests, 1)]
     found = Findings(SPACES.build("darts"), genotype, (), history)
-    choice = choose([Candidate(seed, f"digest {seed}", 0.9, 0.1) for seed in (0, 1)])
+    choice = choose([ChoiceCandidate(seed, f"digest {seed}", 0.9, 0.1) for seed in (0, 1)])
     config, training = SearchConfig(seeds=2, choose=True), RetrainConfig(genotype="searches")
     spent = {"2 searches": 1.0}
     text = choice_card(

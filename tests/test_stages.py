@@ -36,7 +36,7 @@ from darts_bio.spaces.operations import EvenAndOdd
 from darts_bio.storage.checkpoint import read_checkpoint
 from darts_bio.training.engine import run_epoch as epoch
 from darts_bio.training.listeners import Listener
-from darts_bio.training.place import Place
+from darts_bio.training.place import StagePlace
 from darts_bio.training.search import Search
 from darts_bio.training.stages import take_over
 
@@ -202,7 +202,7 @@ class TestPublishedSchedules:
     def test_other_images_in_each_stage(self, data: ImageData) -> None:
         """The batches that a single long search would meet."""
         long = search(data, epochs=3)
-        later = Search(long.config, data, long.device, Place(schedule=3, epochs_before=2))
+        later = Search(long.config, data, long.device, StagePlace(schedule=3, epochs_before=2))
         met: list[int] = []
         for batches in (later.train_batches, later.valid_batches):
             whole = type(batches).batch
@@ -346,12 +346,12 @@ class TestWidening:
         """Where a momentum is three times its weight, it is so afterwards."""
         config = SearchConfig(**OPTIONS, regularizers=("edge_normalization",))
         (_, narrow), (_, wide), _ = config.of_stages()
-        before = Search(narrow, data, torch.device("cpu"), Place(schedule=3))
+        before = Search(narrow, data, torch.device("cpu"), StagePlace(schedule=3))
         epoch(before, 0)
         for parameter in before.optimizer.parameters:
             before.optimizer.optimizer.state[parameter]["momentum_buffer"] = 3 * parameter.detach()
         table = before.table.strongest(before.shares(), 4)
-        after = Search(wide, data, before.device, Place(3, 1, 1, table))
+        after = Search(wide, data, before.device, StagePlace(3, 1, 1, table))
         take_over(after, before)
         for parameter in after.optimizer.parameters:
             momentum = after.optimizer.optimizer.state[parameter]["momentum_buffer"]

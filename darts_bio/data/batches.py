@@ -22,7 +22,7 @@ from torch import Tensor
 
 from darts_bio.data.order import ShuffledOrder
 from darts_bio.errors import InputError
-from darts_bio.runtime import Run, call, fill, generator
+from darts_bio.runtime import Caller, call, fill, generator
 
 Measured = Literal["valid", "test"]
 """Images that are never trained on: those held out of the training images, or the test images."""
@@ -149,7 +149,7 @@ class Batches:
         device: torch.device,
         share: tuple[int, int] = (0, 1),
         altered: Callable[[int], Tensor] | None = None,
-        run: Run = call,
+        run: Caller = call,
     ) -> None:
         """Put the split on the device.
 

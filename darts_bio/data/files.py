@@ -28,7 +28,7 @@ from darts_bio.data.transforms import (
     training_transform,
 )
 from darts_bio.errors import InputError, first_line
-from darts_bio.runtime import Run, call, worker_count
+from darts_bio.runtime import Caller, call, worker_count
 
 MEASURED_FROM_DISK = 256
 """Images of a batch that is measured, of those on disk."""
@@ -103,7 +103,7 @@ class ImageFiles:
         train, test = open_parts(root, config.dataset, config.train_split, config.test_split)
         self.classes = _class_names(train, test, config.num_classes)
         self.image_size = (config.image_size, config.image_size)
-        self.run: Run = call
+        self.run: Caller = call
         self.normalization = Normalization(
             torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         ).to(device)

@@ -25,7 +25,7 @@ from darts_bio.data.streams import ImageStream
 from darts_bio.data.transforms import policy_transform
 from darts_bio.distributed import first_before_the_others, rank, world_size
 from darts_bio.errors import InputError
-from darts_bio.runtime import Run, worker_count
+from darts_bio.runtime import Caller, worker_count
 
 Labeled = tuple[Tensor, Tensor]
 """Normalized images (N, C, H, W) float32 and labels (N,) int64, on the device."""
@@ -51,7 +51,7 @@ class Source(Protocol):
     image_size: tuple[int, int]
     normalization: Normalization
     per_epoch: int
-    run: Run
+    run: Caller
 
     @property
     def damaged(self) -> Mapping[str, str]:
@@ -214,12 +214,12 @@ class InMemory:
         self.damaged: Mapping[str, str] = {}
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Caller:
         """What runs the computations on the device."""
         return self._batches.run
 
     @run.setter
-    def run(self, run: Run) -> None:
+    def run(self, run: Caller) -> None:
         self._batches.run = run
 
     def _altered(self, t: int) -> Tensor:

@@ -26,7 +26,7 @@ from darts_bio.data.transforms import (
     training_transform,
 )
 from darts_bio.errors import InputError
-from darts_bio.runtime import Run, call, generator, worker_count
+from darts_bio.runtime import Caller, call, generator, worker_count
 
 
 class ImageStream:
@@ -99,7 +99,7 @@ class ImageStream:
         self.per_epoch = images // batch_size
         self.classes = tuple(map(str, range(config.num_classes)))
         self.image_size = (config.image_size, config.image_size)
-        self.run: Run = call
+        self.run: Caller = call
         self.normalization = Normalization(
             torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         ).to(device)

@@ -21,7 +21,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ChoiceCandidate:
     """A genotype that a search found, and what its network reached in a short training.
 
     Attributes:
@@ -30,7 +30,7 @@ class Candidate:
         accuracy: The accuracy on the held-out images, in [0, 1]; None if the training diverged.
         loss: The mean cross entropy on them; None if the training diverged.
 
-    >>> Candidate(seed=2, genotype="digest 1f", accuracy=0.97, loss=0.1).seed
+    >>> ChoiceCandidate(seed=2, genotype="digest 1f", accuracy=0.97, loss=0.1).seed
     2
     """
 
@@ -49,13 +49,13 @@ class Choice:
         chosen: The one.
         reason: Which part of `RULE` decided, in words.
 
-    >>> choice = choose([Candidate(0, "digest 1f", 0.96, 0.2), Candidate(1, "digest 1f", 0.97, 0.1)])
+    >>> choice = choose([ChoiceCandidate(0, "digest 1f", 0.96, 0.2), ChoiceCandidate(1, "digest 1f", 0.97, 0.1)])
     >>> choice.alike
     ((0, 1),)
     """
 
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
+    candidates: tuple[ChoiceCandidate, ...]
+    chosen: ChoiceCandidate
     reason: str
 
     @property
@@ -69,7 +69,7 @@ class Choice:
     def to_json(self, **facts: object) -> str:
         """Return the choice as JSON, with further `facts` about how it was made.
 
-        >>> choice = choose([Candidate(0, "digest 1f", 0.96, 0.2), Candidate(1, "digest 2e", 0.9, 0.3)])
+        >>> choice = choose([ChoiceCandidate(0, "digest 1f", 0.96, 0.2), ChoiceCandidate(1, "digest 2e", 0.9, 0.3)])
         >>> json.loads(choice.to_json(epochs=100))["chosen"]
         0
         """
@@ -84,15 +84,15 @@ class Choice:
         return json.dumps(content, indent=2) + "\n"
 
 
-def choose(candidates: Sequence[Candidate]) -> Choice:
+def choose(candidates: Sequence[ChoiceCandidate]) -> Choice:
     """Choose the candidate of the highest accuracy; of equals the lowest loss, then the lowest seed.
 
     Raises InputError if the trainings of all candidates diverged.
 
     >>> choice = choose([
-    ...     Candidate(0, "digest 1f", accuracy=0.97, loss=0.15),
-    ...     Candidate(1, "digest 2e", accuracy=0.97, loss=0.12),
-    ...     Candidate(2, "digest 3d", accuracy=0.95, loss=0.10),
+    ...     ChoiceCandidate(0, "digest 1f", accuracy=0.97, loss=0.15),
+    ...     ChoiceCandidate(1, "digest 2e", accuracy=0.97, loss=0.12),
+    ...     ChoiceCandidate(2, "digest 3d", accuracy=0.95, loss=0.10),
     ... ])
     >>> choice.chosen.seed, choice.reason
     (1, 'the lowest loss of 2 of the highest accuracy')

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from darts_bio.errors import InputError, brief, check_whole, first_line, unknown_name
-from darts_bio.interop.tracing import Renewal, Watched
+from darts_bio.interop.tracing import RenewsFeedback, Watched
 from darts_bio.networks import Network
 from darts_bio.rules import RULES, RuleLinear, connect_output, draw_feedback, rule_carriers
 from darts_bio.rules.carriers import DirectCarrier, draw_first
@@ -170,7 +170,7 @@ class TimmNetwork(Network):
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
         renews = any(carrier.rule.renews for _, carrier in rule_carriers(self))
-        self.renewal = Renewal(self.renew_feedback) if renews else None
+        self.renewal = RenewsFeedback(self.renew_feedback) if renews else None
         self.to(**placement)
 
     def _features(self, reductions: Sequence[int]) -> list[dict[str, Any]]:

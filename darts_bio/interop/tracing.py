@@ -29,7 +29,7 @@ uncompiled = Uncompiled("feedback is renewed between passes, by draws that depen
 
 
 @register_notrace_module
-class Renewal(nn.Module):
+class RenewsFeedback(nn.Module):
     """An identity that renews a network's feedback at the start of each training pass.
 
     It is a module of its own, so that a traced graph renews the feedback at each pass too, and not

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from darts_bio.config import RetrainConfig, SearchConfig
-from darts_bio.evaluation.choice import RULE, Candidate, Choice
+from darts_bio.evaluation.choice import RULE, Choice, ChoiceCandidate
 from darts_bio.reports.card import CARD_FILE
 from darts_bio.reports.findings import Findings, in_short
 from darts_bio.reports.going_on import RESUME, NextStep, doubts
@@ -22,10 +22,10 @@ from darts_bio.reports.markdown import (
 from darts_bio.spaces import Genotype
 
 
-def measured(candidate: Candidate) -> tuple[str, str]:
+def measured(candidate: ChoiceCandidate) -> tuple[str, str]:
     """Return a candidate's accuracy in per cent and its loss, as texts.
 
-    >>> measured(Candidate(0, "digest 1f", 0.96, 0.2)), measured(Candidate(1, "digest 1f", None, None))
+    >>> measured(ChoiceCandidate(0, "digest 1f", 0.96, 0.2)), measured(ChoiceCandidate(1, "digest 1f", None, None))
     (('96.00', '0.2000'), ('diverged', '-'))
     """
     if candidate.accuracy is None or candidate.loss is None:

@@ -32,7 +32,7 @@ from darts_bio.private_torch import changes
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
 from darts_bio.rules.unit import UpdateUnit
-from darts_bio.runtime import Run, call, derive_seed, generator
+from darts_bio.runtime import Caller, call, derive_seed, generator
 
 PREFIX = "feedback_"
 
@@ -479,7 +479,7 @@ class Renewal:
         devices = dict.fromkeys(_device(carrier) for carrier in self._on_gpu)
         self.generators = [torch.Generator(device) for device in devices]
 
-    def __call__(self, update: int, run: Run = call) -> None:
+    def __call__(self, update: int, run: Caller = call) -> None:
         """Renew what rules renew, as it stands after `update` weight updates."""
         for name, carrier in self._on_cpu:
             carrier.renew_feedback(

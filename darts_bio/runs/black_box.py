@@ -67,7 +67,7 @@ def introduction(task: BlackBoxSearch) -> list[str]:
 class EvaluationsFile(Listener):
     """A listener that appends a line to evaluations.jsonl for each query.
 
-    A line holds what `training.black_box.Evaluation` says; its genotype is the content of a genotype
+    A line holds what `training.black_box.QueryResult` says; its genotype is the content of a genotype
     file.
     """
 

@@ -25,7 +25,7 @@ from darts_bio.config.files import read_yaml
 from darts_bio.data.datasets import ImageData
 from darts_bio.distributed import first_before_the_others, gathered, rank
 from darts_bio.errors import InputError, unknown_name
-from darts_bio.evaluation.choice import Candidate, Choice, choose
+from darts_bio.evaluation.choice import Choice, ChoiceCandidate, choose
 from darts_bio.monitoring.console import Console
 from darts_bio.registry import parse_spec
 from darts_bio.reports import findings, page
@@ -327,7 +327,7 @@ def _choose(
             digest, accuracy, last = search.genotype.identity(), None, {}
             if seed in results:
                 accuracy, last = results[seed].accuracy, results[seed].epochs[-1]
-            candidates.append(Candidate(seed, digest, accuracy, last.get(loss)))
+            candidates.append(ChoiceCandidate(seed, digest, accuracy, last.get(loss)))
     return choose(gathered(candidates)[0])
 
 

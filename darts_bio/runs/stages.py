@@ -32,7 +32,7 @@ from darts_bio.storage.run_folder import RunFolder
 from darts_bio.storage.whole_files import write_text
 from darts_bio.strategies import GradientStrategy
 from darts_bio.training.meters import Numbers
-from darts_bio.training.place import Place, candidates_by_edge
+from darts_bio.training.place import StagePlace, candidates_by_edge
 from darts_bio.training.search import Search
 from darts_bio.training.stages import take_over
 
@@ -93,7 +93,7 @@ def each_stage(
             return
 
 
-def places_of(stages: Sequence[tuple[Stage, SearchConfig]]) -> list[Place]:
+def places_of(stages: Sequence[tuple[Stage, SearchConfig]]) -> list[StagePlace]:
     """Return where each stage stands, but for its candidates.
 
     >>> pair = "stage, stage(candidates=4, keeps_weights=True)"
@@ -110,7 +110,7 @@ def places_of(stages: Sequence[tuple[Stage, SearchConfig]]) -> list[Place]:
         begin = max(first for first in anew if first <= number)
         end = min((first for first in anew if first > number), default=len(stages))
         places.append(
-            Place(
+            StagePlace(
                 schedule=sum(epochs[begin:end]),
                 first_epoch=sum(epochs[begin:number]),
                 epochs_before=sum(epochs[:number]),
@@ -151,7 +151,7 @@ def write_numbers(folder: RunFolder, numbers: Sequence[Numbers]) -> None:
 
 def _try(
     stages: Sequence[tuple[Stage, SearchConfig]],
-    places: Sequence[Place],
+    places: Sequence[StagePlace],
     images: ImageData,
     device: torch.device,
 ) -> None:

@@ -58,7 +58,7 @@ OF_A_SUPERNET = (
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class QueryResult:
     """What a query found.
 
     Attributes:
@@ -71,7 +71,7 @@ class Evaluation:
         images: The training images of all queries so far, counted as often as they were used.
 
     >>> from darts_bio.spaces import load_genotype
-    >>> Evaluation(1, load_genotype("darts_v1"), 0.93, 0.25, 7, 4096).accuracy
+    >>> QueryResult(1, load_genotype("darts_v1"), 0.93, 0.25, 7, 4096).accuracy
     0.93
     """
 
@@ -87,7 +87,7 @@ class Evaluation:
         return {**asdict(self), "genotype": self.genotype.to_json()}
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Evaluation:
+    def of(cls, values: dict[str, Any]) -> QueryResult:
         """Return the evaluation whose `plain` values these are."""
         return cls(**{**values, "genotype": from_json(values["genotype"], "checkpoint")})
 
@@ -100,7 +100,7 @@ class BlackBoxSearch:
         best: The most accurate query so far, the first of equals; None before the first one.
         latest: The query that was made last.
         halves: The numbers of images that a query is trained and measured on.
-        images: The training images of all queries so far (see `Evaluation`).
+        images: The training images of all queries so far (see `QueryResult`).
         training: The training of the genotype that is queried; None from a table and between two
             queries.
 
@@ -150,8 +150,8 @@ class BlackBoxSearch:
         self._data = replace(data, train=train, test=held_out)
         self.halves = len(train), len(held_out)
         self.images, self.images_per_step, self.steps_per_epoch = 0, 0, 1
-        self.best: Evaluation | None = None
-        self.latest: Evaluation | None = None
+        self.best: QueryResult | None = None
+        self.latest: QueryResult | None = None
         self.training: Retraining | None = None
         self._query: int | None = None  # the query that is under way
         self._epoch: int | None = None  # the epoch of its training
@@ -257,7 +257,7 @@ class BlackBoxSearch:
             accuracy, loss = self._measured(self.training)
             seed = self.training.config.seed
             self.images += self.steps_per_epoch * self.config.batch_size
-        self.latest = Evaluation(epoch + 1, self._genotype, accuracy, loss, seed, self.images)
+        self.latest = QueryResult(epoch + 1, self._genotype, accuracy, loss, seed, self.images)
         ask(self.strategy, "observe", self.strategy_state, self._proposal, accuracy)
         if self.best is None or accuracy > self.best.accuracy:
             self.best = self.latest
@@ -328,7 +328,7 @@ class BlackBoxSearch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.strategy_state.load_state_dict(state["strategy"])
-        self.best = None if state["best"] is None else Evaluation.of(state["best"])
+        self.best = None if state["best"] is None else QueryResult.of(state["best"])
         self.images, self._query, self.training = state["images"], None, None
         if state["query"] is None:
             return

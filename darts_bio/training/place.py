@@ -11,7 +11,7 @@ from darts_bio.spaces import CandidateTable
 
 
 @dataclass(frozen=True)
-class Place:
+class StagePlace:
     """Where a search stands in a sequence of stages.
 
     Attributes:

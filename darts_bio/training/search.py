@@ -60,7 +60,7 @@ from darts_bio.training.parallel import (
     shared_otherwise,
     synchronize,
 )
-from darts_bio.training.place import Place, table_identity
+from darts_bio.training.place import StagePlace, table_identity
 from darts_bio.training.regularization import Regularization
 
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -110,7 +110,7 @@ class Search:
         config: SearchConfig,
         data: ImageData,
         device: torch.device,
-        place: Place | None = None,
+        place: StagePlace | None = None,
     ) -> None:
         """Build all that the options name, on the device.
 
@@ -124,7 +124,7 @@ class Search:
             InputError: An option names something unknown, or options do not go together.
         """
         self.config, self.device, self.epochs = config, device, config.epochs
-        self.place = place or Place(schedule=config.epochs)
+        self.place = place or StagePlace(schedule=config.epochs)
         self.run = Recorder(device, graphs=config.graphs)
         self.space: Space = SPACES.build(config.space)
         method = Method.of(config)
