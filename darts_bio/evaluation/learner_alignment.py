@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from darts_bio.errors import InputError
-from darts_bio.evaluation.alignment import Alignment, Batch, LayerAlignment, read_batches
+from darts_bio.evaluation.alignment import Alignment, LayerAlignment
+from darts_bio.evaluation.alignment_inputs import Batch, read_batches
 from darts_bio.evaluation.moments import Moments
 from darts_bio.learners import Learner
 from darts_bio.modes import restored, undisturbed
