@@ -270,7 +270,11 @@ def test_bounds_that_cannot_be(specs: tuple[str, ...]) -> None:
             r"for skip_connect .* found 1 at the least \(bp, edge 0",
         ),
         (("bp", "dfa"), "darts(nodes=1)", r"expected a rule for \w+ with no more than 0.5"),
-        (("fa", "usf"), CONVOLUTIONS, "no candidate of this search has that cost; leave it out"),
+        (
+            ("fa", "usf"),
+            CONVOLUTIONS,
+            "no candidate of this search has that cost; add bp to --rules, or leave it out",
+        ),
         (("bp", "fa"), "darts(operations=(max_pool_3x3,))", "no candidate of this search has that"),
     ],
 )

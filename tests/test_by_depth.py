@@ -115,10 +115,10 @@ class TestThePlan:
 
 
 WRONG = {
-    "by_depth(cells=2)": "by_depth space: cells: layers: expected at least 3, for two reduction cells "
+    "by_depth(cells=2)": "by_depth space: cells: expected at least 3, for two reduction cells "
     "and a normal one, found 2; use another number of cells",
     "by_depth(cells=0)": "by_depth space: cells: expected",
-    "by_depth(space=nb201, cells=4)": "by_depth space: cells: layers: expected a multiple of 3",
+    "by_depth(space=nb201, cells=4)": "by_depth space: cells: expected a multiple of 3",
     "by_depth(space=drats)": "by_depth space: space: unknown space 'drats': did you mean 'darts'",
     "by_depth(space=darts(nodes=0))": "by_depth space: space: darts space: nodes: expected",
     "by_depth(space=by_depth)": "by_depth space: space: expected a space whose cells are alike",

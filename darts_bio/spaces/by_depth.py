@@ -71,7 +71,8 @@ class ByDepth(Space):
         try:
             inner.plan(self.cells)
         except InputError as error:
-            expected, _, _ = str(error).partition(";")
+            # There the number of cells is that of --layers; here it is an option of the space.
+            expected, _, _ = str(error).removeprefix("--layers: ").partition(";")
             raise InputError(
                 f"{self.where}: cells: {expected}; use another number of cells"
             ) from None
