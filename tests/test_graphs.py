@@ -383,12 +383,19 @@ class TestOnGpu:
     """
 
     @pytest.fixture(autouse=True)
-    def _float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-            monkeypatch.setattr(backend, "allow_tf32", False)
+    def _float32(self) -> Iterator[None]:
+        # Without monkeypatch: one of both answers for an attribute that it does not hold, and from
+        # which pytest would delete it at the end.
+        backends: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
+        before = [backend.allow_tf32 for backend in backends]
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
     @pytest.mark.parametrize("amp", ["none", "bf16"])
-    @pytest.mark.parametrize("memory", ["full", "low"])
+    @pytest.mark.parametrize("memory", ["normal", "low"])
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_a_search_equals_one_without_graphs(self, strategy: str, memory: str, amp: str) -> None:
         options = {
@@ -410,7 +417,8 @@ class TestOnGpu:
         )
         assert one == pytest.approx(other, rel=1e-2)
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    # gdas waits for what it has drawn, of which alone its passes compute.
+    @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "gdas"])
     def test_a_step_of_a_search_does_not_wait_for_the_gpu(self, strategy: str) -> None:
         task = search(
             "cuda", amp="bf16", strategy=strategy, regularizers=("warmup(epochs=0)",), batch_size=4
