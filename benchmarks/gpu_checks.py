@@ -30,6 +30,7 @@ from darts_bio.runtime import select_device
 from darts_bio.spaces import load_genotype
 from darts_bio.strategies import STRATEGIES
 from darts_bio.training.adversarial import ADVERSARIES
+from darts_bio.training.meters import Meters
 from darts_bio.training.retrain import Retraining
 from darts_bio.training.search import Search
 
@@ -42,6 +43,7 @@ tests/test_graphs.py."""
 SPECS = {
     "eg": "eg(population=4, samples=1, batches=1)",
     "darts_pt": "darts_pt(share=0.5, batches=1)",
+    "random_paths": "random_paths(samples=8, best=2)",
 }
 SPECS |= {"pc_darts": "pc_darts(k=2)", "pgd": "pgd(steps=4)", "trades": "trades(steps=4)"}
 
@@ -247,8 +249,9 @@ def _first_steps(task: Search | Retraining) -> tuple[list[float], dict[str, Tens
     if not task.finished:
         task.begin_epoch(0)
         for t in range(3):
-            total, count = task.step(t)["train/loss"]
-            losses.append(total.item() / count)
+            meters = Meters()
+            meters.add(*task.step(t).values())
+            losses.append(meters.read()["train/loss"])
         if task.measures:
             task.begin_epoch(task.epochs - 1)
             task.end_epoch(task.epochs - 1)
