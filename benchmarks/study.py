@@ -281,7 +281,8 @@ def errors_by_strategy(
 ) -> dict[str, dict[str, list[float]]]:
     """Return the test errors in percent, a value for each seed whose trainings are all there.
 
-    They are by the strategy that found the operations, then by the rules.
+    A strategy has two such seeds at least, below which there is no spread. They are by the strategy
+    that found the operations, then by the rules.
     """
     errors = {}
     for strategy in STRATEGIES:
@@ -291,7 +292,7 @@ def errors_by_strategy(
             for seed in range(seeds)
             if all(Job(strategy, seed, rules).key in records for rules in kinds)
         ]
-        if whole:
+        if len(whole) > 1:
             errors[strategy] = {
                 rules: [records[Job(strategy, s, rules).key]["test_error_percent"] for s in whole]
                 for rules in kinds
@@ -311,7 +312,7 @@ def difference(errors: dict[str, list[float]], one: str, other: str) -> str:
 
 
 def answers(records: dict[str, dict[str, Any]], seeds: int) -> list[str]:
-    """Return the table of the three questions, in Markdown; none before a seed is complete."""
+    """Return the table of the three questions, in Markdown; none before two seeds are complete."""
     lines = [
         "| operations found by | n | best single rule | mixing: it minus searched | p | "
         "searching: random minus searched | p | places: shuffled minus searched | p | "

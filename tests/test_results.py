@@ -438,7 +438,7 @@ def study_errors(strategy: str, data: str = "digits") -> dict[str, list[float]]:
 
 def study_table(number: int, data: str) -> tuple[Cells, Cells]:
     all_errors = {strategy: study_errors(strategy, data) for strategy in STUDY}
-    errors = {strategy: of for strategy, of in all_errors.items() if of["bp"]}
+    errors = {strategy: of for strategy, of in all_errors.items() if len(of["bp"]) > 1}
     wanted = {}
     for rules in STUDY["rule_aware"]:
         cells = [mean_std(of[rules], 1) if rules in of else "" for of in errors.values()]
@@ -451,7 +451,7 @@ def study_answers(number: int, data: str) -> tuple[Cells, Cells]:
     wanted = {}
     for strategy in ("rule_aware", "darts", "eg"):
         errors = study_errors(strategy, data)
-        if not errors["bp"]:
+        if len(errors["bp"]) < 2:
             continue
         best = min(STUDY_RULES, key=lambda rule: statistics.mean(errors[rule]))
         cells = [str(len(errors["bp"])), best]
@@ -549,15 +549,32 @@ def test_sentences_say_what_the_files_hold() -> None:
     ):
         differences = [a - b for a, b in zip(cifar[one_rule], cifar[other], strict=True)]
         assert words.format(mean_std(differences, 1), p_of_flips(differences)) in rule_search
-    records = result("study-cifar10.json")["records"].values()
-    chosen_rules = [
-        rule
-        for each in records
-        if "genotype" in each
-        for rule in re.findall(":([a-z]+)", each["edges"])
-    ]
+    records = result("study-cifar10.json")["records"].items()
+    rules_of = {
+        strategy: [
+            rule
+            for key, each in records
+            if "genotype" in each and key.startswith(f"{strategy}, seed")
+            for rule in re.findall(":([a-z]+)", each["edges"])
+        ]
+        for strategy in ("rule_aware", "darts")
+    }
+    chosen_rules = rules_of["rule_aware"]
     counts = (chosen_rules.count("usf"), len(chosen_rules), chosen_rules.count("fa"))
     assert "puts usf on {} of {} edges and fa on {}".format(*counts) in rule_search
+    drawn = rules_of["darts"]
+    numbers = (drawn.count("usf"), len(drawn), *map(drawn.count, ("frsf", "brsf", "fa")))
+    words = "like those of a draw, usf on {} of {} edges, frsf on {}, brsf on {} and fa on {}."
+    assert words.format(*numbers) in " ".join(rule_search.split())
+    cifar = study_errors("darts", "cifar10")
+    worse = [a - b for a, b in zip(cifar["searched"], cifar["usf"], strict=True)]
+    assert min(worse) > 0
+    assert len(worse) == 5
+    assert f"each of its five seeds, by {mean_std(worse, 1)} points" in " ".join(
+        rule_search.split()
+    )
+    more = [a - b for a, b in zip(cifar["random"], cifar["searched"], strict=True)]
+    assert f"does not here ({mean_std(more, 1)} points, p = {p_of_flips(more):.3f})" in rule_search
     init = result("planted_rules-0.7-0.9-init.json")["searches"]
     assert f"it finds {mean_std((each['all'] for each in init), 2)} of the subtle" in rule_search
     for data, words in (
@@ -648,8 +665,16 @@ def test_the_readme_shows_what_the_files_hold() -> None:
     more = [a - b for a, b in zip(errors["random"], errors["searched"], strict=True)]
     assert (
         f"(`rule_aware`, n = {len(more)}): found {shown['searched']}, `usf` {shown['usf']}, drawn "
-        f"{shown['random']} (p = {p_of_flips(more):.3f}), `bp` {shown['bp']}, `fa` {shown['fa']}."
-    ) in readme
+        f"{shown['random']} (p = {p_of_flips(more):.3f}), `bp` {shown['bp']}, `fa` {shown['fa']};"
+    ) in " ".join(readme.split())
+    errors = study_errors("darts", "cifar10")
+    shown = {rules: mean_std(values, 1) for rules, values in errors.items()}
+    more = [a - b for a, b in zip(errors["random"], errors["searched"], strict=True)]
+    assert (
+        f"what `darts` finds, {shown['searched']} (n = {len(more)}), is no better than drawn rules, "
+        f"{shown['random']} (p = {p_of_flips(more):.3f}), and in each seed worse than `usf`, "
+        f"{shown['usf']}."
+    ) in " ".join(readme.split())
     runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
     rules = ("kolen_pollack", "pfa", "weight_mirror", "bp", "usf", "fa")
     kolen_pollack, pfa, mirror, bp, usf, fa = (
