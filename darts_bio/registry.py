@@ -7,7 +7,6 @@ A member is registered by a decorator and asked for by name or by a spec, `name`
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import numbers
 import re
@@ -387,7 +386,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r}: expected all methods of {member.__mro__[1].__name__}, found "
                 f"no {missing}; write what is missing"
             )
-        signature = _parameters(member)
+        signature = inspect.signature(member).parameters.values()
         parameters = [p for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         accepted = [p.name for p in parameters]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in signature)
@@ -428,7 +427,7 @@ class Registry(Generic[T]):
         >>> ADVERSARIES.options("pgd")
         {'eps': 8.0, 'step': 2.0, 'steps': 7, 'gradient': 'true'}
         """
-        parameters = _parameters(self.get(name))
+        parameters = inspect.signature(self.get(name)).parameters.values()  # type: ignore[arg-type]
         return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def summaries(self) -> dict[str, str]:
@@ -452,9 +451,3 @@ class Registry(Generic[T]):
             if name not in self._unlisted
         }
         return {name: text.split("\n")[0].strip() for name, text in texts.items()}
-
-
-@functools.cache
-def _parameters(member: Any) -> tuple[inspect.Parameter, ...]:
-    """Return the parameters of a member; a supernet asks thousands of times for the same few."""
-    return tuple(inspect.signature(member).parameters.values())

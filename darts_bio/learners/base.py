@@ -243,12 +243,7 @@ class Learner(nn.Module):
                 "learner: expected a step outside of torch.inference_mode, within which PyTorch "
                 "computes no gradient, found one within; leave it before (no_grad may stay)"
             )
-        if not self.chain.parameters:
-            raise InputError(
-                "learner: expected parameters that require a gradient, found none; unfreeze some"
-            )
-        self._check_parameters()
-        self._check_state()
+        self._check_parameters(self.chain.parameters)
         self._confirm(x, learning=True)
         self._confirmed = True
         with torch.enable_grad():
@@ -269,9 +264,16 @@ class Learner(nn.Module):
         """
         return Objective(self._loss or _cross_entropy, y)(output)
 
-    def _check_parameters(self) -> None:
-        """Raise InputError if the model has parameters that the learner does not know."""
-        known = set(self.chain.parameters)
+    def _check_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Raise InputError unless the chain's trained parameters are the model's.
+
+        So it does if there are none, or if what the method keeps is of another type or device.
+        """
+        if not parameters:
+            raise InputError(
+                "learner: expected parameters that require a gradient, found none; unfreeze some"
+            )
+        known = set(parameters)
         for name, parameter in self._model[0].named_parameters():
             if parameter.requires_grad and parameter not in known:
                 raise InputError(
@@ -279,9 +281,7 @@ class Learner(nn.Module):
                     f"{name} new; call learner(model, {self.spec!r}, ...) again"
                 )
 
-    def _check_state(self) -> None:
-        """Raise InputError unless what the method keeps is of a type and a device of the model."""
-        kinds = {(p.dtype, p.device) for p in self.chain.parameters}
+        kinds = {(p.dtype, p.device) for p in parameters}
         for name, tensor in self.state.state_dict(keep_vars=True).items():
             if (tensor.dtype, tensor.device) not in kinds:
                 dtype, device = next(iter(kinds))

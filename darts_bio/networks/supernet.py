@@ -139,7 +139,8 @@ class SuperNet(CellNetwork):
                 "--space"
             )
         table = table or space.table(rules)
-        # Layers are tens of thousands of objects, a third of the time with the collector at work.
+        # Layers are tens of thousands of objects; looking through them again and again, the collector
+        # would take a third of the time.
         with collection_paused():
             super().__init__(
                 space,

@@ -226,7 +226,7 @@ class KolenPollack(FeedbackAlignment):
 
     So 1/e of the difference is left after 1 / (lr decay) steps: with lr 0.1 and decay 5e-4 after
     20,000, with the defaults of AdamW (1e-3 and 0.01) after 100,000. The angle between B and W
-    closes sooner, and somewhat without decay, too: both add up the same steps, beside which what
+    closes sooner, and without decay, too: both add up the same steps, beside which what
     they began with grows small. The optimizer has to hold B, and in the group of W or one of the
     same learning rate and weight decay: groups that are picked by name or by module easily leave B
     out. `attach` warns of each.

@@ -164,7 +164,7 @@ class _Saved:
 
     @property
     def seconds(self) -> float:
-        """What the measurement has taken, those seconds before it was resumed among them."""
+        """The seconds that the measurement has taken, with those before it was resumed."""
         return self._earlier_s + time.monotonic() - self._started_at
 
     def now_and_then(self) -> None:
