@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -76,6 +77,16 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def give_memory_back() -> None:
+    """Free garbage, and give what is free back to the system.
+
+    A child process could else take memory that it has had from the beginning, and seem to take none.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
+
+
 class Watch:
     """Watches what this process does beside reading, from the first `acts` on.
 
@@ -133,7 +144,7 @@ def measured(trials: Sequence[Trial]) -> Iterator[tuple[Trial, str, float, float
     began with, and what was raised or done.
     """
     rest = list(trials)
-    gc.collect()  # what the child would free meanwhile would hide as much of what it takes
+    give_memory_back()
     while rest:
         reader, writer = os.pipe()
         process = os.fork()
