@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import gc
 import hashlib
 import os
 import platform
@@ -163,29 +162,6 @@ def generators_kept() -> Iterator[None]:
 
 _at_work = threading.RLock()
 """Held by the thread whose run this process makes."""
-
-
-@contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
-    """Keep Python's garbage collector from running.
-
-    For code that makes very many objects and drops few: the collector would look through all of
-    them again and again, and find nothing to free.
-
-    >>> import gc
-    >>> with collection_paused():
-    ...     gc.isenabled()
-    False
-    >>> gc.isenabled()
-    True
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -696,6 +696,46 @@ def gated() -> Iterator[str]:
 
 
 @pytest.fixture
+def initialized() -> Iterator[str]:
+    @operation("initialized_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """ReLU, a 1x1 convolution that starts orthogonal, and a batch norm."""
+        first = pointwise(channels, channels, rule)
+        nn.init.orthogonal_(first.weight)
+        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
+
+    yield "initialized_test_operation"
+    OPERATIONS.unregister("initialized_test_operation")
+
+
+@pytest.fixture
+def scaled() -> Iterator[str]:
+    @operation("scaled_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """ReLU, a 1x1 convolution of half the weights, and a batch norm."""
+        first = pointwise(channels, channels, rule)
+        with torch.no_grad():
+            first.weight.div_(2)
+        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
+
+    yield "scaled_test_operation"
+    OPERATIONS.unregister("scaled_test_operation")
+
+
+@pytest.fixture
+def backwards() -> Iterator[str]:
+    @operation("backwards_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """ReLU and two 1x1 convolutions, the last of which is made first, and a batch norm."""
+        last = pointwise(channels, channels, rule)
+        first = pointwise(channels, channels, rule)
+        return nn.Sequential(nn.ReLU(), first, last, batch_norm(channels, supernet))
+
+    yield "backwards_test_operation"
+    OPERATIONS.unregister("backwards_test_operation")
+
+
+@pytest.fixture
 def wide() -> Iterator[str]:
     """An operation of known layers in an unusual order: batched like the built-in ones."""
 
@@ -710,6 +750,51 @@ def wide() -> Iterator[str]:
 
     yield "wide_test_operation"
     OPERATIONS.unregister("wide_test_operation")
+
+
+class TestDraws:
+    """Weights are those of a reference that is built at the same state of the generator."""
+
+    @pytest.mark.parametrize(
+        ("space", "options"),
+        [
+            ("darts(nodes=2)", {}),
+            ("nb201", {}),
+            ("darts(nodes=2)", {"partial": 2}),
+            ("darts(nodes=2)", {"shared": "init"}),
+            ("darts(nodes=2)", {"skip_rate": torch.tensor(0.5)}),
+        ],
+        ids=str,
+    )
+    def test_of_each_form_of_supernet(self, space: str, options: dict[str, Any]) -> None:
+        self.draw_alike(space, **options)
+
+    @pytest.mark.parametrize("name", ["initialized", "scaled", "backwards", "gated", "wide"])
+    def test_of_operations_that_draw_in_their_own_way(
+        self, name: str, request: pytest.FixtureRequest
+    ) -> None:
+        own = request.getfixturevalue(name)
+        self.draw_alike(f"darts(nodes=2, operations=(none, {own}, dil_conv_3x3))")
+
+    def draw_alike(self, space: str, **options: Any) -> None:
+        nets, states = [], []
+        for cell in (MixedCell, ReferenceCell):
+            torch.manual_seed(1)
+            sizes = {"channels": 8, "layers": 3, "num_classes": 5}
+            net = SuperNet(SPACES.build(space), ("usf", "fa"), cell=cell, **sizes, **options)
+            nets.append(net)
+            states.append(torch.get_rng_state())
+        assert torch.equal(*states)
+        twins, count = Twins(*nets), 0
+        for one, other in twins.pairs(lambda layer: layer.weight, StackedConv2d):
+            assert torch.equal(one, other)
+            count += one.numel()
+        theirs = dict(twins.reference.named_parameters())
+        for name, parameter in twins.fast.named_parameters():
+            if not name.startswith("cells.") or ".alone." in name:
+                assert torch.equal(parameter, theirs[twins.reference_name(name)])
+                count += parameter.numel()
+        assert count == sum(parameter.numel() for parameter in theirs.values())
 
 
 class TestPartialChannels:

@@ -36,7 +36,7 @@ For edges 0 and 1 that leave a node with C = 4 channels, with sep_conv_3x3 under
     last batch norm, with it as gain     (N, 16, H, W): fa of edge 0, fa of edge 1, usf of both
     sum over the rules                   (N, H, W, 2, 4): edge 0 = .1 fa + .9 usf, edge 1 likewise
 
-Equal to `reference.ReferenceCell`, from which it is built, up to rounding. Tensors are channels last
+Equal to `reference.ReferenceCell`, whose weights it draws, up to rounding. Tensors are channels last
 in memory: on CPUs depthwise convolutions are several times faster so.
 """
 
@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.forms import candidate_form
+from darts_bio.networks.candidates import CandidateDraws, DrawnCandidate, row_specs
 from darts_bio.networks.parts import (
     JoinedOperation,
     JoinedOperations,
@@ -62,7 +62,6 @@ from darts_bio.networks.parts import (
 )
 from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.pooled import PooledRows
-from darts_bio.networks.reference import MixedOperation, ReferenceCell
 from darts_bio.networks.stacking import LaneWeights, for_each_channel
 from darts_bio.private_torch import changes
 from darts_bio.rules import DirectOperation, LearningRule
@@ -80,9 +79,13 @@ class SourceBlock(nn.Module):
     """
 
     def __init__(
-        self, plan: BlockPlan, edges: Sequence[MixedOperation], channels: int, folded: bool
+        self,
+        plan: BlockPlan,
+        edges: Sequence[Sequence[DrawnCandidate]],
+        channels: int,
+        folded: bool,
     ) -> None:
-        """Build it from the reference's `edges`, those of the plan in its order.
+        """Build it from the candidates of `edges`, those of the plan in its order.
 
         `channels` is C of what candidates give. `folded` folds pointwise convolutions and the batch
         norms behind them, each for itself.
@@ -91,14 +94,15 @@ class SourceBlock(nn.Module):
         self.plan, self.channels = plan, channels
         self.lane_counts: list[int] = []
         """The numbers of lanes whose weights `forward` takes one after the other."""
-        candidates = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
+        drawn = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
+        candidates = {part: [each.module for each in drawn[part]] for part in plan.parts}
         names = {
             part: [f"edges.{plan.edges[e]}.{column}" for e, column in part.lanes]
             for part in plan.parts
         }
 
         def layers(part: Part) -> list[nn.Module]:
-            return stacked_layers(candidates[part], names[part], len(edges))
+            return stacked_layers(drawn[part], names[part], len(edges))
 
         joined = [part for part in plan.parts if part.joined and not folded]
         operations = [
@@ -316,18 +320,31 @@ class MixedCell(nn.Module):
         skip_rate: Tensor | None = None,
     ) -> None:
         super().__init__()
-        reference = ReferenceCell(space, cell_type, rows, channels, partial, shared, skip_rate)
+        draws = CandidateDraws()
+        edges = [
+            [
+                draws.draw(spec)
+                for spec in row_specs(
+                    row,
+                    channels // partial,
+                    space.stride(cell_type, source),
+                    shared=shared,
+                    normalizes_pools=space.normalizes_pools,
+                    skip_rate=skip_rate,
+                )
+            ]
+            for row, (_, source) in zip(rows, space.edges, strict=True)
+        ]
         self.pooled = None if shared is None else PooledRows(rows)
         if self.pooled is not None:
             rows = self.pooled.rows
-        edges = list(reference.edges)
-        forms = [[candidate_form(candidate) for candidate in edge] for edge in edges]  # type: ignore[attr-defined]
+        forms = [[candidate.form for candidate in edge] for edge in edges]
         self.plan: CellPlan = plan_cell(space, cell_type, rows, forms)
         self.outputs = space.outputs
         self.blocks = nn.ModuleList(
             SourceBlock(
                 block,
-                [edges[edge] for edge in block.edges],  # type: ignore[misc]
+                [edges[edge] for edge in block.edges],
                 channels // partial,
                 self.folded,
             )

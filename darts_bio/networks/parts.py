@@ -5,7 +5,7 @@ A part reads the node's output, x (N, C, H, W), and makes of it what each edge r
 asked for a subset of its lanes alone, one an edge at most, and returns (N, H', W', lanes, C).
 Suffixes of tensors are those of `networks.stacking`.
 
-A candidate with a layer that is not known here runs alone. To have it stacked, three functions must
+A candidate with a layer that is not known here runs alone. To have it stacked, these functions must
 know the layer:
 
     `forms._layer_form`   names its kind, and in `geometry` all that members must agree in
@@ -14,6 +14,7 @@ know the layer:
     `_stacked_layer`      builds the one module that stands for those of M members; where it holds
                           something for each of them, it is a `rules.stacked.Stacked`, and computes
                           the members `present` alone, with what `of_present` selects
+    `_convolutions`       of `networks.candidates` yields those in it, in the order of `_stacked_layer`
 
 Members are in the order (rule, edge) throughout. Convolutions under rules are `StackedConv2d`s, by
 which `MixedCell.stacked_layers` finds them for their feedback. Maps may come taken apart
@@ -23,13 +24,14 @@ alone are told it. The cell must go on equalling `reference.ReferenceCell`, in d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from darts_bio.networks.forms import Form, candidate_form, leaves
+from darts_bio.networks.candidates import DrawnCandidate
+from darts_bio.networks.forms import Form, leaves
 from darts_bio.networks.stacking import (
     FoldedNorm,
     LaneWeights,
@@ -341,32 +343,41 @@ class SharedOperation(nn.Module):
 
 
 def stacked_layers(
-    candidates: Sequence[nn.Module], names: Sequence[str], edges: int
+    candidates: Sequence[DrawnCandidate], names: Sequence[str], edges: int
 ) -> list[nn.Module]:
     """Return one layer for each place in the row of layers of candidates.
 
     These are in the order (rule, edge) and stand at `names` in the reference.
     """
-    members = [list(leaves(module, name)) for module, name in zip(candidates, names, strict=True)]
+    members = [
+        list(leaves(candidate.module, name))
+        for candidate, name in zip(candidates, names, strict=True)
+    ]
     # Members are ordered (rule, edge): every E-th begins a new rule.
-    forms = [candidate_form(module) for module in candidates[::edges]]
+    forms = [candidate.form for candidate in candidates[::edges]]
+    # For each convolution in turn, the weights of all members.
+    weights = zip(*(candidate.weights for candidate in candidates), strict=True)
     layers: list[nn.Module] = []
     first = True
     for place, of_place in enumerate(zip(*members, strict=True)):
         layer_names, modules = zip(*of_place, strict=True)
-        layers.append(_stacked_layer(modules, layer_names, forms, place, first))
+        layers.append(_stacked_layer(modules, weights, layer_names, forms, place, first))
         first = first and forms[0][place].kind == "relu"
     return layers
 
 
 def _stacked_layer(
     modules: Sequence[nn.Module],
+    weights: Iterator[tuple[Tensor, ...]],
     names: Sequence[str],
     forms: Sequence[Form],
     place: int,
     first: bool,
 ) -> nn.Module:
-    """Return the layers at one place as one; `first` tells whether they read the node itself."""
+    """Return the layers at one place as one; `first` tells whether they read the node itself.
+
+    Each convolution takes those of its members from `weights`.
+    """
     kind = forms[0][place].kind
     rules = [form[place].rules for form in forms]
     if kind == "relu":
@@ -374,9 +385,11 @@ def _stacked_layer(
     if kind == "norm":
         return StackedBatchNorm(modules, names)  # type: ignore[arg-type]
     if kind == "even and odd":
+        halves = next(weights), next(weights)
         even, odd = zip(*rules, strict=True)
-        return StackedEvenAndOdd(modules, names, (even, odd))  # type: ignore[arg-type]
-    return StackedConv2d(modules, names, [rule for (rule,) in rules], first)  # type: ignore[arg-type]
+        return StackedEvenAndOdd(modules[0], halves, names, (even, odd))  # type: ignore[arg-type]
+    of_members = [rule for (rule,) in rules]
+    return StackedConv2d(modules[0], next(weights), names, of_members, first)  # type: ignore[arg-type]
 
 
 def fold(layers: Sequence[nn.Module]) -> list[nn.Module]:

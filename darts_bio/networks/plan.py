@@ -229,8 +229,16 @@ def _dilation(form: Form) -> int:
 def _way(members: Sequence[Form]) -> Way:
     """Choose how a candidate is computed, from its forms on the edges that leave the node."""
     form = members[0]
-    if any(other != form for other in members):
-        return "alone"
+    return "alone" if any(other != form for other in members) else way_of(form)
+
+
+def way_of(form: Form) -> Way:
+    """Choose how a candidate of that form is computed, if it is of that form on all edges.
+
+    >>> from darts_bio.networks.forms import LayerForm
+    >>> way_of((LayerForm("weightless", ("MaxPool2d()",)), LayerForm("norm", (4, 1e-5, 0.1))))
+    'shared'
+    """
     if all(layer.kind in ("weightless", "norm") for layer in form):
         return "shared"
     return "stacked" if _stacks(form) else "alone"

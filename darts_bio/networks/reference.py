@@ -1,7 +1,7 @@
 """The mixed operation as published DARTS codes write it: slow and obvious.
 
 Each candidate on each edge is a module of its own, and they run one by one. `mixed.MixedCell`, the
-cell that a search runs, is built from these and tested against them.
+cell that a search runs, draws the same weights and is tested against it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.networks.cells import SkipDropout, build_candidate, build_operation
+from darts_bio.networks.candidates import row_specs
 from darts_bio.networks.pooled import LEFT_OUT, rule_shares
-from darts_bio.rules import RULES, rule_carriers
+from darts_bio.rules import rule_carriers
 from darts_bio.rules.feedback import Scale
-from darts_bio.rules.mixture import RuleMixture
 from darts_bio.spaces import Space
 from darts_bio.spaces.base import Row, by_operation
 
@@ -46,19 +45,14 @@ class MixedOperation(nn.ModuleList):
         normalizes_pools: bool = True,
         skip_rate: Tensor | None = None,
     ) -> None:
-        super().__init__(
-            _dropped(
-                build_candidate(
-                    candidate,
-                    channels // partial,
-                    stride,
-                    supernet=normalizes_pools or candidate.rule is not None,
-                ),
-                skip_rate,
-            )
-            for candidate in row
-            if candidate is not None
+        specs = row_specs(
+            row,
+            channels // partial,
+            stride,
+            normalizes_pools=normalizes_pools,
+            skip_rate=skip_rate,
         )
+        super().__init__(spec.build() for spec in specs)
         self.stride, self.partial = stride, partial
 
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
@@ -114,15 +108,17 @@ class PooledOperation(MixedOperation):
         normalizes_pools: bool = True,
         skip_rate: Tensor | None = None,
     ) -> None:
-        nn.ModuleList.__init__(self)
+        specs = row_specs(
+            row,
+            channels // partial,
+            stride,
+            shared=scale,
+            normalizes_pools=normalizes_pools,
+            skip_rate=skip_rate,
+        )
+        nn.ModuleList.__init__(self, (spec.build() for spec in specs))
         self.stride, self.partial = stride, partial
         self.pools = by_operation(row)
-        for pool in self.pools:
-            rules = tuple(RULES.build(rule) for rule in pool.rules)
-            rule = RuleMixture(rules, scale) if rules else RULES.build("bp")
-            supernet = normalizes_pools or bool(rules)
-            module = build_operation(pool.op, rule, channels // partial, stride, supernet)
-            self.append(_dropped(module, skip_rate))
 
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
         """Map x (N, C, H, W) and weights (candidates and padding,) to the sum (N, C, H', W')."""
@@ -136,13 +132,6 @@ class PooledOperation(MixedOperation):
         if drawn is not None and drawn != LEFT_OUT:
             drawn = next(n for n, pool in enumerate(self.pools) if drawn in pool.columns)
         return super().forward(x, torch.stack(gains), drawn)
-
-
-def _dropped(candidate: nn.Module, skip_rate: Tensor | None) -> nn.Module:
-    """Return a candidate, with dropout of that rate behind it if it is the identity."""
-    if skip_rate is None or not isinstance(candidate, nn.Identity):
-        return candidate
-    return nn.Sequential(candidate, SkipDropout(skip_rate))
 
 
 class ReferenceCell(nn.Module):

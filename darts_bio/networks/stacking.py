@@ -240,20 +240,26 @@ class StackedEvenAndOdd(nn.Module):
 
     def __init__(
         self,
-        members: Sequence[EvenAndOdd],
+        member: EvenAndOdd,
+        weights: tuple[Sequence[Tensor], Sequence[Tensor]],
         names: Sequence[str],
         rules: tuple[Sequence[LearningRule], Sequence[LearningRule]],
     ) -> None:
-        """`rules` holds, for the even and the odd convolution, the rules of the members' columns."""
+        """Stack layers of which `member` is one.
+
+        `weights` and `rules` hold, for the even and the odd convolution, the weights of the members
+        and the rules of their columns.
+        """
         super().__init__()
         self.even, self.odd = (
             StackedConv2d(
-                [getattr(member, half) for member in members],
+                getattr(member, half),
+                of_members,
                 [f"{name}.{half}" for name in names],
                 of_half,
                 common_input=True,
             )
-            for half, of_half in zip(("even", "odd"), rules, strict=True)
+            for half, of_members, of_half in zip(("even", "odd"), weights, rules, strict=True)
         )
 
     def forward(self, x_nchw: Tensor) -> Tensor:

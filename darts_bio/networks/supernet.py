@@ -29,7 +29,6 @@ from darts_bio.rules.mixed_feedback import MixedFeedback, share_feedback
 from darts_bio.rules.shared_feedback import SharedFeedback
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.rules.tangents import forward_mode
-from darts_bio.runtime import collection_paused
 from darts_bio.spaces import CandidateTable, Space
 
 EdgeWeights = Mapping[str, Tensor]
@@ -139,22 +138,19 @@ class SuperNet(CellNetwork):
                 "--space"
             )
         table = table or space.table(rules)
-        # Layers are tens of thousands of objects; looking through them again and again, the collector
-        # would take a third of the time.
-        with collection_paused():
-            super().__init__(
-                space,
-                layers,
-                lambda cell_type, c: cell(
-                    space, cell_type, table.rows[cell_type], c, partial, shared, skip_rate
-                ),
-                {cell_type: len(space.outputs) for cell_type in space.cell_types},
-                channels=channels,
-                num_classes=num_classes,
-                in_channels=in_channels,
-                backbone_rule=backbone_rule,
-                supernet=True,
-            )
+        super().__init__(
+            space,
+            layers,
+            lambda cell_type, c: cell(
+                space, cell_type, table.rows[cell_type], c, partial, shared, skip_rate
+            ),
+            {cell_type: len(space.outputs) for cell_type in space.cell_types},
+            channels=channels,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            backbone_rule=backbone_rule,
+            supernet=True,
+        )
         self.table, self.partial, self.shared = table, partial, shared
         self._drawn: Mapping[str, Sequence[int]] | None = None
         self.memory_format = cell.memory_format

@@ -79,29 +79,30 @@ class StackedConv2d(Stacked):
 
     def __init__(
         self,
-        members: Sequence[RuleConv2d],
+        member: RuleConv2d,
+        weights: Sequence[Tensor],
         names: Sequence[str],
         rules: Sequence[LearningRule],
         common_input: bool,
     ) -> None:
-        """Stack `members`, in the order (rule, edge).
+        """Stack equally shaped convolutions without bias, in the order (rule, edge).
 
         Args:
-            members: equally shaped convolutions without bias, padded by numbers.
+            member: one of them, padded by numbers.
+            weights: the weights of all of them.
             names: where the members stand in the reference.
             rules: the R rules, which are `batched`.
             common_input: whether all members read one (N, C, H, W), their operation's input.
         """
         super().__init__()
-        first = members[0]
-        assert not isinstance(first.padding, str)
-        self.weight = nn.Parameter(torch.cat([member.weight.detach() for member in members]))
+        assert not isinstance(member.padding, str)
+        self.weight = nn.Parameter(torch.cat(list(weights)))
         self.rules = tuple(rules)
-        self.bound = float(first.initial_law.bound)
+        self.bound = float(member.initial_law.bound)
         self.names, self.members = tuple(names), len(names)
-        self.stride, self.padding, self.dilation = first.stride, first.padding, first.dilation
+        self.stride, self.padding, self.dilation = member.stride, member.padding, member.dilation
         self.common_input = common_input
-        self.member_groups = int(first.groups)
+        self.member_groups = int(member.groups)
         self.kernel: Tensor | None = None
         self.lent_weight: Tensor | None = None
         self.casts = True
