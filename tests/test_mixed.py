@@ -4,6 +4,7 @@ norm statistics.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from darts_bio.rules.shared_feedback import CastTogether
 from darts_bio.rules.side_by_side import Noted, local_updates
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, CandidateTable
-from darts_bio.spaces.operations import batch_norm, operation, pointwise
+from darts_bio.spaces.operations import batch_norm, depthwise, operation, pointwise
 
 ELEMENTWISE = ("bp", "fa", "usf", "frsf", "brsf")
 OTHERS = tuple(rule for rule in RULES if rule not in ELEMENTWISE)
@@ -736,6 +737,33 @@ def backwards() -> Iterator[str]:
 
 
 @pytest.fixture
+def filters() -> Iterator[str]:
+    bank = torch.linspace(-1, 1, 64).view(8, 8, 1, 1)
+
+    @operation("filters_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """ReLU, a 1x1 convolution whose weight is a tensor of the plug-in's own, and a batch norm."""
+        first = pointwise(channels, channels, rule)
+        first.weight = nn.Parameter(bank[:channels, :channels] if channels < 8 else bank)
+        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
+
+    yield "filters_test_operation"
+    OPERATIONS.unregister("filters_test_operation")
+
+
+@pytest.fixture
+def chosen() -> Iterator[str]:
+    @operation("chosen_test_operation")
+    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        """ReLU, a depthwise convolution of a size that Python's generator chooses, a batch norm."""
+        first = depthwise(channels, random.choice([3, 5]), stride, rule)
+        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
+
+    yield "chosen_test_operation"
+    OPERATIONS.unregister("chosen_test_operation")
+
+
+@pytest.fixture
 def wide() -> Iterator[str]:
     """An operation of known layers in an unusual order: batched like the built-in ones."""
 
@@ -769,7 +797,14 @@ class TestDraws:
     def test_of_each_form_of_supernet(self, space: str, options: dict[str, Any]) -> None:
         self.draw_alike(space, **options)
 
-    @pytest.mark.parametrize("name", ["initialized", "scaled", "backwards", "gated", "wide"])
+    @pytest.mark.parametrize("name", OPERATIONS)
+    def test_of_each_operation(self, name: str) -> None:
+        others = ", ".join(dict.fromkeys(["none", "skip_connect", name]))
+        self.draw_alike(f"darts(nodes=2, operations=({others}))")
+
+    @pytest.mark.parametrize(
+        "name", ["initialized", "scaled", "backwards", "filters", "chosen", "gated", "wide"]
+    )
     def test_of_operations_that_draw_in_their_own_way(
         self, name: str, request: pytest.FixtureRequest
     ) -> None:
@@ -780,6 +815,7 @@ class TestDraws:
         nets, states = [], []
         for cell in (MixedCell, ReferenceCell):
             torch.manual_seed(1)
+            random.seed(1)
             sizes = {"channels": 8, "layers": 3, "num_classes": 5}
             net = SuperNet(SPACES.build(space), ("usf", "fa"), cell=cell, **sizes, **options)
             nets.append(net)

@@ -2,9 +2,9 @@
 
 A supernet of 8 cells has thousands of candidates. Few of them differ in anything but their weights,
 and a cell that stacks them (`networks.mixed`) wants nothing else of most. So `CandidateDraws` builds
-one module for all that are built alike, and has its layers draw once for each candidate: the
-weights are those that modules built one after the other would have, and are made several times as
-fast.
+one module for all of a built-in operation that are built alike, and has its layers draw once for
+each candidate: the weights are those that modules built one after the other would have, and are
+made several times as fast.
 
 >>> import torch
 >>> from darts_bio.networks.candidates import CandidateDraws, row_specs
@@ -23,11 +23,10 @@ fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from darts_bio.networks.cells import SkipDropout, build_operation
@@ -37,7 +36,7 @@ from darts_bio.rules import RULES, RuleConv2d
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.mixture import RuleMixture
 from darts_bio.spaces.base import Row, by_operation
-from darts_bio.spaces.operations import EvenAndOdd
+from darts_bio.spaces.operations import OPERATIONS, EvenAndOdd
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,12 @@ class DrawnCandidate(NamedTuple):
 
 
 class CandidateDraws:
-    """Draws candidates in the order in which a reference builds them (`networks.reference`)."""
+    """Draws candidates in the order in which a reference builds them (`networks.reference`).
+
+    Building a built-in operation draws what its convolutions draw, from its input on, and nothing
+    else. Of the operations of others nobody knows what building them does: they may start from
+    weights of their own, or draw from another generator. Each of them is built.
+    """
 
     def __init__(self) -> None:
         self._prototypes: dict[CandidateSpec, DrawnCandidate] = {}
@@ -140,41 +144,19 @@ class CandidateDraws:
         """
         if spec in self._prototypes:
             module, form, _ = self._prototypes[spec]
-            return DrawnCandidate(module, form, _drawn_anew(module))
-        before = torch.get_rng_state()
+            for layer in _convolutions(module):
+                layer.reset_parameters()
+            return DrawnCandidate(module, form, _weights(module))
         module = spec.build()
-        weights = tuple(layer.weight.detach().clone() for layer in _convolutions(module))
-        drawn = DrawnCandidate(module, candidate_form(module), weights)
-        if way_of(drawn.form) == "stacked" and _draws_again(module, before, weights):
+        drawn = DrawnCandidate(module, candidate_form(module), _weights(module))
+        if OPERATIONS.get(spec.op).is_built_in and way_of(drawn.form) == "stacked":
             self._prototypes[spec] = drawn
         return drawn
 
 
-def _draws_again(module: nn.Module, before: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Tell whether convolutions that draw one after the other do what building the module did.
-
-    Those of a plug-in's operation may have been initialized in another way, or another order. The
-    generator, whose state was `before` the module was built, is left as it is.
-    """
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    again = _drawn_anew(module)
-    same = torch.equal(torch.get_rng_state(), after)
-    torch.set_rng_state(after)
-    # Where numbers are elsewhere, as on the meta device, that generator says nothing about them.
-    return same and all(
-        weight.is_cpu and torch.equal(weight, other)
-        for weight, other in zip(weights, again, strict=True)
-    )
-
-
-def _drawn_anew(module: nn.Module) -> tuple[Tensor, ...]:
-    """Have the convolutions of a module draw their weights, and return them."""
-    weights = []
-    for layer in _convolutions(module):
-        layer.reset_parameters()
-        weights.append(layer.weight.detach().clone())
-    return tuple(weights)
+def _weights(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return copies of the weights of a module's convolutions, from its input on."""
+    return tuple(layer.weight.detach().clone() for layer in _convolutions(module))
 
 
 def _convolutions(module: nn.Module) -> Iterator[RuleConv2d]:

@@ -63,6 +63,11 @@ class Operation:
         """Return whether the operation has weights at this stride, for which a rule is needed."""
         return stride in self.weighted
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is one of this package's."""
+        return self.build.__module__ == __name__
+
 
 OPERATIONS: Registry[Operation] = Registry("operation")
 
