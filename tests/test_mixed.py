@@ -867,7 +867,99 @@ class TestPartialChannels:
         assert count(4) < count(1) / 4
 
 
+def _hooked(channels: int, rule: LearningRule) -> list[nn.Module]:
+    first = pointwise(channels, channels, rule)
+    first.register_forward_hook(lambda layer, args, y: y.abs())
+    return [first]
+
+
+def _hooked_before(channels: int, rule: LearningRule) -> list[nn.Module]:
+    row = nn.Sequential(pointwise(channels, channels, rule))
+    row.register_forward_pre_hook(lambda layer, args: args[0].abs())
+    return [row]
+
+
+def _of_another_forward(channels: int, rule: LearningRule) -> list[nn.Module]:
+    first = pointwise(channels, channels, rule)
+    first.forward = lambda x: RuleConv2d.forward(first, x).abs()  # type: ignore[method-assign]
+    return [first]
+
+
+def _twice(channels: int, rule: LearningRule) -> list[nn.Module]:
+    first = pointwise(channels, channels, rule)
+    return [first, batch_norm(channels, supernet=True), nn.ReLU(), first]
+
+
+def _tied(channels: int, rule: LearningRule) -> list[nn.Module]:
+    first, second = pointwise(channels, channels, rule), pointwise(channels, channels, rule)
+    second.weight = first.weight
+    return [first, batch_norm(channels, supernet=True), nn.ReLU(), second]
+
+
+def _one_norm_twice(channels: int, rule: LearningRule) -> list[nn.Module]:
+    norm = batch_norm(channels, supernet=True)
+    layers = [pointwise(channels, channels, rule), pointwise(channels, channels, rule)]
+    return [layers[0], norm, nn.ReLU(), layers[1], norm]
+
+
+def _frozen(channels: int, rule: LearningRule) -> list[nn.Module]:
+    first = pointwise(channels, channels, rule)
+    first.weight.requires_grad_(False)
+    return [first, batch_norm(channels, supernet=True), nn.ReLU()]
+
+
+def _one_relu_twice(channels: int, rule: LearningRule) -> list[nn.Module]:
+    relu = nn.ReLU()
+    layers = [pointwise(channels, channels, rule), pointwise(channels, channels, rule)]
+    return [relu, layers[0], batch_norm(channels, supernet=True), relu, layers[1]]
+
+
 class TestWhatCannotBeStacked:
+    @pytest.mark.parametrize(
+        ("layers", "stacks"),
+        [
+            *((layers, False) for layers in (_hooked, _hooked_before, _of_another_forward)),
+            *((layers, False) for layers in (_twice, _tied, _one_norm_twice, _frozen)),
+            (_one_relu_twice, True),
+        ],
+    )
+    @pytest.mark.parametrize("rule", ["usf", "dfa"])
+    def test_an_operation_that_is_more_than_its_layers(
+        self, rule: str, layers: Callable[[int, LearningRule], list[nn.Module]], stacks: bool
+    ) -> None:
+        @operation("more_test_operation")
+        def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+            """A depthwise convolution, what is tested, a 1x1 convolution and a batch norm."""
+            return nn.Sequential(
+                depthwise(channels, 3, stride, rule),
+                *layers(channels, rule),
+                pointwise(channels, channels, rule),
+                batch_norm(channels, supernet),
+            )
+
+        try:
+            space = "darts(nodes=2, operations=(none, more_test_operation, dil_conv_3x3))"
+            nets = []
+            for cell in (MixedCell, ReferenceCell):
+                torch.manual_seed(1)
+                sizes = {"channels": 4, "layers": 3, "num_classes": 5}
+                nets.append(SuperNet(SPACES.build(space), (rule,), cell=cell, **sizes).double())
+        finally:
+            OPERATIONS.unregister("more_test_operation")
+        alone = [
+            module for cell in nets[0].cells for block in cell.blocks for module in block.alone
+        ]
+        assert (not alone) == stacks
+        frozen = [sum(not p.requires_grad for p in net.parameters()) for net in nets]
+        assert frozen[0] == frozen[1]
+        assert sum(p.numel() for n, p in nets[0].named_parameters() if "feedback" not in n) == sum(
+            p.numel() for n, p in nets[1].named_parameters() if "feedback" not in n
+        )
+        x, weights = torch.randn(4, 3, 8, 8).double(), Twins(*nets).edge_weights()
+        for training in (True, False):
+            one, other = (net.train(training)(x, weights) for net in nets)
+            near(one, other, 1e-11)
+
     def test_a_rule_that_is_not_elementwise_runs_beside_the_others(self, normed: str) -> None:
         twins = Twins.of("darts(nodes=2)", ("usf", normed, "fa"))
         assert {

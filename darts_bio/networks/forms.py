@@ -40,7 +40,7 @@ class LayerForm:
     """One layer of a candidate.
 
     `kind` is "relu", "norm", "convolution", "even and odd" (`EvenAndOdd`), "weightless" (identity
-    and pools), "zero", or "other": a layer that only its author knows. `geometry` holds sizes,
+    and pools), "zero", or "other": what only its author knows. `geometry` holds sizes,
     strides and the like; `rules` the rule of each of its convolutions.
     """
 
@@ -68,11 +68,15 @@ Form = tuple[LayerForm, ...]
 
 
 def candidate_form(candidate: nn.Module) -> Form:
-    """Return the form of a module that `build_candidate` has built for the supernet.
+    """Return the form of a module that was built for the supernet.
+
+    A candidate that is more than its layers is a single one of kind "other".
 
     The layers of an operation under a direct rule are exact themselves; they count as being under
     that rule, since the supernet has to keep their errors from leaving it.
     """
+    if not _is_plain(candidate):
+        return (LayerForm("other", (repr(candidate),)),)
     direct = candidate.rule if isinstance(candidate, DirectOperation) else None
     return tuple(_layer_form(layer, direct) for _, layer in leaves(candidate))
 
@@ -82,7 +86,8 @@ def leaves(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
     if isinstance(module, DirectOperation) and _is_exact(module.operation):
         yield from leaves(module.operation, f"{name}.operation")
     elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for child, layer in module.named_children():
+        # Not named_children, which leaves out a ReLU that stands there a second time.
+        for child, layer in zip(module._modules, module, strict=True):
             yield from leaves(layer, f"{name}.{child}")
     else:
         yield name, module
@@ -91,6 +96,26 @@ def leaves(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 def without_rules(form: Form) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """Return all of a form but its rules: equal for candidates that can stand side by side."""
     return tuple((layer.kind, layer.geometry) for layer in form)
+
+
+def _is_plain(candidate: nn.Module) -> bool:
+    """Tell whether a candidate is no more than its layers, one after the other.
+
+    Layers that take its place would have neither its hooks nor its frozen weights, and where two of
+    its layers share what they hold, they would not.
+    """
+    parameters = [value for _, value in candidate.named_parameters(remove_duplicate=False)]
+    held = [*parameters, *(value for _, value in candidate.named_buffers(remove_duplicate=False))]
+    hooked = any(
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in candidate.modules()
+    )
+    learns = all(parameter.requires_grad for parameter in parameters)
+    return learns and not hooked and len(set(map(id, held))) == len(held)
 
 
 def _is_exact(operation: nn.Module) -> bool:

@@ -5,8 +5,8 @@ A part reads the node's output, x (N, C, H, W), and makes of it what each edge r
 asked for a subset of its lanes alone, one an edge at most, and returns (N, H', W', lanes, C).
 Suffixes of tensors are those of `networks.stacking`.
 
-A candidate with a layer that is not known here runs alone. To have it stacked, these functions must
-know the layer:
+A candidate with a layer that is not known here runs alone, and so does one that is more than its
+layers (`forms.candidate_form`). To have it stacked, these functions must know the layer:
 
     `forms._layer_form`   names its kind, and in `geometry` all that members must agree in
     `plan._stacks`        says where it may stand: the first layer but for ReLUs takes the node's x
