@@ -7,16 +7,16 @@ each candidate: the weights are those that modules built one after the other wou
 made several times as fast.
 
 >>> import torch
->>> from darts_bio.networks.candidates import CandidateDraws, row_specs
+>>> from darts_bio.networks.candidates import CandidateDraws, row_blueprints
 >>> from darts_bio.spaces import SPACES
 >>> row = SPACES.build("darts").table(("fa",)).rows["normal"][0]
->>> spec = row_specs(row, channels=4, stride=1)[-1]
->>> spec.op, spec.rules
+>>> blueprint = row_blueprints(row, channels=4, stride=1)[-1]
+>>> blueprint.op, blueprint.rules
 ('dil_conv_5x5', ('fa',))
 >>> draws, _ = CandidateDraws(), torch.manual_seed(1)
->>> first, second = draws.draw(spec), draws.draw(spec)
+>>> first, second = draws.draw(blueprint), draws.draw(blueprint)
 >>> _ = torch.manual_seed(1)
->>> built = [spec.build(), spec.build()]
+>>> built = [blueprint.build(), blueprint.build()]
 >>> [torch.equal(drawn.weights[1], module[2].weight) for drawn, module in zip([first, second], built)]
 [True, True]
 """
@@ -40,8 +40,10 @@ from darts_bio.spaces.operations import OPERATIONS, EvenAndOdd
 
 
 @dataclass(frozen=True)
-class CandidateSpec:
+class Blueprint:
     """What the module of a candidate is built from; equal where modules are built alike.
+
+    The `skip_rate` does not count, as nothing that draws weights has such a dropout.
 
     Attributes:
         op: The operation.
@@ -76,7 +78,7 @@ class CandidateSpec:
         return nn.Sequential(module, SkipDropout(self.skip_rate))
 
 
-def row_specs(
+def row_blueprints(
     row: Row,
     channels: int,
     stride: int,
@@ -84,7 +86,7 @@ def row_specs(
     shared: Scale | None = None,
     normalizes_pools: bool = True,
     skip_rate: Tensor | None = None,
-) -> list[CandidateSpec]:
+) -> list[Blueprint]:
     """Return what the modules of an edge are built from, in the order of its row.
 
     There is one for each candidate; where rules share weights, one for each operation.
@@ -107,15 +109,13 @@ def row_specs(
             if candidate is not None
         ]
     return [
-        CandidateSpec(
-            op, rules, shared, channels, stride, normalizes_pools or bool(rules), skip_rate
-        )
+        Blueprint(op, rules, shared, channels, stride, normalizes_pools or bool(rules), skip_rate)
         for op, rules in parts
     ]
 
 
 class DrawnCandidate(NamedTuple):
-    """A candidate at its place.
+    """The module of a candidate, what it is made of, and the weights that were drawn for it.
 
     `weights` are those of its convolutions, from its input on. Where it can be stacked, `module` may
     stand for other candidates, too, and its own weights mean nothing.
@@ -135,22 +135,22 @@ class CandidateDraws:
     """
 
     def __init__(self) -> None:
-        self._prototypes: dict[CandidateSpec, DrawnCandidate] = {}
+        self._prototypes: dict[Blueprint, DrawnCandidate] = {}
 
-    def draw(self, spec: CandidateSpec) -> DrawnCandidate:
-        """Return a candidate with the weights that `spec.build()` would draw now.
+    def draw(self, blueprint: Blueprint) -> DrawnCandidate:
+        """Return a candidate with the weights that `blueprint.build()` would draw now.
 
         PyTorch's generator moves on as if it had been built.
         """
-        if spec in self._prototypes:
-            module, form, _ = self._prototypes[spec]
+        if blueprint in self._prototypes:
+            module, form, _ = self._prototypes[blueprint]
             for layer in _convolutions(module):
                 layer.reset_parameters()
             return DrawnCandidate(module, form, _weights(module))
-        module = spec.build()
+        module = blueprint.build()
         drawn = DrawnCandidate(module, candidate_form(module), _weights(module))
-        if OPERATIONS.get(spec.op).is_built_in and way_of(drawn.form) == "stacked":
-            self._prototypes[spec] = drawn
+        if OPERATIONS.get(blueprint.op).is_built_in and way_of(drawn.form) == "stacked":
+            self._prototypes[blueprint] = drawn
         return drawn
 
 

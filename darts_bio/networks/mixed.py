@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.candidates import CandidateDraws, DrawnCandidate, row_specs
+from darts_bio.networks.candidates import CandidateDraws, DrawnCandidate, row_blueprints
 from darts_bio.networks.parts import (
     JoinedOperation,
     JoinedOperations,
@@ -323,8 +323,8 @@ class MixedCell(nn.Module):
         draws = CandidateDraws()
         edges = [
             [
-                draws.draw(spec)
-                for spec in row_specs(
+                draws.draw(blueprint)
+                for blueprint in row_blueprints(
                     row,
                     channels // partial,
                     space.stride(cell_type, source),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.networks.candidates import row_specs
+from darts_bio.networks.candidates import row_blueprints
 from darts_bio.networks.pooled import LEFT_OUT, rule_shares
 from darts_bio.rules import rule_carriers
 from darts_bio.rules.feedback import Scale
@@ -45,14 +45,14 @@ class MixedOperation(nn.ModuleList):
         normalizes_pools: bool = True,
         skip_rate: Tensor | None = None,
     ) -> None:
-        specs = row_specs(
+        blueprints = row_blueprints(
             row,
             channels // partial,
             stride,
             normalizes_pools=normalizes_pools,
             skip_rate=skip_rate,
         )
-        super().__init__(spec.build() for spec in specs)
+        super().__init__(blueprint.build() for blueprint in blueprints)
         self.stride, self.partial = stride, partial
 
     def forward(self, x: Tensor, weights: Tensor, drawn: int | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class PooledOperation(MixedOperation):
         normalizes_pools: bool = True,
         skip_rate: Tensor | None = None,
     ) -> None:
-        specs = row_specs(
+        blueprints = row_blueprints(
             row,
             channels // partial,
             stride,
@@ -116,7 +116,7 @@ class PooledOperation(MixedOperation):
             normalizes_pools=normalizes_pools,
             skip_rate=skip_rate,
         )
-        nn.ModuleList.__init__(self, (spec.build() for spec in specs))
+        nn.ModuleList.__init__(self, (blueprint.build() for blueprint in blueprints))
         self.stride, self.partial = stride, partial
         self.pools = by_operation(row)
 
