@@ -1,23 +1,23 @@
 """The candidates of a supernet's edges: what each is built from, and the weights that it draws.
 
 A supernet of 8 cells has thousands of candidates. Few of them differ in anything but their weights,
-and a cell that stacks them (`networks.mixed`) wants nothing else of most. So `CandidateDraws` builds
+and a cell that stacks them (`networks.mixed`) wants nothing else of most. So `CandidateBuilder` builds
 one module for all of a built-in operation that are built alike, and has its layers draw once for
 each candidate: the weights are those that modules built one after the other would have, and are
 made several times as fast.
 
 >>> import torch
->>> from darts_bio.networks.candidates import CandidateDraws, row_blueprints
+>>> from darts_bio.networks.candidates import CandidateBuilder, row_blueprints
 >>> from darts_bio.spaces import SPACES
 >>> row = SPACES.build("darts").table(("fa",)).rows["normal"][0]
 >>> blueprint = row_blueprints(row, channels=4, stride=1)[-1]
 >>> blueprint.op, blueprint.rules
 ('dil_conv_5x5', ('fa',))
->>> draws, _ = CandidateDraws(), torch.manual_seed(1)
->>> first, second = draws.draw(blueprint), draws.draw(blueprint)
+>>> builder, _ = CandidateBuilder(), torch.manual_seed(1)
+>>> built = [builder.build(blueprint), builder.build(blueprint)]
 >>> _ = torch.manual_seed(1)
->>> built = [blueprint.build(), blueprint.build()]
->>> [torch.equal(drawn.weights[1], module[2].weight) for drawn, module in zip([first, second], built)]
+>>> modules = [blueprint.build(), blueprint.build()]
+>>> [torch.equal(one.weights[1], module[2].weight) for one, module in zip(built, modules)]
 [True, True]
 """
 
@@ -114,7 +114,7 @@ def row_blueprints(
     ]
 
 
-class DrawnCandidate(NamedTuple):
+class BuiltCandidate(NamedTuple):
     """The module of a candidate, what it is made of, and the weights that were drawn for it.
 
     `weights` are those of its convolutions, from its input on. Where it can be stacked, `module` may
@@ -126,8 +126,8 @@ class DrawnCandidate(NamedTuple):
     weights: tuple[Tensor, ...]
 
 
-class CandidateDraws:
-    """Draws candidates in the order in which a reference builds them (`networks.reference`).
+class CandidateBuilder:
+    """Builds candidates in the order in which a reference does (`networks.reference`).
 
     Building a built-in operation draws what its convolutions draw, from its input on, and nothing
     else. Of the operations of others nobody knows what building them does: they may start from
@@ -135,9 +135,9 @@ class CandidateDraws:
     """
 
     def __init__(self) -> None:
-        self._prototypes: dict[Blueprint, DrawnCandidate] = {}
+        self._prototypes: dict[Blueprint, BuiltCandidate] = {}
 
-    def draw(self, blueprint: Blueprint) -> DrawnCandidate:
+    def build(self, blueprint: Blueprint) -> BuiltCandidate:
         """Return a candidate with the weights that `blueprint.build()` would draw now.
 
         PyTorch's generator moves on as if it had been built.
@@ -146,12 +146,12 @@ class CandidateDraws:
             module, form, _ = self._prototypes[blueprint]
             for layer in _convolutions(module):
                 layer.reset_parameters()
-            return DrawnCandidate(module, form, _weights(module))
+            return BuiltCandidate(module, form, _weights(module))
         module = blueprint.build()
-        drawn = DrawnCandidate(module, candidate_form(module), _weights(module))
-        if OPERATIONS.get(blueprint.op).is_built_in and way_of(drawn.form) == "stacked":
-            self._prototypes[blueprint] = drawn
-        return drawn
+        built = BuiltCandidate(module, candidate_form(module), _weights(module))
+        if OPERATIONS.get(blueprint.op).is_built_in and way_of(built.form) == "stacked":
+            self._prototypes[blueprint] = built
+        return built
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, ...]:

@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError
-from darts_bio.networks.candidates import CandidateDraws, DrawnCandidate, row_blueprints
+from darts_bio.networks.candidates import BuiltCandidate, CandidateBuilder, row_blueprints
 from darts_bio.networks.parts import (
     JoinedOperation,
     JoinedOperations,
@@ -81,7 +81,7 @@ class SourceBlock(nn.Module):
     def __init__(
         self,
         plan: BlockPlan,
-        edges: Sequence[Sequence[DrawnCandidate]],
+        edges: Sequence[Sequence[BuiltCandidate]],
         channels: int,
         folded: bool,
     ) -> None:
@@ -94,15 +94,15 @@ class SourceBlock(nn.Module):
         self.plan, self.channels = plan, channels
         self.lane_counts: list[int] = []
         """The numbers of lanes whose weights `forward` takes one after the other."""
-        drawn = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
-        candidates = {part: [each.module for each in drawn[part]] for part in plan.parts}
+        built = {part: [edges[e][column] for e, column in part.lanes] for part in plan.parts}
+        candidates = {part: [each.module for each in built[part]] for part in plan.parts}
         names = {
             part: [f"edges.{plan.edges[e]}.{column}" for e, column in part.lanes]
             for part in plan.parts
         }
 
         def layers(part: Part) -> list[nn.Module]:
-            return stacked_layers(drawn[part], names[part], len(edges))
+            return stacked_layers(built[part], names[part], len(edges))
 
         joined = [part for part in plan.parts if part.joined and not folded]
         operations = [
@@ -320,10 +320,10 @@ class MixedCell(nn.Module):
         skip_rate: Tensor | None = None,
     ) -> None:
         super().__init__()
-        draws = CandidateDraws()
+        builder = CandidateBuilder()
         edges = [
             [
-                draws.draw(blueprint)
+                builder.build(blueprint)
                 for blueprint in row_blueprints(
                     row,
                     channels // partial,

@@ -30,7 +30,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from darts_bio.networks.candidates import DrawnCandidate
+from darts_bio.networks.candidates import BuiltCandidate
 from darts_bio.networks.forms import Form, leaves
 from darts_bio.networks.stacking import (
     FoldedNorm,
@@ -343,7 +343,7 @@ class SharedOperation(nn.Module):
 
 
 def stacked_layers(
-    candidates: Sequence[DrawnCandidate], names: Sequence[str], edges: int
+    candidates: Sequence[BuiltCandidate], names: Sequence[str], edges: int
 ) -> list[nn.Module]:
     """Return one layer for each place in the row of layers of candidates.
 
