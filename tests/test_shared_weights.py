@@ -10,10 +10,17 @@ from torch import Tensor
 from darts_bio.errors import InputError
 from darts_bio.networks import FoldedCell, MixedCell, SuperNet
 from darts_bio.networks.reference import ReferenceCell
-from darts_bio.rules import RULES, RuleConv2d, draw_feedback, held_feedback, true_gradients
+from darts_bio.rules import (
+    RULES,
+    LearningRule,
+    RuleConv2d,
+    draw_feedback,
+    held_feedback,
+    true_gradients,
+)
 from darts_bio.rules.mixture import RuleMixture
 from darts_bio.spaces import OPERATIONS, SPACES
-from darts_bio.spaces.operations import operation
+from darts_bio.spaces.operations import operation, pointwise
 from darts_bio.strategies.alpha import FactorizedAlpha
 from darts_bio.strategies.base import Context, masked_softmax
 
@@ -248,6 +255,22 @@ def test_operations_that_cannot_be_batched_are_refused() -> None:
             build(space="nb201(operations=(none, gated_of_test))")
     finally:
         OPERATIONS.unregister("gated_of_test")
+
+
+def test_operations_with_a_rule_of_their_own_are_refused() -> None:
+    @operation("half_bp_of_test")
+    def half_bp(channels: int, stride: int, rule: LearningRule, supernet: bool) -> torch.nn.Module:
+        layers = [pointwise(channels, channels, each) for each in (rule, RULES.build("bp"))]
+        return torch.nn.Sequential(torch.nn.ReLU(), *layers)
+
+    try:
+        expected = (
+            r"all layers under the rule .* found layer edges\.0\.1\.2 of the cell cell under bp"
+        )
+        with pytest.raises(InputError, match=expected):
+            build(space="nb201(operations=(none, half_bp_of_test))")
+    finally:
+        OPERATIONS.unregister("half_bp_of_test")
 
 
 @pytest.mark.parametrize("shared", [None, "match"])

@@ -26,6 +26,7 @@ from darts_bio.networks.stacking import StackedBatchNorm
 from darts_bio.rules import rule_carriers
 from darts_bio.rules.feedback import Scale
 from darts_bio.rules.mixed_feedback import MixedFeedback, share_feedback
+from darts_bio.rules.mixture import RuleMixture
 from darts_bio.rules.shared_feedback import SharedFeedback
 from darts_bio.rules.stacked import StackedConv2d
 from darts_bio.rules.tangents import forward_mode
@@ -195,7 +196,7 @@ class SuperNet(CellNetwork):
     def _rule_places(self, cells: Sequence[tuple[str, MixedCell]]) -> RulePlaces:
         """Return where the shares of stacked layers' rules stand; `cells` are (cell type, cell).
 
-        Raises InputError if a layer is not stacked.
+        Raises InputError if a layer is not stacked, or is under another rule than the mixture.
         """
         homes: dict[StackedConv2d, tuple[str, PooledRows]] = {}
         for cell_type, cell in cells:
@@ -206,6 +207,15 @@ class SuperNet(CellNetwork):
                     "leave the operation out, or use --weights own and another strategy than "
                     "rule_aware"
                 )
+            for layer in cell.stacked_layers():
+                for rule in layer.rules:
+                    if not isinstance(rule, RuleMixture):
+                        raise InputError(
+                            "--weights shared: expected operations with all layers under the rule "
+                            f"that they are given, found layer {layer.names[0]} of the {cell_type} "
+                            f"cell under {rule.spec}; leave the operation out, or use --weights own "
+                            "and another strategy than rule_aware"
+                        )
             assert cell.pooled is not None
             homes |= dict.fromkeys(cell.stacked_layers(), (cell_type, cell.pooled))
         return RulePlaces(self.table, homes, [cast(MixedFeedback, f) for f in self.feedback])
