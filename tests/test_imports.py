@@ -29,6 +29,7 @@ ORDER = [
     "process_group",
     "runtime",
     "modes",
+    "passes",
     "optimizers",
     "rules",
     "learners",

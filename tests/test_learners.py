@@ -835,6 +835,41 @@ def test_wrong_batches_end_in_one_line(name: str, x: Any, y: Any, message: str) 
     assert all(p.grad is None for p in model.parameters())
 
 
+class Raises(nn.Module):
+    """A block, or a loss, whose own code raises."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, *_: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("scale"), AttributeError("no scale"), ValueError("scale")]
+)
+def test_what_a_block_or_a_loss_raises_ends_in_one_line(error: Exception) -> None:
+    for model, loss, message in (
+        (nn.Sequential(nn.Linear(7, 5), Raises(error)), None, r"block 0 to 1: cannot take an .*\("),
+        (
+            mlp(7, 6, 5),
+            Raises(error),
+            r"learner: y: the loss cannot take an output of \(4, 5\) .*\(",
+        ),
+    ):
+        with pytest.raises(InputError, match=f"{message}.*scale.*; give ") as caught:
+            learner(model, "pc", loss=loss).backward(*batch(4, 7))
+        assert caught.value.__cause__ is error
+
+
+def test_a_lack_of_memory_is_no_mistake_in_a_model_or_a_loss() -> None:
+    full = Raises(torch.OutOfMemoryError("full"))
+    for model, loss in ((nn.Sequential(nn.Linear(7, 5), full), None), (mlp(7, 6, 5), full)):
+        with pytest.raises(torch.OutOfMemoryError):
+            learner(model, "pc", loss=loss).backward(*batch(4, 7))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_models_end_in_one_line(name: str) -> None:
     x, y = batch(4, 7)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, brief
-from darts_bio.evaluation.passes import refused, refused_by
+from darts_bio.passes import refused, refused_by
 from darts_bio.training.engine import DivergedError
 
 Batch = tuple[Tensor, Tensor]

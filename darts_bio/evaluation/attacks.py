@@ -37,10 +37,10 @@ from darts_bio.errors import (
     install_hint,
     unknown_name,
 )
-from darts_bio.evaluation.passes import refused_by
 from darts_bio.evaluation.pixels import refuse_other_pixels
 from darts_bio.evaluation.victim import Victim
 from darts_bio.modes import frozen, undisturbed
+from darts_bio.passes import refused_by
 from darts_bio.registry import Registry
 from darts_bio.runtime import derive_seed, seeded
 from darts_bio.training.adversarial import check_reach

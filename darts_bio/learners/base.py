@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, first_line
+from darts_bio.errors import InputError
 from darts_bio.learners.chain import Chain, cut
+from darts_bio.passes import refused
 from darts_bio.registry import Registry
 from darts_bio.rules.weights import check_model
 
@@ -56,16 +57,12 @@ class Objective:
         Raises InputError where the targets do not go with the output.
         """
         y = self._y
-        try:
+        with refused(
+            f"learner: y: the loss cannot take an output of {tuple(output.shape)} and targets of "
+            f"{tuple(y.shape)} of {y.dtype}",
+            "give targets that loss(output, y) takes",
+        ):
             value = self._loss(output, y)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"learner: y: the loss cannot take an output of {tuple(output.shape)} and targets "
-                f"of {tuple(y.shape)} of {y.dtype} ({first_line(error)}); give targets that "
-                "loss(output, y) takes"
-            ) from error
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
             raise InputError(
                 "learner: loss: expected a scalar that depends on the model's output, found "

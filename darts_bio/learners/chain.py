@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darts_bio.errors import InputError, first_line, unknown_name
+from darts_bio.errors import InputError, unknown_name
 from darts_bio.modes import in_mode
+from darts_bio.passes import refused
 from darts_bio.rules import rule_carriers
 from darts_bio.runtime import rng_kept, rng_state, set_rng_state
 
@@ -196,17 +197,11 @@ class Evaluation:
         block = self._blocks[number]
         if block.in_place:
             v = v.clone()
-        try:
+        with refused(
+            f"block {block.name}: cannot take an input of shape {tuple(v.shape)}",
+            "give the model what it takes, and its blocks in the order in which they run",
+        ):
             result = self._repeated(number, v) if number in self._draws else self._first(number, v)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"block {block.name}: cannot take an input of shape {tuple(v.shape)} "
-                f"({first_line(error)})"
-            ) from error
         if not isinstance(result, Tensor) or not result.is_floating_point():
             raise InputError(
                 f"block {block.name}: expected a tensor of real numbers as its output, found "
