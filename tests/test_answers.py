@@ -24,8 +24,10 @@ from darts_bio.strategies import (
     GradientStrategy,
     Strategy,
 )
+from darts_bio.strategies.entropy import Entropy
 
 Weights = dict[str, torch.Tensor]
+penalty = Entropy.penalty
 mean, gradients = GradientStrategy.mean_weights, GradientStrategy.gradients
 
 
@@ -202,9 +204,11 @@ def search(out: Path, **options: Any) -> Any:
         warnings.simplefilter("error")
         return darts_bio.search(
             *("digits",),
-            **{"strategy": "wrong", "space": "darts(nodes=1)", "rules": ("bp", "fa"), "layers": 3},
-            **{"channels": 2, "train_images": 64, "batch_size": 16, "epochs": 1, "out": str(out)},
-            **{"progress": False, "tensorboard": False, **options},
+            **{
+                **{"strategy": "wrong", "space": "darts(nodes=1)", "rules": ("bp", "fa")},
+                **{"layers": 3, "channels": 2, "train_images": 64, "batch_size": 16, "epochs": 1},
+                **{"out": str(out), "progress": False, "tensorboard": False, **options},
+            },
         )
 
 
@@ -232,6 +236,55 @@ def test_an_answer_that_no_black_box_search_can_use(name: str, tmp_path: Path) -
         assert "\n" not in str(caught.value)
     finally:
         BLACK_BOX_STRATEGIES.unregister("wrong")
+
+
+def of_nan_from_step_3(self: Any, state: Any) -> Weights:
+    moved = state.optimizer.state_dict()["state"]
+    spoilt = moved and moved[0]["step"] >= 3
+    return {
+        t: weights * torch.nan if spoilt else weights for t, weights in mean(self, state).items()
+    }
+
+
+def of_a_log(self: Any, state: Any) -> Weights:
+    """Weights that are nan where an alpha falls below zero."""
+    return {t: logits.log() for t, logits in state.alpha.items()}
+
+
+@pytest.mark.parametrize("own", [of_nan_from_step_3, of_a_log])
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_edge_weights_that_become_nan_are_told_to_be_the_strategys(
+    own: Any, log_every: int, register: Callable[..., None], tmp_path: Path
+) -> None:
+    """Also long after, when the loss, alpha and w are nan, too."""
+    register(GradientStrategy, {"mean_weights": own})
+    with pytest.raises(
+        InputError,
+        match=r"/loss is nan at step \d+: diverged; strategy wrong: edge_weights: expected finite .*"
+        "; mend what it computes them from",
+    ):
+        search(tmp_path / "run", batch_size=4, log_every=log_every)
+
+
+@pytest.mark.parametrize("strategy", ["wrong", "darts(order=2)", "random_paths"])
+def test_a_learning_rate_that_is_too_large_is_not_put_down_to_the_strategy(
+    strategy: str, register: Callable[..., None], tmp_path: Path
+) -> None:
+    register(GradientStrategy, {})
+    with pytest.raises(
+        InputError, match=r"at step \d+: diverged; --resume --rollbacks 3"
+    ) as caught:
+        search(tmp_path / "run", strategy=strategy, batch_size=4, lr=1e30, clip=0.0, log_every=50)
+    assert "strategy" not in str(caught.value)
+
+
+def test_nor_is_a_penalty_that_spoils_alpha(
+    register: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Entropy, "penalty", lambda *given: penalty(*given) * torch.nan)
+    register(GradientStrategy, {})
+    with pytest.raises(InputError, match=r"at step \d+: diverged; --resume --rollbacks 3"):
+        search(tmp_path / "run", batch_size=4, regularizers=("entropy",))
 
 
 def test_a_method_that_is_missing(register: Callable[..., None], tmp_path: Path) -> None:

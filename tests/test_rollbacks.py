@@ -57,6 +57,9 @@ class Growth:
     def slow_down(self, factor: float) -> None:
         self.scale = factor
 
+    def cause(self) -> str:
+        return ""
+
     def begin_epoch(self, epoch: int) -> None:
         # Half the rate is half the exponent.
         self.rate = RATES[epoch] ** self.scale

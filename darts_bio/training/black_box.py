@@ -295,6 +295,9 @@ class BlackBoxSearch:
     def slow_down(self, factor: float) -> None:
         """Do nothing: a training that diverges is a query of accuracy 0, and ends no run."""
 
+    def cause(self) -> str:
+        return ""
+
     def learning_rates(self) -> Numbers:
         return {} if self.training is None else self.training.learning_rates()
 

@@ -101,6 +101,9 @@ class Task(Protocol):
         Called for a run that has gone back after it diverged (`--rollbacks`).
         """
 
+    def cause(self) -> str:
+        """Return what made the run diverge, and how to mend it; "" where that is not known."""
+
     def learning_rates(self) -> Numbers:
         """Return the current learning rates, under names that begin with "lr/"."""
 
@@ -384,7 +387,7 @@ class _Loop:
         # More of what has not brought the run past an epoch would not bring it past, either.
         if not self.rollbacks or (self.t - 1) // self.task.steps_per_epoch > self._first_epoch:
             way = f"--resume --rollbacks {self.rollbacks + 3}, or {way}"
-        return DivergedError(f"{what}: diverged; {way}", what)
+        return DivergedError(f"{what}: diverged; {self.task.cause() or way}", what)
 
 
 def run_epoch(task: Task, epoch: int) -> Numbers:

@@ -375,6 +375,9 @@ class Retraining:
     def slow_down(self, factor: float) -> None:
         self.optimizer.scale = factor
 
+    def cause(self) -> str:
+        return ""
+
     def learning_rates(self) -> Numbers:
         return {"lr/weights": self.optimizer.lr}
 

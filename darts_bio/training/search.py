@@ -153,6 +153,9 @@ class Search:
             spread=self.regularization.spreads,
         )
         self.stopped = False
+        # On the device, where no step waits for it: whether a loss or a gradient of alpha was not
+        # finite, and whether the first had edge weights that were not.
+        self._spoilt, self._by_weights = torch.zeros(2, 1, dtype=torch.bool, device=device)
         refuse_unused(config, self.strategy)
         if config.supernet and not config.resume:
             self._begin_with(Path(config.supernet))
@@ -406,6 +409,8 @@ class Search:
 
     def _move_alpha(self, *gradients: Tensor) -> None:
         """Have the strategy move alpha along these gradients, and the bound its multiplier."""
+        for gradient in gradients:  # a penalty may spoil alpha, whatever the strategy does
+            self._spoilt |= ~gradient.sum().isfinite()
         self.answers.move(gradients)
         if self.objective.bound is not None:
             self.objective.bound.adapt(self.shares())
@@ -468,7 +473,17 @@ class Search:
         with autocast(self.device, self.config.amp):
             logits = self._logits_at(x, edge_weights)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, labels), logits
+        loss = F.cross_entropy(logits, labels)
+        self._note_first(loss, edge_weights)
+        return loss, logits
+
+    @torch.no_grad()
+    def _note_first(self, loss: Tensor, edge_weights: EdgeWeights) -> None:
+        """Note for `cause` a loss that is not finite, in place: also where the step is recorded."""
+        lent = torch.stack([weights.sum() for weights in edge_weights.values()]).sum()
+        first = ~loss.isfinite() & ~self._spoilt
+        self._by_weights |= first & ~lent.isfinite()
+        self._spoilt |= first
 
     def _logits_at(self, x: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return the supernet's logits (N, classes) at edge weights as the regularizers lend them."""
@@ -536,6 +551,15 @@ class Search:
 
     def slow_down(self, factor: float) -> None:
         self.optimizer.scale = factor
+
+    def cause(self) -> str:
+        # What comes after the first that is not finite tells nothing: soon neither w nor alpha is.
+        if not self._by_weights:
+            return ""
+        return (
+            f"{self.strategy.where}: edge_weights: expected finite numbers, found nan or inf while "
+            "the loss was still finite; mend what it computes them from, or its options"
+        )
 
     def learning_rates(self) -> Numbers:
         rates = {"weights": self.optimizer.lr, **self.answers.learning_rates()}
