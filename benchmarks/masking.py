@@ -62,7 +62,7 @@ def main() -> None:
         "--images", type=int, default=300, metavar="N", help="test images that are attacked"
     )
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
-    parser.add_argument("--data-dir", default="data", metavar="DIR")
+    parser.add_argument("--data-dir", metavar="DIR", help="default: data")
     parser.add_argument("--networks", default=",".join(RULES), metavar="A,B,...")
     parser.add_argument("--out", default="runs/masking", metavar="DIR", help="the runs' folder")
     parser.add_argument(

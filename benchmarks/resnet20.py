@@ -143,7 +143,7 @@ def trained(rule: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
-    parser.add_argument("--data-dir", default="data", metavar="DIR")
+    parser.add_argument("--data-dir", metavar="DIR", help="default: data")
     parser.add_argument(
         "--train-images", type=int, metavar="N", help="train on this many images only"
     )

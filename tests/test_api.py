@@ -404,14 +404,15 @@ class TestTrain:
 
     def test_the_digits_are_trained_on_where_they_are_named(self, tmp_path: Path) -> None:
         """With the stem of ImageNet too, for which images are read from files if none are named."""
-        options: dict[str, Any] = {"stem": "imagenet", "data_dir": str(tmp_path / "none"), **QUIET}
+        options: dict[str, Any] = {"stem": "imagenet", **QUIET}
         named = darts_bio.train(
             *("darts_v2", "digits"), train_images=48, out=str(tmp_path / "run"), **TRAIN, **options
         )
         assert isinstance(named, TrainResult)
         assert darts_bio.load_run(named.folder).options["dataset"] == "digits"
+        nowhere = str(tmp_path / "none")
         with pytest.raises(InputError, match="expected a folder with the folders train and val"):
-            darts_bio.train("darts_v2", out=str(tmp_path / "files"), **options)
+            darts_bio.train("darts_v2", out=str(tmp_path / "files"), data_dir=nowhere, **options)
 
     def test_alignment_and_attacks(self, trained: TrainResult, tmp_path: Path) -> None:
         aligned = darts_bio.align(trained, batches=2)

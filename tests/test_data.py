@@ -418,6 +418,14 @@ def test_names_and_options() -> None:
             load_data(name, image_size=16)
 
 
+def test_the_digits_are_read_from_no_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(
+            InputError, match="--data-dir: digits come with .*; leave the option out"
+        ):
+            load_data("digits", str(folder))
+
+
 def test_a_loader_of_a_users_own_may_resize_and_is_checked() -> None:
     good = Split(torch.zeros(4, 1, 5, 5, dtype=torch.uint8), torch.arange(4) % 2)
     made: dict[str, ImageData] = {}

@@ -221,12 +221,17 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 def digits(data_dir: Path | None, image_size: int | None) -> ImageData:
     """Load 1,797 handwritten digits, 8x8 and gray, which come with this package (UCI).
 
-    A fixed fifth of each class is for testing.
+    A fixed fifth of each class is for testing. Raises InputError if a folder is named.
 
     >>> data = digits(None, None)
     >>> len(data.train), len(data.test), tuple(data.train.images.shape[1:])
     (1438, 359, (1, 8, 8))
     """
+    if data_dir is not None:
+        raise InputError(
+            f"--data-dir: digits come with this package, found {data_dir}; leave the option out, or "
+            "name the data that lie there by --dataset"
+        )
     _keeps_its_size("digits", image_size)
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"], file["labels"]
