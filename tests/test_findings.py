@@ -13,6 +13,7 @@ import pytest
 import torch
 from searching import rows_below
 
+from darts_bio.cli import main
 from darts_bio.config import SearchConfig
 from darts_bio.data.datasets import ImageData, load_data
 from darts_bio.monitoring.alpha import alpha_numbers
@@ -42,6 +43,38 @@ CONFIG = SearchConfig(
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return load_data("digits", train_images=32)
+
+
+class TestUnlearned:
+    """Ten classes, of which a guess is right with probability 1/10: its loss is ln 10 = 2.302585."""
+
+    def of(self, data: ImageData, epochs: list[dict[str, float]]) -> str:
+        return findings.unlearned(Search(CONFIG, data, torch.device("cpu")), epochs)
+
+    def test_the_last_epoch_tells(self, data: ImageData) -> None:
+        losses = {"train/loss": 2.3}, {"train/loss": 2.31}, {"train/loss": 5e7}
+        assert not self.of(data, [])
+        assert not self.of(data, [losses[2], losses[0]])
+        assert "was 2.31 in the last epoch, and that of a guess is 2.3026" in self.of(
+            data, [losses[1]]
+        )
+        assert "was 5e+07 in the last epoch" in self.of(data, [losses[0], losses[2]])
+
+    def test_report_and_console_say_so(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = "search --space darts(nodes=1) --channels 2 --layers 3 --train-images 64 --epochs 2"
+        said = {}
+        for rate in ("1000", "0.05"):
+            folder = tmp_path / rate
+            lr = ["--lr", rate, "--batch-size", "4", "--out", str(folder)]
+            assert main([*words.split(" "), *lr]) == 0
+            said[rate] = capsys.readouterr().err, (folder / "report.md").read_text()
+        for text in said["1000"]:
+            assert "the supernet has learned nothing: its loss" in text
+        assert "search with another --lr than 1000" in said["1000"][0]
+        for text in said["0.05"]:
+            assert "learned nothing" not in text
 
 
 class TestOperationsFirst:

@@ -132,6 +132,26 @@ def _findings(
     return Findings(space, genotype, decided, history, close)
 
 
+def unlearned(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words that a supernet learned nothing; "" where it did, or was not trained.
+
+    It learned if its last epoch's loss is below that of a guess by which all classes are alike.
+
+    Args:
+        search: The search.
+        epochs: The numbers of its epochs as metrics.jsonl has them.
+    """
+    guess = math.log(search.supernet.classifier.out_features)
+    loss = epochs[-1]["train/loss"] if epochs else -math.inf
+    if loss < guess:
+        return ""
+    return (
+        f"the supernet has learned nothing: its loss on the training images was {loss:.5g} in the "
+        f"last epoch, and that of a guess is {guess:.5g}, so the genotype is one of chance; search "
+        f"with another --lr than {search.config.lr:g}, or longer"
+    )
+
+
 def in_short(first: Sequence[str], said: Sequence[str], last: Sequence[str]) -> list[str]:
     """Return the section at the head of a report.
 

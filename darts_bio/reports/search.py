@@ -82,7 +82,7 @@ def search_card(
     lines = [
         f"# Search on {images_in_words(config.dataset)}, seed {config.seed}{state}",
         "",
-        *in_short([data_entry(search)], found.verdicts(), last),
+        *in_short(first_entries(search, epochs), found.verdicts(), last),
         "## Genotype",
         "",
         *block(str(genotype)),
@@ -151,9 +151,11 @@ def choices_section(search: Search, found: Findings) -> list[str]:
     return ["## Choices", "", *choices(found.decided), *left_out(search, found.genotype)]
 
 
-def data_entry(search: Search) -> str:
-    """Return the entry of a report's head on the images of a search."""
-    return f"**Data:** {images_in_words(search.config.dataset)}. {escaped(search.split_in_words)}."
+def first_entries(search: Search, epochs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the first entries of a report's head: a search's images, and whether nothing was learned."""
+    of = f"{images_in_words(search.config.dataset)}. {escaped(search.split_in_words)}"
+    nothing = findings.unlearned(search, epochs)
+    return [f"**Data:** {of}.", *([f"**Warning:** {nothing}."] if nothing else [])]
 
 
 def _cost(search: Search, epochs: Sequence[Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from darts_bio.reports.markdown import (
     repeat_entry,
 )
 from darts_bio.reports.rules_of_cells import which_rule_where
-from darts_bio.reports.search import choices_section, data_entry
+from darts_bio.reports.search import choices_section, first_entries
 from darts_bio.runtime import hardware
 from darts_bio.spaces import Genotype
 from darts_bio.storage.logs import ALPHA_FILE, read_records
@@ -60,7 +60,7 @@ def stages_card(
     lines = [
         f"# Search on {images_in_words(config.dataset)} in {len(stages)} stages, seed {config.seed}{state}",
         "",
-        *findings.in_short([data_entry(search)], found.verdicts(), last),
+        *findings.in_short(first_entries(search, results[-1].epochs), found.verdicts(), last),
         "## Genotype",
         "",
         *block(str(genotype)),

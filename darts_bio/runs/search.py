@@ -22,9 +22,11 @@ from darts_bio.figures.curves import draw_known
 from darts_bio.figures.drawing import Drawing
 from darts_bio.invocation import line, portable
 from darts_bio.monitoring.boards import FitBoard, GenotypeBoard, SearchBoard
+from darts_bio.monitoring.console import Console
 from darts_bio.networks import parameters
 from darts_bio.process_group import TIMEOUT, launcher, refuse_differences
 from darts_bio.reports import page
+from darts_bio.reports.findings import unlearned
 from darts_bio.reports.markdown import counted
 from darts_bio.reports.search import KNOWN_FIGURE, search_card
 from darts_bio.reports.search_seeds import search_seeds_card
@@ -281,6 +283,8 @@ def _perform(
                 time_lapse(history, task.table, task.space.edges, factorised) if history else None
             )
             page.write_report(folder.path, card, widget)
+            if watching.console is not None and (nothing := unlearned(task, epochs)):
+                Console(watching.console).say(f"warning: {nothing}")
     return SearchResult(
         folder.path,
         epochs,
