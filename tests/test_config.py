@@ -273,6 +273,14 @@ def test_a_run_is_gone_on_with_by_its_own_script(tmp_path: Path) -> None:
                 parse(cls, ["--resume", "--out", str(tmp_path)], "")
 
 
+def test_a_warmup_as_long_as_the_training_says_how_to_mend_it() -> None:
+    with pytest.raises(
+        InputError,
+        match="^--warmup: expected fewer epochs than --epochs 2, found 2; use a smaller --warmup, or ",
+    ):
+        RetrainConfig(genotype="x", epochs=2, warmup=2)
+
+
 def test_a_genotype_is_asked_for() -> None:
     with pytest.raises(InputError, match="--genotype is required"):
         parse(RetrainConfig, [], "")

@@ -287,6 +287,18 @@ def test_a_training_takes_all_images_and_says_how_to_take_those_of_the_search(
         assert "trained for 30 epochs on all training images." in said
         assert own in said
         assert "images" not in sizes_in_words(replace(config, train_images=None), options)
+        assert "--batch-size" not in said  # the recipe's
+
+
+def test_a_batch_that_is_fitted_to_the_images_of_the_search_is_explained(tmp_path: Path) -> None:
+    config = SearchConfig(dataset="digits", train_images=40, batch_size=16)
+    options = next_options(tmp_path / "run", config, images_of(config))
+    assert options["batch_size"] == 40
+    said = sizes_in_words(config, options)
+    assert said.endswith(
+        "trains on these alone. A batch of 40 is all of these: to train on all images by the "
+        "recipe's batch leave `--batch-size` out."
+    )
 
 
 class TestAdvice:

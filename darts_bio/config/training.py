@@ -118,7 +118,8 @@ class TrainingConfig(FitConfig):
             )
         if self.warmup >= self.epochs and self.warmup:
             raise InputError(
-                f"--warmup: expected less than --epochs, {self.epochs}, found {self.warmup}"
+                f"--warmup: expected fewer epochs than --epochs {self.epochs}, found {self.warmup}; "
+                "use a smaller --warmup, or more --epochs"
             )
 
 

@@ -422,6 +422,11 @@ def sizes_in_words(config: SearchConfig, options: Mapping[str, Any]) -> str:
             f" The search had {config.train_images} of the training images: `--train-images "
             f"{config.train_images} --data-seed {config.seed_of_images}` trains on these alone."
         )
+        if "batch_size" in options:
+            images += (
+                f" A batch of {retrain.batch_size} is all of these: to train on all images by the "
+                "recipe's batch leave `--batch-size` out."
+            )
     if (retrain.layers, retrain.channels) == (config.layers, config.channels):
         return f"{size}, as the search had, {length}.{images}"
     own = " ".join(
