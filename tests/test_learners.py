@@ -512,6 +512,29 @@ class TestChain:
         with pytest.raises(InputError, match="found another input of b; a model whose"):
             learner(model, "pc", layers=layers, example=x[:1])
 
+    @pytest.mark.parametrize("method", ["pc(mode=exact)", "dual_propagation"])
+    def test_a_module_in_place_of_a_function_follows_the_model(self, method: str) -> None:
+        """Dropout that is none of the model's modules, which model.eval() does not reach."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.act, self.b = nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(F.dropout(self.act(self.a(x)), 0.4, self.training))
+
+        model, (x, y) = Net(), batch(6, 7)
+        layers = ["a", "act", nn.Dropout(0.4), "b"]
+        teacher = learner(model, method, layers=layers)
+        for training in (True, False, True):  # checked with the first batch alone
+            model.train(training)
+            torch.manual_seed(3)
+            logits = teacher.backward(x, y).logits
+            torch.manual_seed(3)
+            torch.testing.assert_close(logits, model(x).detach())
+        learner(model.eval(), method, layers=layers).backward(x, y)
+
     def test_hooks_of_a_sequential_model_are_no_part_of_its_chain(self) -> None:
         model, (x, y) = mlp(7, 6, 5), batch(6, 7)
         seen = []

@@ -191,6 +191,10 @@ class Learner(nn.Module):
         hooked = bool(model._forward_hooks or model._forward_pre_hooks)
         self._confirmed = layers is None and not hooked
         self.chain, self._loss = cut(model, layers), loss
+        # What stands in the blocks for functions of the model, such as F.dropout.
+        own = set(model.modules())
+        in_blocks = (module for block in self.chain.blocks for module in block.module.modules())
+        self._in_place_of_functions = [module for module in in_blocks if module not in own]
         if example is None and method.needs_example:
             example = _smallest_input(self.chain, self.spec)
         elif example is not None:
@@ -241,6 +245,8 @@ class Learner(nn.Module):
                 "computes no gradient, found one within; leave it before (no_grad may stay)"
             )
         self._check_parameters(self.chain.parameters)
+        for module in self._in_place_of_functions:  # which model.eval() does not reach
+            module.training = self._model[0].training
         self._confirm(x, learning=True)
         self._confirmed = True
         with torch.enable_grad():
