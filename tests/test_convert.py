@@ -178,6 +178,32 @@ class TestWhatIsConverted:
                 std, rel=0.02
             )
 
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_a_model_without_numbers_takes_the_law_from_the_state_that_it_loads(
+        self, assign: bool
+    ) -> None:
+        def made(device: str) -> Any:
+            with torch.device(device):
+                return nn.Sequential(nn.Linear(64, 64), nn.GRU(64, 64), nn.Linear(64, 2))
+
+        plain = made("cpu")
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter.mul_(7)
+        model = convert(plain, {"2": "bp", "*": "fa"}, seed=0)
+        other: Any = convert(made("meta"), {"2": "bp", "*": "fa"}, seed=0)
+        if not assign:
+            other.to_empty(device="cpu")
+        other.load_state_dict(copy.deepcopy(model.state_dict()), assign=assign)
+        draw_feedback(other, 3)
+        std = plain[0].weight.std(correction=0).item()
+        assert other[0].feedback["kernel"].std().item() == pytest.approx(std, rel=0.05)
+        draw_feedback(model, 3)
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+        with pytest.raises(RuntimeError, match='Unexpected key.*"0.initial_bound"'):
+            convert(made("cpu"), "fa", redraw=True).load_state_dict(model.state_dict())
+
     def test_weights_of_zero_have_the_default_law(self) -> None:
         plain = nn.Linear(100, 10)
         nn.init.zeros_(plain.weight)

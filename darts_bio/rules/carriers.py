@@ -310,12 +310,20 @@ class WeightedCarrier(DirectCarrier):
 
     def measure_law(self, weight: Tensor) -> None:
         """Have feedback drawn with the standard deviation of a weight as it is now."""
-        if weight.is_meta:  # has no numbers to measure
+        if weight.is_meta:  # has no numbers to measure: a state that is loaded brings the law
+            self.register_buffer("initial_bound", None)
             return
         std = weight.detach().float().std(correction=0)
         if std > 0:  # weights of zero say nothing about the law
             # Uniform on (-bound, bound) has the standard deviation bound / sqrt(3).
             self.register_buffer("initial_bound", (3**0.5 * std).to(weight))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        unmeasured = self._buffers.get("initial_bound", self) is None
+        if unmeasured and f"{prefix}initial_bound" in state_dict:
+            like = next(iter(self.feedback.values()), torch.empty(()))
+            self.initial_bound = like.new_empty(())
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def kernel_at(self, weight: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Return `transport` for a view of the carrier's weight, or for what is computed from it.
