@@ -351,7 +351,7 @@ class TestTrain:
             darts_bio.train(found, "digits", test=pairs[1], **TRAIN, **QUIET)
 
     def test_a_recipe_is_cut_down_to_images_that_are_handed_over(
-        self, found: SearchResult, tmp_path: Path
+        self, found: SearchResult, trained: TrainResult, tmp_path: Path
     ) -> None:
         """Of 12x12: no auxiliary head, a smaller cutout, and no larger batch than there are images;
         and what is given holds. Measured on them too.
@@ -366,10 +366,12 @@ class TestTrain:
         attacked = darts_bio.attack(result, *pairs[:1], test=pairs[1], attacks="fgsm", eps="4", images=20,
                                     out=str(tmp_path / "attacked"), **QUIET)  # fmt: skip
         assert attacked.finished
-        with pytest.raises(
-            InputError, match=r"go on with it, or measure it, there, by .* align or attack"
-        ):
-            darts_bio.align(result)
+        for measure in (darts_bio.align, darts_bio.attack):
+            with pytest.raises(
+                InputError, match=r"go on with it, or measure it, there, by .* align or attack"
+            ) as caught:
+                measure([trained, result])
+            assert str(caught.value).startswith(f"{result.folder}: data set given: ")
         with pytest.raises(
             InputError,
             match="dataset, test: expected both as they were handed over to the training",
@@ -546,7 +548,11 @@ class Samples(Dataset):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ((torch.rand(4, 3, 8, 8), list("abab")), "labels: expected numbers, found what is none"),
+        (
+            (torch.rand(4, 3, 8, 8), list("abab")),
+            r"labels: expected numbers, found text; .* numpy.unique\(labels, return_inverse=True\)$",
+        ),
+        ((torch.rand(4, 3, 8, 8), np.array(list("abab"), object)), "found text; labels are"),
         ((torch.rand(4, 3, 8, 8), None), "labels: expected numbers"),
         ((torch.rand(4, 3, 8, 8), [0, 1, -1, 0]), "expected labels from 0 on, found -1"),
         ((np.array([None] * 4), [0, 1, 0, 1]), "images: expected numbers"),

@@ -370,8 +370,9 @@ class TestChoosing:
             ),
             (
                 ["--where", "test>50"],
-                "equality only; to order runs by a number: --sort NAME), found",
+                "equality only, by one =; to order runs by a number: --sort NAME), found",
             ),
+            (["--where", "strategy==darts"], "strategy=darts (equality only, by one =; "),
             (["--where", "test>=50"], "NAME=VALUE, such as strategy=darts (equality only"),
             (["--sort", "test/acc"], "did you mean 'test/accuracy'"),
             (["--csv", "--json"], "found both"),

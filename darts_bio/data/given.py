@@ -198,9 +198,13 @@ def _tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()
     try:
-        return torch.as_tensor(np.asarray(values))
+        array = np.asarray(values)
+        if not (array.size and isinstance(array.flat[0], str)):
+            return torch.as_tensor(array)
+        found = "text"
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{what}: expected numbers, found what is none ({first_line(error)}); labels are the "
-            "numbers of classes, from 0 on"
-        ) from None
+        found = f"what is none ({first_line(error)})"
+    raise InputError(
+        f"{what}: expected numbers, found {found}; labels are the numbers of classes, from 0 on: of "
+        "text, classes, labels = numpy.unique(labels, return_inverse=True)"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from darts_bio.data.batches import Split
 from darts_bio.data.datasets import ImageData, drawn
-from darts_bio.data.sources import Labeled, Source, source_of
+from darts_bio.data.sources import Labeled, Source
 from darts_bio.errors import InputError
 from darts_bio.rules import count_rules
 from darts_bio.storage.checkpoint import CHECKPOINT_FILE
 from darts_bio.training.exported import located
 from darts_bio.training.meters import evaluate
-from darts_bio.training.retrain import config_of_run
+from darts_bio.training.retrain import config_of_run, source_of_run
 from darts_bio.training.trained import PixelNetwork, Trained, load_trained
 
 
@@ -156,7 +156,7 @@ def _load(
     """
     config = config_of_run(folder)
     trained = load_trained(folder)
-    source = source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
+    source = source_of_run(folder, config, device, data_dir, data)
     try:
         if source.classes != trained.classes or source.image_size != trained.image_size:
             raise InputError(

@@ -83,10 +83,10 @@ def _conditions(where: str | Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the conditions of `where` as (name, text)."""
     for condition in split_specs(where) if isinstance(where, str) else where:
         name, equals, text = condition.partition("=")
-        if not equals or not name.strip() or name.rstrip()[-1] in "<>!":
+        if not equals or not name.strip() or name.rstrip()[-1] in "<>!" or text.startswith("="):
             raise InputError(
-                "--where: expected conditions NAME=VALUE, such as strategy=darts (equality only; to "
-                f"order runs by a number: --sort NAME), found {condition!r:.150}"
+                "--where: expected conditions NAME=VALUE, such as strategy=darts (equality only, by "
+                f"one =; to order runs by a number: --sort NAME), found {condition!r:.150}"
             )
         yield name.strip().replace("-", "_"), text.strip()
 

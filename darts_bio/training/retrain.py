@@ -77,6 +77,23 @@ config.yaml there
     return kind(**read_yaml(path, kind))
 
 
+def source_of_run(
+    folder: Path,
+    config: TrainingConfig,
+    device: torch.device,
+    data_dir: str | None,
+    data: ImageData | None,
+) -> Source:
+    """Open what the training in a run folder was fed with, as `Retraining.of_run` is told it.
+
+    Raises InputError, which names the folder, if it cannot be read.
+    """
+    try:
+        return source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
 def new_network(config: TrainingConfig, genotype: Genotype, source: Source) -> Network:
     """Build the network that is to be trained, its weights and feedback drawn by the run's seed.
 
@@ -235,7 +252,7 @@ class Retraining:
         """
         config, checkpoint = config_of_run(folder), checkpoint_of(folder)
         state = read_checkpoint(checkpoint, "train")
-        source = source_of(replace(config, data_dir=data_dir or config.data_dir), device, data)
+        source = source_of_run(folder, config, device, data_dir, data)
         network = new_network(config, read_genotype(folder / GENOTYPE_FILE), source)
         training = cls(config, network, source, device)
         with fitting(checkpoint):
