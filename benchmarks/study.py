@@ -204,12 +204,27 @@ def edges_of(genotype: Genotype) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--dataset", default="digits", choices=SETTINGS)
-    parser.add_argument("--data-dir", metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=10, metavar="N")
-    parser.add_argument("--processes", type=int, default=2, metavar="N")
-    parser.add_argument("--budget", type=float, default=60.0, metavar="MINUTES")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--dataset", default="digits", choices=SETTINGS, help="[%(default)s]")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds CIFAR-10")
+    parser.add_argument(
+        "--seeds", type=int, default=10, metavar="N", help="how many, from 0 [%(default)s]"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="jobs at a time [%(default)s]"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="no job is begun after these [%(default)g]",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the results go [benchmarks/results/study-DATASET.json]",
+    )
     options = parser.parse_args()
     path: Path = options.json or RESULTS / f"study-{options.dataset}.json"
     result = kept_results(path)

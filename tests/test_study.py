@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def test_a_control_changes_rules_alone_and_leaves_the_backbone() -> None:
     drawn = [rules(Job("darts", seed, "random")) for seed in range(20)]
     assert len({tuple(map(str, d)) for d in drawn}) > 15
     assert {rule for d in drawn for rule in d} == {*study.RULES, None}
+
+
+def test_the_help_says_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "--help"])
+    with pytest.raises(SystemExit):
+        study.main()
+    words = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    defaults = {"dataset": "digits", "seeds": "10", "processes": "2", "budget": "60"}
+    for name, default in defaults.items():
+        assert re.search(rf"--{name}\b[^-]*\[{default}\]", words), name
 
 
 def test_jobs_are_done_in_order_within_the_budget_and_gone_on_with(
