@@ -187,7 +187,7 @@ def test_seeds_that_are_guesses_are_searched_longer(
     text = search_seeds_card(config, "c", results)
     assert f"- **Next:** {step}" in text
     assert ("`--epochs 6` and another `--out`" in text) == (last_of_second == "b")
-    settled = "no" if last_of_second == "b" else "yes"
+    settled = "no" if last_of_second == "b" else "unchanged in the last 2 epochs"
     assert f"- **Settled?** seed 0: no; seed 1: {settled}." in text
     assert "- **Undecided?** seed 0: 0 of 4 edges" in text
     assert "- **Collapsed?** seed 0: yes (normal 2 of 2, reduce " in text
@@ -338,11 +338,12 @@ class TestNextStep:
         ("a", "It cannot be told from one epoch."),
         ("aaa", "Yes: it has been the same from the first of 3 epochs on."),
         ("aab", "No: the genotype changed in 1 of 3 epochs (3)."),
-        ("abbb", "Yes: the genotype changed in 1 of 4 epochs (2)."),
+        ("abcdd", "Unchanged in the last epoch; it changed in 3 of 5 epochs (2, 3, 4)."),
+        ("abbb", "Unchanged in the last 2 epochs; it changed in 1 of 4 epochs (2)."),
         ("abababab", "changed in 7 of 8 epochs (the latest 6: 3, 4, 5, 6, 7, 8)."),
         (29 * "a" + "bb", "No: the genotype changed in 1 of 31 epochs (30)."),
         (27 * "a" + "bbbb", "No: the genotype changed in 1 of 31 epochs (28)."),
-        (26 * "a" + "bbbbb", "Yes: the genotype changed in 1 of 31 epochs (27)."),
+        (26 * "a" + "bbbbb", "Unchanged in the last 4 epochs; it changed in 1 of 31 epochs (27)."),
     ],
 )
 def test_when_a_genotype_changed(digests: str, said: str) -> None:

@@ -181,8 +181,17 @@ def _settled(found: Findings) -> str:
         return f"Yes: it has been the same from the first of {epochs} epochs on."
     named = ", ".join(map(str, changes[-MOST_CHANGES:]))
     which = f"the latest {MOST_CHANGES}: " if len(changes) > MOST_CHANGES else ""
-    answer = "No" if found.unsettled else "Yes"
-    return (
-        f"{answer}: the genotype changed in {len(changes)} of {counted(epochs, 'epoch')} "
-        f"({which}{named})."
-    )
+    changed = f"in {len(changes)} of {counted(epochs, 'epoch')} ({which}{named})"
+    if found.unsettled:
+        return f"No: the genotype changed {changed}."
+    return f"{unchanged_in_words(history).capitalize()}; it changed {changed}."
+
+
+def unchanged_in_words(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return for how long the genotype of the records has been the same.
+
+    >>> unchanged_in_words([{"genotype": "digest 1f"}, {"genotype": "digest 1f"}])
+    'unchanged in the last epoch'
+    """
+    epochs = epochs_unchanged(history) - 1
+    return f"unchanged in the last {'epoch' if epochs == 1 else f'{epochs} epochs'}"

@@ -9,7 +9,7 @@ from typing import Any
 from darts_bio.config import SearchConfig
 from darts_bio.reports import findings
 from darts_bio.reports.card import CARD_FILE
-from darts_bio.reports.findings import Findings, in_short
+from darts_bio.reports.findings import Findings, in_short, unchanged_in_words
 from darts_bio.reports.going_on import NextStep, longer_or_faster, move_faster
 from darts_bio.reports.markdown import (
     block,
@@ -108,7 +108,7 @@ def _of_seeds(found: Mapping[int, Findings]) -> list[str]:
     def settled(of_seed: Findings) -> str:
         if len(of_seed.history) < 2:
             return "cannot be told"
-        return "no" if of_seed.unsettled else "yes"
+        return "no" if of_seed.unsettled else unchanged_in_words(of_seed.history)
 
     lines = [
         f"- **Agreed?** {'Yes' if different == 1 else 'No'}: {counted(different, 'genotype')} of "
