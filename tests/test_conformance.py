@@ -14,6 +14,7 @@ import textwrap
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -513,7 +514,7 @@ class TestANewSpaceAndStrategy:
         """
         page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
         examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-        assert len(examples) == 4
+        assert len(examples) == 5
         (tmp_path / "my_members_for_test.py").write_text("\n\n".join(examples), encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         import_plugins(("my_members_for_test",))
@@ -545,14 +546,24 @@ class TestANewSpaceAndStrategy:
                 assert torch.allclose(steps, 0.125 * steps.ne(0), rtol=0, atol=1e-7)
                 assert steps.ne(0).any()
             assert search.strategy_state.learning_rates() == {"alpha": 0.125}
-            for space in ("darts", "nb201"):
+            cooling = SearchConfig(strategy="cooling(first=8, last=2)", **SMALL | {"epochs": 3})
+            search, temperatures = Search(cooling, data, CPU), []
+            for epoch in range(3):
+                search.begin_epoch(epoch)
+                temperatures.append(search.strategy_state.temperature.item())
+            assert temperatures == pytest.approx([8.0, 4.0, 2.0])
+            read_again = Search(cooling, data, CPU)
+            read_again.load_state_dict(search.state_dict())
+            assert read_again.strategy_state.temperature.item() == pytest.approx(2.0)
+            for space, name in product(("darts", "nb201"), ("sign_darts", "cooling")):
                 TestEveryPair().test_searches_two_epochs_goes_on_from_its_state_and_gives_a_genotype_that_trains(
-                    space, "sign_darts", data
+                    space, name, data
                 )
         finally:
             SPACES.unregister("tiny")
             STRATEGIES.unregister("sharp")
             STRATEGIES.unregister("sign_darts")
+            STRATEGIES.unregister("cooling")
             REGULARIZERS.unregister("even")
 
 
