@@ -295,7 +295,8 @@ class WeightMirror(FeedbackAlignment):
     Cost: that of bp, and two products of `samples` windows with W a step, also for each renewal of
     the phase; in a wide layer that sees few windows this may be as much as its forward pass.
 
-    When: as Kolen-Pollack, without asking for weight decay or for equal steps on both sides.
+    When: as Kolen-Pollack, without asking for weight decay or for equal steps on both sides. With
+    batch norm let the learning rate fall, as under any rule (docs/models.md).
 
     Example:
 
