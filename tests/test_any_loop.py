@@ -446,7 +446,7 @@ class TestFeedbackThatCannotLearn:
         model = ruled(rule)
         (text,) = heard(model, torch.optim.Adam(model.parameters()))
         assert re.search(r"0.feedback_\w+, and 2 more have weight decay 0", text)
-        assert text.endswith("unless it is enough that the angle narrows, by equal steps")
+        assert text.endswith("without it the angle between them narrows and does not close")
         one = convert(plain(), {"0": rule, "*": "bp"})
         (text,) = heard(one, torch.optim.Adam(one.parameters()))
         assert re.search(r"attach: 0.feedback_\w+ has weight decay 0", text)

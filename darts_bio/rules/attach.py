@@ -329,7 +329,7 @@ def _complaints(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> It
         verb = "has" if len(undecayed) == 1 else "have"
         yield (
             f"{_first(undecayed)} {verb} weight decay 0, by which alone the difference from its weight "
-            "shrinks; set weight_decay, unless it is enough that the angle narrows, by equal steps"
+            "shrinks; set weight_decay; without it the angle between them narrows and does not close"
         )
 
 
