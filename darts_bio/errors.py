@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -82,6 +82,25 @@ def first_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     lines = (line.strip() for line in text.splitlines())
     return next((line for line in lines if line), type(error).__name__)[:160]
+
+
+def line_in(modules: Collection[str], error: BaseException) -> str | None:
+    """Return `file:line` of the innermost call in one of these modules that an error came through.
+
+    None if there is none.
+
+    >>> try:
+    ...     one_line(3)
+    ... except TypeError as error:
+    ...     line_in([], error), str(line_in([__name__], error)).rpartition(":")[0] == __file__
+    (None, True)
+    """
+    line, step = None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__") in modules:
+            line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return line
 
 
 def brief(value: Any) -> str:

@@ -701,7 +701,7 @@ def initialized() -> Iterator[str]:
     @operation("initialized_test_operation")
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """ReLU, a 1x1 convolution that starts orthogonal, and a batch norm."""
-        first = pointwise(channels, channels, rule)
+        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
         nn.init.orthogonal_(first.weight)
         return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
@@ -714,7 +714,7 @@ def scaled() -> Iterator[str]:
     @operation("scaled_test_operation")
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """ReLU, a 1x1 convolution of half the weights, and a batch norm."""
-        first = pointwise(channels, channels, rule)
+        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
         with torch.no_grad():
             first.weight.div_(2)
         return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
@@ -729,7 +729,7 @@ def backwards() -> Iterator[str]:
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """ReLU and two 1x1 convolutions, the last of which is made first, and a batch norm."""
         last = pointwise(channels, channels, rule)
-        first = pointwise(channels, channels, rule)
+        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
         return nn.Sequential(nn.ReLU(), first, last, batch_norm(channels, supernet))
 
     yield "backwards_test_operation"
@@ -738,13 +738,13 @@ def backwards() -> Iterator[str]:
 
 @pytest.fixture
 def filters() -> Iterator[str]:
-    bank = torch.linspace(-1, 1, 64).view(8, 8, 1, 1)
+    banks = {c: torch.linspace(-1, 1, c * c).view(c, c, 1, 1) for c in (8, 16, 32)}
 
     @operation("filters_test_operation")
     def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """ReLU, a 1x1 convolution whose weight is a tensor of the plug-in's own, and a batch norm."""
-        first = pointwise(channels, channels, rule)
-        first.weight = nn.Parameter(bank[:channels, :channels] if channels < 8 else bank)
+        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
+        first.weight = nn.Parameter(banks[channels])
         return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
     yield "filters_test_operation"

@@ -6,18 +6,28 @@ installed package.
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from commands import forked, refused
+from torch import Tensor, nn
 
 import darts_bio
 from darts_bio.cli import main
+from darts_bio.errors import InputError
+from darts_bio.networks import Network, SuperNet
 from darts_bio.plugins import import_plugins
+from darts_bio.rules import RuleConv2d
+from darts_bio.spaces import OPERATIONS, SPACES, Candidate, Cell, Edge, Genotype
+from darts_bio.spaces.operations import operation
 
 MEMBERS = '''
 from dataclasses import dataclass
@@ -331,3 +341,166 @@ def test_a_plugin_that_cannot_be_imported(
         import_plugins([plugin])
     sys.modules.pop("mine", None)
     assert str(caught.value) == message.format(folder=tmp_path)
+
+
+def _convolved(channels: int, out: int, stride: int, rule: Any) -> nn.Module:
+    """Known layers in a row, which a supernet stacks."""
+    return nn.Sequential(
+        nn.ReLU(),
+        RuleConv2d(channels, out, 3, stride, padding=1, bias=False, rule=rule),
+        nn.BatchNorm2d(out, affine=False),
+    )
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no such luck")
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "its stride": (
+        lambda channels, stride, rule, supernet: _convolved(channels, channels, 1, rule),
+        r"expected an output \(2, 8, 8, 8\) at stride 2 from an input \(2, 8, 16, 16\), found "
+        r"\(2, 8, 16, 16\); mend the operation",
+    ),
+    "its channels": (
+        lambda channels, stride, rule, supernet: _convolved(channels, 2 * channels, stride, rule),
+        r"expected an output \(2, 4, \d+, \d+\) at stride . from an input .*, found \(2, 8, ",
+    ),
+    "no module": (
+        lambda channels, stride, rule, supernet: None,
+        "expected a torch.nn.Module at stride ., found NoneType; return one",
+    ),
+    "no tensor": (
+        lambda channels, stride, rule, supernet: nn.MaxPool2d(1, stride, return_indices=True),
+        "expected an output .* at stride . from an input .*, found tuple; mend the operation",
+    ),
+    "three arguments": (
+        lambda channels, stride, rule: nn.Identity(),
+        r"expected a function of \(channels, stride, rule, supernet\), found one of \(channels, "
+        r"stride, rule\); have it take these four",
+    ),
+    "raises as it is built": (
+        lambda channels, stride, rule, supernet: 1 / 0,
+        r"expected it to build a module at stride ., found ZeroDivisionError \(division by zero\) "
+        r"at .*test_plugins.py:\d+; mend the operation",
+    ),
+    "raises as it runs": (
+        lambda channels, stride, rule, supernet: Failing(),
+        r"expected it to take an input .*, found RuntimeError \(no such luck\) at "
+        r".*test_plugins.py:\d+; mend the operation",
+    ),
+}
+
+
+@pytest.fixture
+def tried() -> Iterator[Callable[..., nn.Module]]:
+    """Builds a network, by its kind, with an operation of that function on edges of both strides."""
+
+    def network(kind: str, function: Any, rules: tuple[str, ...] = ("fa",)) -> nn.Module:
+        OPERATIONS.unregister("tried")
+        operation("tried")(function)
+        space = SPACES.build("darts(nodes=1, kept_edges=1, operations=(none, tried))")
+        if kind == "supernet":
+            return SuperNet(space, rules, channels=4, layers=3, num_classes=5)
+        cell = Cell((Edge(2, 0, Candidate("tried", "fa")),), (2,))
+        genotype = Genotype(SPACES.spec(space), {"normal": cell, "reduce": cell})
+        return Network(genotype, channels=4, layers=3, num_classes=5)
+
+    yield network
+    OPERATIONS.unregister("tried")
+
+
+class TestAnOperationIsTriedAsItIsBuilt:
+    @pytest.mark.parametrize("fault", FAULTS)
+    @pytest.mark.parametrize("kind", ["supernet", "discrete"])
+    def test_what_is_wrong_is_told_in_a_line_that_names_it(
+        self, kind: str, fault: str, tried: Callable[..., nn.Module]
+    ) -> None:
+        function, message = FAULTS[fault]
+        place = rf"^operation tried \({__file__}:\d+\): "
+        with pytest.raises(InputError, match=place + message):
+            tried(kind, function)
+
+    @pytest.mark.parametrize("kind", ["supernet", "discrete"])
+    def test_once_for_each_way_to_build_it(
+        self, kind: str, tried: Callable[..., nn.Module]
+    ) -> None:
+        runs: list[tuple[int, ...]] = []
+
+        class Noted(nn.Identity):
+            def forward(self, x: Tensor) -> Tensor:
+                runs.append(tuple(x.shape))
+                return x
+
+        def noted(channels: int, stride: int, rule: Any, supernet: bool) -> nn.Module:
+            built.append((channels, stride))
+            return nn.Sequential(Noted(), _convolved(channels, channels, stride, rule))
+
+        built: list[tuple[int, int]] = []
+        tried(kind, noted)
+        assert sorted(runs) == [(2, channels, 16, 16) for channels, _ in sorted(set(built))]
+        tried(kind, noted)
+        assert len(runs) == len(set(built))
+
+    def test_nothing_of_it_moves(self, tried: Callable[..., nn.Module]) -> None:
+        """Generators, statistics, weights and hooks are those of a network without a trial."""
+        calls: list[nn.Module] = []
+
+        class Drawing(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                scale = torch.rand(()) + random.random() + np.random.rand()
+                return super().forward(x) * scale
+
+        class Counting(nn.Identity):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("count", torch.zeros(()))
+                self.register_forward_hook(Counting.note)
+
+            @staticmethod
+            def note(module: nn.Module, _: Any, y: Tensor) -> None:
+                calls.append(module)
+                module.get_buffer("count").add_(1)
+
+        built: list[tuple[nn.Module, dict[str, Tensor]]] = []
+
+        def drawing(channels: int, stride: int, rule: Any, supernet: bool) -> nn.Module:
+            module = Drawing(Counting(), _convolved(channels, channels, stride, rule))
+            built.append((module, copy.deepcopy(module.state_dict())))
+            return module
+
+        def rest() -> tuple[Any, ...]:
+            return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+
+        others = rest()[:2]
+        torch.manual_seed(1)
+        net = tried("supernet", drawing)
+        assert rest()[:2] == others
+        after, times = rest()[2], len(calls)
+        assert set(net.modules()).isdisjoint(calls)
+        for module, before in built:
+            now = module.state_dict()
+            assert all(torch.equal(now[name], value) for name, value in before.items())
+        torch.manual_seed(1)
+        twin = tried("supernet", drawing)
+        assert len(calls) == times > 0  # no trial this time
+        assert torch.equal(rest()[2], after)
+        for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+    @pytest.mark.parametrize("kind", ["supernet", "discrete"])
+    def test_on_the_meta_device_shapes_are_looked_at(
+        self, kind: str, tried: Callable[..., nn.Module]
+    ) -> None:
+        class Asking(nn.Identity):
+            def forward(self, x: Tensor) -> Tensor:
+                return x if x.sum() > 0 else -x
+
+        def asking(channels: int, stride: int, rule: Any, supernet: bool) -> nn.Module:
+            return nn.Sequential(Asking(), _convolved(channels, channels, stride, rule))
+
+        with torch.device("meta"):
+            tried(kind, asking)  # which needs numbers, so that nothing can be told
+            with pytest.raises(InputError, match="expected an output"):
+                tried(kind, FAULTS["its stride"][0])

@@ -239,16 +239,16 @@ def test_rules_that_cannot_be_mixed_are_refused_with_the_reason(rule: str, reaso
 
 def test_operations_that_cannot_be_batched_are_refused() -> None:
     class Gated(torch.nn.Module):
-        def __init__(self, rule: object) -> None:
+        def __init__(self, channels: int, rule: object) -> None:
             super().__init__()
-            self.conv = RuleConv2d(4, 4, 1, bias=False, rule=rule)
+            self.conv = RuleConv2d(channels, channels, 1, bias=False, rule=rule)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x) * x.sigmoid()
 
     @operation("gated_of_test")
     def gated(channels: int, stride: int, rule: object, supernet: bool) -> torch.nn.Module:
-        return Gated(rule)
+        return Gated(channels, rule)
 
     try:
         with pytest.raises(InputError, match=r"--weights shared: expected operations that can be"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.draws import DrawsForSamples
+from darts_bio.networks.trial import built
 from darts_bio.rules import RULES, DirectOperation, LearningRule
 from darts_bio.spaces import OPERATIONS, Candidate, Cell, Space
 
@@ -41,10 +42,9 @@ def build_operation(
     """Build the operation of that name with all its layers under `rule`; see `build_candidate`."""
     operation = OPERATIONS.get(op)
     if rule.direct and operation.carries_rule(stride):
-        return DirectOperation(
-            operation.build(channels, stride, RULES.build("bp"), supernet), channels, rule
-        )
-    return operation.build(channels, stride, rule, supernet)
+        exact = built(operation, channels, stride, RULES.build("bp"), supernet)
+        return DirectOperation(exact, channels, rule)
+    return built(operation, channels, stride, rule, supernet)
 
 
 class DropPath(DrawsForSamples):

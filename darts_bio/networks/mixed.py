@@ -63,6 +63,7 @@ from darts_bio.networks.parts import (
 from darts_bio.networks.plan import BlockPlan, CellPlan, Part, plan_cell
 from darts_bio.networks.pooled import PooledRows
 from darts_bio.networks.stacking import LaneWeights, for_each_channel
+from darts_bio.networks.trial import check_output
 from darts_bio.private_torch import changes
 from darts_bio.rules import DirectOperation, LearningRule
 from darts_bio.rules.feedback import Scale
@@ -180,20 +181,13 @@ class SourceBlock(nn.Module):
         """Run a candidate of those that run one by one.
 
         Raises InputError unless it keeps to what an operation is, as one of a plug-in may not: maps
-        of another shape would be broadcast in the sum, and others read the input, too.
+        of another shape would be broadcast in the sum, as at sizes that `networks.trial` did not
+        try, and others read the input, too.
         """
         module, before = self.alone[number], changes(x_nchw)
         y = module(x_nchw)
-        n, _, h, w = x_nchw.shape
-        stride = self.plan.stride
-        expected = (n, self.channels, -(-h // stride), -(-w // stride))
-        found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         where = f"operation at {self.names[number]} ({type(module).__name__})"
-        if found != expected:
-            raise InputError(
-                f"{where}: expected an output {expected} at stride {stride} from an input "
-                f"{tuple(x_nchw.shape)}, found {found}; mend the operation"
-            )
+        check_output(where, y, x_nchw, self.channels, self.plan.stride)
         if changes(x_nchw) != before:
             raise InputError(
                 f"{where}: expected the input to stay as it is, found it changed in place, though "

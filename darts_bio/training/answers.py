@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_bio.errors import InputError, brief, first_line
+from darts_bio.errors import InputError, brief, first_line, line_in
 from darts_bio.networks import EdgeWeights
 from darts_bio.networks.pooled import LEFT_OUT
 from darts_bio.spaces import CandidateTable
@@ -274,7 +274,8 @@ def ask(
     except (InputError, Interrupted, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        place = _place(strategy, error)
+        own = {cls.__module__ for cls in type(strategy).__mro__ if not _ours(cls)}
+        place = line_in(own, error)
         if place is None and isinstance(error, NotImplementedError):
             raise InputError(
                 f"{strategy.where}: expected a method {method}, found none; write it"
@@ -287,17 +288,6 @@ def ask(
             f"{strategy.where}: {method}: expected it to return, found {type(error).__name__} "
             f"({first_line(error)}) at {place}; mend it there"
         ) from error
-
-
-def _place(strategy: Any, error: BaseException) -> str | None:
-    """Return file and line of the innermost call in a plug-in's module; None if there is none."""
-    own = {cls.__module__ for cls in type(strategy).__mro__ if not _ours(cls)}
-    place, step = None, error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_globals.get("__name__") in own:
-            place = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
-        step = step.tb_next
-    return place
 
 
 def _ours(cls: type) -> bool:
