@@ -25,7 +25,7 @@ from darts_bio.cli import main
 from darts_bio.errors import InputError
 from darts_bio.networks import Network, SuperNet
 from darts_bio.plugins import import_plugins
-from darts_bio.rules import RuleConv2d
+from darts_bio.rules import RULES, RuleConv2d
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, Cell, Edge, Genotype
 from darts_bio.spaces.operations import operation
 
@@ -393,6 +393,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
+def _plain(channels: int, stride: int, rule: Any, supernet: bool) -> nn.Module:
+    plain = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(_convolved(channels, channels, stride, rule), plain)
+
+
 @pytest.fixture
 def tried() -> Iterator[Callable[..., nn.Module]]:
     """Builds a network, by its kind, with an operation of that function on edges of both strides."""
@@ -403,7 +408,7 @@ def tried() -> Iterator[Callable[..., nn.Module]]:
         space = SPACES.build("darts(nodes=1, kept_edges=1, operations=(none, tried))")
         if kind == "supernet":
             return SuperNet(space, rules, channels=4, layers=3, num_classes=5)
-        cell = Cell((Edge(2, 0, Candidate("tried", "fa")),), (2,))
+        cell = Cell((Edge(2, 0, Candidate("tried", rules[0])),), (2,))
         genotype = Genotype(SPACES.spec(space), {"normal": cell, "reduce": cell})
         return Network(genotype, channels=4, layers=3, num_classes=5)
 
@@ -421,6 +426,26 @@ class TestAnOperationIsTriedAsItIsBuilt:
         place = rf"^operation tried \({__file__}:\d+\): "
         with pytest.raises(InputError, match=place + message):
             tried(kind, function)
+
+    @pytest.mark.parametrize("kind", ["supernet", "discrete"])
+    def test_a_layer_under_no_rule_is_refused_unless_backpropagation_is_the_rule(
+        self, kind: str, tried: Callable[..., nn.Module]
+    ) -> None:
+        """It would be reported as learning under the candidate's rule, and learns by bp."""
+
+        def deliberate(channels: int, stride: int, rule: Any, supernet: bool) -> nn.Module:
+            exact = RuleConv2d(channels, channels, 3, padding=1, rule=RULES.build("bp"))
+            return nn.Sequential(_convolved(channels, channels, stride, rule), exact)
+
+        tried(kind, _plain, ("bp",))
+        tried(kind, deliberate, ("usf",))
+        message = (
+            r"operation tried .*: expected its layers under the rule that it is given, usf, found a "
+            r"Conv2d \(1\) under none; make it a RuleConv2d or RuleLinear with rule=rule, or with "
+            r'rule=RULES.build\("bp"\) if backpropagation is meant'
+        )
+        with pytest.raises(InputError, match=message):
+            tried(kind, _plain, ("usf",))
 
     @pytest.mark.parametrize("kind", ["supernet", "discrete"])
     def test_once_for_each_way_to_build_it(

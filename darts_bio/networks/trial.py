@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from darts_bio.errors import InputError, first_line, line_in
-from darts_bio.rules import LearningRule
+from darts_bio.rules import RULES, LearningRule
+from darts_bio.rules.weights import weights_in
 from darts_bio.runtime import rng_kept
 from darts_bio.spaces.operations import Operation
 
@@ -39,8 +40,9 @@ def built(
     that cannot be copied is not tried.
 
     Raises:
-        InputError: It is no function of (channels, stride, rule, supernet), fails, or gives something
-            else than maps of the shape that an operation has to give.
+        InputError: It is no function of (channels, stride, rule, supernet), fails, gives something
+            else than maps of the shape that an operation has to give, or has a layer under no rule
+            where it is given one.
 
     >>> from darts_bio.rules import RULES
     >>> from darts_bio.spaces import OPERATIONS
@@ -79,8 +81,11 @@ mend the operation
             f"{type(module).__name__}; return one"
         )
     key = (operation, channels, stride, rule.spec, supernet)
-    if key not in _passed and _try(operation, module, where, channels, stride):
-        _passed.add(key)
+    if key not in _passed:
+        if operation.carries_rule(stride) and rule != RULES.build("bp"):
+            _check_rules(module, where, rule)
+        if _try(operation, module, where, channels, stride):
+            _passed.add(key)
     return module
 
 
@@ -97,6 +102,21 @@ def check_output(where: str, y: Any, x: Tensor, channels: int, stride: int) -> N
             f"{where}: expected an output {expected} at stride {stride} from an input "
             f"{tuple(x.shape)}, found {found}; mend the operation"
         )
+
+
+def _check_rules(module: nn.Module, where: str, rule: LearningRule) -> None:
+    """Raise InputError if a layer is under no rule: all that is said of the candidate is by its rule.
+
+    One that is to learn by backpropagation whatever the rule is says so: it is under bp.
+    """
+    for weight in weights_in(module):
+        if weight.carrier is None and not weight.loose:
+            layer = f"a {weight.kind}" + (f" ({weight.name})" if weight.name else "")
+            raise InputError(
+                f"{where}: expected its layers under the rule that it is given, {rule.spec}, found "
+                f"{layer} under none; make it a RuleConv2d or RuleLinear with rule=rule, or with "
+                'rule=RULES.build("bp") if backpropagation is meant'
+            )
 
 
 def _try(operation: Operation, module: nn.Module, where: str, channels: int, stride: int) -> bool:
