@@ -153,6 +153,29 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(spec.strip() for spec in specs if spec.strip())
 
 
+def _takes_floats(annotation: Any) -> bool:
+    """Return whether an option is declared to be a float, or a float and something but an int.
+
+    >>> [_takes_floats(annotation) for annotation in (float, "float | None", "int | float", int)]
+    [True, True, False, False]
+    """
+    declared = inspect.formatannotation(annotation).strip("'\"").split(" | ")
+    return "float" in declared and "int" not in declared
+
+
+def _as_declared(value: Any, annotation: Any) -> Any:
+    """Return the value of an option, a whole number as a float where a float is declared.
+
+    Of an integer, torch.full would make a tensor of integers.
+    """
+    if type(value) is not int or not _takes_floats(annotation):
+        return value
+    try:
+        return float(value)
+    except OverflowError:  # no number that an option takes, which says so itself
+        return value
+
+
 def _definition(member: object) -> tuple[str | None, str | None]:
     """Return where a class or function is defined: its module and its name there."""
     return getattr(member, "__module__", None), getattr(member, "__qualname__", None)
@@ -349,7 +372,8 @@ class Registry(Generic[T]):
     def spec(self, built: Any) -> str:
         """Return the spec from which `build` makes an object equal to this one, a dataclass.
 
-        It names the options that differ from their defaults.
+        It names the options that differ from their defaults. Whole numbers are written as such, as
+        they mostly are where they are asked for.
 
         >>> from darts_bio.strategies import STRATEGIES
         >>> STRATEGIES.spec(STRATEGIES.build("darts(order=2, lr=3e-4)"))
@@ -360,7 +384,10 @@ class Registry(Generic[T]):
             if field.init:
                 value = getattr(built, field.name)
                 if value != field.default:
-                    options[field.name] = value
+                    whole = isinstance(value, float) and value.is_integer()
+                    options[field.name] = (
+                        int(value) if whole and _takes_floats(field.type) else value
+                    )
         return write_spec(self.name_of(built), options)
 
     def build(self, spec: str) -> Any:
@@ -372,7 +399,7 @@ class Registry(Generic[T]):
 
         >>> from darts_bio.training.adversarial import ADVERSARIES
         >>> ADVERSARIES.build("pgd(eps=4, steps=3)").eps
-        4
+        4.0
         >>> ADVERSARIES.build("pgd(epsilon=4)")
         Traceback (most recent call last):
         darts_bio.errors.InputError: adversary 'pgd' has no option 'epsilon': did you mean 'eps' or 'steps'? \
@@ -402,6 +429,9 @@ class Registry(Generic[T]):
                 raise InputError(
                     f"{self.kind} {name!r} needs the option {p.name!r}, as in {name}({p.name}=...)"
                 )
+        for p in parameters:
+            if p.name in options:
+                options[p.name] = _as_declared(options[p.name], p.annotation)
         words = [
             p
             for p in parameters

@@ -100,6 +100,30 @@ class TestRegistry:
             halves.build("of(share=0.3, signed=yes)")
         assert halves.build("of(share=0.3)").share == 0.3
 
+    def test_a_float_is_one_however_it_is_written(self, colors: Registry[Any]) -> None:
+        """A tensor that is made of it would hold integers; specs stay as they were written."""
+
+        @colors.register("hot")
+        @dataclass(frozen=True)
+        class Hot:
+            heat: float = 0.5
+            other: float | None = None
+            count: int = 1
+            either: int | float = 1
+            sure: bool = False
+
+        for written in ("hot(heat=3)", "hot(heat=3.0)"):
+            built = colors.build(written)
+            assert torch.full((), built.heat).is_floating_point()
+            assert colors.spec(built) == "hot(heat=3)"
+            assert built == Hot(heat=3) == Hot(heat=3.0)
+        others = colors.build("hot(heat=True, other=2, count=3, either=4, sure=True)")
+        found = [type(getattr(others, field.name)) for field in fields(others)]
+        assert found == [bool, float, int, int, bool]
+        assert colors.build(f"hot(heat={'9' * 400})").heat == int("9" * 400)
+        assert canonical_spec("hot(heat=3)") == "hot(heat=3)"
+        assert canonical_spec("hot(heat=3.0)") == "hot(heat=3.0)"
+
     def test_a_notebook_may_run_a_cell_again(self) -> None:
         """Its definition takes the place of the one before; another by the name is refused."""
         colors: Registry[Any] = Registry("color")
