@@ -58,7 +58,7 @@ class FairDarts(GradientStrategy):
     {'zero_one': 10.0, 'threshold': 0.0, 'lr': 0.003, 'betas': (0.9, 0.999), 'weight_decay': 0.001,
      'init': 0.001}
     >>> STRATEGIES.build("fair_darts(zero_one=1)").zero_one
-    1
+    1.0
     """
 
     zero_one: float = 10.0

@@ -32,7 +32,7 @@ class Gdas(GradientStrategy):
     >>> from darts_bio.strategies import STRATEGIES
     >>> gdas = STRATEGIES.build("gdas(tau_min=1)")
     >>> gdas.tau, gdas.tau_min
-    (10.0, 1)
+    (10.0, 1.0)
 
     A sample has one candidate on each of the six edges of a cell:
 

@@ -62,7 +62,7 @@ class Adversary:
             rules of the network send down.
 
     >>> ADVERSARIES.build("pgd(eps=4, step=1)")
-    PGD(eps=4, step=1, steps=7, gradient='true')
+    PGD(eps=4.0, step=1.0, steps=7, gradient='true')
     """
 
     eps: float = 8.0
