@@ -311,6 +311,8 @@ class Copied(LearningRule):
     name: str = ""
     """The name of its weight."""
 
+    carries = "values"
+
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": torch.zeros(law.shape)}
 

@@ -34,6 +34,7 @@ NAMES = ("fa", "usf", "brsf", "frsf", "bp", "half")
 class Half(LearningRule):
     """K = W / 2: a sixth rule, for the count's sake."""
 
+    carries = "values"
     elementwise = True
 
     def kernel(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:

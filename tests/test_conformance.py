@@ -79,6 +79,7 @@ def half_rule() -> Iterator[str]:
         """K = share W + a trace of a fixed random kernel."""
 
         share: float = 0.5
+        carries = "values"
 
         def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
             return {"noise": law.sample(generator)}

@@ -663,6 +663,8 @@ def normed() -> Iterator[str]:
     class Normed(LearningRule):
         """K = (W + M) / |W|, M a fixed draw."""
 
+        carries = "values"
+
         def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
             return {"shift": law.sample(generator)}
 

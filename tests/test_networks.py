@@ -896,6 +896,7 @@ def new_rule() -> Iterator[str]:
         """K = gain W + R / 10, R redrawn once a weight update."""
 
         gain: float = 1.0
+        carries = "values"
         renews = True
 
         def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:

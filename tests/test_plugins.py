@@ -25,7 +25,8 @@ from darts_bio.cli import main
 from darts_bio.errors import InputError
 from darts_bio.networks import Network, SuperNet
 from darts_bio.plugins import import_plugins
-from darts_bio.rules import RULES, RuleConv2d
+from darts_bio.rules import RULES, LearningRule, RuleConv2d, RuleLinear
+from darts_bio.rules.probe import mistake_in
 from darts_bio.spaces import OPERATIONS, SPACES, Candidate, Cell, Edge, Genotype
 from darts_bio.spaces.operations import operation
 
@@ -529,3 +530,76 @@ class TestAnOperationIsTriedAsItIsBuilt:
             tried(kind, asking)  # which needs numbers, so that nothing can be told
             with pytest.raises(InputError, match="expected an output"):
                 tried(kind, FAULTS["its stride"][0])
+
+
+def _rule(kernel: Callable[[Tensor], Any], **said: Any) -> LearningRule:
+    """A rule of that kernel, which says that of itself."""
+    body = {"kernel": lambda self, weight, state: kernel(weight), **said}
+    return type("Mine", (LearningRule,), body)()
+
+
+class TestARuleIsWhatItSays:
+    @pytest.mark.parametrize(
+        ("rule", "message"),
+        [
+            (
+                _rule(lambda w: 0.5 * w),
+                "expected one that does not depend on the weight, as carries = 'fixed feedback' "
+                "says, found one that follows its values; set carries = 'values'",
+            ),
+            (_rule(torch.sign), "found one that follows its signs; set carries = 'signs'"),
+            (_rule(torch.sign, carries="nothing"), "as carries = 'nothing' says, found one that"),
+            (
+                _rule(lambda w: w.clamp(-0.1, 0.1), carries="signs"),
+                "expected one that follows its signs alone, as carries = 'signs' says, found one "
+                "that follows its values; set carries = 'values'",
+            ),
+            (
+                _rule(lambda w: w.flatten(1), carries="values"),
+                r"expected the shape of the weight, \(4, 3, 3, 3\), found \(4, 27\); return that",
+            ),
+            (_rule(lambda w: 1.0), "expected the shape of the weight, .*, found float"),
+            (
+                _rule(lambda w: w.sign() * w.std(), carries="signs", elementwise=True),
+                "as elementwise = True says, found two weights in one tensor to have another kernel "
+                "than each by itself; set elementwise = False",
+            ),
+        ],
+    )
+    def test_or_is_refused(self, rule: LearningRule, message: str) -> None:
+        before = torch.get_rng_state()
+        with pytest.raises(InputError, match=f"learning rule Mine: kernel: .*{message}"):
+            RuleLinear(3, 2, rule=rule)
+        with torch.device("meta"), pytest.raises(InputError, match=message):
+            RuleConv2d(3, 2, 1, rule=rule)
+        torch.set_rng_state(before)
+        weight = RuleLinear(3, 2, rule=RULES.build("bp")).weight
+        torch.set_rng_state(before)
+        good = RuleLinear(3, 2, rule=_rule(lambda w: 0.5 * w, carries="values"))
+        assert torch.equal(good.weight, weight)
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            _rule(lambda w: 0.5 * w, carries="values", elementwise=True),
+            _rule(lambda w: w.sign() * w.std(), carries="signs"),
+            _rule(torch.ones_like, elementwise=True),
+            _rule(lambda w: torch.ones_like(w) * w.norm()),
+            _rule(torch.rand_like, elementwise=True),  # cannot be told
+            _rule(lambda w: w @ w.T @ w),  # of matrices alone, so it cannot be told
+            _rule(lambda w: None, carries="nothing"),
+        ],
+    )
+    def test_is_taken(self, rule: LearningRule) -> None:
+        layer = RuleLinear(3, 2, rule=RULES.build("bp"))
+        before = torch.get_rng_state()
+        layer.carry(rule)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("name", RULES)
+    def test_so_are_the_built_in_ones(self, name: str) -> None:
+        assert mistake_in(RULES.build(name)) is None
+
+    def test_words_that_nobody_knows(self) -> None:
+        with pytest.raises(InputError, match=r"unknown value of Mine.carries 'sign': did you mean"):
+            _rule(torch.sign, carries="sign")

@@ -179,6 +179,8 @@ class TestProducts:
 class Copied(LearningRule):
     """K = W + B with B = 0: the way of a rule, and the error of bp."""
 
+    carries = "values"
+
     def state(self, law: InitialLaw, generator: torch.Generator) -> dict[str, Tensor]:
         return {"kernel": torch.zeros(law.shape)}
 

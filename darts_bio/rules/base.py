@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from darts_bio.errors import unknown_name
 from darts_bio.registry import Registry
 
 Carries = Literal["values", "signs", "learned feedback", "fixed feedback", "nothing"]
@@ -131,6 +132,7 @@ class LearningRule:
     >>> @dataclass(frozen=True)
     ... class Half(LearningRule):
     ...     share: float = 0.5
+    ...     carries = "values"
     ...
     ...     def kernel(self, weight, state):
     ...         return self.share * weight
@@ -142,7 +144,8 @@ class LearningRule:
     """
 
     carries: ClassVar[Carries] = "fixed feedback"
-    """What carries the error down, as `audit` reports it."""
+    """What carries the error down, as `audit` reports it. A kernel that depends on the weight has to
+    say so."""
 
     learned: ClassVar[tuple[str, ...]] = ()
     """The names of the state that is a parameter: it receives the weight's own gradient, so any
@@ -195,6 +198,9 @@ class LearningRule:
         super().__init_subclass__(**kwargs)
         if isinstance(vars(cls).get("transports_weights"), bool):
             raise TypeError(f"{cls.__name__}: set `carries` in place of `transports_weights`")
+        carries = vars(cls).get("carries")
+        if isinstance(carries, str) and carries not in get_args(Carries):
+            raise unknown_name(f"value of {cls.__name__}.carries", carries, get_args(Carries))
         # The promise of `stacks` is about these methods: overriding one withdraws it.
         overrides = not vars(cls).keys().isdisjoint(("state", "renew", "kernel", "update"))
         if overrides and "stacks" not in vars(cls):

@@ -31,6 +31,7 @@ from darts_bio.modes import restored
 from darts_bio.private_torch import changes
 from darts_bio.rules.base import InitialLaw, LearningRule
 from darts_bio.rules.dfa import DirectError, OutputError, direct_law, uncompiled
+from darts_bio.rules.probe import check_kernel
 from darts_bio.rules.unit import UpdateUnit
 from darts_bio.runtime import Caller, call, derive_seed, generator
 
@@ -54,7 +55,11 @@ class RuleCarrier(nn.Module):
         self.carry(rule)
 
     def carry(self, rule: LearningRule) -> None:
-        """Put this carrier under a rule; it holds no feedback yet."""
+        """Put this carrier under a rule; it holds no feedback yet.
+
+        Raises InputError if the rule's kernel is another than the rule says (`rules.probe`).
+        """
+        check_kernel(rule)
         self.rule = rule
         self.exact = False
         self.held: Tensor | None = None
