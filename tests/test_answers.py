@@ -97,6 +97,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"gradients": lambda *given: (gradients(*given)[0][:1], gradients(*given)[1])},
         r"tensors as state.parameters, \[\(2, 12\), \(2, 13\)\], found \[\(2, 12\)\]",
     ),
+    "alpha moved elsewhere": (
+        {"move": lambda self, state, gradients: [-g for g in gradients]},
+        "move: expected it to change alpha in place and to return nothing, found ",
+    ),
     "an error of PyTorch": ({"move": in_place}, "move: expected it to return, found RuntimeError"),
     "no state": ({"begin": lambda self, context: None}, "begin: expected a StrategyState"),
     "no numbers": ({"end_epoch": lambda *given: None}, "end_epoch: expected a dict of numbers"),

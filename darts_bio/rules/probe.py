@@ -22,8 +22,10 @@ _sound: set[tuple[type, str]] = set()
 
 def check_kernel(rule: LearningRule) -> None:
     """Raise InputError if a rule that is no built-in one says of its kernel what is not so."""
+    if type(rule).__module__.startswith("darts_bio."):
+        return
     key = (type(rule), rule.spec)
-    if key in _sound or type(rule).__module__.startswith("darts_bio."):
+    if key in _sound:
         return
     with torch.device("cpu"), rng_kept(), torch.no_grad():
         mistake = mistake_in(rule)

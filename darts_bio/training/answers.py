@@ -160,7 +160,12 @@ class Answers:
         return tuple(gradients), logits
 
     def move(self, gradients: Sequence[Tensor]) -> None:
-        ask(self._strategy, "move", self.state, gradients)
+        found = ask(self._strategy, "move", self.state, gradients)
+        if found is not None:
+            raise InputError(
+                f"{self._strategy.where}: move: expected it to change alpha in place and to return "
+                f"nothing, found {brief(found)}; write into state.parameters, as by parameter.sub_"
+            )
 
     def end_epoch(self, epoch: int, measure: Measure) -> Numbers:
         found = ask(self._strategy, "end_epoch", self.state, epoch, measure)
