@@ -78,7 +78,7 @@ def test_a_shipped_network_is_that_of_its_genotype_and_says_what_it_is(
     transport = audit(trained.network).share
     row = f"| [`{name}`]({name}/README.md) |"
     (line,) = [line for line in page.splitlines() if line.startswith(row)]
-    assert f"| {made.right} of {made.images:,} ({100 * (made.accuracy or 0):.2f} %) |" in line
+    assert f"| {made.right:,} of {made.images:,} ({100 * (made.accuracy or 0):.2f} %) |" in line
     assert f"| {100 * transport:.1f} % |" in line
     assert main(["list"]) == 0
     assert f"\n  {name}\n" in capsys.readouterr().out.partition("trained networks")[2]
@@ -242,7 +242,7 @@ def test_a_description_that_is_no_object_is_refused(folder: Path) -> None:
 
 
 def test_a_name_that_is_nearly_one_is_told_so() -> None:
-    assert f"did you mean '{NAME}'?" in refused(lambda: darts_bio.load_trained("digits_rule_awar"))
+    assert f"did you mean '{NAME}'" in refused(lambda: darts_bio.load_trained("digits_rule_awar"))
     assert "run folder of a training" in refused(lambda: darts_bio.load_trained("elsewhere"))
 
 

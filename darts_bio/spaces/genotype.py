@@ -362,7 +362,7 @@ def shipped_names() -> tuple[str, ...]:
     """Return the names of the shipped genotypes, which `load_genotype` takes.
 
     >>> print(*shipped_names()[:6])
-    amoebanet bionas_darts darts_v1 darts_v2 digits_rule_aware fair_darts_a
+    amoebanet bionas_darts cifar10_rule_aware darts_v1 darts_v2 digits_rule_aware
     """
     return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
 

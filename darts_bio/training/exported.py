@@ -44,7 +44,7 @@ def shipped_networks() -> tuple[str, ...]:
     """Return the names of the shipped trained networks, which `load_trained` takes.
 
     >>> print(*shipped_networks())
-    digits_rule_aware
+    cifar10_rule_aware digits_rule_aware
     """
     return tuple(sorted(path.parent.name for path in shipped_folder().glob(f"*/{EXPORT_FILE}")))
 
@@ -61,7 +61,7 @@ def located(source: str | Path) -> Path:
     >>> located("digits_rule_awar")
     Traceback (most recent call last):
     darts_bio.errors.InputError: unknown trained network 'digits_rule_awar': did you mean \
-'digits_rule_aware'? (known: digits_rule_aware)
+'digits_rule_aware' or 'cifar10_rule_aware'? (known: cifar10_rule_aware, digits_rule_aware)
     """
     name, names = str(source), shipped_networks()
     if name in names:
