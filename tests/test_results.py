@@ -539,6 +539,16 @@ def test_a_table_shows_what_its_file_holds(name: str) -> None:
     assert shown == wanted
 
 
+def p_of_equal_shares(drawn: Sequence[str]) -> float:
+    """Chi-squared of the counts of four rules against equal ones.
+
+    The closed form of its tail, of three degrees of freedom.
+    """
+    equal = len(drawn) / 4
+    x = sum((drawn.count(rule) - equal) ** 2 / equal for rule in STUDY_RULES)
+    return math.erfc(math.sqrt(x / 2)) + math.sqrt(2 * x / math.pi) * math.exp(-x / 2)
+
+
 def test_sentences_say_what_the_files_hold() -> None:
     rule_search = text("docs/results/rule-search.md")
     cifar = study_errors("rule_aware", "cifar10")
@@ -558,30 +568,40 @@ def test_sentences_say_what_the_files_hold() -> None:
             if "genotype" in each and key.startswith(f"{strategy}, seed")
             for rule in re.findall(":([a-z]+)", each["edges"])
         ]
-        for strategy in ("rule_aware", "darts")
+        for strategy in ("rule_aware", "darts", "eg")
     }
     chosen_rules = rules_of["rule_aware"]
     counts = (chosen_rules.count("usf"), len(chosen_rules), chosen_rules.count("fa"))
     assert "puts usf on {} of {} edges and fa on {}".format(*counts) in rule_search
+    in_line = " ".join(rule_search.split())
     drawn = rules_of["darts"]
     numbers = (drawn.count("usf"), len(drawn), *map(drawn.count, ("frsf", "brsf", "fa")))
     words = "like those of a draw, usf on {} of {} edges, frsf on {}, brsf on {} and fa on {} ("
-    assert words.format(*numbers) in " ".join(rule_search.split())
-    cifar = study_errors("darts", "cifar10")
-    worse = [a - b for a, b in zip(cifar["searched"], cifar["usf"], strict=True)]
-    assert min(worse) > 0
-    assert len(worse) == 5
-    assert f"each of its five seeds, by {mean_std(worse, 1)} points" in " ".join(
-        rule_search.split()
-    )
-    more = [a - b for a, b in zip(cifar["random"], cifar["searched"], strict=True)]
-    words = f"with five here ({mean_std(more, 1)} points, p = {p_of_flips(more):.3f})"
-    assert words in rule_search
-    # Chi-squared of four counts against equal ones; the closed form of its tail, three degrees.
-    equal = len(drawn) / 4
-    x = sum((drawn.count(rule) - equal) ** 2 / equal for rule in STUDY_RULES)
-    p = math.erfc(math.sqrt(x / 2)) + math.sqrt(2 * x / math.pi) * math.exp(-x / 2)
-    assert f"against equal shares: p = {p:.2f})" in rule_search
+    assert words.format(*numbers) in in_line
+    assert f"against equal shares: p = {p_of_equal_shares(drawn):.2f})" in in_line
+    drawn = rules_of["eg"]
+    numbers = (*map(drawn.count, ("usf", "frsf", "brsf", "fa")), len(drawn))
+    words = "So are those of `eg` ({}, {}, {} and {} of {}, p = {:.2f})"
+    assert words.format(*numbers, p_of_equal_shares(drawn)) in in_line
+    worse = {}
+    for strategy, words in (
+        ("darts", "with five here ({} points, p = {:.3f})"),
+        ("eg", "errs a little less than random rules ({} points, p = {:.3f})"),
+    ):
+        cifar = study_errors(strategy, "cifar10")
+        worse[strategy] = [a - b for a, b in zip(cifar["searched"], cifar["usf"], strict=True)]
+        assert min(worse[strategy]) > 0
+        assert len(worse[strategy]) == 5
+        more = [a - b for a, b in zip(cifar["random"], cifar["searched"], strict=True)]
+        assert words.format(mean_std(more, 1), p_of_flips(more)) in in_line
+    assert min(more) > 0  # of eg, in each seed
+    by = " and ".join(mean_std(each, 1) for each in worse.values())
+    assert f"than usf everywhere in each of their five seeds, by {by} points" in in_line
+    alone = study_errors("darts under bp", "cifar10")
+    rules = (*STUDY_RULES[1:], "bp")
+    for strategy, rule in itertools.product(("rule_aware", "darts", "eg"), rules):
+        pairs = zip(study_errors(strategy, "cifar10")[rule], alone[rule], strict=False)
+        assert p_of_flips([a - b for a, b in pairs]) > 0.4
     init = result("planted_rules-0.7-0.9-init.json")["searches"]
     assert f"it finds {mean_std((each['all'] for each in init), 2)} of the subtle" in rule_search
     for data, words in (
@@ -675,10 +695,14 @@ def test_the_readme_shows_what_the_files_hold() -> None:
         f"(`rule_aware`, n = {n}): found {shown['searched']}, `usf` {shown['usf']}, drawn "
         f"{shown['random']} {p}, `bp` {shown['bp']}, `fa` {shown['fa']};"
     ) in readme
-    n, shown, p = compared("darts", "cifar10")
+    n, darts, _ = compared("darts", "cifar10")
+    _, eg, _ = compared("eg", "cifar10")
+    searched, usf, drawn = (
+        f"{darts[rules]} and {eg[rules]}" for rules in ("searched", "usf", "random")
+    )
     assert (
-        f"what `darts` finds, {shown['searched']} (n = {n}), cannot be told from drawn rules, "
-        f"{shown['random']} {p}, and is in each seed worse than `usf`, {shown['usf']}."
+        f"what `darts` and `eg` find (n = {n}), {searched}, is in each seed worse than `usf`, {usf}, "
+        f"and hardly better than drawn rules, {drawn} ("
     ) in readme
     runs = result("resnet20-cifar10-16px-cpu.json")["runs"]
     rules = ("kolen_pollack", "pfa", "weight_mirror", "bp", "usf", "fa")
