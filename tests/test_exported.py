@@ -244,6 +244,7 @@ def test_a_description_that_is_no_object_is_refused(folder: Path) -> None:
 def test_a_name_that_is_nearly_one_is_told_so() -> None:
     assert f"did you mean '{NAME}'" in refused(lambda: darts_bio.load_trained("digits_rule_awar"))
     assert "run folder of a training" in refused(lambda: darts_bio.load_trained("elsewhere"))
+    assert "a genotype without weights" in refused(lambda: darts_bio.load_trained("darts_v2"))
 
 
 def test_a_shipped_name_wins_over_a_folder_of_that_name(

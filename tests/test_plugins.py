@@ -539,6 +539,15 @@ def _rule(kernel: Callable[[Tensor], Any], **said: Any) -> LearningRule:
 
 
 class TestARuleIsWhatItSays:
+    def test_a_kernel_of_other_arguments_is_refused(self) -> None:
+        class Mine(LearningRule):
+            def kernel(self, weight: Tensor) -> Tensor:  # type: ignore[override]
+                return weight
+
+        message = r"learning rule Mine: kernel: .* found one of \(self, weight.*; have it"
+        with pytest.raises(InputError, match=message):
+            RuleLinear(3, 2, rule=Mine())
+
     @pytest.mark.parametrize(
         ("rule", "message"),
         [
@@ -556,9 +565,10 @@ class TestARuleIsWhatItSays:
             ),
             (
                 _rule(lambda w: w.flatten(1), carries="values"),
-                r"expected the shape of the weight, \(4, 3, 3, 3\), found \(4, 27\); return that",
+                r"expected a tensor of the weight's shape, \(4, 3, 3, 3\), found \(4, 27\); return one",
             ),
-            (_rule(lambda w: 1.0), "expected the shape of the weight, .*, found float"),
+            (_rule(lambda w: 1.0), "expected a tensor of the weight's shape, .*, found float"),
+            (_rule(lambda w: None), "expected a tensor of the weight's shape, .*, found NoneType"),
             (
                 _rule(lambda w: w.sign() * w.std(), carries="signs", elementwise=True),
                 "as elementwise = True says, found two weights in one tensor to have another kernel "
@@ -587,7 +597,6 @@ class TestARuleIsWhatItSays:
             _rule(lambda w: torch.ones_like(w) * w.norm()),
             _rule(torch.rand_like, elementwise=True),  # cannot be told
             _rule(lambda w: w @ w.T @ w),  # of matrices alone, so it cannot be told
-            _rule(lambda w: None, carries="nothing"),
         ],
     )
     def test_is_taken(self, rule: LearningRule) -> None:

@@ -6,6 +6,8 @@ An audit believes what a rule says of itself. A kernel that is W, of a rule that
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,13 @@ one that follows its values; set carries = 'values'
     """
     if rule.local or rule.direct or rule.learned or rule.carries == "learned feedback":
         return None
+    try:
+        inspect.signature(rule.kernel).bind(None, None)
+    except TypeError:
+        return (
+            "kernel: expected a method of (self, weight, state), found one of "
+            f"{inspect.signature(type(rule).kernel)}; have it take these"
+        )
     source = generator("cpu", "probe")
     first, second, sizes = (LAW.sample(source) for _ in range(3))
     try:
@@ -59,11 +68,12 @@ one that follows its values; set carries = 'values'
         kernel, again = rule.kernel(first, state), rule.kernel(first, state)
     except Exception:  # such as of a rule for matrices alone
         return None
-    if kernel is None:
-        return None
     if not isinstance(kernel, Tensor) or kernel.shape != first.shape:
         found = tuple(kernel.shape) if isinstance(kernel, Tensor) else type(kernel).__name__
-        return f"kernel: expected the shape of the weight, {tuple(LAW.shape)}, found {found}; return that"
+        return (
+            f"kernel: expected a tensor of the weight's shape, {tuple(LAW.shape)}, found {found}; return "
+            "one (only a rule with local = True sends nothing)"
+        )
     if again is None or not kernel.isfinite().all() or not torch.equal(kernel, again):
         return None
     if not _parallel(kernel, rule.kernel(second, state)):

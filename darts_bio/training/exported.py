@@ -24,7 +24,7 @@ from torch import Tensor
 from darts_bio.bounded import LARGEST_EXPORT, LARGEST_WEIGHTS, open_file, parse_json, read_text
 from darts_bio.errors import InputError, brief, close_names, first_line, unknown_name
 from darts_bio.invocation import portable
-from darts_bio.spaces import Genotype, from_json, shipped_folder
+from darts_bio.spaces import Genotype, from_json, shipped_folder, shipped_names
 from darts_bio.storage.checksum import digest
 from darts_bio.training.provenance import Provenance, share
 
@@ -54,7 +54,8 @@ def located(source: str | Path) -> Path:
 
     A shipped name wins over a folder of that name: write ./NAME for a folder of that name.
 
-    Raises InputError if there is no such path, though a shipped network has a name much like it.
+    Raises InputError if there is no such path, though a shipped network has a name much like it, or
+    a genotype of that name is shipped without weights.
 
     >>> located("digits_rule_aware").name, located("runs/mine").name
     ('digits_rule_aware', 'mine')
@@ -68,6 +69,11 @@ def located(source: str | Path) -> Path:
         return shipped_folder() / name
     if not os.path.exists(source) and close_names(name, names):
         raise unknown_name("trained network", name, names)
+    if not os.path.exists(source) and name in shipped_names():
+        raise InputError(
+            f"{name}: expected a trained network, found a genotype without weights; train it "
+            f"(--genotype {name}), or take one of {', '.join(names)}"
+        )
     return Path(source)
 
 
