@@ -4,6 +4,7 @@ norm statistics.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -675,6 +676,17 @@ def normed() -> Iterator[str]:
     RULES.unregister("normed_test_rule")
 
 
+@contextlib.contextmanager
+def registered(build: Callable[..., nn.Module]) -> Iterator[str]:
+    """Register an operation within the context, and yield its name."""
+    name = f"{build.__name__}_test_operation"
+    operation(name)(build)
+    try:
+        yield name
+    finally:
+        OPERATIONS.unregister(name)
+
+
 @pytest.fixture
 def gated() -> Iterator[str]:
     """An operation of a layer that only its author knows."""
@@ -687,90 +699,59 @@ def gated() -> Iterator[str]:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.gate(x).sigmoid()
 
-    @operation("gated_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    def gated(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """A gate, and average pooling."""
         return nn.Sequential(
             Gate(channels, rule), nn.AvgPool2d(3, stride, padding=1), batch_norm(channels, supernet)
         )
 
-    yield "gated_test_operation"
-    OPERATIONS.unregister("gated_test_operation")
+    with registered(gated) as name:
+        yield name
 
 
-@pytest.fixture
-def initialized() -> Iterator[str]:
-    @operation("initialized_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """ReLU, a 1x1 convolution that starts orthogonal, and a batch norm."""
-        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
-        nn.init.orthogonal_(first.weight)
-        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
-
-    yield "initialized_test_operation"
-    OPERATIONS.unregister("initialized_test_operation")
+def initialized(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, a 1x1 convolution that starts orthogonal, and a batch norm."""
+    first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
+    nn.init.orthogonal_(first.weight)
+    return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
 
-@pytest.fixture
-def scaled() -> Iterator[str]:
-    @operation("scaled_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """ReLU, a 1x1 convolution of half the weights, and a batch norm."""
-        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
-        with torch.no_grad():
-            first.weight.div_(2)
-        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
-
-    yield "scaled_test_operation"
-    OPERATIONS.unregister("scaled_test_operation")
+def scaled(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, a 1x1 convolution of half the weights, and a batch norm."""
+    first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
+    with torch.no_grad():
+        first.weight.div_(2)
+    return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
 
-@pytest.fixture
-def backwards() -> Iterator[str]:
-    @operation("backwards_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """ReLU and two 1x1 convolutions, the last of which is made first, and a batch norm."""
-        last = pointwise(channels, channels, rule)
-        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
-        return nn.Sequential(nn.ReLU(), first, last, batch_norm(channels, supernet))
-
-    yield "backwards_test_operation"
-    OPERATIONS.unregister("backwards_test_operation")
+def backwards(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU and two 1x1 convolutions, the last of which is made first, and a batch norm."""
+    last = pointwise(channels, channels, rule)
+    first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
+    return nn.Sequential(nn.ReLU(), first, last, batch_norm(channels, supernet))
 
 
-@pytest.fixture
-def filters() -> Iterator[str]:
-    banks = {c: torch.linspace(-1, 1, c * c).view(c, c, 1, 1) for c in (8, 16, 32)}
-
-    @operation("filters_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """ReLU, a 1x1 convolution whose weight is a tensor of the plug-in's own, and a batch norm."""
-        first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
-        first.weight = nn.Parameter(banks[channels])
-        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
-
-    yield "filters_test_operation"
-    OPERATIONS.unregister("filters_test_operation")
+BANKS = {c: torch.linspace(-1, 1, c * c).view(c, c, 1, 1) for c in (8, 16, 32)}
 
 
-@pytest.fixture
-def chosen() -> Iterator[str]:
-    @operation("chosen_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
-        """ReLU, a depthwise convolution of a size that Python's generator chooses, a batch norm."""
-        first = depthwise(channels, random.choice([3, 5]), stride, rule)
-        return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
+def filters(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, a 1x1 convolution whose weight is a tensor of the plug-in's own, and a batch norm."""
+    first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
+    first.weight = nn.Parameter(BANKS[channels])
+    return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
-    yield "chosen_test_operation"
-    OPERATIONS.unregister("chosen_test_operation")
+
+def of_a_size(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    """ReLU, a depthwise convolution of a size that Python's generator chooses, a batch norm."""
+    first = depthwise(channels, random.choice([3, 5]), stride, rule)
+    return nn.Sequential(nn.ReLU(), first, batch_norm(channels, supernet))
 
 
 @pytest.fixture
 def wide() -> Iterator[str]:
     """An operation of known layers in an unusual order: batched like the built-in ones."""
 
-    @operation("wide_test_operation")
-    def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+    def wide(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
         """An ordinary 3x3 convolution, batch norm, ReLU, another in two groups; no batch norm at
         the end.
         """
@@ -778,8 +759,8 @@ def wide() -> Iterator[str]:
         second = RuleConv2d(6, channels, (1, 3), padding=(0, 1), groups=2, bias=False, rule=rule)
         return nn.Sequential(first, batch_norm(6, supernet), nn.ReLU(), second)
 
-    yield "wide_test_operation"
-    OPERATIONS.unregister("wide_test_operation")
+    with registered(wide) as name:
+        yield name
 
 
 class TestDraws:
@@ -804,14 +785,15 @@ class TestDraws:
         others = ", ".join(dict.fromkeys(["none", "skip_connect", name]))
         self.draw_alike(f"darts(nodes=2, operations=({others}))")
 
-    @pytest.mark.parametrize(
-        "name", ["initialized", "scaled", "backwards", "filters", "chosen", "gated", "wide"]
-    )
+    @pytest.mark.parametrize("build", [initialized, scaled, backwards, filters, of_a_size])
     def test_of_operations_that_draw_in_their_own_way(
-        self, name: str, request: pytest.FixtureRequest
+        self, build: Callable[..., nn.Module]
     ) -> None:
-        own = request.getfixturevalue(name)
-        self.draw_alike(f"darts(nodes=2, operations=(none, {own}, dil_conv_3x3))")
+        with registered(build) as own:
+            self.draw_alike(f"darts(nodes=2, operations=(none, {own}, dil_conv_3x3))")
+
+    def test_of_operations_of_other_layers(self, gated: str, wide: str) -> None:
+        self.draw_alike(f"darts(nodes=2, operations=(none, {gated}, {wide}, dil_conv_3x3))")
 
     def draw_alike(self, space: str, **options: Any) -> None:
         nets, states = [], []
@@ -929,8 +911,7 @@ class TestWhatCannotBeStacked:
     def test_an_operation_that_is_more_than_its_layers(
         self, rule: str, layers: Callable[[int, LearningRule], list[nn.Module]], stacks: bool
     ) -> None:
-        @operation("more_test_operation")
-        def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        def more(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
             """A depthwise convolution, what is tested, a 1x1 convolution and a batch norm."""
             return nn.Sequential(
                 depthwise(channels, 3, stride, rule),
@@ -939,15 +920,13 @@ class TestWhatCannotBeStacked:
                 batch_norm(channels, supernet),
             )
 
-        try:
-            space = "darts(nodes=2, operations=(none, more_test_operation, dil_conv_3x3))"
+        with registered(more) as own:
+            space = f"darts(nodes=2, operations=(none, {own}, dil_conv_3x3))"
             nets = []
             for cell in (MixedCell, ReferenceCell):
                 torch.manual_seed(1)
                 sizes = {"channels": 4, "layers": 3, "num_classes": 5}
                 nets.append(SuperNet(SPACES.build(space), (rule,), cell=cell, **sizes).double())
-        finally:
-            OPERATIONS.unregister("more_test_operation")
         alone = [
             module for cell in nets[0].cells for block in cell.blocks for module in block.alone
         ]
@@ -986,8 +965,7 @@ class TestWhatCannotBeStacked:
         twins.equal(1e-11)
 
     def test_an_operation_whose_rules_do_not_follow_its_candidates(self) -> None:
-        @operation("uneven_test_operation")
-        def build(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
+        def uneven(channels: int, stride: int, rule: LearningRule, supernet: bool) -> nn.Module:
             """ReLU and two 1x1 convolutions, the second under bp where the first is under fa."""
             second = RULES.build("bp") if rule == RULES.build("fa") else rule
             first = RuleConv2d(channels, channels, 1, stride, bias=False, rule=rule)
@@ -998,13 +976,8 @@ class TestWhatCannotBeStacked:
                 batch_norm(channels, supernet),
             )
 
-        try:
-            twins = Twins.of(
-                "darts(nodes=2, operations=(uneven_test_operation, none))", ("fa", "bp", "usf")
-            )
-            twins.equal(1e-11)
-        finally:
-            OPERATIONS.unregister("uneven_test_operation")
+        with registered(uneven) as own:
+            Twins.of(f"darts(nodes=2, operations=({own}, none))", ("fa", "bp", "usf")).equal(1e-11)
 
     def test_edges_with_nothing_but_none(self) -> None:
         table = CandidateTable({"normal": ((Candidate("none"),), (Candidate("none"),))})
